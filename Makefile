@@ -1,0 +1,50 @@
+# `make` sets up .venv and runs the suite's main job; `make help` lists the rest.
+
+PYTHON ?= python3
+CONFIG ?=
+CORES ?= all
+# Address of PyTorch's wheel index, where pip does not know it yet (see the README).
+TORCH_INDEX ?=
+PYTEST_ARGS ?= --numprocesses 2
+
+BIN := .venv/bin
+READY := .venv/.ready
+SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: run setup test quick tables lint clean help
+.DEFAULT_GOAL := run
+
+run: $(READY) ## train, evaluate and render everything (CONFIG=config/<tier>.yaml for another tier)
+	$(SNAKEMAKE)
+
+setup: $(READY) ## make the virtual environment .venv from requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+test: $(READY) ## run all tests
+	$(BIN)/python -m pytest --all $(PYTEST_ARGS)
+
+quick: $(READY) ## run the tests that take seconds
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+tables: $(READY) ## render the tables
+	$(SNAKEMAKE) tables
+
+lint: $(READY) ## check style of Python and of the workflow
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+clean: ## remove the results of all tiers (not the reference results) and Snakemake's records
+	find results -mindepth 1 -maxdepth 1 ! -name reference -exec rm -r {} +
+	rm -rf .snakemake
+
+help: ## list these commands
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16

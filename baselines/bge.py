@@ -1,0 +1,155 @@
+"""BGE: an encoder with [CLS] pooling and cosine, pre-trained in two stages, fine-tuned with hard negatives.
+
+Source: Xiao et al. 2023, C-Pack (arXiv 2309.07597), and FlagEmbedding. docs/baselines.md lists every deviation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from baselines.retromae import Autoencoding, autoencode
+from d2llm.contrast import ContrastiveMethod
+from d2llm.methods import Count, MaxLengths, Positive, PretextContext, Recipe, Schedule, Stage, Tuning, Warmup, Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from d2llm.models.backbone import Backbone
+    from d2llm.models.student import Student
+
+# As published for the Chinese models: before queries of retrieval, never before passages or symmetric texts.
+INSTRUCTION = "为这个句子生成表示以用于检索相关文章："
+
+
+class UnsupervisedPairs(Stage):
+    """Contrastive learning on text pairs that need no label (the paper's "general-purpose fine-tuning")."""
+
+    # The paper's batch of 19,200 needs a cluster; the other numbers are assumptions.
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    learning_rate: Positive = 1e-4
+    temperature: Positive = 0.01
+    max_length: Annotated[int, Field(ge=4)] = 256
+    # "next": a text and the one that follows it; "crop": two random spans of one text; "auto": next where known.
+    pairs: Literal["auto", "next", "crop"] = "auto"
+    # Shortest span of "crop", as a share of the text.
+    shortest: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+
+
+class BGERecipe(Recipe):
+    """Rate 1e-5 (large; 2e-5 base, 3e-5 small), temperature of bge-v1.5 (bge: 0.01), groups of 2, lengths 64 and 256."""
+
+    learning_rate: Positive = 1e-5
+    # The trainer's defaults, which its example leaves alone.
+    weight_decay: Weight = 0.0
+    warmup: Warmup = 0
+    schedule: Schedule = "linear"
+    temperature: Positive = 0.02
+    hard_negatives: Count | None = 1
+    tuning: Tuning = Tuning(kind="full")
+    max_lengths: MaxLengths = MaxLengths(query=64, passage=256, symmetric=256)
+    instruction: str = INSTRUCTION
+    # The stages upstream; zero steps where the encoder at hand has been through them.
+    pretraining: Autoencoding = Autoencoding()
+    unsupervised: UnsupervisedPairs = UnsupervisedPairs()
+
+
+class BGE(ContrastiveMethod):
+    """[CLS] state scaled to unit length, cosine."""
+
+    name = "bge"
+    title = "BGE"
+    citation = "Xiao et al. 2023, C-Pack: Packed Resources For General Chinese Embeddings"
+    kind = "encoder"
+    Recipe = BGERecipe
+
+    def phrases(self, recipe: BGERecipe) -> tuple[str, ...]:
+        """The query instruction."""
+        return (recipe.instruction,)
+
+    def build(self, backbone: Backbone, recipe: BGERecipe) -> Student:
+        """[CLS] text [SEP]; [CLS] instruction text [SEP] for queries of retrieval."""
+        from d2llm.models.student import Student, TextFormat, same_formats
+
+        backbone.tune(recipe.tuning)
+        if recipe.gradient_checkpointing:
+            backbone.checkpoint_gradients()
+        cls, sep = backbone.token("cls"), backbone.token("sep")
+        formats = same_formats(recipe.max_lengths, cls, sep)
+        instruction = backbone.phrase(recipe.instruction) if recipe.instruction else []
+        formats["query", "asymmetric"] = TextFormat((*cls, *instruction), tuple(sep), recipe.max_lengths.query)
+        return Student(backbone, ("cls", {}), ("cosine", {}), formats, normalize=True, method=self.name)
+
+    def pretext(self, student: Student, texts: list[str], recipe: BGERecipe, context: PretextContext) -> None:
+        """RetroMAE pre-training, then unsupervised pairs."""
+        autoencode(student, texts, recipe.pretraining, context, f"{self.name}, pre-training")
+        contrast_pairs(student, texts, recipe.unsupervised, context, f"{self.name}, unsupervised pairs")
+
+
+def contrast_pairs(
+    student: Student, texts: list[str], stage: UnsupervisedPairs, context: PretextContext, name: str
+) -> None:
+    """Cross-entropy of each text's partner among all partners of the batch."""
+    import torch
+
+    from d2llm.errors import TrainingError
+    from d2llm.losses import in_batch_contrast
+    from d2llm.models.student import TextFormat
+    from d2llm.optimization import batches, fit, groups
+
+    backbone = student.backbone
+    plain = student.formats["passage", "symmetric"]
+    form = TextFormat(plain.prefix, plain.suffix, min(stage.max_length, backbone.longest))
+    first = backbone.tokenize(texts)
+    known = context.next_texts if stage.pairs != "crop" else None
+    if known is not None:
+        second = backbone.tokenize(known)
+        pairs = [(a, b) for a, b in zip(first, second, strict=True) if a and b and a != b]
+    elif stage.pairs == "next":
+        raise TrainingError(f"{name}: pairs is next, but these texts have no known order; set it to crop")
+    else:
+        pairs = [(a, a) for a in first if len(a) > 1]
+    steps = stage.updates(len(pairs))
+    if steps == 0:
+        return
+    if len(pairs) < 2:
+        raise TrainingError(f"{name}: {len(pairs)} usable text pairs; at least 2 are needed")
+    generator = torch.Generator().manual_seed(context.seed)
+    student.train()
+
+    def loss(members: list[int]) -> dict[str, Tensor]:
+        chosen = [pairs[index] for index in members]
+        if known is None:
+            chosen = [(crop(a, stage.shortest, generator), crop(b, stage.shortest, generator)) for a, b in chosen]
+        rows = [form.ids(a) for a, _ in chosen] + [form.ids(b) for _, b in chosen]
+        a, b = student.embed_ids(rows).chunk(2)
+        # An equal partner of another text is no negative, nor is a text drawn twice by a batch larger than the pass.
+        partners = rows[len(chosen) :]
+        allowed = torch.tensor([[x != y for y in partners] for x in partners], device=a.device)
+        return {"info_nce": in_batch_contrast(student.scorer.matrix(a, b, "symmetric"), stage.temperature, allowed)}
+
+    with backbone.all_trainable():
+        fit(
+            groups(backbone.named_parameters(), stage.learning_rate, stage.weight_decay),
+            batches(len(pairs), stage.batch_size, steps, context.seed + 1),
+            loss,
+            steps=steps,
+            name=name,
+            context=context,
+            warmup=stage.warmup,
+            schedule_kind=stage.schedule,
+        )
+
+
+def crop(ids: tuple[int, ...], shortest: float, generator) -> tuple[int, ...]:
+    """A random span of at least that share of the tokens (Izacard et al. 2022, independent cropping)."""
+    import torch
+
+    least = max(1, -int(-len(ids) * shortest // 1))
+    length = int(torch.randint(least, len(ids) + 1, (), generator=generator))
+    start = int(torch.randint(0, len(ids) - length + 1, (), generator=generator))
+    return ids[start : start + length]
+
+
+METHOD = BGE()

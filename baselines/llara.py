@@ -1,0 +1,244 @@
+"""LLaRA (Llama2Vec): a decoder taught by two pretext tasks to put a text into eight tokens, then fine-tuned with LoRA.
+
+Source: Li et al. 2023 (arXiv 2312.15503) in the form of the released code. docs/baselines.md lists every deviation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from pydantic import Field
+
+from d2llm.contrast import ContrastiveMethod
+from d2llm.methods import Count, MaxLengths, Positive, PretextContext, Recipe, Schedule, Stage, Tuning, Warmup, Weight
+from d2llm.section import Section
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from d2llm.models.backbone import Backbone
+    from d2llm.models.student import Student
+
+SUMMARY_TOKENS = tuple(f"<s{number}>" for number in range(1, 9))
+PREDICTION_TOKENS = tuple(f"<s{number}>" for number in range(9, 17))
+
+
+class Prompts(Section):
+    """What stands around a text; the eight tokens follow each suffix."""
+
+    prefix: str = '"'
+    # Passages, and the auto-encoding task (EBAE).
+    summary: str = '", summarize the above passage within eight words: '
+    # Queries, and the task of predicting what follows (EBAR).
+    prediction: str = '", predict the following passage within eight words: '
+
+
+# The same for tokenizers without English words.
+CHINESE = {"prefix": "“", "summary": "”，用八个词总结上文：", "prediction": "”，用八个词预测下文："}
+
+
+class Adaptation(Stage):
+    """EBAE and EBAR: rate 1e-5, one epoch, length 128, all weights (released example)."""
+
+    # Not in the released example; assumed.
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    epochs: Weight = 1.0
+    learning_rate: Positive = 1e-5
+    weight_decay: Weight = 0.0
+    warmup: Warmup = 0.1
+    max_length: Annotated[int, Field(ge=4)] = 128
+    # Weights of the auto-regressive language-model loss and of the mean of EBAE and EBAR. The paper's sum is 1 and 1;
+    # the released code divides both bag-of-words losses by 10.
+    language_model: Weight = 1.0
+    bag_of_words: Weight = 1.0
+
+
+class LLaRARecipe(Recipe):
+    """Fine-tuning: rate 3e-4, temperature 0.01, warm-up 0.1, LoRA r 64, groups of 16, lengths 64 and 160."""
+
+    learning_rate: Positive = 3e-4
+    weight_decay: Weight = 0.0
+    warmup: Warmup = 0.1
+    schedule: Schedule = "linear"
+    temperature: Positive = 0.01
+    hard_negatives: Count | None = 15
+    tuning: Tuning = Tuning(kind="lora", r=64, alpha=16.0, dropout=0.1)
+    max_lengths: MaxLengths = MaxLengths(query=64, passage=160, symmetric=160)
+    prompts: Prompts = Prompts()
+    adaptation: Adaptation = Adaptation()
+
+
+class Layout(NamedTuple):
+    """Token ids of a pretext sequence around its text: prefix, EBAE suffix, EBAR suffix (each with its eight tokens)."""
+
+    prefix: tuple[int, ...]
+    summary: tuple[int, ...]
+    prediction: tuple[int, ...]
+
+
+class LLaRA(ContrastiveMethod):
+    """Mean of the last eight final states, scaled to unit length, cosine."""
+
+    name = "llara"
+    title = "LLaRA"
+    citation = "Li et al. 2023, Making Large Language Models A Better Foundation For Dense Retrieval"
+    kind = "decoder"
+    Recipe = LLaRARecipe
+
+    def phrases(self, recipe: LLaRARecipe) -> tuple[str, ...]:
+        """Prefix and suffixes, without the eight tokens."""
+        return recipe.prompts.prefix, recipe.prompts.summary, recipe.prompts.prediction
+
+    def layout(self, backbone: Backbone, recipe: LLaRARecipe) -> Layout:
+        """Prefix and suffixes as token ids; adds the sixteen tokens where the tokenizer lacks them."""
+        prompts = recipe.prompts
+        backbone.add_tokens([*SUMMARY_TOKENS, *PREDICTION_TOKENS])
+        prefix = backbone.phrase(prompts.prefix) if prompts.prefix else []
+        return Layout(
+            (*backbone.token("bos"), *prefix),
+            tuple(backbone.phrase(prompts.summary + "".join(SUMMARY_TOKENS))),
+            tuple(backbone.phrase(prompts.prediction + "".join(PREDICTION_TOKENS))),
+        )
+
+    def build(self, backbone: Backbone, recipe: LLaRARecipe) -> Student:
+        """Queries predict, passages and symmetric texts summarise; padded on the left."""
+        from d2llm.models.student import Student, TextFormat, same_formats
+
+        layout = self.layout(backbone, recipe)
+        formats = same_formats(recipe.max_lengths, layout.prefix, layout.summary)
+        formats["query", "asymmetric"] = TextFormat(layout.prefix, layout.prediction, recipe.max_lengths.query)
+        backbone.tune(recipe.tuning)
+        if recipe.gradient_checkpointing:
+            backbone.checkpoint_gradients()
+        pooling = ("last_token", {"k": len(SUMMARY_TOKENS)})
+        return Student(backbone, pooling, ("cosine", {}), formats, padding="left", normalize=True, method=self.name)
+
+    def pretext(self, student: Student, texts: list[str], recipe: LLaRARecipe, context: PretextContext) -> None:
+        """EBAE and, where the texts' order is known, EBAR, with the language-model loss; trains all weights."""
+        from d2llm.errors import TrainingError
+        from d2llm.models.backbone import head_of
+        from d2llm.optimization import batches, fit, groups
+
+        backbone, stage = student.backbone, recipe.adaptation
+        name = f"{self.name}, adaptation"
+        layout = self.layout(backbone, recipe)
+        room = stage.max_length - sum(map(len, layout))
+        if room < 1:
+            raise TrainingError(
+                f"{name}: adaptation.max_length {stage.max_length} leaves no room for a text between prompts of "
+                f"{sum(map(len, layout))} tokens"
+            )
+        encoded = backbone.tokenize(texts)
+        following = backbone.tokenize(context.next_texts) if context.next_texts is not None else [()] * len(texts)
+        rows = [(text[:room], after) for text, after in zip(encoded, following, strict=True) if text]
+        steps = stage.updates(len(rows))
+        if steps == 0:
+            return
+        if not rows:
+            raise TrainingError(f"{name}: there are no texts to adapt on")
+        full = backbone.language_model()
+        head = head_of(full)
+        student.train()
+
+        def loss(members: list[int]) -> dict[str, Tensor]:
+            chosen = [rows[index] for index in members]
+            return adaptation_loss(
+                backbone, head, layout, [text for text, _ in chosen], [after for _, after in chosen], stage
+            )
+
+        with backbone.all_trainable():
+            named = [(key, value) for key, value in full.named_parameters() if "lora_" not in key]
+            fit(
+                groups(named, stage.learning_rate, stage.weight_decay),
+                batches(len(rows), stage.batch_size, steps, context.seed),
+                loss,
+                steps=steps,
+                name=name,
+                context=context,
+                warmup=stage.warmup,
+                schedule_kind=stage.schedule,
+            )
+
+
+def adaptation_inputs(layout: Layout, texts: list[tuple[int, ...]], pad: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """ids (n, t), visible (n, t, t), positions (n, t), is_text (n, t) of `prefix text EBAE EBAR`, padded on the left.
+
+    The EBAR part sees the text but not the EBAE part, and its positions go on where the text ends, as if the EBAE part
+    were not there.
+    """
+    import torch
+
+    tail = len(layout.summary) + len(layout.prediction)
+    width = len(layout.prefix) + max(map(len, texts)) + tail
+    ids = torch.full((len(texts), width), pad)
+    positions = torch.zeros(len(texts), width, dtype=torch.long)
+    real = torch.zeros(len(texts), width, dtype=torch.bool)
+    is_text = torch.zeros(len(texts), width, dtype=torch.bool)
+    for index, text in enumerate(texts):
+        row = [*layout.prefix, *text, *layout.summary, *layout.prediction]
+        start, head = width - len(row), len(layout.prefix) + len(text)
+        ids[index, start:] = torch.tensor(row)
+        real[index, start:] = True
+        is_text[index, start + len(layout.prefix) : start + head] = True
+        positions[index, start : width - len(layout.prediction)] = torch.arange(head + len(layout.summary))
+        positions[index, width - len(layout.prediction) :] = head + torch.arange(len(layout.prediction))
+    visible = real[:, None, :] & torch.ones(width, width, dtype=torch.bool).tril()
+    visible[:, width - len(layout.prediction) :, width - tail : width - len(layout.prediction)] = False
+    # Padding sees itself, so that no row of the softmax is empty.
+    visible = visible | torch.eye(width, dtype=torch.bool)
+    return ids, visible, positions, is_text
+
+
+def adaptation_loss(
+    backbone: Backbone,
+    head: Callable[[Tensor], Tensor],
+    layout: Layout,
+    texts: list[tuple[int, ...]],
+    following: list[tuple[int, ...]],
+    stage: Adaptation,
+) -> dict[str, Tensor]:
+    """Terms language_model, ebae, ebar; the last two are halved when a batch has both, as their mean is meant."""
+    import torch.nn.functional as F
+
+    device = next(backbone.parameters()).device
+    ids, visible, positions, is_text = (part.to(device) for part in adaptation_inputs(layout, texts, backbone.pad_id))
+    states = backbone.hidden(ids, visible, positions)
+    terms: dict[str, Tensor] = {}
+    if stage.language_model > 0:
+        chosen = is_text[:, 1:]
+        if chosen.any():
+            logits = head(states[:, :-1][chosen]).float()
+            terms["language_model"] = stage.language_model * F.cross_entropy(logits, ids[:, 1:][chosen])
+    if stage.bag_of_words > 0:
+        special = set(backbone.tokenizer.all_special_ids)
+        eight, end = len(PREDICTION_TOKENS), ids.shape[1]
+        places = {"ebae": (end - len(layout.prediction), texts), "ebar": (end, following)}
+        found = {
+            name: bag_of_words(head(states[:, stop - eight : stop]).float(), targets, special)
+            for name, (stop, targets) in places.items()
+        }
+        present = {name: value for name, value in found.items() if value is not None}
+        for name, value in present.items():
+            terms[name] = stage.bag_of_words * value / len(present)
+    return terms
+
+
+def bag_of_words(logits: Tensor, targets: list[tuple[int, ...]], special: set[int]) -> Tensor | None:
+    """−mean log p over the unique target ids, p from the maximum of eight tokens' logits (n, 8, V); mean over texts.
+
+    Texts without a target (nothing but special ids) are left out; None when there is none at all.
+    """
+    import torch
+
+    log_p = logits.amax(dim=1).log_softmax(-1)
+    losses = []
+    for row, target in zip(log_p, targets, strict=True):
+        unique = sorted(set(target) - special)
+        if unique:
+            losses.append(-row[torch.tensor(unique, device=row.device)].mean())
+    return torch.stack(losses).mean() if losses else None
+
+
+METHOD = LLaRA()

@@ -1,0 +1,201 @@
+"""RetroMAE: an encoder pre-trained to rebuild a text from its [CLS] state, then fine-tuned by dot products.
+
+Source: Xiao et al. 2022 (arXiv 2205.12035) and its code in FlagEmbedding. docs/baselines.md lists every deviation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from d2llm.contrast import ContrastiveMethod
+from d2llm.methods import Count, MaxLengths, Positive, PretextContext, Recipe, Schedule, Stage, Tuning, Warmup, Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch import Tensor, nn
+
+    from d2llm.models.backbone import Backbone
+    from d2llm.models.student import Student
+
+Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class Autoencoding(Stage):
+    """Masked auto-encoding: 8 epochs, batch 32 on each of 8 devices, rate 1e-4, warm-up 0.1, decay 0.01, length 512."""
+
+    epochs: Weight = 8.0
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    learning_rate: Positive = 1e-4
+    weight_decay: Weight = 0.01
+    warmup: Warmup = 0.1
+    max_length: Annotated[int, Field(ge=4)] = 512
+    # Share of tokens hidden from the encoder, and from each position of the decoder.
+    encoder_mask: Rate = 0.3
+    decoder_mask: Rate = 0.5
+
+
+class RetroMAERecipe(Recipe):
+    """Fine-tuning as published: rate 2e-5, temperature 1, groups of 16 (15 hard negatives)."""
+
+    learning_rate: Positive = 2e-5
+    # The trainer's defaults, which its example leaves alone.
+    weight_decay: Weight = 0.0
+    warmup: Warmup = 0
+    schedule: Schedule = "linear"
+    temperature: Positive = 1.0
+    hard_negatives: Count | None = 15
+    tuning: Tuning = Tuning(kind="full")
+    # Not among our facts; assumed as BGE's.
+    max_lengths: MaxLengths = MaxLengths(query=64, passage=256, symmetric=256)
+    pretraining: Autoencoding = Autoencoding()
+
+
+class RetroMAE(ContrastiveMethod):
+    """[CLS] state, dot product without normalisation."""
+
+    name = "retromae"
+    title = "RetroMAE"
+    citation = "Xiao et al. 2022, RetroMAE: Pre-Training Retrieval-oriented Language Models Via Masked Auto-Encoder"
+    kind = "encoder"
+    Recipe = RetroMAERecipe
+
+    def build(self, backbone: Backbone, recipe: RetroMAERecipe) -> Student:
+        """[CLS] text [SEP] for every text."""
+        from d2llm.models.student import Student, same_formats
+
+        backbone.tune(recipe.tuning)
+        if recipe.gradient_checkpointing:
+            backbone.checkpoint_gradients()
+        formats = same_formats(recipe.max_lengths, backbone.token("cls"), backbone.token("sep"))
+        return Student(backbone, ("cls", {}), ("dot", {}), formats, method=self.name)
+
+    def pretext(self, student: Student, texts: list[str], recipe: RetroMAERecipe, context: PretextContext) -> None:
+        """RetroMAE pre-training of the encoder."""
+        autoencode(student, texts, recipe.pretraining, context, f"{self.name}, pre-training")
+
+
+def autoencode(student: Student, texts: list[str], stage: Autoencoding, context: PretextContext, name: str) -> None:
+    """Train the student's encoder by masked auto-encoding with enhanced decoding; decoder and head are then dropped."""
+    import torch
+
+    from d2llm.errors import TrainingError
+    from d2llm.models.backbone import head_of
+    from d2llm.models.enhanced_decoder import EnhancedDecoder
+    from d2llm.models.student import TextFormat
+    from d2llm.optimization import batches, fit, groups
+
+    backbone = student.backbone
+    form = TextFormat(
+        tuple(backbone.token("cls")), tuple(backbone.token("sep")), min(stage.max_length, backbone.longest)
+    )
+    rows = [form.ids(ids) for ids in backbone.tokenize(texts) if ids]
+    steps = stage.updates(len(rows))
+    if steps == 0:
+        return
+    if len(form.prefix) != 1 or len(form.suffix) != 1 or not backbone.token("mask"):
+        raise TrainingError(f"{name}: the tokenizer of {backbone.source} lacks [CLS], [SEP] or [MASK]")
+    if not rows:
+        raise TrainingError(f"{name}: there are no texts to pre-train on")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(context.seed)
+        decoder = EnhancedDecoder(backbone.model.config).to(student.device)
+    generator = torch.Generator().manual_seed(context.seed)
+    full = backbone.language_model()
+    head = head_of(full)
+    student.train()
+
+    def loss(members: list[int]) -> dict[str, Tensor]:
+        ids, mask = student.pad([rows[index] for index in members])
+        return autoencoding_loss(backbone, head, decoder, ids, mask, stage, generator)
+
+    with backbone.all_trainable():
+        named = [*full.named_parameters(), *((f"decoder.{key}", value) for key, value in decoder.named_parameters())]
+        fit(
+            groups(named, stage.learning_rate, stage.weight_decay),
+            batches(len(rows), stage.batch_size, steps, context.seed),
+            loss,
+            steps=steps,
+            name=name,
+            context=context,
+            warmup=stage.warmup,
+            schedule_kind=stage.schedule,
+        )
+
+
+def autoencoding_loss(
+    backbone: Backbone,
+    head: Callable[[Tensor], Tensor],
+    decoder: nn.Module,
+    ids: Tensor,
+    mask: Tensor,
+    stage: Autoencoding,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Terms encoder_mlm and decoder_mlm of `[CLS] text [SEP]` rows (n, t), padded on the right.
+
+    The encoder sees the text with `encoder_mask` of it masked. The decoder's queries are position embeddings plus the
+    [CLS] state, its keys and values that state and the embeddings of the unmasked text; it predicts all but the first
+    and the last token. One head serves both.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    inner = mask.bool().clone()  # neither [CLS] nor [SEP] nor padding
+    inner[:, 0] = False
+    inner[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1] = False
+
+    lengths = mask.sum(1)
+    hidden = draw(inner, _count(lengths, stage.encoder_mask), generator)
+    masked = corrupt(ids, hidden, backbone.tokenizer, generator)
+    states = backbone(masked, mask)
+    encoder = F.cross_entropy(head(states[hidden]), ids[hidden])
+
+    embed = backbone.model.embeddings
+    sentence = states[:, :1]
+    query = embed(inputs_embeds=sentence.expand(-1, ids.shape[1], -1))
+    memory = torch.cat([sentence, embed(input_ids=ids)[:, 1:]], dim=1)
+    visible = visible_positions(inner, mask.bool(), _count(lengths, stage.decoder_mask), generator)
+    rebuilt = decoder(query, memory, visible)
+    return {"encoder_mlm": encoder, "decoder_mlm": F.cross_entropy(head(rebuilt[inner]), ids[inner])}
+
+
+def visible_positions(inner: Tensor, real: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:
+    """(n, t, t): what each position sees: all but its own sample of `count` (n,) inner positions, and never itself."""
+    import torch
+
+    size, width = inner.shape
+    rows = inner[:, None, :].expand(size, width, width).reshape(-1, width)
+    hidden = draw(rows, count.repeat_interleave(width), generator).view(size, width, width)
+    itself = torch.eye(width, dtype=torch.bool, device=inner.device)
+    return real[:, None, :] & ~hidden & ~itself
+
+
+def draw(candidates: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:
+    """A random choice of `count` (n,) True entries in each row of candidates (n, t), all of them where there are fewer."""
+    import torch
+
+    order = torch.rand(candidates.shape, generator=generator).to(candidates.device)
+    rank = order.masked_fill(~candidates, 2.0).argsort(dim=1).argsort(dim=1)
+    return candidates & (rank < count[:, None])
+
+
+def corrupt(ids: Tensor, hidden: Tensor, tokenizer: Any, generator: torch.Generator) -> Tensor:
+    """BERT's rule for chosen positions: 80% [MASK], 10% a random token, 10% unchanged."""
+    import torch
+
+    dice = torch.rand(ids.shape, generator=generator).to(ids.device)
+    random = torch.randint(len(tokenizer), ids.shape, generator=generator).to(ids.device)
+    ids = torch.where(hidden & (dice < 0.8), tokenizer.mask_token_id, ids)
+    return torch.where(hidden & (dice >= 0.9), random, ids)
+
+
+def _count(lengths: Tensor, rate: float) -> Tensor:
+    """Positions to hide of texts that long ([CLS] and [SEP] counted, as published code does), at least one."""
+    return (lengths * rate).round().long().clamp(min=1)
+
+
+METHOD = RetroMAE()

@@ -1,0 +1,64 @@
+"""SGPT: a decoder with position-weighted mean pooling, of which only the biases train.
+
+Source: Muennighoff 2022 (arXiv 2202.08904) and its code. docs/baselines.md lists every deviation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from d2llm.contrast import ContrastiveMethod
+from d2llm.methods import Count, MaxLengths, Positive, Recipe, Schedule, Tuning, Warmup, Weight
+
+if TYPE_CHECKING:
+    from d2llm.models.backbone import Backbone
+    from d2llm.models.student import Student
+
+# Around queries and documents of asymmetric search, as tokens of their own; symmetric texts stand bare.
+QUERY_BRACKETS, DOCUMENT_BRACKETS = ("[", "]"), ("{", "}")
+
+
+class SGPTRecipe(Recipe):
+    """Rate of the asymmetric runs (symmetric: 3.2e-4), cosine × 20, one hard negative, lengths 75 and 300."""
+
+    learning_rate: Positive = 4e-4
+    # sentence-transformers' defaults, on which the code stands.
+    weight_decay: Weight = 0.01
+    warmup: Warmup = 0.1
+    schedule: Schedule = "linear"
+    temperature: Positive = 0.05
+    hard_negatives: Count | None = 1
+    tuning: Tuning = Tuning(kind="bitfit")
+    max_lengths: MaxLengths = MaxLengths(query=300, passage=300, symmetric=75)
+
+
+class SGPT(ContrastiveMethod):
+    """Weight i for token i, cosine."""
+
+    name = "sgpt"
+    title = "SGPT"
+    citation = "Muennighoff 2022, SGPT: GPT Sentence Embeddings for Semantic Search"
+    kind = "decoder"
+    Recipe = SGPTRecipe
+
+    def phrases(self, recipe: SGPTRecipe) -> tuple[str, ...]:
+        """The brackets."""
+        return (*QUERY_BRACKETS, *DOCUMENT_BRACKETS)
+
+    def build(self, backbone: Backbone, recipe: SGPTRecipe) -> Student:
+        """[query] and {document} in asymmetric search, bare texts otherwise; padded on the right."""
+        from d2llm.models.student import Student, TextFormat, same_formats
+
+        lengths = recipe.max_lengths
+        formats = same_formats(lengths)
+        for role, (left, right) in (("query", QUERY_BRACKETS), ("passage", DOCUMENT_BRACKETS)):
+            formats[role, "asymmetric"] = TextFormat(
+                tuple(backbone.phrase(left)), tuple(backbone.phrase(right)), lengths.of(role, "asymmetric")
+            )
+        backbone.tune(recipe.tuning)
+        if recipe.gradient_checkpointing:
+            backbone.checkpoint_gradients()
+        return Student(backbone, ("weighted_mean", {}), ("cosine", {}), formats, method=self.name)
+
+
+METHOD = SGPT()

@@ -1,0 +1,313 @@
+"""The one schema of a config file, and how files and command-line values become one validated `Config`.
+
+Knows what keys there are, their types and defaults; what a key means is told beside it in config/mini.yaml. Importable
+without torch.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import Field
+
+from d2llm.data.settings import DataSettings
+from d2llm.errors import ConfigError
+from d2llm.evaluation.settings import EvaluationSettings
+from d2llm.prompts import ASYMMETRIC_ZH, SYMMETRIC_ZH
+from d2llm.section import Section
+from d2llm.validation import Key, at, dotted, show, validate
+
+if TYPE_CHECKING:
+    from d2llm.methods import Recipe
+
+__all__ = ["Config", "ConfigError", "Run", "Section", "dump", "load"]
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveNumber = Annotated[float, Field(gt=0.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Ranks = Annotated[list[Positive], Field(min_length=2, max_length=2)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.=+-]*$")]
+
+
+class BaseSettings(Section):
+    """A base checkpoint made in the pipeline: its size and its pre-training."""
+
+    hidden_size: Positive = 128
+    layers: Positive = 2
+    heads: Positive = 4
+    intermediate_size: Positive = 256
+    steps: Positive = 800
+    batch_size: Positive = 64
+    learning_rate: PositiveNumber = 2e-3
+    # Weights of the three objectives: slots read off the pooled states, paraphrase contrast, language modelling.
+    slot_weight: Weight = 1.0
+    paraphrase_weight: Weight = 0.3
+    language_weight: Weight = 0.2
+    seed: Count = 1
+
+
+class ModelsSettings(Section):
+    """The three base checkpoints."""
+
+    teacher: BaseSettings = BaseSettings(layers=4)
+    decoder: BaseSettings = BaseSettings()
+    encoder: BaseSettings = BaseSettings()
+
+
+class NegativeSettings(Section):
+    """Where hard negatives come from; ranks count from 1, both ends included."""
+
+    per_query: Positive = 8
+    bm25_ranks: Ranks = [1, 10]
+    dense_ranks: Ranks = [2, 101]
+    bm25_tokens: Literal["words", "characters"] = "words"
+    seed: Count = 1
+
+
+class PromptSettings(Section):
+    """How the teacher is asked: a template with {a}, then {b}, then the answer cue; and the two answers."""
+
+    template: str
+    yes: str
+    no: str
+
+
+class TeacherSettings(Section):
+    """The prompted cross-encoder: how it is asked, tuned and run."""
+
+    symmetric: PromptSettings = PromptSettings(template=SYMMETRIC_ZH, yes="是", no="不是")
+    asymmetric: PromptSettings = PromptSettings(template=ASYMMETRIC_ZH, yes="能", no="不能")
+    max_length: Positive = 500
+    steps: Positive = 3000
+    batch_size: Positive = 16
+    learning_rate: PositiveNumber = 1.5e-3
+    warmup: Share = 0.05
+    asymmetric_share: Share = 0.4
+    relation_weight: Weight = 1.0
+    min_ap: Share = 0.9
+    pack_size: Positive = 8
+    batch_tokens: Positive = 8192
+    shards: Positive = 1
+    seed: Count = 1
+
+
+class TrainingSettings(Section):
+    """Shared by all methods: a fair comparison has one budget, one batch, one sampler."""
+
+    steps: Positive = 1000
+    batch_size: Positive = 32
+    pack: Annotated[int, Field(ge=2)] = 4
+    max_length: Positive = 250
+    log_every: Positive = 20
+
+
+class VariantSettings(Section):
+    """A method with some settings of its recipe changed."""
+
+    method: Name
+    settings: dict[str, Any] = {}
+
+
+class Run(NamedTuple):
+    """What is trained and evaluated once."""
+
+    method: str
+    variant: str
+    seed: int
+
+
+class Config(Section):
+    """Everything that decides a result. `root` of its files: `results`/`tier`."""
+
+    tier: Name = "mini"
+    results: Annotated[str, Field(min_length=1)] = "results"
+    seeds: Annotated[list[Count], Field(min_length=1)] = [1]
+    threads: Positive = 1
+    methods: dict[Name, dict[str, Any]] = {}
+    references: list[Literal["teacher", "bm25"]] = ["teacher", "bm25"]
+    variants: dict[Name, VariantSettings] = {}
+    data: DataSettings = DataSettings()
+    models: ModelsSettings = ModelsSettings()
+    negatives: NegativeSettings = NegativeSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    def runs(self) -> list[Run]:
+        """Every training, in the order tables show them."""
+        wanted = [(method, "base") for method in self.methods]
+        wanted += [(variant.method, name) for name, variant in self.variants.items()]
+        return [Run(method, variant, seed) for method, variant in wanted for seed in self.seeds]
+
+    def evaluations(self) -> list[Run]:
+        """Every evaluation: the runs, and the reference rows once."""
+        return self.runs() + [Run(name, "base", self.seeds[0]) for name in self.references]
+
+    def overrides(self, method: str, variant: str) -> dict[str, Any]:
+        """What this config changes in a method's published recipe."""
+        settings = self.methods.get(method, {})
+        if variant == "base":
+            return settings
+        if variant not in self.variants or self.variants[variant].method != method:
+            raise ConfigError(f"no variant {variant!r} of method {method!r} in this config")
+        return merged(settings, self.variants[variant].settings)
+
+    def recipe(self, method: str, variant: str = "base") -> "Recipe":
+        """The resolved recipe of a method: as published, with this config's overrides."""
+        from d2llm.methods import method as find
+
+        prefix: Key = ("methods", method) if variant == "base" else ("variants", variant, "settings")
+        return validate(find(method).Recipe, self.overrides(method, variant), lambda key: "config", prefix)
+
+    def phrases(self) -> list[str]:
+        """What methods feed besides the texts (instructions, brackets); a vocabulary made in the pipeline holds it."""
+        from d2llm.methods import method as find
+
+        runs = {(run.method, run.variant) for run in self.runs()}
+        return sorted({phrase for name, variant in runs for phrase in find(name).phrases(self.recipe(name, variant))})
+
+    @property
+    def offline(self) -> bool:
+        """Whether nothing this config needs comes from a hub."""
+        return self.data.source == "world"
+
+
+def load(files: Iterable[str | Path], overrides: Mapping[str, Any] | None = None) -> Config:
+    """Merge files (later ones win, key by key) and command-line values into a validated Config.
+
+    Raises ConfigError for an unreadable file, an unknown key, a value of the wrong type, a method nobody knows.
+    """
+    layers = [(str(file), read(Path(file))) for file in files]
+    if overrides:
+        layers.append(("command line", typed(dict(overrides))))
+    values: dict[str, Any] = {}
+    for _, layer in layers:
+        values = merged(values, layer)
+
+    def origin(key: Key) -> str:
+        """The last layer that holds the key, or the longest part of it that any holds."""
+        for length in range(len(key), 0, -1):
+            for name, layer in reversed(layers):
+                if holds(layer, key[:length]):
+                    return name
+        return layers[-1][0] if layers else "config"
+
+    config = validate(Config, values, origin)
+    check_methods(config, origin)
+    return config
+
+
+def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse methods nobody knows, overrides their recipes lack, and variants that name neither."""
+    from d2llm.methods import method as find
+
+    if not config.methods:
+        raise ConfigError(f"{origin(('methods',))}: methods: expected at least one method; found none")
+    names = [("methods", name) for name in config.methods]
+    for name, variant in config.variants.items():
+        if name == "base" or name in config.references:
+            raise ConfigError(f"{origin(('variants', name))}: variants.{name}: this name is taken; choose another")
+        if variant.method not in config.methods:
+            known = ", ".join(config.methods)
+            where = origin(("variants", name, "method"))
+            raise ConfigError(f"{where}: variants.{name}.method: expected one of {known}; found {variant.method!r}")
+        names.append(("variants", name))
+    for section, name in names:
+        prefix: Key = (section, name) if section == "methods" else (section, name, "settings")
+        method, variant = (name, "base") if section == "methods" else (config.variants[name].method, name)
+        try:
+            recipe = find(method).Recipe
+        except ConfigError as error:
+            raise ConfigError(f"{origin(prefix)}: {dotted(prefix)}: {error}") from None
+        validate(recipe, config.overrides(method, variant), origin, prefix)
+
+
+def dump(config: Config) -> str:
+    """The config as YAML with every default spelled out; loads to an equal Config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def canonical(value: Any) -> str:
+    """Settings as one line of JSON, the same for equal settings."""
+    if isinstance(value, Section):
+        value = value.model_dump(mode="json")
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def merged(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """`extra` laid over `base`, section by section. An empty section in `extra` adds nothing and removes nothing."""
+    result = dict(base)
+    for name, value in extra.items():
+        if isinstance(result.get(name), Mapping) and isinstance(value, Mapping):
+            result[name] = merged(result[name], value)
+        else:
+            result[name] = value
+    return result
+
+
+def holds(values: Any, key: Key) -> bool:
+    """Whether nested settings have this key."""
+    outer = at(values, key[:-1])
+    return isinstance(outer, Mapping) and key[-1] in outer
+
+
+def typed(value: Any) -> Any:
+    """Command-line text as YAML would read it: Snakemake hands on `-C training="{steps: 7}"` with "7" as text."""
+    if isinstance(value, Mapping):
+        return {name: typed(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [typed(inner) for inner in value]
+    if isinstance(value, str):
+        try:
+            return yaml.load(value, Loader=loader())
+        except yaml.YAMLError:
+            return value
+    return value
+
+
+def read(file: Path) -> dict[str, Any]:
+    """One YAML file of settings, or a ConfigError that names the file and the line."""
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=loader())
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error})") from None
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{file}: {line}not valid YAML ({error.problem})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: expected keys and values; found {show(values)}")
+    return values
+
+
+@cache
+def loader() -> type[yaml.SafeLoader]:
+    """YAML's safe loader, three traps of YAML 1.1 closed: 1e-4 is a number, yes and no are text, a key comes once."""
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {
+            first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    number = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|false|True|False)$"), list("tfTF"))
+    return Loader

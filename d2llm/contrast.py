@@ -1,0 +1,81 @@
+"""The contrastive objective the baselines share, and the passages a query meets in a batch. Importable without torch.
+
+What counts as a negative is decided here once, for every method alike: a passage is hidden from a query when it is a
+right one for the same query text (or that text itself), which published code leaves in by mistake or by rarity.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from d2llm.methods import Batch, Embedded, Method, Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from d2llm.models.student import Student
+
+
+class ContrastiveMethod(Method):
+    """A method trained by InfoNCE: every query against all positives and all hard negatives of the batch."""
+
+    def objective(self, student: Student, embedded: Embedded, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
+        """−log softmax over [own positive, all other passages of the batch] / τ at the positive, mean over queries."""
+        import torch
+
+        from d2llm.losses import info_nce, off_diagonal
+
+        q, p, n, mask = use_negatives(embedded, batch, recipe)
+        size, count = n.shape[:2]
+        matrix = student.scorer.matrix(q, torch.cat([p, n.flatten(0, 1)]), batch.mode)
+        positives, hard = matrix.split([size, size * count], dim=1)
+        hard = hard.view(size, size, count)
+        own = torch.arange(size, device=q.device)
+        far, far_mask = _of_others(hard, mask, batch)
+        loss = info_nce(
+            positives.diagonal(),
+            hard[own, own],
+            torch.cat([off_diagonal(positives), far], dim=1),
+            recipe.temperature,
+            mask,
+            torch.cat([off_diagonal(allowed_positives(batch, q.device)), far_mask], dim=1),
+        )
+        return {"info_nce": loss}
+
+
+def use_negatives(embedded: Embedded, batch: Batch, recipe: Recipe) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q, p, n (B, K', d) and mask (B, K'): the first `hard_negatives` of each query, all of them by default."""
+    import torch
+
+    limit = batch.negative_count if recipe.hard_negatives is None else recipe.hard_negatives
+    n = embedded.n[:, :limit]
+    if batch.negative_mask is None:
+        mask = torch.ones(n.shape[:2], dtype=torch.bool, device=n.device)
+    else:
+        mask = batch.negative_mask.to(n.device)[:, :limit]
+    return embedded.q, embedded.p, n, mask
+
+
+def allowed_positives(batch: Batch, device: Any = None) -> Tensor:
+    """(B, B): whether the positive of query j may be a negative of query i; False on the diagonal."""
+    import torch
+
+    return torch.tensor(batch.others(batch.positives), device=device).view(len(batch), len(batch))
+
+
+def other_negatives(scorer: Any, q: Tensor, n: Tensor, mask: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits and mask (B, (B−1)·K) of every query with the hard negatives of the *other* queries."""
+    size, count = n.shape[:2]
+    return _of_others(scorer.matrix(q, n.flatten(0, 1), batch.mode).view(size, size, count), mask, batch)
+
+
+def _of_others(logits: Tensor, mask: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of logits (B, B, K), query by owner by negative, what belongs to other owners, as (B, (B−1)·K), with its mask."""
+    import torch
+
+    size, count = logits.shape[1:]
+    texts = [text for row in batch.negatives for text in row[:count]]
+    allowed = torch.tensor(batch.others(texts), device=logits.device, dtype=torch.bool).view(size, size, count)
+    away = ~torch.eye(size, dtype=torch.bool, device=logits.device)
+    width = (size - 1) * count
+    return logits[away].view(size, width), (allowed & mask[None])[away].view(size, width)

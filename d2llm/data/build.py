@@ -1,0 +1,147 @@
+"""Stage `data`: writes everything the other stages read of the configured source, with its data card and leak check.
+
+Layouts are the contracts of docs/data.md; a source only has to fill them. What the generated world's examples are is in `world.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from d2llm.artifacts import atomic, write_frame, write_json, write_text
+from d2llm.data import card, leaks, surface, world
+from d2llm.logs import get_logger
+from d2llm.paths import Paths
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from d2llm.config import Config
+    from d2llm.data.settings import WorldSettings
+
+# Score from which a graded pair is a training positive (as NLI-zh takes its STS-B pairs).
+STS_POSITIVE = 4.0
+SHAPES = ("question", "keyword", "claim")
+TASKS = {
+    "nli_indomain": ("NLI-A", "pair_classification", "nli", "premise and hypothesis in the wording of the training pairs"),
+    "nli_shifted": ("NLI-B", "pair_classification", "nli", "premise and hypothesis in sentence patterns no training pair has"),
+    "sts_graded": ("STS-G", "sts", "sts", "sentence pairs scored 0–5 by how much of the event they share"),
+    "question_match": ("QMatch", "sts", "sts", "question pairs, 1 when they ask the same"),
+    "role_swap": ("Swap", "sts", "sts", "pairs with the same words, 0 when the roles changed places"),
+    "ir_question": ("IR-Q", "retrieval", "ir", "questions, two-sentence passages"),
+    "ir_keyword": ("IR-K", "retrieval", "ir", "search words, one-sentence passages, several relevant"),
+    "ir_claim": ("IR-C", "retrieval", "ir", "general statements, three-sentence passages that support them"),
+}  # fmt: skip
+
+
+def run(config: Config) -> None:
+    """Generate, check for leaks, write."""
+    paths, settings = Paths.of(config), config.data.world
+    log = get_logger(__name__)
+    train, pool = training_pairs(settings)
+    log.info("training pairs: %d, pool %d", len(train), len(pool))
+    tasks = {split: evaluation_tasks(settings, split) for split in ("dev", "test")}
+    found, tasks = leaks.remove(tasks, leaks.seen_texts(train, pool))
+    log.info("leaks removed: %s", found["removed"])
+    teacher = {split: teacher_groups(settings, split) for split in ("train", "dev")}
+    write_frame(paths.train_pairs, train)
+    write_frame(paths.pool, pool)
+    write_frame(paths.pretraining, world.pretraining(_rng(settings, "pretraining"), settings.pretraining_texts))
+    write_frame(paths.teacher_train, teacher["train"])
+    write_frame(paths.teacher_dev, teacher["dev"])
+    with atomic(paths.tasks) as folder:
+        for name, (title, kind, group, description) in TASKS.items():
+            header = {"name": name, "title": title, "type": kind, "group": group, "description": description}
+            if kind == "sts":
+                top = 5 if name == "sts_graded" else 1
+                header |= {"min_score": 0, "max_score": top}
+            write_json(folder / name / "task.json", header)
+            for split, made in tasks.items():
+                write_task(folder / name, split, made[name])
+    write_json(paths.leaks, found)
+    summary = card.summarise(train, pool, tasks, teacher, found)
+    write_json(paths.card_json, summary)
+    write_text(paths.card_md, card.markdown(summary))
+
+
+def _rng(settings: WorldSettings, purpose: str) -> np.random.Generator:
+    """A generator of its own for every purpose, so that changing one size leaves the other texts as they were."""
+    return np.random.default_rng([settings.seed, *purpose.encode()])
+
+
+def training_pairs(settings: WorldSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(training queries with one positive each, pool of texts negatives are drawn from)."""
+    rows, pool = [], []
+
+    def add(dataset: str, mode: str, frame: pd.DataFrame, positive: pd.Series) -> None:
+        kept = frame[positive]
+        rows.append(pd.DataFrame({"query": kept["a"], "positive": kept["b"], "dataset": dataset, "mode": mode}))
+        pool.append(pd.DataFrame({"dataset": dataset, "text": frame["b"].drop_duplicates()}))
+
+    nli = world.nli(_rng(settings, "train nli"), "train", settings.nli_premises, 4, surface.COMMON)
+    add("nli", "symmetric", nli, nli["label"])
+    graded = world.sts_graded(_rng(settings, "train sts_graded"), "train", settings.sts_pairs)
+    add("sts_graded", "symmetric", graded, graded["score"] >= STS_POSITIVE)
+    for name, make in (("question_match", world.question_match), ("role_swap", world.role_swap)):
+        pairs = make(_rng(settings, f"train {name}"), "train", settings.sts_pairs)
+        add(name, "symmetric", pairs, pairs["label"])
+    for shape in SHAPES:
+        made = world.retrieval(_rng(settings, f"train {shape}"), "train", shape, settings.queries)
+        queries, corpus = made["queries"].set_index("id")["text"], made["corpus"].set_index("id")["text"]
+        first = made["qrels"].drop_duplicates("query_id")
+        frame = pd.DataFrame({"a": first["query_id"].map(queries), "b": first["doc_id"].map(corpus)})
+        rows.append(
+            pd.DataFrame({"query": frame["a"], "positive": frame["b"], "dataset": f"ir_{shape}", "mode": "asymmetric"})
+        )
+        pool.append(pd.DataFrame({"dataset": f"ir_{shape}", "text": corpus}))
+    train = pd.concat(rows, ignore_index=True).drop_duplicates(["dataset", "query", "positive"]).reset_index(drop=True)
+    train.insert(0, "qid", [f"{dataset}-{i}" for i, dataset in enumerate(train["dataset"])])
+    return train, pd.concat(pool, ignore_index=True)
+
+
+def evaluation_tasks(settings: WorldSettings, split: str) -> dict[str, dict[str, pd.DataFrame]]:
+    """Every task's frames of a split: {"pairs": …} or {"queries", "corpus", "qrels"}."""
+    pairs = settings.dev_pairs if split == "dev" else settings.test_pairs
+    queries = settings.dev_queries if split == "dev" else settings.test_queries
+    out: dict[str, dict[str, pd.DataFrame]] = {}
+    for name, templates in (("nli_indomain", surface.COMMON), ("nli_shifted", surface.SHIFTED)):
+        frame = world.nli(_rng(settings, f"{split} {name}"), split, pairs // 2, 3, templates).head(pairs)
+        out[name] = {"pairs": _pairs(name, split, frame).assign(label=frame["label"].astype(int).to_numpy())}
+    for name in ("sts_graded", "question_match", "role_swap"):
+        frame = getattr(world, name)(_rng(settings, f"{split} {name}"), split, int(pairs * 1.3)).head(pairs)
+        out[name] = {"pairs": _pairs(name, split, frame).assign(score=frame["score"].astype(float).to_numpy())}
+    for shape in SHAPES:
+        made = world.retrieval(_rng(settings, f"{split} {shape}"), split, shape, queries)
+        out[f"ir_{shape}"] = {key: made[key] for key in ("queries", "corpus", "qrels")}
+    return out
+
+
+def _pairs(name: str, split: str, frame: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"id": [f"{name}-{split}-{i}" for i in range(len(frame))], "sentence1": frame["a"].to_numpy(),
+         "sentence2": frame["b"].to_numpy(), "phenomenon": frame["phenomenon"].astype(str).to_numpy()}
+    )  # fmt: skip
+
+
+def teacher_groups(settings: WorldSettings, split: str) -> pd.DataFrame:
+    """Graded groups the teacher is tuned on (train compositions) or checked on (dev compositions)."""
+    symmetric, asymmetric = (
+        (settings.teacher_symmetric, settings.teacher_asymmetric)
+        if split == "train"
+        else (settings.dev_pairs, settings.dev_queries)
+    )
+    return pd.concat(
+        [world.teacher_symmetric(_rng(settings, f"{split} teacher symmetric"), split, symmetric, 4),
+         world.teacher_asymmetric(_rng(settings, f"{split} teacher asymmetric"), split, asymmetric, 5)], ignore_index=True,
+    )  # fmt: skip
+
+
+def write_task(folder: Path, split: str, frames: dict[str, pd.DataFrame]) -> None:
+    """One split of a task in the layout of the contract."""
+    if "pairs" in frames:
+        write_frame(folder / f"{split}.parquet", frames["pairs"])
+        return
+    for key, frame in frames.items():
+        write_frame(folder / split / f"{key}.parquet", frame)

@@ -1,0 +1,123 @@
+"""The data card: counts, label balance, lengths, phenomena and examples of everything the data stage wrote, as JSON and Markdown."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from d2llm.data.leaks import Tasks
+
+EXAMPLES = 2  # shown per phenomenon or data set
+
+
+def summarise(
+    train: pd.DataFrame, pool: pd.DataFrame, tasks: Tasks, teacher: dict[str, pd.DataFrame], leaks: dict[str, object]
+) -> dict[str, object]:
+    """The card as plain values."""
+    return {
+        "training": [_training(name, part, pool[pool["dataset"] == name]) for name, part in train.groupby("dataset", sort=False)],
+        "evaluation": [
+            {"task": name, "split": split, **(_pairs(frames["pairs"]) if "pairs" in frames else _retrieval(frames))}
+            for split, made in tasks.items() for name, frames in made.items()
+        ],
+        "teacher": [
+            {"split": split, "mode": mode, "groups": len(part), "pairs": int(part["b"].str.len().sum()),
+             "share_yes": float(np.mean(np.concatenate([np.asarray(v) for v in part["label"]])))}
+            for split, frame in teacher.items() for mode, part in frame.groupby("mode")
+        ],
+        "leaks": leaks,
+    }  # fmt: skip
+
+
+def _length(texts: pd.Series) -> dict[str, float]:
+    lengths = texts.str.len()
+    return {"mean": round(float(lengths.mean()), 1), "longest": int(lengths.max())}
+
+
+def _training(name: str, part: pd.DataFrame, pool: pd.DataFrame) -> dict[str, object]:
+    first = part.iloc[0]
+    return {"dataset": name, "mode": first["mode"], "pairs": len(part), "queries": int(part["query"].nunique()), "pool": len(pool),
+            "query_characters": _length(part["query"]), "positive_characters": _length(part["positive"]),
+            "examples": part[["query", "positive"]].head(EXAMPLES).to_dict("records")}  # fmt: skip
+
+
+def _pairs(frame: pd.DataFrame) -> dict[str, object]:
+    value = "label" if "label" in frame else "score"
+    phenomena = {
+        name: {"n": len(part), f"mean_{value}": round(float(part[value].mean()), 3),
+               "example": [part["sentence1"].iloc[0], part["sentence2"].iloc[0], float(part[value].iloc[0])]}
+        for name, part in frame.groupby("phenomenon")
+    }  # fmt: skip
+    return {"n": len(frame), f"mean_{value}": round(float(frame[value].mean()), 3),
+            "characters": _length(pd.concat([frame["sentence1"], frame["sentence2"]])), "phenomena": phenomena}  # fmt: skip
+
+
+def _retrieval(frames: dict[str, pd.DataFrame]) -> dict[str, object]:
+    queries, corpus, qrels = frames["queries"], frames["corpus"], frames["qrels"]
+    texts = corpus.set_index("id")["text"]
+    first = qrels.drop_duplicates("query_id").set_index("query_id")["doc_id"]
+    phenomena = {
+        name: {"n": len(part), "example": [part["text"].iloc[0], texts[first[part["id"].iloc[0]]]]}
+        for name, part in queries.groupby("phenomenon")
+    }
+    return {"n": len(queries), "passages": len(corpus), "relevant_per_query": round(len(qrels) / len(queries), 2),
+            "characters": _length(queries["text"]), "passage_characters": _length(corpus["text"]), "phenomena": phenomena}  # fmt: skip
+
+
+def markdown(card: dict[str, object]) -> str:
+    """The card for a reader."""
+    lines = [
+        "# Data card",
+        "",
+        "## Training pairs",
+        "",
+        "| set | mode | pairs | queries | pool | example |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in card["training"]:
+        shown = row["examples"][0]
+        lines.append(
+            f"| {row['dataset']} | {row['mode']} | {row['pairs']} | {row['queries']} | {row['pool']} | {shown['query']} → {shown['positive']} |"
+        )
+    lines += ["", "## Evaluation sets", ""]
+    for row in card["evaluation"]:
+        size = (
+            f"{row['n']} queries, {row['passages']} passages, {row['relevant_per_query']} relevant a query"
+            if "passages" in row
+            else f"{row['n']} pairs"
+        )
+        lines += [
+            f"### {row['task']}, {row['split']}: {size}",
+            "",
+            "| phenomenon | n | example |",
+            "| --- | --- | --- |",
+        ]
+        lines += [
+            f"| {name} | {found['n']} | {' / '.join(map(str, found['example']))} |"
+            for name, found in row["phenomena"].items()
+        ]
+        lines.append("")
+    lines += [
+        "## Teacher's examples",
+        "",
+        "| split | mode | groups | pairs | share yes |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {row['split']} | {row['mode']} | {row['groups']} | {row['pairs']} | {row['share_yes']:.2f} |"
+        for row in card["teacher"]
+    ]
+    lines += [
+        "",
+        "## Leaks",
+        "",
+        f"{card['leaks']['removed']} examples removed.",
+        "",
+        "| task | counts |",
+        "| --- | --- |",
+    ]
+    lines += [
+        f"| {name} | {', '.join(f'{key.replace(chr(95), chr(32))} {value}' for key, value in row.items())} |"
+        for name, row in card["leaks"]["tasks"].items()
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,81 @@
+"""The leak check: how much of an evaluation set the training data already holds, and the removal of what it does.
+
+Three measures, from strict to loose: the same pair (in either order), a pair both of whose texts were seen, and a near-duplicate text
+(equal after sorting its characters, which catches reordered templates). The first two are removed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+Tasks = dict[str, dict[str, dict[str, pd.DataFrame]]]  # split -> task -> frames
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What training shows: texts, unordered pairs of texts, and texts up to the order of their characters."""
+
+    texts: frozenset[str]
+    pairs: frozenset[frozenset[str]]
+    bags: frozenset[str]
+
+
+def bag(text: str) -> str:
+    """The characters of a text in sorted order, without punctuation."""
+    return "".join(sorted(character for character in text if character.isalnum()))
+
+
+def seen_texts(train: pd.DataFrame, pool: pd.DataFrame) -> Seen:
+    """What the training pairs and the pool of negatives hold."""
+    texts = frozenset(train["query"]) | frozenset(train["positive"]) | frozenset(pool["text"])
+    pairs = frozenset(frozenset(pair) for pair in zip(train["query"], train["positive"], strict=True))
+    return Seen(texts, pairs, frozenset(map(bag, texts)))
+
+
+def remove(tasks: Tasks, seen: Seen) -> tuple[dict[str, object], Tasks]:
+    """(report, tasks without leaked examples).
+
+    Removed: a pair that is a training pair in some order or whose two texts both occur in training; a query whose text and one of
+    whose relevant passages occur. Only counted: single texts seen, near-duplicate texts.
+    """
+    report: dict[str, object] = {"removed": 0, "tasks": {}}
+    kept: Tasks = {}
+    for split, made in tasks.items():
+        kept[split] = {}
+        for name, frames in made.items():
+            clean, row = _pairs(frames, seen) if "pairs" in frames else _retrieval(frames, seen)
+            kept[split][name] = clean
+            report["tasks"][f"{name}/{split}"] = row
+            report["removed"] += row["removed"]
+    return report, kept
+
+
+def _pairs(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
+    frame = frames["pairs"]
+    one, two = frame["sentence1"], frame["sentence2"]
+    same = pd.Series([frozenset(pair) in seen.pairs for pair in zip(one, two, strict=True)], index=frame.index)
+    both = one.isin(seen.texts) & two.isin(seen.texts)
+    near = one.map(bag).isin(seen.bags) & two.map(bag).isin(seen.bags)
+    gone = same | both
+    row = {"examples": len(frame), "same_pair": int(same.sum()), "both_texts_seen": int(both.sum()),
+           "one_text_seen": int((one.isin(seen.texts) ^ two.isin(seen.texts)).sum()), "near_duplicates": int(near.sum()), "removed": int(gone.sum())}  # fmt: skip
+    return {"pairs": frame[~gone].reset_index(drop=True)}, row
+
+
+def _retrieval(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
+    queries, corpus, qrels = frames["queries"], frames["corpus"], frames["qrels"]
+    known = set(corpus.loc[corpus["text"].isin(seen.texts), "id"])
+    with_known = set(qrels.loc[qrels["doc_id"].isin(known), "query_id"])
+    asked = queries["text"].isin(seen.texts)
+    gone = asked & queries["id"].isin(with_known)
+    near = corpus["text"].map(bag).isin(seen.bags)
+    row = {"examples": len(queries), "same_pair": int(gone.sum()), "query_seen": int(asked.sum()), "passages_seen": len(known),
+           "near_duplicates": int(near.sum()), "removed": int(gone.sum())}  # fmt: skip
+    left = queries[~gone].reset_index(drop=True)
+    return {
+        "queries": left,
+        "corpus": corpus,
+        "qrels": qrels[qrels["query_id"].isin(left["id"])].reset_index(drop=True),
+    }, row

@@ -1,0 +1,135 @@
+"""Stage `negatives`: hard negatives for every training query, from BM25 and from a dense encoder, and the packs queries travel in.
+
+As in the release: candidates are the first ranks of BM25 and a range of ranks of a bi-encoder, without the query itself and every
+marked positive of the same query text. Unmarked positives stay in, as they do in real data; the teacher's scores are what tells them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from d2llm.artifacts import read_frame, write_frame, write_json
+from d2llm.data.bm25 import Bm25
+from d2llm.errors import DataError
+from d2llm.logs import get_logger, progress
+from d2llm.paths import Paths
+
+if TYPE_CHECKING:
+    from d2llm.config import Config, NegativeSettings
+
+TRAIN = {"qid": "str", "query": "str", "positive": "str", "dataset": "str", "mode": "str"}
+POOL = {"dataset": "str", "text": "str"}
+
+
+def run(config: Config) -> None:
+    """Mine, draw, pack, write; the report counts sources and overlaps."""
+    paths, settings = Paths.of(config), config.negatives
+    train, pool = read_frame(paths.train_pairs, TRAIN), read_frame(paths.pool, POOL)
+    parts, report = [], {}
+    for dataset, rows in train.groupby("dataset", sort=False):
+        texts = pool.loc[pool["dataset"] == dataset, "text"].drop_duplicates().tolist()
+        queries = rows["query"].drop_duplicates().tolist()
+        low, high = settings.dense_ranks
+        ranks = {
+            "bm25": bm25_ranks(queries, texts, settings.bm25_ranks, settings.bm25_tokens),
+            "dense": [found[low - 1 : high] for found in dense_ranks(config, queries, texts, high)],
+        }
+        rng = np.random.default_rng([settings.seed, *str(dataset).encode()])
+        made = draw(rows, queries, texts, ranks, settings, rng)
+        made["pack"] = pack(len(made), config.training.pack, rng)
+        made = made[made["pack"] >= 0]
+        report[str(dataset)] = _report(made)
+        get_logger(__name__).info("%s: %d queries, sources %s", dataset, len(made), report[str(dataset)]["sources"])
+        parts.append(made)
+    pairs = pd.concat(parts, ignore_index=True)
+    # Numbers of packs are unique over all data sets; rows of a pack stand together.
+    pairs["pack"] = pairs.groupby(["dataset", "pack"], sort=False).ngroup()
+    pairs = pairs.sort_values("pack", kind="stable").reset_index(drop=True)
+    write_frame(paths.pairs, pairs)
+    write_json(paths.negatives_report, report)
+
+
+def bm25_ranks(queries: Sequence[str], texts: Sequence[str], ranks: Sequence[int], tokens: str) -> list[np.ndarray]:
+    """Indices into `texts` of BM25 ranks `ranks[0]`..`ranks[1]` (from 1) of every query."""
+    index = Bm25(texts, tokens)
+    low, high = ranks
+    return [index.top(query, high)[0][low - 1 :] for query in progress(queries, "BM25 negatives")]
+
+
+def dense_ranks(config: Config, queries: Sequence[str], passages: Sequence[str], depth: int) -> list[np.ndarray]:
+    """Indices of the `depth` nearest passages of every query, best first: cosine of the base encoder's mean states.
+
+    The encoder is the pipeline's own base checkpoint, before any method trains, so no method's training pairs are its own choice.
+    """
+    import torch
+
+    from d2llm.methods import MaxLengths
+    from d2llm.models.backbone import Backbone
+    from d2llm.models.student import Student, same_formats
+
+    backbone = Backbone.load(Paths.of(config).base("encoder"), "encoder")
+    length = config.training.max_length
+    formats = same_formats(
+        MaxLengths(query=length, passage=length, symmetric=length), backbone.token("cls"), backbone.token("sep")
+    )
+    encoder = Student(backbone, ("mean", {}), ("cosine", {}), formats, normalize=True)
+    q = torch.from_numpy(encoder.encode(list(queries), "query", "symmetric"))
+    p = torch.from_numpy(encoder.encode(list(passages), "passage", "symmetric"))
+    out: list[np.ndarray] = []
+    for start in range(0, len(q), 512):
+        similarity = q[start : start + 512] @ p.T
+        out += list(similarity.topk(min(depth, len(p)), dim=1).indices.numpy())
+    return out
+
+
+def draw(
+    rows: pd.DataFrame, queries: list[str], texts: list[str], ranks: dict[str, list[np.ndarray]], settings: NegativeSettings,
+    rng: np.random.Generator,
+) -> pd.DataFrame:  # fmt: skip
+    """`settings.per_query` negatives a row with their sources, half from each source where both have enough, topped up at random."""
+    known: dict[str, set[str]] = {}
+    for query, positive in zip(rows["query"], rows["positive"], strict=True):
+        known.setdefault(query, {query}).add(positive)
+    place = {query: i for i, query in enumerate(queries)}
+    negatives, sources = [], []
+    for query in rows["query"]:
+        own, taken = known[query], dict[str, str]()
+        for source, quota in (("bm25", settings.per_query // 2), ("dense", settings.per_query)):
+            found = [texts[i] for i in ranks[source][place[query]] if texts[i] not in own and texts[i] not in taken]
+            room = min(quota, settings.per_query) - len(taken) if source == "dense" else quota
+            for i in rng.permutation(len(found))[: max(0, room)]:
+                taken[found[i]] = source
+        tries = 0
+        while len(taken) < settings.per_query and tries < 100 * settings.per_query:
+            text = texts[int(rng.integers(len(texts)))]
+            tries += 1
+            if text not in own and text not in taken:
+                taken[text] = "random"
+        if len(taken) < settings.per_query:
+            raise DataError(
+                f"pool of {rows['dataset'].iloc[0]!r}: {len(texts)} texts are too few for {settings.per_query} negatives of {query!r}; "
+                "add texts or lower negatives.per_query"
+            )
+        order = rng.permutation(settings.per_query)
+        negatives.append([list(taken)[i] for i in order])
+        sources.append([taken[text] for text in negatives[-1]])
+    return rows.assign(negatives=negatives, sources=sources)
+
+
+def pack(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """(n,) pack numbers: rows are shuffled and cut into packs of `size`; -1 for the rows of a short last pack."""
+    order = rng.permutation(n)
+    out = np.full(n, -1)
+    whole = n // size * size
+    out[order[:whole]] = np.arange(whole) // size
+    return out
+
+
+def _report(rows: pd.DataFrame) -> dict[str, object]:
+    sources = pd.Series([source for found in rows["sources"] for source in found]).value_counts()
+    return {"queries": len(rows), "sources": {str(key): int(value) for key, value in sources.items()},
+            "distinct_negatives": len({text for found in rows["negatives"] for text in found})}  # fmt: skip

@@ -1,0 +1,257 @@
+"""The one way in which anything is evaluated by mteb: `SearchModel` wraps a scorer of pairs and searcher of passages.
+
+A `PairScorer` is a trained student (`StudentScorer`) or a reference row (`references`). The adapter decides head,
+argument order and both-order averaging by the task's type, keeps what it handed to mteb, and lets no NaN through.
+It computes no metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from mteb.models.model_meta import ModelMeta, ScoringFunction
+
+from d2llm.errors import ArtifactError
+from d2llm.evaluation.settings import SymmetricOrder
+
+# mteb's task types: which search they stand for, and their name in the configuration.
+_MODES = {"PairClassification": "symmetric", "STS": "symmetric", "Retrieval": "asymmetric"}
+_NAMES = {"PairClassification": "pair_classification", "STS": "sts"}
+_ROLES = {"query": "query", "document": "passage"}
+_ORDER = ("query", "passage")
+
+# A block of 256 queries × 4096 passages is 4 MB of float32 scores.
+QUERY_BLOCK = 256
+PASSAGE_BLOCK = 4096
+PAIR_BLOCK = 4096
+
+Hits = list[tuple[np.ndarray, np.ndarray]]
+
+
+class PairScorer(Protocol):
+    """What can be evaluated. Scores are logits or other unbounded numbers, higher is more similar."""
+
+    # Word for the column `scorer`: iem, cosine, dot, cross_encoder, bm25, …
+    kind: str
+    # Which passages retrieval looks at: "all", or a description of the candidates.
+    candidates: str
+    # Whether it was trained. Equal scores throughout are then a failure; BM25 may well find no common word.
+    trained: bool
+
+    def vectors(self, texts: Sequence[str], role: str, mode: str) -> np.ndarray:
+        """(n, d) float array: embeddings, or anything finite for a scorer that has none (mteb asks for them)."""
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]], mode: str) -> np.ndarray:
+        """(n,) scores of (query, passage) pairs, in that order."""
+
+    def search(self, queries: Sequence[str], passages: Sequence[str], depth: int) -> Hits:
+        """For every query: indices of passages and their scores, best first, at most `depth`. Asymmetric head."""
+
+    def forget(self) -> None:
+        """Drops what is remembered of the last task."""
+
+
+class StudentScorer:
+    """A trained student: every distinct text is encoded once, pairs and matrices go through its own scorer."""
+
+    candidates = "all"
+    trained = True
+
+    def __init__(self, student: Any, batch_size: int = 256) -> None:
+        self.student = student
+        self.batch_size = batch_size
+        scorer = student.scorer
+        self.kind = getattr(scorer, "name", None) or type(scorer).__name__.lower()
+        # Text → vector, per (role, mode): a pair task repeats its premises, and both orders need the same texts twice.
+        self._known: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+
+    def vectors(self, texts: Sequence[str], role: str, mode: str) -> np.ndarray:
+        """(n, d) float32 embeddings, remembered until `forget`."""
+        known = self._known.setdefault((self._role(role, mode), mode), {})
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            encoded = self.student.encode(new, role, mode, self.batch_size)
+            known.update(zip(new, encoded, strict=True))
+        return np.stack([known[text] for text in texts])
+
+    def forget(self) -> None:
+        """Drops the vectors: tasks share few texts."""
+        self._known.clear()
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]], mode: str) -> np.ndarray:
+        import torch
+
+        q, p = (self.vectors(side, role, mode) for side, role in zip(zip(*pairs, strict=True), _ORDER, strict=True))
+        blocks = range(0, len(pairs), PAIR_BLOCK)
+        with torch.inference_mode():
+            parts = [
+                self.student.scorer.pairs(
+                    self._tensor(q[start : start + PAIR_BLOCK]), self._tensor(p[start : start + PAIR_BLOCK]), mode
+                )
+                for start in blocks
+            ]
+            return torch.cat(parts).float().cpu().numpy()
+
+    def search(self, queries: Sequence[str], passages: Sequence[str], depth: int) -> Hits:
+        """Scores every passage, in blocks of both sides that bound the memory; the best `depth` are merged."""
+        import torch
+
+        distinct = list(dict.fromkeys(passages))
+        place = {text: row for row, text in enumerate(distinct)}
+        # Not remembered: a corpus is encoded once and may be large.
+        table = self._tensor(self.student.encode(distinct, "passage", "asymmetric", self.batch_size))
+        rows = torch.as_tensor([place[text] for text in passages], device=table.device)
+        q = self._tensor(self.vectors(queries, "query", "asymmetric"))
+        hits: Hits = []
+        with torch.inference_mode():
+            for first in range(0, len(q), QUERY_BLOCK):
+                block = q[first : first + QUERY_BLOCK]
+                best = torch.empty(len(block), 0, device=table.device)
+                index = torch.empty(len(block), 0, dtype=torch.long, device=table.device)
+                for start in range(0, len(rows), PASSAGE_BLOCK):
+                    chosen = rows[start : start + PASSAGE_BLOCK]
+                    scores = self.student.scorer.matrix(block, table[chosen], "asymmetric").float()
+                    # What is not finite sorts first, so that the check of what is kept cannot miss it.
+                    scores = scores.masked_fill(~scores.isfinite(), torch.inf)
+                    ids = torch.arange(start, start + len(chosen), device=table.device).expand(len(block), -1)
+                    best, index = torch.cat([best, scores], dim=1), torch.cat([index, ids], dim=1)
+                    best, order = best.topk(min(depth, best.shape[1]), dim=1)
+                    index = index.gather(1, order)
+                hits.extend(zip(index.cpu().numpy(), best.cpu().numpy(), strict=True))
+        return hits
+
+    def _role(self, role: str, mode: str) -> str:
+        """Roles that feed a text alike share its vector."""
+        formats = getattr(self.student, "formats", None)
+        if formats and formats.get(("query", mode)) == formats.get(("passage", mode)) is not None:
+            return "query"
+        return role
+
+    def _tensor(self, array: np.ndarray) -> Any:
+        import torch
+
+        parameter = next(iter(self.student.scorer.parameters()), None)
+        return torch.as_tensor(array, device=None if parameter is None else parameter.device)
+
+
+class SearchModel:
+    """A `PairScorer` as mteb sees it: encoder and searcher with a similarity of its own.
+
+    Pair classification and STS use the symmetric head on (sentence1, sentence2), in this order, or the mean of both
+    orders where the configuration says so; retrieval uses the asymmetric head on (query, passage). `predictions` is
+    what mteb was last given: (n,) float64 in row order, or {query id: {document id: score}}.
+
+    Raises (while evaluating):
+        ArtifactError: the scorer gives NaN or infinity; names method and task.
+    """
+
+    def __init__(self, name: str, scorer: PairScorer, orders: SymmetricOrder | None = None, keep: int = 100) -> None:
+        self.name = name
+        self.scorer = scorer
+        self.orders = orders or SymmetricOrder()
+        self.keep = keep
+        self.predictions: Any = None
+        self._sides: list[tuple[list[str], np.ndarray]] = []
+        self._order = "as_given"
+        self._task = ""
+        self._corpus: tuple[list[str], list[str]] | None = None
+        self.mteb_model_meta = ModelMeta(
+            loader=None,
+            name=f"d2llm/{name.replace('/', '-')}",
+            revision="local",
+            release_date=None,
+            languages=None,
+            n_parameters=None,
+            memory_usage_mb=None,
+            max_tokens=None,
+            embed_dim=None,
+            license=None,
+            open_weights=None,
+            public_training_code=None,
+            public_training_data=None,
+            framework=[],
+            similarity_fn_name=ScoringFunction.CUSTOM,
+            use_instructions=None,
+            training_datasets=None,
+        )
+
+    def encode(
+        self, inputs: Iterable[Any], *, task_metadata: Any, prompt_type: Any = None, **kwargs: Any
+    ) -> np.ndarray:
+        """(n, d) vectors of a loader's texts. On a symmetric task the first call is sentence1, the second sentence2."""
+        mode = _mode(task_metadata)
+        self._task = task_metadata.name
+        texts = [text for batch in inputs for text in batch["text"]]
+        if prompt_type is not None:
+            role = _ROLES[str(getattr(prompt_type, "value", prompt_type))]
+        else:
+            role = _ORDER[len(self._sides) % 2]
+        vectors = self._finite(self.scorer.vectors(texts, role, mode), "embeddings")
+        if mode == "symmetric":
+            self._order = self.orders.of(_NAMES[task_metadata.type])
+            self._sides = [*self._sides[-1:], (texts, vectors)]
+        return vectors
+
+    def similarity_pairwise(self, embeddings1: np.ndarray, embeddings2: np.ndarray) -> np.ndarray:
+        """(n,) float64 scores of the pairs last encoded, by the symmetric head."""
+        if len(self._sides) != 2 or embeddings1 is not self._sides[0][1] or embeddings2 is not self._sides[1][1]:
+            raise RuntimeError("similarity_pairwise scores the two sides that were encoded last, and was given others")
+        pairs = list(zip(self._sides[0][0], self._sides[1][0], strict=True))
+        self._sides = []
+        scores = self._finite(np.asarray(self.scorer.score_pairs(pairs, "symmetric"), dtype=np.float64), "scores")
+        if self._order == "average":
+            turned = [(second, first) for first, second in pairs]
+            other = np.asarray(self.scorer.score_pairs(turned, "symmetric"), dtype=np.float64)
+            scores = (scores + self._finite(other, "scores")) / 2
+        self.predictions = scores
+        return scores
+
+    def similarity(self, embeddings1: np.ndarray, embeddings2: np.ndarray) -> np.ndarray:
+        """Not used: mteb asks `index` and `search` instead, which see texts and keep the head explicit."""
+        raise NotImplementedError("retrieval goes through index and search")
+
+    def index(self, corpus: Any, *, task_metadata: Any, **kwargs: Any) -> None:
+        """Remembers the corpus (columns id, text and optionally title)."""
+        if _mode(task_metadata) != "asymmetric":
+            raise RuntimeError(f"{task_metadata.name} is {task_metadata.type}: it cannot be searched")
+        self._task = task_metadata.name
+        titles = corpus["title"] if "title" in corpus.column_names else [""] * len(corpus)
+        texts = [f"{title or ''} {text}".strip() for title, text in zip(titles, corpus["text"], strict=True)]
+        self._corpus = (list(corpus["id"]), texts)
+
+    def search(
+        self, queries: Any, *, task_metadata: Any, top_k: int, top_ranked: Any = None, **kwargs: Any
+    ) -> dict[str, dict[str, float]]:
+        """{query id: {document id: score}} of the best documents, by the asymmetric head."""
+        if top_ranked is not None:
+            raise NotImplementedError("re-ranking tasks are not part of the suite")
+        ids, texts = self._corpus
+        self._corpus = None
+        hits = self.scorer.search(list(queries["text"]), texts, min(top_k, self.keep))
+        self._finite(np.concatenate([scores for _, scores in hits]), "scores")
+        # trec_eval, inside mteb, compares float32: all metrics shall see the same ties.
+        self.predictions = {
+            query: {ids[row]: float(np.float32(score)) for row, score in zip(rows, scores, strict=True)}
+            for query, (rows, scores) in zip(queries["id"], hits, strict=True)
+        }
+        return self.predictions
+
+    def _finite(self, array: np.ndarray, what: str) -> np.ndarray:
+        wrong = ~np.isfinite(array)
+        if wrong.any():
+            raise ArtifactError(
+                f"{self.name} on task {self._task}: {int(wrong.sum())} of {array.size} {what} are not finite (NaN or "
+                "infinity); its training has diverged: train it again with a lower learning rate or clipped gradients"
+            )
+        return array
+
+
+def _mode(task_metadata: Any) -> str:
+    try:
+        return _MODES[task_metadata.type]
+    except KeyError:
+        raise NotImplementedError(
+            f"{task_metadata.name}: tasks of type {task_metadata.type} are not evaluated; known: {', '.join(_MODES)}"
+        ) from None

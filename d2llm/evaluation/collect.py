@@ -1,0 +1,118 @@
+"""Gathers the evaluations of all configured runs and reference rows: one tidy table of scores, one of predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from d2llm.artifacts import MEND, atomic, read_frame, write_frame
+from d2llm.errors import ArtifactError
+from d2llm.logs import get_logger
+from d2llm.paths import Paths
+
+if TYPE_CHECKING:
+    from d2llm.config import Config
+
+logger = get_logger("collect")
+
+# Columns of the collected tables, in order, with their kinds; others are refused, so that none is lost silently.
+SCORES: dict[str, str] = {
+    "tier": "str",
+    "method": "str",
+    "variant": "str",
+    "seed": "int",
+    "split": "str",
+    "task": "str",
+    "task_title": "str",
+    "task_type": "str",
+    "group": "str",
+    "scorer": "str",
+    "candidates": "str",
+    "phenomenon": "str",
+    "metric": "str",
+    "value": "float",
+    "n": "int",
+}
+PREDICTIONS: dict[str, str] = {
+    "tier": "str",
+    "method": "str",
+    "variant": "str",
+    "seed": "int",
+    "task": "str",
+    "query_id": "str",
+    "doc_id": "str",
+    "score": "float",
+    "label": "float",
+    "relevant": "int",
+    "phenomenon": "str",
+}
+SCORE_KEY = ["method", "variant", "seed", "task", "phenomenon", "metric"]
+PREDICTION_KEY = ["method", "variant", "seed", "task", "query_id", "doc_id"]
+
+
+def run(config: Config) -> None:
+    """Writes `predictions.parquet`, `scores.csv` and `scores.parquet`.
+
+    Raises:
+        ArtifactError: an evaluation is missing, damaged, of another run, doubled or measured on other examples.
+    """
+    paths = Paths.of(config)
+    folders = {
+        (r.method, r.variant, r.seed): paths.evaluation(r.method, r.variant, r.seed) for r in config.evaluations()
+    }
+    scores = collected(config.tier, folders, "scores", SCORES, SCORE_KEY)
+    _same_measure({key: folder / "scores.parquet" for key, folder in folders.items()}, scores)
+    predictions = collected(config.tier, folders, "predictions", PREDICTIONS, PREDICTION_KEY)
+    write_frame(paths.predictions, predictions)
+    with atomic(paths.scores_csv) as temporary:
+        # Floats in their shortest form that reads back exactly: equal scores, equal bytes.
+        scores.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+    write_frame(paths.scores, scores)
+    logger.info("collected %d scores of %d evaluations", len(scores), len(folders))
+
+
+def collected(
+    tier: str, folders: dict[tuple[str, str, int], Path], name: str, columns: dict[str, str], key: list[str]
+) -> pd.DataFrame:
+    """The tables `<name>.parquet` of all folders, each checked to hold its own run, in the order of `key`."""
+    frames = []
+    for run_key, folder in folders.items():
+        path = folder / f"{name}.parquet"
+        frame = read_frame(path, columns)
+        extra = [column for column in frame.columns if column not in columns]
+        if extra:
+            raise ArtifactError(f"{path}: unexpected column {extra[0]!r}; expected {', '.join(columns)}; {MEND}")
+        for column, expected in zip(("tier", "method", "variant", "seed"), (tier, *run_key), strict=True):
+            wrong = frame[column] != expected
+            if wrong.any():
+                found = frame.loc[wrong, column].iloc[0]
+                raise ArtifactError(f"{path}: column {column!r}: expected {expected}, found {found}; {MEND}")
+        double = frame.duplicated(key)
+        if double.any():
+            row = frame.loc[double, key].iloc[0].to_dict()
+            raise ArtifactError(f"{path}: the same row twice: {row}; {MEND}")
+        frames.append(frame[list(columns)])
+    together = pd.concat(frames, ignore_index=True)
+    return together.sort_values(key, kind="stable", ignore_index=True)
+
+
+def _same_measure(files: dict[tuple[str, str, int], Path], scores: pd.DataFrame) -> None:
+    """Refuses evaluations of other tasks, metrics or numbers of examples than the first: not comparable."""
+    measured = {
+        key: frame.set_index(["task", "phenomenon", "metric"])["n"].to_dict()
+        for key, frame in scores.groupby(["method", "variant", "seed"], sort=False)
+    }
+    first, *others = files
+    overall = {place: n for place, n in measured[first].items() if place[1] == "all"}
+    for key in others:
+        found = {place: n for place, n in measured[key].items() if place[1] == "all"}
+        for place in sorted(overall.keys() ^ found.keys()):
+            have, lack = (first, key) if place in overall else (key, first)
+            raise ArtifactError(f"{files[lack]}: no {place[2]} of task {place[0]}, which {files[have]} has; {MEND}")
+        for place, n in overall.items():
+            if found[place] != n:
+                raise ArtifactError(
+                    f"{files[key]}: {place[2]} of task {place[0]} is over {found[place]} examples, expected {n}; {MEND}"
+                )

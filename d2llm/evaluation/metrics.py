@@ -1,0 +1,89 @@
+"""What mteb does not report: metrics per query and per phenomenon, from the very scores mteb was given.
+
+Pure functions over arrays. Each breakdown yields rows (phenomenon, metric, value, n); a phenomenon on which a metric is
+undefined yields no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import log2
+
+import numpy as np
+import pandas as pd
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+Row = tuple[str, str, float, int]
+RETRIEVAL_METRICS = ("mrr_at_10", "recall_at_10", "ndcg_at_10")
+
+
+def ranking(scores: Mapping[str, float]) -> list[str]:
+    """Document ids from best to worst; equal scores by id, descending, which is the rule of mteb and trec_eval."""
+    return [doc for doc, _ in sorted(scores.items(), key=lambda item: (item[1], item[0]), reverse=True)]
+
+
+def per_query(
+    results: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]], k: int = 10
+) -> pd.DataFrame:
+    """MRR, recall and nDCG at `k` of every query, indexed by query id.
+
+    nDCG's gain is the relevance itself and its discount log2(rank + 1), as in trec_eval; recall counts relevance > 0.
+    """
+    rows = {}
+    for query, scores in results.items():
+        gains = [qrels[query].get(doc, 0) for doc in ranking(scores)[:k]]
+        ideal = sorted((g for g in qrels[query].values() if g > 0), reverse=True)
+        first = next((rank for rank, gain in enumerate(gains, 1) if gain > 0), None)
+        rows[query] = {
+            f"mrr_at_{k}": 0.0 if first is None else 1.0 / first,
+            f"recall_at_{k}": sum(gain > 0 for gain in gains) / len(ideal),
+            f"ndcg_at_{k}": _dcg(gains) / _dcg(ideal[:k]),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _dcg(gains: Sequence[float]) -> float:
+    return sum(gain / log2(rank + 1) for rank, gain in enumerate(gains, 1))
+
+
+def pair_breakdown(scores: np.ndarray, labels: np.ndarray, phenomena: Sequence[str]) -> Iterator[Row]:
+    """Average precision and area under the ROC curve per phenomenon, for labels 0 and 1, each of shape (n,).
+
+    A phenomenon is what makes a pair hard: its negatives are set against all positives, and a phenomenon that only
+    positives have is set against all negatives. AP depends on the share of positives, so it compares methods within a
+    phenomenon; AUC may also be compared between phenomena.
+    """
+    phenomena = np.asarray(phenomena)
+    for name in sorted(set(phenomena.tolist())):
+        own = phenomena == name
+        label = 0 if (labels[own] == 0).any() else 1
+        chosen = (own & (labels == label)) | (labels != label)
+        yield name, "ap", float(average_precision_score(labels[chosen], scores[chosen])), int(chosen.sum())
+        yield name, "auc", float(roc_auc_score(labels[chosen], scores[chosen])), int(chosen.sum())
+
+
+def sts_breakdown(scores: np.ndarray, targets: np.ndarray, phenomena: Sequence[str]) -> Iterator[Row]:
+    """Pearson and Spearman correlation within each phenomenon; AP and AUC where the targets have two values only.
+
+    Binary similarity (question matching, role swaps) gives a phenomenon a single target, which correlates with nothing.
+    """
+    values = np.unique(targets)
+    if len(values) == 2:
+        yield from pair_breakdown(scores, (targets == values[1]).astype(int), phenomena)
+        return
+    phenomena = np.asarray(phenomena)
+    for name in sorted(set(phenomena.tolist())):
+        own = phenomena == name
+        if own.sum() < 3 or len(np.unique(targets[own])) < 2 or len(np.unique(scores[own])) < 2:
+            continue
+        yield name, "pearson", float(pearsonr(targets[own], scores[own])[0]), int(own.sum())
+        yield name, "spearman", float(spearmanr(targets[own], scores[own])[0]), int(own.sum())
+
+
+def retrieval_breakdown(queries: pd.DataFrame, phenomena: Mapping[str, str]) -> Iterator[Row]:
+    """Means of the per-query metrics (`per_query`'s frame) over the queries of each phenomenon."""
+    grouped = queries.groupby(queries.index.map(phenomena), sort=True)
+    for name, frame in grouped:
+        for metric in frame.columns:
+            yield str(name), str(metric), float(frame[metric].mean()), len(frame)

@@ -1,0 +1,89 @@
+"""mteb's task classes over a checked local `Task`: nothing is downloaded, mteb's own evaluators compute the metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from mteb.abstasks import AbsTaskPairClassification, AbsTaskRetrieval, AbsTaskSTS
+from mteb.abstasks.abstask import AbsTask
+from mteb.abstasks.task_metadata import TaskMetadata
+
+from d2llm.evaluation.tasks import Task
+
+
+def mteb_task(task: Task) -> AbsTask:
+    """The mteb task that evaluates `task`; its only split is `task.split`."""
+    return {"pair_classification": _Pairs, "sts": _STS, "retrieval": _Retrieval}[task.type](task)
+
+
+class _Local:
+    """What the three classes share: metadata and data come from a `Task` given to the constructor."""
+
+    mteb_type: str
+    main: str
+
+    def __init__(self, task: Task, **kwargs: Any) -> None:
+        self.task = task
+        self.metadata = TaskMetadata(
+            name=task.name,
+            description=task.description,
+            type=self.mteb_type,
+            category="t2t",
+            main_score=self.main,
+            eval_langs=[task.language],
+            eval_splits=[task.split],
+            dataset={"path": f"local/{task.name}", "revision": task.revision},
+        )
+        super().__init__(**kwargs)
+
+    def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
+        if not self.data_loaded:
+            self.dataset = self._data()
+            self.data_loaded = True
+
+
+class _Pairs(_Local, AbsTaskPairClassification):
+    mteb_type = "PairClassification"
+    main = "similarity_ap"
+
+    def _data(self) -> DatasetDict:
+        columns = {name: self.task.pairs[name].tolist() for name in ("sentence1", "sentence2")}
+        return DatasetDict(
+            {self.task.split: Dataset.from_dict(columns | {"labels": self.task.pairs["label"].tolist()})}
+        )
+
+
+class _STS(_Local, AbsTaskSTS):
+    mteb_type = "STS"
+    main = "spearman"
+
+    def __init__(self, task: Task, **kwargs: Any) -> None:
+        super().__init__(task, **kwargs)
+        self.min_score, self.max_score = task.min_score, task.max_score
+
+    def _data(self) -> DatasetDict:
+        columns = {name: self.task.pairs[name].tolist() for name in ("sentence1", "sentence2", "score")}
+        return DatasetDict({self.task.split: Dataset.from_dict(columns)})
+
+
+class _Retrieval(_Local, AbsTaskRetrieval):
+    mteb_type = "Retrieval"
+    main = "ndcg_at_10"
+    # mteb wants 1 among them; its default goes to 1000, ten times what the suite keeps.
+    k_values = (1, 3, 5, 10, 20, 100)
+
+    def _data(self) -> dict[str, Any]:
+        corpus = self.task.corpus
+        relevant: dict[str, dict[str, int]] = {}
+        for row in self.task.qrels.itertuples():
+            relevant.setdefault(row.query_id, {})[row.doc_id] = int(row.relevance)
+        split = {
+            "corpus": Dataset.from_dict(
+                {"id": corpus["id"].tolist(), "title": [""] * len(corpus), "text": corpus["text"].tolist()}
+            ),
+            "queries": Dataset.from_dict({name: self.task.queries[name].tolist() for name in ("id", "text")}),
+            "relevant_docs": relevant,
+            "top_ranked": None,
+        }
+        return {"default": {self.task.split: split}}

@@ -1,0 +1,176 @@
+"""Evaluates one run, or a reference row, on every configured task and writes scores, predictions and mteb's results."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import ConstantInputWarning
+
+from d2llm.artifacts import write_frame, write_json
+from d2llm.errors import ArtifactError
+from d2llm.evaluation import metrics, tasks
+from d2llm.evaluation.references import REFERENCES
+from d2llm.evaluation.tasks import Task
+from d2llm.logs import get_logger, progress
+from d2llm.paths import Paths
+
+if TYPE_CHECKING:
+    from d2llm.config import Config
+    from d2llm.evaluation.adapter import PairScorer, SearchModel
+
+logger = get_logger("evaluation")
+
+# Our metric → mteb's key. `similarity_*`, `pearson` and `spearman` are of the model's own similarity; mteb's
+# main_score, max_* and cosine_* may be of the cosine of embeddings, which a method with its own scorer does not use.
+METRICS: dict[str, dict[str, str]] = {
+    "pair_classification": {name: f"similarity_{name}" for name in ("accuracy", "ap", "precision", "recall", "f1")},
+    "sts": {name: name for name in ("pearson", "spearman")},
+    "retrieval": {name: name for name in metrics.RETRIEVAL_METRICS},
+}
+
+
+def run(config: Config, method: str, variant: str, seed: int) -> None:
+    """Evaluates (method, variant, seed) and writes `mteb/`, `predictions.parquet` and `scores.parquet`, in this order.
+
+    Raises:
+        DataError: a task's files do not hold what they must.
+        ArtifactError: the model's folder is missing, or it gives NaN or constant scores.
+    """
+    paths = Paths.of(config)
+    settings = config.evaluation
+    names = tasks.names(paths.tasks, settings.tasks)
+    # All tasks are read before any model: a damaged one is told in a second.
+    read = [tasks.read(paths.task(name), settings.split) for name in names]
+    scorer = load(config, method, variant, seed)
+    label = f"{method}/{variant}/seed{seed}"
+    folder = paths.evaluation(method, variant, seed)
+    identity = {"tier": config.tier, "method": method, "variant": variant, "seed": seed}
+    scores, predictions = evaluate(scorer, read, label, settings, folder / "mteb")
+    write_frame(folder / "predictions.parquet", predictions.assign(**identity)[[*identity, *predictions.columns]])
+    write_frame(folder / "scores.parquet", scores.assign(**identity)[[*identity, *scores.columns]])
+
+
+def load(config: Config, method: str, variant: str, seed: int) -> PairScorer:
+    """The trained student of a run, or the reference row of that name."""
+    if method in REFERENCES:
+        return REFERENCES[method](config)
+    from d2llm.evaluation.adapter import StudentScorer
+    from d2llm.models.student import Student
+
+    folder = Paths.of(config).run(method, variant, seed) / "model"
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: missing; run `snakemake --cores all` to train it")
+    return StudentScorer(Student.load(folder), config.evaluation.batch_size)
+
+
+def evaluate(
+    scorer: PairScorer, read: Iterable[Task], label: str, settings: Any, results: Path | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores (one row a metric) and predictions (one row a pair, or a query's kept document) of a scorer on tasks.
+
+    `settings` is an EvaluationSettings; `results`, where given, receives mteb's own result of each task as JSON.
+    """
+    from d2llm.evaluation.adapter import SearchModel
+
+    model = SearchModel(label, scorer, settings.symmetric_order, settings.keep)
+    scores, predictions = [], []
+    for task in progress(list(read), f"evaluate {label}"):
+        measured = _mteb(model, task, settings.batch_size, results)
+        rows, predicted = _rows(model, task, measured)
+        about = {"split": task.split, "task": task.name, "task_title": task.title, "task_type": task.type}
+        about |= {"group": task.group, "scorer": scorer.kind}
+        about |= {"candidates": scorer.candidates if task.type == "retrieval" else ""}
+        scores += [{**about, "phenomenon": p, "metric": m, "value": value, "n": n} for p, m, value, n in rows]
+        predictions.append(predicted.assign(task=task.name)[["task", *predicted.columns]])
+        main = "  ".join(f"{metric} {value:.4f}" for phenomenon, metric, value, _ in rows if phenomenon == "all")
+        logger.info("%s on %s: %s", label, task.name, main)
+        scorer.forget()
+    return pd.DataFrame(scores), pd.concat(predictions, ignore_index=True)
+
+
+def _mteb(model: SearchModel, task: Task, batch_size: int, results: Path | None) -> dict[str, float]:
+    """mteb's scores of one task, all keys."""
+    from mteb.results import TaskResult
+
+    from d2llm.evaluation.mteb_tasks import mteb_task
+
+    logging.getLogger("mteb").setLevel(logging.WARNING)
+    evaluated = mteb_task(task)
+    options = {"batch_size": batch_size, "show_progress_bar": False}
+    with warnings.catch_warnings():
+        # Said in our own words by `_defined`.
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        # Not mteb.evaluate: its cache may answer for a model that was trained again, and it imports twice as much.
+        scores = evaluated.evaluate(model, split=task.split, encode_kwargs=options)
+    if results is not None:
+        # No times in it: they are the provenance's, and two equal runs shall leave equal files.
+        result = TaskResult.from_task_results(evaluated, {task.split: scores}, evaluation_time=0.0)
+        content = result.model_dump(mode="json", exclude={"evaluation_time", "date", "evaluation_phases"})
+        write_json(results / f"{task.name}.json", _plain(content))
+    return dict(scores["default"])
+
+
+def _rows(model: SearchModel, task: Task, measured: dict[str, float]) -> tuple[list[metrics.Row], pd.DataFrame]:
+    """Score rows of a task (its metrics, then its breakdown) and its predictions."""
+    if task.type == "retrieval":
+        n = len(task.queries)
+        qrels: dict[str, dict[str, int]] = {}
+        for row in task.qrels.itertuples():
+            qrels.setdefault(row.query_id, {})[row.doc_id] = int(row.relevance)
+        # Relevant documents, retrieved or not: what recall and nDCG from the predictions alone need.
+        relevant = {query: sum(relevance > 0 for relevance in found.values()) for query, found in qrels.items()}
+        phenomena = dict(zip(task.queries["id"], task.queries["phenomenon"], strict=True))
+        breakdown = metrics.retrieval_breakdown(metrics.per_query(model.predictions, qrels), phenomena)
+        predictions = pd.DataFrame(
+            [
+                (query, doc, score, float(qrels[query].get(doc, 0)), relevant[query], phenomena[query])
+                for query, found in model.predictions.items()
+                for doc, score in found.items()
+            ],
+            columns=["query_id", "doc_id", "score", "label", "relevant", "phenomenon"],
+        )
+    else:
+        n = len(task.pairs)
+        target = task.pairs[task.target].to_numpy()
+        split = metrics.pair_breakdown if task.type == "pair_classification" else metrics.sts_breakdown
+        breakdown = split(model.predictions, target, task.pairs["phenomenon"].tolist())
+        predictions = pd.DataFrame(
+            {
+                "query_id": task.pairs["id"],
+                "doc_id": "",
+                "score": model.predictions,
+                "label": target.astype(float),
+                "relevant": 0,
+                "phenomenon": task.pairs["phenomenon"],
+            }
+        )
+    rows = [("all", name, _defined(model, task, name, measured[key]), n) for name, key in METRICS[task.type].items()]
+    return rows + list(breakdown), predictions
+
+
+def _defined(model: SearchModel, task: Task, metric: str, value: float) -> float:
+    """A metric as mteb gives it, or what stands for a correlation with equal scores, which does not exist."""
+    if np.isfinite(value):
+        return float(value)
+    if model.scorer.trained:
+        raise ArtifactError(
+            f"{model.name} on task {task.name}: {metric} is not defined ({value}): all its scores are equal; the model "
+            "has collapsed, train it again with other settings"
+        )
+    logger.warning("%s on %s: all scores are equal; %s is set to 0", model.name, task.name, metric)
+    return 0.0
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no word for NaN (mteb gives it for a metric it cannot compute); None stands for it."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,58 @@
+"""The configuration section `evaluation`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from d2llm.section import Names, Section
+
+Depth = Annotated[int, Field(ge=0)]
+Order = Literal["as_given", "average"]
+
+
+class SymmetricOrder(Section):
+    """How a pair of two texts of one kind is scored, for every method and reference row alike.
+
+    `average`: the mean of both orders, fit for a relation without direction. `as_given`: (sentence1, sentence2) only.
+    """
+
+    sts: Order = "average"
+    pair_classification: Order = "as_given"
+
+    def of(self, task_type: str) -> Order:
+        """The order of a symmetric task type."""
+        return getattr(self, task_type)
+
+
+class TeacherCandidates(Section):
+    """How many passages of each retriever the teacher re-ranks for a query; it cannot read a whole corpus."""
+
+    bm25: Depth = 30
+    dense: Depth = 30
+
+    def __str__(self) -> str:
+        return f"BM25 {self.bm25} + dense {self.dense}"
+
+
+class Bm25Settings(Section):
+    """The lexical reference row: Lucene's BM25 over jieba words or over characters."""
+
+    tokens: Literal["words", "characters"] = "words"
+    k1: Annotated[float, Field(ge=0.0)] = 1.5
+    b: Annotated[float, Field(ge=0.0, le=1.0)] = 0.75
+
+
+class EvaluationSettings(Section):
+    """What is evaluated, on which split, and how the reference rows score."""
+
+    # "all": every folder below data/tasks.
+    tasks: Literal["all"] | Names = "all"
+    split: Literal["dev", "test"] = "test"
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    # Documents of a query that are kept in the predictions; metrics need 10.
+    keep: Annotated[int, Field(ge=10)] = 100
+    symmetric_order: SymmetricOrder = SymmetricOrder()
+    teacher_candidates: TeacherCandidates = TeacherCandidates()
+    bm25: Bm25Settings = Bm25Settings()

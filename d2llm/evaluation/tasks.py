@@ -1,0 +1,198 @@
+"""Evaluation sets read from their folders and checked, before any model is loaded.
+
+A task folder holds `task.json` and, per split, pairs (`<split>.parquet`) or a retrieval set (`<split>/corpus.parquet`,
+`queries.parquet`, `qrels.parquet`). This module knows pandas only; `mteb_tasks` makes mteb's tasks of what it returns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from d2llm.artifacts import read_frame, read_json
+from d2llm.errors import ConfigError, DataError
+
+TaskType = Literal["pair_classification", "sts", "retrieval"]
+Split = Literal["dev", "test"]
+TASK_TYPES: tuple[str, ...] = ("pair_classification", "sts", "retrieval")
+GROUPS: tuple[str, ...] = ("nli", "sts", "ir")
+# Symmetric search compares two texts of one kind; retrieval compares a query with a passage.
+MODES: dict[str, str] = {"pair_classification": "symmetric", "sts": "symmetric", "retrieval": "asymmetric"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One split of one evaluation set.
+
+    `pairs` (id, sentence1, sentence2, label int | score float, phenomenon) belongs to pair classification and STS;
+    `corpus` (id, text), `queries` (id, text, phenomenon) and `qrels` (query_id, doc_id, relevance) to retrieval.
+    `revision` is a digest of the files, so that a result names the very data it was measured on.
+    """
+
+    name: str
+    title: str
+    type: TaskType
+    group: str
+    description: str
+    split: str
+    revision: str
+    language: str = "cmn-Hans"
+    min_score: float = 0.0
+    max_score: float = 1.0
+    pairs: pd.DataFrame | None = None
+    corpus: pd.DataFrame | None = None
+    queries: pd.DataFrame | None = None
+    qrels: pd.DataFrame | None = None
+
+    @property
+    def mode(self) -> str:
+        return MODES[self.type]
+
+    @property
+    def target(self) -> str:
+        """The column of `pairs` that holds what is to be predicted."""
+        return "label" if self.type == "pair_classification" else "score"
+
+
+def names(folder: Path, wanted: Literal["all"] | Sequence[str] = "all") -> list[str]:
+    """The tasks below `folder` that the configuration asks for, in the order of the configuration or of the alphabet.
+
+    Raises:
+        DataError: `folder` holds no task.
+        ConfigError: a wanted task is not there.
+    """
+    found = sorted(path.parent.name for path in Path(folder).glob("*/task.json"))
+    if not found:
+        raise DataError(f"{folder}: no evaluation task found (expected <task>/task.json); run the data stage again")
+    if wanted == "all":
+        return found
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ConfigError(f"evaluation.tasks: no task named {missing[0]!r} in {folder}; it holds {', '.join(found)}")
+    return list(wanted)
+
+
+def read(folder: Path, split: str) -> Task:
+    """Reads and checks one split of the task in `folder`.
+
+    Raises:
+        DataError: what a file holds is not what an evaluation needs; names file, column, row, found and expected.
+        ArtifactError: a file is missing or cannot be read.
+    """
+    folder = Path(folder)
+    about = _about(folder / "task.json")
+    if about["type"] == "retrieval":
+        files = {part: folder / split / f"{part}.parquet" for part in ("corpus", "queries", "qrels")}
+        frames = _retrieval(files)
+    else:
+        files = {"pairs": folder / f"{split}.parquet"}
+        frames = {"pairs": _pairs(files["pairs"], about)}
+    return Task(**about, split=split, revision=_digest(files.values()), **frames)
+
+
+def _about(path: Path) -> dict[str, Any]:
+    raw = read_json(path)
+    expected = {"name": str, "title": str, "type": str, "group": str, "description": str}
+    for key, kind in expected.items():
+        if not isinstance(raw.get(key), kind):
+            raise DataError(f"{path}: key {key!r} must be text, found {raw.get(key)!r}")
+    for key, allowed in (("type", TASK_TYPES), ("group", GROUPS)):
+        if raw[key] not in allowed:
+            raise DataError(f"{path}: key {key!r} must be one of {', '.join(allowed)}, found {raw[key]!r}")
+    if raw["name"] != path.parent.name:
+        raise DataError(f"{path}: key 'name' is {raw['name']!r}, but the folder is {path.parent.name!r}")
+    about = {key: raw[key] for key in expected}
+    about["language"] = raw.get("language", "cmn-Hans")
+    if raw["type"] == "sts":
+        low, high = raw.get("min_score"), raw.get("max_score")
+        if not all(isinstance(x, int | float) and np.isfinite(x) for x in (low, high)) or low >= high:
+            raise DataError(f"{path}: expected numbers min_score < max_score, found {low!r} and {high!r}")
+        about |= {"min_score": float(low), "max_score": float(high)}
+    return about
+
+
+def _pairs(path: Path, about: dict[str, Any]) -> pd.DataFrame:
+    frame = _read(path, ["id", "sentence1", "sentence2", "phenomenon"], unique="id")
+    if len(frame) < 2:
+        raise DataError(f"{path}: expected at least 2 pairs, found {len(frame)}")
+    if about["type"] == "pair_classification":
+        _column(path, frame, "label")
+        _rows(path, frame, "label", ~frame["label"].isin([0, 1]), "0 or 1")
+        frame["label"] = frame["label"].astype(int)
+        if frame["label"].nunique() < 2:
+            raise DataError(f"{path}: column 'label' holds only {frame['label'].iloc[0]}; expected both 0 and 1")
+        return frame
+    _column(path, frame, "score")
+    _numbers(path, frame, "score")
+    low, high = about["min_score"], about["max_score"]
+    _rows(path, frame, "score", ~frame["score"].between(low, high), f"a number from {low:g} to {high:g}")
+    frame["score"] = frame["score"].astype(float)
+    if frame["score"].nunique() < 2:
+        raise DataError(f"{path}: column 'score' holds only {frame['score'].iloc[0]:g}; a correlation needs two values")
+    return frame
+
+
+def _retrieval(files: dict[str, Path]) -> dict[str, pd.DataFrame]:
+    corpus = _read(files["corpus"], ["id", "text"], unique="id")
+    queries = _read(files["queries"], ["id", "text", "phenomenon"], unique="id")
+    path = files["qrels"]
+    qrels = _read(path, ["query_id", "doc_id"])
+    _column(path, qrels, "relevance")
+    if not pd.api.types.is_integer_dtype(qrels["relevance"]):
+        raise DataError(f"{path}: column 'relevance' must hold whole numbers (int), found {qrels['relevance'].dtype}")
+    _rows(path, qrels, "relevance", qrels["relevance"] < 0, "0 or more")
+    _rows(path, qrels, "query_id", ~qrels["query_id"].isin(set(queries["id"])), "an id of queries.parquet")
+    _rows(path, qrels, "doc_id", ~qrels["doc_id"].isin(set(corpus["id"])), "an id of corpus.parquet")
+    _rows(path, qrels, "doc_id", qrels.duplicated(["query_id", "doc_id"]), "each (query_id, doc_id) once")
+    answered = set(qrels.loc[qrels["relevance"] > 0, "query_id"])
+    # mteb would drop such a query silently and average over fewer than the task says.
+    _rows(files["queries"], queries, "id", ~queries["id"].isin(answered), "a query with a relevant document in qrels")
+    return {"corpus": corpus, "queries": queries, "qrels": qrels}
+
+
+def _read(path: Path, texts: list[str], unique: str | None = None) -> pd.DataFrame:
+    """The frame at `path`, whose columns `texts` hold non-empty strings; rows are numbered from 0 in messages."""
+    frame = read_frame(path).reset_index(drop=True)
+    for name in texts:
+        _column(path, frame, name)
+        _rows(path, frame, name, ~frame[name].map(lambda x: isinstance(x, str) and x.strip() != ""), "non-empty text")
+    if len(frame) == 0:
+        raise DataError(f"{path}: expected rows, found none")
+    if unique is not None:
+        _rows(path, frame, unique, frame[unique].duplicated(), "each id once")
+    return frame
+
+
+def _column(path: Path, frame: pd.DataFrame, name: str) -> None:
+    if name not in frame.columns:
+        raise DataError(f"{path}: column {name!r} not found; expected it beside {', '.join(map(str, frame.columns))}")
+
+
+def _numbers(path: Path, frame: pd.DataFrame, name: str) -> None:
+    if not pd.api.types.is_numeric_dtype(frame[name]):
+        raise DataError(f"{path}: column {name!r} must hold numbers, found {frame[name].dtype}")
+    _rows(path, frame, name, ~np.isfinite(frame[name].astype(float)), "a finite number")
+
+
+def _rows(path: Path, frame: pd.DataFrame, name: str, wrong: pd.Series, expected: str) -> None:
+    """Raises for the first row that `wrong` marks."""
+    wrong = wrong.astype(bool)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong.to_numpy())[0])
+        more = f" (and {int(wrong.sum()) - 1} more rows)" if wrong.sum() > 1 else ""
+        found = frame[name].iloc[row]
+        found = found.item() if isinstance(found, np.generic) else found
+        raise DataError(f"{path}: column {name!r}, row {row}: expected {expected}, found {found!r}{more}")
+
+
+def _digest(files: Any) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()[:40]

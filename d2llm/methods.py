@@ -1,0 +1,288 @@
+"""What a method is, and the registry that finds one by name. Importable without torch.
+
+A method is one file: `d2llm/d2llm_method.py` for D2LLM itself, `baselines/<name>.py` for every other, with a module attribute
+`METHOD`. It chooses special tokens, text formats, pooling, scorer, trained parameters and objective; the loop, the
+sampler, the optimiser and the evaluation are the same for all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PlainValidator, model_validator
+
+from d2llm.errors import ConfigError
+from d2llm.section import Names, Pair, Section
+from d2llm.validation import validate
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from d2llm.models.backbone import Backbone
+    from d2llm.models.student import Student
+
+Mode = Literal["symmetric", "asymmetric"]
+Role = Literal["query", "passage"]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def _warmup(value: Any) -> int | float:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not whole and not (isinstance(value, float) and 0.0 <= value < 1.0):
+        raise ValueError("a whole number of steps, or a fraction of all steps below 1")
+    return value
+
+
+# An integer counts steps, a fraction below one is a share of all steps. One validator, for one readable error.
+Warmup = Annotated[int | float, PlainValidator(_warmup)]
+Positive = Annotated[float, Field(gt=0.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+# ---------------------------------------------------------------------------------------------------------- recipes
+class Tuning(Section):
+    """Which of the backbone's parameters train. Pooling and scorer always train in full."""
+
+    kind: Literal["full", "lora", "bitfit"] = "full"
+    # LoRA only:
+    r: Annotated[int, Field(ge=1)] = 8
+    alpha: Positive = 8.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    # "auto": every linear projection of attention and feed-forward; otherwise the last parts of module names.
+    targets: Literal["auto"] | Names = "auto"
+
+
+class MaxLengths(Section):
+    """Longest inputs in tokens, prefix and suffix included. The text is cut, never the prefix or suffix."""
+
+    query: Annotated[int, Field(ge=1)] = 512
+    passage: Annotated[int, Field(ge=1)] = 512
+    symmetric: Annotated[int, Field(ge=1)] = 512
+
+    def of(self, role: Role, mode: Mode) -> int:
+        """The limit of a text by its role and mode."""
+        return self.symmetric if mode == "symmetric" else getattr(self, role)
+
+
+class Stage(Section):
+    """A pretext stage: its own optimiser run before fine-tuning. Zero steps skip it."""
+
+    # Updates; null: from `epochs`.
+    steps: Count | None = None
+    epochs: Weight = 1.0
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Positive = 1e-4
+    weight_decay: Weight = 0.01
+    warmup: Warmup = 0.1
+    schedule: Schedule = "linear"
+    max_length: Annotated[int, Field(ge=4)] = 512
+
+    def updates(self, texts: int) -> int:
+        """Number of updates over this many texts."""
+        if self.steps is not None:
+            return self.steps
+        return -(-round(self.epochs * texts) // self.batch_size)
+
+
+class Recipe(Section):
+    """Settings every method has. Subclasses set the published values as defaults and add their own keys.
+
+    The number of updates, the batch and the sampler are not here: they are shared by all methods (section `training`).
+    """
+
+    learning_rate: Positive = 1e-4
+    # Pooling and scorer; null: the same rate.
+    head_learning_rate: Positive | None = None
+    weight_decay: Weight = 0.01
+    betas: Pair = (0.9, 0.999)
+    epsilon: Positive = 1e-8
+    clip: Positive | None = 1.0
+    warmup: Warmup = 0.1
+    schedule: Schedule = "linear"
+    temperature: Positive = 0.05
+    tuning: Tuning = Tuning()
+    max_lengths: MaxLengths = MaxLengths()
+    # Hard negatives used per query; null: all that the batch holds.
+    hard_negatives: Count | None = None
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_published(cls, values: Any) -> Any:
+        """Lay a sub-section over the published one: `tuning: {r: 16}` changes the rank, not the kind."""
+        if not isinstance(values, Mapping):
+            return values
+        values = dict(values)
+        for name, value in values.items():
+            default = cls.model_fields[name].default if name in cls.model_fields else None
+            if isinstance(default, Section) and isinstance(value, Mapping):
+                values[name] = default.model_dump(mode="json") | dict(value)
+        return values
+
+
+# ------------------------------------------------------------------------------------------------------------ batch
+@dataclass(frozen=True)
+class TeacherTargets:
+    """What the teacher said about a batch; logits are (yes, no), index 0 is yes.
+
+    positive_logits (B, 2); negative_logits (B, K, 2); easy_logits (B, E, 2) of easy negatives, which are the positives
+    at the batch positions easy_index (B, E); features (B, K+1, K+1), cosine matrix of the pair features over the
+    positive (index 0) and the K negatives.
+    """
+
+    positive_logits: Tensor
+    negative_logits: Tensor
+    easy_logits: Tensor
+    easy_index: Tensor
+    features: Tensor
+
+    def to(self, device: torch.device) -> TeacherTargets:
+        """The same on another device."""
+        return TeacherTargets(**{part.name: getattr(self, part.name).to(device) for part in fields(self)})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's texts, of one dataset and mode: B queries, their positives and K hard negatives each.
+
+    Rows with fewer than K negatives are filled up with any text and marked False in `negative_mask` (B, K), a boolean
+    tensor, or None when every row is full.
+    """
+
+    dataset: str
+    mode: Mode
+    queries: list[str]
+    positives: list[str]
+    negatives: list[list[str]]
+    teacher: TeacherTargets | None = None
+    negative_mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @property
+    def negative_count(self) -> int:
+        """K, hard negatives of each query."""
+        return len(self.negatives[0]) if self.negatives else 0
+
+    def true_passages(self) -> list[set[str]]:
+        """For every query the texts that must not serve as its in-batch negatives: positives of the same query text."""
+        known: dict[str, set[str]] = {}
+        for query, positive in zip(self.queries, self.positives, strict=True):
+            known.setdefault(query, {query}).add(positive)
+        return [known[query] for query in self.queries]
+
+    def others(self, passages: list[str]) -> list[list[bool]]:
+        """(B, len(passages)): whether a passage of the batch may serve as a negative of a query."""
+        return [[passage not in true for passage in passages] for true in self.true_passages()]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of a batch, in its order: q (B, d), p (B, d) of the positives, n (B, K, d) of the hard negatives."""
+
+    q: Tensor
+    p: Tensor
+    n: Tensor
+
+
+def _quiet(items: Iterable[Any], description: str = "") -> Iterable[Any]:
+    return items
+
+
+@dataclass(frozen=True)
+class PretextContext:
+    """What a pretext stage may use besides texts.
+
+    `next_texts[i]` follows the i-th text in its document ("" where nothing does; None where the source knows no order).
+    `progress(items, description)` wraps a loop (`d2llm.logs.progress`); `log(record)` appends one record to the run's log.
+    """
+
+    seed: int = 0
+    next_texts: list[str] | None = None
+    device: torch.device | str = "cpu"
+    accelerator: Any = None
+    progress: Callable[..., Iterable[Any]] = _quiet
+    log: Callable[[dict[str, Any]], None] = field(default=lambda record: None)
+
+
+# ----------------------------------------------------------------------------------------------------------- method
+class Method:
+    """Base class of all methods; stateless, so one instance serves every run."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    citation: ClassVar[str]
+    # Which base checkpoint it starts from.
+    kind: ClassVar[Literal["decoder", "encoder"]]
+    uses_teacher: ClassVar[bool] = False
+    Recipe: ClassVar[type[Recipe]] = Recipe
+
+    def recipe(self, settings: Mapping[str, Any] | None = None) -> Recipe:
+        """The published recipe with `settings` laid over it, sub-sections key by key. Raises ConfigError."""
+        return validate(self.Recipe, dict(settings or {}), lambda key: "config", ("methods", self.name))
+
+    def phrases(self, recipe: Recipe) -> tuple[str, ...]:
+        """Strings fed besides the texts: a vocabulary made in the pipeline has to hold all their words."""
+        return ()
+
+    def build(self, backbone: Backbone, recipe: Recipe) -> Student:
+        """The student: special tokens added, pooling, scorer and formats chosen, trained parameters marked."""
+        raise NotImplementedError
+
+    def objective(self, student: Student, embedded: Embedded, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
+        """The weighted loss terms of a batch, by name; the loop sums and logs them."""
+        raise NotImplementedError
+
+    def pretext(self, student: Student, texts: list[str], recipe: Recipe, context: PretextContext) -> None:
+        """Pre-training of the method's own on unlabelled texts, before fine-tuning; none by default.
+
+        Runs alike on every process of a distributed run: texts and seeds are the same, so are the results.
+        """
+
+    def parameter_groups(self, student: Student, recipe: Recipe) -> list[dict[str, Any]]:
+        """Optimiser groups: the encoder at `learning_rate`, pooling and scorer at `head_learning_rate`."""
+        from d2llm.optimization import groups
+
+        rate, decay = recipe.learning_rate, recipe.weight_decay
+        partly = student.backbone.partly_trained()
+        body = [(name, p) for name, p in student.backbone.named_parameters() if p is not partly]
+        made = groups(body, rate, decay) + groups(student.head_parameters(), recipe.head_learning_rate or rate, decay)
+        if partly is not None:  # decay would move the rows that are to stay
+            made.append({"params": [partly], "lr": rate, "weight_decay": 0.0})
+        return made
+
+
+def names() -> list[str]:
+    """Every method there is: d2llm first, then one for each file in `baselines/`."""
+    import baselines
+
+    found = sorted(module.name for module in pkgutil.iter_modules(baselines.__path__))
+    return ["d2llm", *(name for name in found if not name.startswith("_"))]
+
+
+def method(name: str) -> Method:
+    """The method of that name. Raises ConfigError with the nearest known name."""
+    if name == "d2llm":
+        module = importlib.import_module("d2llm.d2llm_method")
+    elif re.fullmatch(r"[a-z][a-z0-9_]*", name) and name in names():
+        module = importlib.import_module(f"baselines.{name}")
+    else:
+        known = names()
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"unknown method {name!r}{hint} Known: {', '.join(known)}")
+    found = getattr(module, "METHOD", None)
+    if not isinstance(found, Method):
+        raise ConfigError(f"{module.__name__} has no METHOD, an instance of d2llm.methods.Method")
+    if found.name != name:
+        raise ConfigError(f"{module.__name__}.METHOD is named {found.name!r}; it must carry its file's name {name!r}")
+    return found

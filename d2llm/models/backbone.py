@@ -1,0 +1,337 @@
+"""The transformer body of a student with its tokenizer: any Hugging Face decoder or encoder, no head."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from d2llm.errors import ArtifactError, ConfigError, TrainingError
+
+Kind = Literal["decoder", "encoder"]
+# Texts remembered by `tokenize`; beyond it texts are tokenised anew, so that memory stays bounded on large data.
+CACHED_TEXTS = 400_000
+
+
+class Backbone(nn.Module):
+    """A body (`.model`, returns last_hidden_state) with `.tokenizer`, `.kind`, `.hidden_size`, and its LoRA adapters.
+
+    `source` is the folder or hub id the weights came from; pretext stages take the language-model head from there.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, kind: Kind, source: str | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.kind: Kind = kind
+        self.source = source
+        self.hidden_size: int = model.config.hidden_size
+        self.pad_id = int(next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0))
+        # Longest input in tokens: encoders have a table of positions, rotary and ALiBi decoders have none to run out of.
+        self.longest: int = _positions(model) if kind == "encoder" else 1 << 30
+        self._cache: dict[str, tuple[int, ...]] = {}
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._trained_rows: Tensor | None = None
+
+    # -------------------------------------------------------------------------------------------------- load and save
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        kind: Kind,
+        *,
+        dtype: str | torch.dtype = "float32",
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        attention: str | None = None,
+    ) -> Backbone:
+        """Load a body from a folder or hub id. Only safetensors are read; remote code runs only when asked for.
+
+        A checkpoint with a language-model head (a causal or masked one) loads as its body. Raises ArtifactError for a
+        missing or damaged folder.
+        """
+        from transformers import AutoModel, AutoTokenizer
+
+        if isinstance(folder, Path) and not (folder / "config.json").is_file():
+            raise ArtifactError(f"{folder}: no model here (config.json is missing); remove it and run snakemake again")
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        if revision is not None:
+            options["revision"] = revision
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
+            if attention is not None:
+                options["attn_implementation"] = attention
+            model = AutoModel.from_pretrained(
+                str(folder), dtype=dtype, use_safetensors=True, **_body_options(str(folder), options), **options
+            )
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ArtifactError(f"{folder}: cannot load the {kind} model: {first}") from error
+        return cls(model, tokenizer, kind, source=str(folder))
+
+    def save(self, folder: str | Path) -> None:
+        """Write body (LoRA merged into the weights, the live model untouched) and tokenizer in Hugging Face's format."""
+        self.model.save_pretrained(str(folder), state_dict=self.merged_state())
+        self.tokenizer.save_pretrained(str(folder))
+
+    def merged_state(self) -> dict[str, Tensor]:
+        """The body's weights under their original names, with every LoRA product added to the matrix it adapts."""
+        adapted = self._adapters()
+        state = {}
+        for name, value in self.model.state_dict().items():
+            owner = next((prefix for prefix in _parents(name) if prefix in adapted), None)
+            if owner is None:
+                state[name] = value
+            elif name.startswith(f"{owner}.base_layer."):
+                if name == f"{owner}.base_layer.weight":
+                    delta = sum(adapted[owner].get_delta_weight(a) for a in adapted[owner].active_adapters)
+                    value = (value.float() + delta.detach().float()).to(value.dtype)
+                state[name.replace(".base_layer.", ".", 1)] = value
+        return state
+
+    # ------------------------------------------------------------------------------------------------------ tokenizer
+    def tokenize(self, texts: list[str]) -> list[tuple[int, ...]]:
+        """Token ids of each text without any special token. Repeated texts come from memory."""
+        unknown = [text for text in dict.fromkeys(texts) if text not in self._cache]
+        if not unknown:
+            return [self._cache[text] for text in texts]
+        encoded = self.tokenizer(unknown, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        fresh = {text: tuple(ids) for text, ids in zip(unknown, encoded, strict=True)}
+        known = {**{text: self._cache[text] for text in texts if text in self._cache}, **fresh}
+        if len(self._cache) + len(fresh) <= CACHED_TEXTS:
+            self._cache.update(fresh)
+        return [known[text] for text in texts]
+
+    def phrase(self, text: str) -> list[int]:
+        """Token ids of a method's own phrase. Raises ConfigError when the tokenizer does not know all of it."""
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        unknown = self.tokenizer.unk_token_id
+        if text.strip() and (not ids or (unknown is not None and unknown in ids)):
+            raise ConfigError(
+                f"the tokenizer of {self.source or 'the base model'} cannot spell {text!r}: part of it becomes "
+                f"{self.tokenizer.unk_token!r}; put these words into its vocabulary or choose another phrase"
+            )
+        return ids
+
+    def token(self, name: Literal["bos", "eos", "cls", "sep", "mask"]) -> list[int]:
+        """The id of a special token as a list, empty where the tokenizer has none."""
+        found = getattr(self.tokenizer, f"{name}_token_id")
+        return [] if found is None else [int(found)]
+
+    def add_tokens(self, tokens: list[str]) -> list[int]:
+        """Add tokens and return their ids. New embedding rows start at the mean of the old ones plus small noise.
+
+        Tokens the vocabulary already holds keep id and row. The noise is the same in every run, so that two runs of one
+        seed start alike.
+        """
+        unknown = [token for token in tokens if token not in self.tokenizer.get_vocab()]
+        if unknown:
+            before = len(self.tokenizer)
+            self.tokenizer.add_tokens(unknown, special_tokens=True)
+            old = self.model.get_input_embeddings()
+            if len(self.tokenizer) > old.num_embeddings:
+                # Not mean_resizing: it draws from the global generator and inverts a covariance matrix.
+                self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+            weight = self.model.get_input_embeddings().weight
+            with torch.no_grad():
+                known = weight[:before].float()
+                noise = torch.randn(
+                    (len(self.tokenizer) - before, weight.shape[1]), generator=torch.Generator().manual_seed(before)
+                )
+                rows = known.mean(0) + 0.1 * known.std(0) * noise.to(known.device)
+                weight[before : len(self.tokenizer)] = rows.to(weight.dtype)
+            self._cache.clear()
+        return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in tokens]
+
+    # -------------------------------------------------------------------------------------------------------- forward
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Last hidden states (n, t, d) of padded ids (n, t); mask (n, t) is 1 on real tokens, padded on either side."""
+        options: dict[str, Tensor | None] = {"attention_mask": attention_mask}
+        if self.kind == "decoder":
+            if bool(attention_mask[:, 0].all()):
+                # Padded on the right: causality already hides the padding from every real token, and no mask is fastest.
+                options["attention_mask"] = None
+            elif self._takes_positions:
+                # Padded on the left: the first real token is at position 0, as it is without padding.
+                options["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            options["use_cache"] = False
+        return self.model(input_ids=input_ids, **options).last_hidden_state
+
+    def hidden(self, input_ids: Tensor, visible: Tensor, position_ids: Tensor) -> Tensor:
+        """Last hidden states (n, t, d) under a free attention pattern: visible (n, t, t) bool, row sees column."""
+        kind = self.model.get_input_embeddings().weight.dtype
+        mask = torch.zeros(visible.shape, dtype=kind, device=visible.device)
+        mask = mask.masked_fill(~visible, torch.finfo(kind).min).unsqueeze(1)
+        options = {"use_cache": False} if self.kind == "decoder" else {}
+        return self.model(
+            input_ids=input_ids, attention_mask=mask, position_ids=position_ids, **options
+        ).last_hidden_state
+
+    def checkpoint_gradients(self) -> None:
+        """Trade time for memory: recompute activations in the backward pass."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    # --------------------------------------------------------------------------------------------------------- tuning
+    def linear_projections(self) -> list[str]:
+        """Names of the linear modules inside the layers (attention and feed-forward), the targets of LoRA."""
+        from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
+        found = [
+            name
+            for name, module in self.model.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D)) and any(part.isdigit() for part in name.split("."))
+        ]
+        if not found:
+            raise TrainingError(
+                f"{type(self.model).__name__} has no linear projections to adapt with LoRA; name them in tuning.targets"
+            )
+        return found
+
+    def tune(self, tuning: Any, new_tokens: list[int] | None = None) -> None:
+        """Mark the parameters that train: all, LoRA adapters only, or those whose name contains "bias" (BitFit).
+
+        `new_tokens` are embedding rows that train besides (their neighbours do not move). Raises TrainingError when
+        nothing would train.
+        """
+        if tuning.kind == "full":
+            self.model.requires_grad_(True)
+            return
+        self.model.requires_grad_(False)
+        if tuning.kind == "bitfit":
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_("bias" in name)
+            biases = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+            if not biases:
+                raise TrainingError(
+                    f"BitFit trains biases only and {type(self.model).__name__} of {self.source or 'this run'} has none; "
+                    "set tuning.kind to lora for this base model"
+                )
+        if tuning.kind == "lora":
+            self._add_lora(tuning)
+        if new_tokens:
+            self._train_rows(new_tokens)
+
+    def _add_lora(self, tuning: Any) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        targets = self.linear_projections() if tuning.targets == "auto" else list(tuning.targets)
+        config = LoraConfig(
+            r=tuning.r,
+            lora_alpha=tuning.alpha,
+            lora_dropout=tuning.dropout,
+            bias="none",
+            target_modules=targets,
+            fan_in_fan_out=self.model.config.model_type == "gpt2",  # Conv1D keeps its matrix the other way round
+        )
+        try:
+            self.model = inject_adapter_in_model(config, self.model)
+        except ValueError as error:
+            raise ConfigError(f"tuning.targets {targets}: {str(error).splitlines()[0]}") from error
+
+    def _adapters(self) -> dict[str, Any]:
+        """The modules that LoRA adapts, by name."""
+        if not any("lora_" in name for name, _ in self.model.named_parameters()):
+            return {}  # spares other methods the import of peft
+        from peft.tuners.lora import LoraLayer
+
+        return {name: module for name, module in self.model.named_modules() if isinstance(module, LoraLayer)}
+
+    def _train_rows(self, rows: list[int]) -> None:
+        """Let some embedding rows train: the gradient of all others is zeroed, and Adam leaves a zero gradient alone."""
+        weight = self.model.get_input_embeddings().weight
+        self._trained_rows = torch.tensor(sorted(set(rows)))
+        keep = torch.zeros(weight.shape[0], 1, dtype=weight.dtype)
+        keep[self._trained_rows] = 1.0
+        weight.requires_grad_(True)
+        weight.register_hook(lambda gradient: gradient * keep.to(gradient.device))
+
+    def partly_trained(self) -> nn.Parameter | None:
+        """The embedding matrix when only some of its rows train; it must not decay."""
+        return None if self._trained_rows is None else self.model.get_input_embeddings().weight
+
+    def trained_count(self) -> int:
+        """Number of scalars that train, counting only the trained rows of a partly trained embedding."""
+        partly = self.partly_trained()
+        total = sum(p.numel() for p in self.model.parameters() if p.requires_grad and p is not partly)
+        return total + (0 if partly is None else len(self._trained_rows) * partly.shape[1])
+
+    @contextmanager
+    def all_trainable(self) -> Iterator[None]:
+        """Train every weight for a while (pretext stages), then restore what was marked.
+
+        LoRA adapters are switched off: fresh ones add nothing, and the stage trains the base weights they will adapt.
+        """
+        adapters = list(self._adapters().values())
+        before = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        for module in adapters:
+            module.enable_adapters(False)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_("lora_" not in name)
+        try:
+            yield
+        finally:
+            for module in adapters:
+                module.enable_adapters(True)
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(before[name])
+                parameter.grad = None
+
+    # ------------------------------------------------------------------------------------------- language-model heads
+    def language_model(self) -> nn.Module:
+        """The checkpoint's full language model (causal or masked, by kind) around this very body.
+
+        Its head comes from the checkpoint, with input and output embeddings tied again where its configuration ties
+        them; a checkpoint without a head gets a fresh one, the same in every run.
+        """
+        from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+        auto = AutoModelForCausalLM if self.kind == "decoder" else AutoModelForMaskedLM
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            if self.source is None:
+                full = auto.from_config(self.model.config)
+            else:
+                full = auto.from_pretrained(self.source, use_safetensors=True, dtype=self.model.dtype)
+            rows = self.model.get_input_embeddings().num_embeddings
+            if full.get_input_embeddings().num_embeddings != rows:
+                full.resize_token_embeddings(rows, mean_resizing=False)
+        setattr(full, full.base_model_prefix, self.model)
+        full.tie_weights()
+        return full.to(self.model.device).train()
+
+
+def head_of(full: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The head of a language model: hidden states (…, d) to logits (…, vocabulary)."""
+    heads = [child for name, child in full.named_children() if name != full.base_model_prefix]
+    if len(heads) != 1:
+        raise TrainingError(f"{type(full).__name__}: expected one language-model head, found {len(heads)}")
+    return heads[0]
+
+
+def _positions(model: nn.Module) -> int:
+    """How many positions an encoder can tell apart; RoBERTa's kin count theirs from behind the padding index."""
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    if isinstance(table, nn.Embedding):
+        return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    return int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
+
+
+def _body_options(folder: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the pooler of BERT-like bodies: nothing here uses it, and BitFit would count its bias."""
+    from transformers import AutoConfig, AutoModel
+
+    kept = {key: value for key, value in options.items() if key != "attn_implementation"}
+    config = AutoConfig.from_pretrained(folder, **kept)
+    body = AutoModel._model_mapping.get(type(config), None)
+    takes = isinstance(body, type) and "add_pooling_layer" in inspect.signature(body.__init__).parameters
+    return {"add_pooling_layer": False} if takes else {}

@@ -1,0 +1,275 @@
+"""From two vectors to one logit: D2LLM's interaction emulation module (IEM) and the plain scorers it is compared with.
+
+All share one interface (`Scorer`): `pairs` scores aligned rows, `matrix` all combinations; both go through
+`query_cache` and `passage_cache`, the parts that depend on one side only, which a search index can store. Nothing here
+knows texts or losses.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2llm.errors import ConfigError
+
+__all__ = ["IEM", "MODES", "SCORERS", "Bilinear", "Cosine", "Dot", "Mode", "Scorer", "build_scorer"]
+
+Mode = Literal["symmetric", "asymmetric"]
+MODES: tuple[Mode, Mode] = ("symmetric", "asymmetric")
+
+
+class Scorer(nn.Module):
+    """Base. q (n, d) are queries, p (n, d) or (m, d) passages; `mode` picks the IEM's branch, others ignore it.
+
+    `name` is its name in a configuration.
+    """
+
+    name: ClassVar[str]
+
+    def pairs(self, q: Tensor, p: Tensor, mode: Mode) -> Tensor:
+        """(n, d), (n, d) → (n,) logits of row i with row i."""
+        return self.pairs_cached(self.query_cache(q), self.passage_cache(p), mode)
+
+    def matrix(self, q: Tensor, p: Tensor, mode: Mode) -> Tensor:
+        """(n, d), (m, d) → (n, m) logits of all combinations."""
+        return self.matrix_cached(self.query_cache(q), self.passage_cache(p), mode)
+
+    def features(self, q: Tensor, p: Tensor, mode: Mode) -> Tensor:
+        """(n, d), (n, d) → (n, h) pair features y^S for feature imitation; only the IEM has any."""
+        raise ConfigError(
+            f"scorer {self.name} has no pair features: set gamma (feature imitation) to 0 or use the scorer iem"
+        )
+
+    def query_cache(self, q: Tensor) -> Tensor:
+        """(n, d) → (n, c): what a query needs once."""
+        return q
+
+    def passage_cache(self, p: Tensor) -> Tensor:
+        """(m, d) → (m, c): what an index stores."""
+        return p
+
+    def pairs_cached(self, query: Tensor, passage: Tensor, mode: Mode) -> Tensor:
+        """(n, c), (n, c) → (n,), from the caches."""
+        _check(mode)
+        return (query * passage).sum(-1)
+
+    def matrix_cached(self, query: Tensor, passage: Tensor, mode: Mode) -> Tensor:
+        """(n, c), (m, c) → (n, m), from the caches."""
+        _check(mode)
+        return query @ passage.T
+
+
+class Dot(Scorer):
+    """q · p."""
+
+    name = "dot"
+
+
+class Cosine(Scorer):
+    """q · p / (‖q‖ ‖p‖); a zero vector has cosine 0 with everything. Without temperature: that is the loss's."""
+
+    name = "cosine"
+
+    def query_cache(self, q: Tensor) -> Tensor:
+        return F.normalize(q, dim=-1)
+
+    def passage_cache(self, p: Tensor) -> Tensor:
+        return F.normalize(p, dim=-1)
+
+
+class Bilinear(Scorer):
+    """qᵀ W p with a learned W: the simplest scorer that can tell (a, b) from (b, a).
+
+    Starts as scale · q·p/d, which is scale · cosine for layer-normed vectors.
+    """
+
+    name = "bilinear"
+
+    def __init__(self, size: int, scale: float = 10.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(size) * (scale / size))
+
+    def query_cache(self, q: Tensor) -> Tensor:
+        return q.to(self.weight.dtype) @ self.weight
+
+    def passage_cache(self, p: Tensor) -> Tensor:
+        return p.to(self.weight.dtype)
+
+
+class IEM(Scorer):
+    """Interaction emulation module: an MLP over two vectors that stands in for cross-attention (release: `IEM`).
+
+        x = act(W1·[q; p] + b1)          (h)
+        y = ReLU(W_mode·x + b_mode)      (h)   pair feature y^S; one branch for symmetric, one for asymmetric search
+        z = w·y + b                            the logit z^S; one head for both branches
+
+    W1·[q; p] = Wq·q + Wp·p, so a passage stores Wp·p + b1 and a query costs one product; only the branch of the mode
+    runs. `matrix` works in blocks: its intermediate values stay within `block_bytes` (under autograd, the graph keeps
+    all of them).
+
+    activation: act is "relu" (release) or "squared_relu", ReLU(·)²; the branch's is always ReLU.
+    init: "random" is the release's (Xavier weights). "matcher" starts as a measure of closeness (docs/method.md):
+        the first layer's rows come in pairs ±R(q − p), the branches are the identity plus noise, the head weighs all
+        parts of the distance with one negative number:
+            squared_relu   z ≈ scale · (1 − ‖q − p‖² / 2d)           = scale · cos(q, p) if ‖q‖² = ‖p‖² = d
+            relu           z ≈ scale · (1 − √π/2 · ‖q − p‖₁ / d)     0 for independent normal vectors, in the mean
+        It expects entries of about unit variance, as PMA's layer norm gives. R is the identity if 2d ≤ hidden, else
+        hidden/2 random orthogonal directions, scaled so that ‖R(q − p)‖² keeps its size in the mean. Units to spare
+        are random, with a head weight of 0.
+    branches: "both" (paper) or "shared", one branch for either mode (ablation).
+    skip: "none" (paper) or "cosine", which adds w_c · cos(q, p) with a learned w_c, at first `skip_scale` (variant;
+        the caches then hold the normalised vector as well).
+    """
+
+    name = "iem"
+
+    def __init__(
+        self,
+        size: int,
+        hidden: int = 512,
+        activation: Literal["relu", "squared_relu"] = "relu",
+        init: Literal["random", "matcher"] = "random",
+        branches: Literal["both", "shared"] = "both",
+        skip: Literal["none", "cosine"] = "none",
+        scale: float = 10.0,
+        skip_scale: float = 10.0,
+        block_bytes: int = 2 << 20,
+    ) -> None:
+        super().__init__()
+        for key, found, known in (
+            ("activation", activation, ("relu", "squared_relu")),
+            ("init", init, ("random", "matcher")),
+            ("branches", branches, ("both", "shared")),
+            ("skip", skip, ("none", "cosine")),
+        ):
+            if found not in known:
+                raise ConfigError(f"scorer iem: {key} is one of {', '.join(known)}, found {found!r}")
+        if hidden < (2 if init == "matcher" else 1):
+            raise ConfigError(f"scorer iem: hidden must be at least {2 if init == 'matcher' else 1}, found {hidden}")
+        self.size, self.hidden = size, hidden
+        self.squared = activation == "squared_relu"
+        self.block_bytes = block_bytes
+        self.first = nn.Linear(2 * size, hidden)
+        self.branches = nn.ModuleDict(
+            {name: nn.Linear(hidden, hidden) for name in (MODES if branches == "both" else ("shared",))}
+        )
+        self.head = nn.Linear(hidden, 1)
+        self.skip_weight = nn.Parameter(torch.tensor(float(skip_scale))) if skip == "cosine" else None
+        for layer in (self.first, *self.branches.values(), self.head):
+            nn.init.xavier_uniform_(layer.weight)
+        if init == "matcher":
+            self._become_matcher(scale)
+
+    @torch.no_grad()
+    def _become_matcher(self, scale: float) -> None:
+        size, count = self.size, min(self.size, self.hidden // 2)
+        if count == size:
+            directions = torch.eye(size)
+        else:
+            directions = nn.init.orthogonal_(torch.empty(count, size)) * math.sqrt(size / count)
+        # Two rows for a direction, as ReLU passes one sign of a difference; the activations of both together are its
+        # square or its absolute value.
+        both = torch.cat([directions, -directions])
+        self.first.weight[: 2 * count] = torch.cat([both, -both], 1)
+        self.first.bias.zero_()
+        for branch in self.branches.values():
+            nn.init.normal_(branch.weight, std=0.02 / math.sqrt(self.hidden))
+            branch.weight.diagonal().add_(1.0)
+            branch.bias.zero_()
+        # What the activations sum to for independent vectors of unit variance: E(q − p)² = 2 and E|q − p| = 2/√π in
+        # each of `count` directions, whose scale √(d/count) enters the first squared.
+        expected = 2.0 * size if self.squared else 2.0 / math.sqrt(math.pi) * math.sqrt(size * count)
+        self.head.weight.zero_()
+        self.head.weight[0, : 2 * count] = -scale / expected
+        self.head.bias.fill_(scale)
+
+    # -------------------------------------------------------------------------------------------- the parts of one side
+
+    def query_cache(self, q: Tensor) -> Tensor:
+        """(n, d) → (n, h): Wq·q; with the cosine skip (n, h + d): followed by q/‖q‖."""
+        return self._cache(q, self.first.weight[:, : self.size], None)
+
+    def passage_cache(self, p: Tensor) -> Tensor:
+        """(m, d) → (m, h): Wp·p + b1; with the cosine skip (m, h + d): followed by p/‖p‖."""
+        return self._cache(p, self.first.weight[:, self.size :], self.first.bias)
+
+    def _cache(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x = x.to(weight.dtype)
+        part = F.linear(x, weight, bias)
+        return part if self.skip_weight is None else torch.cat([part, F.normalize(x, dim=-1)], -1)
+
+    # ----------------------------------------------------------------------------------------------------------- scores
+
+    def features(self, q: Tensor, p: Tensor, mode: Mode) -> Tensor:
+        """(n, d), (n, d) → (n, h): y^S, the output of the mode's branch."""
+        x = self.query_cache(q)[..., : self.hidden] + self.passage_cache(p)[..., : self.hidden]
+        return self._branch(x, mode)
+
+    def logits_of(self, features: Tensor) -> Tensor:
+        """(…, h) features → (…) logits, without a cosine skip: a step that needs both runs the branch once."""
+        return self.head(features).squeeze(-1)
+
+    def pairs_cached(self, query: Tensor, passage: Tensor, mode: Mode) -> Tensor:
+        h = self.hidden
+        logits = self.logits_of(self._branch(query[..., :h] + passage[..., :h], mode))
+        if self.skip_weight is not None:
+            logits = logits + self.skip_weight * (query[..., h:] * passage[..., h:]).sum(-1)
+        return logits
+
+    def matrix_cached(self, query: Tensor, passage: Tensor, mode: Mode) -> Tensor:
+        _check(mode)
+        h, n, m = self.hidden, query.shape[0], passage.shape[0]
+        # Pairs in a block: two values of (pairs, h) are alive at once, before and after the branch.
+        rows = max(1, self.block_bytes // (2 * h * query.element_size()))
+        width = min(max(m, 1), rows)
+        height = max(1, rows // width)
+        strips = []
+        for i in range(0, n, height):
+            left = query[i : i + height, None, :h]
+            blocks = []
+            for j in range(0, m, width):
+                x = left + passage[None, j : j + width, :h]
+                shape = x.shape[:2]
+                blocks.append(self.logits_of(self._branch(x.flatten(0, 1), mode)).view(shape))
+            strips.append(torch.cat(blocks, 1) if blocks else query.new_zeros(left.shape[0], 0))
+        logits = torch.cat(strips) if strips else query.new_zeros(0, m)
+        if self.skip_weight is not None:
+            logits = logits + self.skip_weight * (query[:, h:] @ passage[:, h:].T)
+        return logits
+
+    def _branch(self, x: Tensor, mode: Mode) -> Tensor:
+        """(r, h) before the first activation → (r, h) pair features. Without autograd, x is overwritten."""
+        _check(mode)
+        branch = self.branches[mode if mode in self.branches else "shared"]
+        if torch.is_grad_enabled():
+            x = torch.relu(x)
+            return torch.relu(branch(x.square() if self.squared else x))
+        x.relu_()
+        if self.squared:
+            x.square_()
+        return branch(x).relu_()
+
+
+SCORERS: dict[str, type[Scorer]] = {kind.name: kind for kind in (IEM, Cosine, Dot, Bilinear)}
+
+
+def build_scorer(name: str, size: int, **settings: Any) -> Scorer:
+    """The scorer of that name for vectors of `size` numbers. ConfigError for an unknown name or setting."""
+    if name not in SCORERS:
+        near = difflib.get_close_matches(name, SCORERS, 1, 0.0)[0]
+        raise ConfigError(f"scorer: unknown {name!r}, expected one of {', '.join(SCORERS)} (nearest: {near})")
+    kind = SCORERS[name]
+    try:
+        return kind(size, **settings) if kind in (IEM, Bilinear) else kind(**settings)
+    except TypeError as error:
+        raise ConfigError(f"scorer {name}: {error}") from error
+
+
+def _check(mode: str) -> None:
+    if mode not in MODES:
+        raise ValueError(f"mode is one of {', '.join(MODES)}, found {mode!r}")

@@ -1,0 +1,296 @@
+"""A bi-encoder: backbone, pooling and a scorer of pairs, with the text formats of its method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2llm.artifacts import write_json
+from d2llm.errors import ArtifactError, TrainingError
+from d2llm.methods import Batch, Embedded, MaxLengths, Mode, Role
+from d2llm.models.backbone import Backbone
+from d2llm.models.interaction import build_scorer
+from d2llm.models.pooling import build_pooling
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+
+# A part by name and options, as its builder takes them and as student.json keeps them.
+Spec = tuple[str, dict[str, Any]]
+# Cost of one more forward pass in padded tokens, and the most passes a call is split into.
+PASS_COST, MOST_PASSES = 256, 3
+# Places considered for a cut; of more, every other (third, …) is.
+MOST_CUTS = 64
+# Bump when the layout of a saved student changes.
+LAYOUT = 1
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """What stands around a text, as token ids, and how long all of it may be."""
+
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    max_length: int = 512
+
+    def __post_init__(self) -> None:
+        if len(self.prefix) + len(self.suffix) >= self.max_length:
+            raise TrainingError(
+                f"max_lengths: {self.max_length} tokens leave no room for a text between {len(self.prefix)} prefix and "
+                f"{len(self.suffix)} suffix tokens"
+            )
+
+    def ids(self, text_ids: tuple[int, ...] | list[int]) -> tuple[int, ...]:
+        """The whole input; a text too long is cut at its end, prefix and suffix never are."""
+        room = self.max_length - len(self.prefix) - len(self.suffix)
+        return (*self.prefix, *text_ids[:room], *self.suffix)
+
+
+Formats = dict[tuple[Role, Mode], TextFormat]
+
+
+def same_formats(lengths: MaxLengths, prefix: Sequence[int] = (), suffix: Sequence[int] = ()) -> Formats:
+    """One prefix and suffix for every role and mode, each with its own longest input."""
+    return {
+        (role, mode): TextFormat(tuple(prefix), tuple(suffix), lengths.of(role, mode))
+        for mode in get_args(Mode)
+        for role in get_args(Role)
+    }
+
+
+class Student(nn.Module):
+    """Turns texts into embeddings (n, d) and scores pairs of embeddings.
+
+    formats: for every (role, mode) the text format. padding: the side, as the method's published code has it.
+    normalize: whether embeddings are scaled to unit length. method: name, for the record.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        pooling: Spec,
+        scorer: Spec,
+        formats: Formats,
+        padding: Literal["right", "left"] = "right",
+        normalize: bool = False,
+        method: str = "",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pooling_spec, self.scorer_spec = pooling, scorer
+        self.pooling = build_pooling(pooling[0], backbone.hidden_size, **pooling[1])
+        self.scorer = build_scorer(scorer[0], backbone.hidden_size, **scorer[1])
+        limit = backbone.longest
+        self.formats: Formats = {
+            key: form if form.max_length <= limit else replace(form, max_length=limit) for key, form in formats.items()
+        }
+        self.padding: Literal["right", "left"] = padding
+        self.normalize = normalize
+        self.method = method
+
+    # ------------------------------------------------------------------------------------------------------ embedding
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone lives."""
+        return next(self.backbone.parameters()).device
+
+    def ids(self, texts: list[str], role: Role, mode: Mode) -> list[tuple[int, ...]]:
+        """The exact token ids fed for each text; a text without any token is one padding token, as attention needs one."""
+        form = self.formats[role, mode]
+        return [form.ids(ids) or (self.backbone.pad_id,) for ids in self.backbone.tokenize(texts)]
+
+    def limit_length(self, tokens: int) -> None:
+        """Shorten every format that allows more than this many tokens (the limit all methods of a comparison share)."""
+        for key, form in self.formats.items():
+            self.formats[key] = replace(form, max_length=min(tokens, form.max_length))
+
+    def pad(self, rows: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        """Ids (n, t) and mask (n, t), int64, padded to the longest row on the method's side."""
+        longest = max(len(row) for row in rows)
+        ids = np.full((len(rows), longest), self.backbone.pad_id, dtype=np.int64)
+        mask = np.zeros((len(rows), longest), dtype=np.int64)
+        for index, row in enumerate(rows):
+            place = slice(0, len(row)) if self.padding == "right" else slice(longest - len(row), longest)
+            ids[index, place] = row
+            mask[index, place] = 1
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+
+    def pool(self, rows: list[tuple[int, ...]]) -> Tensor:
+        """Embeddings (n, d) of token id rows in one forward pass."""
+        ids, mask = self.pad(rows)
+        vectors = self.pooling(self.backbone(ids, mask), mask)
+        return F.normalize(vectors, dim=-1) if self.normalize else vectors
+
+    def embed_ids(self, rows: list[tuple[int, ...]]) -> Tensor:
+        """Embeddings (n, d) of token id rows: equal rows run once, rows of like length run together."""
+        if not rows:
+            return torch.zeros(0, self.backbone.hidden_size, device=self.device)
+        unique = sorted(dict.fromkeys(rows), key=len)
+        ends = split_by_length([len(row) for row in unique])
+        parts = [self.pool(unique[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+        place = {row: index for index, row in enumerate(unique)}
+        index = torch.tensor([place[row] for row in rows], device=self.device)
+        return torch.cat(parts).index_select(0, index)
+
+    def embed(self, texts: list[str], role: Role, mode: Mode) -> Tensor:
+        """Embeddings (n, d), with gradients."""
+        return self.embed_ids(self.ids(texts, role, mode))
+
+    def embed_batch(self, batch: Batch) -> Embedded:
+        """Embeddings of all texts of a training batch, computed together."""
+        queries, count, width = len(batch), len(batch.positives), batch.negative_count
+        passages = [*batch.positives, *(text for row in batch.negatives for text in row)]
+        rows = self.ids(batch.queries, "query", batch.mode) + self.ids(passages, "passage", batch.mode)
+        q, p, n = self.embed_ids(rows).split([queries, count, count * width])
+        return Embedded(q=q, p=p, n=n.view(count, width, self.backbone.hidden_size))
+
+    def forward(self, batch: Batch) -> Embedded:
+        """`embed_batch`, so that wrappers which intercept calls (distributed training) see the pass."""
+        return self.embed_batch(batch)
+
+    @torch.no_grad()
+    def encode(
+        self, texts: list[str], role: Role, mode: Mode, batch_size: int = 256, progress: Any = None
+    ) -> np.ndarray:
+        """Embeddings (n, d), float32, in evaluation mode; batches hold texts of like length. `progress` wraps them."""
+        was_training = self.training
+        self.eval()
+        try:
+            rows = self.ids(texts, role, mode)
+            order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+            out = np.zeros((len(rows), self.backbone.hidden_size), dtype=np.float32)
+            starts = range(0, len(order), batch_size)
+            for start in progress(starts) if progress else starts:
+                members = order[start : start + batch_size]
+                out[members] = self.pool([rows[index] for index in members]).float().cpu().numpy()
+        finally:
+            self.train(was_training)
+        return out
+
+    # ------------------------------------------------------------------------------------------------------- training
+    def head_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Named parameters of pooling and scorer."""
+        for part in ("pooling", "scorer"):
+            for name, parameter in getattr(self, part).named_parameters():
+                yield f"{part}.{name}", parameter
+
+    def trainable(self) -> list[str]:
+        """Names of the parameters that train."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def parameter_counts(self) -> dict[str, int]:
+        """How many scalars train and how many there are: backbone_trained, head_trained, total."""
+        return {
+            "backbone_trained": self.backbone.trained_count(),
+            "head_trained": sum(p.numel() for _, p in self.head_parameters() if p.requires_grad),
+            "total": sum(p.numel() for p in self.parameters()),
+        }
+
+    # -------------------------------------------------------------------------------------------------- save and load
+    def save(self, folder: str | Path) -> None:
+        """Write `backbone/` (Hugging Face format, LoRA merged), `student.safetensors` and `student.json`.
+
+        The folder must exist and be private to the caller (write below `artifacts.atomic`).
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backbone.save(folder / "backbone")
+        head = {
+            f"{part}.{name}": value.detach().cpu().contiguous()
+            for part in ("pooling", "scorer")
+            for name, value in getattr(self, part).state_dict().items()
+        }
+        save_file(head, str(folder / "student.safetensors"))
+        write_json(folder / "student.json", self.description())
+
+    def description(self) -> dict[str, Any]:
+        """What `load` needs besides the weights."""
+        return {
+            "layout": LAYOUT,
+            "method": self.method,
+            "kind": self.backbone.kind,
+            "hidden_size": self.backbone.hidden_size,
+            "pooling": {"name": self.pooling_spec[0], "options": self.pooling_spec[1]},
+            "scorer": {"name": self.scorer_spec[0], "options": self.scorer_spec[1]},
+            "normalize": self.normalize,
+            "padding": self.padding,
+            "formats": [
+                {"role": role, "mode": mode, **asdict(form)} for (role, mode), form in sorted(self.formats.items())
+            ],
+            "parameters": self.parameter_counts(),
+        }
+
+    @classmethod
+    def load(cls, folder: str | Path, *, dtype: str | torch.dtype = "float32") -> Student:
+        """A saved student, ready to encode; the method's module is not needed. Raises ArtifactError when damaged."""
+        import json
+
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        try:
+            described = json.loads((folder / "student.json").read_text(encoding="utf-8"))
+            if described["layout"] != LAYOUT:
+                raise ArtifactError(f"{folder}: saved with layout {described['layout']}, this version reads {LAYOUT}")
+            formats: Formats = {
+                (form["role"], form["mode"]): TextFormat(
+                    tuple(form["prefix"]), tuple(form["suffix"]), form["max_length"]
+                )
+                for form in described["formats"]
+            }
+            student = cls(
+                Backbone.load(folder / "backbone", described["kind"], dtype=dtype),
+                (described["pooling"]["name"], described["pooling"]["options"]),
+                (described["scorer"]["name"], described["scorer"]["options"]),
+                formats,
+                padding=described["padding"],
+                normalize=described["normalize"],
+                method=described["method"],
+            )
+            head = load_file(str(folder / "student.safetensors"))
+            for part in ("pooling", "scorer"):
+                state = {name[len(part) + 1 :]: value for name, value in head.items() if name.startswith(f"{part}.")}
+                getattr(student, part).load_state_dict(state)
+        except ArtifactError:
+            raise
+        except Exception as error:  # noqa: BLE001 - any way a file can be broken ends in the same advice
+            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            raise ArtifactError(
+                f"{folder}: not a saved student ({type(error).__name__}: {first}); remove it and run snakemake again"
+            ) from error
+        return student.eval()
+
+
+def split_by_length(lengths: list[int]) -> list[int]:
+    """Where to cut ascending lengths into at most three passes so that padding costs least; the ends, last included.
+
+    Cost of a pass: rows × longest row, plus a constant. Exact over all cuts between different lengths (up to 64).
+    """
+    count = len(lengths)
+    cuts = [index for index in range(1, count) if lengths[index] != lengths[index - 1]]
+    cuts = [*cuts[:: 1 + len(cuts) // MOST_CUTS], count]
+
+    def cost(start: int, end: int) -> int:
+        return (end - start) * lengths[end - 1] + PASS_COST
+
+    best: dict[int, tuple[int, list[int]]] = {end: (cost(0, end), [end]) for end in cuts}
+    answer = best[count]
+    for _ in range(MOST_PASSES - 1):
+        step: dict[int, tuple[int, list[int]]] = {}
+        for end in cuts:
+            options = [(value + cost(start, end), [*ends, end]) for start, (value, ends) in best.items() if start < end]
+            if options:
+                step[end] = min(options)
+        best = step
+        if count in best:
+            answer = min(answer, best[count])
+    return answer[1]

@@ -1,0 +1,164 @@
+"""The one home of every path below `results/<tier>/`.
+
+Knows names only: it opens nothing, makes no folder, and takes Snakemake's wildcards ("{method}") as well as values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from d2llm.config import Config
+
+PROVENANCE = "provenance.json"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where each stage of one tier writes; `root` is `results/<tier>`."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, config: Config) -> Paths:
+        return cls(Path(config.results) / config.tier)
+
+    # the run as a whole
+    @property
+    def config(self) -> Path:
+        """The resolved config every job reads."""
+        return self.root / "config.yaml"
+
+    @property
+    def guard(self) -> Path:
+        """The file a run locks, so that a second one in the same folder is refused."""
+        return self.root / ".running"
+
+    @property
+    def cache(self) -> Path:
+        """Caches of libraries (mteb): never read back as results."""
+        return self.root / "cache"
+
+    @property
+    def locks(self) -> Path:
+        """One empty file a job that ever ran, locked while it runs."""
+        return self.root / "locks"
+
+    def logs(self, *parts: str) -> Path:
+        """`logs("train", "d2llm", "base", "seed1")` → logs/train/d2llm/base/seed1.log"""
+        folder = self.root.joinpath("logs", *parts[:-1])
+        return folder / f"{parts[-1]}.log"
+
+    # data
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def train_pairs(self) -> Path:
+        """Training queries with their positives, before negatives are mined."""
+        return self.data / "train.parquet"
+
+    @property
+    def pool(self) -> Path:
+        """The texts negatives are drawn from."""
+        return self.data / "pool.parquet"
+
+    @property
+    def pretraining(self) -> Path:
+        return self.data / "pretraining.parquet"
+
+    @property
+    def teacher_train(self) -> Path:
+        return self.data / "teacher_train.parquet"
+
+    @property
+    def teacher_dev(self) -> Path:
+        return self.data / "teacher_dev.parquet"
+
+    @property
+    def card_json(self) -> Path:
+        return self.data / "card.json"
+
+    @property
+    def card_md(self) -> Path:
+        return self.data / "card.md"
+
+    @property
+    def leaks(self) -> Path:
+        return self.data / "leaks.json"
+
+    @property
+    def tasks(self) -> Path:
+        """The folder holding one folder an evaluation set."""
+        return self.data / "tasks"
+
+    def task(self, name: str) -> Path:
+        return self.tasks / name
+
+    # models made or fetched before any method is trained
+    def base(self, model: str) -> Path:
+        """Folder of a base model: `teacher`, `decoder` or `encoder`."""
+        return self.root / "models" / model
+
+    # training pairs
+    @property
+    def pairs(self) -> Path:
+        """Training queries with positives and hard negatives, in packs."""
+        return self.root / "pairs" / "pairs.parquet"
+
+    @property
+    def negatives_report(self) -> Path:
+        return self.root / "pairs" / "report.json"
+
+    # teacher
+    @property
+    def teacher(self) -> Path:
+        return self.root / "teacher"
+
+    @property
+    def teacher_model(self) -> Path:
+        return self.teacher / "model"
+
+    @property
+    def teacher_report(self) -> Path:
+        return self.teacher / "report.json"
+
+    @property
+    def teacher_log(self) -> Path:
+        return self.teacher / "log.jsonl"
+
+    def teacher_scores(self, shard: int | str, shards: int | str) -> Path:
+        return self.teacher / "scores" / f"{shard}-of-{shards}.parquet"
+
+    # runs
+    def run(self, method: str, variant: str, seed: int | str) -> Path:
+        """Folder of a training: model/, log.jsonl, summary.json."""
+        return self.root / "runs" / method / variant / f"seed{seed}"
+
+    def evaluation(self, method: str, variant: str, seed: int | str) -> Path:
+        """Folder of an evaluation: scores.parquet, predictions.parquet."""
+        return self.root / "evaluations" / method / variant / f"seed{seed}"
+
+    # collected
+    @property
+    def scores(self) -> Path:
+        return self.root / "scores.parquet"
+
+    @property
+    def scores_csv(self) -> Path:
+        return self.root / "scores.csv"
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "predictions.parquet"
+
+    def table(self, name: str, ext: str) -> Path:
+        return self.root / "tables" / f"{name}.{ext}"
+
+
+def beside(path: Path) -> Path:
+    """The provenance of a single file that has no folder of its own: `<file>.provenance.json`."""
+    return path.with_name(f"{path.name}.{PROVENANCE}")

@@ -1,0 +1,237 @@
+"""Stage `base`: makes the base checkpoints of the mini tier (teacher decoder, student decoder, encoder) in Hugging Face format.
+
+Each is pre-trained on the same unlabelled text with the same three objectives: language modelling (masked for the encoder), reading
+the slots of a text's events off its pooled states, and telling its paraphrase from other texts, one of which has nearly the same words. The last two stand in for what
+billions of words teach a real checkpoint; they are given to every method's base alike (docs/data.md). Hub tiers skip this stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from d2llm.artifacts import append_jsonl, atomic, read_frame, write_json
+from d2llm.data.lexicon import SLOTS, lexicon
+from d2llm.logs import get_logger, progress
+from d2llm.models.vocabulary import build_tokenizer
+from d2llm.optimization import groups, optimizer, schedule, step
+from d2llm.paths import Paths
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from d2llm.config import BaseSettings, Config
+
+ENCODERS = ("encoder",)
+PARAPHRASE_TEMPERATURE = 0.05
+COLUMNS = {
+    "text": "str",
+    "paraphrase": "str",
+    "distractor": "str",
+    "next_text": "str",
+    "slots": "list",
+    "ask": "int",
+    "negated": "int",
+}
+
+
+def run(config: Config, model: str) -> None:
+    """Pre-train base checkpoint `model` ("teacher", "decoder" or "encoder") and save it below `models/`."""
+    paths = Paths.of(config)
+    settings: BaseSettings = getattr(config.models, model)
+    frame = read_frame(paths.pretraining, COLUMNS)
+    log = get_logger(__name__)
+    torch.manual_seed(settings.seed)
+    tokenizer = build_tokenizer(vocabulary(config))
+    network = new_model(model in ENCODERS, settings, tokenizer)
+    log.info("%s: %d parameters, vocabulary %d", model, sum(p.numel() for p in network.parameters()), len(tokenizer))
+    with atomic(paths.base(model)) as folder:
+        folder.mkdir(parents=True)
+        heads = pretrain(network, tokenizer, frame, settings, folder / "log.jsonl", f"pre-training {model}")
+        network.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "summary.json", {"parameters": sum(p.numel() for p in network.parameters()), **heads})
+
+
+def vocabulary(config: Config) -> list[str]:
+    """All pieces the mini tokenizer knows: the world's words, the prompts, and the phrases methods add to texts."""
+    from d2llm.data.surface import FUNCTION_WORDS
+    from d2llm.prompts import prompts
+
+    words = [*lexicon().words(), *FUNCTION_WORDS]
+    for prompt in prompts(config.teacher).values():
+        words += [prompt.instruction, prompt.query, prompt.passage, prompt.cue, prompt.yes, prompt.no]
+    return [*words, *config.phrases()]
+
+
+def new_model(encoder: bool, settings: BaseSettings, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A model with random weights. The decoder is a Llama with biases in all linear layers, which is what BitFit
+    (SGPT, Udever) trains on the models those methods were published on."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, LlamaConfig
+
+    shared = dict(
+        vocab_size=len(tokenizer), hidden_size=settings.hidden_size, num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads, intermediate_size=settings.intermediate_size, max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True,
+    )  # fmt: skip
+    if encoder:
+        return AutoModelForMaskedLM.from_config(
+            BertConfig(**shared, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, type_vocab_size=1, initializer_range=0.05)
+        )  # fmt: skip
+    return AutoModelForCausalLM.from_config(
+        LlamaConfig(**shared, attention_bias=True, mlp_bias=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, initializer_range=0.05)
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SlotTargets:
+    """Where each slot's nodes stand in one padded table: `table` (slots, widest) node ids, -1 for padding."""
+
+    table: np.ndarray
+
+    @classmethod
+    def build(cls) -> SlotTargets:
+        lex = lexicon()
+        members = [[0, *np.flatnonzero(lex.slot == slot).tolist()] for slot in range(len(SLOTS))]
+        members = members * 2 + [[0, 1], list(range(len(SLOTS) + 1))]
+        widest = max(map(len, members))
+        return cls(np.array([row + [-1] * (widest - len(row)) for row in members]))
+
+    def encode(self, slots: np.ndarray, negated: np.ndarray, ask: np.ndarray) -> np.ndarray:
+        """(n, 2·slots) nodes, (n,) polarity, (n,) slot asked for -> (n, 2·slots+2) positions; -100 where there is no second event."""
+        full = np.concatenate([slots, negated[:, None], ask[:, None] + 1], axis=1)
+        lookup = np.full((len(self.table), int(self.table.max()) + 1), -100)
+        for row, nodes in enumerate(self.table):
+            lookup[row, nodes[nodes >= 0]] = np.flatnonzero(nodes >= 0)
+        out = lookup[np.arange(full.shape[1])[None, :], full]
+        single = ~slots[:, len(SLOTS) :].any(1)
+        out[np.ix_(single, np.arange(len(SLOTS), 2 * len(SLOTS)))] = -100
+        return out
+
+
+class SlotReader(nn.Module):
+    """Reads every slot of a text's events off one pooled vector; used in pre-training only and thrown away."""
+
+    def __init__(self, hidden_size: int, targets: SlotTargets) -> None:
+        super().__init__()
+        rows, width = targets.table.shape
+        self.shape = (rows, width)
+        self.linear = nn.Linear(hidden_size, rows * width)
+        self.register_buffer("padding", torch.from_numpy(targets.table < 0))
+
+    def forward(self, pooled: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy over the slots that count, and the share read correctly; pooled (n, d), wanted (n, rows)."""
+        logits = self.linear(pooled).view(-1, *self.shape).masked_fill(self.padding, float("-inf"))
+        loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-100)
+        counted = wanted != -100
+        right = (logits.detach().argmax(-1) == wanted)[counted].float().mean()
+        return loss, right
+
+
+def pad(rows: list[list[int]], value: int) -> tuple[Tensor, Tensor]:
+    """Right-padded ids (n, longest) and their mask."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [value] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return ids, mask
+
+
+def pooled_states(hidden: Tensor, mask: Tensor, kind: str) -> Tensor:
+    """(n, t, d) -> (n, d): one of the poolings the methods use, so that pre-training favours none of them."""
+    if kind == "cls":
+        return hidden[:, 0]
+    if kind == "last":
+        return hidden[torch.arange(len(hidden)), mask.sum(1) - 1]
+    weight = mask.to(hidden.dtype)
+    if kind == "weighted":
+        weight = weight * torch.arange(1, mask.shape[1] + 1, dtype=hidden.dtype)
+    weight = weight / weight.sum(1, keepdim=True)
+    return (hidden * weight[..., None]).sum(1)
+
+
+def mask_tokens(
+    ids: Tensor, mask: Tensor, tokenizer: PreTrainedTokenizerFast, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """BERT masking without the 10% random and kept tokens: (input, labels with -100 where nothing is asked)."""
+    special = (ids == tokenizer.cls_token_id) | (ids == tokenizer.sep_token_id) | (mask == 0)
+    hidden = (torch.rand(ids.shape, generator=generator) < share) & ~special
+    labels = torch.where(hidden, ids, torch.full_like(ids, -100))
+    return torch.where(hidden, torch.full_like(ids, tokenizer.mask_token_id), ids), labels
+
+
+def pretrain(
+    network: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    frame: object,
+    settings: BaseSettings,
+    log_file: object,
+    name: str,
+) -> dict[str, float]:
+    """Train `network` in place; returns the last losses (means over the final tenth)."""
+    from transformers import BertConfig
+
+    encoder = isinstance(network.config, BertConfig)
+    targets = SlotTargets.build()
+    reader = SlotReader(settings.hidden_size, targets)
+    wanted = torch.from_numpy(
+        targets.encode(np.stack(frame["slots"]), frame["negated"].to_numpy(), frame["ask"].to_numpy())
+    )
+    wrap = (
+        (lambda ids: [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id])
+        if encoder
+        else (lambda ids: [*ids, tokenizer.eos_token_id])
+    )
+    texts = [wrap(ids) for ids in tokenizer(frame["text"].tolist(), add_special_tokens=False)["input_ids"]]
+    again = [wrap(ids) for ids in tokenizer(frame["paraphrase"].tolist(), add_special_tokens=False)["input_ids"]]
+    apart = [wrap(ids) for ids in tokenizer(frame["distractor"].tolist(), add_special_tokens=False)["input_ids"]]
+    poolings = ("cls", "mean") if encoder else ("mean", "weighted", "last")
+    body = network.base_model
+    network.train()
+    made = optimizer(
+        groups([*network.named_parameters(), *reader.named_parameters()], settings.learning_rate, 0.01), (0.9, 0.98)
+    )
+    plan = schedule(made, "linear", 0.05, settings.steps)
+    generator = torch.Generator().manual_seed(settings.seed)
+    half = settings.batch_size
+    order = np.random.default_rng(settings.seed)
+    tail: list[dict[str, float]] = []
+    for number in progress(range(1, settings.steps + 1), name):
+        rows = order.integers(0, len(texts), half)
+        ids, mask = pad(
+            [*(texts[i] for i in rows), *(again[i] for i in rows), *(apart[i] for i in rows)], tokenizer.pad_token_id
+        )
+        states = body(input_ids=ids, attention_mask=mask).last_hidden_state
+        pooled = pooled_states(states, mask, poolings[number % len(poolings)])
+        slots, right = reader(pooled[: 2 * half], wanted[np.concatenate([rows, rows])])
+        unit = F.normalize(pooled, dim=-1)
+        alike = unit[:half] @ unit[half:].T / PARAPHRASE_TEMPERATURE
+        terms = {"slots": settings.slot_weight * slots,
+                 "paraphrase": settings.paraphrase_weight * F.cross_entropy(alike, torch.arange(half))}  # fmt: skip
+        if settings.language_weight:
+            terms["language"] = settings.language_weight * _language_loss(
+                network, body, states, ids, mask, tokenizer, encoder, generator
+            )
+        log = step(None, terms, made, plan, 1.0, f"{name}, step {number}") | {"slots_right": float(right)}
+        if number > 0.9 * settings.steps:
+            tail.append(log)
+        if number % 50 == 0 or number == settings.steps:
+            append_jsonl(log_file, {"step": number, **log})
+    return {key: float(np.mean([record[key] for record in tail])) for key in tail[0] if key not in ("learning_rate",)}
+
+
+def _language_loss(network, body, states, ids, mask, tokenizer, encoder, generator) -> Tensor:  # noqa: ANN001
+    """Next-token loss on a quarter of the rows, or masked-token loss on a fresh masked pass over them (rows x vocabulary is the cost)."""
+    take = slice(0, max(1, len(ids) // 4))
+    if not encoder:
+        logits = network.lm_head(states[take, :-1])
+        labels = ids[take, 1:].masked_fill(mask[take, 1:] == 0, -100)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+    masked, labels = mask_tokens(ids[take], mask[take], tokenizer, 0.3, generator)
+    hidden = body(input_ids=masked, attention_mask=mask[take]).last_hidden_state
+    asked = labels != -100
+    return F.cross_entropy(network.cls(hidden[asked]), labels[asked])

@@ -1,0 +1,217 @@
+"""Where an artifact comes from: digests of the code behind it and of its inputs, and facts about machine and software.
+
+Code is read, never imported, so that a digest costs milliseconds and needs nothing installed.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from d2llm.artifacts import present
+from d2llm.paths import PROVENANCE
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("d2llm", "baselines")
+
+# Modules that carry settings, files and messages about, but decide no number: what they carry is compared by value.
+PLUMBING = frozenset(
+    (
+        "baselines",
+        "d2llm",
+        "d2llm.artifacts",
+        "d2llm.cli",
+        "d2llm.config",
+        "d2llm.errors",
+        "d2llm.logs",
+        "d2llm.paths",
+        "d2llm.provenance",
+        "d2llm.section",
+        "d2llm.stages",
+        "d2llm.validation",
+    )
+)
+
+# Packages whose versions a record names.
+RECORDED = (
+    "accelerate",
+    "bm25s",
+    "datasets",
+    "jieba",
+    "mteb",
+    "numpy",
+    "pandas",
+    "peft",
+    "pyarrow",
+    "pydantic",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "snakemake",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+
+
+# ------------------------------------------------------------------------------------------------------------- code
+def code_digest(modules: list[str], root: Path = ROOT) -> str:
+    """Digest of modules and all of this project's modules they import, blind to comments, docstrings and layout.
+
+    Which method a run trains is decided by name, so a method's file counts only where it is among `modules` or imported
+    by a method that is. Thus editing one baseline touches its own trainings alone.
+    """
+    digest = hashlib.sha256()
+    for module in sorted(closure(modules, root)):
+        digest.update(f"{module}\0{module_digest(module, root)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def closure(modules: list[str], root: Path = ROOT) -> set[str]:
+    """The modules given, and transitively what they import of this project, without plumbing and unnamed methods."""
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module in found:
+            continue
+        found.add(module)
+        for imported in imports(module, root):
+            if imported not in PLUMBING and (is_method(module) or not is_method(imported)):
+                waiting.append(imported)
+    return found
+
+
+def is_method(module: str) -> bool:
+    """Whether a module is one method's file."""
+    return module == "d2llm.d2llm_method" or module.startswith("baselines.")
+
+
+@cache
+def module_digest(module: str, root: Path) -> str:
+    """Digest of one module's parsed code."""
+    return hashlib.sha256(ast.dump(bare(parsed(module, root))).encode()).hexdigest()
+
+
+@cache
+def imports(module: str, root: Path) -> frozenset[str]:
+    """This project's modules that a module's import statements name, wherever in it they stand."""
+    return frozenset(name for name in imported_names(module, parsed(module, root), root) if source(name, root))
+
+
+def imported_names(module: str, tree: ast.Module, root: Path) -> Iterator[str]:
+    """Every name an import statement could mean as a module, with the packages that hold it."""
+    path = source(module, root)
+    package = module.split(".") if path and path.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join([*package[: len(package) - node.level + 1], *([base] if base else [])])
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] in PACKAGES:
+                parts = name.split(".")
+                yield from (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+
+
+def parsed(module: str, root: Path) -> ast.Module:
+    """A module's syntax tree; an empty one for a module that is not there (running it will say so)."""
+    path = source(module, root)
+    return ast.parse(path.read_bytes(), filename=str(path)) if path else ast.Module(body=[], type_ignores=[])
+
+
+def source(module: str, root: Path) -> Path | None:
+    """The file of a module of this project."""
+    stem = root.joinpath(*module.split("."))
+    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+def bare(tree: ast.Module) -> ast.Module:
+    """The tree without docstrings (comments and layout are not in it anyway)."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = [part for part in node.body if not is_text(part)] or [ast.Pass()]
+    return tree
+
+
+def is_text(node: ast.stmt) -> bool:
+    """Whether a statement is a mere string: a docstring, or a note below a field."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+# ------------------------------------------------------------------------------------------------------------ inputs
+def content_digest(path: str | Path) -> str:
+    """sha256 of a file, or of a folder's file names and contents without provenance records."""
+    path = present(path)
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and file.name != PROVENANCE and not file.name.startswith("."):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{content_digest(file)}\n".encode())
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------------ record
+def environment() -> dict[str, Any]:
+    """The machine and the software of this process."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "device": device(),
+        "packages": versions(RECORDED),
+    }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Installed versions, of those packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def processor() -> str:
+    """The CPU's name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def device() -> str:
+    """What torch computed on; `cpu` where it was not used."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return f"cuda: {torch.cuda.get_device_name()}"
+    return "cpu"
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held, in MB (10⁶ bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)

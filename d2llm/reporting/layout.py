@@ -1,0 +1,161 @@
+"""A finished table as data, and its three forms: CSV (tidy, full precision), Markdown and LaTeX (booktabs)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from d2llm.reporting.marks import Mark
+from d2llm.reporting.style import number
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "·": r"$\cdot$",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of one task; `key`s are for CSV, titles for people."""
+
+    task: str
+    task_title: str
+    metric: str
+    metric_title: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean over seeds, its sample standard deviation (None for a single seed) and its rank mark."""
+
+    mean: float
+    sd: float | None = None
+    seeds: int = 1
+    mark: Mark = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method or a reference row; `block` is "reference" or "method", and blocks are set apart."""
+
+    key: str
+    title: str
+    block: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """`name` is the file's, `heading` and `caption` are plain text without markup."""
+
+    name: str
+    heading: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+
+def to_csv(table: Table) -> str:
+    """One line a cell: block, method, task, metric, mean, sd (empty for one seed), seeds, mark; floats in full."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["table", "block", "method", "task", "metric", "mean", "sd", "seeds", "mark"])
+    for row in table.rows:
+        for column, cell in zip(table.columns, row.cells, strict=True):
+            sd = "" if cell.sd is None else repr(cell.sd)
+            place = [table.name, row.block, row.key, column.task, column.metric]
+            writer.writerow([*place, repr(cell.mean), sd, cell.seeds, cell.mark])
+    return out.getvalue()
+
+
+def to_markdown(table: Table) -> str:
+    """A pipe table: best in bold, runner-up underlined (HTML, which Markdown lacks), reference rows in italics."""
+    lines = [f"**{_md(table.heading)}** {_md(table.caption)}", ""]
+    if table.rows:
+        lines.append(_pipe(["Method", *(f"{_md(c.task_title)}<br>{_md(c.metric_title)}" for c in table.columns)]))
+        lines.append(_pipe(["---", *("---:" for _ in table.columns)]))
+        for row in table.rows:
+            name = f"*{_md(row.title)}*" if row.block == "reference" else _md(row.title)
+            lines.append(_pipe([name, *(_md_cell(cell) for cell in row.cells)]))
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def to_latex(table: Table) -> str:
+    r"""A `table*` (packages booktabs, graphicx): tasks span their metrics, blocks are ruled off."""
+    lines = [
+        "% needs \\usepackage{booktabs,graphicx}",
+        r"\begin{table*}[t]",
+        r"\centering",
+        rf"\caption{{\textbf{{{tex(table.heading)}}} {tex(table.caption)}}}",
+        rf"\label{{tab:{table.name}}}",
+    ]
+    if table.rows:
+        lines += [
+            r"\resizebox{\textwidth}{!}{%",
+            rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+            r"\toprule",
+            *_tex_head(table.columns),
+        ]
+        for _, rows in groupby(table.rows, key=lambda row: row.block):
+            lines.append(r"\midrule")
+            lines += [" & ".join([tex(row.title), *(_tex_cell(cell) for cell in row.cells)]) + r" \\" for row in rows]
+        lines += [r"\bottomrule", r"\end{tabular}}"]
+    return "\n".join([*lines, r"\end{table*}"]) + "\n"
+
+
+def tex(text: str) -> str:
+    """Plain text with LaTeX's special characters escaped.
+
+    >>> tex("R&D 5% a_b")
+    'R\\\\&D 5\\\\% a\\\\_b'
+    """
+    return "".join(_TEX.get(character, character) for character in text)
+
+
+def _tex_head(columns: Sequence[Column]) -> list[str]:
+    spans, rules, start = [], [], 2
+    for (_, title), group in groupby(columns, key=lambda column: (column.task, column.task_title)):
+        width = len(list(group))
+        spans.append(rf"\multicolumn{{{width}}}{{c}}{{{tex(title)}}}")
+        rules.append(rf"\cmidrule(lr){{{start}-{start + width - 1}}}")
+        start += width
+    names = [tex(column.metric_title) for column in columns]
+    return [" & ".join(["", *spans]) + r" \\", " ".join(rules), " & ".join(["Method", *names]) + r" \\"]
+
+
+def _tex_cell(cell: Cell) -> str:
+    mean = number(cell.mean)
+    mean = {"": mean, "best": rf"\textbf{{{mean}}}", "second": rf"\underline{{{mean}}}"}[cell.mark]
+    return mean if cell.sd is None else rf"{mean} {{\scriptsize$\pm$ {number(cell.sd)}}}"
+
+
+def _md_cell(cell: Cell) -> str:
+    mean = number(cell.mean)
+    mean = {"": mean, "best": f"**{mean}**", "second": f"<u>{mean}</u>"}[cell.mark]
+    return mean if cell.sd is None else f"{mean} ± {number(cell.sd)}"
+
+
+def _md(text: str) -> str:
+    for character in "\\|*_<":
+        text = text.replace(character, f"\\{character}")
+    return text
+
+
+def _pipe(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,133 @@
+"""Tables 1 to 3 of the paper: every method on every task of one kind, beside the reference rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+
+from d2llm.errors import ArtifactError
+from d2llm.reporting.layout import Cell, Column, Row, Table
+from d2llm.reporting.marks import marks
+from d2llm.reporting.style import CONTROLLED_TEXT, METRIC_TITLES
+
+AVERAGE = "average"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a table needs besides scores. `titles` names rows; `methods` and `references` are rows in their order."""
+
+    tier: str
+    methods: Sequence[str]
+    references: Sequence[str] = ()
+    titles: Mapping[str, str] = field(default_factory=dict)
+    generated: bool = True
+    # Kinds of symmetric task that are scored as the mean of both orders of a pair.
+    averaged: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class MainTable:
+    """A table over the tasks of `group` (column `group` of the scores) and `metrics`, the paper's, in its order."""
+
+    name: str
+    heading: str
+    group: str
+    metrics: tuple[str, ...]
+    remark: str = ""
+
+    def build(self, scores: pd.DataFrame, context: Context) -> Table:
+        """The table from collected scores.
+
+        Raises:
+            ArtifactError: a configured method has no score for a task and metric that others have.
+        """
+        used = scores[
+            (scores["group"] == self.group)
+            & (scores["variant"] == "base")
+            & (scores["phenomenon"] == "all")
+            & scores["metric"].isin(self.metrics)
+            & scores["method"].isin([*context.methods, *context.references])
+        ]
+        if used.empty:
+            return Table(self.name, self.heading, "No task of this kind was evaluated.", (), ())
+        columns = self._columns(used)
+        names = [*context.references, *context.methods]
+        cells = {name: _cells(name, used[used["method"] == name], columns) for name in names}
+        ranked = [marks({name: cells[name][place].mean for name in context.methods}) for place in range(len(columns))]
+        rows = [
+            Row(name, context.titles.get(name, name), "reference", tuple(cells[name])) for name in context.references
+        ]
+        for name in context.methods:
+            marked = (replace(cell, mark=ranks[name]) for cell, ranks in zip(cells[name], ranked, strict=True))
+            rows.append(Row(name, context.titles.get(name, name), "method", tuple(marked)))
+        return Table(self.name, self.heading, self._caption(used, context), columns, tuple(rows))
+
+    def _columns(self, used: pd.DataFrame) -> tuple[Column, ...]:
+        titles = used.drop_duplicates("task").set_index("task")["task_title"].sort_index().to_dict()
+        if len(titles) > 1:
+            titles[AVERAGE] = "Average"
+        return tuple(
+            Column(task, title, metric, METRIC_TITLES.get(metric, metric))
+            for task, title in titles.items()
+            for metric in self.metrics
+        )
+
+    def _caption(self, used: pd.DataFrame, context: Context) -> str:
+        own = used[used["method"].isin(context.methods)]
+        seeds = sorted(own["seed"].unique().tolist())
+        many = len(seeds) > 1
+        said = [
+            f"Tier {context.tier}, {'/'.join(sorted(used['split'].unique()))} split, "
+            + (f"mean ± standard deviation over {len(seeds)} seeds." if many else "one seed.")
+        ]
+        if many:
+            said.append("Average: the tasks are averaged within a seed.")
+        said.append(f"Best in bold, runner-up underlined among the {len(context.methods)} trained methods.")
+        if context.references:
+            said.append("Reference rows (one evaluation each) are set apart and not ranked.")
+        if set(used["task_type"]) & context.averaged:
+            said.append("A pair's score is the mean of its two orders, for every row alike.")
+        # Only rows that look at candidates, not at the whole corpus, say which.
+        partial = used[~used["candidates"].isin(["", "all"])]
+        for method, depth in partial[["method", "candidates"]].drop_duplicates().itertuples(index=False):
+            said.append(f"{context.titles.get(method, method)}: re-ranks the union of candidates {depth} per query.")
+        if self.remark:
+            said.append(self.remark)
+        if context.generated:
+            said.append(CONTROLLED_TEXT)
+        return " ".join(said)
+
+
+def _cells(name: str, own: pd.DataFrame, columns: Sequence[Column]) -> list[Cell]:
+    """One method's cells: (seed × column) values, reduced over seeds."""
+    wide = own.pivot(index="seed", columns=["task", "metric"], values="value")
+    for column in columns:
+        key = (column.task, column.metric)
+        if column.task != AVERAGE and (key not in wide.columns or wide[key].isna().any()):
+            raise ArtifactError(
+                f"the collected scores hold no {column.metric} of method {name} on task {column.task} for every seed; "
+                "run `snakemake --cores all` again"
+            )
+    cells = []
+    for column in columns:
+        if column.task == AVERAGE:
+            values = wide.xs(column.metric, axis=1, level="metric").mean(axis=1)
+        else:
+            values = wide[column.task, column.metric]
+        cells.append(Cell(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, len(values)))
+    return cells
+
+
+NLI = MainTable(
+    "nli",
+    "Table 1. Natural language inference.",
+    "nli",
+    ("accuracy", "ap", "precision", "recall"),
+    "Accuracy is taken at the threshold that is best on the evaluated labels, precision and recall at that of the best "
+    "F1, as mteb does, for every row alike.",
+)
+STS = MainTable("sts", "Table 2. Semantic textual similarity.", "sts", ("pearson", "spearman"))
+IR = MainTable("ir", "Table 3. Information retrieval.", "ir", ("mrr_at_10", "recall_at_10", "ndcg_at_10"))

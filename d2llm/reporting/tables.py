@@ -1,0 +1,63 @@
+"""Renders a table by name as CSV, Markdown and LaTeX.
+
+A new table is a module whose object has a `build`, and one entry in `TABLES`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from d2llm.artifacts import read_frame, write_text
+from d2llm.errors import ConfigError
+from d2llm.paths import Paths
+from d2llm.reporting import layout
+from d2llm.reporting.main_tables import IR, NLI, STS, Context
+from d2llm.reporting.style import REFERENCE_TITLES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from d2llm.config import Config
+
+
+class Spec(Protocol):
+    """What makes a table of collected scores."""
+
+    def build(self, scores: pd.DataFrame, context: Context) -> layout.Table: ...
+
+
+TABLES: dict[str, Spec] = {"nli": NLI, "sts": STS, "ir": IR}
+
+# What a table relies on; the collected scores hold more.
+_TEXTS = "method variant split task task_title task_type group candidates phenomenon metric"
+_COLUMNS = {**dict.fromkeys(_TEXTS.split(), "str"), "seed": "int", "value": "float"}
+
+
+def run(config: Config, name: str) -> None:
+    """Writes `tables/<name>.csv`, `.md` and `.tex` from the collected scores.
+
+    Raises:
+        ConfigError: no table of that name. ArtifactError: scores missing, damaged or without a configured method.
+    """
+    if name not in TABLES:
+        raise ConfigError(f"no table named {name!r}; known: {', '.join(TABLES)}")
+    paths = Paths.of(config)
+    table = TABLES[name].build(read_frame(paths.scores, _COLUMNS), context(config))
+    for extension, render in (("csv", layout.to_csv), ("md", layout.to_markdown), ("tex", layout.to_latex)):
+        write_text(paths.table(name, extension), render(table))
+
+
+def context(config: Config) -> Context:
+    """Rows, their order and their names: references, baselines as configured, then D2LLM, the subject, last."""
+    from d2llm.methods import method
+
+    methods = sorted(config.methods, key=lambda name: name == "d2llm")
+    orders = config.evaluation.symmetric_order.model_dump()
+    return Context(
+        tier=config.tier,
+        methods=methods,
+        references=list(config.references),
+        titles={**REFERENCE_TITLES, **{name: method(name).title for name in methods}},
+        generated=config.data.source == "world",
+        averaged=frozenset(kind for kind, order in orders.items() if order == "average"),
+    )

@@ -1,0 +1,139 @@
+"""What a stage is: the function that does it, the code and settings its result depends on, where its provenance goes.
+
+The command line runs stages by this table, and the workflow decides by it what is out of date. Torch-free.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+from d2llm.config import Config, canonical
+from d2llm.errors import ConfigError
+from d2llm.paths import PROVENANCE, beside
+from d2llm.provenance import code_digest
+
+RUN = ("method", "variant", "seed")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of job. Its arguments name the job among its kind, e.g. `--method bge --variant base --seed 1`."""
+
+    function: str  # "module:name", called with the config and the arguments
+    provenance: Callable[..., Path]  # of paths and arguments
+    settings: tuple[str, ...] = ()  # the parts of the config it reads; `{argument}` is filled in
+    arguments: tuple[str, ...] = ()
+    torch: bool = False  # whether it computes with torch, which is then seeded before it starts
+
+
+STAGES: dict[str, Stage] = {
+    "data": Stage(
+        "d2llm.data.build:run",
+        lambda paths: paths.data / PROVENANCE,
+        settings=("data",),
+    ),
+    "base": Stage(
+        "d2llm.pretraining:run",
+        lambda paths, model: paths.base(model) / PROVENANCE,
+        settings=("models.{model}", "teacher.symmetric", "teacher.asymmetric"),  # the vocabulary holds the prompts
+        arguments=("model",),
+        torch=True,
+    ),
+    "negatives": Stage(
+        "d2llm.data.negatives:run",
+        lambda paths: paths.pairs.with_name(PROVENANCE),
+        settings=("negatives", "training.pack", "training.max_length"),
+        torch=True,
+    ),
+    "teacher": Stage(
+        "d2llm.teacher_tuning:run",
+        lambda paths: paths.teacher / PROVENANCE,
+        settings=("teacher",),
+        torch=True,
+    ),
+    "teacher-scores": Stage(
+        "d2llm.teacher_scores:run",
+        lambda paths, shard, shards: beside(paths.teacher_scores(shard, shards)),
+        settings=("teacher",),
+        arguments=("shard", "shards"),
+        torch=True,
+    ),
+    "train": Stage(
+        "d2llm.training:run",
+        lambda paths, method, variant, seed: paths.run(method, variant, seed) / PROVENANCE,
+        settings=("training",),
+        arguments=RUN,
+        torch=True,
+    ),
+    "evaluate": Stage(
+        "d2llm.evaluation.run:run",
+        lambda paths, method, variant, seed: paths.evaluation(method, variant, seed) / PROVENANCE,
+        settings=("evaluation",),
+        arguments=RUN,
+        torch=True,
+    ),
+    "collect": Stage(
+        "d2llm.evaluation.collect:run",
+        lambda paths: beside(paths.scores),
+    ),
+    "table": Stage(
+        "d2llm.reporting.tables:run",
+        lambda paths, name: beside(paths.table(name, "csv")),
+        settings=("references", "data.source", "evaluation.symmetric_order"),
+        arguments=("name",),
+    ),
+}
+
+
+def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
+    """The settings a job's result depends on, by their keys; a change of any other makes nothing of it stale."""
+    values = config.model_dump(mode="json")
+    wanted = [key.format(**arguments) for key in STAGES[stage].settings]
+    if stage == "evaluate" and arguments["method"] == "teacher":
+        wanted.append("teacher")
+    found = {key: reduce(getitem, key.split("."), values) for key in wanted}
+    if stage == "base":
+        found["phrases"] = config.phrases()
+    if stage == "train":
+        found["recipe"] = config.recipe(arguments["method"], arguments["variant"]).model_dump(mode="json")
+    if stage == "table":
+        found["methods"] = list(config.methods)
+    return found
+
+
+def settings_line(config: Config, stage: str, **arguments: Any) -> str:
+    """`settings` as one line, for Snakemake to compare with the last run's."""
+    return canonical(settings(config, stage, **arguments))
+
+
+def code(stage: str, **arguments: Any) -> str:
+    """Digest of the code a job's result depends on."""
+    return code_digest(modules(stage, **arguments))
+
+
+def modules(stage: str, **arguments: Any) -> list[str]:
+    """The modules a job starts from; what they import counts as well."""
+    roots = [STAGES[stage].function.partition(":")[0]]
+    if stage == "train":
+        roots.append(method_module(arguments["method"]))
+    return roots
+
+
+def method_module(method: str) -> str:
+    """The file that is a method."""
+    return "d2llm.d2llm_method" if method == "d2llm" else f"baselines.{method}"
+
+
+def check_arguments(config: Config, stage: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse a job this config does not have, before anything heavy is imported."""
+    if stage == "base" and arguments["model"] not in type(config.models).model_fields:
+        known = ", ".join(type(config.models).model_fields)
+        raise ConfigError(f"--model: expected one of {known}; found {arguments['model']!r}")
+    if STAGES[stage].arguments == RUN:
+        runs = config.evaluations() if stage == "evaluate" else config.runs()
+        if tuple(arguments[name] for name in RUN) not in runs:
+            wanted = " ".join(f"--{name} {arguments[name]}" for name in RUN)
+            raise ConfigError(f"{wanted}: not a run of this config; add it to methods, variants or seeds")

@@ -1,0 +1,235 @@
+"""The teacher: a decoder that reads a prompt with both texts and answers yes or no (paper, section on the teacher model).
+
+Scores many candidates of one query in one row: the candidates share the prompt's beginning and do not see each other, which gives the
+logits of separate prompts with the shared part computed once. Only the answer positions reach the two rows of the LM head that matter.
+Tuning is in `teacher_tuning.py`, the stage that stores scores in `teacher_scores.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d2llm.artifacts import MEND
+from d2llm.errors import ArtifactError, ConfigError, TrainingError
+from d2llm.prompts import Prompt, prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from d2llm.config import TeacherSettings
+
+Group = tuple[str, Sequence[str]]  # a query and its candidates
+
+
+@dataclass(frozen=True)
+class Row:
+    """One packed row: token ids, positions, the segment of each token (0 shared, 1… candidates) and where each answer is read.
+
+    `text_spans[j]` is the (start, end) of candidate j's own tokens in `ids`.
+    """
+
+    ids: list[int]
+    positions: list[int]
+    segments: list[int]
+    answers: list[int]
+    text_spans: list[tuple[int, int]]
+
+
+class PromptIds:
+    """A mode's prompt as token ids, with its two answer ids checked."""
+
+    def __init__(self, prompt: Prompt, tokenizer: PreTrainedTokenizerFast, max_length: int) -> None:
+        encode = _encoder(tokenizer)
+        self.prefix = encode(prompt.instruction + prompt.query)
+        self.middle = encode(prompt.passage)
+        self.cue = encode(prompt.cue)
+        self.yes, self.no = answer_ids(tokenizer, prompt)
+        self.room = max_length - len(self.prefix) - len(self.middle) - len(self.cue)
+        if self.room < 2:
+            fixed = max_length - self.room
+            raise ConfigError(
+                f"teacher.max_length is {max_length}, but the prompt alone takes {fixed} tokens; raise it to at least {fixed + 32}"
+            )
+
+    def cut(self, a: list[int], b: list[int]) -> tuple[list[int], list[int]]:
+        """Shorten the longer text first until both fit; prefix and cue stay whole."""
+        over = len(a) + len(b) - self.room
+        if over <= 0:
+            return a, b
+        shorter = min(len(a), len(b), self.room // 2)
+        if len(a) <= len(b):
+            return a[:shorter], b[: self.room - shorter]
+        return a[: self.room - shorter], b[:shorter]
+
+    def row(self, a: list[int], candidates: Sequence[list[int]]) -> Row:
+        """Pack a query with its candidates. The query is cut as much as its longest candidate needs."""
+        longest = max(candidates, key=len)
+        a, _ = self.cut(a, longest)
+        ids = [*self.prefix, *a]
+        positions = list(range(len(ids)))
+        segments = [0] * len(ids)
+        start, answers, spans = len(ids), [], []
+        for number, b in enumerate(candidates, 1):
+            b = b[: self.room - len(a)]
+            part = [*self.middle, *b, *self.cue]
+            spans.append((len(ids) + len(self.middle), len(ids) + len(self.middle) + len(b)))
+            ids += part
+            positions += range(start, start + len(part))
+            segments += [number] * len(part)
+            answers.append(len(ids) - 1)
+        return Row(ids, positions, segments, answers, spans)
+
+
+def _encoder(tokenizer: PreTrainedTokenizerFast):  # noqa: ANN202
+    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def answer_ids(tokenizer: PreTrainedTokenizerFast, prompt: Prompt) -> tuple[int, int]:
+    """First token ids of the two answers. Raises ConfigError when one is empty or unknown, or when they start alike."""
+    found = []
+    for word in (prompt.yes, prompt.no):
+        ids = _encoder(tokenizer)(word)
+        if not ids or ids[0] == tokenizer.unk_token_id:
+            raise ConfigError(
+                f"answer {word!r} has no token in the teacher's tokenizer; set teacher.*.yes and .no to words it knows"
+            )
+        found.append(ids[0])
+    if found[0] == found[1]:
+        token = tokenizer.convert_ids_to_tokens(found[0])
+        raise ConfigError(
+            f"answers {prompt.yes!r} and {prompt.no!r} start with the same token {token!r} in the teacher's tokenizer; "
+            "choose answers that differ in their first token (teacher.*.yes, .no)"
+        )
+    return found[0], found[1]
+
+
+def collate(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
+    """Ids and positions (n, t) and a boolean mask (n, 1, t, t): causal, and candidates see only the shared part and themselves."""
+    longest = max(len(row.ids) for row in rows)
+    ids = np.full((len(rows), longest), pad_id)
+    positions = np.zeros((len(rows), longest), dtype=np.int64)
+    segments = np.full((len(rows), longest), -1)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = row.ids
+        positions[i, : len(row.ids)] = row.positions
+        segments[i, : len(row.ids)] = row.segments
+    seg = torch.from_numpy(segments)
+    visible = (seg[:, None, :] == 0) | (seg[:, None, :] == seg[:, :, None])
+    mask = visible & torch.ones(longest, longest, dtype=torch.bool).tril()
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "position_ids": torch.from_numpy(positions),
+        "attention_mask": mask[:, None],
+    }
+
+
+class Teacher:
+    """A causal language model used as a prompted yes/no cross-encoder."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, settings: TeacherSettings) -> None:
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.prompts = {
+            mode: PromptIds(prompt, tokenizer, settings.max_length) for mode, prompt in prompts(settings).items()
+        }
+        self._cache: dict[str, list[int]] = {}
+
+    @classmethod
+    def load(cls, folder: str | Path, settings: TeacherSettings) -> Teacher:
+        """Load a saved teacher. Raises ArtifactError when the folder is missing or damaged."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        try:
+            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # transformers and safetensors raise many kinds for a damaged folder
+            raise ArtifactError(f"{folder}: cannot load the teacher ({str(error).splitlines()[0]}); {MEND}") from error
+        return cls(model.eval(), tokenizer, settings)
+
+    def tokens(self, texts: Iterable[str]) -> list[list[int]]:
+        """Token ids without special tokens; each distinct text is tokenised once."""
+        texts = list(texts)
+        new = list(dict.fromkeys(text for text in texts if text not in self._cache))
+        if new:
+            self._cache.update(zip(new, self.tokenizer(new, add_special_tokens=False)["input_ids"], strict=True))
+        return [self._cache[text] for text in texts]
+
+    def pack(self, groups: Sequence[Group], mode: str) -> list[Row]:
+        """One row a group; every group needs at least one candidate."""
+        prompt = self.prompts[mode]
+        return [prompt.row(self.tokens([a])[0], self.tokens(candidates)) for a, candidates in groups]
+
+    def forward(self, rows: Sequence[Row], mode: str) -> tuple[Tensor, Tensor, Tensor]:
+        """States of a batch of rows: logits (m, 2) yes/no and answer states (m, d) of all candidates in order, and all states (n, t, d)."""
+        batch = collate(rows, self.tokenizer.pad_token_id)
+        states = self.model.base_model(**batch, use_cache=False).last_hidden_state
+        where = [(i, answer) for i, row in enumerate(rows) for answer in row.answers]
+        index = torch.tensor(where)
+        answer = states[index[:, 0], index[:, 1]]
+        prompt = self.prompts[mode]
+        head = self.model.get_output_embeddings()
+        choice = torch.tensor([prompt.yes, prompt.no])
+        logits = answer @ head.weight[choice].T
+        if head.bias is not None:
+            logits = logits + head.bias[choice]
+        return logits, answer, states
+
+    @torch.no_grad()
+    def score(
+        self, groups: Sequence[Group], mode: str, features: bool = False, description: str = "teacher scores"
+    ) -> list[np.ndarray] | tuple[list[np.ndarray], list[np.ndarray]]:
+        """Yes/no logits of every (query, candidate), a float32 (n, 2) array a group, index 0 yes.
+
+        With `features`, also the pair features y^T: (n, d) arrays. Long groups are split, short ones batched by a token budget.
+        Raises TrainingError on a score that is not finite.
+        """
+        from d2llm.logs import progress
+
+        pieces: list[tuple[int, int, Group]] = []  # group, first candidate, part of the group
+        size = self.settings.pack_size
+        for number, (a, candidates) in enumerate(groups):
+            pieces += [
+                (number, start, (a, candidates[start : start + size])) for start in range(0, len(candidates), size)
+            ]
+        rows = self.pack([piece for _, _, piece in pieces], mode)
+        order = np.argsort([len(row.ids) for row in rows], kind="stable")
+        out = [np.zeros((len(candidates), 2), dtype=np.float32) for _, candidates in groups]
+        states = [None] * len(groups)
+        for batch in progress(list(token_batches(order, rows, self.settings.batch_tokens)), description):
+            logits, answer, _ = self.forward([rows[i] for i in batch], mode)
+            if not torch.isfinite(logits).all():
+                raise TrainingError(
+                    "the teacher's scores are not finite; its checkpoint is damaged or its precision too low (teacher.dtype)"
+                )
+            logits, answer = logits.float().numpy(), answer.float().numpy()
+            at = 0
+            for i in batch:
+                number, start, (_, candidates) = pieces[i]
+                block = slice(at, at + len(candidates))
+                out[number][start : start + len(candidates)] = logits[block]
+                if features:
+                    if states[number] is None:
+                        states[number] = np.zeros((len(groups[number][1]), answer.shape[1]), dtype=np.float32)
+                    states[number][start : start + len(candidates)] = answer[block]
+                at += len(candidates)
+        return (out, states) if features else out
+
+
+def token_batches(order: Sequence[int], rows: Sequence[Row], budget: int) -> Iterable[list[int]]:
+    """Consecutive runs of `order` whose padded size (rows x longest) stays within `budget` tokens; at least one row each."""
+    batch: list[int] = []
+    longest = 0
+    for i in order:
+        longest = max(longest, len(rows[i].ids))
+        if batch and longest * (len(batch) + 1) > budget:
+            yield batch
+            batch, longest = [], len(rows[i].ids)
+        batch.append(int(i))
+    if batch:
+        yield batch

@@ -1,0 +1,179 @@
+"""Stage `teacher`: tunes the base decoder as a yes/no cross-encoder on graded groups, and reports whether it is good enough.
+
+The loss is binary cross-entropy of yes against no, with graded targets (1 for entailed or relevant, below one half otherwise). Where the
+source knows how each word of a candidate stands to the query (the generated world does), a word-relation loss is added; its head is
+thrown away. A teacher below `teacher.min_ap` on dev is refused, because every later number would rest on it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from d2llm.artifacts import append_jsonl, atomic, read_frame, write_json
+from d2llm.errors import TrainingError
+from d2llm.logs import get_logger, progress
+from d2llm.optimization import groups, optimizer, schedule, step
+from d2llm.paths import Paths
+from d2llm.teacher import Row, Teacher
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from d2llm.config import Config, TeacherSettings
+
+COLUMNS = {
+    "mode": "str",
+    "a": "str",
+    "b": "list",
+    "target": "list",
+    "label": "list",
+    "relations": "list",
+    "phenomenon": "list",
+}
+RELATIONS = 6  # d2llm.data.events.relation
+
+
+def run(config: Config) -> None:
+    """Tune, check on dev, save model and report."""
+    paths = Paths.of(config)
+    train = read_frame(paths.teacher_train, COLUMNS)
+    dev = read_frame(paths.teacher_dev, COLUMNS)
+    torch.manual_seed(config.teacher.seed)
+    teacher = Teacher.load(paths.base("teacher"), config.teacher)
+    paths.teacher_log.unlink(missing_ok=True)
+    tune(teacher, train, config.teacher, paths.teacher_log)
+    report = assess(teacher, dev)
+    write_json(paths.teacher_report, report)
+    for mode, found in report.items():
+        get_logger(__name__).info("teacher on dev, %s: AP %.3f, accuracy %.3f", mode, found["ap"], found["accuracy"])
+        if found["ap"] < config.teacher.min_ap:
+            raise TrainingError(
+                f"the teacher is not good enough to learn from: {mode} dev AP {found['ap']:.3f} is below teacher.min_ap "
+                f"{config.teacher.min_ap}; raise teacher.steps, or lower the bar knowingly ({paths.teacher_report} has the details)"
+            )
+    with atomic(paths.teacher_model) as folder:
+        teacher.model.save_pretrained(folder)
+        teacher.tokenizer.save_pretrained(folder)
+
+
+def relation_labels(
+    teacher: Teacher, candidates: list[str], marks: list[str], rows_tokens: list[list[int]]
+) -> list[list[int]]:
+    """For every token of every candidate, the digit of its first character (-100 outside slots)."""
+    encoded = teacher.tokenizer(candidates, add_special_tokens=False, return_offsets_mapping=True)
+    out = []
+    for offsets, digits, ids in zip(encoded["offset_mapping"], marks, rows_tokens, strict=True):
+        labels = [int(digits[start]) or -100 for start, _ in offsets]
+        assert len(labels) == len(ids)
+        out.append(labels)
+    return out
+
+
+class _Examples:
+    """Packed rows with targets and word relations, ready to batch."""
+
+    def __init__(self, teacher: Teacher, frame: pd.DataFrame) -> None:
+        self.rows: dict[str, list[Row]] = {}
+        self.targets: dict[str, list[np.ndarray]] = {}
+        self.relations: dict[str, list[list[list[int]]]] = {}
+        for mode, part in frame.groupby("mode", sort=True):
+            pairs = list(zip(part["a"], (list(b) for b in part["b"]), strict=True))
+            self.rows[mode] = teacher.pack(pairs, mode)
+            self.targets[mode] = [np.asarray(values, dtype=np.float32) for values in part["target"]]
+            flat = [text for _, candidates in pairs for text in candidates]
+            marks = [mark for values in part["relations"] for mark in values]
+            labels = relation_labels(teacher, flat, marks, teacher.tokens(flat))
+            ends = np.cumsum([len(candidates) for _, candidates in pairs])
+            self.relations[mode] = [labels[end - len(c) : end] for end, (_, c) in zip(ends, pairs, strict=True)]
+
+    def batches(self, size: int, steps: int, seed: int, asymmetric_share: float):  # noqa: ANN201
+        """Batches of one mode; rows of similar length travel together (drawn from chunks of 16 batches)."""
+        rng = np.random.default_rng(seed)
+        queues: dict[str, list[np.ndarray]] = {mode: [] for mode in self.rows}
+        for _ in range(steps):
+            mode = "asymmetric" if rng.random() < asymmetric_share else "symmetric"
+            if not queues[mode]:
+                order = rng.permutation(len(self.rows[mode]))
+                lengths = np.array([len(self.rows[mode][i].ids) for i in order])
+                made = []
+                for start in range(0, len(order), 16 * size):
+                    chunk = order[start : start + 16 * size][
+                        np.argsort(lengths[start : start + 16 * size], kind="stable")
+                    ]
+                    made += [chunk[i : i + size] for i in range(0, len(chunk), size)]
+                queues[mode] = [made[i] for i in rng.permutation(len(made))]
+            yield mode, queues[mode].pop()
+
+
+def tune(teacher: Teacher, frame: pd.DataFrame, settings: TeacherSettings, log_file: object) -> None:
+    """Train the teacher in place."""
+    examples = _Examples(teacher, frame)
+    hidden = teacher.model.config.hidden_size
+    relation = nn.Linear(hidden, RELATIONS)
+    teacher.model.train()
+    made = optimizer(
+        groups([*teacher.model.named_parameters(), *relation.named_parameters()], settings.learning_rate, 0.01),
+        (0.9, 0.98),
+    )
+    plan = schedule(made, "linear", settings.warmup, settings.steps)
+    loop = list(examples.batches(settings.batch_size, settings.steps, settings.seed, settings.asymmetric_share))
+    for number, (mode, index) in enumerate(progress(loop, "tuning the teacher"), 1):
+        rows = [examples.rows[mode][i] for i in index]
+        logits, _, states = teacher.forward(rows, mode)
+        wanted = torch.from_numpy(np.concatenate([examples.targets[mode][i] for i in index]))
+        terms = {"answer": F.binary_cross_entropy_with_logits(logits[:, 0] - logits[:, 1], wanted)}
+        if settings.relation_weight:
+            picked, labels = _words(states, rows, [examples.relations[mode][i] for i in index])
+            terms["relation"] = settings.relation_weight * F.cross_entropy(relation(picked), labels)
+        log = step(None, terms, made, plan, 1.0, f"teacher, step {number}")
+        if number % 50 == 0 or number == settings.steps:
+            append_jsonl(log_file, {"step": number, "mode": mode, **log})
+    teacher.model.eval()
+
+
+def _words(states: Tensor, rows: list[Row], labels: list[list[list[int]]]) -> tuple[Tensor, Tensor]:
+    """States of the candidates' words that have a relation, (m, d), and the relation, (m,)."""
+    at, value = [], []
+    width = states.shape[1]
+    for i, (row, marked) in enumerate(zip(rows, labels, strict=True)):
+        for (start, end), digits in zip(row.text_spans, marked, strict=True):
+            for offset, digit in enumerate(digits[: end - start]):
+                if digit != -100:
+                    at.append(i * width + start + offset)
+                    value.append(digit)
+    return states.flatten(0, 1)[torch.tensor(at)], torch.tensor(value)
+
+
+def assess(teacher: Teacher, dev: pd.DataFrame, bins: int = 10) -> dict[str, dict]:
+    """By mode: AP, accuracy at 0.5, expected calibration error against labels, Spearman with the targets, accuracy by phenomenon."""
+    from scipy.stats import spearmanr
+    from sklearn.metrics import average_precision_score
+
+    report = {}
+    for mode, part in dev.groupby("mode", sort=True):
+        pairs = [(a, list(b)) for a, b in zip(part["a"], part["b"], strict=True)]
+        logits = np.concatenate(teacher.score(pairs, mode, description=f"teacher on dev, {mode}"))
+        probability = 1 / (1 + np.exp(-(logits[:, 0] - logits[:, 1])))
+        label, wanted, name = (
+            np.concatenate([np.asarray(v) for v in part[key]]) for key in ("label", "target", "phenomenon")
+        )
+        label = label.astype(bool)
+        edges = np.minimum((probability * bins).astype(int), bins - 1)
+        curve = [
+            {"from": k / bins, "to": (k + 1) / bins, "n": int((edges == k).sum()), "mean_probability": float(probability[edges == k].mean()),
+             "share_true": float(label[edges == k].mean())}
+            for k in range(bins) if (edges == k).any()
+        ]  # fmt: skip
+        error = sum(b["n"] * abs(b["mean_probability"] - b["share_true"]) for b in curve) / len(label)
+        right = (probability >= 0.5) == label
+        report[str(mode)] = {
+            "n": len(label), "ap": float(average_precision_score(label, probability)), "accuracy": float(right.mean()),
+            "expected_calibration_error": float(error), "spearman_with_targets": float(spearmanr(probability, wanted)[0]),
+            "accuracy_by_phenomenon": {str(k): float(right[name == k].mean()) for k in sorted(set(name))}, "reliability": curve,
+        }  # fmt: skip
+    return report

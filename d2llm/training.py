@@ -1,0 +1,205 @@
+"""Stage `train`: the one training loop, for every method.
+
+Base checkpoint -> the method builds its student -> its own pretext stage, if it has one -> the shared sampler's batches, the method's
+objective, one optimiser. What differs between methods is in their files; what must not differ (texts, order, updates, lengths) is here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from d2llm.artifacts import append_jsonl, atomic, read_frame, write_json
+from d2llm.errors import DataError
+from d2llm.logs import get_logger, progress
+from d2llm.methods import Batch, PretextContext, TeacherTargets
+from d2llm.methods import method as find_method
+from d2llm.models.backbone import Backbone
+from d2llm.optimization import optimizer, schedule, step
+from d2llm.paths import Paths
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from d2llm.config import Config
+    from d2llm.methods import Method
+
+PAIRS = {
+    "qid": "str",
+    "query": "str",
+    "positive": "str",
+    "dataset": "str",
+    "mode": "str",
+    "pack": "int",
+    "negatives": "list",
+}
+
+
+def run(config: Config, method: str, variant: str, seed: int) -> None:
+    """Train one run and save its student, its log and a summary."""
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+
+    paths, settings = Paths.of(config), config.training
+    chosen, recipe = find_method(method), config.recipe(method, variant)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    set_seed(seed)
+    folder = paths.run(method, variant, seed)
+    log_file = folder / "log.jsonl"
+    log_file.unlink(missing_ok=True)
+    data = PairData.load(config, chosen)
+    started = time.perf_counter()
+
+    student = chosen.build(Backbone.load(paths.base(chosen.kind), chosen.kind), recipe)
+    student.limit_length(settings.max_length)
+    student.to(accelerator.device)
+    counts = student.parameter_counts()
+    get_logger(__name__).info("%s/%s seed %d: %s", method, variant, seed, counts)
+
+    texts = read_frame(paths.pretraining, {"text": "str", "next_text": "str"})
+    context = PretextContext(
+        seed=seed, next_texts=texts["next_text"].tolist(), device=accelerator.device, accelerator=accelerator,
+        progress=progress, log=_thinned(lambda record: append_jsonl(log_file, record)),
+    )  # fmt: skip
+    chosen.pretext(student, texts["text"].tolist(), recipe, context)
+    pretext_seconds = time.perf_counter() - started
+
+    made = optimizer(chosen.parameter_groups(student, recipe), recipe.betas, recipe.epsilon)
+    plan = schedule(made, recipe.schedule, recipe.warmup, settings.steps)
+    wrapped, made = accelerator.prepare(student, made)
+    student.train()
+    tail: list[dict[str, float]] = []
+    batches = data.batches(settings.batch_size, settings.steps, seed)
+    for number, batch in enumerate(progress(batches, f"training {method}/{variant} seed {seed}"), 1):
+        terms = chosen.objective(student, wrapped(batch), batch, recipe)
+        record = step(accelerator, terms, made, plan, recipe.clip, f"{method}/{variant} seed {seed}, step {number}")
+        if number > 0.9 * settings.steps:
+            tail.append(record)
+        if number % settings.log_every == 0 or number == settings.steps:
+            append_jsonl(log_file, {"stage": "fine-tuning", "step": number, "dataset": batch.dataset, **record})
+    with atomic(folder / "model") as place:
+        accelerator.unwrap_model(wrapped).save(place)
+    write_json(
+        folder / "summary.json",
+        {"method": method, "variant": variant, "seed": seed, "parameters": counts, "updates": settings.steps,
+         "queries": settings.steps * settings.batch_size, "negatives_per_query": data.width,
+         "pretext_seconds": round(pretext_seconds, 1), "seconds": round(time.perf_counter() - started, 1),
+         "last_losses": {key: float(np.mean([r[key] for r in tail if key in r])) for key in sorted({k for r in tail for k in r})}},
+    )  # fmt: skip
+
+
+def _thinned(write, every: int = 50):  # noqa: ANN001, ANN202
+    """Keep every `every`-th record of a stage."""
+    return lambda record: write(record) if record.get("step", 0) % every == 0 else None
+
+
+class PairData:
+    """The training pairs with, for methods that use it, the teacher's scores."""
+
+    def __init__(self, pairs: pd.DataFrame, scores: pd.DataFrame | None) -> None:
+        self.pairs = pairs
+        self.queries, self.positives = pairs["query"].tolist(), pairs["positive"].tolist()
+        self.negatives = [list(found) for found in pairs["negatives"]]
+        widths = {len(found) for found in self.negatives}
+        if len(widths) != 1:
+            raise DataError(
+                f"pairs: every query needs the same number of negatives, found {sorted(widths)}; remove pairs/ and run again"
+            )
+        self.width = widths.pop()
+        self.scores = None if scores is None else _Scores(scores, self.width)
+        # Rows of every pack, packs of every data set (one mode each).
+        self.packs = [rows.to_numpy() for _, rows in pairs.groupby("pack", sort=True).groups.items()]
+        owner = pairs.groupby("pack", sort=True)["dataset"].first().to_numpy()
+        self.datasets = {str(name): np.flatnonzero(owner == name) for name in dict.fromkeys(owner)}
+        self.modes = pairs.groupby("dataset")["mode"].first().to_dict()
+
+    @classmethod
+    def load(cls, config: Config, method: Method) -> PairData:
+        """Read what the run needs; a method that does not use the teacher never sees its scores."""
+        pairs = read_frame(Paths.of(config).pairs, PAIRS)
+        scores = None
+        if method.uses_teacher:
+            from d2llm.teacher_scores import read_scores
+
+            scores = read_scores(config, pairs["qid"].tolist())
+        return cls(pairs, scores)
+
+    def plan(self, size: int, steps: int, seed: int) -> list[tuple[str, list[int]]]:
+        """`steps` batches of one data set each, as (data set, pack numbers): the same for every method of a seed.
+
+        A data set is drawn in proportion to its size; its packs are reshuffled every pass.
+        """
+        rng = np.random.default_rng(seed)
+        names = list(self.datasets)
+        share = np.array([len(self.datasets[name]) for name in names], dtype=float)
+        per_batch = max(1, size // len(self.packs[0]))
+        queues: dict[str, list[int]] = {name: [] for name in names}
+        out = []
+        for name in rng.choice(names, size=steps, p=share / share.sum()):
+            queue = queues[name]
+            while len(queue) < per_batch:
+                queue += rng.permutation(self.datasets[name]).tolist()
+            out.append((str(name), queue[:per_batch]))
+            del queue[:per_batch]
+        return out
+
+    def batches(self, size: int, steps: int, seed: int) -> Batches:
+        """The batches of `plan`, made one at a time."""
+        return Batches(self, self.plan(size, steps, seed))
+
+    def batch(self, dataset: str, packs: list[int]) -> Batch:
+        """The batch of some packs; easy negatives are the other positives of a query's pack."""
+        rows = np.concatenate([self.packs[number] for number in packs])
+        teacher = None
+        if self.scores is not None:
+            teacher = self.scores.targets(rows, [len(self.packs[number]) for number in packs])
+        return Batch(
+            dataset=dataset, mode=self.modes[dataset], queries=[self.queries[i] for i in rows],
+            positives=[self.positives[i] for i in rows], negatives=[self.negatives[i] for i in rows], teacher=teacher,
+        )  # fmt: skip
+
+
+class Batches:
+    """A sized iterable over planned batches."""
+
+    def __init__(self, data: PairData, plan: list[tuple[str, list[int]]]) -> None:
+        self.data, self.plan = data, plan
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for dataset, packs in self.plan:
+            yield self.data.batch(dataset, packs)
+
+
+class _Scores:
+    """Teacher scores as arrays in the order of the training pairs."""
+
+    def __init__(self, scores: pd.DataFrame, width: int) -> None:
+        stack = {
+            key: np.stack(scores[key]).astype(np.float32) for key in ("yes", "no", "easy_yes", "easy_no", "features")
+        }
+        if stack["yes"].shape[1] != width + 1:
+            raise DataError(
+                f"teacher scores cover {stack['yes'].shape[1] - 1} negatives a query, the pairs have {width}; remove teacher/scores and run again"
+            )
+        self.hard = np.stack([stack["yes"], stack["no"]], axis=-1)
+        self.easy = np.stack([stack["easy_yes"], stack["easy_no"]], axis=-1)
+        self.features = stack["features"].reshape(-1, width + 1, width + 1)
+
+    def targets(self, rows: np.ndarray, sizes: list[int]) -> TeacherTargets:
+        index, start = [], 0
+        for size in sizes:
+            members = np.arange(start, start + size)
+            index += [np.delete(members, i) for i in range(size)]
+            start += size
+        hard = torch.from_numpy(self.hard[rows])
+        return TeacherTargets(
+            positive_logits=hard[:, 0], negative_logits=hard[:, 1:], easy_logits=torch.from_numpy(self.easy[rows]),
+            easy_index=torch.from_numpy(np.stack(index)), features=torch.from_numpy(self.features[rows]),
+        )  # fmt: skip

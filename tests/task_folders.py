@@ -1,0 +1,126 @@
+"""Tiny evaluation sets in the suite's own format, and a student without a language model."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+ABOUT = {"description": "made for a test"}
+
+
+def write_task(folder: Path, task_type: str, group: str, **more) -> Path:
+    about = {"name": folder.name, "title": f"Set {folder.name}", "type": task_type, "group": group, **ABOUT, **more}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "task.json").write_text(json.dumps(about), encoding="utf-8")
+    return folder
+
+
+def pair_task(root: Path, name: str = "nli_x", n: int = 40, split: str = "test", seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    folder = write_task(root / name, "pair_classification", "nli")
+    label = np.arange(n) % 2
+    kinds = np.where(label == 1, "entailed", rng.choice(["reversed", "antonym"], n))
+    frame = pd.DataFrame(
+        {
+            "id": [f"p{i}" for i in range(n)],
+            # Every premise has two hypotheses, so that texts repeat.
+            "sentence1": [f"前提{i // 2}" for i in range(n)],
+            "sentence2": [f"假设{i}" for i in range(n)],
+            "label": label,
+            "phenomenon": kinds,
+        }
+    )
+    frame.to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def sts_task(root: Path, name: str = "sts_x", n: int = 30, binary: bool = False, seed: int = 1) -> Path:
+    rng = np.random.default_rng(seed)
+    folder = write_task(root / name, "sts", "sts", min_score=0, max_score=1 if binary else 5)
+    frame = pd.DataFrame(
+        {
+            "id": [f"s{i}" for i in range(n)],
+            "sentence1": [f"甲{i}" for i in range(n)],
+            "sentence2": [f"乙{i}" for i in range(n)],
+            "score": rng.integers(0, 2, n).astype(float) if binary else rng.uniform(0, 5, n).round(2),
+            "phenomenon": ["swap" if i % 3 else "synonym" for i in range(n)],
+        }
+    )
+    frame.to_parquet(folder / "test.parquet")
+    return folder
+
+
+def retrieval_task(root: Path, name: str = "ir_x", queries: int = 12, passages: int = 150, seed: int = 2) -> Path:
+    rng = np.random.default_rng(seed)
+    folder = write_task(root / name, "retrieval", "ir")
+    inside = folder / "test"
+    inside.mkdir(exist_ok=True)
+    pd.DataFrame(
+        {"id": [f"d{i}" for i in range(passages)], "text": [f"段落{i}号" for i in range(passages)]}
+    ).to_parquet(inside / "corpus.parquet")
+    pd.DataFrame(
+        {
+            "id": [f"q{i}" for i in range(queries)],
+            "text": [f"问题{i}" for i in range(queries)],
+            "phenomenon": ["when" if i % 2 else "who" for i in range(queries)],
+        }
+    ).to_parquet(inside / "queries.parquet")
+    rows = [
+        {"query_id": f"q{i}", "doc_id": f"d{doc}", "relevance": int(rng.integers(1, 4))}
+        for i in range(queries)
+        for doc in rng.choice(passages, 1 + i % 3 * 6, replace=False)
+    ]
+    pd.DataFrame(rows).to_parquet(inside / "qrels.parquet")
+    return folder
+
+
+class DirectedScorer(torch.nn.Module):
+    """pairs(q, p) = q·W_mode·p with a W of each mode that is not symmetric, so that head and order show in the score."""
+
+    name = "iem"
+
+    def __init__(self, size: int, broken: bool = False) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.weights = {mode: torch.randn(size, size, generator=generator) for mode in ("symmetric", "asymmetric")}
+        self.broken = broken
+        self.modes: set[str] = set()
+
+    def pairs(self, q: torch.Tensor, p: torch.Tensor, mode: str) -> torch.Tensor:
+        self.modes.add(mode)
+        scores = (q @ self.weights[mode] * p).sum(-1)
+        return torch.full_like(scores, torch.nan) if self.broken else scores
+
+    def matrix(self, q: torch.Tensor, p: torch.Tensor, mode: str) -> torch.Tensor:
+        self.modes.add(mode)
+        scores = q @ self.weights[mode] @ p.T
+        if self.broken:
+            scores[0, -1] = -torch.inf
+        return scores
+
+
+class FakeStudent:
+    """Encodes a text as random numbers seeded by the text, its role and mode; records what it was asked to encode."""
+
+    def __init__(self, size: int = 6, broken: bool = False) -> None:
+        self.size = size
+        self.scorer = DirectedScorer(size, broken)
+        self.encoded: list[tuple[str, str, str]] = []
+
+    def vector(self, text: str, role: str, mode: str) -> np.ndarray:
+        rng = np.random.default_rng(zlib.crc32(f"{role}|{mode}|{text}".encode()))
+        return rng.normal(size=self.size).astype(np.float32)
+
+    def encode(self, texts: list[str], role: str, mode: str, batch_size: int = 256) -> np.ndarray:
+        self.encoded += [(text, role, mode) for text in texts]
+        return np.stack([self.vector(text, role, mode) for text in texts])
+
+    def score(self, query: str, passage: str, mode: str) -> float:
+        """One pair, by hand."""
+        q, p = self.vector(query, "query", mode), self.vector(passage, "passage", mode)
+        return float(q @ self.scorer.weights[mode].numpy() @ p)

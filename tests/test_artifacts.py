@@ -1,0 +1,137 @@
+"""Artifacts are whole or absent, and damage is told with the file's name and a way out."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from d2llm.artifacts import append_jsonl, atomic, read_frame, read_json, read_jsonl, write_frame, write_json
+from d2llm.errors import ArtifactError
+
+
+def test_atomic_file_replaces_only_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "a.txt"
+    with atomic(path) as temporary:
+        temporary.write_text("first")
+        assert not path.exists()
+        assert temporary.suffix == ".txt"
+    assert path.read_text() == "first"
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "first"
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_atomic_folder_replaces_a_full_folder(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    for name in ("old", "new"):
+        with atomic(path) as temporary:
+            temporary.mkdir()
+            (temporary / name).write_text(name)
+    assert [entry.name for entry in path.iterdir()] == ["new"]
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        temporary.mkdir()
+        raise RuntimeError
+    assert [entry.name for entry in path.iterdir()] == ["new"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_atomic_removes_what_a_killed_writer_left_and_spares_a_living_one(tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    dead = tmp_path / f".model.tmp-{platform.node()}-{killed.stdout.strip()}"
+    dead.mkdir()
+    (dead / "half").write_text("x")
+    alive = tmp_path / f".model.tmp-{platform.node()}-{os.getppid()}"
+    alive.mkdir()
+    with atomic(tmp_path / "model") as temporary:
+        temporary.mkdir()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([alive.name, "model"])
+
+
+def test_writing_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic(tmp_path / "a"):
+        pass
+
+
+def test_json_round_trip_and_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"名": [1, 2.5, None]})
+    assert json.loads(path.read_text(encoding="utf-8")) == read_json(path) == {"名": [1, 2.5, None]}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, float("nan"))
+    path.write_text("{")
+    with pytest.raises(ArtifactError, match=r"a\.json: damaged JSON .*remove it and run `snakemake"):
+        read_json(path)
+    with pytest.raises(ArtifactError, match=r"b\.json: missing; run `snakemake"):
+        read_json(tmp_path / "b.json")
+
+
+def test_jsonl_survives_a_cut_last_line_only(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    append_jsonl(path, {"step": 1})
+    append_jsonl(path, {"step": 2})
+    with path.open("a") as stream:
+        stream.write('{"step"')
+    assert read_jsonl(path) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"step": 1}\nnot json\n{"step": 3}\n')
+    with pytest.raises(ArtifactError, match="line 2"):
+        read_jsonl(path)
+
+
+COLUMNS = {"text": "str", "n": "int", "score": "float", "yes": "bool", "many": "list"}
+
+
+def frame() -> pd.DataFrame:
+    many = [["甲", "乙"], []]
+    return pd.DataFrame({"text": ["a", "b"], "n": [1, 2], "score": [0.5, -1.0], "yes": [True, False], "many": many})
+
+
+def test_frame_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    write_frame(path, frame())
+    found = read_frame(path, COLUMNS)
+    assert found["text"].tolist() == ["a", "b"]
+    assert [list(values) for values in found["many"]] == [["甲", "乙"], []]
+    assert found["score"].tolist() == [0.5, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "complaint"),
+    [
+        ("text", [1, 2], "column 'text': expected str, found int64"),
+        ("text", ["a", None], "column 'text' has no value in row 1"),
+        ("n", [1.5, 2.5], "column 'n': expected int, found float64"),
+        ("score", [1.0, np.inf], "column 'score' holds a value that is not finite"),
+        ("score", [1.0, np.nan], "column 'score' has no value in row 1"),
+        ("many", ["a", "b"], "column 'many': expected list"),
+        ("yes", [0, 1], "column 'yes': expected bool, found int64"),
+    ],
+)
+def test_frame_columns_are_checked(tmp_path: Path, column: str, value: list, complaint: str) -> None:
+    path = tmp_path / "t.parquet"
+    write_frame(path, frame().assign(**{column: value}))
+    with pytest.raises(ArtifactError) as error:
+        read_frame(path, COLUMNS)
+    assert str(error.value).startswith(f"{path}: {complaint}")
+    assert "snakemake" in str(error.value)
+
+
+def test_frame_missing_column_no_rows_and_damage(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    write_frame(path, frame().drop(columns="n"))
+    with pytest.raises(ArtifactError, match="column 'n' is missing"):
+        read_frame(path, COLUMNS)
+    write_frame(path, frame().iloc[:0])
+    with pytest.raises(ArtifactError, match="no rows"):
+        read_frame(path, COLUMNS)
+    write_frame(path, frame())
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ArtifactError, match=r"t\.parquet: damaged Parquet"):
+        read_frame(path, COLUMNS)

@@ -1,0 +1,531 @@
+"""The five baselines: exact inputs, trained parameters, pooling, objective and pretext tasks, against naive computations."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+from baselines import bge, llara, retromae
+from d2llm import methods
+from d2llm.errors import ConfigError, TrainingError
+from d2llm.methods import Batch, Embedded, PretextContext
+from d2llm.models.backbone import head_of
+from d2llm.models.enhanced_decoder import EnhancedDecoder
+
+CLS, SEP, MASK, BOS = 2, 3, 4, 5
+FIRST_NEW = len(tiny.SPECIAL) + len(tiny.WORDS)  # id of the first token a method adds
+# Phrases the tiny vocabulary can spell; their published forms are pinned below.
+OVERRIDES = {
+    "bge": {"instruction": "给书看"},
+    "llara": {"prompts": {"prefix": '"', "summary": "吃，", "prediction": "看，"}},
+}
+BASELINES = ["bge", "llara", "retromae", "sgpt", "udever"]
+Q, P = "甲乙", "山水火"
+
+
+def built(name, backbone=None, **settings):
+    """(method, recipe, student) on a tiny base model."""
+    method = methods.method(name)
+    recipe = method.recipe(OVERRIDES.get(name, {}) | settings)
+    return method, recipe, method.build(backbone or tiny.backbone(method.kind), recipe)
+
+
+# --------------------------------------------------------------------------------------------------------------- inputs
+def test_the_published_phrases():
+    def default(name):
+        method = methods.method(name)
+        return method.phrases(method.recipe())
+
+    assert default("bge") == ("为这个句子生成表示以用于检索相关文章：",)
+    assert default("sgpt") == ("[", "]", "{", "}")
+    assert default("llara") == (
+        '"',
+        '", summarize the above passage within eight words: ',
+        '", predict the following passage within eight words: ',
+    )
+    assert default("udever") == default("retromae") == ()
+    assert (*llara.SUMMARY_TOKENS, *llara.PREDICTION_TOKENS) == tuple(f"<s{n}>" for n in range(1, 17))
+
+
+def test_the_token_ids_fed():
+    q, p, ids = tiny.ids(Q), tiny.ids(P), tiny.ids
+    new = list(range(FIRST_NEW, FIRST_NEW + 16))
+    around = {  # (role, mode) -> what stands before and after the text
+        "bge": {
+            ("query", "asymmetric"): ((CLS, *ids("给书看")), (SEP,)),
+            ("passage", "asymmetric"): ((CLS,), (SEP,)),
+            ("query", "symmetric"): ((CLS,), (SEP,)),
+            ("passage", "symmetric"): ((CLS,), (SEP,)),
+        },
+        "sgpt": {
+            ("query", "asymmetric"): (ids("["), ids("]")),
+            ("passage", "asymmetric"): (ids("{"), ids("}")),
+            ("query", "symmetric"): ((), ()),
+            ("passage", "symmetric"): ((), ()),
+        },
+        "udever": {
+            ("query", "asymmetric"): ((new[0],), (new[1],)),
+            ("passage", "asymmetric"): ((new[2],), (new[3],)),
+            ("query", "symmetric"): ((new[2],), (new[3],)),
+            ("passage", "symmetric"): ((new[2],), (new[3],)),
+        },
+        "llara": {
+            ("query", "asymmetric"): ((BOS, *ids('"')), (*ids("看，"), *new[8:])),
+            ("passage", "asymmetric"): ((BOS, *ids('"')), (*ids("吃，"), *new[:8])),
+            ("query", "symmetric"): ((BOS, *ids('"')), (*ids("吃，"), *new[:8])),
+            ("passage", "symmetric"): ((BOS, *ids('"')), (*ids("吃，"), *new[:8])),
+        },
+    }
+    around["retromae"] = dict.fromkeys(around["bge"], ((CLS,), (SEP,)))
+    for name, expected in around.items():
+        _, _, student = built(name)
+        assert set(student.formats) == set(expected)
+        for (role, mode), (before, after) in expected.items():
+            fed = student.ids([Q, P], role, mode)
+            assert fed == [(*before, *q, *after), (*before, *p, *after)], (name, role, mode)
+    _, _, student = built("udever")
+    assert student.backbone.tokenizer.convert_ids_to_tokens(new[:4]) == ["[BOQ]", "[EOQ]", "[BOD]", "[EOD]"]
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_too_long_a_text_keeps_what_stands_around_it(name):
+    lengths = {"query": 14, "passage": 15, "symmetric": 16}
+    _, _, student = built(name, max_lengths=lengths)
+    for (role, mode), form in student.formats.items():
+        (fed,) = student.ids(["甲" * 50], role, mode)
+        assert len(fed) == lengths["symmetric" if mode == "symmetric" else role]
+        kept = len(fed) - len(form.prefix) - len(form.suffix)
+        assert fed == (*form.prefix, *tiny.ids("甲") * kept, *form.suffix)
+
+
+@pytest.mark.parametrize("name", ["sgpt", "bge", "llara"])
+def test_a_phrase_the_tokenizer_cannot_spell_is_refused(name):
+    unknown = {"bge": {"instruction": "谜"}, "llara": {"prompts": {"prefix": "谜"}}, "sgpt": {}}[name]
+    method = methods.method(name)
+    backbone = tiny.backbone(method.kind)
+    if name == "sgpt":
+        backbone.tokenizer = tiny.tokenizer()
+        backbone.tokenizer.backend_tokenizer.model = type(backbone.tokenizer.backend_tokenizer.model)(
+            {token: index for index, token in enumerate(tiny.SPECIAL)}, unk_token="[UNK]"
+        )
+    with pytest.raises(ConfigError, match="cannot spell"):
+        method.build(backbone, method.recipe(unknown))
+
+
+# --------------------------------------------------------------------------------------------------- what trains, how
+def test_trained_parameters():
+    for name in ("bge", "retromae"):
+        _, _, student = built(name)
+        assert student.trainable() == [key for key, _ in student.named_parameters()]
+        assert not any("pooler" in key for key in student.trainable())
+    projections = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+    projections += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    everywhere = [f"backbone.model.layers.{layer}.{part}" for layer in (0, 1) for part in projections]
+    _, _, student = built("sgpt")
+    assert sorted(student.trainable()) == sorted(f"{place}.bias" for place in everywhere)
+    _, _, student = built("udever")
+    embedding = "backbone.model.embed_tokens.weight"
+    assert sorted(student.trainable()) == sorted([embedding, *(f"{place}.bias" for place in everywhere)])
+    biases = 2 * (4 * 32 + 2 * 64 + 32)
+    assert student.parameter_counts()["backbone_trained"] == biases + 4 * 32
+    _, recipe, student = built("llara")
+    lora = [f"{place}.lora_{side}.default.weight" for place in everywhere for side in "AB"]
+    assert sorted(student.trainable()) == sorted(lora)
+    layer = student.backbone.model.layers[0].mlp.up_proj
+    assert layer.r["default"] == 64
+    assert layer.scaling["default"] == 16 / 64
+    assert layer.lora_dropout["default"].p == 0.1
+
+
+def test_pooling_scorer_padding():
+    seen = {}
+    for name in BASELINES:
+        _, _, student = built(name)
+        seen[name] = (student.pooling_spec, student.scorer_spec[0], student.padding, student.normalize)
+    assert seen == {
+        "bge": (("cls", {}), "cosine", "right", True),
+        "llara": (("last_token", {"k": 8}), "cosine", "left", True),
+        "retromae": (("cls", {}), "dot", "right", False),
+        "sgpt": (("weighted_mean", {}), "cosine", "right", False),
+        "udever": (("last_token", {"k": 1}), "cosine", "left", False),
+    }
+
+
+def test_published_numbers():
+    found = {}
+    for name in BASELINES:
+        recipe = methods.method(name).recipe()
+        found[name] = (recipe.learning_rate, recipe.temperature, recipe.hard_negatives, recipe.tuning.kind)
+    assert found == {
+        "bge": (1e-5, 0.02, 1, "full"),
+        "llara": (3e-4, 0.01, 15, "lora"),
+        "retromae": (2e-5, 1.0, 15, "full"),
+        "sgpt": (4e-4, 0.05, 1, "bitfit"),
+        "udever": (1e-4, 0.05, 8, "bitfit"),
+    }
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_objective_by_loops(name):
+    """Every query against all positives and all hard negatives of the batch; right passages of its text left out."""
+    method, recipe, student = built(name, hard_negatives=2)
+    generator = torch.Generator().manual_seed(1)
+    q, p, n = (torch.randn(*shape, 32, generator=generator) * 0.3 for shape in ((3,), (3,), (3, 3)))
+    mask = torch.tensor([[True, True, True], [True, False, True], [True, True, True]])
+    batch = Batch(
+        "d",
+        "asymmetric",
+        ["甲", "乙", "甲"],
+        ["山", "水", "火"],
+        [["日", "火", "月"], ["山", "", "吃"], ["天", "地", "人"]],
+        None,
+        mask,
+    )
+    right = [{"甲", "山", "火"}, {"乙", "水"}, {"甲", "山", "火"}]
+    losses = []
+    for i in range(3):
+
+        def score(vector, i=i):
+            a, b = q[i].double().numpy(), vector.double().numpy()
+            value = a @ b if name == "retromae" else a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+            return value / recipe.temperature
+
+        logits = [score(p[i])]
+        logits += [score(n[i, k]) for k in range(2) if mask[i, k]]
+        logits += [score(p[j]) for j in range(3) if j != i and batch.positives[j] not in right[i]]
+        logits += [
+            score(n[j, k])
+            for j in range(3)
+            for k in range(2)
+            if j != i and mask[j, k] and batch.negatives[j][k] not in right[i]
+        ]
+        losses.append(-(logits[0] - np.logaddexp.reduce(logits)))
+    found = method.objective(student, Embedded(q, p, n), batch, recipe)
+    assert {key: value.item() for key, value in found.items()} == pytest.approx({"info_nce": np.mean(losses)}, rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------- RetroMAE
+STAGE = retromae.Autoencoding(max_length=64)
+
+
+def padded(*texts):
+    """[CLS] text [SEP] rows padded on the right, and the mask."""
+    rows = [(CLS, *tiny.ids(text), SEP) for text in texts]
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    return ids, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+
+
+def test_draws_have_the_asked_size_and_stay_among_the_candidates():
+    candidates = torch.rand(50, 12, generator=torch.Generator().manual_seed(0)) < 0.6
+    count = torch.arange(50) % 7
+    chosen = retromae.draw(candidates, count, torch.Generator().manual_seed(1))
+    assert not (chosen & ~candidates).any()
+    assert torch.equal(chosen.sum(1), torch.minimum(count, candidates.sum(1)))
+    many = torch.stack(
+        [retromae.draw(torch.ones(1, 4).bool(), torch.tensor([2]), g)[0] for g in [torch.Generator()] * 400]
+    )
+    assert (many.float().mean(0) - 0.5).abs().max() < 0.1
+
+
+def test_corruption_is_eighty_ten_ten():
+    ids = torch.full((200, 50), 30)
+    hidden = torch.zeros_like(ids).bool()
+    hidden[:, :25] = True
+    found = retromae.corrupt(ids, hidden, tiny.tokenizer(), torch.Generator().manual_seed(0))
+    assert (found[:, 25:] == 30).all()
+    share = (found[:, :25] == MASK).float().mean().item()
+    kept = (found[:, :25] == 30).float().mean().item()
+    assert share == pytest.approx(0.8 + 0.1 / FIRST_NEW, abs=0.02)
+    assert kept == pytest.approx(0.1 + 0.1 / FIRST_NEW, abs=0.02)
+
+
+def test_no_position_of_the_decoder_sees_itself_or_padding():
+    ids, mask = padded("甲乙丙丁戊己庚辛", "山水火")
+    inner = mask.bool().clone()
+    inner[:, 0] = inner[0, 9] = inner[1, 4] = False
+    visible = retromae.visible_positions(inner, mask.bool(), torch.tensor([5, 2]), torch.Generator().manual_seed(2))
+    assert not visible.diagonal(dim1=1, dim2=2).any()
+    assert not visible[1, :, 5:].any()
+    assert visible[:, 1:, 0].all()  # the sentence vector
+    assert visible[0, :9, 9].all()  # [SEP] is never hidden
+    for row in range(1, 9):  # 8 inner tokens, 5 of them hidden, itself besides if it was not among them
+        seen = visible[0, row, 1:9].sum().item()
+        assert seen in (2, 3)
+    assert len({tuple(row.tolist()) for row in visible[0, 1:9]}) > 4  # every position has a sample of its own
+
+
+def test_the_enhanced_decoder_is_one_bert_layer():
+    """Against Hugging Face's own layer, which has one input for queries, keys and values: give it equal ones."""
+    body = tiny.backbone("encoder").model
+    layer, made = body.encoder.layer[0], EnhancedDecoder(body.config)
+    own = layer.attention
+    pairs = {
+        made.query: own.self.query,
+        made.key: own.self.key,
+        made.value: own.self.value,
+        made.output: own.output.dense,
+        made.norm0: own.output.LayerNorm,
+        made.widen: layer.intermediate.dense,
+        made.narrow: layer.output.dense,
+        made.norm1: layer.output.LayerNorm,
+    }
+    for target, source in pairs.items():
+        torch.nn.init.normal_(source.bias, std=0.1)
+        target.load_state_dict(source.state_dict())
+    states = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    visible = torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(1)) < 0.7
+    visible[:, :, 0] = True
+    expected = layer(states, attention_mask=torch.zeros(2, 1, 5, 5).masked_fill(~visible[:, None], -1e9))
+    torch.testing.assert_close(made(states, states, visible), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_position_of_the_decoder_knows_its_token_only_through_the_sentence_vector(tmp_path):
+    backbone = tiny.backbone("encoder", tmp_path / "m")
+    torch.manual_seed(0)
+    decoder, embed = EnhancedDecoder(backbone.model.config), backbone.model.embeddings
+    ids, mask = padded("甲乙丙丁戊己")
+    inner = mask.bool().clone()
+    inner[0, 0] = inner[0, -1] = False
+    visible = retromae.visible_positions(inner, mask.bool(), torch.tensor([2]), torch.Generator().manual_seed(0))
+    sentence = torch.randn(1, 1, 32)
+    query = embed(inputs_embeds=sentence.expand(-1, 8, -1))
+
+    def rebuilt(ids):
+        return decoder(query, torch.cat([sentence, embed(input_ids=ids)[:, 1:]], 1), visible)[0]
+
+    before = rebuilt(ids)
+    for place in range(1, 7):
+        changed = ids.clone()
+        changed[0, place] = 40
+        moved = (rebuilt(changed) - before).abs().amax(-1) > 1e-6
+        assert torch.equal(moved, visible[0, :, place])
+        assert not moved[place]
+
+
+def test_autoencoding_loss_by_hand(tmp_path):
+    backbone = tiny.backbone("encoder", tmp_path / "m")
+    full = backbone.language_model().eval()
+    torch.manual_seed(1)
+    decoder = EnhancedDecoder(backbone.model.config).eval()
+    ids, mask = padded("甲乙丙丁戊己庚", "山水火")
+    terms = retromae.autoencoding_loss(
+        backbone, head_of(full), decoder, ids, mask, STAGE, torch.Generator().manual_seed(5)
+    )
+    # the same draws again, then every text alone and every position by itself
+    generator = torch.Generator().manual_seed(5)
+    inner = torch.tensor([[0, *[1] * 7, 0], [0, 1, 1, 1, 0, 0, 0, 0, 0]]).bool()
+    counts = [round(9 * 0.3), round(5 * 0.3)]
+    hidden = retromae.draw(inner, torch.tensor(counts), generator)
+    assert hidden.sum(1).tolist() == counts == [3, 2]
+    masked = retromae.corrupt(ids, hidden, backbone.tokenizer, generator)
+    visible = retromae.visible_positions(inner, mask.bool(), torch.tensor([4, 2]), generator)
+    encoder_losses, decoder_losses = [], []
+    for row, length in enumerate((9, 5)):
+        out = full(input_ids=masked[row : row + 1, :length], output_hidden_states=True)
+        log_p = out.logits[0].log_softmax(-1)
+        encoder_losses += [-log_p[i, ids[row, i]].item() for i in range(length) if hidden[row, i]]
+        sentence = out.hidden_states[-1][:, :1]
+        embed = backbone.model.embeddings
+        memory = torch.cat([sentence, embed(input_ids=ids[row : row + 1, :length])[:, 1:]], 1)
+        for i in range(1, length - 1):
+            position = torch.tensor([[i]])
+            query = embed(inputs_embeds=sentence, position_ids=position)
+            seen = visible[row, i, :length]
+            rebuilt = decoder(query, memory[:, seen], torch.ones(1, 1, int(seen.sum())).bool())
+            decoder_losses.append(-full.cls(rebuilt)[0, 0].log_softmax(-1)[ids[row, i]].item())
+    assert len(decoder_losses) == 7 + 3
+    assert terms["encoder_mlm"].item() == pytest.approx(np.mean(encoder_losses), rel=1e-4)
+    assert terms["decoder_mlm"].item() == pytest.approx(np.mean(decoder_losses), rel=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------- LLaRA
+LAYOUT = llara.Layout((BOS, 45), (20, 52, 53, 54, 55, 56, 57, 58, 59), (21, 22, 60, 61, 62, 63, 64, 65, 66, 67))
+ADAPT = llara.Adaptation()
+
+
+def llama(tmp_path):
+    backbone = tiny.backbone("decoder", tmp_path / "m")
+    backbone.add_tokens([*llara.SUMMARY_TOKENS, *llara.PREDICTION_TOKENS])
+    return backbone
+
+
+def test_the_pretext_sequence_by_hand():
+    layout = llara.Layout((1,), (8, 9), (6, 7))
+    ids, visible, positions, is_text = llara.adaptation_inputs(layout, [(3, 4), (5,)], pad=0)
+    assert ids.tolist() == [[1, 3, 4, 8, 9, 6, 7], [0, 1, 5, 8, 9, 6, 7]]
+    # EBAR goes on behind the text, at the places EBAE has
+    assert positions.tolist() == [[0, 1, 2, 3, 4, 3, 4], [0, 0, 1, 2, 3, 2, 3]]
+    assert is_text.int().tolist() == [[0, 1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0]]
+    assert visible[0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 0, 0, 1, 0],
+        [1, 1, 1, 0, 0, 1, 1],
+    ]
+    assert visible[1, 1:, 0].int().tolist() == [0] * 6
+
+
+def test_both_tasks_in_one_sequence_are_as_each_alone(tmp_path):
+    """EBAR does not see the EBAE suffix and EBAE not the EBAR one: states equal those of two separate sequences."""
+    backbone = llama(tmp_path)
+    texts = [tiny.ids("甲乙丙丁"), tiny.ids("山水")]
+    ids, visible, positions, _ = llara.adaptation_inputs(LAYOUT, texts, backbone.pad_id)
+    states = backbone.hidden(ids, visible, positions)
+    for row, text in enumerate(texts):
+        for suffix, end in ((LAYOUT.summary, -len(LAYOUT.prediction)), (LAYOUT.prediction, None)):
+            alone = torch.tensor([[*LAYOUT.prefix, *text, *suffix]])
+            expected = backbone.model(input_ids=alone).last_hidden_state[0, -8:]
+            stop = states.shape[1] + (end or 0)
+            torch.testing.assert_close(states[row, stop - 8 : stop], expected, atol=1e-5, rtol=1e-4)
+    changed = ids.clone()
+    changed[:, -len(LAYOUT.prediction) - 3] = 30  # one of EBAE's tokens
+    moved = (backbone.hidden(changed, visible, positions) - states).abs().amax(-1) > 1e-6
+    assert moved[:, -len(LAYOUT.prediction) - 3 : -len(LAYOUT.prediction)].all()
+    assert not moved[:, -len(LAYOUT.prediction) :].any()
+
+
+def test_bag_of_words_by_hand():
+    logits = torch.tensor([[[0.0, 2.0, 1.0, -1.0], [1.0, 0.0, 1.5, 3.0]], [[5.0, 0.0, 0.0, 0.0]] * 2])
+    top = [1.0, 2.0, 1.5, 3.0]
+    total = sum(map(math.exp, top))
+    expected = -((top[1] - math.log(total)) + (top[3] - math.log(total))) / 2
+    found = llara.bag_of_words(logits, [(3, 1, 3, 0), (0,)], special={0})
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+    assert llara.bag_of_words(logits, [(), (0,)], special={0}) is None
+
+
+def test_adaptation_terms(tmp_path):
+    backbone = llama(tmp_path)
+    full = backbone.language_model().eval()
+    head = head_of(full)
+    texts, after = [tiny.ids("甲乙丙丁"), tiny.ids("山水")], [tiny.ids("日月月"), ()]
+    terms = llara.adaptation_loss(backbone, head, LAYOUT, texts, after, ADAPT)
+    language, ebae, ebar = [], [], []
+    for text, next_text in zip(texts, after, strict=True):
+        sequence = torch.tensor([[*LAYOUT.prefix, *text]])
+        log_p = full(input_ids=sequence).logits[0].log_softmax(-1)
+        language += [-log_p[1 + i, token].item() for i, token in enumerate(text)]
+        for losses, suffix, target in ((ebae, LAYOUT.summary, text), (ebar, LAYOUT.prediction, next_text)):
+            logits = full(input_ids=torch.tensor([[*LAYOUT.prefix, *text, *suffix]])).logits[0, -8:]
+            row = logits.amax(0).log_softmax(-1)
+            if target:
+                losses.append(-np.mean([row[token].item() for token in set(target)]))
+    assert len(ebar) == 1
+    expected = {"language_model": np.mean(language), "ebae": np.mean(ebae) / 2, "ebar": np.mean(ebar) / 2}
+    assert {key: value.item() for key, value in terms.items()} == pytest.approx(expected, rel=1e-4)
+    only = llara.adaptation_loss(backbone, head, LAYOUT, texts, [(), ()], ADAPT)
+    assert set(only) == {"language_model", "ebae"}
+    assert only["ebae"].item() == pytest.approx(np.mean(ebae), rel=1e-4)
+    bare = ADAPT.model_copy(update={"language_model": 0.0, "bag_of_words": 0.1})
+    scaled = llara.adaptation_loss(backbone, head, LAYOUT, texts, after, bare)
+    assert {k: v.item() for k, v in scaled.items()} == pytest.approx(
+        {"ebae": np.mean(ebae) / 20, "ebar": np.mean(ebar) / 20}, rel=1e-4
+    )
+
+
+def test_the_published_prompts_fill_the_sequence(tmp_path):
+    method, recipe, student = built("llara", tiny.backbone("decoder", tmp_path / "m"))
+    layout = method.layout(student.backbone, recipe)
+    assert student.formats["query", "asymmetric"].suffix == layout.prediction
+    assert student.formats["passage", "asymmetric"].suffix == layout.summary
+    assert layout.prefix == (BOS, *tiny.ids('"'))
+
+
+# -------------------------------------------------------------------------------------------------------------- pretext
+WORLD = ["甲吃书", "乙看花", "丙给书", "丁吃看", "山水火", "日月星"]
+STEPS = {
+    "bge": {"pretraining": {"steps": 15, "batch_size": 6}, "unsupervised": {"steps": 15, "batch_size": 6}},
+    "retromae": {"pretraining": {"steps": 30, "batch_size": 6}},
+    "llara": {"adaptation": {"steps": 30, "batch_size": 6}},
+}
+RATES = {"pretraining": 5e-3, "unsupervised": 5e-3, "adaptation": 5e-3}
+
+
+def adapted(name, folder, **context):
+    settings = {stage: values | {"learning_rate": RATES[stage], "warmup": 2} for stage, values in STEPS[name].items()}
+    method, recipe, student = built(name, tiny.backbone(methods.method(name).kind, folder), **settings)
+    marked, log = student.trainable(), []
+    torch.manual_seed(7)
+    method.pretext(student, WORLD, recipe, PretextContext(seed=3, log=log.append, **context))
+    assert student.trainable() == marked
+    return student, log
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_pretext_learns_and_repeats_itself(name, tmp_path):
+    first, log = adapted(name, tmp_path / "a", next_texts=WORLD[::-1])
+    stages = list(dict.fromkeys(record["stage"] for record in log))
+    assert len(stages) == len(STEPS[name])
+    for stage in stages:
+        losses = [record["loss"] for record in log if record["stage"] == stage]
+        assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4]), stage
+    second, again = adapted(name, tmp_path / "b", next_texts=WORLD[::-1])
+    assert log == again
+    for (key, one), two in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(one, two), key
+    assert all(p.grad is None for p in first.parameters())
+
+
+def test_adaptation_trains_the_weights_that_lora_adapts(tmp_path):
+    plain = tiny.backbone("decoder", tmp_path / "a")
+    student, log = adapted("llara", tmp_path / "b")
+    assert "ebar" not in log[0]  # no order known
+    before, after = plain.model.state_dict(), student.backbone.merged_state()
+    assert all(not torch.equal(before[key], after[key][: len(before[key])]) for key in before)
+    lora = {key: value for key, value in student.named_parameters() if "lora_B" in key}
+    assert not any(value.any() for value in lora.values())
+    with torch.no_grad():  # the adapters are in force again
+        unadapted = student.encode(WORLD, "query", "symmetric")
+        next(iter(lora.values())).normal_()
+    assert not np.allclose(student.encode(WORLD, "query", "symmetric"), unadapted)
+
+
+def test_pretext_of_no_steps_and_of_no_texts(tmp_path):
+    method, recipe, student = built("retromae", tiny.backbone("encoder", tmp_path / "m"), pretraining={"steps": 0})
+    before = copy.deepcopy(student.state_dict())
+    method.pretext(student, WORLD, recipe, PretextContext())
+    assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
+    with pytest.raises(TrainingError, match="no texts"):
+        method.pretext(student, [], method.recipe({"pretraining": {"steps": 2}}), PretextContext())
+
+
+def test_steps_of_a_stage():
+    assert retromae.Autoencoding(epochs=8, batch_size=32).updates(100) == 25
+    assert retromae.Autoencoding(steps=3).updates(100) == 3
+
+
+def test_spans_of_unsupervised_pairs():
+    generator = torch.Generator().manual_seed(0)
+    text = tuple(range(10, 20))
+    spans = [bge.crop(text, 0.5, generator) for _ in range(300)]
+    assert all(span == text[span[0] - 10 : span[0] - 10 + len(span)] for span in spans)
+    assert {len(span) for span in spans} == {5, 6, 7, 8, 9, 10}
+    assert {span[0] for span in spans} == set(range(10, 16))
+    assert bge.crop((4,), 0.5, generator) == (4,)
+
+
+def test_unsupervised_pairs_of_neighbours_by_hand(tmp_path):
+    """The first loss is the contrast of each text with the one that follows, the last pair's empty partner left out."""
+    following = ["日月", "乙", "丙丁", "火", "星", ""]
+    stage = {"steps": 1, "batch_size": 5, "pairs": "next"}
+    method, recipe, student = built(
+        "bge", tiny.backbone("encoder", tmp_path / "m", hidden_dropout_prob=0.0), unsupervised=stage
+    )
+    a, b = (student.embed(texts, "passage", "symmetric").detach() for texts in (WORLD[:5], following[:5]))
+    expected = F.cross_entropy(a @ b.T / 0.01, torch.arange(5)).item()
+    log = []
+    context = PretextContext(next_texts=following, log=log.append)
+    bge.contrast_pairs(student, WORLD, recipe.unsupervised, context, "bge")
+    assert log[0]["info_nce"] == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(TrainingError, match="no known order"):
+        bge.contrast_pairs(student, WORLD, recipe.unsupervised, PretextContext(), "bge")

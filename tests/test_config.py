@@ -1,0 +1,161 @@
+"""A config is typed throughout, and what does not fit is told in one line: file, key, found, expected, nearest key."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from d2llm.config import Config, Run, dump, load, read
+from d2llm.errors import ConfigError
+
+MINI = Path(__file__).parent.parent / "config" / "mini.yaml"
+
+
+def refusal(*files: Path, overrides: dict | None = None) -> str:
+    with pytest.raises(ConfigError) as error:
+        load(files, overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_resolved_config_loads_to_the_same(tmp_path: Path) -> None:
+    config = load([MINI])
+    assert load([write(tmp_path / "resolved.yaml", dump(config))]) == config
+
+
+def leaves(values: object, prefix: str = "") -> set[str]:
+    if not isinstance(values, dict) or not values:
+        return {prefix}
+    return {leaf for name, inner in values.items() for leaf in leaves(inner, f"{prefix}.{name}")}
+
+
+def test_mini_spells_out_every_key_of_the_schema(tmp_path: Path) -> None:
+    written = read(MINI)
+    known = read(write(tmp_path / "resolved.yaml", dump(load([MINI]))))
+    for section in set(known) - {"methods", "variants"}:
+        # The prompts' words stand in d2llm/prompts.py.
+        asked = {leaf for leaf in leaves(known[section]) if not leaf.endswith((".template", ".yes", ".no"))}
+        assert leaves(written[section]) == asked, section
+
+
+def test_unknown_key_names_file_key_and_nearest(tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.yaml", "teacher: {lerning_rate: 0.1}")
+    assert refusal(MINI, mine) == (
+        f"{mine}: teacher.lerning_rate: unknown key (found 0.1); nearest valid key: teacher.learning_rate"
+    )
+    mine = write(tmp_path / "mine.yaml", "train: {steps: 3}")
+    assert "train: unknown key" in refusal(MINI, mine)
+    assert refusal(MINI, mine).endswith("nearest valid key: training")
+    mine = write(tmp_path / "mine.yaml", "symmetric_order: {}")
+    assert refusal(MINI, mine).endswith("nearest valid key: evaluation.symmetric_order")
+
+
+def test_wrong_type_names_key_found_and_expected(tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.yaml", "threads: two")
+    assert refusal(MINI, mine) == f"{mine}: threads: expected a valid integer; found 'two' (text)"
+    mine = write(tmp_path / "mine.yaml", "threads: '2'")
+    assert "expected a valid integer; found '2' (text)" in refusal(MINI, mine)
+    mine = write(tmp_path / "mine.yaml", "threads: true")
+    assert "found True (true/false)" in refusal(MINI, mine)
+    mine = write(tmp_path / "mine.yaml", "threads: 0")
+    assert "greater than or equal to 1; found 0" in refusal(MINI, mine)
+    mine = write(tmp_path / "mine.yaml", "teacher: 3")
+    assert "teacher: expected a section of keys and values; found 3 (an integer)" in refusal(MINI, mine)
+    mine = write(tmp_path / "mine.yaml", "seeds: [1, x]")
+    assert "seeds.1: expected a valid integer; found 'x' (text)" in refusal(MINI, mine)
+
+
+def test_origin_is_the_layer_that_set_the_key(tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.yaml", "threads: 2")
+    assert refusal(MINI, mine, overrides={"seeds": "x"}).startswith("command line: seeds: ")
+    bad = write(tmp_path / "bad.yaml", "tier: [mini]")
+    assert refusal(MINI, bad, mine).startswith(f"{bad}: tier: ")
+
+
+def test_layers_merge_key_by_key_and_integers_do_for_numbers(tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.yaml", "teacher: {learning_rate: 1}\nmethods: {bge: {learning_rate: 1e-4}}")
+    config, plain = load([MINI, mine]), load([MINI])
+    assert config.teacher.learning_rate == 1.0
+    assert config.methods.keys() == plain.methods.keys()
+    assert config.recipe("bge").learning_rate == 1e-4  # YAML 1.1 would read text
+    assert config.data == plain.data
+
+
+def test_command_line_values_are_typed() -> None:
+    config = load([MINI], {"seeds": "[1, 2]", "training": "{batch_size: 8}", "teacher": {"steps": "7"}})
+    assert (config.seeds, config.training.batch_size, config.teacher.steps) == ([1, 2], 8, 7)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none.yaml").endswith("none.yaml: no such config file")
+    assert "line 3: not valid YAML" in refusal(write(tmp_path / "a.yaml", "a: 1\nb: [\n"))
+    assert "expected keys and values" in refusal(write(tmp_path / "a.yaml", "- 1"))
+    assert "line 3: not valid YAML (key 'tier' twice)" in refusal(
+        write(tmp_path / "a.yaml", "tier: a\nseeds: [1]\ntier: b")
+    )
+
+
+def test_methods_and_their_overrides_are_checked(tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.yaml", "methods: {bgee: {}}")
+    assert refusal(MINI, mine).startswith(f"{mine}: methods.bgee: unknown method 'bgee'")
+    assert "'bge'" in refusal(MINI, mine)
+    assert "udever" in refusal(MINI, mine)
+    mine = write(tmp_path / "mine.yaml", "methods: {bge: {learnin_rate: 1.0}}")
+    assert refusal(MINI, mine).startswith(f"{mine}: methods.bge.learnin_rate: unknown key (found 1.0)")
+    assert refusal(MINI, mine).endswith("nearest valid key: methods.bge.learning_rate")
+    mine = write(tmp_path / "mine.yaml", "methods: {bge: {temperature: hot}}")
+    assert "methods.bge.temperature: expected a valid number; found 'hot' (text)" in refusal(MINI, mine)
+
+
+def test_variants_are_checked_and_make_runs(tmp_path: Path) -> None:
+    text = (
+        "seeds: [1, 2]\nmethods: {bge: {temperature: 0.5}}\nvariants: {hot: {method: bge, settings: {temperature: 2}}}"
+    )
+    config = load([MINI, write(tmp_path / "mine.yaml", text)])
+    assert (config.recipe("bge").temperature, config.recipe("bge", "hot").temperature) == (0.5, 2.0)
+    assert [run for run in config.runs() if run.variant == "hot"] == [Run("bge", "hot", 1), Run("bge", "hot", 2)]
+    assert len(config.runs()) == 2 * (len(config.methods) + 1)
+    assert len(config.evaluations()) == len(config.runs()) + 2  # reference rows have no seed of their own
+    mine = write(tmp_path / "mine.yaml", "variants: {hot: {method: bgee}}")
+    assert "variants.hot.method: expected one of d2llm, bge" in refusal(MINI, mine)
+    mine = write(tmp_path / "mine.yaml", "variants: {hot: {method: bge, settings: {temprature: 1}}}")
+    assert refusal(MINI, mine).startswith(f"{mine}: variants.hot.settings.temprature: unknown key")
+    mine = write(tmp_path / "mine.yaml", "variants: {base: {method: bge}}")
+    assert "this name is taken" in refusal(MINI, mine)
+
+
+def test_names_that_become_folders_are_plain(tmp_path: Path) -> None:
+    assert "variants" in refusal(MINI, write(tmp_path / "mine.yaml", "variants: {../x: {method: bge}}"))
+    assert "tier: expected" in refusal(MINI, write(tmp_path / "mine.yaml", "tier: a/b"))
+
+
+def test_defaults_are_a_config() -> None:
+    assert Config().tier == "mini"
+
+
+@pytest.mark.parametrize(
+    "module", ["config", "paths", "methods", "stages", "artifacts", "provenance", "cli", "reporting"]
+)
+def test_imports_without_torch(module: str) -> None:
+    code = (
+        f"import sys, d2llm.{module}; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'mteb')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=MINI.parent.parent).returncode == 0
+
+
+def test_check_config_prints_the_resolved_config(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "d2llm.cli", "check-config", "--config", str(MINI)]
+    done = subprocess.run(command, cwd=MINI.parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert load([write(tmp_path / "resolved.yaml", done.stdout)]) == load([MINI])
+    mine = write(tmp_path / "mine.yaml", "seedz: [1]")
+    done = subprocess.run([*command, str(mine)], cwd=MINI.parent.parent, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {mine}: seedz: unknown key (found [1]); nearest valid key: seeds\n"

@@ -1,0 +1,424 @@
+"""Evaluation: task folders checked, mteb's numbers against independent ones, heads and orders, collecting."""
+
+from __future__ import annotations
+
+import json
+from math import log2
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from task_folders import FakeStudent, pair_task, retrieval_task, sts_task, write_task
+
+from d2llm.config import Config
+from d2llm.errors import ArtifactError, ConfigError, DataError
+from d2llm.evaluation import collect, metrics, tasks
+from d2llm.evaluation.settings import EvaluationSettings
+from d2llm.paths import Paths
+
+
+@pytest.fixture(autouse=True, scope="module")
+def mteb_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTEB_CACHE", str(tmp_path_factory.mktemp("mteb")))
+        patch.setenv("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        yield
+
+
+def evaluate(student, *folders: Path, settings: EvaluationSettings | None = None, results: Path | None = None):
+    """Scores {(task, phenomenon, metric): value} and predictions of a student on task folders."""
+    from d2llm.evaluation.adapter import StudentScorer
+    from d2llm.evaluation.run import evaluate
+
+    read = [tasks.read(folder, "test") for folder in folders]
+    settings = settings or EvaluationSettings()
+    scores, predictions = evaluate(StudentScorer(student), read, "toy/base/seed1", settings, results)
+    return scores, scores.set_index(["task", "phenomenon", "metric"])["value"].to_dict(), predictions
+
+
+# ------------------------------------------------------------------------------------------------------------- metrics
+def test_pair_classification_is_what_scikit_learn_says(tmp_path):
+    folder = pair_task(tmp_path)
+    student = FakeStudent()
+    scores, values, predictions = evaluate(student, folder)
+    frame = pd.read_parquet(folder / "test.parquet")
+    expected = np.array(
+        [student.score(a, b, "symmetric") for a, b in zip(frame.sentence1, frame.sentence2, strict=True)]
+    )
+    label = frame.label.to_numpy()
+
+    assert predictions.query_id.tolist() == frame.id.tolist()  # row order, nothing lost
+    np.testing.assert_allclose(predictions.score, expected, rtol=1e-5)
+    assert predictions.label.tolist() == label.tolist()
+    assert values["nli_x", "all", "ap"] == pytest.approx(average_precision_score(label, expected))
+    cuts = [*(np.sort(expected)[:-1] + np.diff(np.sort(expected)) / 2)]
+    accuracy = max(((expected > cut) == label).mean() for cut in cuts)
+    assert values["nli_x", "all", "accuracy"] == pytest.approx(accuracy)
+    # The curve's first point is "all pairs", a threshold below every score, which mteb does not try.
+    precision, recall, _ = precision_recall_curve(label, expected)
+    f1 = 2 * precision[1:-1] * recall[1:-1] / (precision[1:-1] + recall[1:-1] + 1e-30)
+    best = 1 + int(f1.argmax())
+    assert values["nli_x", "all", "f1"] == pytest.approx(f1.max())
+    assert values["nli_x", "all", "precision"] == pytest.approx(precision[best])
+    assert values["nli_x", "all", "recall"] == pytest.approx(recall[best])
+    for kind in ("reversed", "antonym"):
+        chosen = (label == 1) | (frame.phenomenon == kind)
+        assert values["nli_x", kind, "ap"] == pytest.approx(average_precision_score(label[chosen], expected[chosen]))
+        assert values["nli_x", kind, "auc"] == pytest.approx(roc_auc_score(label[chosen], expected[chosen]))
+    assert values["nli_x", "entailed", "auc"] == pytest.approx(roc_auc_score(label, expected))
+    assert (
+        set(scores.scorer) == {"iem"}
+        and set(scores.group) == {"nli"}
+        and set(scores.n[scores.phenomenon == "all"]) == {40}
+    )
+
+
+@pytest.mark.parametrize("order", ["average", "as_given"])
+def test_sts_is_what_scipy_says_in_one_order_and_in_both(tmp_path, order):
+    folder = sts_task(tmp_path)
+    student = FakeStudent()
+    settings = EvaluationSettings.model_validate({"symmetric_order": {"sts": order}})
+    _, values, predictions = evaluate(student, folder, settings=settings)
+    frame = pd.read_parquet(folder / "test.parquet")
+    pairs = list(zip(frame.sentence1, frame.sentence2, strict=True))
+    expected = np.array([student.score(a, b, "symmetric") for a, b in pairs])
+    if order == "average":
+        expected = (expected + np.array([student.score(b, a, "symmetric") for a, b in pairs])) / 2
+    np.testing.assert_allclose(predictions.score, expected, rtol=1e-4)
+    assert values["sts_x", "all", "pearson"] == pytest.approx(pearsonr(frame.score, expected)[0], abs=1e-6)
+    assert values["sts_x", "all", "spearman"] == pytest.approx(spearmanr(frame.score, expected)[0])
+    own = (frame.phenomenon == "swap").to_numpy()
+    assert values["sts_x", "swap", "spearman"] == pytest.approx(spearmanr(frame.score[own], expected[own])[0])
+
+
+def test_binary_similarity_is_broken_down_as_a_classification(tmp_path):
+    folder = sts_task(tmp_path, binary=True)
+    student = FakeStudent()
+    _, values, predictions = evaluate(student, folder)
+    frame = pd.read_parquet(folder / "test.parquet")
+    label, score = frame.score.to_numpy(), predictions.score.to_numpy()
+    chosen = (label == 1) | (frame.phenomenon == "swap").to_numpy()
+    assert values["sts_x", "swap", "auc"] == pytest.approx(roc_auc_score(label[chosen], score[chosen]))
+    assert values["sts_x", "all", "spearman"] == pytest.approx(spearmanr(label, score)[0])
+
+
+def test_retrieval_is_what_plain_loops_say(tmp_path):
+    folder = retrieval_task(tmp_path)
+    student = FakeStudent()
+    scores, values, predictions = evaluate(student, folder)
+    corpus, queries, qrels = (pd.read_parquet(folder / "test" / f"{n}.parquet") for n in ("corpus", "queries", "qrels"))
+    found = {"mrr_at_10": {}, "recall_at_10": {}, "ndcg_at_10": {}}
+    for query in queries.itertuples():
+        every = {doc.id: student.score(query.text, doc.text, "asymmetric") for doc in corpus.itertuples()}
+        ranked = sorted(every, key=every.get, reverse=True)
+        relevance = qrels[qrels.query_id == query.id].set_index("doc_id").relevance.to_dict()
+        hits = [relevance.get(doc, 0) for doc in ranked[:10]]
+        ideal = sorted(relevance.values(), reverse=True)[:10]
+        found["mrr_at_10"][query.id] = next((1 / r for r, hit in enumerate(hits, 1) if hit), 0.0)
+        found["recall_at_10"][query.id] = sum(hit > 0 for hit in hits) / len(relevance)
+        gain = [sum(g / log2(r + 1) for r, g in enumerate(row, 1)) for row in (hits, ideal)]
+        found["ndcg_at_10"][query.id] = gain[0] / gain[1]
+        kept = predictions[predictions.query_id == query.id]
+        assert kept.doc_id.tolist() == ranked[:100]  # the best hundred, best first
+        np.testing.assert_allclose(kept.score, [every[doc] for doc in ranked[:100]], rtol=1e-4, atol=1e-5)
+        assert kept.label.tolist() == [relevance.get(doc, 0) for doc in ranked[:100]]
+        assert set(kept.relevant) == {len(relevance)}
+    kinds = queries.set_index("id").phenomenon
+    for metric, of_query in found.items():
+        column = pd.Series(of_query)
+        assert column.max() > 0
+        assert values["ir_x", "all", metric] == pytest.approx(column.mean(), abs=1e-5)  # mteb rounds to 5 digits
+        for kind in ("who", "when"):
+            assert values["ir_x", kind, metric] == pytest.approx(column[kinds == kind].mean())
+    assert set(scores.candidates) == {"all"}
+
+
+def test_equal_scores_rank_alike_in_mteb_and_in_the_breakdown():
+    """Ties are where implementations differ: our metrics per query must average to mteb's own."""
+    from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores
+
+    rng = np.random.default_rng(0)
+    results = {f"q{q}": {f"d{d}": float(rng.integers(0, 4)) for d in range(30)} for q in range(25)}
+    qrels = {q: {f"d{d}": int(rng.integers(1, 3)) for d in rng.choice(30, 4, replace=False)} for q in results}
+    ours = metrics.per_query(results, qrels).mean()
+    theirs = calculate_retrieval_scores(results, qrels, [1, 10])
+    assert ours["mrr_at_10"] == pytest.approx(theirs.mrr["MRR@10"], abs=1e-5)
+    assert ours["recall_at_10"] == pytest.approx(theirs.recall["Recall@10"], abs=1e-5)
+    assert ours["ndcg_at_10"] == pytest.approx(theirs.ndcg["NDCG@10"], abs=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------- heads, texts, NaN
+def test_head_follows_the_kind_of_task_and_texts_are_encoded_once(tmp_path):
+    student = FakeStudent()
+    evaluate(student, pair_task(tmp_path))
+    assert student.scorer.modes == {"symmetric"}
+    assert sorted(student.encoded) == sorted(set(student.encoded))  # 20 premises stand in 40 pairs
+    assert {role for text, role, _ in student.encoded if text.startswith("前提")} == {"query"}
+    assert {role for text, role, _ in student.encoded if text.startswith("假设")} == {"passage"}
+    student = FakeStudent()
+    evaluate(student, retrieval_task(tmp_path))
+    assert student.scorer.modes == {"asymmetric"}
+    assert {mode for _, _, mode in student.encoded} == {"asymmetric"}
+
+
+def test_roles_with_equal_formats_share_their_vectors():
+    from d2llm.evaluation.adapter import StudentScorer
+
+    student = FakeStudent()
+    student.formats = {("query", "symmetric"): "plain", ("passage", "symmetric"): "plain"}
+    StudentScorer(student).score_pairs([("一", "二"), ("二", "三"), ("三", "一")], "symmetric")
+    assert sorted(text for text, _, _ in student.encoded) == sorted("一二三")
+
+
+def test_search_merges_blocks_as_one_matrix_would(monkeypatch):
+    from d2llm.evaluation import adapter
+
+    student = FakeStudent()
+    queries, passages = [f"问{i}" for i in range(7)], [f"文{i % 40}" for i in range(50)]  # ten passages twice
+    whole = np.array([[student.score(q, p, "asymmetric") for p in passages] for q in queries])
+    monkeypatch.setattr(adapter, "QUERY_BLOCK", 3)
+    monkeypatch.setattr(adapter, "PASSAGE_BLOCK", 8)
+    hits = adapter.StudentScorer(student).search(queries, passages, 12)
+    for row, (index, scores) in zip(whole, hits, strict=True):
+        np.testing.assert_allclose(scores, np.sort(row)[::-1][:12], rtol=1e-4)
+        np.testing.assert_allclose(row[index], scores, rtol=1e-4)
+        assert len(set(index.tolist())) == 12
+    assert len(student.encoded) == 47  # 7 queries, 40 distinct passages
+
+
+@pytest.mark.parametrize("make", [pair_task, sts_task, retrieval_task])
+def test_scores_that_are_not_finite_are_refused_by_name(tmp_path, make):
+    folder = make(tmp_path)
+    with pytest.raises(ArtifactError, match=rf"toy/base/seed1 on task {folder.name}: .* not finite"):
+        evaluate(FakeStudent(broken=True), folder)
+
+
+def test_equal_scores_throughout_are_told_as_a_collapse(tmp_path):
+    student = FakeStudent()
+    student.scorer.weights["symmetric"].zero_()
+    with pytest.raises(ArtifactError, match="toy/base/seed1 on task sts_x: pearson is not defined"):
+        evaluate(student, sts_task(tmp_path))
+
+
+def test_vectors_of_another_pair_are_not_scored(tmp_path):
+    from d2llm.evaluation.adapter import SearchModel, StudentScorer
+
+    model = SearchModel("toy", StudentScorer(FakeStudent()))
+    with pytest.raises(RuntimeError, match="encoded last"):
+        model.similarity_pairwise(np.ones((2, 6)), np.ones((2, 6)))
+
+
+def test_mteb_result_is_kept_and_equal_runs_leave_equal_files(tmp_path):
+    folders = [pair_task(tmp_path / "tasks"), retrieval_task(tmp_path / "tasks")]
+    contents = []
+    for name in ("first", "second"):
+        _, values, _ = evaluate(FakeStudent(), *folders, results=tmp_path / name)
+        contents.append({path.name: path.read_bytes() for path in sorted((tmp_path / name).iterdir())})
+    assert contents[0] == contents[1] and list(contents[0]) == ["ir_x.json", "nli_x.json"]
+    result = json.loads(contents[0]["nli_x.json"])
+    assert result["task_name"] == "nli_x" and len(result["dataset_revision"]) == 40
+    assert result["scores"]["test"][0]["similarity_ap"] == values["nli_x", "all", "ap"]
+
+
+# --------------------------------------------------------------------------------------------------------- task folders
+def spoil(path: Path, **columns) -> None:
+    """Sets values of a Parquet file: column=(row, value), or column=None to drop it."""
+    frame = pd.read_parquet(path)
+    for name, change in columns.items():
+        if change is None:
+            frame = frame.drop(columns=name)
+        else:
+            frame[name] = frame[name].astype(object)
+            frame.loc[change[0], name] = change[1]
+            if all(isinstance(value, int | float | np.number) for value in frame[name]):
+                frame[name] = pd.to_numeric(frame[name])
+    frame.to_parquet(path)
+
+
+BAD_PAIRS = [
+    ({"label": (3, 2)}, r"test.parquet: column 'label', row 3: expected 0 or 1, found 2"),
+    ({"label": None}, r"column 'label' not found"),
+    ({"sentence2": (5, " ")}, r"column 'sentence2', row 5: expected non-empty text, found ' '"),
+    ({"sentence1": (0, None)}, r"column 'sentence1', row 0: expected non-empty text"),
+    ({"id": (4, "p1")}, r"column 'id', row 4: expected each id once, found 'p1'"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_PAIRS)
+def test_bad_pairs_are_named(tmp_path, change, message):
+    folder = pair_task(tmp_path)
+    spoil(folder / "test.parquet", **change)
+    with pytest.raises(DataError, match=message):
+        tasks.read(folder, "test")
+
+
+def test_bad_scores_are_named(tmp_path):
+    folder = sts_task(tmp_path)
+    spoil(folder / "test.parquet", score=(2, 5.5))
+    with pytest.raises(DataError, match=r"'score', row 2: expected a number from 0 to 5, found 5.5"):
+        tasks.read(folder, "test")
+    spoil(folder / "test.parquet", score=(2, float("nan")))
+    with pytest.raises(DataError, match=r"'score', row 2: expected a finite number"):
+        tasks.read(folder, "test")
+
+
+BAD_RETRIEVAL = [
+    ("qrels", {"relevance": (0, 1.5)}, r"'relevance' must hold whole numbers"),
+    ("qrels", {"doc_id": (1, "d999")}, r"'doc_id', row 1: expected an id of corpus.parquet, found 'd999'"),
+    ("qrels", {"query_id": (0, "q77")}, r"'query_id', row 0: expected an id of queries.parquet"),
+    ("qrels", {"relevance": (0, 0)}, r"queries.parquet: column 'id', row 0: expected a query with a relevant document"),
+    ("corpus", {"text": (7, "")}, r"corpus.parquet: column 'text', row 7"),
+]
+
+
+@pytest.mark.parametrize(("part", "change", "message"), BAD_RETRIEVAL)
+def test_bad_retrieval_sets_are_named(tmp_path, part, change, message):
+    folder = retrieval_task(tmp_path)
+    spoil(folder / "test" / f"{part}.parquet", **change)
+    with pytest.raises(DataError, match=message):
+        tasks.read(folder, "test")
+
+
+def test_too_few_pairs_single_labels_and_bad_descriptions_are_refused(tmp_path):
+    folder = pair_task(tmp_path)
+    frame = pd.read_parquet(folder / "test.parquet")
+    frame[:1].to_parquet(folder / "test.parquet")
+    with pytest.raises(DataError, match="at least 2 pairs, found 1"):
+        tasks.read(folder, "test")
+    frame[frame.label == 1].to_parquet(folder / "test.parquet")
+    with pytest.raises(DataError, match="holds only 1; expected both 0 and 1"):
+        tasks.read(folder, "test")
+    with pytest.raises(ArtifactError, match="dev.parquet: missing"):
+        tasks.read(folder, "dev")
+    write_task(folder, "pairs", "nli")
+    with pytest.raises(DataError, match="'type' must be one of pair_classification, sts, retrieval, found 'pairs'"):
+        tasks.read(folder, "test")
+    with pytest.raises(DataError, match="expected numbers min_score < max_score"):
+        tasks.read(write_task(folder, "sts", "sts", min_score=5, max_score=0), "test")
+
+
+def test_tasks_are_found_by_folder_and_wanted_ones_must_be_there(tmp_path):
+    for name in ("b", "a"):
+        pair_task(tmp_path, name)
+    assert tasks.names(tmp_path) == ["a", "b"]
+    assert tasks.names(tmp_path, ["b"]) == ["b"]
+    with pytest.raises(ConfigError, match="no task named 'c' .* holds a, b"):
+        tasks.names(tmp_path, ["c"])
+    with pytest.raises(DataError, match="no evaluation task found"):
+        tasks.names(tmp_path / "nowhere")
+
+
+# ------------------------------------------------------------------------------------------- a whole run, and collecting
+@pytest.fixture
+def suite(tmp_path, monkeypatch):
+    """A results folder with three tasks and two evaluated methods whose students are fake."""
+    from d2llm.evaluation import run
+    from d2llm.evaluation.adapter import StudentScorer
+
+    config = Config(results=str(tmp_path), methods={"d2llm": {}, "bge": {}}, references=["bm25"], seeds=[1, 2])
+    paths = Paths.of(config)
+    for make in (pair_task, sts_task, retrieval_task):
+        make(paths.tasks)
+    load = run.load
+    sizes = {("d2llm", 1): 6, ("d2llm", 2): 7, ("bge", 1): 8, ("bge", 2): 9}
+
+    def fake(config, method, variant, seed):
+        if method == "bm25":
+            return load(config, method, variant, seed)
+        return StudentScorer(FakeStudent(sizes[method, seed]))
+
+    monkeypatch.setattr(run, "load", fake)
+    for job in config.evaluations():
+        run.run(config, *job)
+    monkeypatch.setattr(run, "load", load)
+    return config
+
+
+def test_collected_scores_are_tidy_sorted_and_byte_identical(suite):
+    paths = Paths.of(suite)
+    collect.run(suite)
+    first = paths.scores_csv.read_bytes(), paths.scores.read_bytes(), paths.predictions.read_bytes()
+    collect.run(suite)
+    assert first == (paths.scores_csv.read_bytes(), paths.scores.read_bytes(), paths.predictions.read_bytes())
+    scores = pd.read_parquet(paths.scores)
+    assert list(scores.columns) == list(collect.SCORES)
+    assert not scores.duplicated(collect.SCORE_KEY).any()
+    pd.testing.assert_frame_equal(scores, scores.sort_values(collect.SCORE_KEY, kind="stable"))
+    whole = scores[scores.phenomenon == "all"]
+    assert len(whole) == (4 + 1) * (5 + 2 + 3)  # four runs and BM25; metrics of the three tasks
+    lexical = whole[(whole.method == "bm25") & (whole.task == "sts_x")]
+    assert lexical.value.tolist() == [0, 0]  # no word in common anywhere: no correlation, and no failure
+    again = pd.read_csv(paths.scores_csv)
+    assert again["value"].tolist() == scores["value"].tolist()  # the text holds every bit
+    predictions = pd.read_parquet(paths.predictions)
+    of_one = predictions[(predictions.method == "bge") & (predictions.seed == 2)]
+    assert of_one.groupby("task").size().to_dict() == {"nli_x": 40, "sts_x": 30, "ir_x": 12 * 100}
+
+    # The damage of each, and what the message must name.
+    file = paths.evaluation("bge", "base", 2) / "scores.parquet"
+    good = pd.read_parquet(file)
+    for bad, message in [
+        (pd.concat([good, good[:1]]), "same row twice.*mrr_at_10"),
+        (good.assign(seed=3), "column 'seed': expected 2, found 3"),
+        (good.assign(tier="paper"), "column 'tier': expected mini, found paper"),
+        (good.assign(value=np.inf), "'value' holds a value that is not finite"),
+        (good.drop(columns="n"), "column 'n' is missing"),
+        (good.assign(more=1), "unexpected column 'more'"),
+        (good[good.task != "ir_x"], "no mrr_at_10 of task ir_x, which .*d2llm"),
+        (good.assign(n=good.n + 1), r"of task \w+ is over \d+ examples, expected \d+"),
+    ]:
+        bad.to_parquet(file)
+        with pytest.raises(ArtifactError, match=rf"bge/base/seed2/scores.parquet: .*{message}"):
+            collect.run(suite)
+    file.unlink()
+    with pytest.raises(ArtifactError, match="bge/base/seed2/scores.parquet: missing"):
+        collect.run(suite)
+
+
+def test_a_saved_student_is_loaded_and_scored_by_its_own_scorer(tmp_path):
+    import tiny
+    import torch
+
+    from d2llm.evaluation.run import run
+    from d2llm.models.student import Student, TextFormat
+
+    config = Config(results=str(tmp_path), methods={"d2llm": {}})
+    paths = Paths.of(config)
+    folder = pair_task(paths.tasks)
+    frame = pd.read_parquet(folder / "test.parquet")
+    rng = np.random.default_rng(0)
+    for column in ("sentence1", "sentence2"):
+        frame[column] = [" ".join(rng.choice(tiny.WORDS[:20], rng.integers(2, 9))) for _ in range(len(frame))]
+    frame.to_parquet(folder / "test.parquet")
+    # Roles are told apart by a prefix, as some baselines do.
+    roles = {"query": (5,), "passage": (6,)}
+    formats = {(role, mode): TextFormat(roles[role]) for role in roles for mode in ("symmetric", "asymmetric")}
+    student = Student(tiny.backbone("decoder"), ("mean", {}), ("iem", {"hidden": 16}), formats).eval()
+    student.save(paths.run("d2llm", "base", 1) / "model")
+    run(config, "d2llm", "base", 1)
+
+    with torch.no_grad():
+        q = student.embed(frame.sentence1.tolist(), "query", "symmetric")
+        p = student.embed(frame.sentence2.tolist(), "passage", "symmetric")
+        expected = student.scorer.pairs(q, p, "symmetric").numpy()
+    done = paths.evaluation("d2llm", "base", 1)
+    predictions = pd.read_parquet(done / "predictions.parquet")
+    np.testing.assert_allclose(predictions.score, expected, rtol=1e-4, atol=1e-6)
+    assert expected.std() > 1e-3
+    scores = pd.read_parquet(done / "scores.parquet")
+    assert set(scores.scorer) == {"iem"} and (done / "mteb" / "nli_x.json").is_file()
+    first = (done / "scores.parquet").read_bytes(), (done / "predictions.parquet").read_bytes()
+    run(config, "d2llm", "base", 1)
+    assert first == ((done / "scores.parquet").read_bytes(), (done / "predictions.parquet").read_bytes())
+
+
+def test_a_run_without_a_model_is_told(tmp_path):
+    from d2llm.evaluation.run import run
+
+    config = Config(results=str(tmp_path), methods={"d2llm": {}})
+    pair_task(Paths.of(config).tasks)
+    with pytest.raises(ArtifactError, match="d2llm/base/seed1/model: missing"):
+        run(config, "d2llm", "base", 1)

@@ -1,0 +1,136 @@
+"""A code digest follows what code does and who imports it, not how it is written down."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+
+from d2llm import stages
+from d2llm.config import Config, load
+from d2llm.provenance import closure, code_digest, content_digest, imports, module_digest
+
+ROOT = Path(__file__).parent.parent
+
+FILES = {
+    "d2llm/__init__.py": "",
+    "d2llm/methods.py": "import importlib\n",
+    "d2llm/losses.py": "def loss(x):\n    return x\n",
+    "d2llm/unused.py": "x = 1\n",
+    "d2llm/config.py": "x = 1\n",
+    "d2llm/d2llm_method.py": "from d2llm import losses\n",
+    "d2llm/models/__init__.py": "",
+    "d2llm/models/pooling.py": "from . import student\n",
+    "d2llm/models/student.py": "def f():\n    from d2llm.losses import loss\n    return loss\n",
+    "d2llm/training.py": "import d2llm.methods\nfrom d2llm import config\nfrom d2llm.models.pooling import x\n",
+    "baselines/__init__.py": "",
+    "baselines/bge.py": "import d2llm.methods\n",
+    "baselines/sgpt.py": "import d2llm.methods\n",
+    "baselines/udever.py": "from baselines import sgpt\n",
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+ARGUMENTS = {"model": "decoder", "shard": 0, "shards": 1, "method": "bge", "variant": "base", "seed": 1, "name": "nli"}
+
+
+def digest(project: Path, *modules: str) -> str:
+    imports.cache_clear()
+    module_digest.cache_clear()
+    return code_digest(list(modules), project)
+
+
+def test_closure_follows_all_imports_but_plumbing_and_other_methods(project: Path) -> None:
+    library = {"d2llm.training", "d2llm.methods", "d2llm.models", "d2llm.models.pooling", "d2llm.models.student"}
+    assert closure(["d2llm.training", "baselines.bge"], project) == library | {"d2llm.losses", "baselines.bge"}
+    assert closure(["baselines.udever"], project) == {"baselines.udever", "baselines.sgpt", "d2llm.methods"}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "stale"),
+    [
+        ("d2llm/losses.py", "# why\ndef loss(x):\n\n    'doc'\n    return (x)  # x\n", set()),
+        ("d2llm/losses.py", "def loss(x):\n    return -x\n", {"bge", "sgpt", "udever"}),
+        ("baselines/bge.py", "import d2llm.methods\nx = 2\n", {"bge"}),
+        ("baselines/sgpt.py", "import d2llm.methods\nx = 2\n", {"sgpt", "udever"}),
+        ("d2llm/d2llm_method.py", "x = 2\n", set()),
+        ("d2llm/unused.py", "x = 2\n", set()),
+        ("d2llm/config.py", "x = 2\n", set()),
+        ("d2llm/models/student.py", "x = 2\n", {"bge", "sgpt", "udever"}),
+    ],
+)
+def test_an_edit_makes_stale_exactly_what_uses_it(project: Path, file: str, text: str, stale: set[str]) -> None:
+    methods = ("bge", "sgpt", "udever")
+    before = {method: digest(project, "d2llm.training", f"baselines.{method}") for method in methods}
+    (project / file).write_text(text)
+    after = {method: digest(project, "d2llm.training", f"baselines.{method}") for method in methods}
+    assert {method for method in methods if before[method] != after[method]} == stale
+
+
+def test_a_docstring_is_not_confused_with_a_value(project: Path) -> None:
+    before = digest(project, "d2llm.losses")
+    (project / "d2llm/losses.py").write_text('def loss(x):\n    "half"\n    return x\n')
+    assert digest(project, "d2llm.losses") == before
+    (project / "d2llm/losses.py").write_text('def loss(x):\n    return "half"\n')
+    assert digest(project, "d2llm.losses") != before
+
+
+def test_content_digest_of_a_file_and_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    file = tmp_path / "m" / "a"
+    file.write_bytes(b"abc")
+    assert content_digest(file) == hashlib.sha256(b"abc").hexdigest()
+    before = content_digest(tmp_path / "m")
+    (tmp_path / "m" / "provenance.json").write_text("{}")
+    assert content_digest(tmp_path / "m") == before
+    file.rename(tmp_path / "m" / "b")
+    assert content_digest(tmp_path / "m") != before
+
+
+def test_every_stage_has_its_module_and_settings() -> None:
+    config = load([ROOT / "config" / "mini.yaml"])
+    for name, stage in stages.STAGES.items():
+        given = {argument: ARGUMENTS[argument] for argument in stage.arguments}
+        for module in stages.modules(name, **given):
+            assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), f"{name}: {module}"
+        stages.settings_line(config, name, **given)
+
+
+def config_keys(module: str) -> set[str]:
+    """The keys of the config that a module's text reads, as far as `config.a.b` says them."""
+    text = (ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8")
+    sections = {name for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")}
+    found = re.findall(rf"\bconfig\.((?:{'|'.join(sections)})\b(?:\.\w+)*)", text)
+    return set(found)
+
+
+def test_stages_declare_the_settings_their_modules_read() -> None:
+    for name, stage in stages.STAGES.items():
+        given = {argument: ARGUMENTS[argument] for argument in stage.arguments}
+        declared = {key.replace("{model}", "") for key in stage.settings}
+        for module in stages.modules(name, **given):
+            for key in config_keys(module):
+                known = any((key + ".").startswith(part.rstrip(".") + ".") for part in declared)
+                known = known or any(part.startswith(key + ".") for part in declared)
+                assert known, f"stage {name}: {module} reads config.{key}; declare it in d2llm/stages.py"
+
+
+def test_settings_of_a_training_are_its_own(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("methods: {bge: {temperature: 0.5}}")
+    before, after = load([ROOT / "config" / "mini.yaml"]), load([ROOT / "config" / "mini.yaml", mine])
+    changed = {
+        method
+        for method in before.methods
+        if stages.settings(before, "train", method=method, variant="base", seed=1)
+        != stages.settings(after, "train", method=method, variant="base", seed=1)
+    }
+    assert changed == {"bge"}

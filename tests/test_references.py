@@ -1,0 +1,184 @@
+"""The reference rows: BM25 against its formula written out, the teacher's grouping, candidates and depth."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from math import log
+
+import numpy as np
+import pytest
+
+from d2llm.data.bm25 import Bm25, tokens
+from d2llm.errors import ConfigError
+from d2llm.evaluation.references import Bm25Reference, TeacherReference
+from d2llm.evaluation.settings import Bm25Settings, TeacherCandidates
+
+DOCUMENTS = [
+    "张伟昨天在公园买了苹果",
+    "李娜今天在学校买了书",
+    "张伟没有在公园买苹果",
+    "天气很好",
+    "苹果苹果苹果很好吃",
+    "!?",
+]
+
+
+def formula(query: list[str], documents: list[list[str]], k1: float, b: float) -> np.ndarray:
+    """Lucene's BM25, written out."""
+    mean = sum(map(len, documents)) / len(documents)
+    scores = []
+    for document in documents:
+        count = Counter(document)
+        total = 0.0
+        for word in query:
+            having = sum(word in other for other in documents)
+            if count[word]:
+                idf = log(1 + (len(documents) - having + 0.5) / (having + 0.5))
+                total += idf * count[word] / (count[word] + k1 * (1 - b + b * len(document) / mean))
+        scores.append(total)
+    return np.array(scores)
+
+
+@pytest.mark.parametrize("kind", ["words", "characters"])
+@pytest.mark.parametrize("query", ["张伟在公园买了苹果", "苹果，苹果", "没见过", ""])
+def test_bm25_is_its_formula(kind, query):
+    index = Bm25(DOCUMENTS, kind, k1=1.2, b=0.6)
+    split = [tokens(text, kind) for text in DOCUMENTS]
+    expected = formula(tokens(query, kind), split, 1.2, 0.6)
+    np.testing.assert_allclose(index.scores(query), expected, rtol=1e-5, atol=1e-7)
+    best, scores = index.top(query, 3)
+    assert best.tolist() == np.argsort(-index.scores(query), kind="stable")[:3].tolist()
+    np.testing.assert_array_equal(scores, index.scores(query)[best])
+
+
+def test_tokens_are_words_or_characters_without_punctuation():
+    assert tokens("我爱北京天安门，OK！", "words") == ["我", "爱", "北京", "天安门", "ok"]
+    assert tokens("北京 A1。", "characters") == ["北", "京", "a", "1"]
+
+
+def test_bm25_of_documents_without_words_is_zero():
+    np.testing.assert_array_equal(Bm25(["!", "。"]).scores("苹果"), [0, 0])
+
+
+def test_bm25_is_the_same_in_another_process():
+    """Python's string hashes differ between processes; scores may not."""
+    code = (
+        "from d2llm.data.bm25 import Bm25; "
+        f"print(Bm25({DOCUMENTS!r}, 'characters').scores('张伟在公园买了苹果很好').tobytes().hex())"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
+
+
+def test_bm25_reference_takes_the_second_text_as_the_document():
+    pairs = [
+        (DOCUMENTS[0], DOCUMENTS[2]),
+        (DOCUMENTS[4], DOCUMENTS[1]),
+        (DOCUMENTS[0], DOCUMENTS[1]),
+        ("书", DOCUMENTS[1]),
+    ]
+    split = [tokens(text, "words") for text in (DOCUMENTS[2], DOCUMENTS[1])]  # distinct second texts
+    expected = [formula(tokens(a, "words"), split, 1.5, 0.75)[int(b == DOCUMENTS[1])] for a, b in pairs]
+    found = Bm25Reference().score_pairs(pairs, "symmetric")
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    turned = Bm25Reference().score_pairs([(b, a) for a, b in pairs], "symmetric")
+    assert not np.allclose(found, turned)
+
+
+def test_bm25_reference_searches_as_its_index_does():
+    hits = Bm25Reference(Bm25Settings(tokens="characters")).search(["苹果", "天气"], DOCUMENTS, 2)
+    assert [index[0] for index, _ in hits] == [4, 3]
+    assert [len(index) for index, _ in hits] == [2, 2]
+
+
+class FakeTeacher:
+    """Logits by a rule; records what it read."""
+
+    def __init__(self) -> None:
+        self.read: list[tuple[str, list[str], str]] = []
+
+    @staticmethod
+    def logits(query: str, text: str, mode: str) -> tuple[float, float]:
+        return float(len(query) + int(text)), 0.5 * len(query) if mode == "symmetric" else -1.0
+
+    def score(self, groups, mode):
+        self.read += [(query, list(texts), mode) for query, texts in groups]
+        return [np.array([self.logits(q, t, mode) for t in texts], dtype=np.float32) for q, texts in groups]
+
+
+def test_teacher_scores_pairs_as_yes_minus_no_and_reads_a_first_text_once():
+    teacher = FakeTeacher()
+    pairs = [("ab", "3"), ("c", "1"), ("ab", "2"), ("c", "9")]
+    reference = TeacherReference(teacher, TeacherCandidates(), Bm25Settings(), lambda *_: [])
+    found = reference.score_pairs(pairs, "symmetric")
+    yes_no = [FakeTeacher.logits(q, t, "symmetric") for q, t in pairs]
+    np.testing.assert_allclose(found, [yes - no for yes, no in yes_no])
+    assert teacher.read == [("ab", ["3", "2"], "symmetric"), ("c", ["1", "9"], "symmetric")]
+
+
+def test_teacher_reranks_the_union_of_both_candidate_lists_and_nothing_else():
+    teacher = FakeTeacher()
+    passages = [str(number) for number in range(10, 60)]
+    asked = []
+
+    def dense(queries, texts, depth):
+        asked.append((list(queries), len(texts), depth))
+        return [np.arange(40, 40 + depth + 3) for _ in queries]  # more than asked for: cut
+
+    settings = Bm25Settings(tokens="characters")
+    reference = TeacherReference(teacher, TeacherCandidates(bm25=6, dense=4), settings, dense)
+    queries = ["3", "99"]
+    hits = reference.search(queries, passages, 100)
+    assert asked == [(queries, 50, 4)] and reference.candidates == "BM25 6 + dense 4"
+    for query, (index, scores) in zip(queries, hits, strict=True):
+        lexical = Bm25(passages, "characters").top(query, 6)[0]
+        assert set(index.tolist()) == set(lexical.tolist()) | {40, 41, 42, 43}
+        assert index.tolist() == sorted(index.tolist(), reverse=True)  # the teacher's rule: the larger number is better
+        np.testing.assert_allclose(scores, [len(query) + int(passages[i]) + 1.0 for i in index])
+    assert all(len(texts) == len(set(texts)) and mode == "asymmetric" for _, texts, mode in teacher.read)
+    assert [len(index) for index, _ in reference.search(queries, passages, 5)] == [5, 5]
+
+
+def test_too_few_candidates_for_metrics_at_ten_are_refused():
+    with pytest.raises(ConfigError, match="teacher_candidates: bm25 \\+ dense must be 10 or more"):
+        TeacherReference(FakeTeacher(), TeacherCandidates(bm25=5, dense=4), Bm25Settings(), lambda *_: [])
+
+
+def test_reference_rows_go_through_the_same_adapter(tmp_path, monkeypatch):
+    """Teacher and BM25 get every score row a student gets; STS in both orders."""
+    monkeypatch.setenv("MTEB_CACHE", str(tmp_path / "mteb"))
+    import pandas as pd
+    from scipy.stats import spearmanr
+    from task_folders import retrieval_task, sts_task
+
+    from d2llm.evaluation import tasks
+    from d2llm.evaluation.run import evaluate
+    from d2llm.evaluation.settings import EvaluationSettings
+
+    class LengthTeacher(FakeTeacher):
+        @staticmethod
+        def logits(query: str, text: str, mode: str) -> tuple[float, float]:
+            return float(sum(map(ord, query)) % 97 + 2 * (sum(map(ord, text)) % 89)), 0.0
+
+    folders = [sts_task(tmp_path), retrieval_task(tmp_path)]
+    read = [tasks.read(folder, "test") for folder in folders]
+    rank = lambda queries, passages, depth: [np.arange(depth)] * len(queries)  # noqa: E731
+    teacher = TeacherReference(LengthTeacher(), TeacherCandidates(), Bm25Settings(tokens="characters"), rank)
+    scores, predictions = evaluate(teacher, read, "teacher/base/seed1", EvaluationSettings())
+    frame = pd.read_parquet(folders[0] / "test.parquet")
+    rule = LengthTeacher.logits
+    both = [rule(a, b, "")[0] + rule(b, a, "")[0] for a, b in zip(frame.sentence1, frame.sentence2, strict=True)]
+    np.testing.assert_allclose(predictions.score[predictions.task == "sts_x"], np.array(both) / 2)
+    spearman = scores.query("task == 'sts_x' and phenomenon == 'all' and metric == 'spearman'").value.item()
+    assert spearman == pytest.approx(spearmanr(frame.score, both)[0])
+    assert set(scores.candidates[scores.task == "ir_x"]) == {"BM25 30 + dense 30"}
+    assert set(scores.candidates[scores.task == "sts_x"]) == {""} and set(scores.scorer) == {"cross_encoder"}
+    assert predictions[predictions.task == "ir_x"].groupby("query_id").size().between(30, 60).all()

@@ -1,0 +1,259 @@
+"""The workflow schedules what is stale and nothing else. Dry runs on copies of the repository; no stage is run.
+
+A finished run is imitated by empty outputs that `snakemake --touch` records as made by the present code and settings.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from d2llm.reporting.tables import TABLES
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("Snakefile", "workflow", "config", "profiles", "d2llm", "baselines", "environment.yml")
+BASELINES = ("bge", "retromae", "llara", "sgpt", "udever")
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake in a copy of the repository."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def scheduled(folder: Path, *arguments: str) -> Counter[str]:
+    """Jobs a dry run would start, as `rule` or `rule(method)`."""
+    done = snakemake(folder, "--dry-run", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = done.stdout + done.stderr
+    jobs: Counter[str] = Counter()
+    for block in re.split(r"\n(?=(?:local)?rule \w+:)", text)[1:]:
+        rule = re.match(r"(?:local)?rule (\w+):", block)[1]
+        method = re.search(r"wildcards: .*?method=(\w+)", block)
+        jobs[f"{rule}({method[1]})" if method else rule] += 1
+    return jobs
+
+
+def refused(folder: Path, *arguments: str) -> str:
+    """The one line with which Snakemake gives up before any job."""
+    done = snakemake(folder, *arguments)
+    assert done.returncode != 0
+    text = done.stdout + done.stderr
+    assert "Traceback" not in text
+    assert "Job stats" not in text
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository in which nothing was run. Not to be changed."""
+    folder = tmp_path_factory.mktemp("fresh") / "repository"
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            folder.mkdir(exist_ok=True)
+            shutil.copy2(source, folder / part)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(fresh: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy in which everything counts as made. Not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "repository"
+    shutil.copytree(fresh, folder)
+    summary = snakemake(folder, "--summary").stdout.splitlines()
+    outputs = [line.split("\t")[0] for line in summary if line.startswith("results/")]
+    for output in outputs:
+        path = folder / output
+        if path.suffix:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+    done = snakemake(folder, "--touch", "--forceall")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A finished copy to change."""
+    return Path(shutil.copytree(finished, tmp_path / "repository"))
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def test_everything_is_scheduled_at_first(fresh: Path) -> None:
+    expected = Counter(
+        ["data", "base", "base_teacher", "base_encoder", "negatives", "teacher", "teacher_scores"]
+        + ["train(d2llm)", *(f"train_{name}({name})" for name in BASELINES)]
+        + [f"evaluate({name})" for name in ("d2llm", *BASELINES, "bm25")]
+        + ["evaluate_teacher(teacher)", "collect", *["table"] * len(TABLES), "all"]
+    )
+    assert scheduled(fresh) == expected
+
+
+def test_baselines_do_not_wait_for_the_teacher(fresh: Path) -> None:
+    baselines = [f"results/mini/runs/{name}/base/seed1/summary.json" for name in BASELINES]
+    assert not {"teacher", "teacher_scores", "base_teacher"} & set(scheduled(fresh, *baselines))
+    assert "teacher_scores" in scheduled(fresh, "results/mini/runs/d2llm/base/seed1/summary.json")
+    assert scheduled(fresh, "results/mini/evaluations/bm25/base/seed1/scores.parquet") == Counter(
+        ["data", "evaluate(bm25)"]
+    )
+
+
+def test_a_dry_run_leaves_no_results(fresh: Path) -> None:
+    scheduled(fresh)
+    assert not (fresh / "results").exists()
+
+
+def test_every_table_has_a_target(fresh: Path) -> None:
+    for name in TABLES:
+        assert scheduled(fresh, f"results/mini/tables/{name}.md")["table"] == 1
+    assert scheduled(fresh, "tables")["table"] == len(TABLES)
+
+
+def test_wrong_config_is_refused_before_any_job(fresh: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("teacher: {lerning_rate: 0.1}")
+    line = refused(fresh, "--configfile", str(mine))
+    assert line.endswith("teacher.lerning_rate: unknown key (found 0.1); nearest valid key: teacher.learning_rate")
+    assert "mine.yaml" in line
+    line = refused(fresh, "--config", "threads=many")
+    assert line == "error: command line: threads: expected a valid integer; found 'many' (text)"
+    mine.write_text("methods: {bgee: {}}")
+    assert "methods.bgee: unknown method 'bgee'" in refused(fresh, "--configfile", str(mine))
+
+
+@pytest.mark.slow
+def test_a_file_with_a_tier_stands_alone_and_one_without_is_laid_over_mini(fresh: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("tier: own\nmethods: {bge: {}}\nreferences: [bm25]")
+    jobs = scheduled(fresh, "--configfile", str(mine))
+    assert {job for job in jobs if job.startswith(("train", "evaluate"))} == {
+        "train_bge(bge)",
+        "evaluate(bge)",
+        "evaluate(bm25)",
+    }
+    mine.write_text("seeds: [1, 2]")
+    assert scheduled(fresh, "--configfile", str(mine))["train_bge(bge)"] == 2
+
+
+def test_a_second_call_has_nothing_to_do(finished: Path) -> None:
+    done = snakemake(finished)
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_a_comment_or_docstring_reruns_nothing(copy: Path) -> None:
+    for file in (
+        "d2llm/losses.py",
+        "d2llm/methods.py",
+        "baselines/bge.py",
+        "d2llm/config.py",
+        "d2llm/models/pooling.py",
+    ):
+        path = copy / file
+        path.write_text(path.read_text(encoding="utf-8") + "\n# a comment\n", encoding="utf-8")
+    assert not scheduled(copy)
+
+
+def test_an_edited_baseline_reruns_itself_alone(copy: Path) -> None:
+    path = copy / "baselines" / "bge.py"
+    path.write_text(path.read_text(encoding="utf-8") + "\nNEW = 1\n", encoding="utf-8")
+    tables = ["table"] * len(TABLES)
+    assert scheduled(copy) == Counter(["train_bge(bge)", "evaluate(bge)", "collect", *tables, "all"])
+
+
+@pytest.mark.slow
+def test_a_changed_setting_reruns_what_reads_it(copy: Path) -> None:
+    def changed(text: str) -> set[str]:
+        (copy / "mine.yaml").write_text(text)
+        return set(scheduled(copy, "--configfile", "mine.yaml"))
+
+    end = {"collect", "table", "all"}
+    assert changed("threads: 2") == set()
+    assert changed("methods: {sgpt: {learning_rate: 0.5}}") == {"train_sgpt(sgpt)", "evaluate(sgpt)"} | end
+    everything = {f"evaluate({name})" for name in ("d2llm", *BASELINES, "bm25")} | {"evaluate_teacher(teacher)"}
+    assert changed("evaluation: {keep: 50}") == everything | end
+
+
+@pytest.mark.slow
+def test_a_variant_or_a_seed_adds_its_own_run(copy: Path) -> None:
+    (copy / "mine.yaml").write_text("variants: {hot: {method: bge, settings: {temperature: 1}}}")
+    tables = ["table"] * len(TABLES)
+    expected = Counter(["train_bge(bge)", "evaluate(bge)", "collect", *tables, "all"])
+    assert scheduled(copy, "--configfile", "mine.yaml") == expected
+
+
+@pytest.mark.slow
+def test_a_missing_artifact_is_made_again_when_it_is_needed(copy: Path) -> None:
+    shutil.rmtree(copy / "results/mini/runs/bge/base/seed1/model")
+    assert not scheduled(copy)  # its scores are there
+    (copy / "results/mini/evaluations/bge/base/seed1/scores.parquet").unlink()
+    assert not scheduled(copy)  # they were collected
+    (copy / "results/mini/scores.parquet").unlink()
+    jobs = scheduled(copy)
+    assert {"train_bge(bge)", "evaluate(bge)", "collect"} <= set(jobs)
+    assert not {"train_sgpt(sgpt)", "data"} & set(jobs)
+
+
+def test_a_seventh_method_is_one_file_one_stanza_one_line(copy: Path) -> None:
+    (copy / "baselines" / "toy.py").write_text(
+        '"""A toy: SGPT under another name."""\n\n'
+        "from baselines.sgpt import SGPT\n\n\n"
+        'class Toy(SGPT):\n    name = "toy"\n    title = "Toy"\n\n\nMETHOD = Toy()\n'
+    )
+    with (copy / "workflow" / "rules" / "baselines.smk").open("a") as stanzas:
+        stanzas.write('\n\nuse rule train as train_toy with:\n    wildcard_constraints:\n        method="toy",\n')
+    edit(copy / "config" / "mini.yaml", "  udever: {}\n", "  udever: {}\n  toy: {}\n")
+    tables = ["table"] * len(TABLES)
+    assert scheduled(copy) == Counter(["train_toy(toy)", "evaluate(toy)", "collect", *tables, "all"])
+
+
+def test_a_method_without_a_rule_is_refused(copy: Path) -> None:
+    shutil.copy(copy / "baselines" / "bge.py", copy / "baselines" / "toy.py")
+    edit(copy / "baselines" / "toy.py", 'name = "bge"', 'name = "toy"')
+    edit(copy / "config" / "mini.yaml", "  udever: {}\n", "  udever: {}\n  toy: {}\n")
+    line = "error: method 'toy' has no rule train_toy; add its stanza to workflow/rules/baselines.smk"
+    assert refused(copy) == line
+
+
+def test_tables_need_the_collected_scores_alone(copy: Path) -> None:
+    for name in ("data", "models", "pairs", "teacher", "runs", "evaluations", "tables"):
+        shutil.rmtree(copy / "results" / "mini" / name)
+    assert scheduled(copy, "tables") == Counter(["table"] * len(TABLES) + ["tables"])
+
+
+def test_a_second_run_in_the_same_folder_is_refused(copy: Path) -> None:
+    shutil.rmtree(copy / "results" / "mini" / "tables")
+    with (copy / "results" / "mini" / ".running").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = snakemake(copy)
+    assert done.returncode != 0
+    errors = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
+    assert errors == [
+        "error: another run is working in results/mini; wait for it, or choose another: -C results=FOLDER"
+    ]
+    assert not (copy / "results" / "mini" / "tables").exists()
+
+
+@pytest.mark.slow
+def test_workflow_is_linted(fresh: Path) -> None:
+    done = snakemake(fresh, "--lint")
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,34 @@
+"""The baselines: each one is the training rule for another method. To add one: a stanza here, a file in baselines/, a line in the config.
+
+They need no teacher, so they are trained beside it, and after whatever the teacher waits for.
+"""
+
+
+use rule train as train_bge with:
+    wildcard_constraints:
+        method="bge",
+    priority: 10
+
+
+use rule train as train_retromae with:
+    wildcard_constraints:
+        method="retromae",
+    priority: 10
+
+
+use rule train as train_llara with:
+    wildcard_constraints:
+        method="llara",
+    priority: 10
+
+
+use rule train as train_sgpt with:
+    wildcard_constraints:
+        method="sgpt",
+    priority: 10
+
+
+use rule train as train_udever with:
+    wildcard_constraints:
+        method="udever",
+    priority: 10

@@ -1,0 +1,118 @@
+"""What the rules share: the validated config, the paths, and the functions that say what a job needs. Holds no rule."""
+
+import fcntl
+import os
+import sys
+from pathlib import Path
+
+# Jobs run `python -m d2llm.cli`: let that be this interpreter and this repository's code, installed or not.
+for variable, folder in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", Path(workflow.basedir))):
+    others = [part for part in os.environ.get(variable, "").split(os.pathsep) if part and part != str(folder)]
+    os.environ[variable] = os.pathsep.join([str(folder), *others])
+sys.path.insert(0, workflow.basedir)
+
+from d2llm import config as schema
+from d2llm import stages
+from d2llm.artifacts import write_text
+from d2llm.errors import ConfigError
+from d2llm.methods import method as find_method
+from d2llm.paths import PROVENANCE, Paths, beside
+
+TABLES = ("nli", "sts", "ir")
+
+
+# ---------------------------------------------------------------------------------------------------------- config
+def resolve():
+    """The files of --configfile laid over config/mini.yaml, then -C. A first file that names a tier stands alone."""
+    files = [Path(os.path.relpath(file)) for file in workflow.overwrite_configfiles]
+    if not files or "tier" not in schema.read(files[0]):
+        files.insert(0, Path(os.path.relpath(workflow.basedir)) / "config" / "mini.yaml")
+    return schema.load(files, workflow.config_settings.config)
+
+
+try:
+    CONFIG = resolve()
+except ConfigError as error:
+    sys.exit(f"error: {error}")  # one line; an exception would come wrapped in this file's name
+PATHS = Paths.of(CONFIG)
+ENVIRONMENT = "../../environment.yml"
+
+
+wildcard_constraints:
+    variant=r"[a-z0-9][a-z0-9_.=+-]*",
+    seed=r"\d+",
+    shard=r"\d+",
+    shards=r"\d+",
+
+
+def guard():
+    """Refuse a second run in one results folder, and write the config that this run's jobs read.
+
+    The main process alone holds the lock, while jobs run: unlike Snakemake's own it ends with the process, even a killed one.
+    """
+    global GUARD
+    PATHS.root.mkdir(parents=True, exist_ok=True)
+    GUARD = PATHS.guard.open("a")
+    try:
+        fcntl.flock(GUARD, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        sys.exit(f"error: another run is working in {PATHS.root}; wait for it, or choose another: -C results=FOLDER")
+    text = schema.dump(CONFIG)
+    if not PATHS.config.exists() or PATHS.config.read_text(encoding="utf-8") != text:
+        write_text(PATHS.config, text)
+
+
+onstart:
+    guard()
+
+
+# ------------------------------------------------------------------------------------------- what makes a job stale
+def settings_of(stage):
+    """For `params`: the leaf settings a job of this stage reads, as one line."""
+    return lambda wildcards: stages.settings_line(CONFIG, stage, **dict(wildcards.items()))
+
+
+def code_of(stage):
+    """For `params`: digest of the code a job of this stage runs; Snakemake itself does not see imported modules."""
+    return lambda wildcards: stages.code(stage, **dict(wildcards.items()))
+
+
+# -------------------------------------------------------------------------------------------------- what a job needs
+def training_inputs(wildcards):
+    """Training pairs and a base model; the teacher's scores only for a method that imitates a teacher."""
+    method = find_method(wildcards.method)
+    inputs = [PATHS.pairs, PATHS.pretraining, PATHS.base(method.kind)]
+    return inputs + (teacher_scores() if method.uses_teacher else [])
+
+
+def evaluation_inputs(wildcards):
+    """The evaluation sets, and what is evaluated. The teacher re-ranks candidates of BM25 and of the encoder."""
+    if wildcards.method == "bm25":
+        return [PATHS.tasks]
+    if wildcards.method == "teacher":
+        return [PATHS.tasks, PATHS.teacher_model, PATHS.base("encoder")]
+    return [PATHS.tasks, PATHS.run(wildcards.method, wildcards.variant, wildcards.seed) / "model"]
+
+
+def teacher_scores():
+    """All shards of the teacher's scores."""
+    shards = CONFIG.teacher.shards
+    return [PATHS.teacher_scores(shard, shards) for shard in range(shards)]
+
+
+def evaluated(file):
+    """One file of every evaluation."""
+    return [PATHS.evaluation(*run) / file for run in CONFIG.evaluations()]
+
+
+def every_table():
+    """All tables, in all formats."""
+    return [PATHS.table(name, ext) for name in TABLES for ext in ("csv", "md", "tex")]
+
+
+def require_training_rules():
+    """Refuse a method of the config that no rule trains; Snakemake would only say that files are missing."""
+    for method in CONFIG.methods:
+        name = "train" if method == "d2llm" else f"train_{method}"
+        if not workflow.is_rule(name):
+            sys.exit(f"error: method {method!r} has no rule {name}; add its stanza to workflow/rules/baselines.smk")

@@ -1,0 +1,93 @@
+"""Data, base models, hard negatives.
+
+Priorities put the longest chain first: data, teacher base, teacher, its scores, D2LLM. Everything else fits beside it.
+"""
+
+
+rule data:
+    output:
+        PATHS.train_pairs,
+        PATHS.pool,
+        PATHS.pretraining,
+        PATHS.teacher_train,
+        PATHS.teacher_dev,
+        PATHS.card_json,
+        PATHS.card_md,
+        PATHS.leaks,
+        directory(PATHS.tasks),
+        PATHS.data / PROVENANCE,
+    log:
+        PATHS.logs("data"),
+    priority: 100
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads
+    resources:
+        mem_mb=4000,
+    params:
+        config=str(PATHS.config),
+        settings=settings_of("data"),
+        code=code_of("data"),
+    shell:
+        "python -m d2llm.cli data --config {params.config} --log {log:q} --inputs {input:q}"
+
+
+rule base:
+    input:
+        PATHS.pretraining,
+    output:
+        directory(PATHS.base("{model}")),
+    log:
+        PATHS.logs("base", "{model}"),
+    wildcard_constraints:
+        model="decoder",
+    priority: 50
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads
+    resources:
+        mem_mb=4000,
+    params:
+        config=str(PATHS.config),
+        settings=settings_of("base"),
+        code=code_of("base"),
+    shell:
+        "python -m d2llm.cli base --model {wildcards.model} --config {params.config} --log {log:q} --inputs {input:q}"
+
+
+use rule base as base_teacher with:
+    wildcard_constraints:
+        model="teacher",
+    priority: 90
+
+
+# It mines the dense negatives, so the teacher's scores wait for it.
+use rule base as base_encoder with:
+    wildcard_constraints:
+        model="encoder",
+    priority: 65
+
+
+rule negatives:
+    input:
+        PATHS.train_pairs,
+        PATHS.pool,
+        PATHS.base("encoder"),
+    output:
+        PATHS.pairs,
+        PATHS.negatives_report,
+        PATHS.pairs.with_name(PROVENANCE),
+    log:
+        PATHS.logs("negatives"),
+    priority: 60
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads
+    resources:
+        mem_mb=4000,
+    params:
+        config=str(PATHS.config),
+        settings=settings_of("negatives"),
+        code=code_of("negatives"),
+    shell:
+        "python -m d2llm.cli negatives --config {params.config} --log {log:q} --inputs {input:q}"
