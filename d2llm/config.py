@@ -42,9 +42,12 @@ class BaseSettings(Section):
     layers: Positive = 2
     heads: Positive = 4
     intermediate_size: Positive = 256
-    steps: Positive = 800
+    # Another base checkpoint whose layers it starts with; null: random weights.
+    grown_from: Literal["decoder"] | None = None
+    # Updates; zero for a grown model that is tuned right away.
+    steps: Count = 900
     batch_size: Positive = 64
-    learning_rate: PositiveNumber = 2e-3
+    learning_rate: PositiveNumber = 3e-3
     # Weights of the three objectives: slots read off the pooled states, paraphrase contrast, language modelling.
     slot_weight: Weight = 1.0
     paraphrase_weight: Weight = 0.3
@@ -55,7 +58,7 @@ class BaseSettings(Section):
 class ModelsSettings(Section):
     """The three base checkpoints."""
 
-    teacher: BaseSettings = BaseSettings(layers=4)
+    teacher: BaseSettings = BaseSettings(layers=4, grown_from="decoder", steps=0)
     decoder: BaseSettings = BaseSettings()
     encoder: BaseSettings = BaseSettings()
 
@@ -85,7 +88,7 @@ class TeacherSettings(Section):
     asymmetric: PromptSettings = PromptSettings(template=ASYMMETRIC_ZH, yes="能", no="不能")
     max_length: Positive = 500
     steps: Positive = 3000
-    batch_size: Positive = 16
+    batch_pairs: Positive = 48
     learning_rate: PositiveNumber = 1.5e-3
     warmup: Share = 0.05
     asymmetric_share: Share = 0.4

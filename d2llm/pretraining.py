@@ -17,12 +17,16 @@ from torch.nn import functional as F
 
 from d2llm.artifacts import append_jsonl, atomic, read_frame, write_json
 from d2llm.data.lexicon import SLOTS, lexicon
+from d2llm.errors import ConfigError
 from d2llm.logs import get_logger, progress
+from d2llm.models.student import split_by_length
 from d2llm.models.vocabulary import build_tokenizer
 from d2llm.optimization import groups, optimizer, schedule, step
 from d2llm.paths import Paths
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from d2llm.config import BaseSettings, Config
@@ -47,15 +51,20 @@ def run(config: Config, model: str) -> None:
     frame = read_frame(paths.pretraining, COLUMNS)
     log = get_logger(__name__)
     torch.manual_seed(settings.seed)
-    tokenizer = build_tokenizer(vocabulary(config))
-    network = new_model(model in ENCODERS, settings, tokenizer)
+    if settings.grown_from:
+        network, tokenizer = grown(paths.base(settings.grown_from), settings)
+    else:
+        tokenizer = build_tokenizer(vocabulary(config))
+        network = new_model(model in ENCODERS, settings, tokenizer)
     log.info("%s: %d parameters, vocabulary %d", model, sum(p.numel() for p in network.parameters()), len(tokenizer))
     with atomic(paths.base(model)) as folder:
         folder.mkdir(parents=True)
-        heads = pretrain(network, tokenizer, frame, settings, folder / "log.jsonl", f"pre-training {model}")
+        losses = {}
+        if settings.steps:
+            losses = pretrain(network, tokenizer, frame, settings, folder / "log.jsonl", f"pre-training {model}")
         network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_json(folder / "summary.json", {"parameters": sum(p.numel() for p in network.parameters()), **heads})
+        write_json(folder / "summary.json", {"parameters": sum(p.numel() for p in network.parameters()), **losses})
 
 
 def vocabulary(config: Config) -> list[str]:
@@ -74,11 +83,11 @@ def new_model(encoder: bool, settings: BaseSettings, tokenizer: PreTrainedTokeni
     (SGPT, Udever) trains on the models those methods were published on."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, LlamaConfig
 
-    shared = dict(
-        vocab_size=len(tokenizer), hidden_size=settings.hidden_size, num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads, intermediate_size=settings.intermediate_size, max_position_embeddings=512,
-        pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True,
-    )  # fmt: skip
+    shared = {
+        "vocab_size": len(tokenizer), "hidden_size": settings.hidden_size, "num_hidden_layers": settings.layers,
+        "num_attention_heads": settings.heads, "intermediate_size": settings.intermediate_size,
+        "max_position_embeddings": 512, "pad_token_id": tokenizer.pad_token_id, "tie_word_embeddings": True,
+    }  # fmt: skip
     if encoder:
         return AutoModelForMaskedLM.from_config(
             BertConfig(**shared, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, type_vocab_size=1, initializer_range=0.05)
@@ -86,6 +95,32 @@ def new_model(encoder: bool, settings: BaseSettings, tokenizer: PreTrainedTokeni
     return AutoModelForCausalLM.from_config(
         LlamaConfig(**shared, attention_bias=True, mlp_bias=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, initializer_range=0.05)
     )  # fmt: skip
+
+
+def grown(source: Path, settings: BaseSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A deeper copy of a saved decoder: its layers, then new ones whose outputs start near zero, so that it starts as its source.
+
+    Teacher and student are then of one family that saw the same text, as Qwen 7B and 1.8B are, at the price of one pre-training.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    smaller = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+    config = smaller.config
+    if settings.layers <= config.num_hidden_layers:
+        raise ConfigError(
+            f"models: layers {settings.layers} is not more than the {config.num_hidden_layers} of the model it grows from"
+        )
+    known = smaller.state_dict()
+    config.num_hidden_layers = settings.layers
+    network = AutoModelForCausalLM.from_config(config)
+    state = network.state_dict()
+    for name in state:
+        if name in known:
+            state[name] = known[name]
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            state[name] = state[name] * 0.1
+    network.load_state_dict(state)
+    return network, AutoTokenizer.from_pretrained(source)
 
 
 @dataclass(frozen=True)
@@ -190,7 +225,6 @@ def pretrain(
     again = [wrap(ids) for ids in tokenizer(frame["paraphrase"].tolist(), add_special_tokens=False)["input_ids"]]
     apart = [wrap(ids) for ids in tokenizer(frame["distractor"].tolist(), add_special_tokens=False)["input_ids"]]
     poolings = ("cls", "mean") if encoder else ("mean", "weighted", "last")
-    body = network.base_model
     network.train()
     made = optimizer(
         groups([*network.named_parameters(), *reader.named_parameters()], settings.learning_rate, 0.01), (0.9, 0.98)
@@ -202,20 +236,18 @@ def pretrain(
     tail: list[dict[str, float]] = []
     for number in progress(range(1, settings.steps + 1), name):
         rows = order.integers(0, len(texts), half)
-        ids, mask = pad(
-            [*(texts[i] for i in rows), *(again[i] for i in rows), *(apart[i] for i in rows)], tokenizer.pad_token_id
-        )
-        states = body(input_ids=ids, attention_mask=mask).last_hidden_state
-        pooled = pooled_states(states, mask, poolings[number % len(poolings)])
+        sequences = [*(texts[i] for i in rows), *(again[i] for i in rows), *(apart[i] for i in rows)]
+        pooling = poolings[number % len(poolings)]
+        pooled, language = _pooled(network, sequences, tokenizer, pooling, settings.language_weight > 0, generator)
         slots, right = reader(pooled[: 2 * half], wanted[np.concatenate([rows, rows])])
         unit = F.normalize(pooled, dim=-1)
         alike = unit[:half] @ unit[half:].T / PARAPHRASE_TEMPERATURE
-        terms = {"slots": settings.slot_weight * slots,
-                 "paraphrase": settings.paraphrase_weight * F.cross_entropy(alike, torch.arange(half))}  # fmt: skip
+        terms = {
+            "slots": settings.slot_weight * slots,
+            "paraphrase": settings.paraphrase_weight * F.cross_entropy(alike, torch.arange(half)),
+        }
         if settings.language_weight:
-            terms["language"] = settings.language_weight * _language_loss(
-                network, body, states, ids, mask, tokenizer, encoder, generator
-            )
+            terms["language"] = settings.language_weight * language
         log = step(None, terms, made, plan, 1.0, f"{name}, step {number}") | {"slots_right": float(right)}
         if number > 0.9 * settings.steps:
             tail.append(log)
@@ -224,14 +256,38 @@ def pretrain(
     return {key: float(np.mean([record[key] for record in tail])) for key in tail[0] if key not in ("learning_rate",)}
 
 
-def _language_loss(network, body, states, ids, mask, tokenizer, encoder, generator) -> Tensor:  # noqa: ANN001
-    """Next-token loss on a quarter of the rows, or masked-token loss on a fresh masked pass over them (rows x vocabulary is the cost)."""
-    take = slice(0, max(1, len(ids) // 4))
-    if not encoder:
-        logits = network.lm_head(states[take, :-1])
-        labels = ids[take, 1:].masked_fill(mask[take, 1:] == 0, -100)
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
-    masked, labels = mask_tokens(ids[take], mask[take], tokenizer, 0.3, generator)
-    hidden = body(input_ids=masked, attention_mask=mask[take]).last_hidden_state
-    asked = labels != -100
-    return F.cross_entropy(network.cls(hidden[asked]), labels[asked])
+def _pooled(
+    network: PreTrainedModel,
+    sequences: list[list[int]],
+    tokenizer: PreTrainedTokenizerFast,
+    pooling: str,
+    language: bool,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Pooled states (n, d) in the given order, and the language-model loss over a quarter of the sequences.
+
+    Sequences run in passes of like length; a decoder needs no mask, as causality hides the padding on the right.
+    """
+    encoder = network.config.model_type == "bert"
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    ends = split_by_length([len(sequences[i]) for i in order])
+    parts, losses, asked = [], [], 0
+    for start, end in zip([0, *ends], ends, strict=False):
+        ids, mask = pad([sequences[i] for i in order[start:end]], tokenizer.pad_token_id)
+        states = network.base_model(input_ids=ids, attention_mask=mask if encoder else None).last_hidden_state
+        parts.append(pooled_states(states, mask, pooling))
+        if not language:
+            continue
+        if encoder:
+            hidden, labels = mask_tokens(ids[::4], mask[::4], tokenizer, 0.3, generator)
+            read = network.base_model(input_ids=hidden, attention_mask=mask[::4]).last_hidden_state
+        else:
+            read, labels = states[::4, :-1], ids[::4, 1:].masked_fill(mask[::4, 1:] == 0, -100)
+        place = labels != -100
+        head = network.cls if encoder else network.lm_head
+        losses.append(F.cross_entropy(head(read[place]), labels[place], reduction="sum"))
+        asked += int(place.sum())
+    back = torch.empty(len(order), dtype=torch.long)
+    back[torch.tensor(order)] = torch.arange(len(order))
+    loss = torch.stack(losses).sum() / max(1, asked) if losses else torch.zeros(())
+    return torch.cat(parts)[back], loss

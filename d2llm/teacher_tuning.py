@@ -91,23 +91,29 @@ class _Examples:
             ends = np.cumsum([len(candidates) for _, candidates in pairs])
             self.relations[mode] = [labels[end - len(c) : end] for end, (_, c) in zip(ends, pairs, strict=True)]
 
-    def batches(self, size: int, steps: int, seed: int, asymmetric_share: float):  # noqa: ANN201
-        """Batches of one mode; rows of similar length travel together (drawn from chunks of 16 batches)."""
+    def batches(self, pairs: int, steps: int, seed: int, asymmetric_share: float) -> list[tuple[str, np.ndarray]]:
+        """`steps` batches of one mode and about `pairs` pairs; rows of like length travel together (within 16 batches)."""
         rng = np.random.default_rng(seed)
+        sizes = {
+            mode: max(1, round(pairs * len(rows) / sum(len(row.answers) for row in rows)))
+            for mode, rows in self.rows.items()
+        }
         queues: dict[str, list[np.ndarray]] = {mode: [] for mode in self.rows}
+        out = []
         for _ in range(steps):
             mode = "asymmetric" if rng.random() < asymmetric_share else "symmetric"
+            size = sizes[mode]
             if not queues[mode]:
                 order = rng.permutation(len(self.rows[mode]))
                 lengths = np.array([len(self.rows[mode][i].ids) for i in order])
                 made = []
                 for start in range(0, len(order), 16 * size):
-                    chunk = order[start : start + 16 * size][
-                        np.argsort(lengths[start : start + 16 * size], kind="stable")
-                    ]
+                    part = slice(start, start + 16 * size)
+                    chunk = order[part][np.argsort(lengths[part], kind="stable")]
                     made += [chunk[i : i + size] for i in range(0, len(chunk), size)]
                 queues[mode] = [made[i] for i in rng.permutation(len(made))]
-            yield mode, queues[mode].pop()
+            out.append((mode, queues[mode].pop()))
+        return out
 
 
 def tune(teacher: Teacher, frame: pd.DataFrame, settings: TeacherSettings, log_file: object) -> None:
@@ -121,7 +127,7 @@ def tune(teacher: Teacher, frame: pd.DataFrame, settings: TeacherSettings, log_f
         (0.9, 0.98),
     )
     plan = schedule(made, "linear", settings.warmup, settings.steps)
-    loop = list(examples.batches(settings.batch_size, settings.steps, settings.seed, settings.asymmetric_share))
+    loop = examples.batches(settings.batch_pairs, settings.steps, settings.seed, settings.asymmetric_share)
     for number, (mode, index) in enumerate(progress(loop, "tuning the teacher"), 1):
         rows = [examples.rows[mode][i] for i in index]
         logits, _, states = teacher.forward(rows, mode)

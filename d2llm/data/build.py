@@ -32,7 +32,7 @@ TASKS = {
     "role_swap": ("Swap", "sts", "sts", "pairs with the same words, 0 when the roles changed places"),
     "ir_question": ("IR-Q", "retrieval", "ir", "questions, two-sentence passages"),
     "ir_keyword": ("IR-K", "retrieval", "ir", "search words, one-sentence passages, several relevant"),
-    "ir_claim": ("IR-C", "retrieval", "ir", "general statements, three-sentence passages that support them"),
+    "ir_claim": ("IR-C", "retrieval", "ir", "general statements, two-sentence passages that support them"),
 }  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def teacher_groups(settings: WorldSettings, split: str) -> pd.DataFrame:
     )
     return pd.concat(
         [world.teacher_symmetric(_rng(settings, f"{split} teacher symmetric"), split, symmetric, 4),
-         world.teacher_asymmetric(_rng(settings, f"{split} teacher asymmetric"), split, asymmetric, 5)], ignore_index=True,
+         world.teacher_asymmetric(_rng(settings, f"{split} teacher asymmetric"), split, asymmetric, 4)], ignore_index=True,
     )  # fmt: skip
 
 

@@ -366,12 +366,12 @@ def retrieval(rng: np.random.Generator, split: str, shape: str, queries: int) ->
 
     Args:
         shape: "question" (wildcard question; passages of two sentences), "keyword" (search words; one-sentence passages, several
-            relevant) or "claim" (a general statement; passages of three sentences).
+            relevant) or "claim" (a general statement; passages of two sentences).
     Returns:
         dict with `queries` (id, text, phenomenon), `corpus` (id, text), `qrels` (query_id, doc_id, relevance) and the event
         arrays `query_events` (q, WIDTH), `ask` (q,), `passage_events` (p, sentences, WIDTH) for the teacher's examples.
     """
-    length = {"question": 2, "keyword": 1, "claim": 3}[shape]
+    length = {"question": 2, "keyword": 1, "claim": 2}[shape]
     gold = np.stack([_denied_some(rng, ev.sample(rng, queries, split)) for _ in range(length)], axis=1)
     at = rng.integers(0, length, queries)
     rows = np.arange(queries)

@@ -78,6 +78,12 @@ def code_of(stage):
 
 
 # -------------------------------------------------------------------------------------------------- what a job needs
+def base_inputs(wildcards):
+    """Unlabelled text, and the model that this one grows from."""
+    source = getattr(CONFIG.models, wildcards.model).grown_from
+    return [PATHS.pretraining] + ([PATHS.base(source)] if source else [])
+
+
 def training_inputs(wildcards):
     """Training pairs and a base model; the teacher's scores only for a method that imitates a teacher."""
     method = find_method(wildcards.method)

@@ -34,7 +34,7 @@ rule data:
 
 rule base:
     input:
-        PATHS.pretraining,
+        base_inputs,
     output:
         directory(PATHS.base("{model}")),
     log:
