@@ -13,7 +13,7 @@ SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CON
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run setup test quick tables lint clean help
+.PHONY: run setup test quick tables lint reference clean help
 .DEFAULT_GOAL := run
 
 run: $(READY) ## train, evaluate and render everything (CONFIG=config/<tier>.yaml for another tier)
@@ -41,6 +41,9 @@ lint: $(READY) ## check style of Python and of the workflow
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
+
+reference: $(READY) ## keep the small files of the finished mini run in results/reference/mini
+	$(BIN)/python -m d2llm.cli keep --config results/mini/config.yaml --to results/reference/mini
 
 clean: ## remove the results of all tiers (not the reference results) and Snakemake's records
 	find results -mindepth 1 -maxdepth 1 ! -name reference -exec rm -r {} +

@@ -36,6 +36,7 @@ HELP = {
     "collect": "bring all scores into one table",
     "table": "render a table",
     "check-config": "validate config files and print them resolved",
+    "keep": "copy the small files of a finished run to a folder, as results/reference/<tier> holds them",
 }
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "model": {"help": "teacher, decoder or encoder"},
@@ -56,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
     for name, help_line in HELP.items():
         command = commands.add_parser(name, help=help_line, description=help_line)
         command.add_argument("--config", required=True, nargs="+", metavar="FILE", help="later files win, key by key")
+        if name == "keep":
+            command.add_argument("--to", required=True, metavar="FOLDER", help="replaced whole")
         if name not in stages.STAGES:
             continue
         command.add_argument("--log", metavar="FILE", help="write log lines there")
@@ -72,6 +75,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.stage == "check-config":
             sys.stdout.write(dump(load(options.config)))
+            return 0
+        if options.stage == "keep":
+            from d2llm.reporting.reference import keep
+
+            kept = keep(load(options.config), Path(options.to))
+            print(f"{len(kept)} files in {options.to}")
             return 0
         configure(options.log)
         arguments = {name: getattr(options, name) for name in stages.STAGES[options.stage].arguments}

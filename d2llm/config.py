@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from d2llm.data.settings import DataSettings
 from d2llm.errors import ConfigError
@@ -108,6 +108,12 @@ class TrainingSettings(Section):
     pack: Annotated[int, Field(ge=2)] = 4
     max_length: Positive = 250
     log_every: Positive = 20
+
+    @model_validator(mode="after")
+    def _whole_packs(self) -> "TrainingSettings":
+        if self.batch_size % self.pack:
+            raise ValueError(f"a batch_size that is a multiple of pack ({self.pack}), as packs travel whole")
+        return self
 
 
 class VariantSettings(Section):

@@ -16,6 +16,21 @@ from d2llm.paths import PROVENANCE, beside
 from d2llm.provenance import code_digest
 
 RUN = ("method", "variant", "seed")
+# Of the section `teacher`: how it is asked, and how it is tuned.
+ASKING = tuple(f"teacher.{key}" for key in ("symmetric", "asymmetric", "max_length", "pack_size", "batch_tokens"))
+TUNING = tuple(
+    f"teacher.{key}"
+    for key in (
+        "steps",
+        "batch_pairs",
+        "learning_rate",
+        "warmup",
+        "asymmetric_share",
+        "relation_weight",
+        "min_ap",
+        "seed",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -51,13 +66,13 @@ STAGES: dict[str, Stage] = {
     "teacher": Stage(
         "d2llm.teacher_tuning:run",
         lambda paths: paths.teacher / PROVENANCE,
-        settings=("teacher",),
+        settings=(*ASKING, *TUNING),
         torch=True,
     ),
     "teacher-scores": Stage(
         "d2llm.teacher_scores:run",
         lambda paths, shard, shards: beside(paths.teacher_scores(shard, shards)),
-        settings=("teacher",),
+        settings=ASKING,
         arguments=("shard", "shards"),
         torch=True,
     ),
@@ -93,7 +108,7 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     wanted = [key.format(**arguments) for key in STAGES[stage].settings]
     if stage == "evaluate" and arguments["method"] == "teacher":
-        wanted.append("teacher")
+        wanted += [*ASKING, "training.max_length"]
     found = {key: reduce(getitem, key.split("."), values) for key in wanted}
     if stage == "base":
         found["phrases"] = config.phrases()

@@ -205,7 +205,7 @@ class Teacher:
             logits, answer, _ = self.forward([rows[i] for i in batch], mode)
             if not torch.isfinite(logits).all():
                 raise TrainingError(
-                    "the teacher's scores are not finite; its checkpoint is damaged or its precision too low (teacher.dtype)"
+                    "the teacher's scores are not finite; its checkpoint is damaged; remove teacher/model and run snakemake again"
                 )
             logits, answer = logits.float().numpy(), answer.float().numpy()
             at = 0

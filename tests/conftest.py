@@ -1,8 +1,12 @@
-"""Test tiers: quick tests by default, everything with `--all`. Fixtures live in the files that use them."""
+"""Test tiers: quick tests by default, everything with `--all`. Fixtures live in the files that use them, but for the tiny run."""
 
 import os
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from d2llm.config import Config
 
 # Tests share the machine with each other: one thread each, set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,3 +21,41 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--all"):
         config.option.markexpr = ""
+
+
+# One run of the pipeline's stages in miniature, made once and not to be changed. Each fixture is its config, once the stage is done.
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> "Config":
+    from tiny_run import tiny_config
+
+    from d2llm.data import build
+
+    config = tiny_config(tmp_path_factory.mktemp("tiny"))
+    build.run(config)
+    return config
+
+
+@pytest.fixture(scope="session")
+def tiny_bases(tiny_data: "Config") -> "Config":
+    from d2llm import pretraining
+
+    for model in ("decoder", "encoder", "teacher"):
+        pretraining.run(tiny_data, model)
+    return tiny_data
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs(tiny_bases: "Config") -> "Config":
+    from d2llm.data import negatives
+
+    negatives.run(tiny_bases)
+    return tiny_bases
+
+
+@pytest.fixture(scope="session")
+def tiny_scores(tiny_pairs: "Config") -> "Config":
+    from d2llm import teacher_scores, teacher_tuning
+
+    teacher_tuning.run(tiny_pairs)
+    teacher_scores.run(tiny_pairs, 0, 1)
+    return tiny_pairs

@@ -221,7 +221,7 @@ def test_a_seventh_method_is_one_file_one_stanza_one_line(copy: Path) -> None:
     )
     with (copy / "workflow" / "rules" / "baselines.smk").open("a") as stanzas:
         stanzas.write('\n\nuse rule train as train_toy with:\n    wildcard_constraints:\n        method="toy",\n')
-    edit(copy / "config" / "mini.yaml", "  udever: {}\n", "  udever: {}\n  toy: {}\n")
+    edit(copy / "config" / "mini.yaml", "\nmethods:\n", "\nmethods:\n  toy: {}\n")
     tables = ["table"] * len(TABLES)
     assert scheduled(copy) == Counter(["train_toy(toy)", "evaluate(toy)", "collect", *tables, "all"])
 
@@ -229,7 +229,7 @@ def test_a_seventh_method_is_one_file_one_stanza_one_line(copy: Path) -> None:
 def test_a_method_without_a_rule_is_refused(copy: Path) -> None:
     shutil.copy(copy / "baselines" / "bge.py", copy / "baselines" / "toy.py")
     edit(copy / "baselines" / "toy.py", 'name = "bge"', 'name = "toy"')
-    edit(copy / "config" / "mini.yaml", "  udever: {}\n", "  udever: {}\n  toy: {}\n")
+    edit(copy / "config" / "mini.yaml", "\nmethods:\n", "\nmethods:\n  toy: {}\n")
     line = "error: method 'toy' has no rule train_toy; add its stanza to workflow/rules/baselines.smk"
     assert refused(copy) == line
 

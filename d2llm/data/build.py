@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Score from which a graded pair is a training positive (as NLI-zh takes its STS-B pairs).
 STS_POSITIVE = 4.0
+# Right sentences a left one meets in the STS training sets: a match and a near miss of the same sentence are both in the pool.
+PARTNERS = 2
 SHAPES = ("question", "keyword", "claim")
 TASKS = {
     "nli_indomain": ("NLI-A", "pair_classification", "nli", "premise and hypothesis in the wording of the training pairs"),
@@ -43,12 +45,13 @@ def run(config: Config) -> None:
     train, pool = training_pairs(settings)
     log.info("training pairs: %d, pool %d", len(train), len(pool))
     tasks = {split: evaluation_tasks(settings, split) for split in ("dev", "test")}
-    found, tasks = leaks.remove(tasks, leaks.seen_texts(train, pool))
-    log.info("leaks removed: %s", found["removed"])
     teacher = {split: teacher_groups(settings, split) for split in ("train", "dev")}
+    unlabelled = world.pretraining(_rng(settings, "pretraining"), settings.pretraining_texts)
+    found, tasks = leaks.remove(tasks, leaks.seen_texts(train, pool, teacher["train"], unlabelled))
+    log.info("leaks removed: %s", found["removed"])
     write_frame(paths.train_pairs, train)
     write_frame(paths.pool, pool)
-    write_frame(paths.pretraining, world.pretraining(_rng(settings, "pretraining"), settings.pretraining_texts))
+    write_frame(paths.pretraining, unlabelled)
     write_frame(paths.teacher_train, teacher["train"])
     write_frame(paths.teacher_dev, teacher["dev"])
     with atomic(paths.tasks) as folder:
@@ -72,29 +75,47 @@ def _rng(settings: WorldSettings, purpose: str) -> np.random.Generator:
 
 
 def training_pairs(settings: WorldSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(training queries with one positive each, pool of texts negatives are drawn from)."""
+    """(training queries with one positive each, pool of texts negatives are drawn from).
+
+    `marked` lists every text the labels mark as right for the query: none of them may become a negative.
+    """
     rows, pool = [], []
 
     def add(dataset: str, mode: str, frame: pd.DataFrame, positive: pd.Series) -> None:
         kept = frame[positive]
-        rows.append(pd.DataFrame({"query": kept["a"], "positive": kept["b"], "dataset": dataset, "mode": mode}))
+        marked = kept.groupby("a")["b"].agg(list)
+        rows.append(
+            pd.DataFrame(
+                {
+                    "query": kept["a"],
+                    "positive": kept["b"],
+                    "dataset": dataset,
+                    "mode": mode,
+                    "marked": kept["a"].map(marked),
+                }
+            )
+        )
         pool.append(pd.DataFrame({"dataset": dataset, "text": frame["b"].drop_duplicates()}))
 
     nli = world.nli(_rng(settings, "train nli"), "train", settings.nli_premises, 4, surface.COMMON)
     add("nli", "symmetric", nli, nli["label"])
-    graded = world.sts_graded(_rng(settings, "train sts_graded"), "train", settings.sts_pairs)
-    add("sts_graded", "symmetric", graded, graded["score"] >= STS_POSITIVE)
+    graded = world.sts_graded(_rng(settings, "train sts_graded"), "train", settings.sts_pairs, PARTNERS)
+    # Used in the direction in which it holds: the pair is a positive of the symmetric prompt only if the first entails the second.
+    add("sts_graded", "symmetric", graded, graded["label"] & (graded["score"] >= STS_POSITIVE))
     for name, make in (("question_match", world.question_match), ("role_swap", world.role_swap)):
-        pairs = make(_rng(settings, f"train {name}"), "train", settings.sts_pairs)
+        pairs = make(_rng(settings, f"train {name}"), "train", settings.sts_pairs, PARTNERS)
         add(name, "symmetric", pairs, pairs["label"])
     for shape in SHAPES:
         made = world.retrieval(_rng(settings, f"train {shape}"), "train", shape, settings.queries)
         queries, corpus = made["queries"].set_index("id")["text"], made["corpus"].set_index("id")["text"]
-        first = made["qrels"].drop_duplicates("query_id")
-        frame = pd.DataFrame({"a": first["query_id"].map(queries), "b": first["doc_id"].map(corpus)})
+        qrels = made["qrels"].assign(text=made["qrels"]["doc_id"].map(corpus))
+        marked = qrels.groupby("query_id", sort=False)["text"].agg(list)
         rows.append(
-            pd.DataFrame({"query": frame["a"], "positive": frame["b"], "dataset": f"ir_{shape}", "mode": "asymmetric"})
-        )
+            pd.DataFrame(
+                {"query": marked.index.map(queries), "positive": marked.str[0].to_numpy(), "dataset": f"ir_{shape}",
+                 "mode": "asymmetric", "marked": marked.to_numpy()}
+            )
+        )  # fmt: skip
         pool.append(pd.DataFrame({"dataset": f"ir_{shape}", "text": corpus}))
     train = pd.concat(rows, ignore_index=True).drop_duplicates(["dataset", "query", "positive"]).reset_index(drop=True)
     train.insert(0, "qid", [f"{dataset}-{i}" for i, dataset in enumerate(train["dataset"])])

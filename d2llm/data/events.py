@@ -266,6 +266,7 @@ def add_detail(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
     free = out[:, OPTIONAL] == 0
     no_object = out[:, OBJECT] == 0
     free[no_object, 0] = free[no_object, 1] = False
+    free[out[:, POLARITY] > 0, 1] = False  # a denied quantity would be ambiguous
     pick = (rng.random(free.shape) * free).argmax(1)
     for index, slot in enumerate(OPTIONAL):
         rows = np.flatnonzero((pick == index) & free[:, index])

@@ -27,11 +27,16 @@ def bag(text: str) -> str:
     return "".join(sorted(character for character in text if character.isalnum()))
 
 
-def seen_texts(train: pd.DataFrame, pool: pd.DataFrame) -> Seen:
-    """What the training pairs and the pool of negatives hold."""
-    texts = frozenset(train["query"]) | frozenset(train["positive"]) | frozenset(pool["text"])
-    pairs = frozenset(frozenset(pair) for pair in zip(train["query"], train["positive"], strict=True))
-    return Seen(texts, pairs, frozenset(map(bag, texts)))
+def seen_texts(train: pd.DataFrame, pool: pd.DataFrame, teacher: pd.DataFrame, unlabelled: pd.DataFrame) -> Seen:
+    """What any stage of training shows: the pairs, the pool of negatives, the teacher's groups, the unlabelled text."""
+    texts = set(train["query"]) | set(train["positive"]) | set(pool["text"]) | set(teacher["a"])
+    pairs = {frozenset(pair) for pair in zip(train["query"], train["positive"], strict=True)}
+    for a, candidates in zip(teacher["a"], teacher["b"], strict=True):
+        texts.update(candidates)
+        pairs.update(frozenset((a, b)) for b in candidates)
+    for column in ("text", "paraphrase", "distractor", "next_text"):
+        texts.update(unlabelled[column])
+    return Seen(frozenset(texts), frozenset(pairs), frozenset(map(bag, texts)))
 
 
 def remove(tasks: Tasks, seen: Seen) -> tuple[dict[str, object], Tasks]:
@@ -52,25 +57,30 @@ def remove(tasks: Tasks, seen: Seen) -> tuple[dict[str, object], Tasks]:
     return report, kept
 
 
+def _in(column: pd.Series, known: frozenset[str]) -> pd.Series:
+    """`column.isin(known)`, without turning a large set into an array at every call."""
+    return pd.Series([value in known for value in column], index=column.index, dtype=bool)
+
+
 def _pairs(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
     frame = frames["pairs"]
     one, two = frame["sentence1"], frame["sentence2"]
     same = pd.Series([frozenset(pair) in seen.pairs for pair in zip(one, two, strict=True)], index=frame.index)
-    both = one.isin(seen.texts) & two.isin(seen.texts)
-    near = one.map(bag).isin(seen.bags) & two.map(bag).isin(seen.bags)
+    both = _in(one, seen.texts) & _in(two, seen.texts)
+    near = _in(one.map(bag), seen.bags) & _in(two.map(bag), seen.bags)
     gone = same | both
     row = {"examples": len(frame), "same_pair": int(same.sum()), "both_texts_seen": int(both.sum()),
-           "one_text_seen": int((one.isin(seen.texts) ^ two.isin(seen.texts)).sum()), "near_duplicates": int(near.sum()), "removed": int(gone.sum())}  # fmt: skip
+           "one_text_seen": int((_in(one, seen.texts) ^ _in(two, seen.texts)).sum()), "near_duplicates": int(near.sum()), "removed": int(gone.sum())}  # fmt: skip
     return {"pairs": frame[~gone].reset_index(drop=True)}, row
 
 
 def _retrieval(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
     queries, corpus, qrels = frames["queries"], frames["corpus"], frames["qrels"]
-    known = set(corpus.loc[corpus["text"].isin(seen.texts), "id"])
+    known = set(corpus.loc[_in(corpus["text"], seen.texts), "id"])
     with_known = set(qrels.loc[qrels["doc_id"].isin(known), "query_id"])
-    asked = queries["text"].isin(seen.texts)
+    asked = _in(queries["text"], seen.texts)
     gone = asked & queries["id"].isin(with_known)
-    near = corpus["text"].map(bag).isin(seen.bags)
+    near = _in(corpus["text"].map(bag), seen.bags)
     row = {"examples": len(queries), "same_pair": int(gone.sum()), "query_seen": int(asked.sum()), "passages_seen": len(known),
            "near_duplicates": int(near.sum()), "removed": int(gone.sum())}  # fmt: skip
     left = queries[~gone].reset_index(drop=True)

@@ -1,7 +1,7 @@
 """Stage `negatives`: hard negatives for every training query, from BM25 and from a dense encoder, and the packs queries travel in.
 
 As in the release: candidates are the first ranks of BM25 and a range of ranks of a bi-encoder, without the query itself and every
-marked positive of the same query text. Unmarked positives stay in, as they do in real data; the teacher's scores are what tells them.
+text the labels mark as right for the same query text. Unmarked positives stay in, as they do in real data; the teacher's scores are what tells them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from d2llm.paths import Paths
 if TYPE_CHECKING:
     from d2llm.config import Config, NegativeSettings
 
-TRAIN = {"qid": "str", "query": "str", "positive": "str", "dataset": "str", "mode": "str"}
+TRAIN = {"qid": "str", "query": "str", "positive": "str", "dataset": "str", "mode": "str", "marked": "list"}
 POOL = {"dataset": "str", "text": "str"}
 
 
@@ -92,8 +92,8 @@ def draw(
 ) -> pd.DataFrame:  # fmt: skip
     """`settings.per_query` negatives a row with their sources, half from each source where both have enough, topped up at random."""
     known: dict[str, set[str]] = {}
-    for query, positive in zip(rows["query"], rows["positive"], strict=True):
-        known.setdefault(query, {query}).add(positive)
+    for query, positive, marked in zip(rows["query"], rows["positive"], rows["marked"], strict=True):
+        known.setdefault(query, {query, positive}).update(marked)
     place = {query: i for i, query in enumerate(queries)}
     negatives, sources = [], []
     for query in rows["query"]:

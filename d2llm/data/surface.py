@@ -5,6 +5,8 @@ Templates come in two families: `COMMON` (used everywhere) and `SHIFTED` (only i
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from d2llm.data.events import POLARITY
@@ -48,9 +50,13 @@ QUESTIONS = (
 )
 CONNECTIVES = ("，然后", "，接着", "，后来")
 FUNCTION_WORDS = (
+    "“", "”", "[", "]", "{", "}",
     "，", "。", "？", "：", " ", "在", "把", "被", "了", "的", "地", "没有", "据说", "的是", "有报道称", "遭", "关于", "过", "将", "请问",
     "想知道", "然后", "接着", "后来", "谁", "什么", "在哪里", "什么时候",
 )  # fmt: skip
+
+_UNTAGGED = re.compile("[^a-z]")
+BRACKETS = (("“", "”"), ("[", "]"), ("{", "}"))
 
 LETTERS = "".join(LETTER_SLOTS)  # "n" marks negation, "." everything else
 
@@ -87,7 +93,7 @@ def realise(
         if sentence.startswith("，"):  # the phrase before the comma was not said
             sentence, marks = sentence[1:], marks[1:]
         texts.append(sentence)
-        tags.append("".join(c if c.isascii() and c.isalpha() else "." for c in marks))
+        tags.append(_UNTAGGED.sub(".", marks))
     return texts, tags
 
 

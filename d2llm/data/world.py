@@ -47,17 +47,12 @@ class Sentences:
     ) -> tuple[list[str], list[tuple[str, str]]]:
         """Texts, and for each the tags of (first event with connective, second event)."""
         first, first_tags = surface.realise(rng, self.events[:, 0], templates)
-        second, second_tags = surface.realise(
-            rng, np.where(self.double[:, None], self.events[:, 1], self.events[:, 0]), templates
-        )
-        link = rng.integers(0, len(links), len(self))
-        texts, tags = [], []
-        for row, double in enumerate(self.double):
-            connective = links[link[row]]
-            texts.append(first[row] + connective + second[row] if double else first[row])
-            tags.append(
-                (first_tags[row] + "." * len(connective), second_tags[row]) if double else (first_tags[row], "")
-            )
+        rows = np.flatnonzero(self.double)
+        second = zip(rows.tolist(), *surface.realise(rng, self.events[rows, 1], templates), strict=True)
+        texts, tags = list(first), [(tag, "") for tag in first_tags]
+        for (row, text, tag), link in zip(second, rng.integers(0, len(links), len(rows)), strict=True):
+            texts[row] += links[link] + text
+            tags[row] = (first_tags[row] + "." * len(links[link]), tag)
         return texts, tags
 
 
@@ -194,7 +189,8 @@ def _hypothesis(
     if phenomenon == "paraphrase":
         return first, second
     if phenomenon == "detail dropped":
-        return ev.drop(rng, base, int(rng.integers(1, 3))), none
+        once = ev.drop(rng, base)
+        return np.where((rng.random(len(base)) < 0.5)[:, None], once, ev.drop(rng, once)), none
     if phenomenon == "hypernym":
         return ev.generalise(rng, base, 1), none
     if phenomenon == "dropped and hypernym":
@@ -273,9 +269,19 @@ def _pairs(
     return frame[frame["a"] != frame["b"]].drop_duplicates(["a", "b"]).reset_index(drop=True)
 
 
-def sts_graded(rng: np.random.Generator, split: str, n: int) -> pd.DataFrame:
+def _repeated(rng: np.random.Generator, split: str, n: int, partners: int, kind: str = "any") -> np.ndarray:
+    """(n, WIDTH) events, each `partners` times: every left sentence meets that many right ones, as in LCQMC or PAWS."""
+    return np.repeat(ev.sample(rng, -(-n // partners), split, kind), partners, axis=0)[:n]
+
+
+def _matches(rng: np.random.Generator, n: int, partners: int) -> np.ndarray:
+    """(n,) bool: a fair coin a pair, or, where a left sentence has several partners, every other one of them."""
+    return rng.random(n) < 0.5 if partners == 1 else np.arange(n) % 2 == 0
+
+
+def sts_graded(rng: np.random.Generator, split: str, n: int, partners: int = 1) -> pd.DataFrame:
     """Sentence pairs scored 0–5 by the similarity of their events; "n edits" is the phenomenon."""
-    left = ev.sample(rng, n, split)
+    left = _repeated(rng, split, n, partners)
     right = left.copy()
     edits = rng.choice([0, 1, 2, 3, 4, 6], size=n, p=[0.12, 0.22, 0.22, 0.18, 0.14, 0.12])
     for step in range(6):
@@ -299,12 +305,12 @@ def sts_graded(rng: np.random.Generator, split: str, n: int) -> pd.DataFrame:
     return _pairs(rng, Sentences(left), Sentences(right), name, score)
 
 
-def question_match(rng: np.random.Generator, split: str, n: int) -> pd.DataFrame:
+def question_match(rng: np.random.Generator, split: str, n: int, partners: int = 1) -> pd.DataFrame:
     """Question pairs: 1 when they ask the same thing, else 0 (one word, the roles, the verb or what is asked for differs)."""
-    left = ev.sample(rng, n, split)
+    left = _repeated(rng, split, n, partners)
     ask = _askable(rng, left)
     right, other = left.copy(), ask.copy()
-    match = rng.random(n) < 0.5
+    match = _matches(rng, n, partners)
     person = left[:, PATIENT] > 0
     name = np.full(n, "same question", dtype=object)
     kinds = np.where(
@@ -349,10 +355,10 @@ def _askable(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
     return slots[(rng.random((len(events), len(slots))) * (events[:, slots] > 0)).argmax(1)]
 
 
-def role_swap(rng: np.random.Generator, split: str, n: int) -> pd.DataFrame:
+def role_swap(rng: np.random.Generator, split: str, n: int, partners: int = 1) -> pd.DataFrame:
     """Pairs about two people: 1 for a paraphrase (active, passive, 把), 0 when the roles changed places; same words either way."""
-    left = ev.sample(rng, n, split, "person")
-    match = rng.random(n) < 0.5
+    left = _repeated(rng, split, n, partners, "person")
+    match = _matches(rng, n, partners)
     right = np.where(match[:, None], left, ev.swap_roles(left))
     name = np.where(match, "paraphrase", "roles swapped")
     return _pairs(rng, Sentences(left), Sentences(right), name, match.astype(float))
@@ -392,7 +398,7 @@ def retrieval(rng: np.random.Generator, split: str, shape: str, queries: int) ->
     )
     for edit in range({"question": 3, "keyword": 3, "claim": 2}[shape]):
         twin = gold.copy()
-        twin[rows, at] = _confuse(rng, core, query, asked, hidden, split, edit)
+        twin[rows, at] = _confuse(rng, core, query, asked, hidden, split, edit, shape != "keyword")
         if length > 1:
             filler = (at + 1) % length
             fresh = rng.random(queries) < 0.5
@@ -430,6 +436,8 @@ def retrieval(rng: np.random.Generator, split: str, shape: str, queries: int) ->
 
 
 def _denied_some(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
+    """A copy in which one event in twelve did not happen."""
+    events = events.copy()
     hit = rng.random(len(events)) < 0.08
     events[hit] = ev.deny(events[hit])
     return events
@@ -443,12 +451,16 @@ def _confuse(
     hidden: np.ndarray,
     split: str,
     edit: int,
+    roles: bool,
 ) -> np.ndarray:
-    """An event like `core` that does not answer the query: another word, other roles, the opposite, a denial, or no answer."""
+    """An event like `core` that does not answer the query: another word, other roles, the opposite, a denial, or no answer.
+
+    `roles`: whether the exchange of roles may be among them; search words do not say who did what to whom.
+    """
     out = ev.substitute(rng, core, split, (AGENT, OBJECT, PATIENT, PLACE, TIME))
     turn = rng.random(len(core))
     person = core[:, PATIENT] > 0
-    swap = person & (turn < 0.35)
+    swap = person & (turn < 0.35) & roles
     out[swap] = ev.swap_roles(core[swap])
     other = ~swap & (turn < 0.5)
     out[other] = ev.oppose(core[other])
@@ -540,6 +552,12 @@ def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
     typed = np.flatnonzero(words)
     for row, value in zip(typed, surface.keywords(rng, first[typed]), strict=True):
         again[row] = value
+    # Texts stand in quotes and brackets now and then, as anywhere; methods that put them around texts find them known.
+    marks = np.flatnonzero(rng.random(n) < 0.12)
+    for row, kind in zip(marks, rng.integers(0, len(surface.BRACKETS), len(marks)), strict=True):
+        left, right = surface.BRACKETS[kind]
+        for column in (text, again, distractor):
+            column[row] = left + column[row] + right
     follow = ev.sample(rng, n, "train")
     for slot in (AGENT, PLACE, TIME):
         follow[:, slot] = first[:, slot]

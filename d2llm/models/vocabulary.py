@@ -6,6 +6,7 @@ own; a generated world knows its words, so they are listed instead of learnt. An
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ def build_tokenizer(words: Iterable[str], max_length: int = 512) -> PreTrainedTo
 
     Whitespace separates and is not kept. Ids are sorted, so the same words give the same vocabulary.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     pieces = {piece for word in words for piece in word.split()}
@@ -30,7 +31,11 @@ def build_tokenizer(words: Iterable[str], max_length: int = 512) -> PreTrainedTo
         vocabulary, unk_token="[UNK]", continuing_subword_prefix="", max_input_chars_per_word=100_000
     )
     tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # A character outside the vocabulary is an unknown token of its own and does not swallow its neighbours.
+    known = "".join(re.escape(character) for character in sorted(characters))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(f"[^{known}]"), "isolated")]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
         mask_token="[MASK]", eos_token="[EOS]", model_max_length=max_length,

@@ -85,7 +85,10 @@ class MainTable:
         ]
         if many:
             said.append("Average: the tasks are averaged within a seed.")
-        said.append(f"Best in bold, runner-up underlined among the {len(context.methods)} trained methods.")
+        said.append(
+            f"Best in bold, runner-up underlined among the {len(context.methods)} trained methods; "
+            "a mark is a rank, not a claim of significance."
+        )
         if context.references:
             said.append("Reference rows (one evaluation each) are set apart and not ranked.")
         if set(used["task_type"]) & context.averaged:
@@ -129,5 +132,11 @@ NLI = MainTable(
     "Accuracy is taken at the threshold that is best on the evaluated labels, precision and recall at that of the best "
     "F1, as mteb does, for every row alike.",
 )
-STS = MainTable("sts", "Table 2. Semantic textual similarity.", "sts", ("pearson", "spearman"))
+STS = MainTable(
+    "sts",
+    "Table 2. Semantic textual similarity.",
+    "sts",
+    ("pearson", "spearman"),
+    "Where the scores to predict are 0 or 1 and balanced, a perfect ranking has Spearman 0.866, not 1.",
+)
 IR = MainTable("ir", "Table 3. Information retrieval.", "ir", ("mrr_at_10", "recall_at_10", "ndcg_at_10"))

@@ -41,7 +41,7 @@ rule base:
         PATHS.logs("base", "{model}"),
     wildcard_constraints:
         model="decoder",
-    priority: 50
+    priority: 95
     conda:
         ENVIRONMENT
     threads: CONFIG.threads

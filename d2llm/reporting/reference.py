@@ -1,0 +1,44 @@
+"""Keeps the small files of a finished run as its committed reference: scores, tables, cards, summaries, provenance; no weights.
+
+Copies only. What is copied is what a reader needs to check a number and a later run is compared with.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from d2llm.artifacts import atomic, present, read_json, write_json
+from d2llm.paths import PROVENANCE, Paths
+
+if TYPE_CHECKING:
+    from d2llm.config import Config
+
+
+def keep(config: Config, folder: Path) -> list[Path]:
+    """Copy a run's small files to `folder` (replaced whole) and return what was written.
+
+    All provenance records go into one file, keyed by the path of the record. Raises ArtifactError when the run is not finished.
+    """
+    paths = Paths.of(config)
+    present(paths.scores)
+    tables = sorted(path for ext in ("csv", "md", "tex") for path in paths.root.glob(f"tables/*.{ext}"))
+    single = [
+        paths.scores_csv,
+        paths.card_md,
+        paths.card_json,
+        paths.leaks,
+        paths.negatives_report,
+        paths.teacher_report,
+        paths.config,
+    ]
+    runs = sorted(paths.root.glob("runs/*/*/seed*/summary.json"))
+    with atomic(folder) as place:
+        for source in [*dict.fromkeys(tables), *map(present, single), *runs]:
+            target = place / source.relative_to(paths.root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        records = sorted(paths.root.rglob(f"*{PROVENANCE}"))
+        write_json(place / PROVENANCE, {str(record.relative_to(paths.root)): read_json(record) for record in records})
+    return sorted(path for path in folder.rglob("*") if path.is_file())

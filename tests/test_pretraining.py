@@ -1,0 +1,293 @@
+"""The base checkpoints: what they are asked to read, how states are pooled, how the teacher grows from the decoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_negatives import changed_results
+from test_world_logic import event
+from tiny_run import changed, tiny_config
+from torch.nn import functional as F
+
+from d2llm import pretraining
+from d2llm.artifacts import read_json, read_jsonl
+from d2llm.config import BaseSettings, Config
+from d2llm.data import build
+from d2llm.data.lexicon import SLOTS, lexicon
+from d2llm.data.surface import FUNCTION_WORDS
+from d2llm.errors import ConfigError
+from d2llm.models.vocabulary import build_tokenizer
+from d2llm.paths import Paths
+from d2llm.prompts import prompts
+
+LEX = lexicon()
+TARGETS = pretraining.SlotTargets.build()
+
+
+# --------------------------------------------------------------------------------------------------------- slot targets
+def test_the_table_holds_every_node_of_every_slot_once() -> None:
+    assert TARGETS.table.shape[0] == 2 * len(SLOTS) + 2
+    for row in range(2 * len(SLOTS)):
+        nodes = [n for n in TARGETS.table[row].tolist() if n >= 0]
+        assert nodes[0] == 0
+        assert nodes[1:] == [i for i in range(1, len(LEX)) if LEX.slot[i] == row % len(SLOTS)]
+    assert TARGETS.table[-2].tolist()[:3] == [0, 1, -1]
+    assert TARGETS.table[-1].tolist()[: len(SLOTS) + 2] == [*range(len(SLOTS) + 1), -1]
+
+
+def test_encoding_by_hand() -> None:
+    first = event(agent="护士", verb="借走", object="苹果", place="公园")
+    second = event(agent="画家", verb="归还", object="钢琴")
+    slots = np.stack(
+        [
+            np.concatenate([first[: len(SLOTS)], second[: len(SLOTS)]]),
+            np.concatenate([second[: len(SLOTS)], np.zeros(len(SLOTS), int)]),
+        ]
+    )
+    found = TARGETS.encode(slots, np.array([0, 1]), np.array([-1, SLOTS.index("time")]))
+    assert found.shape == (2, 2 * len(SLOTS) + 2)
+    for column in range(2 * len(SLOTS)):
+        assert TARGETS.table[column, found[0, column]] == slots[0, column]  # a position in the slot's own row
+    for column in range(len(SLOTS)):
+        assert TARGETS.table[column, found[1, column]] == slots[1, column]
+    assert (found[1, len(SLOTS) : 2 * len(SLOTS)] == -100).all()  # there is no second event to read
+    assert found[:, -2].tolist() == [0, 1]
+    assert found[:, -1].tolist() == [0, SLOTS.index("time") + 1]
+    assert found[0, SLOTS.index("time")] == 0  # "not said" is an answer, too
+
+
+def test_targets_of_the_generated_text(tiny_data: Config) -> None:
+    frame = pd.read_parquet(Paths.of(tiny_data).pretraining)
+    slots = np.stack(frame["slots"])
+    found = TARGETS.encode(slots, frame["negated"].to_numpy(), frame["ask"].to_numpy())
+    assert found.min() >= -100
+    assert ((found >= 0) | (found == -100)).all()
+    assert (found[:, : len(SLOTS)] >= 0).all()
+    double = slots[:, len(SLOTS) :].any(1)
+    assert 0.1 < double.mean() < 0.6
+    assert ((found[:, len(SLOTS) : 2 * len(SLOTS)] >= 0).all(1) == double).all()
+
+
+def test_the_reader_scores_only_what_counts() -> None:
+    torch.manual_seed(0)
+    reader = pretraining.SlotReader(8, TARGETS)
+    pooled = torch.randn(5, 8)
+    wanted = torch.zeros(5, 2 * len(SLOTS) + 2, dtype=torch.long)
+    wanted[0, 0], wanted[1, 3] = 4, -100
+    wanted[2, len(SLOTS) :] = -100
+    loss, right = reader(pooled, wanted)
+    logits = reader.linear(pooled).view(5, *TARGETS.table.shape)
+    values, hits = [], []
+    for i, row in np.ndindex(*wanted.shape):
+        if wanted[i, row] == -100:
+            continue
+        size = int((TARGETS.table[row] >= 0).sum())
+        own = logits[i, row, :size].detach().double()
+        values.append(float(torch.logsumexp(own, 0) - own[wanted[i, row]]))
+        hits.append(int(own.argmax()) == int(wanted[i, row]))
+    assert float(loss.detach()) == pytest.approx(np.mean(values), rel=1e-5)
+    assert float(right) == pytest.approx(np.mean(hits))
+
+
+# -------------------------------------------------------------------------------------------------------------- pooling
+@pytest.mark.parametrize("kind", ["cls", "mean", "weighted", "last"])
+def test_pooled_states_by_loops(kind: str) -> None:
+    hidden = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(0))
+    lengths = [6, 1, 4, 2]
+    mask = torch.tensor([[1] * n + [0] * (6 - n) for n in lengths])
+    found = pretraining.pooled_states(hidden, mask, kind)
+    for i, n in enumerate(lengths):
+        own = hidden[i, :n].double().numpy()
+        weight = {
+            "cls": [1.0] + [0.0] * (n - 1),
+            "mean": [1.0] * n,
+            "weighted": list(range(1, n + 1)),
+            "last": [0.0] * (n - 1) + [1.0],
+        }[kind]
+        np.testing.assert_allclose(found[i].numpy(), np.average(own, axis=0, weights=weight), atol=1e-6)
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+@pytest.mark.parametrize("pooling", ["mean", "last", "cls", "weighted"])
+def test_pooled_texts_keep_their_order_whatever_their_neighbours(encoder: bool, pooling: str) -> None:
+    torch.manual_seed(1)
+    tokenizer = build_tokenizer(["甲乙丙丁戊己庚辛"])
+    network = pretraining.new_model(
+        encoder, BaseSettings(hidden_size=16, layers=2, heads=2, intermediate_size=24), tokenizer
+    ).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    rng = np.random.default_rng(2)
+    sequences = [rng.integers(6, len(tokenizer), n).tolist() for n in (5, 40, 2, 5, 17, 1, 40, 9, 3, 22, 2)]
+    with torch.no_grad():
+        found, loss = pretraining._pooled(
+            network, sequences, tokenizer, pooling, not encoder, torch.Generator().manual_seed(0)
+        )
+        for vector, ids in zip(found, sequences, strict=True):
+            states = network.base_model(input_ids=torch.tensor([ids])).last_hidden_state
+            alone = pretraining.pooled_states(states, torch.ones(1, len(ids), dtype=torch.long), pooling)[0]
+            torch.testing.assert_close(vector, alone, atol=1e-4, rtol=1e-4)
+    assert found.shape == (11, 16)
+    if encoder:
+        assert float(loss) == 0.0
+
+
+def test_the_language_loss_of_a_decoder_is_that_of_a_quarter_of_its_texts() -> None:
+    torch.manual_seed(1)
+    tokenizer = build_tokenizer(["甲乙丙丁"])
+    network = pretraining.new_model(
+        False, BaseSettings(hidden_size=16, layers=1, heads=2, intermediate_size=24), tokenizer
+    ).eval()
+    sequences = [
+        np.random.default_rng(n).integers(6, len(tokenizer), n).tolist() for n in (6, 4, 9, 5, 7, 8, 3, 10)
+    ]  # one pass
+    with torch.no_grad():
+        _, loss = pretraining._pooled(network, sequences, tokenizer, "mean", True, torch.Generator())
+        values = []
+        for ids in sorted(sequences, key=len)[::4]:
+            logits = network(input_ids=torch.tensor([ids])).logits[0]
+            values += [float(F.cross_entropy(logits[i], torch.tensor(ids[i + 1]))) for i in range(len(ids) - 1)]
+    assert float(loss) == pytest.approx(np.mean(values), rel=1e-4)
+
+
+# -------------------------------------------------------------------------------------------------------------- masking
+def test_masking_spares_what_is_not_text() -> None:
+    fake = SimpleNamespace(cls_token_id=2, sep_token_id=3, mask_token_id=4)
+    rows = [[2, 10, 11, 12, 13, 3, 0, 0], [2, 14, 3, 0, 0, 0, 0, 0], [2, 10, 15, 16, 17, 18, 19, 3]] * 200
+    ids = torch.tensor(rows)
+    mask = (ids != 0).long()
+    hidden, labels = pretraining.mask_tokens(ids, mask, fake, 0.3, torch.Generator().manual_seed(0))
+    text = ids >= 10
+    asked = labels != -100
+    assert not (asked & ~text).any()
+    assert (hidden[~asked] == ids[~asked]).all()
+    assert (hidden[asked] == 4).all()
+    assert (labels[asked] == ids[asked]).all()
+    assert float(asked[text].float().mean()) == pytest.approx(0.3, abs=0.02)
+
+
+# ---------------------------------------------------------------------------------------------------------------- growth
+def test_a_grown_model_starts_as_its_source(tiny_bases: Config) -> None:
+    from transformers import AutoModelForCausalLM
+
+    paths = Paths.of(tiny_bases)
+    source = AutoModelForCausalLM.from_pretrained(paths.base("decoder")).eval()
+    torch.manual_seed(0)
+    network, tokenizer = pretraining.grown(
+        paths.base("decoder"), BaseSettings(hidden_size=32, layers=4, heads=4, intermediate_size=48)
+    )
+    network.eval()
+    assert network.config.num_hidden_layers == 4
+    known = dict(network.named_parameters())
+    for name, parameter in source.named_parameters():
+        assert torch.equal(parameter, known[name])
+    random = AutoModelForCausalLM.from_config(source.config).eval()
+    texts = pd.read_parquet(paths.pretraining)["text"].head(20)
+    with torch.no_grad():
+        for text in texts:
+            ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+            before, after, other = (model(input_ids=ids).logits.log_softmax(-1) for model in (source, network, random))
+            assert float((after - before).abs().mean()) < 0.2 * float((other - before).abs().mean())
+
+
+def test_a_model_grows_only_upwards(tiny_bases: Config) -> None:
+    with pytest.raises(ConfigError, match="layers 1 is not more than the 1 of the model it grows from"):
+        pretraining.grown(Paths.of(tiny_bases).base("decoder"), BaseSettings(layers=1))
+
+
+# ----------------------------------------------------------------------------------------------------------- vocabulary
+def test_the_vocabulary_spells_everything_the_pipeline_feeds(tiny_bases: Config) -> None:
+    from transformers import AutoTokenizer
+
+    paths = Paths.of(tiny_bases)
+    tokenizers = {name: AutoTokenizer.from_pretrained(paths.base(name)) for name in ("teacher", "decoder", "encoder")}
+    vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers.values()]
+    assert vocabularies[0] == vocabularies[1] == vocabularies[2]
+    tokenizer = tokenizers["decoder"]
+
+    def spelled(text: str) -> list[str]:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.unk_token_id not in ids, text
+        pieces = tokenizer.convert_ids_to_tokens(ids)
+        assert "".join(pieces) == "".join(text.split())
+        return pieces
+
+    for word in LEX.words():
+        assert spelled(word) == [word]  # a word is one token
+    for word in FUNCTION_WORDS:
+        spelled(word)
+    for prompt in prompts(tiny_bases.teacher).values():
+        for part in (prompt.instruction, prompt.query, prompt.passage, prompt.cue, prompt.yes, prompt.no):
+            assert len(spelled(part)) <= len(part.split())  # every piece of a prompt is one token
+    assert len(tiny_bases.phrases()) > 2
+    for phrase in tiny_bases.phrases():
+        spelled(phrase)
+    frame = pd.read_parquet(paths.pretraining)
+    for text in [
+        *frame["text"],
+        *frame["paraphrase"],
+        *frame["distractor"],
+        *frame["next_text"],
+        *pd.read_parquet(paths.pool)["text"],
+    ]:
+        spelled(text)
+    for path in sorted(paths.tasks.rglob("*.parquet")):
+        table = pd.read_parquet(path)
+        for column in {"sentence1", "sentence2", "text"} & set(table.columns):
+            for text in table[column]:
+                spelled(text)
+
+
+# ---------------------------------------------------------------------------------------------------------------- stage
+def test_the_stage_twice(tiny_bases: Config, tmp_path: Path) -> None:
+    copy = changed_results(tiny_bases, tmp_path)
+    (Paths.of(copy).root / "models").unlink()
+    for model in ("decoder", "teacher", "encoder"):
+        torch.rand(1)
+        pretraining.run(copy, model)
+        one, two = (Paths.of(config).base(model) for config in (tiny_bases, copy))
+        for name in ("model.safetensors", "tokenizer.json", "summary.json"):
+            assert (one / name).read_bytes() == (two / name).read_bytes()
+    summary = json.loads((Paths.of(copy).base("encoder") / "summary.json").read_text(encoding="utf-8"))
+    assert {"parameters", "slots", "paraphrase", "language", "loss", "slots_right"} <= set(summary)
+    assert set(read_json(Paths.of(copy).base("teacher") / "summary.json")) == {"parameters"}  # grown, not trained
+
+
+def test_pretraining_learns(tmp_path: Path) -> None:
+    """Every term of the loss falls well below that of a guess, for decoder and encoder alike."""
+    world = {"pretraining_texts": 60}
+    base = {"steps": 50, "batch_size": 16, "learning_rate": 1e-2}
+    config = tiny_config(tmp_path, data={"world": world}, models={"decoder": base, "encoder": base})
+    build.run(config)
+    for model in ("decoder", "encoder"):
+        short = changed(config, models={model: base | {"steps": 1}}, data={"world": world})
+        pretraining.run(short, model)
+        (first,) = read_jsonl(Paths.of(short).base(model) / "log.jsonl")
+        pretraining.run(config, model)
+        last = read_jsonl(Paths.of(config).base(model) / "log.jsonl")[-1]
+        for term in ("slots", "paraphrase", "language"):
+            assert last[term] < 0.8 * first[term], (model, term, first[term], last[term])
+        assert last["slots_right"] > first["slots_right"] + 0.2
+
+
+def test_a_weight_of_zero_leaves_the_language_loss_out(tiny_data: Config, tmp_path: Path) -> None:
+    copy = changed(
+        changed_results_of_data(tiny_data, tmp_path), models={"encoder": {"steps": 1, "language_weight": 0.0}}
+    )
+    pretraining.run(copy, "encoder")
+    (record,) = read_jsonl(Paths.of(copy).base("encoder") / "log.jsonl")
+    assert "language" not in record
+    assert {"slots", "paraphrase"} <= set(record)
+
+
+def changed_results_of_data(config: Config, folder: Path) -> Config:
+    """Another results folder that sees the data alone."""
+    copy = changed_results(config, folder)
+    (Paths.of(copy).root / "models").unlink()
+    return copy

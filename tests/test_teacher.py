@@ -1,0 +1,478 @@
+"""The teacher: prompts and how they are cut, packed scoring against plain prompts one by one, tuning, stored scores."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_negatives import changed_results
+from tiny_run import changed
+
+from d2llm import teacher_scores, teacher_tuning
+from d2llm.artifacts import read_json, read_jsonl
+from d2llm.config import Config, PromptSettings, TeacherSettings
+from d2llm.errors import ArtifactError, ConfigError, TrainingError
+from d2llm.models.vocabulary import build_tokenizer
+from d2llm.paths import Paths
+from d2llm.prompts import Prompt, prompts
+from d2llm.teacher import PromptIds, Teacher, answer_ids, collate, token_batches
+
+SYMMETRIC = (
+    "#P和#H将分别描述一种事件或问题，它们可能并无关系。仅使用此描述和您对世界的了解，判断#H是不是一个关于#P中的事件绝对正确的句子，或者#H是不是绝对正确地描述了#P的事件或问题，"
+    "请回答是或不是，若您不确定，请回答不是。\n#P：甲\n#H：乙\n回答："
+)
+ASYMMETRIC = "#Q将描述一个问题，#A将描述一个网络段落，它们可能并没有关系。仅依据这些描述和您对世界的了解，判断#A能不能正确地回答#Q中提出的问题，请回答能或不能。\n#Q：甲\n#A：乙\n回答："
+LETTERS = "甲乙丙丁戊己庚辛壬癸"
+
+
+def small_settings(**more: object) -> TeacherSettings:
+    return TeacherSettings(**({"max_length": 200, "batch_pairs": 12, "learning_rate": 5e-3} | more))
+
+
+def made(seed: int = 0, bias: bool = False, **more: object) -> Teacher:
+    """A random two-layer Llama whose tokens are single characters, so that a text and its parts are tokenised alike."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer([*SYMMETRIC, *ASYMMETRIC, *LETTERS])
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=512, initializer_range=0.2, attention_bias=True, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = LlamaForCausalLM(shape)
+    if bias:
+        model.lm_head.bias = torch.nn.Parameter(torch.randn(len(tokenizer)))
+    return Teacher(model.eval(), tokenizer, small_settings(**more))
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    """Not to be changed."""
+    return made()
+
+
+# ------------------------------------------------------------------------------------------------------------- prompts
+def test_the_prompts_are_those_of_the_release() -> None:
+    found = prompts(TeacherSettings())
+    assert found["symmetric"].text("甲", "乙") == SYMMETRIC
+    assert found["asymmetric"].text("甲", "乙") == ASYMMETRIC
+    assert (found["symmetric"].yes, found["symmetric"].no) == ("是", "不是")
+    assert (found["asymmetric"].yes, found["asymmetric"].no) == ("能", "不能")
+    assert found["symmetric"].query == "#P："
+    assert found["symmetric"].passage == "\n#H："
+    assert found["symmetric"].cue == "\n回答："
+
+
+@pytest.mark.parametrize(
+    "template", ["只有{a}。回答：", "{b}在{a}前。回答：", "{a}{a}{b}回答：", "{a}和{b}{b}回答：", "都没有"]
+)
+def test_a_template_needs_both_texts_once_and_in_order(template: str) -> None:
+    with pytest.raises(ConfigError, match="once and after it"):
+        Prompt.parse(template, "是", "不是")
+
+
+@pytest.mark.parametrize("template", ["{a}和{b}", "{a}和{b}\n "])
+def test_a_template_needs_an_answer_cue(template: str) -> None:
+    with pytest.raises(ConfigError, match="answer cue"):
+        Prompt.parse(template, "是", "不是")
+
+
+def test_parts_of_a_template_make_its_text() -> None:
+    for template in ("问：{a}答：{b}。对吗", "说明\n多行\n甲{a}\n乙{b}\n回答：", "{a}|{b}|？"):
+        assert Prompt.parse(template, "对", "错").text("一", "二") == template.replace("{a}", "一").replace("{b}", "二")
+
+
+def test_unusable_answers_are_refused(teacher: Teacher) -> None:
+    prompt = Prompt.parse("{a}和{b}回答：", "是", "不是")
+    vocabulary = teacher.tokenizer.get_vocab()
+    assert answer_ids(teacher.tokenizer, prompt) == (vocabulary["是"], vocabulary["不"])
+    with pytest.raises(ConfigError, match=r"answer '龙' has no token.*teacher\.\*\.yes"):
+        answer_ids(teacher.tokenizer, replace(prompt, yes="龙"))
+    with pytest.raises(ConfigError, match="answer ' ' has no token"):
+        answer_ids(teacher.tokenizer, replace(prompt, no=" "))
+    with pytest.raises(ConfigError, match=r"'不能' and '不是' start with the same token '不'"):
+        answer_ids(teacher.tokenizer, replace(prompt, yes="不能"))
+    wrong = small_settings(asymmetric=PromptSettings(template="{a}和{b}回答：", yes="不", no="不能"))
+    with pytest.raises(ConfigError, match="same token"):
+        Teacher(teacher.model, teacher.tokenizer, wrong)
+
+
+def test_a_prompt_without_room_is_refused(teacher: Teacher) -> None:
+    prompt = prompts(small_settings())["symmetric"]
+    fixed = len(teacher.tokenizer(prompt.text("", ""), add_special_tokens=False)["input_ids"])
+    with pytest.raises(
+        ConfigError, match=rf"teacher.max_length is {fixed + 1}, but the prompt alone takes {fixed} tokens"
+    ):
+        PromptIds(prompt, teacher.tokenizer, fixed + 1)
+    assert PromptIds(prompt, teacher.tokenizer, fixed + 2).room == 2
+
+
+# ----------------------------------------------------------------------------------------------------------- truncation
+texts = st.lists(st.integers(1000, 9999), max_size=60)
+
+
+@settings(max_examples=150, deadline=None)
+@given(room=st.integers(2, 50), a=texts, b=texts)
+def test_cut_shortens_the_longer_text_first(teacher_parts: PromptIds, room: int, a: list[int], b: list[int]) -> None:
+    ids = PromptIds.__new__(PromptIds)
+    ids.__dict__.update(teacher_parts.__dict__, room=room)
+    one, two = ids.cut(a, b)
+    assert one == a[: len(one)]
+    assert two == b[: len(two)]
+    assert len(one) + len(two) == min(len(a) + len(b), room)  # all the room is used, nothing is cut for nothing
+    # Taking from the longer text first leaves the shorter one whole, or both at half the room.
+    naive = [len(a), len(b)]
+    while sum(naive) > room:
+        naive[0 if naive[0] > naive[1] else 1] -= 1
+    assert sorted((len(one), len(two))) == sorted(naive)
+
+
+@settings(max_examples=100, deadline=None)
+@given(room=st.integers(2, 50), a=texts, candidates=st.lists(texts, min_size=1, max_size=5))
+def test_a_row_keeps_prefix_and_cue_whatever_is_cut(
+    teacher_parts: PromptIds, room: int, a: list[int], candidates: list[list[int]]
+) -> None:
+    ids = PromptIds.__new__(PromptIds)
+    ids.__dict__.update(teacher_parts.__dict__, room=room)
+    most = room + len(ids.prefix) + len(ids.middle) + len(ids.cue)
+    row = ids.row(a, candidates)
+    assert len(row.ids) == len(row.positions) == len(row.segments)
+    shared = [row.ids[i] for i, segment in enumerate(row.segments) if segment == 0]
+    assert shared[: len(ids.prefix)] == ids.prefix
+    kept = shared[len(ids.prefix) :]
+    assert kept == a[: len(kept)]
+    for number, text in enumerate(candidates, 1):
+        own = [i for i, segment in enumerate(row.segments) if segment == number]
+        part = [row.ids[i] for i in own]
+        start, end = row.text_spans[number - 1]
+        assert row.ids[start:end] == text[: end - start]
+        assert part == [*ids.middle, *row.ids[start:end], *ids.cue]  # the cue is whole
+        assert row.answers[number - 1] == own[-1]
+        # As a prompt of its own: positions go on from the shared part and stay within the limit.
+        assert [row.positions[i] for i in own] == list(range(len(shared), len(shared) + len(own)))
+        assert len(shared) + len(own) <= most
+    longest = max(candidates, key=len)
+    if len(a) + len(longest) <= room:
+        assert kept == a
+        assert [end - start for start, end in row.text_spans] == [len(text) for text in candidates]
+
+
+@pytest.fixture(scope="module")
+def teacher_parts(teacher: Teacher) -> PromptIds:
+    return teacher.prompts["symmetric"]
+
+
+# -------------------------------------------------------------------------------------------------------------- scoring
+GROUPS = [
+    ("甲乙丙", ["丁戊", "己", "甲乙丙丁戊己庚", "辛壬", "癸"]),
+    ("壬", ["壬壬"]),
+    ("丁戊己庚辛壬癸", ["甲", "甲", "乙丙丁"]),
+]
+
+
+@torch.no_grad()
+def one_by_one(teacher: Teacher, a: str, b: str, mode: str) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and last state of one plain prompt: the whole text tokenised at once, all tokens through the model and its head."""
+    prompt = prompts(teacher.settings)[mode]
+    ids = teacher.tokenizer(prompt.text(a, b), add_special_tokens=False, return_tensors="pt")["input_ids"]
+    out = teacher.model(input_ids=ids, output_hidden_states=True)
+    vocabulary = teacher.tokenizer.get_vocab()
+    answers = [vocabulary[prompt.yes[0]], vocabulary[prompt.no[0]]]
+    return out.logits[0, -1, answers].numpy(), out.hidden_states[-1][0, -1].numpy()
+
+
+@pytest.mark.parametrize("mode", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("pack_size", [1, 2, 8])
+@pytest.mark.parametrize("bias", [False, True])
+def test_packed_scores_and_features_are_those_of_separate_prompts(mode: str, pack_size: int, bias: bool) -> None:
+    teacher = made(bias=bias, pack_size=pack_size, batch_tokens=700)
+    logits, states = teacher.score(GROUPS, mode, features=True)
+    assert [len(found) for found in logits] == [5, 1, 3]
+    expected = [[one_by_one(teacher, a, b, mode) for b in candidates] for a, candidates in GROUPS]
+    for found, features, wanted in zip(logits, states, expected, strict=True):
+        assert found.dtype == features.dtype == np.float32
+        np.testing.assert_allclose(found, [one for one, _ in wanted], atol=1e-5)
+        np.testing.assert_allclose(features, [state for _, state in wanted], atol=1e-5)
+    spread = np.concatenate(logits)
+    assert spread.std() > 0.01  # they do differ
+    plain = teacher.score(GROUPS, mode)
+    assert all((one == two).all() for one, two in zip(plain, logits, strict=True))
+
+
+def test_a_long_text_is_cut_and_its_cue_is_still_read(teacher: Teacher) -> None:
+    a, b = "甲" * 150, "乙" * 150
+    (found,) = teacher.score([(a, [b])], "symmetric")
+    room = teacher.prompts["symmetric"].room
+    wanted, _ = one_by_one(teacher, "甲" * (room // 2), "乙" * (room - room // 2), "symmetric")
+    np.testing.assert_allclose(found[0], wanted, atol=1e-5)
+
+
+def test_candidates_do_not_see_each_other(teacher: Teacher) -> None:
+    row = teacher.pack([("甲乙", ["丙", "丁戊"])], "asymmetric")[0]
+    visible = collate([row], 0)["attention_mask"][0, 0].numpy()
+    for i, j in np.ndindex(visible.shape):
+        assert visible[i, j] == (j <= i and row.segments[j] in (0, row.segments[i]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), budget=st.integers(1, 200))
+def test_token_batches_stay_within_the_budget_and_leave_no_room(lengths: list[int], budget: int) -> None:
+    rows = [SimpleNamespace(ids=[0] * n) for n in lengths]
+    order = np.argsort(lengths, kind="stable")
+    found = list(token_batches(order, rows, budget))
+    assert [i for batch in found for i in batch] == order.tolist()
+    for batch, following in zip(found, [*found[1:], None], strict=True):
+        assert batch
+        longest = max(lengths[i] for i in batch)
+        assert len(batch) == 1 or len(batch) * longest <= budget
+        if following:
+            assert (len(batch) + 1) * max(longest, lengths[following[0]]) > budget
+
+
+def test_scores_that_are_not_finite_are_refused() -> None:
+    teacher = made()
+    with torch.no_grad():
+        teacher.model.model.layers[0].mlp.down_proj.weight[0, 0] = math.nan
+    with pytest.raises(TrainingError, match="not finite"):
+        teacher.score(GROUPS, "symmetric")
+
+
+def test_a_missing_teacher_is_an_artifact_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"nowhere: cannot load the teacher"):
+        Teacher.load(tmp_path / "nowhere", TeacherSettings())
+
+
+def test_a_saved_teacher_scores_as_before(teacher: Teacher, tmp_path: Path) -> None:
+    teacher.model.save_pretrained(tmp_path)
+    teacher.tokenizer.save_pretrained(tmp_path)
+    again = Teacher.load(tmp_path, teacher.settings).score(GROUPS, "asymmetric")
+    for one, two in zip(again, teacher.score(GROUPS, "asymmetric"), strict=True):
+        assert (one == two).all()
+
+
+# --------------------------------------------------------------------------------------------------------------- tuning
+SHORT = {
+    mode: PromptSettings(template="#P：{a}\n#H：{b}\n回答：", yes="是", no="不") for mode in ("symmetric", "asymmetric")
+}
+
+
+def trivial(n: int, seed: int) -> pd.DataFrame:
+    """Groups of two candidates: those of 甲 and 乙 are right, those of 丙 and 丁 are wrong, whatever is asked."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        label = [True, False] if i % 2 else [False, True]
+        b = [str(rng.choice(list("甲乙" if yes else "丙丁"))) + str(rng.choice(list("戊己庚"))) for yes in label]
+        rows.append(
+            {"mode": ("symmetric", "asymmetric")[i % 4 == 0], "a": str(rng.choice(list(LETTERS))), "b": b, "target": [1.0 if yes else 0.1 for yes in label],
+             "label": label, "relations": ["10" if yes else "50" for yes in label], "phenomenon": ["right" if yes else "wrong" for yes in label]}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_tuning_learns_a_trivial_task(tmp_path: Path) -> None:
+    teacher = made(seed=3, steps=60, asymmetric_share=0.3, **SHORT)
+    before = teacher_tuning.assess(teacher, trivial(60, 9))
+    teacher_tuning.tune(teacher, trivial(64, 1), teacher.settings, tmp_path / "log.jsonl")
+    after = teacher_tuning.assess(teacher, trivial(60, 9))
+    records = read_jsonl(tmp_path / "log.jsonl")
+    assert [record["step"] for record in records] == [50, 60]
+    assert records[-1]["answer"] < 0.3  # log 2 = 0.69 for a guess, 0.16 for the graded targets themselves
+    assert records[-1]["relation"] < 0.5  # log 6 = 1.79
+    for mode in ("symmetric", "asymmetric"):
+        assert after[mode]["ap"] > 0.99 > 0.9 > before[mode]["ap"]
+        assert after[mode]["accuracy"] > 0.99
+    assert not teacher.model.training
+
+
+def test_the_relation_term_can_be_left_out(tmp_path: Path) -> None:
+    teacher = made(steps=2, relation_weight=0.0, **SHORT)
+    teacher_tuning.tune(teacher, trivial(16, 1), teacher.settings, tmp_path / "log.jsonl")
+    (record,) = read_jsonl(tmp_path / "log.jsonl")
+    assert "answer" in record
+    assert "relation" not in record
+
+
+def test_relations_are_read_at_the_words_of_the_candidates(teacher: Teacher) -> None:
+    """Of fake states that hold their own place, the picked ones are those of marked tokens, with their digits."""
+    groups = [("甲", ["乙丙丁", "戊己"]), ("庚辛", ["壬"])]
+    rows = teacher.pack(groups, "symmetric")
+    marks = [["105", "20"], ["3"]]
+    labels = [
+        teacher_tuning.relation_labels(teacher, texts, digits, teacher.tokens(texts))
+        for (_, texts), digits in zip(groups, marks, strict=True)
+    ]
+    assert labels == [[[1, -100, 5], [2, -100]], [[3]]]
+    width = max(len(row.ids) for row in rows)
+    states = torch.arange(2 * width, dtype=torch.float32).view(2, width, 1)
+    picked, digits = teacher_tuning._words(states, rows, labels)
+    (first, second), (third,) = rows[0].text_spans, rows[1].text_spans
+    assert picked.flatten().tolist() == [first[0], first[0] + 2, second[0], width + third[0]]
+    assert digits.tolist() == [1, 5, 2, 3]
+
+
+def test_a_token_of_several_characters_takes_the_first_ones_digit() -> None:
+    tokenizer = build_tokenizer([*SYMMETRIC, *ASYMMETRIC, "甲乙", "丙丁戊", "己"])
+    fake = SimpleNamespace(tokenizer=tokenizer)
+    text, ids = "甲乙己丙丁戊", [tokenizer.get_vocab()[piece] for piece in ("甲乙", "己", "丙丁戊")]
+    assert teacher_tuning.relation_labels(fake, [text], ["110555"], [ids]) == [[1, -100, 5]]
+
+
+def test_tuning_batches(teacher: Teacher) -> None:
+    examples = teacher_tuning._Examples(teacher, trivial(40, 2))  # 30 symmetric and 10 asymmetric groups of two pairs
+    found = examples.batches(pairs=8, steps=400, seed=5, asymmetric_share=0.25)
+    share = np.mean([mode == "asymmetric" for mode, _ in found])
+    assert share == pytest.approx(0.25, abs=0.06)
+    symmetric = np.concatenate([index for mode, index in found if mode == "symmetric"])
+    assert max(len(index) for _, index in found) == 4  # groups, that is 8 pairs
+    for start in range(0, len(symmetric) - 29, 30):  # every pass holds every group once
+        assert sorted(symmetric[start : start + 30]) == list(range(30))
+    again = examples.batches(pairs=8, steps=400, seed=5, asymmetric_share=0.25)
+    assert all(one[0] == two[0] and (one[1] == two[1]).all() for one, two in zip(found, again, strict=True))
+    assert examples.targets["symmetric"][0].tolist() in ([1.0, pytest.approx(0.1)], [pytest.approx(0.1), 1.0])
+
+
+def test_the_report_by_hand() -> None:
+    from scipy.stats import spearmanr
+    from sklearn.metrics import average_precision_score
+
+    probability = np.array([0.05, 0.15, 0.18, 0.45, 0.52, 0.58, 0.91, 0.97, 0.33, 1.0])
+    label = np.array([0, 0, 1, 1, 0, 1, 1, 1, 0, 1], dtype=bool)
+    target = np.where(label, 1.0, [0.1, 0.2, 0, 0, 0.3, 0, 0, 0, 0.05, 0])
+    clipped = np.clip(probability, 1e-6, 1 - 1e-6)
+    logits = np.stack([np.log(clipped), np.log1p(-clipped)], axis=1) + 3.0
+    names = ["one" if i % 3 else "two" for i in range(10)]
+    parts = [slice(0, 4), slice(4, 10)]
+    dev = pd.DataFrame(
+        [{"mode": "symmetric", "a": f"q{k}", "b": [f"b{i}" for i in range(10)[part]], "label": label[part].tolist(), "target": target[part].tolist(),
+          "phenomenon": names[part]} for k, part in enumerate(parts)]
+    )  # fmt: skip
+    fake = SimpleNamespace(score=lambda groups, mode, description: [logits[part] for part in parts])
+    (report,) = teacher_tuning.assess(fake, dev).values()
+    # AP by hand: precision at each right pair from the highest probability down: 1/1, 2/2, 3/3, 4/4, 5/6, 6/8.
+    assert report["ap"] == pytest.approx((1 + 1 + 1 + 1 + 5 / 6 + 6 / 8) / 6)
+    assert report["ap"] == pytest.approx(average_precision_score(label, probability))
+    assert report["accuracy"] == pytest.approx(7 / 10)
+    assert report["n"] == 10
+    error = 0.0
+    for k in range(10):
+        members = [
+            i for i in range(10) if k / 10 <= probability[i] < (k + 1) / 10 or (k == 9 and probability[i] == 1.0)
+        ]
+        if members:
+            error += len(members) / 10 * abs(probability[members].mean() - label[members].mean())
+    assert report["expected_calibration_error"] == pytest.approx(error, abs=1e-5)
+    assert report["spearman_with_targets"] == pytest.approx(spearmanr(probability, target)[0])
+    right = (probability >= 0.5) == label
+    assert report["accuracy_by_phenomenon"] == {
+        name: pytest.approx(np.mean([r for r, other in zip(right, names, strict=True) if other == name]))
+        for name in ("one", "two")
+    }
+    assert sum(part["n"] for part in report["reliability"]) == 10
+    (bin_one,) = [part for part in report["reliability"] if part["from"] == 0.1]
+    assert (bin_one["n"], bin_one["share_true"], bin_one["mean_probability"]) == (2, 0.5, pytest.approx(0.165))
+
+
+def test_a_teacher_below_its_bar_is_refused(tiny_bases: Config, tmp_path: Path) -> None:
+    config = changed(changed_results(tiny_bases, tmp_path), teacher={"min_ap": 1.0, "steps": 1})
+    paths = Paths.of(config)
+    with pytest.raises(TrainingError, match=r"not good enough.* is below teacher\.min_ap 1\.0; raise teacher\.steps"):
+        teacher_tuning.run(config)
+    assert set(read_json(paths.teacher_report)) == {"asymmetric", "symmetric"}  # tells why
+    assert not paths.teacher_model.exists()
+
+
+def test_the_stage_reports_and_saves_the_same_twice(tiny_scores: Config, tmp_path: Path) -> None:
+    config = changed_results(tiny_scores, tmp_path)
+    teacher_tuning.run(config)
+    one, two = Paths.of(tiny_scores), Paths.of(config)
+    assert one.teacher_report.read_bytes() == two.teacher_report.read_bytes()
+    assert one.teacher_log.read_bytes() == two.teacher_log.read_bytes()
+    name = "model.safetensors"
+    assert (one.teacher_model / name).read_bytes() == (two.teacher_model / name).read_bytes()
+    base = (one.base("teacher") / name).read_bytes()
+    assert (one.teacher_model / name).read_bytes() != base
+    report = json.loads(one.teacher_report.read_text(encoding="utf-8"))
+    dev = pd.read_parquet(one.teacher_dev)
+    assert {mode: found["n"] for mode, found in report.items()} == {
+        mode: int(part["b"].str.len().sum()) for mode, part in dev.groupby("mode")
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- stored scores
+def pack_rows() -> pd.DataFrame:
+    """Two packs of three queries with two negatives each."""
+    queries, positives = list("甲乙丙丁戊己"), ["甲甲", "乙乙", "丙丙", "丁丁", "戊戊", "己己"]
+    return pd.DataFrame(
+        {"qid": [f"q{i}" for i in range(6)], "query": queries, "positive": positives, "dataset": "set", "mode": "symmetric",
+         "pack": [0, 0, 0, 1, 1, 1], "negatives": [[queries[(i + 1) % 6] + "庚", queries[(i + 2) % 6] + "辛"] for i in range(6)]}
+    )  # fmt: skip
+
+
+def test_stored_scores_by_loops(teacher: Teacher) -> None:
+    rows = pack_rows()
+    scores = teacher_scores.score(teacher, rows, "symmetric")
+    assert scores["qid"].tolist() == rows["qid"].tolist()
+    for i, made in enumerate(scores.itertuples()):
+        query, mates = rows["query"][i], [j for j in range(6) if rows["pack"][j] == rows["pack"][i] and j != i]
+        hard = [one_by_one(teacher, query, text, "symmetric") for text in [rows["positive"][i], *rows["negatives"][i]]]
+        easy = [one_by_one(teacher, query, rows["positive"][j], "symmetric") for j in mates]
+        np.testing.assert_allclose(np.stack([made.yes, made.no], axis=1), [z for z, _ in hard], atol=1e-5)
+        np.testing.assert_allclose(np.stack([made.easy_yes, made.easy_no], axis=1), [z for z, _ in easy], atol=1e-5)
+        cosine = [[float(y @ x / np.linalg.norm(y) / np.linalg.norm(x)) for _, x in hard] for _, y in hard]
+        np.testing.assert_allclose(np.reshape(made.features, (3, 3)), cosine, atol=1e-5)
+
+
+def test_cosines_by_loops() -> None:
+    features = np.random.default_rng(0).normal(size=(4, 7)).astype(np.float32)
+    features[3] = 0  # a zero vector is like nothing, and no division by zero
+    found = teacher_scores.cosines(features)
+    assert found.dtype == np.float32
+    for i, j in np.ndindex(4, 4):
+        norm = np.linalg.norm(features[i]) * np.linalg.norm(features[j])
+        assert found[i, j] == pytest.approx(float(features[i] @ features[j] / norm) if norm else 0.0, abs=1e-6)
+
+
+def test_the_stage_scores_every_training_query(tiny_scores: Config) -> None:
+    paths = Paths.of(tiny_scores)
+    pairs = pd.read_parquet(paths.pairs)
+    found = teacher_scores.read_scores(tiny_scores, pairs["qid"].tolist())
+    assert found["qid"].tolist() == pairs["qid"].tolist()
+    teacher = Teacher.load(paths.teacher_model, tiny_scores.teacher)
+    for i in (0, 5, len(pairs) - 1):
+        row = pairs.iloc[i]
+        logits = teacher.score([(row["query"], [row["positive"], *row["negatives"]])], row["mode"])[0]
+        np.testing.assert_allclose(np.stack([found["yes"][i], found["no"][i]], axis=1), logits, atol=1e-5)
+        assert len(found["easy_yes"][i]) == tiny_scores.training.pack - 1
+        assert len(found["features"][i]) == (1 + len(row["negatives"])) ** 2
+
+
+def test_shards_hold_the_same_scores(tiny_scores: Config, tmp_path: Path) -> None:
+    config = changed(changed_results(tiny_scores, tmp_path), teacher={"shards": 3})
+    for name in ("pairs", "teacher"):
+        target = Paths.of(config).root / name
+        target.mkdir()
+        for file in (Paths.of(tiny_scores).root / name).iterdir():
+            if file.name != "scores":
+                (target / file.name).symlink_to(file)
+    qids = pd.read_parquet(Paths.of(tiny_scores).pairs)["qid"].tolist()
+    for shard in range(2):
+        teacher_scores.run(config, shard, 3)
+    with pytest.raises(ArtifactError, match=r"2-of-3.parquet: missing"):
+        teacher_scores.read_scores(config, qids)
+    teacher_scores.run(config, 2, 3)
+    whole, parts = teacher_scores.read_scores(tiny_scores, qids[::-1]), teacher_scores.read_scores(config, qids[::-1])
+    assert parts["qid"].tolist() == qids[::-1]
+    for name in ("yes", "no", "easy_yes", "easy_no", "features"):
+        np.testing.assert_allclose(np.stack(parts[name]), np.stack(whole[name]), atol=1e-5)
+    with pytest.raises(ArtifactError, match=r"no teacher scores for 2 training queries \(first 'new-1'\)"):
+        teacher_scores.read_scores(config, [*qids, "new-1", "new-2"])

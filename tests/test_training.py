@@ -1,0 +1,259 @@
+"""The one training loop: the same batches for every method, the teacher's targets in their places, the same weights twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_negatives import changed_results
+from tiny_run import changed
+
+from d2llm import training
+from d2llm.artifacts import read_json, read_jsonl
+from d2llm.config import Config
+from d2llm.errors import ArtifactError, DataError, TrainingError
+from d2llm.methods import method, names
+from d2llm.models.backbone import Backbone
+from d2llm.models.student import Student
+from d2llm.paths import Paths
+
+SIZES = {"nli": (10, "symmetric"), "sts": (3, "symmetric"), "search": (6, "asymmetric")}
+PACK, WIDTH = 4, 3
+
+
+def pairs() -> pd.DataFrame:
+    """Packs of four of three data sets, as the negatives stage leaves them, in the order of their pack numbers."""
+    rows = []
+    for name, (packs, mode) in SIZES.items():
+        for pack in range(packs):
+            for i in range(PACK):
+                key = f"{name}-{pack}-{i}"
+                rows.append(
+                    {"qid": key, "query": f"q {key}", "positive": f"p {key}", "dataset": name, "mode": mode, "pack": len(rows) // PACK,
+                     "negatives": [f"n {key} {k}" for k in range(WIDTH)]}
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def scores(frame: pd.DataFrame) -> pd.DataFrame:
+    """Scores that tell whose they are: row number in the hundreds, then the place."""
+    rows = []
+    for i, qid in enumerate(frame["qid"]):
+        hard = 100.0 * i + np.arange(1 + WIDTH)
+        mates = [j for j in range(len(frame)) if frame["pack"][j] == frame["pack"][i] and j != i]
+        rows.append(
+            {"qid": qid, "yes": hard, "no": -hard, "easy_yes": np.array([1000.0 * i + j for j in mates]), "easy_no": -np.array(mates, dtype=float),
+             "features": (100.0 * i + np.arange((1 + WIDTH) ** 2))}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------------------------------------------------------ batches
+def test_the_plan_is_the_seeds_alone_and_keeps_packs_whole() -> None:
+    frame = pairs()
+    with_teacher, without = training.PairData(frame, scores(frame)), training.PairData(frame, None)
+    plan = with_teacher.plan(8, 500, 3)
+    assert plan == without.plan(8, 500, 3)
+    assert plan != without.plan(8, 500, 4)
+    assert plan[:200] != without.plan(12, 200, 3)
+    owner = frame.groupby("pack")["dataset"].first()
+    assert all(len(packs) == 2 for _, packs in plan)
+    assert all(owner[pack] == name for name, packs in plan for pack in packs)
+    total = sum(n for n, _ in SIZES.values())
+    for name, count in Counter(name for name, _ in plan).items():
+        assert count / 500 == pytest.approx(SIZES[name][0] / total, abs=0.06)  # in proportion to the packs
+    for name, (count, _) in SIZES.items():
+        drawn = [pack for other, packs in plan if other == name for pack in packs]
+        for start in range(0, len(drawn) - count + 1, count):  # every pass holds every pack once
+            assert sorted(drawn[start : start + count]) == sorted(owner.index[owner == name])
+        assert drawn[:count] != drawn[count : 2 * count] or count == 3
+
+
+def test_a_batch_is_its_packs_rows_in_order() -> None:
+    frame = pairs()
+    data = training.PairData(frame, None)
+    batches = data.batches(8, 30, 5)
+    assert len(batches) == 30
+    for batch, (name, packs) in zip(batches, data.plan(8, 30, 5), strict=True):
+        rows = [i for pack in packs for i in frame.index[frame["pack"] == pack]]
+        assert (batch.dataset, batch.mode) == (name, SIZES[name][1])
+        assert batch.queries == frame["query"][rows].tolist()
+        assert batch.positives == frame["positive"][rows].tolist()
+        assert batch.negatives == frame["negatives"][rows].tolist()
+        assert batch.teacher is None
+    assert len(data.batch("nli", [0])) == PACK
+    assert len(next(iter(data.batches(2, 1, 0)))) == PACK  # a batch holds a pack at least
+
+
+def test_the_teachers_targets_belong_to_their_texts() -> None:
+    frame = pairs()
+    data = training.PairData(frame, scores(frame))
+    for batch in data.batches(12, 40, 6):
+        size, found = len(batch), batch.teacher
+        assert found.positive_logits.shape == (size, 2)
+        assert found.negative_logits.shape == (size, WIDTH, 2)
+        assert found.easy_logits.shape == found.easy_index.shape + (2,) == (size, PACK - 1, 2)
+        assert found.features.shape == (size, WIDTH + 1, WIDTH + 1)
+        assert found.easy_index.dtype == torch.int64
+        assert found.positive_logits.dtype == torch.float32
+        for i, query in enumerate(batch.queries):
+            row = int(frame.index[frame["query"] == query][0])
+            assert found.positive_logits[i].tolist() == [100.0 * row, -100.0 * row]
+            assert found.negative_logits[i, :, 0].tolist() == [100.0 * row + k for k in (1, 2, 3)]
+            assert found.features[i].flatten().tolist() == [100.0 * row + k for k in range(16)]
+            for e, place in enumerate(found.easy_index[i].tolist()):
+                mate = int(frame.index[frame["positive"] == batch.positives[place]][0])
+                assert place != i
+                assert frame["pack"][mate] == frame["pack"][row]
+                assert found.easy_logits[i, e].tolist() == [
+                    1000.0 * row + mate,
+                    -float(mate),
+                ]  # the score of this very positive
+
+
+def test_uneven_pairs_and_scores_of_other_pairs_are_refused() -> None:
+    frame = pairs()
+    uneven = frame.copy()
+    uneven.at[3, "negatives"] = ["only one"]
+    with pytest.raises(DataError, match=r"same number of negatives, found \[1, 3\]"):
+        training.PairData(uneven, None)
+    fewer = frame.assign(negatives=[found[:2] for found in frame["negatives"]])
+    with pytest.raises(DataError, match="teacher scores cover 3 negatives a query, the pairs have 2"):
+        training.PairData(fewer, scores(frame))
+
+
+def test_every_method_sees_the_same_batches(tiny_scores: Config) -> None:
+    plans, texts = [], []
+    for name in names():
+        data = training.PairData.load(tiny_scores, method(name))
+        assert (data.scores is not None) == method(name).uses_teacher == (name == "d2llm")
+        plans.append(data.plan(8, 20, 1))
+        texts.append([(batch.queries, batch.positives, batch.negatives) for batch in data.batches(8, 20, 1)])
+    assert all(plan == plans[0] for plan in plans)
+    assert all(seen == texts[0] for seen in texts)
+
+
+# ---------------------------------------------------------------------------------------------------------- whole runs
+def prepared(config: Config, folder: Path, **changes: Any) -> Config:
+    """The tiny run's inputs in another results folder, with some settings changed."""
+    copy = changed_results(config, folder)
+    for name in ("pairs", "teacher"):
+        (Paths.of(copy).root / name).symlink_to(Paths.of(config).root / name)
+    return changed(copy, **changes) if changes else copy
+
+
+def weights(config: Config, name: str, variant: str = "base", seed: int = 1) -> dict[str, str]:
+    """Digests of all weights of a run."""
+    folder = Paths.of(config).run(name, variant, seed) / "model"
+    files = sorted(folder.rglob("*.safetensors"))
+    assert len(files) == 2  # backbone, head
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.mark.parametrize("name", ["d2llm", "bge", "retromae", "llara", "sgpt", "udever"])
+def test_a_run_twice_gives_the_same_weights(name: str, tiny_scores: Config, tmp_path: Path) -> None:
+    configs = [prepared(tiny_scores, tmp_path / side) for side in ("one", "two")]
+    for config in configs:
+        torch.rand(3)  # whatever ran before must not matter
+        np.random.default_rng()
+        training.run(config, name, "base", 1)
+    assert weights(configs[0], name) == weights(configs[1], name)
+    folders = [Paths.of(config).run(name, "base", 1) for config in configs]
+    assert (folders[0] / "log.jsonl").read_bytes() == (folders[1] / "log.jsonl").read_bytes()
+    records = [record for record in read_jsonl(folders[0] / "log.jsonl") if record["stage"] == "fine-tuning"]
+    assert [record["step"] for record in records] == [2, 4, 6]
+    summary = read_json(folders[0] / "summary.json")
+    assert (summary["method"], summary["variant"], summary["seed"]) == (name, "base", 1)
+    assert (summary["updates"], summary["queries"], summary["negatives_per_query"]) == (6, 48, 4)
+    assert summary["parameters"]["total"] >= summary["parameters"]["backbone_trained"] > 0
+    assert summary["last_losses"]["loss"] == pytest.approx(
+        records[-1]["loss"]
+    )  # the last tenth of six updates is the sixth
+    assert summary["seconds"] >= summary["pretext_seconds"] >= 0
+    # It trained: the weights are no longer those of the base checkpoint.
+    student = Student.load(folders[0] / "model")
+    base = Backbone.load(Paths.of(configs[0]).base(method(name).kind), method(name).kind)
+    before = dict(base.model.named_parameters())
+    assert any(
+        not torch.equal(p, before[key])
+        for key, p in student.backbone.model.named_parameters()
+        if p.shape == before[key].shape
+    )
+    assert np.isfinite(student.encode(["护士借走了苹果"], "query", "symmetric")).all()
+    assert all(form.max_length <= 48 for form in student.formats.values())
+
+
+def test_another_seed_gives_other_weights(tiny_scores: Config, tmp_path: Path) -> None:
+    config = prepared(tiny_scores, tmp_path, seeds=[1, 2])
+    for seed in (1, 2):
+        training.run(config, "udever", "base", seed)
+    one, two = (weights(config, "udever", seed=seed) for seed in (1, 2))
+    assert one["backbone/model.safetensors"] != two["backbone/model.safetensors"]
+
+
+VARIANTS = {
+    "no-phn": ({"alpha": 0.0}, "ri_phn"),
+    "no-ehn": ({"beta": 0.0}, "ri_ehn"),
+    "no-fi": ({"gamma": 0.0}, "fi"),
+    "no-ci": ({"ci": 0.0}, "ci"),
+    "no-cl": ({"in_batch": "none"}, "cl"),
+}
+
+
+def test_each_loss_term_is_there_and_matters(tiny_scores: Config, tmp_path: Path) -> None:
+    variants = {name: {"method": "d2llm", "settings": settings} for name, (settings, _) in VARIANTS.items()}
+    config = prepared(tiny_scores, tmp_path, variants=variants, methods={"d2llm": {"in_batch": "separate"}})
+    found = {}
+    for variant in ("base", *VARIANTS):
+        training.run(config, "d2llm", variant, 1)
+        record = read_jsonl(Paths.of(config).run("d2llm", variant, 1) / "log.jsonl")[-1]
+        terms = {"ci", "cl", "ri_phn", "ri_ehn", "fi"} - ({VARIANTS[variant][1]} if variant in VARIANTS else set())
+        assert {key for key in record if key in ("ci", "cl", "ri_phn", "ri_ehn", "fi", "p2q")} == terms
+        assert record["loss"] == pytest.approx(sum(record[key] for key in terms), rel=1e-5)
+        found[variant] = tuple(weights(config, "d2llm", variant).values())
+    assert len(set(found.values())) == len(found)  # no two of them trained alike
+
+
+def test_a_loss_that_is_not_a_number_names_method_step_and_term(
+    tiny_scores: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = prepared(tiny_scores, tmp_path)
+    sgpt = method("sgpt")
+    honest, calls = type(sgpt).objective, []
+
+    def failing(self: Any, *arguments: Any) -> dict[str, torch.Tensor]:
+        calls.append(1)
+        terms = honest(self, *arguments)
+        return terms | {"broken": terms["info_nce"] * float("nan")} if len(calls) == 3 else terms
+
+    monkeypatch.setattr(type(sgpt), "objective", failing)
+    with pytest.raises(TrainingError, match=r"sgpt/base seed 1, step 3: loss term 'broken' is nan"):
+        training.run(config, "sgpt", "base", 1)
+    folder = Paths.of(config).run("sgpt", "base", 1)
+    assert not (folder / "model").exists()
+    assert not (folder / "summary.json").exists()
+    assert [record["step"] for record in read_jsonl(folder / "log.jsonl")] == [2]
+
+
+def test_a_run_again_starts_a_new_log(tiny_scores: Config, tmp_path: Path) -> None:
+    config = prepared(tiny_scores, tmp_path)
+    log = Paths.of(config).run("sgpt", "base", 1) / "log.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text('{"stage": "fine-tuning", "step": 999}\n')
+    training.run(config, "sgpt", "base", 1)
+    assert [record["step"] for record in read_jsonl(log)] == [2, 4, 6]
+
+
+def test_without_teacher_scores_only_d2llm_cannot_run(tiny_pairs: Config, tmp_path: Path) -> None:
+    copy = changed_results(tiny_pairs, tmp_path)
+    (Paths.of(copy).root / "pairs").symlink_to(Paths.of(tiny_pairs).root / "pairs")
+    with pytest.raises(ArtifactError, match=r"0-of-1.parquet: missing"):
+        training.run(copy, "d2llm", "base", 1)
+    training.run(copy, "sgpt", "base", 1)
+    assert (Paths.of(copy).run("sgpt", "base", 1) / "summary.json").exists()

@@ -1,0 +1,220 @@
+"""Reads a generated sentence back: an independent account of what the texts say and what follows from them.
+
+Works on the words of the lexicon's tables and on the sentence patterns as strings; uses none of the arrays, matrices and functions
+that made the text.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+from d2llm.data import lexicon as words
+from d2llm.data import surface
+
+NUMBERS = {"两": 2, "三": 3, "四": 4, "五": 5, "六": 6, "七": 7}
+MOST = 20  # quantities are thought of as whole numbers from 2 to MOST
+WILDCARDS = {"agent": "谁", "object": "什么", "patient": "谁", "place": "在哪里", "time": "什么时候"}
+
+
+@dataclass(frozen=True)
+class Said:
+    """One sentence: the canonical word of every slot it fills, its polarity, the slot it asks for."""
+
+    slots: tuple[tuple[str, str], ...]
+    negative: bool = False
+    asked: str | None = None
+
+    @property
+    def words(self) -> dict[str, str]:
+        return dict(self.slots)
+
+
+# --------------------------------------------------------------------------------------------------------------- words
+@cache
+def taxonomy(slot: str) -> dict[str, tuple[str, ...]]:
+    """Canonical word -> its more general words, nearest first."""
+    found: dict[str, tuple[str, ...]] = {}
+
+    def walk(tree: dict | list, above: tuple[str, ...]) -> None:
+        for name in tree:
+            found[name.split("/")[0]] = above
+            if isinstance(tree, dict):
+                walk(tree[name], (name, *above))
+
+    trees = {
+        "agent": {"有人": words.PEOPLE},
+        "patient": {"别人": words.PEOPLE},
+        "object": {"东西": words.OBJECTS},
+        "place": words.PLACES,
+        "time": words.TIMES,
+        "verb": [*words.OBJECT_VERBS, *words.PERSON_VERBS],
+        "attribute": words.ATTRIBUTES,
+        "manner": words.MANNERS,
+    }
+    walk(trees[slot], ())
+    return found
+
+
+@cache
+def forms(slot: str) -> dict[str, str]:
+    """Surface form -> canonical word."""
+    if slot == "quantity":
+        named = [*(f"{word}个" for word in NUMBERS), *(f"至少{word}个" for word in list(NUMBERS)[:-1]), "几个"]
+        return {name: name for name in named}
+    table: dict[str, str] = {}
+
+    def walk(tree: dict | list) -> None:
+        for name in tree:
+            table.update({form: name.split("/")[0] for form in name.split("/")})
+            if isinstance(tree, dict):
+                walk(tree[name])
+
+    people = words.PEOPLE
+    walk(
+        {"agent": {"有人": people}, "patient": {"别人": people}, "object": {"东西": words.OBJECTS}, "place": words.PLACES, "time": words.TIMES,
+         "verb": [*words.OBJECT_VERBS, *words.PERSON_VERBS], "attribute": words.ATTRIBUTES, "manner": words.MANNERS}[slot]
+    )  # fmt: skip
+    return table
+
+
+def numbers(quantity: str) -> frozenset[int]:
+    """The counts a quantity allows."""
+    if quantity == "几个":
+        return frozenset(range(3, MOST + 1))
+    if quantity.startswith("至少"):
+        return frozenset(range(NUMBERS[quantity[2]], MOST + 1))
+    return frozenset({NUMBERS[quantity[0]]})
+
+
+def covers(slot: str, general: str, special: str) -> bool:
+    """Whether whatever is `special` is also `general`."""
+    if slot == "quantity":
+        return numbers(special) <= numbers(general)
+    return general == special or general in taxonomy(slot)[special]
+
+
+def opposite(verb: str) -> str:
+    """The verb's other half."""
+    for group in (words.OBJECT_VERBS, words.PERSON_VERBS):
+        names = [name.split("/")[0] for name in group]
+        if verb in names:
+            place = names.index(verb)
+            return names[place + 1 if place % 2 == 0 else place - 1]
+    raise KeyError(verb)
+
+
+# --------------------------------------------------------------------------------------------------------------- logic
+def narrower(special: Said, general: Said) -> bool:
+    """Every constraint of `general` is met by `special`, whatever the polarity."""
+    said = special.words
+    return all(slot in said and covers(slot, word, said[slot]) for slot, word in general.slots)
+
+
+def follows(premise: Said, hypothesis: Said) -> bool:
+    """Whether one sentence entails another: more specific events imply more general ones, denials the other way round."""
+    if premise.negative != hypothesis.negative:
+        return False
+    return narrower(hypothesis, premise) if premise.negative else narrower(premise, hypothesis)
+
+
+def text_follows(premise: list[Said], hypothesis: list[Said]) -> bool:
+    """The same for texts of one event or of two in order."""
+    if len(hypothesis) == 1:
+        return any(follows(said, hypothesis[0]) for said in premise)
+    return len(premise) == 2 and all(follows(a, b) for a, b in zip(premise, hypothesis, strict=True))
+
+
+def answers(query: Said, passage: list[Said]) -> bool:
+    """Some sentence entails the question's statement and says what is asked for."""
+    stated = Said(tuple((slot, word) for slot, word in query.slots if slot != query.asked), query.negative)
+    return any(follows(said, stated) and (query.asked is None or query.asked in said.words) for said in passage)
+
+
+def composition(said: Said) -> tuple | None:
+    """What a split holds out: (agent, verb or its opposite, object) or (two people, verb or its opposite); None if some part is
+    general or asked for."""
+    parts = said.words
+    core = [("agent", parts.get("agent"))] + [(slot, parts[slot]) for slot in ("object", "patient") if slot in parts]
+    if said.asked in dict(core) or any(word is None or not is_leaf(slot, word) for slot, word in core):
+        return None
+    verb = min(parts["verb"], opposite(parts["verb"]))
+    if "patient" in parts:
+        return ("people", *sorted((parts["agent"], parts["patient"])), verb)
+    return ("thing", parts["agent"], parts["object"], verb)
+
+
+def is_leaf(slot: str, word: str) -> bool:
+    """Whether nothing is more specific than a word."""
+    return all(word not in above for above in taxonomy(slot).values())
+
+
+# ------------------------------------------------------------------------------------------------------------- parsing
+def _either(options: list[str]) -> str:
+    return "|".join(sorted(map(re.escape, options), key=len, reverse=True))
+
+
+@cache
+def _pattern(template: str, asked: str | None) -> re.Pattern[str]:
+    def slot(name: str) -> str:
+        options = list(forms(name)) if name != asked else [WILDCARDS[name]]
+        return f"(?P<{name}>{_either(options)})"
+
+    place = slot("place") if asked == "place" else f"在{slot('place')}"
+    thing = f"(?:{slot('quantity')})?(?:{slot('attribute')}的)?{slot('object')}"
+    parts = {
+        "A": slot("agent"),
+        "V": slot("verb"),
+        "T": f"(?:{slot('time')})?",
+        "P": f"(?:{place})?",
+        "M": f"(?:{slot('manner')}地)?",
+        "N": "(?P<no>没有)?",
+        "L": "(?P<done>了)?",
+        "O": f"(?:{slot('patient')}|{thing})",
+    }
+    text = "".join(
+        parts[piece[1]] if piece.startswith("{") else re.escape(piece)
+        for piece in re.split(r"(\{\w\})", template)
+        if piece
+    )
+    # A pattern that starts with the place and a comma loses both where no place is said.
+    return re.compile(text.replace("，", "(?:，)?", 1) if template.startswith("{P}，") else text)
+
+
+@cache
+def sentence(text: str, question: bool = False) -> Said:
+    """What one sentence says. Raises ValueError unless exactly one reading fits."""
+    readings = set()
+    asks = list(WILDCARDS) if question else [None]
+    for template in surface.QUESTIONS if question else (*surface.COMMON, *surface.SHIFTED):
+        for asked in asks:
+            found = _pattern(template, asked).fullmatch(text)
+            if not found:
+                continue
+            taken = found.groupdict()
+            negative, done = taken.pop("no") is not None, taken.pop("done", None) is not None
+            if "{L}" in template and negative == done:
+                continue  # an event carries the particle, a denial does not
+            slots = {slot: word for slot, word in taken.items() if word}
+            if asked and asked not in slots:
+                continue
+            read = {slot: word if slot == asked else forms(slot)[word] for slot, word in slots.items()}
+            readings.add(Said(tuple(sorted(read.items())), negative, asked))
+    if len(readings) != 1:
+        raise ValueError(f"{text!r}: {len(readings)} readings {readings}")
+    return readings.pop()
+
+
+def read(text: str) -> list[Said]:
+    """The sentences of a statement or passage, or the one question."""
+    if text.endswith("？"):
+        return [sentence(text, question=True)]
+    return [sentence(part) for part in re.split("，(?:然后|接着|后来)|。", text) if part]
+
+
+def runs(tags: str) -> list[tuple[str, int, int]]:
+    """Stretches of equal tags: (tag, start, end)."""
+    cuts = [0, *(i for i in range(1, len(tags)) if tags[i] != tags[i - 1]), len(tags)]
+    return [(tags[start], start, end) for start, end in pairwise(cuts) if end > start]
