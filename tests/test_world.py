@@ -24,6 +24,7 @@ from world_reader import (
     runs,
     taxonomy,
     text_follows,
+    unwrapped,
 )
 
 from d2llm.data import events as ev
@@ -420,14 +421,6 @@ def test_unlabelled_text_and_its_meaning() -> None:
                 if composition(one) is not None:
                     assert ev.split_of(row_of(one)[None])[0] == "train", sentence
     assert {("question", 1), ("statement", 1), ("statement", 2), "words", "brackets"} == set(kinds)
-
-
-def unwrapped(text: str) -> str:
-    """A text without the brackets around it, if there are any."""
-    for left, right in surface.BRACKETS:
-        if text.startswith(left) and text.endswith(right):
-            return text.removeprefix(left).removesuffix(right)
-    return text
 
 
 def test_the_teachers_symmetric_groups() -> None:

@@ -208,10 +208,19 @@ def sentence(text: str, question: bool = False) -> Said:
 
 
 def read(text: str) -> list[Said]:
-    """The sentences of a statement or passage, or the one question."""
+    """The sentences of a statement or passage, or the one question; brackets around a text mean nothing."""
+    text = unwrapped(text)
     if text.endswith("？"):
         return [sentence(text, question=True)]
     return [sentence(part) for part in re.split("，(?:然后|接着|后来)|。", text) if part]
+
+
+def unwrapped(text: str) -> str:
+    """A text without the brackets around it, if there are any."""
+    for left, right in surface.BRACKETS:
+        if text.startswith(left) and text.endswith(right):
+            return text.removeprefix(left).removesuffix(right)
+    return text
 
 
 def runs(tags: str) -> list[tuple[str, int, int]]:
