@@ -72,7 +72,7 @@ STAGES: dict[str, Stage] = {
     "teacher-scores": Stage(
         "d2llm.teacher_scores:run",
         lambda paths, shard, shards: beside(paths.teacher_scores(shard, shards)),
-        settings=ASKING,
+        settings=(*ASKING, "teacher.shards"),
         arguments=("shard", "shards"),
         torch=True,
     ),

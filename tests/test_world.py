@@ -263,9 +263,10 @@ def test_relations_of_passages_by_hand() -> None:
     passage = np.stack(
         [event(agent="小学生", verb="借走", object="小说", attribute="小"), event(True, agent="大学生", verb="归还", object="苹果", attribute="大")]
     )  # fmt: skip
-    text = "小学生借走了小的小说。大学生没有归还大的苹果。"
+    # 小学生借走了小的小说。大学生没有归还大的苹果。
+    tags = ("aaavv.x.oo", "aaannvvx.oo")
     marks = "333" + "11" + "0" + "1" + "0" + "11" + "0" + "333" + "55" + "55" + "5" + "0" + "55" + "0"
-    assert world._passage_relations(query, passage[None], [text]) == [marks]
+    assert world._passage_relations(query, passage[None], [tags]) == [marks]
 
 
 # ----------------------------------------------------------------------------------------------------------------- STS

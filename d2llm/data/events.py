@@ -222,14 +222,14 @@ def substitute(
         sibling = rng.random(len(todo)) < 0.5
         related = lex.parent[new] == lex.parent[old]
         trial[np.arange(len(todo)), pick[todo]] = new
-        good = (~lex.is_a[old, new]) & (~lex.is_a[new, old]) & (related | ~sibling) & _same_split(trial, split)
+        good = (~lex.is_a[old, new]) & (~lex.is_a[new, old]) & (related | ~sibling) & in_split(trial, split)
         good &= ~((trial[:, PATIENT] > 0) & (trial[:, PATIENT] - patient_offset() == trial[:, AGENT]))
         out[todo[good]] = trial[good]
         open_rows[todo[good]] = False
     return out
 
 
-def _same_split(events: np.ndarray, split: str) -> np.ndarray:
+def in_split(events: np.ndarray, split: str) -> np.ndarray:
     """Events with a generalised core have no composition of their own; the others must hash to `split`."""
     lex = lexicon()
     core = np.stack([events[:, AGENT], np.maximum(events[:, OBJECT], events[:, PATIENT])])

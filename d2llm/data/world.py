@@ -210,7 +210,7 @@ def _hypothesis(
         partly = _mix(rng, full, base)
         return partly, none
     if phenomenon == "events mixed":
-        mixed, rest = _cross(rng, first, second)
+        mixed, rest = _cross(rng, first, second, split)
         loosened = _weaken(rng, mixed, 0.3)
         return loosened, np.where((rng.random(len(first)) < 0.5)[:, None], rest, 0)
     if phenomenon == "order swapped":
@@ -232,11 +232,19 @@ def _mix(rng: np.random.Generator, specific: np.ndarray, general: np.ndarray) ->
     return np.where(same[:, None], specific, out)
 
 
-def _cross(rng: np.random.Generator, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two events that exchanged their agents, or their times and places: the words of the premise, bound wrongly."""
+def _cross(
+    rng: np.random.Generator, first: np.ndarray, second: np.ndarray, split: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two events that exchanged their agents, or their times and places: the words of the premise, bound wrongly.
+
+    Agents stay where the exchange would leave the split or make somebody act on themselves.
+    """
     a, b = first.copy(), second.copy()
+    a[:, AGENT], b[:, AGENT] = second[:, AGENT], first[:, AGENT]
     agents = rng.random(len(a)) < 0.6
-    a[agents, AGENT], b[agents, AGENT] = second[agents, AGENT], first[agents, AGENT]
+    for made in (a, b):
+        agents &= ev.in_split(made, split) & (made[:, PATIENT] != made[:, AGENT] + ev.patient_offset())
+    a[~agents, AGENT], b[~agents, AGENT] = first[~agents, AGENT], second[~agents, AGENT]
     for slot in (PLACE, TIME):
         a[~agents, slot], b[~agents, slot] = second[~agents, slot], first[~agents, slot]
     return a, b
@@ -308,7 +316,7 @@ def sts_graded(rng: np.random.Generator, split: str, n: int, partners: int = 1) 
 def question_match(rng: np.random.Generator, split: str, n: int, partners: int = 1) -> pd.DataFrame:
     """Question pairs: 1 when they ask the same thing, else 0 (one word, the roles, the verb or what is asked for differs)."""
     left = _repeated(rng, split, n, partners)
-    ask = _askable(rng, left)
+    ask = np.repeat(_askable(rng, left[::partners]), partners)[:n]
     right, other = left.copy(), ask.copy()
     match = _matches(rng, n, partners)
     person = left[:, PATIENT] > 0
@@ -375,7 +383,8 @@ def retrieval(rng: np.random.Generator, split: str, shape: str, queries: int) ->
             relevant) or "claim" (a general statement; passages of two sentences).
     Returns:
         dict with `queries` (id, text, phenomenon), `corpus` (id, text), `qrels` (query_id, doc_id, relevance) and the event
-        arrays `query_events` (q, WIDTH), `ask` (q,), `passage_events` (p, sentences, WIDTH) for the teacher's examples.
+        arrays `query_events` (q, WIDTH), `ask` (q,), `passage_events` (p, sentences, WIDTH) with the `tags` of
+        their sentences for the teacher's examples.
     """
     length = {"question": 2, "keyword": 1, "claim": 2}[shape]
     gold = np.stack([_denied_some(rng, ev.sample(rng, queries, split)) for _ in range(length)], axis=1)
@@ -408,10 +417,10 @@ def retrieval(rng: np.random.Generator, split: str, shape: str, queries: int) ->
         passages.append(np.stack([ev.add_detail(rng, core)], axis=1))
     stacked = np.concatenate(passages)
     stacked = stacked[rng.permutation(len(stacked))]
-    texts = _passages(rng, stacked)
+    texts, tags = _passages(rng, stacked)
     _, unique = np.unique(np.array(texts), return_index=True)
     unique = np.sort(unique)
-    stacked, texts = stacked[unique], [texts[i] for i in unique]
+    stacked, texts, tags = stacked[unique], [texts[i] for i in unique], [tags[i] for i in unique]
 
     if shape == "keyword":
         words = surface.keywords(rng, query)
@@ -431,7 +440,7 @@ def retrieval(rng: np.random.Generator, split: str, shape: str, queries: int) ->
         "qrels": pd.DataFrame(
             {"query_id": [f"{name}-q{q}" for q, _ in found], "doc_id": [f"{name}-d{d}" for _, d in found], "relevance": 1}
         ),
-        "query_events": query, "ask": ask, "passage_events": stacked, "relevant": relevant,
+        "query_events": query, "ask": ask, "passage_events": stacked, "tags": tags, "relevant": relevant,
     }  # fmt: skip
 
 
@@ -477,9 +486,11 @@ def _confuse(
     return out
 
 
-def _passages(rng: np.random.Generator, events: np.ndarray) -> list[str]:
-    parts = [surface.realise(rng, events[:, index], surface.COMMON)[0] for index in range(events.shape[1])]
-    return ["。".join(sentences) + "。" for sentences in zip(*parts, strict=True)]
+def _passages(rng: np.random.Generator, events: np.ndarray) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Texts of (p, sentences, WIDTH) events, each sentence ending in 。, and the tags of every sentence without it."""
+    parts = [surface.realise(rng, events[:, index], surface.COMMON) for index in range(events.shape[1])]
+    texts = ["。".join(sentences) + "。" for sentences in zip(*(made for made, _ in parts), strict=True)]
+    return texts, list(zip(*(tags for _, tags in parts), strict=True))
 
 
 def relevance(query: np.ndarray, ask: np.ndarray, passages: np.ndarray) -> np.ndarray:
@@ -508,6 +519,20 @@ def graded_relevance(query: np.ndarray, ask: np.ndarray, passages: np.ndarray) -
 
 
 # Unlabelled text and the teacher's examples ---------------------------------------------------------------------------------
+
+
+def _continued(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
+    """Another action of the same agent, at the same place and time, staying in the train split."""
+    out = np.zeros_like(events)
+    todo = np.arange(len(events))
+    while len(todo):
+        trial = ev.sample(rng, len(todo), "train")
+        for slot in (AGENT, PLACE, TIME):
+            trial[:, slot] = events[todo, slot]
+        good = ev.in_split(trial, "train") & (trial[:, PATIENT] != trial[:, AGENT] + ev.patient_offset())
+        out[todo[good]] = trial[good]
+        todo = todo[~good]
+    return out
 
 
 def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
@@ -539,12 +564,21 @@ def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
             target_texts[row] = value
     # The same words bound otherwise: roles or events exchanged; elsewhere one word or the polarity changed.
     moved_first, moved_second = ev.swap_roles(first), second.copy()
-    crossed, rest = _cross(rng, first, second)
+    crossed, rest = _cross(rng, first, second, "train")
     moved_first[double], moved_second[double] = crossed[double], rest[double]
     alone = ~double & ((first[:, PATIENT] == 0) | (rng.random(n) < 0.15))
     moved_first[alone] = ev.substitute(rng, first[alone], "train")
     turned = alone & (rng.random(n) < 0.3)
     moved_first[turned] = ev.oppose(first[turned])
+    for _ in range(8):  # a wildcard can hide the word that changed, and two events can have nothing to exchange
+        shown = np.arange(ev.WIDTH) != ask[:, None]
+        same = np.flatnonzero(~((moved_first != first) & shown).any(1) & (moved_second == second).all(1))
+        moved_first[same] = ev.substitute(rng, first[same], "train")
+    # A question hides the word it asks for, and some edits are impossible: what is still the same gets the opposite verb.
+    hidden = np.flatnonzero(ask >= 0)
+    moved_first[hidden, ask[hidden]] = first[hidden, ask[hidden]]
+    same = (moved_first == first).all(-1) & (moved_second == second).all(-1)
+    moved_first[same] = ev.oppose(moved_first[same])
     distractor, _ = Sentences(moved_first, moved_second).realise(rng, families, links)
     shown, _ = surface.realise(rng, moved_first[asked], surface.QUESTIONS, ask[asked])
     for row, value in zip(asked, shown, strict=True):
@@ -558,11 +592,7 @@ def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
         left, right = surface.BRACKETS[kind]
         for column in (text, again, distractor):
             column[row] = left + column[row] + right
-    follow = ev.sample(rng, n, "train")
-    for slot in (AGENT, PLACE, TIME):
-        follow[:, slot] = first[:, slot]
-    clash = follow[:, PATIENT] == follow[:, AGENT] + ev.patient_offset()
-    follow[clash, PATIENT] = lexicon().parent[follow[clash, PATIENT]]
+    follow = _continued(rng, first)
     next_text, _ = surface.realise(rng, follow, families)
     slots = np.concatenate([first[:, : len(SLOTS)], second[:, : len(SLOTS)]], axis=1)
     hidden = np.flatnonzero(ask >= 0)
@@ -628,35 +658,23 @@ def _passage_pairs(rng: np.random.Generator, world: dict[str, object], size: int
     q, d = np.array(rows), np.array(docs)
     label = relevant[q, d]
     alike = graded_relevance(query[q], ask[q], passages[d])
-    marks = _passage_relations(query[q], passages[d], [texts[i] for i in d])
+    tags = world["tags"]
+    marks = _passage_relations(query[q], passages[d], [tags[i] for i in d])
     return pd.DataFrame(
         {"group": [f"{shape}-{i}" for i in q], "a": [words[i] for i in q], "b": [texts[i] for i in d], "label": label,
          "phenomenon": np.where(label, "relevant", "not relevant"), "target": target(label, alike), "relations": marks}
     )  # fmt: skip
 
 
-def _passage_relations(query: np.ndarray, passages: np.ndarray, texts: list[str]) -> list[str]:
-    """As `relations`, for passages: each sentence's words against the query; found by the words, as passages keep no tags."""
-    lex = lexicon()
+def _passage_relations(query: np.ndarray, passages: np.ndarray, tags: list[tuple[str, ...]]) -> list[str]:
+    """As `relations`, for passages: the words of each sentence against the query, which is never a denial."""
     tables = [ev.relation(query, passages[:, index]) for index in range(passages.shape[1])]
     out = []
-    for row, text in enumerate(texts):
+    for row, sentences in enumerate(tags):
         marks = ""
-        for index, sentence in enumerate(text.split("。")[:-1]):
-            digits = ["0"] * len(sentence)
-            for slot in range(len(SLOTS)):
-                node = passages[row, index, slot]
-                if not node:
-                    continue
-                for form in sorted(lex.forms[node], key=len, reverse=True):
-                    start = sentence.find(form)
-                    if start >= 0:
-                        digits[start : start + len(form)] = str(tables[index][row, slot]) * len(form)
-                        break
-            start = sentence.find("没有")
-            if start >= 0:
-                digits[start : start + 2] = "55"
-            marks += "".join(digits) + "0"
+        for table, tag in zip(tables, sentences, strict=True):
+            digits = {ord(letter): str(table[row, slot]) for letter, slot in LETTER_SLOTS.items()}
+            marks += tag.translate(digits | {ord("n"): "5", ord("."): "0"}) + "0"
         out.append(marks)
     return out
 
