@@ -570,10 +570,6 @@ def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
     moved_first[alone] = ev.substitute(rng, first[alone], "train")
     turned = alone & (rng.random(n) < 0.3)
     moved_first[turned] = ev.oppose(first[turned])
-    for _ in range(8):  # a wildcard can hide the word that changed, and two events can have nothing to exchange
-        shown = np.arange(ev.WIDTH) != ask[:, None]
-        same = np.flatnonzero(~((moved_first != first) & shown).any(1) & (moved_second == second).all(1))
-        moved_first[same] = ev.substitute(rng, first[same], "train")
     # A question hides the word it asks for, and some edits are impossible: what is still the same gets the opposite verb.
     hidden = np.flatnonzero(ask >= 0)
     moved_first[hidden, ask[hidden]] = first[hidden, ask[hidden]]
