@@ -1,6 +1,7 @@
 """Events to Chinese sentences and questions, with a parallel string that says which slot each character came from.
 
-Templates come in two families: `COMMON` (used everywhere) and `SHIFTED` (only in unlabelled text and in the shifted NLI set).
+Templates come in two families: `COMMON` (used everywhere) and `SHIFTED` (in unlabelled text, the
+teacher's NLI examples and the shifted NLI set, but in no training pair).
 """
 
 from __future__ import annotations

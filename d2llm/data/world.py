@@ -603,7 +603,8 @@ def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
 def teacher_symmetric(rng: np.random.Generator, split: str, groups: int, size: int) -> pd.DataFrame:
     """Graded symmetric groups: mode, a, b [list], target [list], label [list], relations [list], phenomenon [list]."""
     share = {"nli": 0.6, "sts": 0.16, "questions": 0.1, "roles": 0.14}
-    pairs = nli(rng, split, int(groups * share["nli"]), size, surface.COMMON)
+    # A teacher has read widely: its examples have every sentence pattern, the students' training pairs only the common ones.
+    pairs = nli(rng, split, int(groups * share["nli"]), size, surface.COMMON + surface.SHIFTED)
     singles = pd.concat(
         [sts_graded(rng, split, int(groups * share["sts"] * size)),
          question_match(rng, split, int(groups * share["questions"] * size * 1.3)),

@@ -1,0 +1,52 @@
+"""The committed reference run: its tables follow from its scores, and the README's numbers are its numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from d2llm.artifacts import read_json
+from d2llm.config import load
+from d2llm.reporting import layout
+from d2llm.reporting.tables import TABLES, context
+
+ROOT = Path(__file__).parent.parent
+REFERENCE = ROOT / "results" / "reference" / "mini"
+COLUMNS = {
+    "nli_indomain": "ap", "nli_shifted": "ap", "sts_graded": "spearman", "question_match": "spearman", "role_swap": "spearman",
+    "ir_question": "mrr_at_10", "ir_keyword": "mrr_at_10", "ir_claim": "mrr_at_10",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scores() -> pd.DataFrame:
+    return pd.read_csv(REFERENCE / "scores.csv", keep_default_na=False)
+
+
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_tables_follow_from_the_scores(name: str, scores: pd.DataFrame) -> None:
+    table = TABLES[name].build(scores, context(load([REFERENCE / "config.yaml"])))
+    for extension, render in (("csv", layout.to_csv), ("md", layout.to_markdown), ("tex", layout.to_latex)):
+        assert render(table) == (REFERENCE / "tables" / f"{name}.{extension}").read_text(encoding="utf-8")
+
+
+def test_readme_shows_the_reference_scores(scores: pd.DataFrame) -> None:
+    block = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- results -->")[1].split("<!-- /results -->")[0]
+    rows = [line.strip("| ").split(" | ") for line in block.splitlines() if line.startswith("| ")][2:]
+    titles = {title: name for name, title in context(load([REFERENCE / "config.yaml"])).titles.items()}
+    whole = scores[(scores["phenomenon"] == "all") & (scores["variant"] == "base")]
+    values = whole.set_index(["method", "task", "metric"])["value"]
+    assert len(rows) == whole["method"].nunique()
+    for row in rows:
+        method = titles[row[0].strip("*")]
+        shown = [cell.strip("*") for cell in row[1:]]
+        assert shown == [f"{values[method, task, metric]:.3f}" for task, metric in COLUMNS.items()]
+
+
+def test_every_record_says_what_made_it() -> None:
+    records = read_json(REFERENCE / "provenance.json")
+    assert len(records) > 20
+    for record in records.values():
+        assert {"stage", "settings", "code", "inputs", "threads", "started", "seconds", "peak_memory_mb"} <= record.keys()
