@@ -49,4 +49,13 @@ def test_every_record_says_what_made_it() -> None:
     records = read_json(REFERENCE / "provenance.json")
     assert len(records) > 20
     for record in records.values():
-        assert {"stage", "settings", "code", "inputs", "threads", "started", "seconds", "peak_memory_mb"} <= record.keys()
+        assert {
+            "stage",
+            "settings",
+            "code",
+            "inputs",
+            "threads",
+            "started",
+            "seconds",
+            "peak_memory_mb",
+        } <= record.keys()
