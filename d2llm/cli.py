@@ -33,9 +33,12 @@ HELP = {
     "teacher-scores": "store the teacher's judgement of the training pairs",
     "train": "train a method",
     "evaluate": "score a run, or a reference row, on every task",
+    "evaluate-dev": "score a run on the development splits",
+    "tune": "compare all trials of all methods on the development splits",
     "collect": "bring all scores into one table",
     "table": "render a table",
     "check-config": "validate config files and print them resolved",
+    "adopt": "write the settings that `tune` chose into a tier's file",
     "keep": "copy the small files of a finished run to a folder, as results/reference/<tier> holds them",
 }
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -59,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--config", required=True, nargs="+", metavar="FILE", help="later files win, key by key")
         if name == "keep":
             command.add_argument("--to", required=True, metavar="FOLDER", help="replaced whole")
+        if name == "adopt":
+            command.add_argument("--to", required=True, metavar="FILE", help="the tier's file; its comments stay")
         if name not in stages.STAGES:
             continue
         command.add_argument("--log", metavar="FILE", help="write log lines there")
@@ -75,6 +80,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.stage == "check-config":
             sys.stdout.write(dump(load(options.config)))
+            return 0
+        if options.stage == "adopt":
+            from d2llm.tuning import adopt_file
+
+            print(f"{options.to}: {adopt_file(load(options.config), Path(options.to))}")
             return 0
         if options.stage == "keep":
             from d2llm.reporting.reference import keep

@@ -4,6 +4,7 @@ Knows what keys there are, their types and defaults; what a key means is told be
 without torch.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +25,7 @@ from d2llm.validation import Key, at, dotted, show, validate
 if TYPE_CHECKING:
     from d2llm.methods import Recipe
 
-__all__ = ["Config", "ConfigError", "Run", "Section", "dump", "load"]
+__all__ = ["Config", "ConfigError", "Run", "Section", "Trial", "dump", "load"]
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -32,7 +33,8 @@ PositiveNumber = Annotated[float, Field(gt=0.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Ranks = Annotated[list[Positive], Field(min_length=2, max_length=2)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.=+-]*$")]
+NAME = r"[a-z0-9][a-z0-9_.=+-]*"
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 
 
 class BaseSettings(Section):
@@ -123,12 +125,27 @@ class VariantSettings(Section):
     settings: dict[str, Any] = {}
 
 
+class TuningSettings(Section):
+    """`snakemake tune`: as many trials for every method, over a grid of its own, judged on the development splits."""
+
+    seed: Count = 1
+    # Method: {key of its recipe, dotted within sections: values}. Every combination is a trial.
+    grids: dict[Name, dict[str, Annotated[list[Any], Field(min_length=1)]]] = {}
+
+
 class Run(NamedTuple):
     """What is trained and evaluated once."""
 
     method: str
     variant: str
     seed: int
+
+
+class Trial(NamedTuple):
+    """One point of a method's grid. Where it changes nothing, its run is the method's own (`base`)."""
+
+    run: Run
+    settings: dict[str, Any]
 
 
 class Config(Section):
@@ -147,6 +164,7 @@ class Config(Section):
     teacher: TeacherSettings = TeacherSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    tuning: TuningSettings = TuningSettings()
 
     def runs(self) -> list[Run]:
         """Every training, in the order tables show them."""
@@ -158,20 +176,41 @@ class Config(Section):
         """Every evaluation: the runs, and the reference rows once."""
         return self.runs() + [Run(name, "base", self.seeds[0]) for name in self.references]
 
+    def trials(self) -> list[Trial]:
+        """Every trial of `tune`, method by method; a point that is the method as configured shares its run."""
+        found = []
+        for method in self.tuning.grids:
+            base = self.recipe(method) if self.tuning.seed in self.seeds else None
+            for name, settings in self.grid(method).items():
+                variant = "base" if base is not None and self.recipe(method, name) == base else name
+                found.append(Trial(Run(method, variant, self.tuning.seed), settings))
+        return found
+
+    def grid(self, method: str) -> dict[str, dict[str, Any]]:
+        """The points of a method's grid by name, e.g. `learning_rate=0.001+temperature=0.05`: {dotted key: value}."""
+        axes = self.tuning.grids.get(method, {})
+        points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())] if axes else []
+        return {"+".join(f"{key}={plain(value)}" for key, value in point.items()): point for point in points}
+
     def overrides(self, method: str, variant: str) -> dict[str, Any]:
         """What this config changes in a method's published recipe."""
         settings = self.methods.get(method, {})
         if variant == "base":
             return settings
-        if variant not in self.variants or self.variants[variant].method != method:
-            raise ConfigError(f"no variant {variant!r} of method {method!r} in this config")
-        return merged(settings, self.variants[variant].settings)
+        if variant in self.variants and self.variants[variant].method == method:
+            return merged(settings, self.variants[variant].settings)
+        points = self.grid(method)
+        if variant in points:
+            return merged(settings, nested(points[variant]))
+        raise ConfigError(f"no variant {variant!r} of method {method!r} in this config")
 
     def recipe(self, method: str, variant: str = "base") -> "Recipe":
         """The resolved recipe of a method: as published, with this config's overrides."""
         from d2llm.methods import method as find
 
-        prefix: Key = ("methods", method) if variant == "base" else ("variants", variant, "settings")
+        prefix: Key = ("methods", method)
+        if variant != "base":
+            prefix = ("variants", variant, "settings") if variant in self.variants else ("tuning", "grids", method)
         return validate(find(method).Recipe, self.overrides(method, variant), lambda key: "config", prefix)
 
     def phrases(self) -> list[str]:
@@ -209,6 +248,7 @@ def load(files: Iterable[str | Path], overrides: Mapping[str, Any] | None = None
 
     config = validate(Config, values, origin)
     check_methods(config, origin)
+    check_grids(config, origin)
     return config
 
 
@@ -235,6 +275,48 @@ def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
         except ConfigError as error:
             raise ConfigError(f"{origin(prefix)}: {dotted(prefix)}: {error}") from None
         validate(recipe, config.overrides(method, variant), origin, prefix)
+
+
+def check_grids(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse grids of unequal size (a comparison must not be one of tuning budgets), of unknown methods or settings."""
+    from d2llm.methods import method as find
+
+    sizes = {}
+    for name in config.tuning.grids:
+        key: Key = ("tuning", "grids", name)
+        if name not in config.methods:
+            known = ", ".join(config.methods)
+            raise ConfigError(f"{origin(key)}: {dotted(key)}: expected one of the methods {known}")
+        points = config.grid(name)
+        for point, settings in points.items():
+            if not re.fullmatch(NAME, point):
+                raise ConfigError(
+                    f"{origin(key)}: {dotted(key)}: {point!r} cannot name a trial; use numbers or plain words"
+                )
+            if point in config.variants:
+                raise ConfigError(f"{origin(key)}: {dotted(key)}: {point!r} is a variant's name already; rename that")
+            validate(find(name).Recipe, merged(config.methods[name], nested(settings)), origin, key)
+        sizes[name] = len(points)
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ConfigError(
+            f"{origin(('tuning', 'grids'))}: tuning.grids: every method needs as many trials as the others; found {found}"
+        )
+
+
+def plain(value: Any) -> str:
+    """A grid's value as part of a name, the same for equal numbers."""
+    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value).lower()
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"tuning.r": 4}` as `{"tuning": {"r": 4}}`."""
+    out: dict[str, Any] = {}
+    for key, value in settings.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        out = merged(out, value)
+    return out
 
 
 def dump(config: Config) -> str:

@@ -142,6 +142,25 @@ class Paths:
         """Folder of an evaluation: scores.parquet, predictions.parquet."""
         return self.root / "evaluations" / method / variant / f"seed{seed}"
 
+    # tuning
+    def development(self, method: str, variant: str, seed: int | str) -> Path:
+        """Folder of an evaluation on the development splits: scores.parquet."""
+        return self.root / "development" / method / variant / f"seed{seed}"
+
+    @property
+    def trials(self) -> Path:
+        """Every trial with its development scores."""
+        return self.root / "tuning" / "trials.csv"
+
+    @property
+    def trials_md(self) -> Path:
+        return self.trials.with_suffix(".md")
+
+    @property
+    def chosen(self) -> Path:
+        """The best settings of every method, as a config file to lay over the tier's."""
+        return self.trials.with_name("chosen.yaml")
+
     # collected
     @property
     def scores(self) -> Path:

@@ -90,6 +90,18 @@ STAGES: dict[str, Stage] = {
         arguments=RUN,
         torch=True,
     ),
+    "evaluate-dev": Stage(
+        "d2llm.evaluation.run:run_dev",
+        lambda paths, method, variant, seed: paths.development(method, variant, seed) / PROVENANCE,
+        settings=("evaluation.tasks", "evaluation.batch_size", "evaluation.symmetric_order"),
+        arguments=RUN,
+        torch=True,
+    ),
+    "tune": Stage(
+        "d2llm.tuning:run",
+        lambda paths: beside(paths.trials),
+        settings=("methods", "tuning"),
+    ),
     "collect": Stage(
         "d2llm.evaluation.collect:run",
         lambda paths: beside(paths.scores),
@@ -149,6 +161,8 @@ def check_arguments(config: Config, stage: str, arguments: Mapping[str, Any]) ->
         raise ConfigError(f"--model: expected one of {known}; found {arguments['model']!r}")
     if STAGES[stage].arguments == RUN:
         runs = config.evaluations() if stage == "evaluate" else config.runs()
+        if stage != "evaluate":
+            runs = runs + [trial.run for trial in config.trials()]
         if tuple(arguments[name] for name in RUN) not in runs:
             wanted = " ".join(f"--{name} {arguments[name]}" for name in RUN)
-            raise ConfigError(f"{wanted}: not a run of this config; add it to methods, variants or seeds")
+            raise ConfigError(f"{wanted}: not a run of this config; add it to methods, variants, seeds or tuning.grids")

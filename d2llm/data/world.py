@@ -26,7 +26,7 @@ NON_ENTAILED = (
     "detail added", "more specific", "substitution", "opposite", "role swap", "negation", "denial generalised", "events mixed", "order swapped",
 )  # fmt: skip
 # A pair that is not entailed is answered "yes" with at most this probability, in proportion to its similarity.
-NON_ENTAILED_CEILING = 0.3
+NON_ENTAILED_CEILING = 0.45
 
 
 class Sentences:
@@ -602,7 +602,7 @@ def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
 
 def teacher_symmetric(rng: np.random.Generator, split: str, groups: int, size: int) -> pd.DataFrame:
     """Graded symmetric groups: mode, a, b [list], target [list], label [list], relations [list], phenomenon [list]."""
-    share = {"nli": 0.6, "sts": 0.16, "questions": 0.1, "roles": 0.14}
+    share = {"nli": 0.56, "sts": 0.16, "questions": 0.1, "roles": 0.18}
     # A teacher has read widely: its examples have every sentence pattern, the students' training pairs only the common ones.
     pairs = nli(rng, split, int(groups * share["nli"]), size, surface.COMMON + surface.SHIFTED)
     singles = pd.concat(
@@ -677,14 +677,12 @@ def _passage_relations(query: np.ndarray, passages: np.ndarray, tags: list[tuple
 
 
 def _grouped(pairs: pd.DataFrame, mode: str) -> pd.DataFrame:
-    grouped = pairs.groupby("group", sort=False)
-    out = grouped.agg(
-        a=("a", "first"),
-        b=("b", list),
-        target=("target", list),
-        label=("label", list),
-        relations=("relations", list),
-        phenomenon=("phenomenon", list),
-    ).reset_index(drop=True)
-    out.insert(0, "mode", mode)
-    return out
+    """One row a group, in order of first occurrence; lists over its pairs. (pandas' own agg(list) takes seconds here.)"""
+    code, _ = pd.factorize(pairs["group"])
+    order = np.argsort(code, kind="stable")
+    starts = np.flatnonzero(np.diff(code[order], prepend=-1))
+    out = {"mode": mode, "a": pairs["a"].to_numpy()[order][starts]}
+    for column in ("b", "target", "label", "relations", "phenomenon"):
+        values = pairs[column].to_numpy()[order]
+        out[column] = [part.tolist() for part in np.split(values, starts[1:])]
+    return pd.DataFrame(out)

@@ -42,18 +42,30 @@ def run(config: Config, method: str, variant: str, seed: int) -> None:
         DataError: a task's files do not hold what they must.
         ArtifactError: the model's folder is missing, or it gives NaN or constant scores.
     """
-    paths = Paths.of(config)
-    settings = config.evaluation
+    folder = Paths.of(config).evaluation(method, variant, seed)
+    scores, predictions = measure(config, method, variant, seed, config.evaluation.split, folder / "mteb")
+    write_frame(folder / "predictions.parquet", predictions)
+    write_frame(folder / "scores.parquet", scores)
+
+
+def run_dev(config: Config, method: str, variant: str, seed: int) -> None:
+    """Evaluates a run on the development splits, whatever the split of the final evaluation; writes `scores.parquet`."""
+    scores, _ = measure(config, method, variant, seed, "dev")
+    write_frame(Paths.of(config).development(method, variant, seed) / "scores.parquet", scores)
+
+
+def measure(
+    config: Config, method: str, variant: str, seed: int, split: str, results: Path | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores and predictions of a run on all configured tasks, each row with what it is of."""
+    paths, settings = Paths.of(config), config.evaluation
     names = tasks.names(paths.tasks, settings.tasks)
     # All tasks are read before any model: a damaged one is told in a second.
-    read = [tasks.read(paths.task(name), settings.split) for name in names]
+    read = [tasks.read(paths.task(name), split) for name in names]
     scorer = load(config, method, variant, seed)
-    label = f"{method}/{variant}/seed{seed}"
-    folder = paths.evaluation(method, variant, seed)
     identity = {"tier": config.tier, "method": method, "variant": variant, "seed": seed}
-    scores, predictions = evaluate(scorer, read, label, settings, folder / "mteb")
-    write_frame(folder / "predictions.parquet", predictions.assign(**identity)[[*identity, *predictions.columns]])
-    write_frame(folder / "scores.parquet", scores.assign(**identity)[[*identity, *scores.columns]])
+    found = evaluate(scorer, read, f"{method}/{variant}/seed{seed}", settings, results)
+    return tuple(frame.assign(**identity)[[*identity, *frame.columns]] for frame in found)
 
 
 def load(config: Config, method: str, variant: str, seed: int) -> PairScorer:

@@ -34,8 +34,9 @@ def keep(config: Config, folder: Path) -> list[Path]:
         paths.config,
     ]
     runs = sorted(paths.root.glob("runs/*/*/seed*/summary.json"))
+    tuned = [path for path in (paths.trials, paths.trials_md, paths.chosen) if path.exists()]
     with atomic(folder) as place:
-        for source in [*dict.fromkeys(tables), *map(present, single), *runs]:
+        for source in [*dict.fromkeys(tables), *map(present, single), *runs, *tuned]:
             target = place / source.relative_to(paths.root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)

@@ -1,0 +1,111 @@
+"""Stage `tune`: which of a method's trials is best on the development splits, and the record of all of them.
+
+Trains and evaluates nothing: trials are runs like any other, evaluated on development data. Every method has as many
+(`d2llm.config.check_grids`), so that a lead is not one of tuning. `adopt` writes what was chosen into a tier's file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import yaml
+
+from d2llm.artifacts import atomic, present, read_frame, read_json, write_text
+from d2llm.config import nested, plain, read
+from d2llm.errors import ConfigError
+from d2llm.paths import Paths
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from d2llm.config import Config
+
+# The one number of a task that counts, by its type. The three kinds of task weigh alike, and so do the tasks of a kind.
+METRICS = {"pair_classification": "ap", "sts": "spearman", "retrieval": "mrr_at_10"}
+KINDS = {"pair_classification": "NLI AP", "sts": "STS Spearman", "retrieval": "IR MRR@10"}
+_COLUMNS = {"split": "str", "task": "str", "task_type": "str", "phenomenon": "str", "metric": "str", "value": "float"}
+
+
+def run(config: Config) -> None:
+    """Write `tuning/trials.csv`, `trials.md` and `chosen.yaml`."""
+    paths, rows = Paths.of(config), []
+    if not config.trials():
+        raise ConfigError("tuning.grids: no method has a grid; give each one, of equal size")
+    for trial in config.trials():
+        scores = read_frame(paths.development(*trial.run) / "scores.parquet", _COLUMNS)
+        summary = read_json(paths.run(*trial.run) / "summary.json")
+        about = {"method": trial.run.method, "variant": trial.run.variant, "seed": trial.run.seed}
+        said = ", ".join(f"{key} {plain(value)}" for key, value in trial.settings.items())
+        rows.append(about | {"setting": said} | judged(scores) | {"seconds": summary["seconds"]})
+    trials = choose(pd.DataFrame(rows))
+    best = {
+        trial.run.method: nested(trial.settings)
+        for trial, chosen in zip(config.trials(), trials["chosen"], strict=True)
+        if chosen
+    }
+    with atomic(paths.trials) as temporary:
+        trials.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+    write_text(paths.trials_md, markdown(trials))
+    write_text(paths.chosen, yaml.safe_dump({"methods": best}, sort_keys=False, allow_unicode=True))
+
+
+def judged(scores: pd.DataFrame) -> dict[str, float]:
+    """The mean of each kind of task and the mean over kinds of one run's development scores."""
+    if set(scores["split"]) != {"dev"}:
+        raise ValueError(f"trials are judged on the split dev, found {', '.join(sorted(set(scores['split'])))}")
+    used = scores[(scores["phenomenon"] == "all") & (scores["metric"] == scores["task_type"].map(METRICS))]
+    kinds = used.groupby("task_type")["value"].mean()
+    return {name: float(kinds[name]) for name in METRICS if name in kinds} | {"mean": float(kinds.mean())}
+
+
+def choose(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials with a column `chosen`: True at the best mean of each method, the first of equal ones."""
+    best = trials.groupby("method", sort=False)["mean"].idxmax()
+    return trials.assign(chosen=trials.index.isin(best))
+
+
+def markdown(trials: pd.DataFrame) -> str:
+    """The record for a reader; what was chosen in bold."""
+    kinds = [name for name in METRICS if name in trials]
+    head = ["method", "setting", *(KINDS[name] for name in kinds), "mean", "seconds"]
+    lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(kinds) + 2)]
+    for row in trials.to_dict("records"):
+        setting = f"**{row['setting']}**" if row["chosen"] else row["setting"]
+        numbers = [f"{row[name]:.3f}" for name in (*kinds, "mean")]
+        lines.append("| " + " | ".join([row["method"], setting, *numbers, f"{row['seconds']:.0f}"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def adopt_file(config: Config, file: Path) -> str:
+    """Write the choice of a finished `tune` into a tier's file; returns what was written, in a line."""
+    chosen = read(present(Paths.of(config).chosen))["methods"]
+    write_text(file, adopt(present(file).read_text(encoding="utf-8"), chosen))
+    return ", ".join(
+        f"{method} {key} {value}" for method, settings in chosen.items() for key, value in settings.items()
+    )
+
+
+def adopt(text: str, chosen: Mapping[str, Mapping[str, Any]]) -> str:
+    """A tier's YAML with the chosen values in its section `methods`, everything else as it was, comments included.
+
+    Raises ConfigError where a method or a key has no line of its own to change.
+    """
+    lines = text.splitlines()
+    for method, settings in chosen.items():
+        start = next((i for i, line in enumerate(lines) if re.match(rf"  {method}:\s*(#.*)?$", line)), None)
+        if start is None:
+            raise ConfigError(f"methods.{method}: no line of its own; write it as a section and adopt again")
+        end = next((i for i in range(start + 1, len(lines)) if re.match(r" {0,2}\S", lines[i])), len(lines))
+        for key, value in settings.items():
+            where = [i for i in range(start + 1, end) if re.match(rf"    {key}:", lines[i])]
+            if not where or isinstance(value, Mapping):
+                raise ConfigError(f"methods.{method}.{key}: no line of its own; set it to {value!r} by hand")
+            old = re.match(r"(    \w+: *)([^#\s]+)(.*)$", lines[where[0]])
+            if old is None:
+                raise ConfigError(f"methods.{method}.{key}: not a plain value; set it to {value!r} by hand")
+            shown = yaml.safe_dump(value).splitlines()[0]
+            lines[where[0]] = f"{old[1]}{shown}{old[3]}"
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,146 @@
+"""Equal tuning budgets: grids of one size, trials that share what they can, the best on development data chosen and adopted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from test_workflow import fresh, scheduled  # noqa: F401 - a fixture
+from tiny_run import tiny_config
+
+from d2llm.config import Run, load
+from d2llm.errors import ConfigError
+from d2llm.tuning import adopt, choose, judged, markdown
+
+MINI = Path(__file__).parent.parent / "config" / "mini.yaml"
+
+
+def test_every_combination_is_a_trial_and_the_centre_is_the_run_itself(tmp_path: Path) -> None:
+    changes = {
+        "methods": {"sgpt": {"learning_rate": 0.01}},
+        "tuning": {"seed": 1, "grids": {"sgpt": {"learning_rate": [0.001, 1e-2], "temperature": [0.05, 0.5]}}},
+    }
+    config = tiny_config(tmp_path, **changes)
+    trials = config.trials()
+    assert [trial.run.variant for trial in trials] == [
+        "learning_rate=0.001+temperature=0.05",
+        "learning_rate=0.001+temperature=0.5",
+        "base",
+        "learning_rate=0.01+temperature=0.5",
+    ]
+    recipes = [config.recipe("sgpt", trial.run.variant) for trial in trials]
+    assert [(r.learning_rate, r.temperature) for r in recipes] == [
+        (0.001, 0.05),
+        (0.001, 0.5),
+        (0.01, 0.05),
+        (0.01, 0.5),
+    ]
+    assert config.runs() == tiny_config(tmp_path).runs()  # trials are no part of the main comparison
+
+
+def test_the_centre_is_not_shared_with_a_seed_that_is_not_trained(tmp_path: Path) -> None:
+    changes = {"tuning": {"seed": 7, "grids": {"udever": {"learning_rate": [1e-4, 1e-3]}}}}
+    assert [trial.run for trial in tiny_config(tmp_path, **changes).trials()] == [
+        Run("udever", "learning_rate=0.0001", 7),
+        Run("udever", "learning_rate=0.001", 7),
+    ]
+
+
+def test_dotted_keys_reach_into_sections(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tuning={"grids": {"d2llm": {"tuning.r": [2, 4]}}})
+    assert [config.recipe("d2llm", trial.run.variant).tuning.r for trial in config.trials()] == [2, 4]
+    assert config.recipe("d2llm", "tuning.r=4").tuning.alpha == 2.0
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"sgpt": {"learning_rate": [1e-3, 1e-2]}, "bge": {"learning_rate": [1e-3]}}, "as many trials as the others; found sgpt 2, bge 1"),
+        ({"sgptt": {"learning_rate": [1e-3]}}, "tuning.grids.sgptt: expected one of the methods"),
+        ({"sgpt": {"lerning_rate": [1e-3]}}, "nearest valid key: tuning.grids.sgpt.learning_rate"),
+        ({"sgpt": {"learning_rate": [-1.0]}}, "tuning.grids.sgpt.learning_rate: expected greater than 0"),
+        ({"sgpt": {"learning_rate": []}}, "tuning.grids.sgpt.learning_rate"),
+    ],
+)  # fmt: skip
+def test_unfair_or_impossible_grids_are_refused(found: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        load_grids(found)
+    assert "\n" not in str(error.value)
+
+
+def load_grids(found: dict) -> None:
+    """mini.yaml with these grids in place of its own."""
+    values = yaml.safe_load(MINI.read_text(encoding="utf-8"))
+    values["tuning"] = {"seed": 1, "grids": found}
+    load([], values)
+
+
+def test_the_mini_tier_gives_every_method_the_same_number_of_trials() -> None:
+    config = load([MINI])
+    counts = {method: len(config.grid(method)) for method in config.methods}
+    assert len(set(counts.values())) == 1 and min(counts.values()) >= 3
+    # What the main run uses is a point of the grid it was chosen from.
+    for method in config.methods:
+        assert sum(trial.run == Run(method, "base", 1) for trial in config.trials()) == 1, method
+
+
+SCORES = pd.DataFrame(
+    [
+        ("dev", "a", "pair_classification", "all", "ap", 0.6),
+        ("dev", "b", "pair_classification", "all", "ap", 0.8),
+        ("dev", "a", "pair_classification", "all", "accuracy", 0.1),
+        ("dev", "a", "pair_classification", "negation", "ap", 0.1),
+        ("dev", "c", "sts", "all", "spearman", 0.4),
+        ("dev", "c", "sts", "all", "pearson", 0.1),
+        ("dev", "d", "retrieval", "all", "mrr_at_10", 0.9),
+    ],
+    columns=["split", "task", "task_type", "phenomenon", "metric", "value"],
+)
+
+
+def test_a_trial_is_judged_by_kinds_of_task_alike() -> None:
+    found = judged(SCORES)
+    assert found == pytest.approx({"pair_classification": 0.7, "sts": 0.4, "retrieval": 0.9, "mean": 2.0 / 3})
+
+
+def test_a_trial_is_never_judged_on_test() -> None:
+    with pytest.raises(ValueError, match="split dev, found test"):
+        judged(SCORES.assign(split="test"))
+
+
+def test_the_best_mean_of_each_method_is_chosen() -> None:
+    trials = pd.DataFrame(
+        {"method": ["a", "a", "b", "b"], "mean": [0.2, 0.5, 0.9, 0.9], "pair_classification": 0.5, "seconds": 3.2,
+         "setting": ["r 1", "r 2", "r 1", "r 2"]}
+    )  # fmt: skip
+    chosen = choose(trials)
+    assert chosen["chosen"].tolist() == [False, True, True, False]
+    shown = markdown(chosen).splitlines()
+    assert shown[3] == "| a | **r 2** | 0.500 | 0.500 | 3 |"
+    assert shown[2] == "| a | r 1 | 0.500 | 0.200 | 3 |"
+
+
+def test_adopting_changes_the_chosen_values_and_nothing_else() -> None:
+    text = "seeds: [1]\nmethods:\n  sgpt:   # biases\n    learning_rate: 1.0e-2   # why\n    warmup: 0.1\n  bge:\n    learning_rate: 3\nteacher:\n    learning_rate: 5\n"
+    done = adopt(text, {"bge": {"learning_rate": 0.5}, "sgpt": {"learning_rate": 0.03}})
+    assert done == text.replace("1.0e-2", "0.03").replace("rate: 3", "rate: 0.5")
+    assert yaml.safe_load(done)["methods"] == {
+        "sgpt": {"learning_rate": 0.03, "warmup": 0.1},
+        "bge": {"learning_rate": 0.5},
+    }
+    with pytest.raises(ConfigError, match="methods.sgpt.clip: no line of its own"):
+        adopt(text, {"sgpt": {"clip": 2.0}})
+    with pytest.raises(ConfigError, match="methods.llara: no line of its own"):
+        adopt(text, {"llara": {"learning_rate": 2.0}})
+
+
+def test_tune_trains_trials_on_shared_data_and_evaluates_them_on_dev_only(fresh: Path) -> None:  # noqa: F811
+    jobs = scheduled(fresh, "tune")
+    config = load([MINI])
+    size = len(config.trials())
+    assert jobs["evaluate_dev(sgpt)"] == jobs["train_sgpt(sgpt)"] == len(config.grid("sgpt"))
+    assert sum(count for job, count in jobs.items() if job.startswith("evaluate_dev")) == size
+    assert jobs["teacher"] == jobs["negatives"] == jobs["tune"] == 1
+    assert not any(job.startswith(("evaluate(", "collect", "table")) for job in jobs)
