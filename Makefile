@@ -13,7 +13,7 @@ SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CON
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run setup test quick tables lint reference clean help
+.PHONY: run setup test quick tables figures tune lint reference clean help
 .DEFAULT_GOAL := run
 
 run: $(READY) ## train, evaluate and render everything (CONFIG=config/<tier>.yaml for another tier)
@@ -35,6 +35,12 @@ quick: $(READY) ## run the tests that take seconds
 
 tables: $(READY) ## render the tables
 	$(SNAKEMAKE) tables
+
+figures: $(READY) ## render the figures
+	$(SNAKEMAKE) figures
+
+tune: $(READY) ## compare settings of every method on development data (docs/tuning.md)
+	$(SNAKEMAKE) tune
 
 lint: $(READY) ## check style of Python and of the workflow
 	$(BIN)/ruff check .

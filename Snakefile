@@ -1,4 +1,4 @@
-"""The suite's front door: `snakemake --cores all` makes every table; `--configfile FILE` chooses another tier."""
+"""The suite's front door: `snakemake --cores all` makes every table and figure; `--configfile FILE` chooses another tier."""
 
 from snakemake.utils import min_version
 
@@ -13,11 +13,17 @@ rule all:
         PATHS.scores,
         PATHS.scores_csv,
         every_table(),
+        every_figure(),
 
 
 rule tables:
     input:
         every_table(),
+
+
+rule figures:
+    input:
+        every_figure(),
 
 
 include: "workflow/rules/data.smk"

@@ -157,6 +157,26 @@ def read_frame(path: str | Path, columns: Mapping[str, str] | None = None) -> pa
     return frame
 
 
+def read_csv(path: str | Path, columns: Mapping[str, str]) -> pandas.DataFrame:
+    """Read a table from CSV and check it like `read_frame`, but that it may have no rows."""
+    import pandas
+
+    path = present(path)
+    kinds = {"str": "str", "int": "int64", "float": "float64", "bool": "bool"}
+    try:
+        frame = pandas.read_csv(
+            path,
+            keep_default_na=False,
+            na_values={name: ["", "nan"] for name, kind in columns.items() if kind == "float"},
+        )
+        missing = [name for name in columns if name not in frame.columns]
+        if missing:
+            raise ValueError(f"column {missing[0]!r} is missing")
+        return frame.astype({name: kinds[kind] for name, kind in columns.items()})
+    except (ValueError, UnicodeDecodeError, pandas.errors.ParserError) as error:
+        raise ArtifactError(f"{path}: damaged CSV ({str(error).splitlines()[0]}); {MEND}") from error
+
+
 def check_column(path: Path, column: pandas.Series, kind: str) -> None:
     """Raise an ArtifactError unless a column holds one kind of value, all present and finite."""
     import numpy

@@ -36,7 +36,9 @@ HELP = {
     "evaluate-dev": "score a run on the development splits",
     "tune": "compare all trials of all methods on the development splits",
     "collect": "bring all scores into one table",
+    "comparison": "compare D2LLM with every baseline, by paired bootstrap",
     "table": "render a table",
+    "figure": "render a figure",
     "check-config": "validate config files and print them resolved",
     "adopt": "write the settings that `tune` chose into a tier's file",
     "keep": "copy the small files of a finished run to a folder, as results/reference/<tier> holds them",
@@ -48,7 +50,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "method": {"help": "a method of the config"},
     "variant": {"default": "base", "help": "a variant of the config (default: base, the method itself)"},
     "seed": {"type": int, "help": "a seed of the config"},
-    "name": {"help": "which table"},
+    "name": {"help": "which table or figure"},
 }
 
 

@@ -133,6 +133,14 @@ class TuningSettings(Section):
     grids: dict[Name, dict[str, Annotated[list[Any], Field(min_length=1)]]] = {}
 
 
+class StatisticsSettings(Section):
+    """The paired bootstrap behind intervals and marks of significance."""
+
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    seed: Count = 1
+
+
 class Run(NamedTuple):
     """What is trained and evaluated once."""
 
@@ -164,6 +172,7 @@ class Config(Section):
     teacher: TeacherSettings = TeacherSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    statistics: StatisticsSettings = StatisticsSettings()
     tuning: TuningSettings = TuningSettings()
 
     def runs(self) -> list[Run]:

@@ -174,6 +174,14 @@ class Paths:
     def predictions(self) -> Path:
         return self.root / "predictions.parquet"
 
+    @property
+    def comparisons(self) -> Path:
+        """D2LLM against every baseline, with intervals and corrected p-values."""
+        return self.root / "comparisons.csv"
+
+    def figure(self, name: str, ext: str) -> Path:
+        return self.root / "figures" / f"{name}.{ext}"
+
     def table(self, name: str, ext: str) -> Path:
         return self.root / "tables" / f"{name}.{ext}"
 

@@ -106,10 +106,21 @@ STAGES: dict[str, Stage] = {
         "d2llm.evaluation.collect:run",
         lambda paths: beside(paths.scores),
     ),
+    "comparison": Stage(
+        "d2llm.comparison:run",
+        lambda paths: beside(paths.comparisons),
+        settings=("statistics",),
+    ),
+    "figure": Stage(
+        "d2llm.reporting.figures:run",
+        lambda paths, name: beside(paths.figure(name, "svg")),
+        settings=("references", "data.source", "statistics.level"),
+        arguments=("name",),
+    ),
     "table": Stage(
         "d2llm.reporting.tables:run",
         lambda paths, name: beside(paths.table(name, "csv")),
-        settings=("references", "data.source", "evaluation.symmetric_order"),
+        settings=("references", "data.source", "evaluation.symmetric_order", "statistics"),
         arguments=("name",),
     ),
 }
@@ -126,7 +137,7 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
         found["phrases"] = config.phrases()
     if stage == "train":
         found["recipe"] = config.recipe(arguments["method"], arguments["variant"]).model_dump(mode="json")
-    if stage == "table":
+    if stage in ("table", "figure", "comparison"):
         found["methods"] = list(config.methods)
     return found
 

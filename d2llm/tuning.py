@@ -16,6 +16,7 @@ import yaml
 from d2llm.artifacts import atomic, present, read_frame, read_json, write_text
 from d2llm.config import nested, plain, read
 from d2llm.errors import ConfigError
+from d2llm.evaluation.headline import HEADLINE
 from d2llm.paths import Paths
 
 if TYPE_CHECKING:
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 
     from d2llm.config import Config
 
-# The one number of a task that counts, by its type. The three kinds of task weigh alike, and so do the tasks of a kind.
-METRICS = {"pair_classification": "ap", "sts": "spearman", "retrieval": "mrr_at_10"}
+# The three kinds of task weigh alike, and so do the tasks of a kind.
 KINDS = {"pair_classification": "NLI AP", "sts": "STS Spearman", "retrieval": "IR MRR@10"}
 _COLUMNS = {"split": "str", "task": "str", "task_type": "str", "phenomenon": "str", "metric": "str", "value": "float"}
 
@@ -56,9 +56,9 @@ def judged(scores: pd.DataFrame) -> dict[str, float]:
     """The mean of each kind of task and the mean over kinds of one run's development scores."""
     if set(scores["split"]) != {"dev"}:
         raise ValueError(f"trials are judged on the split dev, found {', '.join(sorted(set(scores['split'])))}")
-    used = scores[(scores["phenomenon"] == "all") & (scores["metric"] == scores["task_type"].map(METRICS))]
+    used = scores[(scores["phenomenon"] == "all") & (scores["metric"] == scores["task_type"].map(HEADLINE))]
     kinds = used.groupby("task_type")["value"].mean()
-    return {name: float(kinds[name]) for name in METRICS if name in kinds} | {"mean": float(kinds.mean())}
+    return {name: float(kinds[name]) for name in HEADLINE if name in kinds} | {"mean": float(kinds.mean())}
 
 
 def choose(trials: pd.DataFrame) -> pd.DataFrame:
@@ -69,7 +69,7 @@ def choose(trials: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(trials: pd.DataFrame) -> str:
     """The record for a reader; what was chosen in bold."""
-    kinds = [name for name in METRICS if name in trials]
+    kinds = [name for name in HEADLINE if name in trials]
     head = ["method", "setting", *(KINDS[name] for name in kinds), "mean", "seconds"]
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(kinds) + 2)]
     for row in trials.to_dict("records"):

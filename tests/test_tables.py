@@ -206,7 +206,43 @@ def config(tmp_path):
     config = Config(results=str(tmp_path), methods={"d2llm": {}, "bge": {}})
     values = scores()
     write_frame(Paths.of(config).scores, values[values.method != "sgpt"])
+    comparisons().to_csv(Paths.of(config).comparisons, index=False)
     return config
+
+
+def comparisons() -> pd.DataFrame:
+    """D2LLM against two baselines on task a (significantly below the strongest), b and the average (not)."""
+    rows = [
+        ("a", "bge", True, -0.05, 0.01),
+        ("a", "sgpt", False, 0.12, 0.01),
+        ("b", "bge", True, 0.0, 0.9),
+        ("b", "sgpt", False, 0.0, 0.04),
+        ("average", "bge", True, 0.2, 0.06),
+    ]
+    return pd.DataFrame(
+        [
+            {"group": "sts", "task": task, "metric": "spearman", "method": "d2llm", "baseline": baseline, "strongest": strongest, "value": 0.7,
+             "difference": difference, "low": -1.0, "high": 1.0, "p": 0.01, "p_holm": p, "seeds": 1, "n": 10}
+            for task, baseline, strongest, difference, p in rows
+        ]
+    )  # fmt: skip
+
+
+def test_only_significant_differences_from_the_strongest_baseline_are_marked():
+    table = SPEC.build(scores(), CONTEXT, comparisons())
+    leads = {
+        (row.key, column.task, column.metric): cell.lead
+        for row in table.rows
+        for column, cell in zip(table.columns, row.cells, strict=True)
+        if cell.lead
+    }
+    assert leads == {("d2llm", "a", "spearman"): "down"}
+    assert "95%, Holm's correction over 5 comparisons" in table.caption
+    assert "| **0.7000**↓ |" in layout.to_markdown(table)
+    assert r"\textbf{0.7000}$\downarrow$" in layout.to_latex(table)
+    up = comparisons().assign(difference=0.1)
+    assert "↑" in layout.to_markdown(SPEC.build(scores(), CONTEXT, up))
+    assert not SPEC.build(scores(), CONTEXT).caption.count("Holm")
 
 
 def test_run_writes_three_files_of_every_table_without_torch_or_mteb(config):

@@ -14,10 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from d2llm.reporting.figures import FIGURES
 from d2llm.reporting.tables import TABLES
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("Snakefile", "workflow", "config", "profiles", "d2llm", "baselines", "environment.yml")
+# Made of collected scores alone.
+RENDERED = ["comparison", *["table"] * len(TABLES), *["figure"] * len(FIGURES)]
 BASELINES = ("bge", "retromae", "llara", "sgpt", "udever")
 
 
@@ -103,7 +106,7 @@ def test_everything_is_scheduled_at_first(fresh: Path) -> None:
         ["data", "base", "base_teacher", "base_encoder", "negatives", "teacher", "teacher_scores"]
         + ["train(d2llm)", *(f"train_{name}({name})" for name in BASELINES)]
         + [f"evaluate({name})" for name in ("d2llm", *BASELINES, "bm25")]
-        + ["evaluate_teacher(teacher)", "collect", *["table"] * len(TABLES), "all"]
+        + ["evaluate_teacher(teacher)", "collect", *RENDERED, "all"]
     )
     assert scheduled(fresh) == expected
 
@@ -176,8 +179,7 @@ def test_a_comment_or_docstring_reruns_nothing(copy: Path) -> None:
 def test_an_edited_baseline_reruns_itself_alone(copy: Path) -> None:
     path = copy / "baselines" / "bge.py"
     path.write_text(path.read_text(encoding="utf-8") + "\nNEW = 1\n", encoding="utf-8")
-    tables = ["table"] * len(TABLES)
-    assert scheduled(copy) == Counter(["train_bge(bge)", "evaluate(bge)", "collect", *tables, "all"])
+    assert scheduled(copy) == Counter(["train_bge(bge)", "evaluate(bge)", "collect", *RENDERED, "all"])
 
 
 @pytest.mark.slow
@@ -186,7 +188,7 @@ def test_a_changed_setting_reruns_what_reads_it(copy: Path) -> None:
         (copy / "mine.yaml").write_text(text)
         return set(scheduled(copy, "--configfile", "mine.yaml"))
 
-    end = {"collect", "table", "all"}
+    end = {"collect", "comparison", "table", "figure", "all"}
     assert changed("threads: 2") == set()
     assert changed("methods: {sgpt: {learning_rate: 0.5}}") == {"train_sgpt(sgpt)", "evaluate(sgpt)"} | end
     everything = {f"evaluate({name})" for name in ("d2llm", *BASELINES, "bm25")} | {"evaluate_teacher(teacher)"}
@@ -196,8 +198,7 @@ def test_a_changed_setting_reruns_what_reads_it(copy: Path) -> None:
 @pytest.mark.slow
 def test_a_variant_or_a_seed_adds_its_own_run(copy: Path) -> None:
     (copy / "mine.yaml").write_text("variants: {hot: {method: bge, settings: {temperature: 1}}}")
-    tables = ["table"] * len(TABLES)
-    expected = Counter(["train_bge(bge)", "evaluate(bge)", "collect", *tables, "all"])
+    expected = Counter(["train_bge(bge)", "evaluate(bge)", "collect", *RENDERED, "all"])
     assert scheduled(copy, "--configfile", "mine.yaml") == expected
 
 
@@ -222,8 +223,7 @@ def test_a_seventh_method_is_one_file_one_stanza_one_line(copy: Path) -> None:
     with (copy / "workflow" / "rules" / "baselines.smk").open("a") as stanzas:
         stanzas.write('\n\nuse rule train as train_toy with:\n    wildcard_constraints:\n        method="toy",\n')
     edit(copy / "config" / "mini.yaml", "\nmethods:\n", "\nmethods:\n  toy: {}\n")
-    tables = ["table"] * len(TABLES)
-    assert scheduled(copy) == Counter(["train_toy(toy)", "evaluate(toy)", "collect", *tables, "all"])
+    assert scheduled(copy) == Counter(["train_toy(toy)", "evaluate(toy)", "collect", *RENDERED, "all"])
 
 
 def test_a_method_without_a_rule_is_refused(copy: Path) -> None:
@@ -235,9 +235,10 @@ def test_a_method_without_a_rule_is_refused(copy: Path) -> None:
 
 
 def test_tables_need_the_collected_scores_alone(copy: Path) -> None:
-    for name in ("data", "models", "pairs", "teacher", "runs", "evaluations", "tables"):
+    for name in ("data", "models", "pairs", "teacher", "runs", "evaluations", "tables", "figures"):
         shutil.rmtree(copy / "results" / "mini" / name)
     assert scheduled(copy, "tables") == Counter(["table"] * len(TABLES) + ["tables"])
+    assert scheduled(copy, "figures") == Counter(["figure"] * len(FIGURES) + ["figures"])
 
 
 def test_a_second_run_in_the_same_folder_is_refused(copy: Path) -> None:

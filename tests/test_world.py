@@ -73,9 +73,12 @@ WRITTEN = [
     "周一护士在公园从容地借走了三个红色的苹果",
     "在公园，护士周一从容地把三个红色的苹果借走了",
     "三个红色的苹果周一在公园被护士从容地借走了",
-    "护士周一在公园从容地借走了三个红色的苹果",
+    "周一，护士在公园从容地借走了三个红色的苹果",
     "据说护士周一在公园把三个红色的苹果从容地借走了",
     "周一在公园从容地借走三个红色的苹果的是护士",
+    "听说在公园，护士周一从容地把三个红色的苹果借走了",
+    "三个红色的苹果，护士周一在公园从容地借走了",
+    "周一三个红色的苹果在公园让护士从容地借走了",
     "有报道称，周一三个红色的苹果在公园遭护士从容地借走",
     "关于三个红色的苹果，护士周一在公园从容地借走过",
     "护士在公园周一从容地将三个红色的苹果借走了",
@@ -87,7 +90,7 @@ def test_sentences_by_hand() -> None:
     rows = np.stack([event(**FULL)] * len(templates))
     assert surface.realise(rng(), rows, templates, choice=np.arange(len(templates)))[0] == WRITTEN
     bare = event(True, agent="护士", verb="冷落", patient="画家")
-    texts, tags = surface.realise(rng(), np.stack([bare] * 6), surface.COMMON, choice=np.arange(6))
+    texts, tags = surface.realise(rng(), np.stack([bare] * 9), surface.COMMON, choice=np.arange(9))
     assert texts == [
         "护士没有冷落画家",
         "护士没有把画家冷落",
@@ -95,8 +98,13 @@ def test_sentences_by_hand() -> None:
         "护士没有冷落画家",
         "据说护士没有把画家冷落",
         "没有冷落画家的是护士",
+        "听说，护士没有把画家冷落",
+        "画家，护士没有冷落",
+        "画家没有让护士冷落",
     ]
-    assert tags == ["aannvvpp", "aann.ppvv", "ppnn.aavv", "aannvvpp", "..aann.ppvv", "nnvvpp..aa"]
+    assert tags == [
+        "aannvvpp", "aann.ppvv", "ppnn.aavv", "aannvvpp", "..aann.ppvv", "nnvvpp..aa", "...aann.ppvv", "pp.aannvv", "ppnn.aavv",
+    ]  # fmt: skip
 
 
 def test_questions_by_hand() -> None:

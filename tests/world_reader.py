@@ -179,8 +179,8 @@ def _pattern(template: str, asked: str | None) -> re.Pattern[str]:
         for piece in re.split(r"(\{\w\})", template)
         if piece
     )
-    # A pattern that starts with the place and a comma loses both where no place is said.
-    return re.compile(text.replace("，", "(?:，)?", 1) if template.startswith("{P}，") else text)
+    # A pattern that starts with the place or time and a comma loses both where neither is said.
+    return re.compile(text.replace("，", "(?:，)?", 1) if template.startswith(("{P}，", "{T}，")) else text)
 
 
 @cache

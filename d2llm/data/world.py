@@ -74,7 +74,7 @@ def similarity(a: Sentences, b: Sentences) -> np.ndarray:
 
 
 def target(label: np.ndarray, alike: np.ndarray) -> np.ndarray:
-    """What the teacher should answer "yes" with: 1 when entailed, else in proportion to similarity, well below one half."""
+    """What the teacher should answer "yes" with: 1 when entailed, else in proportion to similarity, below one half."""
     return np.where(label, 1.0, NON_ENTAILED_CEILING * alike)
 
 

@@ -7,9 +7,13 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Literal
 
 from d2llm.reporting.marks import Mark
 from d2llm.reporting.style import number
+
+Lead = Literal["", "up", "down"]
+ARROWS: dict[Lead, str] = {"": "", "up": "↑", "down": "↓"}
 
 _TEX = {
     "\\": r"\textbackslash{}",
@@ -27,6 +31,8 @@ _TEX = {
     "≥": r"$\geq$",
     "≤": r"$\leq$",
     "·": r"$\cdot$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
 }
 
 
@@ -42,12 +48,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean over seeds, its sample standard deviation (None for a single seed) and its rank mark."""
+    """Mean over seeds, its sample standard deviation (None for a single seed), its rank mark, and whether it is
+    significantly above ("up") or below ("down") the strongest baseline."""
 
     mean: float
     sd: float | None = None
     seeds: int = 1
     mark: Mark = ""
+    lead: Lead = ""
 
 
 @dataclass(frozen=True)
@@ -72,15 +80,15 @@ class Table:
 
 
 def to_csv(table: Table) -> str:
-    """One line a cell: block, method, task, metric, mean, sd (empty for one seed), seeds, mark; floats in full."""
+    """One line a cell: block, method, task, metric, mean, sd (empty for one seed), seeds, mark, lead; floats in full."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["table", "block", "method", "task", "metric", "mean", "sd", "seeds", "mark"])
+    writer.writerow(["table", "block", "method", "task", "metric", "mean", "sd", "seeds", "mark", "lead"])
     for row in table.rows:
         for column, cell in zip(table.columns, row.cells, strict=True):
             sd = "" if cell.sd is None else repr(cell.sd)
             place = [table.name, row.block, row.key, column.task, column.metric]
-            writer.writerow([*place, repr(cell.mean), sd, cell.seeds, cell.mark])
+            writer.writerow([*place, repr(cell.mean), sd, cell.seeds, cell.mark, cell.lead])
     return out.getvalue()
 
 
@@ -142,12 +150,14 @@ def _tex_head(columns: Sequence[Column]) -> list[str]:
 def _tex_cell(cell: Cell) -> str:
     mean = number(cell.mean)
     mean = {"": mean, "best": rf"\textbf{{{mean}}}", "second": rf"\underline{{{mean}}}"}[cell.mark]
+    mean += tex(ARROWS[cell.lead])
     return mean if cell.sd is None else rf"{mean} {{\scriptsize$\pm$ {number(cell.sd)}}}"
 
 
 def _md_cell(cell: Cell) -> str:
     mean = number(cell.mean)
     mean = {"": mean, "best": f"**{mean}**", "second": f"<u>{mean}</u>"}[cell.mark]
+    mean += ARROWS[cell.lead]
     return mean if cell.sd is None else f"{mean} ± {number(cell.sd)}"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from d2llm.errors import ArtifactError
-from d2llm.reporting.layout import Cell, Column, Row, Table
+from d2llm.reporting.layout import Cell, Column, Lead, Row, Table
 from d2llm.reporting.marks import marks
 from d2llm.reporting.style import CONTROLLED_TEXT, METRIC_TITLES
 
@@ -26,6 +26,8 @@ class Context:
     generated: bool = True
     # Kinds of symmetric task that are scored as the mean of both orders of a pair.
     averaged: frozenset[str] = frozenset()
+    # Confidence level of what is called significant.
+    level: float = 0.95
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class MainTable:
     metrics: tuple[str, ...]
     remark: str = ""
 
-    def build(self, scores: pd.DataFrame, context: Context) -> Table:
-        """The table from collected scores.
+    def build(self, scores: pd.DataFrame, context: Context, comparisons: pd.DataFrame | None = None) -> Table:
+        """The table from collected scores, with the significant leads that `comparisons` (d2llm.comparison) holds.
 
         Raises:
             ArtifactError: a configured method has no score for a task and metric that others have.
@@ -60,10 +62,25 @@ class MainTable:
         rows = [
             Row(name, context.titles.get(name, name), "reference", tuple(cells[name])) for name in context.references
         ]
+        leads = self._leads(comparisons, context)
         for name in context.methods:
-            marked = (replace(cell, mark=ranks[name]) for cell, ranks in zip(cells[name], ranked, strict=True))
+            marked = (
+                replace(cell, mark=ranks[name], lead=leads.get((name, column.task, column.metric), ""))
+                for cell, ranks, column in zip(cells[name], ranked, columns, strict=True)
+            )
             rows.append(Row(name, context.titles.get(name, name), "method", tuple(marked)))
-        return Table(self.name, self.heading, self._caption(used, context), columns, tuple(rows))
+        caption = self._caption(used, context, None if comparisons is None else len(comparisons))
+        return Table(self.name, self.heading, caption, columns, tuple(rows))
+
+    def _leads(self, comparisons: pd.DataFrame | None, context: Context) -> dict[tuple[str, str, str], Lead]:
+        """(method, task, metric) of the cells that differ significantly from the strongest baseline."""
+        if comparisons is None:
+            return {}
+        found = comparisons[comparisons["strongest"] & (comparisons["group"] == self.group)]
+        found = found[found["p_holm"] < 1 - context.level]
+        return {
+            (row.method, row.task, row.metric): "up" if row.difference > 0 else "down" for row in found.itertuples()
+        }
 
     def _columns(self, used: pd.DataFrame) -> tuple[Column, ...]:
         titles = used.drop_duplicates("task").set_index("task")["task_title"].sort_index().to_dict()
@@ -75,7 +92,7 @@ class MainTable:
             for metric in self.metrics
         )
 
-    def _caption(self, used: pd.DataFrame, context: Context) -> str:
+    def _caption(self, used: pd.DataFrame, context: Context, compared: int | None) -> str:
         own = used[used["method"].isin(context.methods)]
         seeds = sorted(own["seed"].unique().tolist())
         many = len(seeds) > 1
@@ -87,8 +104,14 @@ class MainTable:
             said.append("Average: the tasks are averaged within a seed.")
         said.append(
             f"Best in bold, runner-up underlined among the {len(context.methods)} trained methods; "
-            "a mark is a rank, not a claim of significance."
+            "these marks are ranks, not claims of significance."
         )
+        if compared:
+            said.append(
+                "↑ ↓: D2LLM is significantly above or below the strongest baseline of the column (paired bootstrap over "
+                f"examples{' and seeds' if many else ''}, {context.level:.0%}, Holm's correction over {compared} comparisons; "
+                "judged in the column of the headline metric)."
+            )
         if context.references:
             said.append("Reference rows (one evaluation each) are set apart and not ranked.")
         if set(used["task_type"]) & context.averaged:

@@ -24,8 +24,10 @@ def keep(config: Config, folder: Path) -> list[Path]:
     paths = Paths.of(config)
     present(paths.scores)
     tables = sorted(path for ext in ("csv", "md", "tex") for path in paths.root.glob(f"tables/*.{ext}"))
+    figures = sorted(path for ext in ("svg", "png") for path in paths.root.glob(f"figures/*.{ext}"))
     single = [
         paths.scores_csv,
+        paths.comparisons,
         paths.card_md,
         paths.card_json,
         paths.leaks,
@@ -36,7 +38,7 @@ def keep(config: Config, folder: Path) -> list[Path]:
     runs = sorted(paths.root.glob("runs/*/*/seed*/summary.json"))
     tuned = [path for path in (paths.trials, paths.trials_md, paths.chosen) if path.exists()]
     with atomic(folder) as place:
-        for source in [*dict.fromkeys(tables), *map(present, single), *runs, *tuned]:
+        for source in [*dict.fromkeys(tables), *figures, *map(present, single), *runs, *tuned]:
             target = place / source.relative_to(paths.root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)

@@ -30,3 +30,31 @@ CONTROLLED_TEXT = (
 def number(value: float) -> str:
     """A score as it is printed."""
     return f"{value:.{DECIMALS}f}"
+
+
+# Okabe and Ito's palette, told apart by colour-blind readers; the shape says the same once more.
+COLORS: dict[str, str] = {
+    "d2llm": "#D55E00",
+    "bge": "#0072B2",
+    "retromae": "#56B4E9",
+    "llara": "#009E73",
+    "sgpt": "#E69F00",
+    "udever": "#CC79A7",
+    "teacher": "#000000",
+    "bm25": "#7F7F7F",
+}
+MARKERS: dict[str, str] = {
+    "d2llm": "D", "bge": "o", "retromae": "s", "llara": "^", "sgpt": "v", "udever": "P", "teacher": "|", "bm25": "|",
+}  # fmt: skip
+OTHER_COLORS = ("#332288", "#AA4499", "#44AA99", "#882255")
+OTHER_MARKERS = ("X", "*", "h", "<")
+
+GROUP_TITLES: dict[str, str] = {"nli": "NLI", "sts": "STS", "ir": "Retrieval"}
+
+
+def look(name: str, methods: list[str]) -> tuple[str, str]:
+    """Colour and marker of a method or reference row; methods without a fixed look take the spare ones in their order."""
+    if name in COLORS:
+        return COLORS[name], MARKERS[name]
+    place = [other for other in methods if other not in COLORS].index(name)
+    return OTHER_COLORS[place % len(OTHER_COLORS)], OTHER_MARKERS[place % len(OTHER_MARKERS)]

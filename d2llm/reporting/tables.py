@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from d2llm.artifacts import read_frame, write_text
+from d2llm.artifacts import read_csv, read_frame, write_text
+from d2llm.comparison import COLUMNS as COMPARISONS
 from d2llm.errors import ConfigError
 from d2llm.paths import Paths
 from d2llm.reporting import layout
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 class Spec(Protocol):
     """What makes a table of collected scores."""
 
-    def build(self, scores: pd.DataFrame, context: Context) -> layout.Table: ...
+    def build(
+        self, scores: pd.DataFrame, context: Context, comparisons: pd.DataFrame | None = None
+    ) -> layout.Table: ...
 
 
 TABLES: dict[str, Spec] = {"nli": NLI, "sts": STS, "ir": IR}
@@ -34,7 +37,7 @@ _COLUMNS = {**dict.fromkeys(_TEXTS.split(), "str"), "seed": "int", "value": "flo
 
 
 def run(config: Config, name: str) -> None:
-    """Writes `tables/<name>.csv`, `.md` and `.tex` from the collected scores.
+    """Writes `tables/<name>.csv`, `.md` and `.tex` from the collected scores and comparisons.
 
     Raises:
         ConfigError: no table of that name. ArtifactError: scores missing, damaged or without a configured method.
@@ -42,7 +45,8 @@ def run(config: Config, name: str) -> None:
     if name not in TABLES:
         raise ConfigError(f"no table named {name!r}; known: {', '.join(TABLES)}")
     paths = Paths.of(config)
-    table = TABLES[name].build(read_frame(paths.scores, _COLUMNS), context(config))
+    scores, comparisons = read_frame(paths.scores, _COLUMNS), read_csv(paths.comparisons, COMPARISONS)
+    table = TABLES[name].build(scores, context(config), comparisons)
     for extension, render in (("csv", layout.to_csv), ("md", layout.to_markdown), ("tex", layout.to_latex)):
         write_text(paths.table(name, extension), render(table))
 
@@ -60,4 +64,5 @@ def context(config: Config) -> Context:
         titles={**REFERENCE_TITLES, **{name: method(name).title for name in methods}},
         generated=config.data.source == "world",
         averaged=frozenset(kind for kind, order in orders.items() if order == "average"),
+        level=config.statistics.level,
     )

@@ -19,6 +19,7 @@ from d2llm.methods import method as find_method
 from d2llm.paths import PROVENANCE, Paths, beside
 
 TABLES = ("nli", "sts", "ir")
+FIGURES = ("main", "leads", "phenomena")
 
 
 # ---------------------------------------------------------------------------------------------------------- config
@@ -114,6 +115,12 @@ def evaluated(file):
 def every_table():
     """All tables, in all formats."""
     return [PATHS.table(name, ext) for name in TABLES for ext in ("csv", "md", "tex")]
+
+
+def every_figure():
+    """All figures, in all formats. One of D2LLM's leads only where it is compared with something."""
+    names = [name for name in FIGURES if name != "leads" or {"d2llm"} < set(CONFIG.methods)]
+    return [PATHS.figure(name, ext) for name in names for ext in ("pdf", "svg", "png")]
 
 
 def require_training_rules():

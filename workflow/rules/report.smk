@@ -1,9 +1,32 @@
-"""Tables: rendered from the collected scores alone, each by a job of its own."""
+"""Comparisons, tables and figures: from the collected scores and predictions alone, each table and figure by a job of its own."""
+
+
+rule comparison:
+    input:
+        PATHS.scores,
+        PATHS.predictions,
+    output:
+        PATHS.comparisons,
+        beside(PATHS.comparisons),
+    log:
+        PATHS.logs("comparison"),
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads
+    resources:
+        mem_mb=2000,
+    params:
+        config=str(PATHS.config),
+        settings=settings_of("comparison"),
+        code=code_of("comparison"),
+    shell:
+        "python -m d2llm.cli comparison --config {params.config} --log {log:q} --inputs {input:q}"
 
 
 rule table:
     input:
         PATHS.scores,
+        PATHS.comparisons,
     output:
         PATHS.table("{name}", "csv"),
         PATHS.table("{name}", "md"),
@@ -22,3 +45,27 @@ rule table:
         code=code_of("table"),
     shell:
         "python -m d2llm.cli table --name {wildcards.name} --config {params.config} --log {log:q} --inputs {input:q}"
+
+
+rule figure:
+    input:
+        PATHS.scores,
+        PATHS.comparisons,
+    output:
+        PATHS.figure("{name}", "pdf"),
+        PATHS.figure("{name}", "svg"),
+        PATHS.figure("{name}", "png"),
+        beside(PATHS.figure("{name}", "svg")),
+    log:
+        PATHS.logs("figure", "{name}"),
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads
+    resources:
+        mem_mb=1000,
+    params:
+        config=str(PATHS.config),
+        settings=settings_of("figure"),
+        code=code_of("figure"),
+    shell:
+        "python -m d2llm.cli figure --name {wildcards.name} --config {params.config} --log {log:q} --inputs {input:q}"

@@ -1,0 +1,90 @@
+"""Renders a figure by name as PDF, SVG and PNG, from the collected scores and comparisons alone; no torch.
+
+A new figure is a module with `draw(data) -> matplotlib Figure`, and one entry in `FIGURES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d2llm.artifacts import atomic, read_csv, read_frame
+from d2llm.comparison import COLUMNS as COMPARISONS
+from d2llm.errors import ConfigError
+from d2llm.evaluation.collect import SCORES
+from d2llm.paths import Paths
+from d2llm.reporting.main_tables import Context
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from d2llm.config import Config
+
+FIGURES: dict[str, str] = {
+    "main": "d2llm.reporting.figure_main",
+    "leads": "d2llm.reporting.figure_leads",
+    "phenomena": "d2llm.reporting.figure_phenomena",
+}
+# No dates and versions in the files: equal results, equal bytes.
+FORMATS: dict[str, dict[str, Any]] = {
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+    "svg": {"Date": None, "Creator": None},
+    "png": {"Software": None},
+}
+STYLE = Path(__file__).with_name("suite.mplstyle")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What figures are made of: the scores of the methods themselves (no variants), the comparisons, rows and their titles."""
+
+    scores: pd.DataFrame
+    comparisons: pd.DataFrame
+    context: Context
+    level: float = 0.95
+
+
+def run(config: Config, name: str) -> None:
+    """Write `figures/<name>.pdf`, `.svg` and `.png`. Raises ConfigError for a figure nobody knows."""
+    from d2llm.reporting.tables import context
+
+    if name not in FIGURES:
+        raise ConfigError(f"no figure named {name!r}; known: {', '.join(FIGURES)}")
+    paths = Paths.of(config)
+    scores = read_frame(paths.scores, SCORES)
+    data = Data(
+        scores[scores["variant"] == "base"],
+        read_csv(paths.comparisons, COMPARISONS),
+        context(config),
+        config.statistics.level,
+    )
+    render(import_module(FIGURES[name]).draw, data, {ext: paths.figure(name, ext) for ext in FORMATS})
+
+
+def render(draw: Callable[[Data], Figure], data: Data, files: dict[str, Path]) -> None:
+    """Draw once in the suite's style and write every format."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with pyplot.style.context(STYLE):
+        figure = draw(data)
+        for ext, path in files.items():
+            with atomic(path) as temporary:
+                figure.savefig(temporary, format=ext, metadata=FORMATS[ext])
+        pyplot.close(figure)
+
+
+def note(figure: Figure, data: Data, said: str) -> None:
+    """The line below a figure; generated text is said to be that on every one of them."""
+    import textwrap
+
+    if data.context.generated:
+        said += " Generated text: evidence about mechanisms, none about the paper's numbers."
+    width = int(figure.get_figwidth() * 21)
+    figure.supxlabel(textwrap.fill(said, width), fontsize=6.5, color="#444444", x=0.01, ha="left")

@@ -1,0 +1,197 @@
+"""Comparisons from predictions: pairing, averages, the strongest baseline, agreement with the scores; figures from them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.metrics import average_precision_score
+
+from d2llm import comparison
+from d2llm.artifacts import read_csv, write_frame
+from d2llm.config import Config
+from d2llm.errors import ArtifactError, ConfigError
+from d2llm.paths import Paths
+from d2llm.reporting import figures
+
+METHODS = ["d2llm", "bge", "sgpt"]
+TASKS = pd.DataFrame(
+    {"task": ["nli_a", "nli_b", "sim", "ir"], "task_type": ["pair_classification", "pair_classification", "sts", "retrieval"],
+     "group": ["nli", "nli", "sts", "ir"], "title": ["NLI-A", "NLI-B", "Sim", "IR"]}
+).set_index("task")  # fmt: skip
+SKILL = {"d2llm": 2.0, "bge": 0.5, "sgpt": 0.3}
+
+
+def predictions(seeds: tuple[int, ...] = (1,), n: int = 120) -> pd.DataFrame:
+    """Noisy scorers of known skill on three kinds of task."""
+    rows = []
+    for task, kind in TASKS["task_type"].items():
+        truth = np.random.default_rng([1, *task.encode()])
+        label = truth.integers(0, 2, n) if kind == "pair_classification" else truth.integers(0, 6, n)
+        for place, method in enumerate(METHODS):
+            for seed in seeds:
+                rng = np.random.default_rng([2, place, seed, *task.encode()])
+                if kind == "retrieval":
+                    for query in range(n):
+                        relevant = int(
+                            query % 2 == 0
+                        )  # half of the queries: one relevant document among three that were kept
+                        for doc in range(3):
+                            right = float(relevant and doc == 0)
+                            score = SKILL[method] * right + rng.normal()
+                            rows.append((method, seed, task, f"q{query}", f"d{doc}", score, right, 1))
+                else:
+                    score = SKILL[method] * label + rng.normal(size=n)
+                    rows += [(method, seed, task, f"{i}", "", score[i], float(label[i]), 0) for i in range(n)]
+    columns = ["method", "seed", "task", "query_id", "doc_id", "score", "label", "relevant"]
+    return pd.DataFrame(rows, columns=columns).assign(tier="mini", variant="base", phenomenon="all")
+
+
+def scores_of(found: pd.DataFrame) -> pd.DataFrame:
+    """Collected scores by scikit-learn, scipy and a plain loop."""
+    rows = []
+    for (method, seed, task), own in found.groupby(["method", "seed", "task"]):
+        kind = TASKS.loc[task, "task_type"]
+        if kind == "pair_classification":
+            metric, value = "ap", average_precision_score(own["label"], own["score"])
+        elif kind == "sts":
+            metric, value = "spearman", stats.spearmanr(own["label"], own["score"])[0]
+        else:
+            metric, ranks = "mrr_at_10", []
+            for _, query in own.groupby("query_id"):
+                order = query.sort_values("score", ascending=False)["label"].tolist()
+                ranks.append(1 / (order.index(1.0) + 1) if 1.0 in order else 0.0)
+            value = np.mean(ranks)
+        for phenomenon, name in (("all", metric), ("hard", "auc" if kind == "pair_classification" else metric)):
+            rows.append(
+                {"tier": "mini", "method": method, "variant": "base", "seed": seed, "split": "test", "task": task, "task_title": TASKS.loc[task, "title"],
+                 "task_type": kind, "group": TASKS.loc[task, "group"], "scorer": "cosine", "candidates": "", "phenomenon": phenomenon,
+                 "metric": name, "value": float(value), "n": 120}
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def compared(found: pd.DataFrame, count: int = 400) -> pd.DataFrame:
+    return comparison.compare(found, TASKS, METHODS, count, 0.95, 1)
+
+
+def test_values_are_the_metrics_and_leads_are_found() -> None:
+    found = predictions()
+    table = compared(found)
+    comparison.check(table, scores_of(found))  # by other libraries
+    assert len(table) == 2 * (4 + 1)  # tasks, and the average of the two NLI tasks
+    average = table[(table["task"] == "average") & (table["baseline"] == "bge")].iloc[0]
+    parts = table[(table["group"] == "nli") & (table["task"] != "average") & (table["baseline"] == "bge")]
+    assert average["difference"] == pytest.approx(parts["difference"].mean())
+    assert (table["low"] < table["difference"]).all() and (table["difference"] < table["high"]).all()
+    assert (table["p_holm"] >= table["p"]).all()
+    nli = table[table["task"] == "average"]
+    assert (nli["p_holm"] < 0.05).all() and (nli["difference"] > 0).all()
+    best = {
+        name: scores_of(found).query("phenomenon == 'all' and task == 'sim'").set_index("method")["value"][name]
+        for name in ("bge", "sgpt")
+    }
+    strongest = table[(table["task"] == "sim") & table["strongest"]]["baseline"].tolist()
+    assert strongest == [max(best, key=best.get)]
+
+
+def test_a_method_does_not_differ_from_itself() -> None:
+    found = predictions()
+    twin = found[found["method"] == "d2llm"].assign(method="bge")
+    table = compared(pd.concat([found[found["method"] != "bge"], twin]))
+    same = table[table["baseline"] == "bge"]
+    assert (same[["difference", "low", "high"]] == 0).all(axis=None)
+    assert (same["p"] == 1).all()
+
+
+def test_several_seeds_are_averaged_and_resampled() -> None:
+    many = predictions(seeds=(1, 2, 3))
+    table = compared(many)
+    comparison.check(table, scores_of(many))
+    assert (table["seeds"] == 3).all()
+    # A lead of one seed in three is not certain: its interval is far wider than over examples alone.
+    lucky = many.copy()
+    chosen = (lucky["method"] == "sgpt") & (lucky["seed"] > 1) & (lucky["task"] == "nli_a")
+    lucky.loc[chosen, "score"] = lucky.loc[chosen, "label"]
+    row = compared(lucky).query("task == 'nli_a' and baseline == 'sgpt'").iloc[0]
+    alone = compared(lucky[lucky["seed"] == 2]).query("task == 'nli_a' and baseline == 'sgpt'").iloc[0]
+    assert row["high"] - row["low"] > 2 * (alone["high"] - alone["low"])
+
+
+def test_the_same_seed_gives_the_same_table() -> None:
+    found = predictions()
+    pd.testing.assert_frame_equal(compared(found), compared(found))
+    assert not compared(found)["low"].equals(comparison.compare(found, TASKS, METHODS, 400, 0.95, 2)["low"])
+
+
+def test_predictions_that_do_not_fit_are_refused() -> None:
+    found = predictions()
+    table = compared(found)
+    wrong = scores_of(found)
+    wrong.loc[(wrong["method"] == "bge") & (wrong["task"] == "sim"), "value"] += 0.01
+    with pytest.raises(ArtifactError, match="spearman of bge on sim is .* in the scores and .* by its predictions"):
+        comparison.check(table, wrong)
+    with pytest.raises(ArtifactError, match="predictions of sgpt, seed 1, on sim are of other examples"):
+        compared(found[~((found["method"] == "sgpt") & (found["task"] == "sim") & (found["query_id"] == "7"))])
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Config:
+    """A tier whose scores and predictions are collected."""
+    config = Config(
+        results=str(tmp_path), methods={name: {} for name in METHODS}, references=[], statistics={"resamples": 200}
+    )
+    found = predictions()
+    write_frame(Paths.of(config).predictions, found)
+    write_frame(Paths.of(config).scores, scores_of(found))
+    comparison.run(config)
+    return config
+
+
+def test_figures_need_scores_and_comparisons_only_and_come_out_the_same(finished: Config) -> None:
+    code = (
+        "import sys; from d2llm.config import Config; from d2llm.reporting import figures;"
+        f"config = Config(results={finished.results!r}, methods={dict.fromkeys(METHODS, {})!r}, references=[]);"
+        "[figures.run(config, name) for name in figures.FIGURES];"
+        "print([name for name in ('torch', 'mteb', 'transformers') if name in sys.modules])"
+    )
+    paths, seen = Paths.of(finished), []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.stdout.strip() == "[]", done.stderr
+        seen.append(
+            {(name, ext): paths.figure(name, ext).read_bytes() for name in figures.FIGURES for ext in figures.FORMATS}
+        )
+    assert seen[0] == seen[1]
+    for (_, ext), content in seen[0].items():
+        assert content.startswith({"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}[ext])
+        if ext == "pdf":
+            assert b"/FontFile2" in content  # fonts are embedded, as TrueType
+
+
+def test_unknown_figure_and_missing_comparisons_are_errors(finished: Config) -> None:
+    with pytest.raises(ConfigError, match="no figure named 'nope'; known: main"):
+        figures.run(finished, "nope")
+    Paths.of(finished).comparisons.write_text("group,task\nnli,a\n", encoding="utf-8")
+    with pytest.raises(ArtifactError, match="comparisons.csv: damaged CSV .column 'metric' is missing"):
+        figures.run(finished, "main")
+    Paths.of(finished).comparisons.unlink()
+    with pytest.raises(ArtifactError, match="comparisons.csv: missing"):
+        figures.run(finished, "main")
+
+
+def test_without_the_subject_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    config = Config(results=str(tmp_path), methods={"bge": {}, "sgpt": {}}, references=[])
+    found = predictions()
+    write_frame(Paths.of(config).predictions, found)
+    write_frame(Paths.of(config).scores, scores_of(found))
+    comparison.run(config)
+    assert len(read_csv(Paths.of(config).comparisons, comparison.COLUMNS)) == 0
+    figures.run(config, "main")
+    with pytest.raises(ArtifactError, match="needs d2llm and a baseline"):
+        figures.run(config, "leads")

@@ -1,0 +1,88 @@
+"""Bootstrap metrics against scikit-learn and scipy on the resample written out; intervals by coverage; Holm by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import average_precision_score
+
+from d2llm import statistics
+
+
+def examples(seed: int, n: int, ties: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    score = rng.normal(size=n)
+    if ties:
+        score = score.round(0)
+    return score, rng.integers(0, 2, n), statistics.resamples(rng, n, 5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(3, 40), st.booleans())
+def test_weighted_metrics_are_those_of_the_resample_written_out(seed: int, n: int, ties: bool) -> None:
+    score, label, counts = examples(seed, n, ties)
+    target = np.random.default_rng(seed + 1).integers(0, 6, n).astype(float)
+    ap = statistics.average_precision(score, label, counts)
+    rho = statistics.spearman(score, target, counts)
+    average = statistics.mean(score, None, counts)
+    for row, drawn in enumerate(counts):
+        index = np.repeat(np.arange(n), drawn)
+        assert average[row] == pytest.approx(score[index].mean())
+        if label[index].any():
+            assert ap[row] == pytest.approx(average_precision_score(label[index], score[index]))
+        else:
+            assert ap[row] == 0
+        if len(set(score[index])) > 1 and len(set(target[index])) > 1:
+            assert rho[row] == pytest.approx(stats.spearmanr(score[index], target[index])[0])
+        else:
+            assert np.isnan(rho[row])
+
+
+def test_resamples_keep_their_size_and_are_uniform() -> None:
+    counts = statistics.resamples(np.random.default_rng(0), 10, 20_000)
+    assert (counts.sum(1) == 10).all()
+    assert counts.mean(0) == pytest.approx(np.ones(10), abs=0.03)
+
+
+def test_interval_by_hand() -> None:
+    found = statistics.interval(0.5, np.array([-1.0, *range(1, 99)], dtype=float), level=0.9)
+    assert (found.difference, found.p) == (0.5, pytest.approx(2 * 2 / 100))
+    assert (found.low, found.high) == pytest.approx(np.quantile([-1, *range(1, 99)], [0.05, 0.95]))
+    assert statistics.interval(0.0, np.array([np.nan])).p == 1.0
+    assert statistics.interval(0.0, np.zeros(9)).p == 1.0
+
+
+def test_intervals_cover_what_they_claim() -> None:
+    """Paired differences of two noisy scorers, whose true difference of mean is known: 95% intervals hold it 95% of the time."""
+    rng = np.random.default_rng(3)
+    held = []
+    for _ in range(400):
+        shared = rng.normal(size=150)
+        first, second = shared + rng.normal(0.2, 1, 150), shared + rng.normal(0.0, 1, 150)
+        counts = statistics.resamples(rng, 150, 400)
+        drawn = statistics.mean(first, None, counts) - statistics.mean(second, None, counts)
+        found = statistics.interval(float((first - second).mean()), drawn)
+        held.append(found.low <= 0.2 <= found.high)
+    assert 0.92 <= np.mean(held) <= 0.98
+
+
+def test_p_values_are_uniform_where_nothing_differs() -> None:
+    rng = np.random.default_rng(4)
+    found = []
+    for _ in range(300):
+        first, second = rng.normal(size=(2, 120))
+        counts = statistics.resamples(rng, 120, 300)
+        drawn = statistics.mean(first, None, counts) - statistics.mean(second, None, counts)
+        found.append(statistics.interval(float((first - second).mean()), drawn).p)
+    assert np.mean(np.array(found) < 0.05) == pytest.approx(0.05, abs=0.035)
+    assert stats.kstest(found, "uniform").statistic < 0.1
+
+
+def test_holm_by_hand() -> None:
+    # 0.01·4, 0.02·3, 0.03·2 (raised to the one before), 0.5·1
+    assert statistics.holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert statistics.holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+    assert len(statistics.holm([])) == 0
