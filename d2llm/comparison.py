@@ -141,12 +141,15 @@ def _rows(
 
 
 def check(found: pd.DataFrame, scores: pd.DataFrame) -> None:
-    """Refuse predictions from which the collected scores do not follow (to rounding): two truths in one folder."""
+    """Refuse predictions from which the collected scores do not follow: two truths in one folder.
+
+    mteb rounds retrieval metrics to five digits, so that is how close they have to be.
+    """
     base = scores[(scores["variant"] == "base") & (scores["phenomenon"] == "all")]
     values = base.groupby(["method", "task", "metric"])["value"].mean()
     for row in found[found["task"] != AVERAGE].itertuples():
         for method, value in ((row.method, row.value), (row.baseline, row.value - row.difference)):
-            if abs(values[method, row.task, row.metric] - value) > 1e-6:
+            if abs(values[method, row.task, row.metric] - value) > 1e-5:
                 raise ArtifactError(
                     f"{row.metric} of {method} on {row.task} is {values[method, row.task, row.metric]:.6f} in the scores and "
                     f"{value:.6f} by its predictions; {MEND}"
