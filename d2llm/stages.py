@@ -14,6 +14,7 @@ from d2llm.config import Config, canonical
 from d2llm.errors import ConfigError
 from d2llm.paths import PROVENANCE, beside
 from d2llm.provenance import code_digest
+from d2llm.reporting.catalogue import FIGURES, figure_module
 
 RUN = ("method", "variant", "seed")
 # Of the section `teacher`: how it is asked, and how it is tuned.
@@ -157,6 +158,8 @@ def modules(stage: str, **arguments: Any) -> list[str]:
     roots = [STAGES[stage].function.partition(":")[0]]
     if stage == "train":
         roots.append(method_module(arguments["method"]))
+    if stage == "figure" and arguments["name"] in FIGURES:
+        roots.append(figure_module(arguments["name"]))  # loaded by name, so no import statement tells of it
     return roots
 
 

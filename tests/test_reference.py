@@ -7,8 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from d2llm.artifacts import read_json
-from d2llm.config import load
+from d2llm.artifacts import read_csv, read_json
+from d2llm.comparison import COLUMNS as COLUMNS_COMPARED
+from d2llm.comparison import check
+from d2llm.config import load, plain
+from d2llm.paths import Paths
 from d2llm.reporting import layout
 from d2llm.reporting.tables import TABLES, context
 
@@ -25,9 +28,13 @@ def scores() -> pd.DataFrame:
     return pd.read_csv(REFERENCE / "scores.csv", keep_default_na=False)
 
 
+def comparisons() -> pd.DataFrame:
+    return read_csv(REFERENCE / "comparisons.csv", COLUMNS_COMPARED)
+
+
 @pytest.mark.parametrize("name", sorted(TABLES))
 def test_tables_follow_from_the_scores(name: str, scores: pd.DataFrame) -> None:
-    table = TABLES[name].build(scores, context(load([REFERENCE / "config.yaml"])))
+    table = TABLES[name].build(scores, context(load([REFERENCE / "config.yaml"])), comparisons())
     for extension, render in (("csv", layout.to_csv), ("md", layout.to_markdown), ("tex", layout.to_latex)):
         assert render(table) == (REFERENCE / "tables" / f"{name}.{extension}").read_text(encoding="utf-8")
 
@@ -43,6 +50,33 @@ def test_readme_shows_the_reference_scores(scores: pd.DataFrame) -> None:
         method = titles[row[0].strip("*")]
         shown = [cell.strip("*") for cell in row[1:]]
         assert shown == [f"{values[method, task, metric]:.3f}" for task, metric in COLUMNS.items()]
+
+
+def test_comparisons_are_of_these_scores(scores: pd.DataFrame) -> None:
+    check(comparisons(), scores)
+    baselines = scores["method"].nunique() - 3  # without D2LLM and the two reference rows
+    assert len(comparisons()) == baselines * (scores["task"].nunique() + scores["group"].nunique())
+
+
+def test_the_settings_of_the_run_are_those_that_tuning_chose() -> None:
+    """config/mini.yaml, the reference run and the record of the trials agree, and the documentation shows that record."""
+    trials = pd.read_csv(REFERENCE / "tuning" / "trials.csv")
+    assert trials.groupby("method").size().nunique() == 1
+    chosen = trials[trials["chosen"]].set_index("method")["setting"].to_dict()
+    for config in (load([ROOT / "config" / "mini.yaml"]), load([REFERENCE / "config.yaml"])):
+        assert set(chosen) == set(config.methods)
+        for method in config.methods:
+            points = [settings for settings in config.grid(method).values() if said(settings) == chosen[method]]
+            assert len(points) == 1
+            recipe = config.recipe(method).model_dump()
+            assert {key: recipe[key] for key in points[0]} == points[0], method
+    text = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
+    shown = text.split("<!-- trials -->")[1].split("<!-- /trials -->")[0].strip()
+    assert shown == Paths(REFERENCE).trials_md.read_text(encoding="utf-8").strip()
+
+
+def said(settings: dict) -> str:
+    return ", ".join(f"{key} {plain(value)}" for key, value in settings.items())
 
 
 def test_every_record_says_what_made_it() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from d2llm.reporting import catalogue
 from d2llm.reporting.figures import FIGURES
 from d2llm.reporting.tables import TABLES
 
@@ -99,6 +100,12 @@ def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert old in text
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def test_the_catalogue_names_what_there_is() -> None:
+    assert set(catalogue.TABLES) == set(TABLES)
+    modules = {path.stem.removeprefix("figure_") for path in (ROOT / "d2llm" / "reporting").glob("figure_*.py")}
+    assert set(catalogue.FIGURES) == modules
 
 
 def test_everything_is_scheduled_at_first(fresh: Path) -> None:
@@ -239,6 +246,16 @@ def test_tables_need_the_collected_scores_alone(copy: Path) -> None:
         shutil.rmtree(copy / "results" / "mini" / name)
     assert scheduled(copy, "tables") == Counter(["table"] * len(TABLES) + ["tables"])
     assert scheduled(copy, "figures") == Counter(["figure"] * len(FIGURES) + ["figures"])
+
+
+def test_a_restyled_figure_renders_itself_alone(copy: Path) -> None:
+    edit(copy / "d2llm" / "reporting" / "figure_leads.py", "markersize=4", "markersize=5")
+    assert scheduled(copy, "figures") == Counter(["figure", "figures"])
+    assert not scheduled(copy, "results/mini/figures/main.svg")
+    with (copy / "d2llm" / "reporting" / "suite.mplstyle").open("a") as sheet:
+        sheet.write("axes.labelpad: 3\n")
+    assert scheduled(copy, "figures") == Counter(["figure"] * len(FIGURES) + ["figures"])
+    assert "table" not in scheduled(copy)
 
 
 def test_a_second_run_in_the_same_folder_is_refused(copy: Path) -> None:

@@ -1,6 +1,6 @@
 """Renders a figure by name as PDF, SVG and PNG, from the collected scores and comparisons alone; no torch.
 
-A new figure is a module with `draw(data) -> matplotlib Figure`, and one entry in `FIGURES`.
+A new figure is a module `figure_<name>.py` with `draw(data) -> matplotlib Figure`, and its name in `catalogue.FIGURES`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from d2llm.comparison import COLUMNS as COMPARISONS
 from d2llm.errors import ConfigError
 from d2llm.evaluation.collect import SCORES
 from d2llm.paths import Paths
+from d2llm.reporting.catalogue import FIGURES, figure_module
 from d2llm.reporting.main_tables import Context
 
 if TYPE_CHECKING:
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
 
     from d2llm.config import Config
 
-FIGURES: dict[str, str] = {
-    "main": "d2llm.reporting.figure_main",
-    "leads": "d2llm.reporting.figure_leads",
-    "phenomena": "d2llm.reporting.figure_phenomena",
-}
 # No dates and versions in the files: equal results, equal bytes.
 FORMATS: dict[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
@@ -62,7 +58,7 @@ def run(config: Config, name: str) -> None:
         context(config),
         config.statistics.level,
     )
-    render(import_module(FIGURES[name]).draw, data, {ext: paths.figure(name, ext) for ext in FORMATS})
+    render(import_module(figure_module(name)).draw, data, {ext: paths.figure(name, ext) for ext in FORMATS})
 
 
 def render(draw: Callable[[Data], Figure], data: Data, files: dict[str, Path]) -> None:

@@ -17,9 +17,7 @@ from d2llm.artifacts import write_text
 from d2llm.errors import ConfigError
 from d2llm.methods import method as find_method
 from d2llm.paths import PROVENANCE, Paths, beside
-
-TABLES = ("nli", "sts", "ir")
-FIGURES = ("main", "leads", "phenomena")
+from d2llm.reporting.catalogue import FIGURES, TABLES
 
 
 # ---------------------------------------------------------------------------------------------------------- config
@@ -37,6 +35,7 @@ except ConfigError as error:
     sys.exit(f"error: {error}")  # one line; an exception would come wrapped in this file's name
 PATHS = Paths.of(CONFIG)
 ENVIRONMENT = "../../environment.yml"
+STYLE_SHEET = os.path.relpath(Path(workflow.basedir) / "d2llm" / "reporting" / "suite.mplstyle")
 
 
 wildcard_constraints:

@@ -51,6 +51,7 @@ rule figure:
     input:
         PATHS.scores,
         PATHS.comparisons,
+        STYLE_SHEET,
     output:
         PATHS.figure("{name}", "pdf"),
         PATHS.figure("{name}", "svg"),
