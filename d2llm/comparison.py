@@ -1,21 +1,23 @@
 """Stage `comparison`: D2LLM against every baseline on every task, from the collected predictions.
 
-Paired bootstrap: all methods are scored on the same resampled examples and, where there are several, the same resampled
-seeds; the metric is computed anew on each resample. Which differences are significant is judged after Holm's correction
-over all of them. The methods of the computation are in `d2llm.statistics`.
+Paired bootstrap: all methods are scored on the same resampled examples, and the metric is computed anew on each resample;
+where there are several seeds, what their spread leaves open is added. Which differences are significant is judged after
+Holm's correction over all of them. How it is computed is in `d2llm.statistics`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from d2llm import statistics
 from d2llm.artifacts import MEND, atomic, read_frame
-from d2llm.errors import ArtifactError
+from d2llm.errors import ArtifactError, ConfigError
+from d2llm.evaluation.collect import PREDICTIONS, SCORES
 from d2llm.evaluation.headline import HEADLINE
 from d2llm.evaluation.metrics import per_query
 from d2llm.logs import get_logger
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 SUBJECT = "d2llm"
 AVERAGE = "average"
+# Resamples computed at once: bounds the memory.
+BLOCK = 500
 RESAMPLED = {
     "pair_classification": statistics.average_precision,
     "sts": statistics.spearman,
@@ -35,18 +39,31 @@ COLUMNS = {
     "group": "str", "task": "str", "metric": "str", "method": "str", "baseline": "str", "strongest": "bool", "value": "float",
     "difference": "float", "low": "float", "high": "float", "p": "float", "p_holm": "float", "seeds": "int", "n": "int",
 }  # fmt: skip
-_SCORES = {"method": "str", "variant": "str", "seed": "int", "task": "str", "task_type": "str", "group": "str", "phenomenon": "str", "metric": "str", "value": "float"}  # fmt: skip
-_PREDICTIONS = {"method": "str", "variant": "str", "seed": "int", "task": "str", "query_id": "str", "doc_id": "str", "score": "float", "label": "float", "relevant": "int"}  # fmt: skip
+_SCORES = {
+    name: SCORES[name]
+    for name in ("method", "variant", "seed", "task", "task_type", "group", "phenomenon", "metric", "value")
+}
+_PREDICTIONS = {name: kind for name, kind in PREDICTIONS.items() if name not in ("tier", "phenomenon")}
 
 
 def run(config: Config) -> None:
-    """Write `comparisons.csv`; without D2LLM or a baseline among the methods it has no row."""
+    """Write `comparisons.csv`; without D2LLM or a baseline among the methods it has no row.
+
+    Raises:
+        ConfigError: too few resamples for any difference to be significant. ArtifactError: predictions do not fit.
+    """
     paths, settings = Paths.of(config), config.statistics
     scores = read_frame(paths.scores, _SCORES)
     predictions = read_frame(paths.predictions, _PREDICTIONS)
     predictions = predictions[(predictions["variant"] == "base") & predictions["method"].isin(config.methods)]
     tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
     found = compare(predictions, tasks, list(config.methods), settings.resamples, settings.level, settings.seed)
+    least = math.ceil(round(2 * len(found) / (1 - settings.level), 6))
+    if len(found) and settings.resamples < least:
+        raise ConfigError(
+            f"statistics.resamples: {settings.resamples} are too few for any of {len(found)} corrected differences to be "
+            f"significant; raise it to at least {least}"
+        )
     check(found, scores)
     with atomic(paths.comparisons) as temporary:
         found.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
@@ -62,52 +79,62 @@ def compare(
 
     `tasks` is indexed by task with columns task_type and group; `methods` holds the subject and the baselines.
     """
-    rows, drawn_of, observed_of = [], {}, {}
-    seeds = sorted(predictions["seed"].unique().tolist())
     baselines = [name for name in methods if name != SUBJECT]
     if SUBJECT not in methods or not baselines:
         return pd.DataFrame(columns=list(COLUMNS))
-    # The same seeds are drawn for every method and task.
-    chosen = statistics.resamples(np.random.default_rng([seed, 0]), len(seeds), count) / len(seeds)
-    for task in tasks.index:
-        kind = tasks.loc[task, "task_type"]
-        own = predictions[predictions["task"] == task]
-        sides = {
-            (name, s): examples(own[(own["method"] == name) & (own["seed"] == s)], kind)
-            for name in methods
-            for s in seeds
-        }
-        first = next(iter(sides.values()))
-        for key, side in sides.items():
-            if not side.index.equals(first.index):
-                raise ArtifactError(
-                    f"predictions of {key[0]}, seed {key[1]}, on {task} are of other examples than the others'; {MEND}"
-                )
-        counts = statistics.resamples(np.random.default_rng([seed, *task.encode()]), len(first), count)
-        whole = np.ones((1, len(first)), dtype=np.int32)
-        for name in methods:
-            per_seed = [sides[name, s] for s in seeds]
-            observed_of[name, task] = np.mean([_metric(kind, side, whole)[0] for side in per_seed])
-            drawn_of[name, task] = (np.stack([_metric(kind, side, counts) for side in per_seed], axis=1) * chosen).sum(
-                1
-            )
-        rows += _rows(task, tasks.loc[task, "group"], HEADLINE[kind], {n: observed_of[n, task] for n in methods},
-                      {n: drawn_of[n, task] for n in methods}, baselines, level, len(seeds), len(first))  # fmt: skip
+    seeds = sorted(predictions["seed"].unique().tolist())
+    rows = []
     for group, members in tasks.groupby("group", sort=False):
-        if len(members) > 1:
-            observed = {n: float(np.mean([observed_of[n, task] for task in members.index])) for n in methods}
-            drawn = {n: np.mean([drawn_of[n, task] for task in members.index], axis=0) for n in methods}
-            metric = HEADLINE[members["task_type"].iloc[0]]
-            rows += _rows(AVERAGE, group, metric, observed, drawn, baselines, level, len(seeds), len(members))
+        parts = []
+        for task, kind in members["task_type"].items():
+            sides = _sides(predictions[predictions["task"] == task], task, kind, methods, seeds)
+            parts.append(_measure(sides, kind, methods, seeds, count, np.random.default_rng([seed, *task.encode()])))
+            rows += _rows(task, group, HEADLINE[kind], parts[-1], baselines, level, seed)
+        if len(parts) > 1:
+            average = _Measured(
+                {n: np.mean([part.observed[n] for part in parts], axis=0) for n in methods},
+                {n: np.mean([part.drawn[n] for part in parts], axis=0) for n in methods},
+                sum(part.n for part in parts),
+            )
+            rows += _rows(AVERAGE, group, HEADLINE[members["task_type"].iloc[0]], average, baselines, level, seed)
     found = pd.DataFrame(rows)
     return found.assign(p_holm=statistics.holm(found["p"]))[list(COLUMNS)]
 
 
+class _Measured(NamedTuple):
+    """By method: the metric of each seed (S,), and its mean over seeds on every resample (count,); the number of examples."""
+
+    observed: dict[str, np.ndarray]
+    drawn: dict[str, np.ndarray]
+    n: int
+
+
+def _sides(
+    own: pd.DataFrame, task: str, kind: str, methods: list[str], seeds: list[int]
+) -> dict[tuple[str, int], pd.DataFrame]:
+    """The examples of every method and seed, checked to be the same ones with the same right answers."""
+    sides: dict[tuple[str, int], pd.DataFrame] = {}
+    for name in methods:
+        for seed in seeds:
+            part = own[(own["method"] == name) & (own["seed"] == seed)]
+            if part.empty:
+                raise ArtifactError(f"no predictions of {name}, seed {seed}, on {task}; {MEND}")
+            sides[name, seed] = examples(part, kind)
+    shared = [column for column in ("cluster", "target", "relevant") if column in next(iter(sides.values()))]
+    first = next(iter(sides.values()))[shared]
+    for (name, seed), side in sides.items():
+        if not side[shared].equals(first):
+            raise ArtifactError(
+                f"predictions of {name}, seed {seed}, on {task} are of other examples than the others'; {MEND}"
+            )
+    return sides
+
+
 def examples(predictions: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """One row an example in the order of its id: `value`, and `target` where the metric needs it."""
+    """One row an example in the order of its id: `value`, `cluster`, and `target` (pairs) or `relevant` (queries)."""
     if kind != "retrieval":
         frame = predictions.rename(columns={"score": "value", "label": "target"}).set_index("query_id")
-        return frame[["value", "target"]].sort_index()
+        return frame[["value", "target", "cluster"]].sort_index()
     results: dict[str, dict[str, float]] = {}
     qrels: dict[str, dict[str, int]] = {}
     columns = (predictions[name] for name in ("query_id", "doc_id", "score", "label", "relevant"))
@@ -117,25 +144,45 @@ def examples(predictions: pd.DataFrame, kind: str) -> pd.DataFrame:
             query, {"": int(relevant > 0)}
         )  # relevant documents that were not kept count for recall only
         judged[doc] = int(label)
-    return per_query(results, qrels)[[HEADLINE[kind]]].set_axis(["value"], axis=1).sort_index()
+    ranks = per_query(results, qrels)[[HEADLINE[kind]]].set_axis(["value"], axis=1)
+    return ranks.join(
+        predictions.drop_duplicates("query_id").set_index("query_id")[["cluster", "relevant"]]
+    ).sort_index()
 
 
-def _metric(kind: str, side: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
-    target = side["target"].to_numpy() if "target" in side else None
-    return RESAMPLED[kind](side["value"].to_numpy(), target, counts)
+def _measure(
+    sides: Mapping[tuple[str, int], pd.DataFrame], kind: str, methods: list[str], seeds: list[int], count: int, rng: np.random.Generator
+) -> _Measured:  # fmt: skip
+    first = next(iter(sides.values()))
+    clusters = pd.factorize(first["cluster"])[0]
+    target = first["target"].to_numpy() if "target" in first else None
+    values = {key: side["value"].to_numpy() for key, side in sides.items()}
+    metric = RESAMPLED[kind]
+    whole = np.ones((1, len(first)), dtype=np.int32)
+    observed = {name: np.array([metric(values[name, s], target, whole)[0] for s in seeds]) for name in methods}
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in methods}
+    for start in range(0, count, BLOCK):
+        counts = statistics.resamples(rng, clusters, min(BLOCK, count - start))  # the same for all methods: paired
+        for name in methods:
+            drawn[name].append(np.mean([metric(values[name, s], target, counts) for s in seeds], axis=0))
+    return _Measured(observed, {name: np.concatenate(parts) for name, parts in drawn.items()}, len(first))
 
 
 def _rows(
-    task: str, group: str, metric: str, observed: Mapping[str, float], drawn: Mapping[str, np.ndarray], baselines: list[str], level: float,
-    seeds: int, n: int,
-) -> list[dict[str, object]]:  # fmt: skip
-    strongest = max(baselines, key=lambda name: observed[name])
+    task: str, group: str, metric: str, found: _Measured, baselines: list[str], level: float, seed: int
+) -> list[dict[str, object]]:
+    strongest = max(baselines, key=lambda name: found.observed[name].mean())
     rows = []
     for name in baselines:
-        found = statistics.interval(observed[SUBJECT] - observed[name], drawn[SUBJECT] - drawn[name], level)
+        per_seed = found.observed[SUBJECT] - found.observed[name]
+        drawn = found.drawn[SUBJECT] - found.drawn[name]
+        drawn = drawn + statistics.seed_luck(
+            np.random.default_rng([seed, 1, *f"{task} {name}".encode()]), per_seed, len(drawn)
+        )
+        measured = statistics.interval(float(per_seed.mean()), drawn, level)
         rows.append(
             {"group": group, "task": task, "metric": metric, "method": SUBJECT, "baseline": name, "strongest": name == strongest,
-             "value": observed[SUBJECT], **found._asdict(), "seeds": seeds, "n": n}
+             "value": float(found.observed[SUBJECT].mean()), **measured._asdict(), "seeds": len(per_seed), "n": found.n}
         )  # fmt: skip
     return rows
 
@@ -146,11 +193,11 @@ def check(found: pd.DataFrame, scores: pd.DataFrame) -> None:
     mteb rounds retrieval metrics to five digits, so that is how close they have to be.
     """
     base = scores[(scores["variant"] == "base") & (scores["phenomenon"] == "all")]
-    values = base.groupby(["method", "task", "metric"])["value"].mean()
+    values = base.groupby(["method", "task", "metric"])["value"].mean().to_dict()
     for row in found[found["task"] != AVERAGE].itertuples():
         for method, value in ((row.method, row.value), (row.baseline, row.value - row.difference)):
-            if abs(values[method, row.task, row.metric] - value) > 1e-5:
+            collected = values.get((method, row.task, row.metric), float("nan"))
+            if not abs(collected - value) <= 1e-5:
                 raise ArtifactError(
-                    f"{row.metric} of {method} on {row.task} is {values[method, row.task, row.metric]:.6f} in the scores and "
-                    f"{value:.6f} by its predictions; {MEND}"
+                    f"{row.metric} of {method} on {row.task} is {collected:.6f} in the scores and {value:.6f} by its predictions; {MEND}"
                 )

@@ -6,6 +6,7 @@ without torch.
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -136,7 +137,7 @@ class TuningSettings(Section):
 class StatisticsSettings(Section):
     """The paired bootstrap behind intervals and marks of significance."""
 
-    resamples: Annotated[int, Field(ge=100)] = 2000
+    resamples: Annotated[int, Field(ge=100)] = 4000
     level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     seed: Count = 1
 
@@ -297,6 +298,9 @@ def check_grids(config: Config, origin: Callable[[Key], str]) -> None:
             known = ", ".join(config.methods)
             raise ConfigError(f"{origin(key)}: {dotted(key)}: expected one of the methods {known}")
         points = config.grid(name)
+        size = math.prod(map(len, config.tuning.grids[name].values()))
+        if len(points) < size:
+            raise ConfigError(f"{origin(key)}: {dotted(key)}: a value twice (numbers count to six digits)")
         for point, settings in points.items():
             if not re.fullmatch(NAME, point):
                 raise ConfigError(
@@ -305,7 +309,7 @@ def check_grids(config: Config, origin: Callable[[Key], str]) -> None:
             if point in config.variants:
                 raise ConfigError(f"{origin(key)}: {dotted(key)}: {point!r} is a variant's name already; rename that")
             validate(find(name).Recipe, merged(config.methods[name], nested(settings)), origin, key)
-        sizes[name] = len(points)
+        sizes[name] = size
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Paired bootstrap of ranking metrics over examples and seeds, and the correction for many comparisons. Pure functions.
+"""Paired bootstrap of ranking metrics, the luck of seeds, and the correction for many comparisons. Pure functions.
 
 A resample of n examples is n counts (how often each was drawn), and a metric of the resample is a weighted metric of the
 examples. So each metric here takes counts (r, n), a row a resample, and gives (r,) values, exactly those of the
@@ -22,9 +22,26 @@ class Interval(NamedTuple):
     p: float
 
 
-def resamples(rng: np.random.Generator, n: int, count: int) -> np.ndarray:
-    """(count, n) int32: how often each of n examples is drawn in each of `count` resamples of size n."""
-    return rng.multinomial(n, np.full(n, 1.0 / n), size=count).astype(np.int32)
+def resamples(rng: np.random.Generator, clusters: np.ndarray, count: int) -> np.ndarray:
+    """(count, n) int32: how often each example is drawn, whole clusters at a time, as many clusters as there are.
+
+    clusters (n,): cluster number of each example, from 0. Examples that share a text are not independent; drawn one by one
+    they would make intervals too narrow.
+    """
+    size = int(clusters.max()) + 1
+    return rng.multinomial(size, np.full(size, 1.0 / size), size=count).astype(np.int32)[:, clusters]
+
+
+def seed_luck(rng: np.random.Generator, per_seed: np.ndarray, count: int) -> np.ndarray:
+    """(count,) draws of how far a mean over seeds may be off: t with S − 1 degrees of freedom, times sd/√S; per_seed (S,).
+
+    Resampling a handful of seeds instead would say far too little: of three equal signs it knows no other. Zero for one
+    seed, whose luck is not known.
+    """
+    size = len(per_seed)
+    if size < 2:
+        return np.zeros(count)
+    return rng.standard_t(size - 1, size=count) * (per_seed.std(ddof=1) / np.sqrt(size))
 
 
 def average_precision(score: np.ndarray, label: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -46,12 +63,15 @@ def average_precision(score: np.ndarray, label: np.ndarray, counts: np.ndarray) 
 def spearman(score: np.ndarray, target: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """(r,) Pearson correlation of mid-ranks; NaN where a side of a resample is constant. score, target (n,), counts (r, n)."""
     left, right = midranks(score, counts), midranks(target, counts)
-    weight = counts.astype(np.float64)
-    size = weight.sum(1, keepdims=True)
-    left -= (weight * left).sum(1, keepdims=True) / size
-    right -= (weight * right).sum(1, keepdims=True) / size
-    product = (weight * left * right).sum(1)
-    scale = np.sqrt((weight * left**2).sum(1) * (weight * right**2).sum(1))
+    # Both have the same mean, (size + 1)/2.
+    middle = (counts.sum(1, keepdims=True) + 1) / 2
+    left -= middle
+    right -= middle
+    weighted = counts * left
+    product = np.einsum("rn,rn->r", weighted, right)
+    left_square = np.einsum("rn,rn->r", weighted, left)
+    right_square = np.einsum("rn,rn,rn->r", counts, right, right)
+    scale = np.sqrt(left_square * right_square)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(scale > 0, product / scale, np.nan)
 

@@ -32,14 +32,16 @@ _COLUMNS = {"split": "str", "task": "str", "task_type": "str", "phenomenon": "st
 def run(config: Config) -> None:
     """Write `tuning/trials.csv`, `trials.md` and `chosen.yaml`."""
     paths, rows = Paths.of(config), []
-    if not config.trials():
-        raise ConfigError("tuning.grids: no method has a grid; give each one, of equal size")
+    without = [method for method in config.methods if method not in config.tuning.grids]
+    if without:
+        raise ConfigError(f"tuning.grids: no grid for {', '.join(without)}; every method needs one, of equal size")
     for trial in config.trials():
         scores = read_frame(paths.development(*trial.run) / "scores.parquet", _COLUMNS)
         summary = read_json(paths.run(*trial.run) / "summary.json")
-        about = {"method": trial.run.method, "variant": trial.run.variant, "seed": trial.run.seed}
+        about = {"method": trial.run.method, "seed": trial.run.seed}
         said = ", ".join(f"{key} {plain(value)}" for key, value in trial.settings.items())
-        rows.append(about | {"setting": said} | judged(scores) | {"seconds": summary["seconds"]})
+        edge = at_edge(config.tuning.grids[trial.run.method], trial.settings)
+        rows.append(about | {"setting": said, "edge": edge} | judged(scores) | {"seconds": summary["seconds"]})
     trials = choose(pd.DataFrame(rows))
     best = {
         trial.run.method: nested(trial.settings)
@@ -61,6 +63,11 @@ def judged(scores: pd.DataFrame) -> dict[str, float]:
     return {name: float(kinds[name]) for name in HEADLINE if name in kinds} | {"mean": float(kinds.mean())}
 
 
+def at_edge(axes: Mapping[str, list[Any]], point: Mapping[str, Any]) -> str:
+    """The settings, of three values and more, of which a point has the first or last: a better one may lie beyond."""
+    return ", ".join(key for key, values in axes.items() if len(values) > 2 and point[key] in (values[0], values[-1]))
+
+
 def choose(trials: pd.DataFrame) -> pd.DataFrame:
     """The trials with a column `chosen`: True at the best mean of each method, the first of equal ones."""
     best = trials.groupby("method", sort=False)["mean"].idxmax()
@@ -73,7 +80,9 @@ def markdown(trials: pd.DataFrame) -> str:
     head = ["method", "setting", *(KINDS[name] for name in kinds), "mean", "seconds"]
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(kinds) + 2)]
     for row in trials.to_dict("records"):
-        setting = f"**{row['setting']}**" if row["chosen"] else row["setting"]
+        setting = row["setting"]
+        if row["chosen"]:
+            setting = f"**{setting}**" + (f" (edge of {row['edge']})" if row["edge"] else "")
         numbers = [f"{row[name]:.3f}" for name in (*kinds, "mean")]
         lines.append("| " + " | ".join([row["method"], setting, *numbers, f"{row['seconds']:.0f}"]) + " |")
     return "\n".join(lines) + "\n"
@@ -81,7 +90,10 @@ def markdown(trials: pd.DataFrame) -> str:
 
 def adopt_file(config: Config, file: Path) -> str:
     """Write the choice of a finished `tune` into a tier's file; returns what was written, in a line."""
-    chosen = read(present(Paths.of(config).chosen))["methods"]
+    found = Paths.of(config).chosen
+    chosen = read(present(found)).get("methods")
+    if not isinstance(chosen, dict) or not all(isinstance(settings, dict) for settings in chosen.values()):
+        raise ConfigError(f"{found}: not what `snakemake tune` writes; remove it and run that again")
     write_text(file, adopt(present(file).read_text(encoding="utf-8"), chosen))
     return ", ".join(
         f"{method} {key} {value}" for method, settings in chosen.items() for key, value in settings.items()
@@ -94,16 +106,18 @@ def adopt(text: str, chosen: Mapping[str, Mapping[str, Any]]) -> str:
     Raises ConfigError where a method or a key has no line of its own to change.
     """
     lines = text.splitlines()
+    first = next((i for i, line in enumerate(lines) if re.match(r"methods:\s*(#.*)?$", line)), len(lines))
+    last = next((i for i in range(first + 1, len(lines)) if re.match(r"[^\s#]", lines[i])), len(lines))
     for method, settings in chosen.items():
-        start = next((i for i, line in enumerate(lines) if re.match(rf"  {method}:\s*(#.*)?$", line)), None)
+        start = next((i for i in range(first, last) if re.match(rf"  {method}:\s*(#.*)?$", lines[i])), None)
         if start is None:
             raise ConfigError(f"methods.{method}: no line of its own; write it as a section and adopt again")
-        end = next((i for i in range(start + 1, len(lines)) if re.match(r" {0,2}\S", lines[i])), len(lines))
+        end = next((i for i in range(start + 1, last) if re.match(r" {0,2}\S", lines[i])), last)
         for key, value in settings.items():
             where = [i for i in range(start + 1, end) if re.match(rf"    {key}:", lines[i])]
             if not where or isinstance(value, Mapping):
                 raise ConfigError(f"methods.{method}.{key}: no line of its own; set it to {value!r} by hand")
-            old = re.match(r"(    \w+: *)([^#\s]+)(.*)$", lines[where[0]])
+            old = re.match(r"(    \w+: *)([^#\s\"'{\[]+)(\s*(#.*)?)$", lines[where[0]])
             if old is None:
                 raise ConfigError(f"methods.{method}.{key}: not a plain value; set it to {value!r} by hand")
             shown = yaml.safe_dump(value).splitlines()[0]

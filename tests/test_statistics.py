@@ -17,7 +17,7 @@ def examples(seed: int, n: int, ties: bool) -> tuple[np.ndarray, np.ndarray, np.
     score = rng.normal(size=n)
     if ties:
         score = score.round(0)
-    return score, rng.integers(0, 2, n), statistics.resamples(rng, n, 5)
+    return score, rng.integers(0, 2, n), statistics.resamples(rng, np.arange(n), 5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -42,9 +42,57 @@ def test_weighted_metrics_are_those_of_the_resample_written_out(seed: int, n: in
 
 
 def test_resamples_keep_their_size_and_are_uniform() -> None:
-    counts = statistics.resamples(np.random.default_rng(0), 10, 20_000)
+    counts = statistics.resamples(np.random.default_rng(0), np.arange(10), 20_000)
     assert (counts.sum(1) == 10).all()
     assert counts.mean(0) == pytest.approx(np.ones(10), abs=0.03)
+
+
+def test_clusters_are_drawn_whole() -> None:
+    counts = statistics.resamples(np.random.default_rng(0), np.array([0, 0, 1, 2, 2, 2]), 500)
+    assert (counts[:, 0] == counts[:, 1]).all() and (counts[:, 3] == counts[:, 5]).all()
+    assert (counts[:, [0, 2, 3]].sum(1) == 3).all()
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_intervals_cover_what_they_claim_over_seeds(size: int) -> None:
+    """Runs whose mean is 0.2 and that differ by seed: the interval from `size` of them holds 0.2 nineteen times of twenty."""
+    rng = np.random.default_rng(6)
+    held, rejected = [], []
+    for _ in range(1000):
+        per_seed = rng.normal(0.2, 1.0, size)
+        drawn = per_seed.mean() + statistics.seed_luck(rng, per_seed, 1000)
+        found = statistics.interval(float(per_seed.mean()), drawn)
+        held.append(found.low <= 0.2 <= found.high)
+        shifted = statistics.interval(float(per_seed.mean() - 0.2), drawn - 0.2)
+        rejected.append(shifted.p < 0.05)
+    assert np.mean(held) == pytest.approx(0.95, abs=0.025)
+    assert np.mean(rejected) == pytest.approx(0.05, abs=0.025)
+
+
+def test_the_luck_of_one_seed_is_not_known() -> None:
+    assert (statistics.seed_luck(np.random.default_rng(0), np.array([0.3]), 5) == 0).all()
+
+
+def test_clustered_examples_need_clusters() -> None:
+    """Pairs in threes that share their luck: drawn in threes, intervals of AP nearly hold what they claim; one by one they do not."""
+    rng = np.random.default_rng(5)
+    clusters = np.repeat(np.arange(60), 3)
+
+    def sample() -> tuple[np.ndarray, np.ndarray]:
+        base = np.repeat(rng.normal(size=60), 3)
+        return base + 0.8 * rng.normal(size=180), (base + 0.5 * rng.normal(size=180) > 0.3).astype(int)
+
+    truth = np.mean([average_precision_score(label, score) for score, label in (sample() for _ in range(3000))])
+    held: dict[str, list[bool]] = {"clusters": [], "examples": []}
+    for _ in range(300):
+        score, label = sample()
+        observed = average_precision_score(label, score)
+        for name, drawn in (("clusters", clusters), ("examples", np.arange(180))):
+            counts = statistics.resamples(rng, drawn, 200)
+            found = statistics.interval(observed, statistics.average_precision(score, label, counts))
+            held[name].append(found.low <= truth <= found.high)
+    assert np.mean(held["clusters"]) > 0.88
+    assert np.mean(held["examples"]) < np.mean(held["clusters"]) - 0.03
 
 
 def test_interval_by_hand() -> None:
@@ -62,7 +110,7 @@ def test_intervals_cover_what_they_claim() -> None:
     for _ in range(400):
         shared = rng.normal(size=150)
         first, second = shared + rng.normal(0.2, 1, 150), shared + rng.normal(0.0, 1, 150)
-        counts = statistics.resamples(rng, 150, 400)
+        counts = statistics.resamples(rng, np.arange(150), 400)
         drawn = statistics.mean(first, None, counts) - statistics.mean(second, None, counts)
         found = statistics.interval(float((first - second).mean()), drawn)
         held.append(found.low <= 0.2 <= found.high)
@@ -74,7 +122,7 @@ def test_p_values_are_uniform_where_nothing_differs() -> None:
     found = []
     for _ in range(300):
         first, second = rng.normal(size=(2, 120))
-        counts = statistics.resamples(rng, 120, 300)
+        counts = statistics.resamples(rng, np.arange(120), 300)
         drawn = statistics.mean(first, None, counts) - statistics.mean(second, None, counts)
         found.append(statistics.interval(float((first - second).mean()), drawn).p)
     assert np.mean(np.array(found) < 0.05) == pytest.approx(0.05, abs=0.035)

@@ -12,7 +12,7 @@ from tiny_run import tiny_config
 
 from d2llm.config import Run, load
 from d2llm.errors import ConfigError
-from d2llm.tuning import adopt, choose, judged, markdown
+from d2llm.tuning import adopt, at_edge, choose, judged, markdown, run
 
 MINI = Path(__file__).parent.parent / "config" / "mini.yaml"
 
@@ -61,6 +61,7 @@ def test_dotted_keys_reach_into_sections(tmp_path: Path) -> None:
         ({"sgptt": {"learning_rate": [1e-3]}}, "tuning.grids.sgptt: expected one of the methods"),
         ({"sgpt": {"lerning_rate": [1e-3]}}, "nearest valid key: tuning.grids.sgpt.learning_rate"),
         ({"sgpt": {"learning_rate": [-1.0]}}, "tuning.grids.sgpt.learning_rate: expected greater than 0"),
+        ({"sgpt": {"learning_rate": [0.0012345671, 0.0012345674]}}, "tuning.grids.sgpt: a value twice"),
         ({"sgpt": {"learning_rate": []}}, "tuning.grids.sgpt.learning_rate"),
     ],
 )  # fmt: skip
@@ -113,12 +114,12 @@ def test_a_trial_is_never_judged_on_test() -> None:
 def test_the_best_mean_of_each_method_is_chosen() -> None:
     trials = pd.DataFrame(
         {"method": ["a", "a", "b", "b"], "mean": [0.2, 0.5, 0.9, 0.9], "pair_classification": 0.5, "seconds": 3.2,
-         "setting": ["r 1", "r 2", "r 1", "r 2"]}
+         "setting": ["r 1", "r 2", "r 1", "r 2"], "edge": ["", "r", "", ""]}
     )  # fmt: skip
     chosen = choose(trials)
     assert chosen["chosen"].tolist() == [False, True, True, False]
     shown = markdown(chosen).splitlines()
-    assert shown[3] == "| a | **r 2** | 0.500 | 0.500 | 3 |"
+    assert shown[3] == "| a | **r 2** (edge of r) | 0.500 | 0.500 | 3 |"
     assert shown[2] == "| a | r 1 | 0.500 | 0.200 | 3 |"
 
 
@@ -130,10 +131,25 @@ def test_adopting_changes_the_chosen_values_and_nothing_else() -> None:
         "sgpt": {"learning_rate": 0.03, "warmup": 0.1},
         "bge": {"learning_rate": 0.5},
     }
+    before = "variants:\n  bge:\n    learning_rate: 9\n" + text
+    assert adopt(before, {"bge": {"learning_rate": 0.5}}) == before.replace("rate: 3", "rate: 0.5")
+    quoted = text.replace("learning_rate: 3", 'learning_rate: "joint x"')
+    with pytest.raises(ConfigError, match="methods.bge.learning_rate: not a plain value"):
+        adopt(quoted, {"bge": {"learning_rate": 0.5}})
     with pytest.raises(ConfigError, match="methods.sgpt.clip: no line of its own"):
         adopt(text, {"sgpt": {"clip": 2.0}})
     with pytest.raises(ConfigError, match="methods.llara: no line of its own"):
         adopt(text, {"llara": {"learning_rate": 2.0}})
+
+
+def test_a_choice_at_the_edge_of_its_grid_is_said() -> None:
+    axes = {"rate": [1, 2, 3], "gamma": [0, 1]}
+    assert [at_edge(axes, {"rate": rate, "gamma": 0}) for rate in (1, 2, 3)] == ["rate", "", "rate"]
+
+
+def test_every_method_needs_a_grid(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="tuning.grids: no grid for d2llm, bge, retromae, llara, udever"):
+        run(tiny_config(tmp_path, tuning={"grids": {"sgpt": {"learning_rate": [0.1]}}}))
 
 
 def test_tune_trains_trials_on_shared_data_and_evaluates_them_on_dev_only(fresh: Path) -> None:  # noqa: F811

@@ -70,8 +70,12 @@ def run(config: Config) -> None:
 
 
 def _rng(settings: WorldSettings, purpose: str) -> np.random.Generator:
-    """A generator of its own for every purpose, so that changing one size leaves the other texts as they were."""
-    return np.random.default_rng([settings.seed, *purpose.encode()])
+    """A generator of its own for every purpose, so that changing one size leaves the other texts as they were.
+
+    Test sets have a seed of their own: new ones need no new training data.
+    """
+    seed = settings.test_seed if purpose.startswith("test ") else settings.seed
+    return np.random.default_rng([seed, *purpose.encode()])
 
 
 def training_pairs(settings: WorldSettings) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -16,6 +16,8 @@ class WorldSettings(Section):
     """How much of the generated world is made; splits never share a composition of people, verb and object."""
 
     seed: Count = 1
+    # Of the test sets alone: others draw test sets that no earlier run has been evaluated on.
+    test_seed: Count = 1
     # Unlabelled texts for the base checkpoints.
     pretraining_texts: Size = 40000
     # Groups (a query and its candidates) the teacher is tuned on.

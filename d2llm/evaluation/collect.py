@@ -43,6 +43,7 @@ PREDICTIONS: dict[str, str] = {
     "task": "str",
     "query_id": "str",
     "doc_id": "str",
+    "cluster": "str",
     "score": "float",
     "label": "float",
     "relevant": "int",

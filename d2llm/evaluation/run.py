@@ -141,11 +141,11 @@ def _rows(model: SearchModel, task: Task, measured: dict[str, float]) -> tuple[l
         breakdown = metrics.retrieval_breakdown(metrics.per_query(model.predictions, qrels), phenomena)
         predictions = pd.DataFrame(
             [
-                (query, doc, score, float(qrels[query].get(doc, 0)), relevant[query], phenomena[query])
+                (query, doc, query, score, float(qrels[query].get(doc, 0)), relevant[query], phenomena[query])
                 for query, found in model.predictions.items()
                 for doc, score in found.items()
             ],
-            columns=["query_id", "doc_id", "score", "label", "relevant", "phenomenon"],
+            columns=["query_id", "doc_id", "cluster", "score", "label", "relevant", "phenomenon"],
         )
     else:
         n = len(task.pairs)
@@ -156,6 +156,8 @@ def _rows(model: SearchModel, task: Task, measured: dict[str, float]) -> tuple[l
             {
                 "query_id": task.pairs["id"],
                 "doc_id": "",
+                # Pairs with one first text, such as a premise's hypotheses, are not independent: named by the first of them.
+                "cluster": task.pairs.groupby("sentence1")["id"].transform("first"),
                 "score": model.predictions,
                 "label": target.astype(float),
                 "relevant": 0,

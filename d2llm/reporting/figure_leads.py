@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from d2llm.errors import ArtifactError
-from d2llm.reporting.figures import note
-from d2llm.reporting.style import GROUP_TITLES, METRIC_TITLES, look
+from d2llm.comparison import AVERAGE
+from d2llm.reporting.figures import empty, note
+from d2llm.reporting.style import AVERAGE_TITLE, BAND, BAND_AVERAGE, GROUP_TITLES, METRIC_TITLES, look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,24 +21,22 @@ def draw(data: Data) -> Figure:
 
     found = data.comparisons
     if not len(found):
-        raise ArtifactError("comparisons.csv has no row: this figure needs d2llm and a baseline among the methods")
-    titles = data.scores.drop_duplicates("task").set_index("task")["task_title"].to_dict() | {"average": "Average"}
+        return empty("Nothing to compare: this needs d2llm and a baseline among the methods.")
+    titles = data.scores.drop_duplicates("task").set_index("task")["task_title"].to_dict() | {AVERAGE: AVERAGE_TITLE}
     groups = [group for group in GROUP_TITLES if group in set(found["group"])]
     baselines = [name for name in data.context.methods if name in set(found["baseline"])]
     figure, axes = pyplot.subplots(1, len(groups), figsize=(6.9, 3.6), squeeze=False)
     for axis, group in zip(axes[0], groups, strict=True):
         own = found[found["group"] == group]
-        tasks = [*sorted(set(own["task"]) - {"average"}), *({"average"} & set(own["task"]))]
+        tasks = [*sorted(set(own["task"]) - {AVERAGE}), *({AVERAGE} & set(own["task"]))]
         axis.axvline(0, color="#333333", linewidth=0.8, zorder=1)
         for place, task in enumerate(tasks):
-            axis.axhspan(
-                place - 0.42, place + 0.42, color="#f6f6f6" if task != "average" else "#ececec", lw=0, zorder=0
-            )
+            axis.axhspan(place - 0.42, place + 0.42, color=BAND if task != AVERAGE else BAND_AVERAGE, lw=0, zorder=0)
             for step, name in enumerate(baselines):
                 row = own[(own["task"] == task) & (own["baseline"] == name)].iloc[0]
                 color, marker = look(name, data.context.methods)
                 height = place + (step - (len(baselines) - 1) / 2) * 0.15
-                fill = color if row["p_holm"] < 1 - data.level else "white"
+                fill = color if row["p_holm"] < 1 - data.context.level else "white"
                 axis.plot([row["low"], row["high"]], [height, height], color=color, linewidth=1.1, zorder=2)
                 axis.plot(row["difference"], height, marker, color=color, markerfacecolor=fill, markersize=4, zorder=3)
         axis.set_yticks(range(len(tasks)), [titles[task] for task in tasks])
@@ -60,8 +58,8 @@ def draw(data: Data) -> Figure:
     seeds = int(found["seeds"].iloc[0])
     note(
         figure, data,
-        f"D2LLM minus the baseline; right of 0 D2LLM is better. Bars: {data.level:.0%} intervals, paired bootstrap over examples"
-        f"{' and seeds' if seeds > 1 else '; one seed, so the spread of training is not in them'}. Filled marks: significant after Holm's "
+        f"D2LLM minus the baseline; right of 0 D2LLM is better. Bars: {data.context.level:.0%} intervals, paired bootstrap over examples"
+        f"{' and spread of seeds' if seeds > 1 else '; one seed, so the spread of training is not in them'}. Filled marks: significant after Holm's "
         f"correction over {len(found)} comparisons.",
     )  # fmt: skip
     return figure

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from d2llm.comparison import AVERAGE
 from d2llm.evaluation.headline import HEADLINE
 from d2llm.reporting.figures import note
-from d2llm.reporting.style import GROUP_TITLES, METRIC_TITLES, look
+from d2llm.reporting.style import AVERAGE_TITLE, BAND, BAND_AVERAGE, GROUP_TITLES, METRIC_TITLES, look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,6 @@ def draw(data: Data) -> Figure:
     scores = data.scores[data.scores["phenomenon"] == "all"]
     scores = scores[scores["metric"] == scores["task_type"].map(HEADLINE)]
     groups = [group for group in GROUP_TITLES if group in set(scores["group"])]
-    groups += sorted(set(scores["group"]) - set(groups))
     rows = [scores.loc[scores["group"] == group, "task"].nunique() + 1.6 for group in groups]
     figure, axes = pyplot.subplots(
         len(groups), 1, figsize=(6.9, 0.34 * sum(rows) + 1.25), squeeze=False, gridspec_kw={"height_ratios": rows}
@@ -49,15 +49,15 @@ def _panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> None:
     titles = scores.drop_duplicates("task").set_index("task")["task_title"].sort_index()
     table = scores.pivot_table(index=["method", "seed"], columns="task", values="value")[titles.index]
     if len(titles) > 1:
-        table["average"] = table.mean(axis=1)
-        titles["average"] = "Average"
+        table[AVERAGE] = table.mean(axis=1)
+        titles[AVERAGE] = AVERAGE_TITLE
     names = [*data.context.methods, *data.context.references]
     # The methods set the scale; a reference row far below them is named at the edge instead of squeezing them together.
     inner = table.loc[data.context.methods]
     low, high = float(inner.min(axis=None)), float(table.max(axis=None))
     low, high = low - 0.06 * (high - low), high + 0.03 * (high - low)
     for place, task in enumerate(table.columns):
-        axis.axhspan(place - 0.42, place + 0.42, color="#f6f6f6" if task != "average" else "#ececec", lw=0, zorder=0)
+        axis.axhspan(place - 0.42, place + 0.42, color=BAND if task != AVERAGE else BAND_AVERAGE, lw=0, zorder=0)
         for step, name in enumerate(names):
             values = table.loc[name, task]
             color, marker = look(name, data.context.methods)
@@ -90,4 +90,4 @@ def _panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> None:
     axis.set_ylim(len(table.columns) - 0.5, -0.5)
     axis.grid(False, axis="y")
     metric = scores["metric"].iloc[0]
-    axis.set_title(f"{GROUP_TITLES.get(group, group)}: {METRIC_TITLES.get(metric, metric)}")
+    axis.set_title(f"{GROUP_TITLES[group]}: {METRIC_TITLES.get(metric, metric)}")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from d2llm.errors import ArtifactError
-from d2llm.reporting.figures import note
+from d2llm.reporting.figures import empty, note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +21,7 @@ def draw(data: Data) -> Figure:
         (scores["task_type"] == "pair_classification") & (scores["metric"] == "auc") & (scores["phenomenon"] != "all")
     ]
     if used.empty:
-        raise ArtifactError("the collected scores have no breakdown of a pair classification task by phenomenon")
+        return empty("No pair classification task with phenomena was evaluated.")
     tasks = sorted(set(used["task"]))
     names = [*data.context.methods, *(name for name in data.context.references if name in set(used["method"]))]
     figure, axes = pyplot.subplots(1, len(tasks), figsize=(6.9, 4.3), squeeze=False, sharey=True)

@@ -17,7 +17,8 @@ from d2llm.errors import ConfigError
 from d2llm.evaluation.collect import SCORES
 from d2llm.paths import Paths
 from d2llm.reporting.catalogue import FIGURES, figure_module
-from d2llm.reporting.main_tables import Context
+from d2llm.reporting.context import Context, context
+from d2llm.reporting.style import CONTROLLED_TEXT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,13 +42,10 @@ class Data:
     scores: pd.DataFrame
     comparisons: pd.DataFrame
     context: Context
-    level: float = 0.95
 
 
 def run(config: Config, name: str) -> None:
     """Write `figures/<name>.pdf`, `.svg` and `.png`. Raises ConfigError for a figure nobody knows."""
-    from d2llm.reporting.tables import context
-
     if name not in FIGURES:
         raise ConfigError(f"no figure named {name!r}; known: {', '.join(FIGURES)}")
     paths = Paths.of(config)
@@ -56,7 +54,6 @@ def run(config: Config, name: str) -> None:
         scores[scores["variant"] == "base"],
         read_csv(paths.comparisons, COMPARISONS),
         context(config),
-        config.statistics.level,
     )
     render(import_module(figure_module(name)).draw, data, {ext: paths.figure(name, ext) for ext in FORMATS})
 
@@ -76,11 +73,20 @@ def render(draw: Callable[[Data], Figure], data: Data, files: dict[str, Path]) -
         pyplot.close(figure)
 
 
+def empty(said: str) -> Figure:
+    """A figure that says why it is one."""
+    from matplotlib import pyplot
+
+    figure = pyplot.figure(figsize=(6.9, 0.8))
+    figure.text(0.5, 0.5, said, ha="center", va="center")
+    return figure
+
+
 def note(figure: Figure, data: Data, said: str) -> None:
     """The line below a figure; generated text is said to be that on every one of them."""
     import textwrap
 
     if data.context.generated:
-        said += " Generated text: evidence about mechanisms, none about the paper's numbers."
+        said += f" {CONTROLLED_TEXT}"
     width = int(figure.get_figwidth() * 21)
     figure.supxlabel(textwrap.fill(said, width), fontsize=6.5, color="#444444", x=0.01, ha="left")

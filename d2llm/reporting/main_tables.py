@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from d2llm.comparison import AVERAGE
 from d2llm.errors import ArtifactError
+from d2llm.reporting.context import Context
 from d2llm.reporting.layout import Cell, Column, Lead, Row, Table
 from d2llm.reporting.marks import marks
-from d2llm.reporting.style import CONTROLLED_TEXT, METRIC_TITLES
-
-AVERAGE = "average"
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a table needs besides scores. `titles` names rows; `methods` and `references` are rows in their order."""
-
-    tier: str
-    methods: Sequence[str]
-    references: Sequence[str] = ()
-    titles: Mapping[str, str] = field(default_factory=dict)
-    generated: bool = True
-    # Kinds of symmetric task that are scored as the mean of both orders of a pair.
-    averaged: frozenset[str] = frozenset()
-    # Confidence level of what is called significant.
-    level: float = 0.95
+from d2llm.reporting.style import AVERAGE_TITLE, CONTROLLED_TEXT, METRIC_TITLES
 
 
 @dataclass(frozen=True)
@@ -85,7 +70,7 @@ class MainTable:
     def _columns(self, used: pd.DataFrame) -> tuple[Column, ...]:
         titles = used.drop_duplicates("task").set_index("task")["task_title"].sort_index().to_dict()
         if len(titles) > 1:
-            titles[AVERAGE] = "Average"
+            titles[AVERAGE] = AVERAGE_TITLE
         return tuple(
             Column(task, title, metric, METRIC_TITLES.get(metric, metric))
             for task, title in titles.items()
@@ -109,7 +94,7 @@ class MainTable:
         if compared:
             said.append(
                 "↑ ↓: D2LLM is significantly above or below the strongest baseline of the column (paired bootstrap over "
-                f"examples{' and seeds' if many else ''}, {context.level:.0%}, Holm's correction over {compared} comparisons; "
+                f"examples{', spread of seeds' if many else ''}, {context.level:.0%}, Holm's correction over {compared} comparisons; "
                 "judged in the column of the headline metric)."
             )
         if context.references:

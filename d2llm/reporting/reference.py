@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d2llm.artifacts import atomic, present, read_json, write_json
-from d2llm.paths import PROVENANCE, Paths
+from d2llm.errors import ArtifactError
+from d2llm.paths import PROVENANCE, Paths, beside
 
 if TYPE_CHECKING:
     from d2llm.config import Config
@@ -36,7 +37,7 @@ def keep(config: Config, folder: Path) -> list[Path]:
         paths.config,
     ]
     runs = sorted(paths.root.glob("runs/*/*/seed*/summary.json"))
-    tuned = [path for path in (paths.trials, paths.trials_md, paths.chosen) if path.exists()]
+    tuned = tuning_record(config, paths)
     with atomic(folder) as place:
         for source in [*dict.fromkeys(tables), *figures, *map(present, single), *runs, *tuned]:
             target = place / source.relative_to(paths.root)
@@ -45,3 +46,15 @@ def keep(config: Config, folder: Path) -> list[Path]:
         records = sorted(paths.root.rglob(f"*{PROVENANCE}"))
         write_json(place / PROVENANCE, {str(record.relative_to(paths.root)): read_json(record) for record in records})
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def tuning_record(config: Config, paths: Paths) -> list[Path]:
+    """The files of `snakemake tune`, if it was run. Raises ArtifactError if it was run with other grids than the config's."""
+    if not paths.trials.exists():
+        return []
+    made = read_json(beside(paths.trials))["settings"]["tuning"]
+    if made != config.tuning.model_dump(mode="json"):
+        raise ArtifactError(
+            f"{paths.trials}: of other grids than the config's; remove the folder or run `snakemake tune` again"
+        )
+    return [paths.trials, paths.trials_md, paths.chosen]

@@ -22,7 +22,7 @@ METRIC_TITLES: dict[str, str] = {
 REFERENCE_TITLES: dict[str, str] = {"teacher": "Teacher (cross-encoder)", "bm25": "BM25"}
 
 CONTROLLED_TEXT = (
-    "The texts are generated: the table says something about mechanisms on controlled text only and is no evidence "
+    "The texts are generated: this says something about mechanisms on controlled text only and is no evidence "
     "about the paper's numbers."
 )
 
@@ -49,6 +49,9 @@ MARKERS: dict[str, str] = {
 OTHER_COLORS = ("#332288", "#AA4499", "#44AA99", "#882255")
 OTHER_MARKERS = ("X", "*", "h", "<")
 
+# Behind the line of a task, and of their average.
+BAND, BAND_AVERAGE = "#f6f6f6", "#ececec"
+AVERAGE_TITLE = "Average"
 GROUP_TITLES: dict[str, str] = {"nli": "NLI", "sts": "STS", "ir": "Retrieval"}
 
 

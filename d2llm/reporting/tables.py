@@ -12,8 +12,8 @@ from d2llm.comparison import COLUMNS as COMPARISONS
 from d2llm.errors import ConfigError
 from d2llm.paths import Paths
 from d2llm.reporting import layout
-from d2llm.reporting.main_tables import IR, NLI, STS, Context
-from d2llm.reporting.style import REFERENCE_TITLES
+from d2llm.reporting.context import Context, context
+from d2llm.reporting.main_tables import IR, NLI, STS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,20 +49,3 @@ def run(config: Config, name: str) -> None:
     table = TABLES[name].build(scores, context(config), comparisons)
     for extension, render in (("csv", layout.to_csv), ("md", layout.to_markdown), ("tex", layout.to_latex)):
         write_text(paths.table(name, extension), render(table))
-
-
-def context(config: Config) -> Context:
-    """Rows, their order and their names: references, baselines as configured, then D2LLM, the subject, last."""
-    from d2llm.methods import method
-
-    methods = sorted(config.methods, key=lambda name: name == "d2llm")
-    orders = config.evaluation.symmetric_order.model_dump()
-    return Context(
-        tier=config.tier,
-        methods=methods,
-        references=list(config.references),
-        titles={**REFERENCE_TITLES, **{name: method(name).title for name in methods}},
-        generated=config.data.source == "world",
-        averaged=frozenset(kind for kind, order in orders.items() if order == "average"),
-        level=config.statistics.level,
-    )
