@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -24,9 +26,14 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
 
 
+RATES = {name: {"learning_rate": 1e-3} for name in ("d2llm", "bge", "retromae", "llara", "sgpt", "udever")}
+GRIDS = {name: {"learning_rate": [1e-3, 4e-3]} for name in RATES}
+
+
 @pytest.mark.slow
 def test_the_whole_workflow_twice(fresh: Path) -> None:  # noqa: F811
-    (fresh / "tiny.yaml").write_text(yaml.safe_dump(tiny_settings(Path("one")), allow_unicode=True), encoding="utf-8")
+    tuned = tiny_settings(Path("one"), methods=RATES, tuning={"grids": GRIDS})
+    (fresh / "tiny.yaml").write_text(yaml.safe_dump(tuned, allow_unicode=True), encoding="utf-8")
     for results in ("one", "two"):
         done = run(fresh, "-C", f"results={results}")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -65,3 +72,31 @@ def test_the_whole_workflow_twice(fresh: Path) -> None:  # noqa: F811
     again = run(fresh, "-C", "results=one")
     assert again.returncode == 0
     assert "Nothing to be done" in again.stdout + again.stderr
+
+    # Tuning: two trials a method, of which one is the run that is there; the best on development data is adopted.
+    done = run(fresh, "tune", "-C", "results=one")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert Counter(re.findall(r"rule (train\w*|evaluate_dev|tune):", done.stdout + done.stderr)) == Counter(
+        {"train": 1, **{f"train_{name}": 1 for name in RATES if name != "d2llm"}, "evaluate_dev": 12, "tune": 1}
+    )
+    trials = pd.read_csv(one / "tuning" / "trials.csv", keep_default_na=False)
+    chosen = yaml.safe_load((one / "tuning" / "chosen.yaml").read_text(encoding="utf-8"))["methods"]
+    for name in RATES:
+        means = {}
+        for rate, variant in ((1e-3, "base"), (4e-3, "learning_rate=0.004")):
+            found = pd.read_parquet(one / "development" / name / variant / "seed1" / "scores.parquet")
+            assert set(found["split"]) == {"dev"}
+            found = found[(found["phenomenon"] == "all") & found["metric"].isin(["ap", "spearman", "mrr_at_10"])]
+            means[rate] = found.groupby("task_type")["value"].mean().mean()
+        own = trials[trials["method"] == name]
+        assert own["mean"].tolist() == pytest.approx([means[1e-3], means[4e-3]])
+        best = max(means, key=means.get)
+        assert chosen[name] == {"learning_rate": best}
+        assert own.loc[own["chosen"], "setting"].tolist() == [f"learning_rate {best:g}"]
+    command = [sys.executable, "-m", "d2llm.cli", "adopt", "--config", "one/tiny/config.yaml", "--to", "tiny.yaml"]
+    subprocess.run(command, cwd=fresh, check=True, capture_output=True)
+    adopted = yaml.safe_load((fresh / "tiny.yaml").read_text(encoding="utf-8"))
+    assert {name: settings["learning_rate"] for name, settings in adopted["methods"].items()} == {
+        name: settings["learning_rate"] for name, settings in chosen.items()
+    }
+    assert adopted | {"methods": None} == tuned | {"methods": None}
