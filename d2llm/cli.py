@@ -26,6 +26,7 @@ from d2llm.paths import Paths
 from d2llm.provenance import content_digest, environment, peak_memory_mb
 
 HELP = {
+    "texts": "make the unlabelled text for the base models",
     "data": "make the training pairs, the evaluation sets and the data card",
     "base": "make or fetch a base model",
     "negatives": "mine hard negatives",

@@ -137,7 +137,8 @@ class TuningSettings(Section):
 class StatisticsSettings(Section):
     """The paired bootstrap behind intervals and marks of significance."""
 
-    resamples: Annotated[int, Field(ge=100)] = 4000
+    # At least; as many more as the number of comparisons needs.
+    resamples: Annotated[int, Field(ge=100)] = 2500
     level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     seed: Count = 1
 

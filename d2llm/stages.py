@@ -46,6 +46,11 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
+    "texts": Stage(
+        "d2llm.data.build:run_texts",
+        lambda paths: beside(paths.pretraining),
+        settings=("data.source", "data.world.seed", "data.world.pretraining_texts"),
+    ),
     "data": Stage(
         "d2llm.data.build:run",
         lambda paths: paths.data / PROVENANCE,

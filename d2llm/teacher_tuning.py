@@ -65,10 +65,9 @@ def relation_labels(
     teacher: Teacher, candidates: list[str], marks: list[str], rows_tokens: list[list[int]]
 ) -> list[list[int]]:
     """For every token of every candidate, the digit of its first character (-100 outside slots)."""
-    encoded = teacher.tokenizer(candidates, add_special_tokens=False, return_offsets_mapping=True)
     out = []
-    for offsets, digits, ids in zip(encoded["offset_mapping"], marks, rows_tokens, strict=True):
-        labels = [int(digits[start]) or -100 for start, _ in offsets]
+    for encoded, digits, ids in zip(teacher.encode(candidates), marks, rows_tokens, strict=True):
+        labels = [int(digits[start]) or -100 for start, _ in encoded.offsets]
         assert len(labels) == len(ids)
         out.append(labels)
     return out

@@ -31,6 +31,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> "Config":
     from d2llm.data import build
 
     config = tiny_config(tmp_path_factory.mktemp("tiny"))
+    build.run_texts(config)
     build.run(config)
     return config
 

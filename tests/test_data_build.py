@@ -38,6 +38,7 @@ def configured(folder: Path, **changes: int) -> Config:
 
 def made(folder: Path, **changes: int) -> Paths:
     config = configured(folder, **changes)
+    build.run_texts(config)
     build.run(config)
     return Paths.of(config)
 
@@ -305,9 +306,18 @@ def test_the_stage_removes_what_leaks(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_twice_the_same_bytes(paths: Paths, tmp_path: Path) -> None:
     again = made(tmp_path)
     assert digests(again.data) == digests(paths.data)
-    other = digests(made(tmp_path / "other", seed=2).data)
+    other = digests(made(tmp_path / "other", seed=2, test_seed=2).data)
     same = {name for name, digest in other.items() if digests(paths.data)[name] == digest}
     assert {Path(name).name for name in same} <= {"task.json", "leaks.json"}
+
+
+def test_new_test_sets_leave_everything_else_alone(paths: Paths, tmp_path: Path) -> None:
+    before, after = digests(paths.data), digests(made(tmp_path, test_seed=7).data)
+    changed = {name for name in before if before[name] != after[name]}
+    assert {"test.parquet", "queries.parquet", "corpus.parquet"} <= {Path(name).name for name in changed}
+    assert all(
+        "test" in Path(name).as_posix() or Path(name).name in ("leaks.json", "card.json", "card.md") for name in changed
+    )
 
 
 def test_a_changed_size_leaves_the_other_texts_alone(paths: Paths, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_the_whole_workflow_twice(fresh: Path) -> None:  # noqa: F811
     # Every artifact says where it comes from, and a second call finds nothing to do.
     records = [json.loads(path.read_text(encoding="utf-8")) for path in one.rglob("*provenance.json")]
     assert {record["stage"] for record in records} == {
-        "data", "base", "negatives", "teacher", "teacher-scores", "train", "evaluate", "collect", "comparison", "table", "figure",
+        "texts", "data", "base", "negatives", "teacher", "teacher-scores", "train", "evaluate", "collect", "comparison", "table", "figure",
     }  # fmt: skip
     again = run(fresh, "-C", "results=one")
     assert again.returncode == 0

@@ -264,6 +264,7 @@ def test_pretraining_learns(tmp_path: Path) -> None:
     world = {"pretraining_texts": 60}
     base = {"steps": 50, "batch_size": 16, "learning_rate": 1e-2}
     config = tiny_config(tmp_path, data={"world": world}, models={"decoder": base, "encoder": base})
+    build.run_texts(config)
     build.run(config)
     for model in ("decoder", "encoder"):
         short = changed(config, models={model: base | {"steps": 1}}, data={"world": world})

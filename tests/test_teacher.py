@@ -324,9 +324,17 @@ def test_relations_are_read_at_the_words_of_the_candidates(teacher: Teacher) -> 
 
 def test_a_token_of_several_characters_takes_the_first_ones_digit() -> None:
     tokenizer = build_tokenizer([*SYMMETRIC, *ASYMMETRIC, "甲乙", "丙丁戊", "己"])
-    fake = SimpleNamespace(tokenizer=tokenizer)
+    fake = SimpleNamespace(encode=lambda texts: Teacher.encode(SimpleNamespace(tokenizer=tokenizer), texts))
     text, ids = "甲乙己丙丁戊", [tokenizer.get_vocab()[piece] for piece in ("甲乙", "己", "丙丁戊")]
     assert teacher_tuning.relation_labels(fake, [text], ["110555"], [ids]) == [[1, -100, 5]]
+
+
+def test_the_tokenizer_itself_says_what_its_wrapper_says(teacher: Teacher) -> None:
+    texts = ["甲乙", "丙 丁。", "x", ""]
+    wrapped = teacher.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    found = teacher.encode(texts)
+    assert [one.ids for one in found] == wrapped["input_ids"]
+    assert [list(one.offsets) for one in found] == [list(map(tuple, spans)) for spans in wrapped["offset_mapping"]]
 
 
 def test_tuning_batches(teacher: Teacher) -> None:

@@ -110,7 +110,7 @@ def test_the_catalogue_names_what_there_is() -> None:
 
 def test_everything_is_scheduled_at_first(fresh: Path) -> None:
     expected = Counter(
-        ["data", "base", "base_teacher", "base_encoder", "negatives", "teacher", "teacher_scores"]
+        ["texts", "data", "base", "base_teacher", "base_encoder", "negatives", "teacher", "teacher_scores"]
         + ["train(d2llm)", *(f"train_{name}({name})" for name in BASELINES)]
         + [f"evaluate({name})" for name in ("d2llm", *BASELINES, "bm25")]
         + ["evaluate_teacher(teacher)", "collect", *RENDERED, "all"]
@@ -123,7 +123,7 @@ def test_baselines_do_not_wait_for_the_teacher(fresh: Path) -> None:
     assert not {"teacher", "teacher_scores", "base_teacher"} & set(scheduled(fresh, *baselines))
     assert "teacher_scores" in scheduled(fresh, "results/mini/runs/d2llm/base/seed1/summary.json")
     assert scheduled(fresh, "results/mini/evaluations/bm25/base/seed1/scores.parquet") == Counter(
-        ["data", "evaluate(bm25)"]
+        ["texts", "data", "evaluate(bm25)"]
     )
 
 

@@ -1,4 +1,4 @@
-"""Stage `data`: writes everything the other stages read of the configured source, with its data card and leak check.
+"""Stages `texts` and `data`: write everything the other stages read of the configured source, with its data card and leak check.
 
 Layouts are the contracts of docs/data.md; a source only has to fill them. What the generated world's examples are is in `world.py`.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from d2llm.artifacts import atomic, write_frame, write_json, write_text
+from d2llm.artifacts import atomic, read_frame, write_frame, write_json, write_text
 from d2llm.data import card, leaks, surface, world
 from d2llm.logs import get_logger
 from d2llm.paths import Paths
@@ -46,12 +46,11 @@ def run(config: Config) -> None:
     log.info("training pairs: %d, pool %d", len(train), len(pool))
     tasks = {split: evaluation_tasks(settings, split) for split in ("dev", "test")}
     teacher = {split: teacher_groups(settings, split) for split in ("train", "dev")}
-    unlabelled = world.pretraining(_rng(settings, "pretraining"), settings.pretraining_texts)
+    unlabelled = read_frame(paths.pretraining, {"text": "str"})
     found, tasks = leaks.remove(tasks, leaks.seen_texts(train, pool, teacher["train"], unlabelled))
     log.info("leaks removed: %s", found["removed"])
     write_frame(paths.train_pairs, train)
     write_frame(paths.pool, pool)
-    write_frame(paths.pretraining, unlabelled)
     write_frame(paths.teacher_train, teacher["train"])
     write_frame(paths.teacher_dev, teacher["dev"])
     with atomic(paths.tasks) as folder:
@@ -67,6 +66,13 @@ def run(config: Config) -> None:
     summary = card.summarise(train, pool, tasks, teacher, found)
     write_json(paths.card_json, summary)
     write_text(paths.card_md, card.markdown(summary))
+
+
+def run_texts(config: Config) -> None:
+    """Stage `texts`: the unlabelled text alone, which is all that the base models wait for."""
+    settings = config.data.world
+    unlabelled = world.pretraining(_rng(settings, "pretraining"), settings.pretraining_texts)
+    write_frame(Paths.of(config).pretraining, unlabelled)
 
 
 def _rng(settings: WorldSettings, purpose: str) -> np.random.Generator:

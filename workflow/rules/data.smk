@@ -1,14 +1,35 @@
 """Data, base models, hard negatives.
 
-Priorities put the longest chain first: data, teacher base, teacher, its scores, D2LLM. Everything else fits beside it.
+Priorities put the longest chain first: texts, decoder, teacher, its scores, D2LLM. Everything else fits beside it.
 """
 
 
+rule texts:
+    output:
+        PATHS.pretraining,
+        beside(PATHS.pretraining),
+    log:
+        PATHS.logs("texts"),
+    priority: 100
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads
+    resources:
+        mem_mb=2000,
+    params:
+        config=str(PATHS.config),
+        settings=settings_of("texts"),
+        code=code_of("texts"),
+    shell:
+        "python -m d2llm.cli texts --config {params.config} --log {log:q} --inputs {input:q}"
+
+
 rule data:
+    input:
+        PATHS.pretraining,
     output:
         PATHS.train_pairs,
         PATHS.pool,
-        PATHS.pretraining,
         PATHS.teacher_train,
         PATHS.teacher_dev,
         PATHS.card_json,
@@ -18,7 +39,7 @@ rule data:
         PATHS.data / PROVENANCE,
     log:
         PATHS.logs("data"),
-    priority: 100
+    priority: 94
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
