@@ -20,6 +20,7 @@ from d2llm.data.lexicon import SLOTS, lexicon
 from d2llm.errors import ConfigError
 from d2llm.logs import get_logger, progress
 from d2llm.models.student import split_by_length
+from d2llm.models.tokens import token_ids
 from d2llm.models.vocabulary import build_tokenizer
 from d2llm.optimization import groups, optimizer, schedule, step
 from d2llm.paths import Paths
@@ -221,9 +222,9 @@ def pretrain(
         if encoder
         else (lambda ids: [*ids, tokenizer.eos_token_id])
     )
-    texts = [wrap(ids) for ids in tokenizer(frame["text"].tolist(), add_special_tokens=False)["input_ids"]]
-    again = [wrap(ids) for ids in tokenizer(frame["paraphrase"].tolist(), add_special_tokens=False)["input_ids"]]
-    apart = [wrap(ids) for ids in tokenizer(frame["distractor"].tolist(), add_special_tokens=False)["input_ids"]]
+    texts = [wrap(ids) for ids in token_ids(tokenizer, frame["text"])]
+    again = [wrap(ids) for ids in token_ids(tokenizer, frame["paraphrase"])]
+    apart = [wrap(ids) for ids in token_ids(tokenizer, frame["distractor"])]
     poolings = ("cls", "mean") if encoder else ("mean", "weighted", "last")
     network.train()
     made = optimizer(

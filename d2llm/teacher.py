@@ -18,10 +18,10 @@ from torch import Tensor
 
 from d2llm.artifacts import MEND
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
+from d2llm.models.tokens import token_ids
 from d2llm.prompts import Prompt, prompts
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from d2llm.config import TeacherSettings
@@ -158,15 +158,8 @@ class Teacher:
         texts = list(texts)
         new = list(dict.fromkeys(text for text in texts if text not in self._cache))
         if new:
-            self._cache.update(zip(new, (found.ids for found in self.encode(new)), strict=True))
+            self._cache.update(zip(new, token_ids(self.tokenizer, new), strict=True))
         return [self._cache[text] for text in texts]
-
-    def encode(self, texts: list[str]) -> list[Encoding]:
-        """`ids` and `offsets` (first and last character) of every text, without special tokens.
-
-        Of the fast tokenizer itself: Hugging Face's wrapper takes longer to repack its answer than it takes to give it.
-        """
-        return self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
 
     def pack(self, groups: Sequence[Group], mode: str) -> list[Row]:
         """One row a group; every group needs at least one candidate."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from d2llm.artifacts import append_jsonl, atomic, read_frame, write_json
 from d2llm.errors import TrainingError
 from d2llm.logs import get_logger, progress
+from d2llm.models.tokens import encodings
 from d2llm.optimization import groups, optimizer, schedule, step
 from d2llm.paths import Paths
 from d2llm.teacher import Row, Teacher
@@ -66,7 +67,7 @@ def relation_labels(
 ) -> list[list[int]]:
     """For every token of every candidate, the digit of its first character (-100 outside slots)."""
     out = []
-    for encoded, digits, ids in zip(teacher.encode(candidates), marks, rows_tokens, strict=True):
+    for encoded, digits, ids in zip(encodings(teacher.tokenizer, candidates), marks, rows_tokens, strict=True):
         labels = [int(digits[start]) or -100 for start, _ in encoded.offsets]
         assert len(labels) == len(ids)
         out.append(labels)

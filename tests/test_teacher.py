@@ -21,6 +21,7 @@ from d2llm import teacher_scores, teacher_tuning
 from d2llm.artifacts import read_json, read_jsonl
 from d2llm.config import Config, PromptSettings, TeacherSettings
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
+from d2llm.models.tokens import encodings, token_ids
 from d2llm.models.vocabulary import build_tokenizer
 from d2llm.paths import Paths
 from d2llm.prompts import Prompt, prompts
@@ -324,7 +325,7 @@ def test_relations_are_read_at_the_words_of_the_candidates(teacher: Teacher) -> 
 
 def test_a_token_of_several_characters_takes_the_first_ones_digit() -> None:
     tokenizer = build_tokenizer([*SYMMETRIC, *ASYMMETRIC, "甲乙", "丙丁戊", "己"])
-    fake = SimpleNamespace(encode=lambda texts: Teacher.encode(SimpleNamespace(tokenizer=tokenizer), texts))
+    fake = SimpleNamespace(tokenizer=tokenizer)
     text, ids = "甲乙己丙丁戊", [tokenizer.get_vocab()[piece] for piece in ("甲乙", "己", "丙丁戊")]
     assert teacher_tuning.relation_labels(fake, [text], ["110555"], [ids]) == [[1, -100, 5]]
 
@@ -332,9 +333,12 @@ def test_a_token_of_several_characters_takes_the_first_ones_digit() -> None:
 def test_the_tokenizer_itself_says_what_its_wrapper_says(teacher: Teacher) -> None:
     texts = ["甲乙", "丙 丁。", "x", ""]
     wrapped = teacher.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    found = teacher.encode(texts)
-    assert [one.ids for one in found] == wrapped["input_ids"]
-    assert [list(one.offsets) for one in found] == [list(map(tuple, spans)) for spans in wrapped["offset_mapping"]]
+    # What a checkpoint's tokenizer.json may ask for must not cut or fill up texts.
+    teacher.tokenizer.backend_tokenizer.enable_truncation(1)
+    teacher.tokenizer.backend_tokenizer.enable_padding(length=9)
+    found = encodings(teacher.tokenizer, texts)
+    assert [one.ids for one in found] == token_ids(teacher.tokenizer, texts) == wrapped["input_ids"]
+    assert [one.offsets for one in found] == [list(map(tuple, spans)) for spans in wrapped["offset_mapping"]]
 
 
 def test_tuning_batches(teacher: Teacher) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
+from d2llm.models.tokens import token_ids
 
 Kind = Literal["decoder", "encoder"]
 # Texts remembered by `tokenize`; beyond it texts are tokenised anew, so that memory stays bounded on large data.
@@ -100,7 +101,7 @@ class Backbone(nn.Module):
         unknown = [text for text in dict.fromkeys(texts) if text not in self._cache]
         if not unknown:
             return [self._cache[text] for text in texts]
-        encoded = self.tokenizer(unknown, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        encoded = token_ids(self.tokenizer, unknown)
         fresh = {text: tuple(ids) for text, ids in zip(unknown, encoded, strict=True)}
         known = {**{text: self._cache[text] for text in texts if text in self._cache}, **fresh}
         if len(self._cache) + len(fresh) <= CACHED_TEXTS:
