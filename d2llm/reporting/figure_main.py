@@ -67,8 +67,8 @@ def _panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> None:
                 if values.mean() < low:
                     axis.plot(low, place, "<", color=color, markersize=4, clip_on=False, zorder=2)
                     axis.annotate(
-                        f"{title} {values.mean():.2f}", (low, place), (5, 0), textcoords="offset points", va="center",
-                        fontsize=6, color=color,
+                        f"{title} {values.mean():.2f}", (low, place + 0.29), (1, 0), textcoords="offset points", va="center",
+                        fontsize=5.5, color=color,
                     )  # fmt: skip
                     axis.plot([], [], marker, color=color, label=label, linestyle="none", markersize=10)
                     continue

@@ -1,25 +1,25 @@
 """The baselines: each one is the training rule for another method. To add one: a stanza here, a file in baselines/, a line in the config.
 
-They need no teacher, so they are trained beside it, and after whatever the teacher waits for.
+They need no teacher, so they are trained beside it, and after whatever the teacher waits for; the longest first, so that none is left over at the end.
 """
 
 
 use rule train as train_bge with:
     wildcard_constraints:
         method="bge",
-    priority: 10
+    priority: 15
 
 
 use rule train as train_retromae with:
     wildcard_constraints:
         method="retromae",
-    priority: 10
+    priority: 15
 
 
 use rule train as train_llara with:
     wildcard_constraints:
         method="llara",
-    priority: 10
+    priority: 20
 
 
 use rule train as train_sgpt with:
