@@ -97,7 +97,7 @@ STAGES: dict[str, Stage] = {
         torch=True,
     ),
     "evaluate-dev": Stage(
-        "d2llm.evaluation.run:run_dev",
+        "d2llm.evaluation.development:run",
         lambda paths, method, variant, seed: paths.development(method, variant, seed) / PROVENANCE,
         settings=("evaluation.tasks", "evaluation.batch_size", "evaluation.symmetric_order"),
         arguments=RUN,

@@ -48,12 +48,6 @@ def run(config: Config, method: str, variant: str, seed: int) -> None:
     write_frame(folder / "scores.parquet", scores)
 
 
-def run_dev(config: Config, method: str, variant: str, seed: int) -> None:
-    """Evaluates a run on the development splits, whatever the split of the final evaluation; writes `scores.parquet`."""
-    scores, _ = measure(config, method, variant, seed, "dev")
-    write_frame(Paths.of(config).development(method, variant, seed) / "scores.parquet", scores)
-
-
 def measure(
     config: Config, method: str, variant: str, seed: int, split: str, results: Path | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
