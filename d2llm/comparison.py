@@ -140,9 +140,8 @@ def examples(predictions: pd.DataFrame, kind: str) -> pd.DataFrame:
     columns = (predictions[name] for name in ("query_id", "doc_id", "score", "label", "relevant"))
     for query, doc, score, label, relevant in zip(*columns, strict=True):
         results.setdefault(query, {})[doc] = score
-        judged = qrels.setdefault(
-            query, {"": int(relevant > 0)}
-        )  # relevant documents that were not kept count for recall only
+        # "" stands for relevant documents that were not kept: they bear on recall, which is not used here.
+        judged = qrels.setdefault(query, {"": int(relevant > 0)})
         judged[doc] = int(label)
     ranks = per_query(results, qrels)[[HEADLINE[kind]]].set_axis(["value"], axis=1)
     return ranks.join(
