@@ -21,6 +21,7 @@ from d2llm.config import Config
 from d2llm.errors import ArtifactError, ConfigError
 from d2llm.paths import Paths
 from d2llm.reporting import figure_leads, figure_main, figure_phenomena, figures
+from d2llm.reporting.collected import Collected
 
 METHODS = ["d2llm", "bge", "sgpt"]
 TASKS = pd.DataFrame(
@@ -204,7 +205,7 @@ def test_unknown_figure_and_missing_comparisons_are_errors(finished: Config) -> 
         figures.run(finished, "nope")
     Paths.of(finished).comparisons.write_text("group,task\nnli,a\n", encoding="utf-8")
     with pytest.raises(ArtifactError, match="comparisons.csv: damaged CSV .column 'metric' is missing"):
-        figures.run(finished, "main")
+        figures.run(finished, "leads")
     Paths.of(finished).comparisons.unlink()
     with pytest.raises(ArtifactError, match="comparisons.csv: missing"):
         figures.run(finished, "main")
@@ -239,8 +240,8 @@ def styled() -> Iterator[None]:
 
 
 def data_of(found: pd.DataFrame, table: pd.DataFrame) -> figures.Data:
-    context = figures.context(Config(methods={name: {} for name in METHODS}, references=[]))
-    return figures.Data(scores_of(found), table, context)
+    config = Config(methods={name: {} for name in METHODS}, references=[])
+    return figures.Data(Collected(scores=scores_of(found), comparisons=table), figures.context(config), config)
 
 
 def test_leads_are_drawn_where_they_are(styled: None) -> None:

@@ -13,7 +13,9 @@ from d2llm.comparison import check
 from d2llm.config import load, plain
 from d2llm.paths import Paths
 from d2llm.reporting import layout
-from d2llm.reporting.tables import TABLES, context
+from d2llm.reporting.collected import Collected
+from d2llm.reporting.context import context
+from d2llm.reporting.tables import TABLES
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "results" / "reference" / "mini"
@@ -34,7 +36,8 @@ def comparisons() -> pd.DataFrame:
 
 @pytest.mark.parametrize("name", sorted(TABLES))
 def test_tables_follow_from_the_scores(name: str, scores: pd.DataFrame) -> None:
-    table = TABLES[name].build(scores, context(load([REFERENCE / "config.yaml"])), comparisons())
+    config = load([REFERENCE / "config.yaml"])
+    table = TABLES[name].build(Collected(scores=scores, comparisons=comparisons()), context(config), config)
     for extension, render in (("csv", layout.to_csv), ("md", layout.to_markdown), ("tex", layout.to_latex)):
         assert render(table) == (REFERENCE / "tables" / f"{name}.{extension}").read_text(encoding="utf-8")
 

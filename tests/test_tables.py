@@ -15,7 +15,9 @@ from d2llm.config import Config
 from d2llm.errors import ArtifactError, ConfigError
 from d2llm.paths import Paths
 from d2llm.reporting import layout, tables
-from d2llm.reporting.main_tables import Context, MainTable
+from d2llm.reporting.collected import Collected
+from d2llm.reporting.context import Context
+from d2llm.reporting.main_tables import MainTable
 from d2llm.reporting.marks import marks
 
 TITLES = {"teacher": "Teacher", "bm25": "BM25", "bge": "BGE & co", "sgpt": "SGPT", "d2llm": "D2LLM"}
@@ -75,6 +77,10 @@ CONTEXT = Context(
 )
 
 
+def build(scores: pd.DataFrame, comparisons: pd.DataFrame | None = None) -> layout.Table:
+    return SPEC.build(Collected(scores=scores, comparisons=comparisons), CONTEXT)
+
+
 def test_marks_break_no_ties_and_judge_what_is_printed():
     assert marks({"a": 0.9, "b": 0.8, "c": 0.8, "d": 0.1}) == {"a": "best", "b": "second", "c": "second", "d": ""}
     assert marks({"a": 0.90001, "b": 0.90004, "c": 0.5}) == {"a": "best", "b": "best", "c": "second"}
@@ -84,7 +90,7 @@ def test_marks_break_no_ties_and_judge_what_is_printed():
 
 
 def test_markdown_of_one_seed():
-    text = layout.to_markdown(SPEC.build(scores(), CONTEXT))
+    text = layout.to_markdown(build(scores()))
     head, _, *lines = text.splitlines()
     assert lines == [
         "| Method | Set\\_a<br>Pearson | Set\\_a<br>Spearman | Set\\_b<br>Pearson | Set\\_b<br>Spearman "
@@ -108,7 +114,7 @@ def test_markdown_of_one_seed():
 
 
 def test_spread_over_seeds_is_the_sample_standard_deviation():
-    table = SPEC.build(scores(seeds=2), CONTEXT)
+    table = build(scores(seeds=2))
     rows = {row.key: row for row in table.rows}
     bge, d2llm = rows["bge"].cells, rows["d2llm"].cells
     assert (bge[0].mean, bge[0].sd, bge[0].seeds) == (pytest.approx(0.85), pytest.approx(0.1 / 2**0.5), 2)
@@ -122,7 +128,7 @@ def test_spread_over_seeds_is_the_sample_standard_deviation():
 
 
 def test_latex_is_escaped_ruled_and_spanned():
-    text = layout.to_latex(SPEC.build(scores(), CONTEXT))
+    text = layout.to_latex(build(scores()))
     body = text[text.index(r"\toprule") :].splitlines()
     assert body == [
         r"\toprule",
@@ -149,7 +155,7 @@ def test_latex_is_escaped_ruled_and_spanned():
 
 
 def test_csv_is_tidy_and_holds_every_bit():
-    table = SPEC.build(scores(seeds=2), CONTEXT)
+    table = build(scores(seeds=2))
     rows = list(csv.DictReader(io.StringIO(layout.to_csv(table))))
     assert len(rows) == 5 * 6
     cell = next(r for r in rows if (r["method"], r["task"], r["metric"]) == ("bge", "a", "pearson"))
@@ -169,14 +175,14 @@ def test_variants_breakdowns_and_other_tasks_stay_out():
         good[good.method == "bge"].assign(method="stranger", value=1.0),
     ]
     mixed = pd.concat([good, *noise], ignore_index=True).sample(frac=1.0, random_state=0)
-    assert SPEC.build(mixed, CONTEXT) == SPEC.build(good, CONTEXT)
+    assert build(mixed) == build(good)
 
 
 def test_a_single_task_has_no_average_and_no_task_no_rows():
     one = scores()
-    table = SPEC.build(one[one.task == "a"], CONTEXT)
+    table = build(one[one.task == "a"])
     assert [column.task for column in table.columns] == ["a", "a"]
-    empty = SPEC.build(one[one.task == "c"], CONTEXT)
+    empty = build(one[one.task == "c"])
     assert empty.rows == () and "No task of this kind was evaluated." in layout.to_markdown(empty)
     assert "tabular" not in layout.to_latex(empty)
 
@@ -189,14 +195,14 @@ def test_a_missing_score_is_named():
         whole.method == "sgpt",
     ):
         with pytest.raises(ArtifactError, match="no .* of method sgpt on task"):
-            SPEC.build(whole[~wrong], CONTEXT)
+            build(whole[~wrong])
 
 
 def test_candidate_depth_is_stated():
     values = scores()
     values.loc[values.method == "teacher", "candidates"] = "BM25 30 + dense 30"
     values.loc[values.method != "teacher", "candidates"] = "all"
-    caption = SPEC.build(values, CONTEXT).caption
+    caption = build(values).caption
     assert "Teacher: re-ranks the union of candidates BM25 30 + dense 30 per query." in caption
     assert caption.count("re-ranks") == 1
 
@@ -229,7 +235,7 @@ def comparisons() -> pd.DataFrame:
 
 
 def test_only_significant_differences_from_the_strongest_baseline_are_marked():
-    table = SPEC.build(scores(), CONTEXT, comparisons())
+    table = build(scores(), comparisons())
     leads = {
         (row.key, column.task, column.metric): cell.lead
         for row in table.rows
@@ -241,8 +247,8 @@ def test_only_significant_differences_from_the_strongest_baseline_are_marked():
     assert "| **0.7000**↓ |" in layout.to_markdown(table)
     assert r"\textbf{0.7000}$\downarrow$" in layout.to_latex(table)
     up = comparisons().assign(difference=0.1)
-    assert "↑" in layout.to_markdown(SPEC.build(scores(), CONTEXT, up))
-    assert not SPEC.build(scores(), CONTEXT).caption.count("Holm")
+    assert "↑" in layout.to_markdown(build(scores(), up))
+    assert not build(scores()).caption.count("Holm")
 
 
 def test_run_writes_three_files_of_every_table_without_torch_or_mteb(config):

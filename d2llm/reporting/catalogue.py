@@ -1,10 +1,14 @@
-"""The names of all tables and figures, for the workflow, which must not import what draws them.
+"""All tables and figures with the collected files each is made of, for the workflow, which must not import what draws them.
 
-A table of a name is in `tables.TABLES`, a figure is the module `d2llm/reporting/figure_<name>.py`.
+A table of a name is in `tables.TABLES`, a figure is the module `d2llm/reporting/figure_<name>.py`. Files are named as in `d2llm.paths.Paths`.
 """
 
-TABLES = ("nli", "sts", "ir")
-FIGURES = ("main", "leads", "phenomena")
+TABLES: dict[str, tuple[str, ...]] = dict.fromkeys(("nli", "sts", "ir"), ("scores", "comparisons"))
+FIGURES: dict[str, tuple[str, ...]] = {
+    "main": ("scores",),
+    "leads": ("scores", "comparisons"),
+    "phenomena": ("scores",),
+}
 
 
 def figure_module(name: str) -> str:

@@ -11,12 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2llm.artifacts import atomic, read_csv, read_frame
-from d2llm.comparison import COLUMNS as COMPARISONS
+from d2llm.artifacts import atomic
 from d2llm.errors import ConfigError
-from d2llm.evaluation.collect import SCORES
 from d2llm.paths import Paths
 from d2llm.reporting.catalogue import FIGURES, figure_module
+from d2llm.reporting.collected import Collected, collected
 from d2llm.reporting.context import Context, context
 from d2llm.reporting.style import CONTROLLED_TEXT
 
@@ -37,11 +36,21 @@ STYLE = Path(__file__).with_name("suite.mplstyle")
 
 @dataclass(frozen=True)
 class Data:
-    """What figures are made of: the scores of the methods themselves (no variants), the comparisons, rows and their titles."""
+    """What figures are made of: the collected files a figure asks for (catalogue), rows and their titles, the settings."""
 
-    scores: pd.DataFrame
-    comparisons: pd.DataFrame
+    collected: Collected
     context: Context
+    config: Config
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """Scores of the methods as configured, no variants."""
+        return self.collected.scores[self.collected.scores["variant"] == "base"]
+
+    @property
+    def comparisons(self) -> pd.DataFrame:
+        """D2LLM against every baseline."""
+        return self.collected.comparisons
 
 
 def run(config: Config, name: str) -> None:
@@ -49,12 +58,7 @@ def run(config: Config, name: str) -> None:
     if name not in FIGURES:
         raise ConfigError(f"no figure named {name!r}; known: {', '.join(FIGURES)}")
     paths = Paths.of(config)
-    scores = read_frame(paths.scores, SCORES)
-    data = Data(
-        scores[scores["variant"] == "base"],
-        read_csv(paths.comparisons, COMPARISONS),
-        context(config),
-    )
+    data = Data(collected(paths, FIGURES[name]), context(config), config)
     render(import_module(figure_module(name)).draw, data, {ext: paths.figure(name, ext) for ext in FORMATS})
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from d2llm.comparison import AVERAGE
 from d2llm.errors import ArtifactError
+from d2llm.reporting.collected import Collected
 from d2llm.reporting.context import Context
 from d2llm.reporting.layout import Cell, Column, Lead, Row, Table
 from d2llm.reporting.marks import marks
 from d2llm.reporting.style import AVERAGE_TITLE, CONTROLLED_TEXT, METRIC_TITLES
+
+if TYPE_CHECKING:
+    from d2llm.config import Config
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,13 @@ class MainTable:
     metrics: tuple[str, ...]
     remark: str = ""
 
-    def build(self, scores: pd.DataFrame, context: Context, comparisons: pd.DataFrame | None = None) -> Table:
+    def build(self, collected: Collected, context: Context, config: Config | None = None) -> Table:
         """The table from collected scores, with the significant leads that `comparisons` (d2llm.comparison) holds.
 
         Raises:
             ArtifactError: a configured method has no score for a task and metric that others have.
         """
+        scores, comparisons = collected.scores, collected.comparisons
         used = scores[
             (scores["group"] == self.group)
             & (scores["variant"] == "base")

@@ -7,37 +7,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from d2llm.artifacts import read_csv, read_frame, write_text
-from d2llm.comparison import COLUMNS as COMPARISONS
+from d2llm.artifacts import write_text
 from d2llm.errors import ConfigError
 from d2llm.paths import Paths
-from d2llm.reporting import layout
+from d2llm.reporting import catalogue, layout
+from d2llm.reporting.collected import Collected, collected
 from d2llm.reporting.context import Context, context
 from d2llm.reporting.main_tables import IR, NLI, STS
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from d2llm.config import Config
 
 
 class Spec(Protocol):
-    """What makes a table of collected scores."""
+    """What makes a table of collected files."""
 
-    def build(
-        self, scores: pd.DataFrame, context: Context, comparisons: pd.DataFrame | None = None
-    ) -> layout.Table: ...
+    def build(self, collected: Collected, context: Context, config: Config) -> layout.Table: ...
 
 
 TABLES: dict[str, Spec] = {"nli": NLI, "sts": STS, "ir": IR}
 
-# What a table relies on; the collected scores hold more.
-_TEXTS = "method variant split task task_title task_type group candidates phenomenon metric"
-_COLUMNS = {**dict.fromkeys(_TEXTS.split(), "str"), "seed": "int", "value": "float"}
-
 
 def run(config: Config, name: str) -> None:
-    """Writes `tables/<name>.csv`, `.md` and `.tex` from the collected scores and comparisons.
+    """Writes `tables/<name>.csv`, `.md` and `.tex` from the collected files the catalogue names.
 
     Raises:
         ConfigError: no table of that name. ArtifactError: scores missing, damaged or without a configured method.
@@ -45,7 +37,6 @@ def run(config: Config, name: str) -> None:
     if name not in TABLES:
         raise ConfigError(f"no table named {name!r}; known: {', '.join(TABLES)}")
     paths = Paths.of(config)
-    scores, comparisons = read_frame(paths.scores, _COLUMNS), read_csv(paths.comparisons, COMPARISONS)
-    table = TABLES[name].build(scores, context(config), comparisons)
+    table = TABLES[name].build(collected(paths, catalogue.TABLES[name]), context(config), config)
     for extension, render in (("csv", layout.to_csv), ("md", layout.to_markdown), ("tex", layout.to_latex)):
         write_text(paths.table(name, extension), render(table))

@@ -111,6 +111,11 @@ def evaluated(file):
     return [PATHS.evaluation(*run) / file for run in CONFIG.evaluations()]
 
 
+def rendered_from(catalogue, *more):
+    """The collected files a table or figure is made of."""
+    return lambda wildcards: [getattr(PATHS, name) for name in catalogue.get(wildcards.name, ("scores",))] + list(more)
+
+
 def every_table():
     """All tables, in all formats."""
     return [PATHS.table(name, ext) for name in TABLES for ext in ("csv", "md", "tex")]

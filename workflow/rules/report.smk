@@ -25,8 +25,7 @@ rule comparison:
 
 rule table:
     input:
-        PATHS.scores,
-        PATHS.comparisons,
+        rendered_from(TABLES),
     output:
         PATHS.table("{name}", "csv"),
         PATHS.table("{name}", "md"),
@@ -49,9 +48,7 @@ rule table:
 
 rule figure:
     input:
-        PATHS.scores,
-        PATHS.comparisons,
-        STYLE_SHEET,
+        rendered_from(FIGURES, STYLE_SHEET),
     output:
         PATHS.figure("{name}", "pdf"),
         PATHS.figure("{name}", "svg"),

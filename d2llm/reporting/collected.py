@@ -1,0 +1,42 @@
+"""The collected files that tables and figures are made of, each read and checked when it is asked for.
+
+Everything below `results/<tier>/` that is small and says something about results; no model, no task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from d2llm.artifacts import read_csv, read_frame, read_json
+from d2llm.comparison import COLUMNS as COMPARISONS
+from d2llm.evaluation.collect import PREDICTIONS, SCORES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from d2llm.paths import Paths
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The files a table or figure asked for; the others are None. Every field is the path of that name in `Paths`."""
+
+    scores: pd.DataFrame | None = None
+    predictions: pd.DataFrame | None = None
+    comparisons: pd.DataFrame | None = None
+    card_json: dict[str, Any] | None = None
+
+
+_READ = {
+    "scores": lambda path: read_frame(path, SCORES),
+    "predictions": lambda path: read_frame(path, PREDICTIONS),
+    "comparisons": lambda path: read_csv(path, COMPARISONS),
+    "card_json": read_json,
+}
+
+
+def collected(paths: Paths, names: Iterable[str]) -> Collected:
+    """Read these files. Raises ArtifactError for one that is missing or damaged."""
+    return Collected(**{name: _READ[name](getattr(paths, name)) for name in names})
