@@ -208,7 +208,7 @@ def test_unknown_figure_and_missing_comparisons_are_errors(finished: Config) -> 
         figures.run(finished, "leads")
     Paths.of(finished).comparisons.unlink()
     with pytest.raises(ArtifactError, match="comparisons.csv: missing"):
-        figures.run(finished, "main")
+        figures.run(finished, "leads")
 
 
 def test_there_are_always_enough_resamples_to_find_something(finished: Config) -> None:
