@@ -229,6 +229,9 @@ class Backbone(nn.Module):
             target_modules=targets,
             fan_in_fan_out=self.model.config.model_type == "gpt2",  # Conv1D keeps its matrix the other way round
         )
+        from d2llm.models.composed_lora import ComposedLinear
+
+        config._register_custom_module({nn.Linear: ComposedLinear})
         try:
             self.model = inject_adapter_in_model(config, self.model)
         except ValueError as error:

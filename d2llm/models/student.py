@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 # A part by name and options, as its builder takes them and as student.json keeps them.
 Spec = tuple[str, dict[str, Any]]
-# Cost of one more forward pass in padded tokens, and the most passes a call is split into.
-PASS_COST, MOST_PASSES = 256, 3
+# Cost of one more forward pass in padded tokens (measured at width 128, where a pass is cheapest), and the most passes a call is split into.
+PASS_COST, MOST_PASSES = 64, 5
 # Places considered for a cut; of more, every other (third, …) is.
 MOST_CUTS = 64
 # Bump when the layout of a saved student changes.
@@ -271,7 +271,7 @@ class Student(nn.Module):
 
 
 def split_by_length(lengths: list[int]) -> list[int]:
-    """Where to cut ascending lengths into at most three passes so that padding costs least; the ends, last included.
+    """Where to cut ascending lengths into at most `MOST_PASSES` passes so that padding costs least; the ends, last included.
 
     Cost of a pass: rows × longest row, plus a constant. Exact over all cuts between different lengths (up to 64).
     """
