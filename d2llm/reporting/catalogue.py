@@ -10,6 +10,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "phenomena": ("scores",),
     "phenomena_sts": ("scores",),
     "phenomena_ir": ("scores",),
+    "agreement": ("scores", "predictions"),
 }
 
 
