@@ -11,6 +11,11 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "phenomena_sts": ("scores",),
     "phenomena_ir": ("scores",),
     "agreement": ("scores", "predictions"),
+    "architecture": (),  # of the settings alone
+}
+# The settings a figure shows, besides those all figures depend on.
+FIGURE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "architecture": ("models.teacher", "models.decoder", "teacher.symmetric", "teacher.asymmetric", "methods"),
 }
 
 
