@@ -14,7 +14,7 @@ from d2llm.config import Config, canonical
 from d2llm.errors import ConfigError
 from d2llm.paths import PROVENANCE, beside
 from d2llm.provenance import code_digest
-from d2llm.reporting.catalogue import FIGURES, figure_module
+from d2llm.reporting.catalogue import FIGURE_SETTINGS, FIGURES, figure_module
 
 RUN = ("method", "variant", "seed")
 # Of the section `teacher`: how it is asked, and how it is tuned.
@@ -138,13 +138,15 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
     wanted = [key.format(**arguments) for key in STAGES[stage].settings]
     if stage == "evaluate" and arguments["method"] == "teacher":
         wanted += [*ASKING, "training.max_length"]
+    if stage == "figure":
+        wanted += FIGURE_SETTINGS.get(arguments["name"], ())
     found = {key: reduce(getitem, key.split("."), values) for key in wanted}
     if stage == "base":
         found["phrases"] = config.phrases()
     if stage == "train":
         found["recipe"] = config.recipe(arguments["method"], arguments["variant"]).model_dump(mode="json")
     if stage in ("table", "figure", "comparison"):
-        found["methods"] = list(config.methods)
+        found.setdefault("methods", list(config.methods))
     return found
 
 

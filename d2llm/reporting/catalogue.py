@@ -8,6 +8,14 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "main": ("scores",),
     "leads": ("scores", "comparisons"),
     "phenomena": ("scores",),
+    "phenomena_sts": ("scores",),
+    "phenomena_ir": ("scores",),
+    "agreement": ("scores", "predictions"),
+    "architecture": (),  # of the settings alone
+}
+# The settings a figure shows, besides those all figures depend on.
+FIGURE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "architecture": ("models.teacher", "models.decoder", "teacher.symmetric", "teacher.asymmetric", "methods"),
 }
 
 

@@ -1,0 +1,361 @@
+"""Figures by phenomenon, of agreement with the teacher and of the architecture: what is drawn is what the data and settings say."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from fontTools.ttLib import TTFont
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+from scipy import stats
+
+from d2llm import stages
+from d2llm.config import Config
+from d2llm.prompts import ASYMMETRIC_ZH, SYMMETRIC_ZH
+from d2llm.reporting import (
+    agreement,
+    figure_agreement,
+    figure_architecture,
+    figure_phenomena,
+    figure_phenomena_ir,
+    figure_phenomena_sts,
+    figures,
+    fonts,
+)
+from d2llm.reporting.collected import Collected
+
+METHODS = ["d2llm", "bge"]
+
+
+@pytest.fixture(autouse=True)
+def styled() -> Iterator[None]:
+    matplotlib.use("Agg")
+    with pyplot.style.context(figures.STYLE):
+        yield
+    pyplot.close("all")
+
+
+def data_of(
+    scores: pd.DataFrame | None = None, predictions: pd.DataFrame | None = None, **settings: object
+) -> figures.Data:
+    config = Config(**{"methods": {name: {} for name in METHODS}, "references": ["teacher"]} | settings)
+    return figures.Data(Collected(scores=scores, predictions=predictions), figures.context(config), config)
+
+
+def words(figure: Figure) -> str:
+    return " ".join(text.get_text() for text in figure.findobj(Text))
+
+
+# ------------------------------------------------------------------------------------------------------- by phenomenon
+def scores() -> pd.DataFrame:
+    """Two seeds of every method on a task of each kind, with the metrics metrics.py gives each breakdown."""
+    kinds = {
+        "nli_a": ("pair_classification", "nli", ("ap", "auc")),
+        "match": ("sts", "sts", ("ap", "auc")),
+        "graded": ("sts", "sts", ("pearson", "spearman")),
+        "search": ("retrieval", "ir", ("mrr_at_10", "recall_at_10")),
+    }
+    rng = np.random.default_rng(1)
+    rows = [
+        (task, kind, group, method, seed, phenomenon, metric, rng.uniform(0.31, 1.0), 7 if phenomenon == "hard" else 9)
+        for task, (kind, group, metrics) in kinds.items()
+        for method in [*METHODS, "teacher"]
+        for seed in (1, 2)
+        for phenomenon in ("all", "easy", "hard")
+        for metric in metrics
+    ]
+    columns = ["task", "task_type", "group", "method", "seed", "phenomenon", "metric", "value", "n"]
+    return pd.DataFrame(rows, columns=columns).assign(variant="base", split="test", task_title=lambda f: f["task"])
+
+
+@pytest.mark.parametrize(
+    ("module", "shown"),
+    [
+        (figure_phenomena, {"nli_a": "auc"}),
+        (figure_phenomena_sts, {"match": "auc", "graded": "spearman"}),
+        (figure_phenomena_ir, {"search": "mrr_at_10"}),
+    ],
+)
+def test_a_cell_is_its_methods_mean_over_seeds_on_that_phenomenon(module: object, shown: dict[str, str]) -> None:
+    found = scores()
+    figure = module.draw(data_of(found))
+    figure.canvas.draw()
+    maps = [axis for axis in figure.axes if axis.get_title(loc="left")]
+    assert [axis.get_title(loc="left") for axis in maps] == list(shown)
+    titles = {"BGE": "bge", "D2LLM": "d2llm", "Teacher": "teacher"}
+    for axis, (task, metric) in zip(maps, shown.items(), strict=True):
+        own = found[(found["task"] == task) & (found["metric"] == metric)]
+        expected = own.groupby(["phenomenon", "method"])["value"].mean()
+        columns = [titles[label.get_text()] for label in maps[-1].get_xticklabels()]
+        rows = [label.get_text().split(" (")[0] for label in axis.get_yticklabels()]
+        assert sorted(rows) == ["easy", "hard"] and columns == ["bge", "d2llm", "teacher"]
+        drawn = axis.images[0].get_array()
+        for (row, name), (column, method) in ((r, c) for r in enumerate(rows) for c in enumerate(columns)):
+            assert drawn[row, column] == pytest.approx(expected[name, method])
+        printed = [text.get_text() for text in axis.texts]
+        assert printed == [f"{value:.2f}" for value in np.asarray(drawn).flatten()]
+        # Easiest for the methods first; the teacher has no say in that.
+        means = [np.mean([expected[row, method] for method in METHODS]) for row in rows]
+        assert means == sorted(means, reverse=True)
+
+
+def test_rows_say_on_how_many_examples_they_stand() -> None:
+    figure = figure_phenomena_ir.draw(data_of(scores()))
+    labels = {label.get_text() for axis in figure.axes for label in axis.get_yticklabels()}
+    assert {"easy (9)", "hard (7)"} <= labels
+
+
+def test_colours_reach_from_chance_or_below_the_lowest_score_to_perfect() -> None:
+    found = scores()
+    found.loc[(found["task"] == "search") & (found["metric"] == "mrr_at_10"), "value"] = 0.77
+    assert figure_phenomena_ir.draw(data_of(found)).axes[0].images[0].get_clim() == (0.7, 1.0)
+    sts = figure_phenomena_sts.draw(data_of(found))
+    assert [axis.images[0].get_clim() for axis in sts.axes[:2]] == [(0.5, 1.0), (0.0, 1.0)]
+
+
+@pytest.mark.parametrize("module", [figure_phenomena, figure_phenomena_sts, figure_phenomena_ir])
+def test_no_breakdown_is_said(module: object) -> None:
+    found = scores()
+    figure = module.draw(data_of(found[found["phenomenon"] == "all"]))
+    assert "task with phenomena was evaluated" in words(figure)
+
+
+# ----------------------------------------------------------------------------------------------------------- agreement
+def predictions() -> pd.DataFrame:
+    """Pairs with ties and a retrieval task where teacher and methods returned different passages of each query."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for method, seeds in (("d2llm", (1, 2)), ("bge", (1, 2)), ("teacher", (1,))):
+        for seed in seeds:
+            rows += [(method, seed, "graded", f"{i}", "", float(rng.integers(0, 12))) for i in range(40)]
+            for query in range(6):
+                kept = rng.choice(12, size=9, replace=False)
+                rows += [(method, seed, "search", f"q{query}", f"d{doc}", float(rng.integers(0, 9))) for doc in kept]
+    # A query on which the teacher says the same of everything, and one that shares two passages only, have no order.
+    rows += [(method, 1, "search", "flat", f"d{d}", 0.5) for method in ("d2llm", "teacher") for d in range(5)]
+    rows += [(method, 1, "search", "few", f"d{d}", float(d)) for method in ("d2llm", "teacher") for d in range(2)]
+    columns = ["method", "seed", "task", "query_id", "doc_id", "score"]
+    return pd.DataFrame(rows, columns=columns).assign(variant="base")
+
+
+def expected(found: pd.DataFrame, method: str, task: str) -> float:
+    """By scipy, query by query."""
+    teacher = found[(found["method"] == "teacher") & (found["task"] == task)]
+    said = {(row.query_id, row.doc_id): row.score for row in teacher.itertuples()}
+    means = []
+    for seed in (1, 2):
+        own = found[(found["method"] == method) & (found["seed"] == seed) & (found["task"] == task)]
+        units: dict[str, list[tuple[float, float]]] = {}
+        for row in own.itertuples():
+            if (row.query_id, row.doc_id) in said:
+                unit = row.query_id if row.doc_id else ""
+                units.setdefault(unit, []).append((row.score, said[row.query_id, row.doc_id]))
+        sides = [tuple(zip(*unit, strict=True)) for name, unit in units.items() if name not in ("flat", "few")]
+        means.append(np.mean([stats.spearmanr(x, y)[0] for x, y in sides if len(x) >= 3]))
+    return float(np.mean(means))
+
+
+def test_agreement_is_scipys_correlation_on_what_both_scored() -> None:
+    found = predictions()
+    table = agreement.spearman(agreement.paired(found))
+    assert sorted(table.index) == sorted(METHODS) and sorted(table.columns) == ["graded", "search"]
+    for method in METHODS:
+        for task in table.columns:
+            assert table.loc[method, task] == pytest.approx(expected(found, method, task), abs=1e-9)
+
+
+def test_who_orders_as_the_teacher_agrees_fully_and_who_reverses_it_not_at_all() -> None:
+    found = predictions()
+    teacher = found[(found["method"] == "teacher") & (found["task"] == "graded")]
+    copies = [
+        teacher,
+        teacher.assign(method="d2llm", score=teacher["score"] * 3 - 7),
+        teacher.assign(method="bge", score=-(teacher["score"] ** 3)),
+    ]
+    table = agreement.spearman(agreement.paired(pd.concat(copies)))
+    assert table["graded"].to_dict() == pytest.approx({"d2llm": 1.0, "bge": -1.0})
+
+
+def test_agreement_draws_every_correlation_and_every_shared_example() -> None:
+    found = predictions()
+    figure = figure_agreement.draw(data_of(scores(), found))
+    *above, below = figure.axes
+    shared = agreement.paired(found)
+    first = shared[(shared["method"] == "d2llm") & (shared["seed"] == 1)]
+    counts = first["task"].value_counts()
+    by_title = {axis.get_title(loc="left").split(" ")[0]: axis for axis in above}
+    for title, task in (("STS", "graded"), ("Retrieval", "search")):
+        hexagons = by_title[title].collections[0]
+        assert hexagons.get_array().sum() == counts[task]
+        assert hexagons.get_rasterized()  # small files
+    assert [label.get_text() for label in below.get_yticklabels()] == ["graded", "search"]
+    drawn = {(line.get_marker(), round(line.get_ydata()[0])): line.get_xdata()[0] for line in below.lines}
+    for marker, method in (("D", "d2llm"), ("o", "bge")):
+        for place, task in enumerate(("graded", "search")):
+            assert drawn[marker, place] == pytest.approx(expected(found, method, task), abs=1e-9)
+
+
+def test_variants_stay_out_of_agreement() -> None:
+    found = predictions()
+    other = found[found["method"] == "d2llm"].assign(variant="ablation", score=0.0)
+    figure = figure_agreement.draw(data_of(scores(), pd.concat([found, other])))
+    line = next(line for line in figure.axes[-1].lines if line.get_marker() == "D" and round(line.get_ydata()[0]) == 0)
+    assert line.get_xdata()[0] == pytest.approx(expected(found, "d2llm", "graded"))
+
+
+def test_no_teacher_no_agreement() -> None:
+    figure = figure_agreement.draw(data_of(scores(), predictions(), references=["bm25"]))
+    assert "needs the teacher among the references" in words(figure)
+
+
+# -------------------------------------------------------------------------------------------------------- architecture
+def architecture(recipe: dict[str, object] | None = None, **settings: object) -> Figure:
+    return figure_architecture.draw(data_of(methods={"bge": {}, "d2llm": recipe or {}}, **settings))
+
+
+def test_the_architecture_shows_the_settings() -> None:
+    text = words(
+        architecture(
+            {
+                "alpha": 0.7, "beta": 0.03, "gamma": 0.005, "ci": 2.5, "in_batch": "none", "tuning": {"r": 24},
+                "pooling": {"heads": 6}, "interaction": {"hidden": 320, "activation": "squared_relu"},
+            },
+            models={
+                "teacher": {"layers": 9, "hidden_size": 192, "heads": 12, "grown_from": None},
+                "decoder": {"layers": 5, "hidden_size": 96, "heads": 3},
+            },
+        )
+    )  # fmt: skip
+    for said in (
+        "9 layers, width 192, 12 heads", "pair feature, width 192", "5 layers, width 96", "PMA, 6 heads\n→ width 96", "192 → 320, ReLU²",
+        "320 → 320", "320 → 1", "LoRA of rank 24", "CI\nweight 2.5", "α = 0.7", "β = 0.03", "γ = 0.005", "是 / 不是 (or 能 / 不能)", "#P：[text a]",
+    ):  # fmt: skip
+        assert said in text
+    assert "CL" not in text and "off" not in text
+
+
+def test_a_loss_of_weight_zero_is_off_and_joins_nothing() -> None:
+    def dashed(figure: Figure) -> int:
+        return sum(1 for note in figure.axes[0].texts if getattr(note, "arrow_patch", None) and _is_dashed(note))
+
+    whole, without = architecture({}), architecture({"gamma": 0.0})
+    assert "FI\noff" in words(without) and "FI\noff" not in words(whole)
+    assert dashed(whole) - dashed(without) == 2
+
+
+def _is_dashed(note: Text) -> bool:
+    return note.arrow_patch.get_linestyle() not in ("-", "solid")
+
+
+ABLATIONS = [
+    {},
+    {"in_batch": "joint", "rank_over": "batch"},
+    {"interaction": {"branches": "shared", "skip": "cosine"}, "passage_to_query": 0.5},
+    {"interaction": {"name": "bilinear"}, "pooling": {"name": "weighted_mean"}, "gamma": 0.0},
+    {"tuning": {"kind": "full"}},
+]
+
+
+@pytest.mark.parametrize("recipe", ABLATIONS, ids=str)
+def test_no_text_is_cut_or_meets_another(recipe: dict[str, object]) -> None:
+    large = {"layers": 128, "hidden_size": 16384, "heads": 128}
+    figure = architecture(recipe, models={"teacher": large | {"grown_from": None}, "decoder": large})
+    renderer = figure.canvas.get_renderer()
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    texts = [text for text in texts if text.axes is None or text in text.axes.texts]
+    places = [(text.get_text(), text.get_window_extent(renderer)) for text in texts]
+    assert len(places) > 15
+    for place, (said, box) in enumerate(places):
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, said
+        for other, neighbour in places[place + 1 :]:
+            assert not box.overlaps(neighbour), (said, other)
+
+
+@pytest.mark.parametrize("recipe", ABLATIONS, ids=str)
+def test_boxes_hold_their_texts_and_cross_nothing(recipe: dict[str, object]) -> None:
+    large = {"layers": 128, "hidden_size": 16384, "heads": 128}
+    figure = architecture(recipe, models={"teacher": large | {"grown_from": None}, "decoder": large})
+    renderer = figure.canvas.get_renderer()
+    boxes = [patch.get_window_extent(renderer) for patch in figure.axes[0].patches]
+    assert len(boxes) > 12
+
+    def inside(inner: Bbox, outer: Bbox) -> bool:
+        return outer.x0 < inner.x0 and inner.x1 < outer.x1 and outer.y0 < inner.y0 and inner.y1 < outer.y1
+
+    for place, box in enumerate(boxes):
+        for other in boxes[place + 1 :]:
+            assert inside(box, other) or inside(other, box) or not box.overlaps(other)
+    for text in (text for text in figure.axes[0].texts if text.get_text()):
+        extent = text.get_window_extent(renderer)
+        for box in boxes:
+            assert inside(extent, box) or not extent.overlaps(box), text.get_text()
+
+
+def test_without_the_subject_there_is_no_architecture() -> None:
+    assert "needs d2llm among the methods" in words(figure_architecture.draw(data_of(methods={"bge": {}})))
+
+
+def test_the_architecture_needs_no_results_and_embeds_its_chinese(tmp_path: Path) -> None:
+    config = Config(results=str(tmp_path), methods={"d2llm": {}})
+    figures.run(config, "architecture")
+    assert b"D2LLMPrompts" in (tmp_path / "mini" / "figures" / "architecture.pdf").read_bytes()
+
+
+def test_what_the_architecture_shows_makes_it_stale_and_no_other_figure() -> None:
+    def lines(name: str) -> list[str]:
+        base = {"methods": {"d2llm": {}}}
+        changed = [
+            {"methods": {"d2llm": {"alpha": 0.5}}},
+            base | {"models": {"decoder": {"layers": 3}}},
+            base | {"teacher": {"symmetric": {"template": "问{a}和{b}：", "yes": "是", "no": "不"}}},
+        ]
+        return [stages.settings_line(Config(**settings), "figure", name=name) for settings in (base, *changed)]
+
+    assert len(set(lines("architecture"))) == 4
+    assert len(set(lines("main"))) == 1
+
+
+# --------------------------------------------------------------------------------------------------------------- fonts
+def test_the_glyphs_of_the_default_prompts_come_with_the_suite() -> None:
+    known = TTFont(fonts.GLYPHS).getBestCmap()
+    wanted = {c for c in SYMMETRIC_ZH + ASYMMETRIC_ZH + "是不能" if ord(c) >= fonts.FIRST_CHINESE}
+    assert wanted <= {chr(code) for code in known}
+    assert fonts.families("请回答是或不是") == ["DejaVu Sans", "D2LLM Prompts"]
+    assert fonts.families("yes") == ["DejaVu Sans"]
+
+
+def test_chinese_that_no_font_has_is_shown_in_english(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fonts, "CHINESE", ())
+    prompt = {"template": "龘{a}龘{b}龘", "yes": "龘", "no": "不"}
+    with caplog.at_level(logging.WARNING, logger="d2llm"):
+        text = words(architecture(teacher={"symmetric": prompt}))
+    assert "龘" not in text and "yes / no" in text and "[text a]" in text
+    assert [record.name for record in caplog.records] == ["d2llm.reporting.fonts"]
+
+
+def test_a_font_of_the_machine_serves_other_characters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from matplotlib.font_manager import FontEntry, fontManager
+
+    # Stands for an installed Chinese font: the suite's own, under another name and with one character more.
+    font = TTFont(fonts.GLYPHS)
+    for table in font["cmap"].tables:
+        table.cmap[ord("龘")] = table.cmap[ord("是")]
+    for record in font["name"].names:
+        if record.nameID in (1, 4):
+            record.string = "SimHei"
+    font.save(tmp_path / "other.ttf")
+    fonts.families("是")  # the suite's own font is known from here on, whatever ran before
+    entry = FontEntry(fname=str(tmp_path / "other.ttf"), name="SimHei", style="normal", weight=400)
+    monkeypatch.setattr(fontManager, "ttflist", [*fontManager.ttflist, entry])
+    assert fonts.families("龘是") == ["DejaVu Sans", "SimHei"]
+    assert fonts.families("是") == ["DejaVu Sans", "D2LLM Prompts"]
