@@ -8,6 +8,8 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "main": ("scores",),
     "leads": ("scores", "comparisons"),
     "phenomena": ("scores",),
+    "runtime": ("runtime",),
+    "latency": ("scores", "runtime"),
 }
 
 
