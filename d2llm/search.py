@@ -41,9 +41,7 @@ class Index:
         self.student, self.cache, self.vector_bytes, self.mode = student, cache, vector_bytes, mode
 
     @classmethod
-    def build(
-        cls, student: Any, passages: Sequence[str], batch_size: int = 256, mode: Mode = "asymmetric"
-    ) -> Index:
+    def build(cls, student: Any, passages: Sequence[str], batch_size: int = 256, mode: Mode = "asymmetric") -> Index:
         """Encode passages, each distinct text once, and keep what the student's scorer needs of them."""
         distinct = list(dict.fromkeys(passages))
         place = {text: row for row, text in enumerate(distinct)}

@@ -20,6 +20,7 @@ from d2llm.paths import Paths
 
 if TYPE_CHECKING:
     from d2llm.config import Config, NegativeSettings
+    from d2llm.models.student import Student
 
 TRAIN = {"qid": "str", "query": "str", "positive": "str", "dataset": "str", "mode": "str", "marked": "list"}
 POOL = {"dataset": "str", "text": "str"}

@@ -154,7 +154,9 @@ def student_timings(student: Any, texts: Texts, settings: RuntimeSettings, batch
     encoded: list[np.ndarray] = []
     # More batches than are timed come again.
     batches = [texts.cycled((number + 1) * batch)[-batch:] for number in range(settings.repeats + 1)]
-    seconds = clock(lambda part: encoded.append(student.encode(part, "passage", "asymmetric", batch)), batches, settings)
+    seconds = clock(
+        lambda part: encoded.append(student.encode(part, "passage", "asymmetric", batch)), batches, settings
+    )
     yield Timing("encode_passage", batch, 0, seconds / batch)
 
     vectors, scorer = np.concatenate(encoded), student.scorer
@@ -172,9 +174,7 @@ def student_timings(student: Any, texts: Texts, settings: RuntimeSettings, batch
         yield Timing("search", 1, size, seconds, **stored)
 
 
-def teacher_timings(
-    config: Config, teacher: Teacher, texts: Texts, lexical: dict[int, Bm25]
-) -> Iterator[Timing]:
+def teacher_timings(config: Config, teacher: Teacher, texts: Texts, lexical: dict[int, Bm25]) -> Iterator[Timing]:
     """The cross-encoder reads every pair: a batch of pairs, whole corpora, and the re-ranking this suite uses it for.
 
     Corpora beyond `runtime.teacher_pairs` are extrapolated: that many pairs are read, and their time grows with the corpus.

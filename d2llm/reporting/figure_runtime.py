@@ -37,13 +37,13 @@ def draw(data: Data) -> Figure:
     again = found[(found["phase"] == "rerank") & found["method"].isin(names)]
     if len(again):
         color, marker = point("teacher", data.context.methods)
-        label = f"Teacher, re-ranking {int(again['batch'].iloc[0])} candidates"
+        label = f"Teacher re-ranking {int(again['batch'].iloc[0])}"
         handles.append(Line2D([], [], color=color, marker="1", linestyle=":", label=label))
     if found["extrapolated"].any():
         handles.append(
             Line2D([], [], color="#333333", marker="o", markerfacecolor="white", linestyle="--", label="extrapolated")
         )
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.2)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.0, fontsize=7)
     note(figure, data, _said(found, names, data))
     return figure
 
@@ -67,9 +67,12 @@ def _encoding(axis: Axes, found: pd.DataFrame, names: list[str], data: Data) -> 
     labels = []
     for phase, title in ENCODING.items():
         batch = own.loc[own["phase"] == phase, "batch"]
-        labels.append(f"{title}\n({'one' if batch.max() == 1 else batch.max()} at once)" if len(batch) else title)
+        labels.append(
+            f"{title}\n({'one at a time' if batch.max() == 1 else f'{batch.max()} at once'})" if len(batch) else title
+        )
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.4, -0.6)
+    axis.set_xlim(0, 1.25 * own["q3"].max() if len(own) else 1)
     axis.set_title("Vectorisation")
     axis.set_xlabel("seconds per text")
 
@@ -79,6 +82,8 @@ def _scoring(axis: Axes, found: pd.DataFrame, names: list[str], data: Data) -> N
     _rows(axis, [(row, names.index(row.method), 0) for row in own.itertuples()], data)
     axis.set_yticks([])
     axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_xscale("log")
+    axis.margins(x=0.25)
     axis.set_title("Scoring a pair")
     axis.set_xlabel("seconds per pair")
 
@@ -91,8 +96,6 @@ def _rows(axis: Axes, places: list[tuple[object, int, int]], data: Data) -> None
         axis.plot([row.q1, row.q3], [height, height], color=color, linewidth=1.1)
         axis.plot(row.median, height, marker, color=color)
         axis.annotate(duration(row.median), (row.median, height), (0, 5), textcoords="offset points", ha="center", fontsize=6.5, color=color)  # fmt: skip
-    axis.set_xscale("log")
-    axis.margins(x=0.25)
     axis.grid(False, axis="y")
 
 
