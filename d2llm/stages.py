@@ -124,7 +124,7 @@ STAGES: dict[str, Stage] = {
             "runtime",
             "threads",
             "references",
-            *(f"evaluation.{key}" for key in ("tasks", "split", "batch_size", "teacher_candidates", "bm25")),
+            *(f"evaluation.{key}" for key in ("split", "batch_size", "teacher_candidates", "bm25")),
             *ASKING,
             "training.max_length",
         ),

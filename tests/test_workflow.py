@@ -264,11 +264,10 @@ def test_a_restyled_figure_renders_itself_alone(copy: Path) -> None:
 
 def test_run_times_are_measured_with_nothing_beside(fresh: Path) -> None:
     """The job asks for every core Snakemake has, while it computes with the config's threads."""
-    done = snakemake(fresh, "--dry-run", "results/mini/runtime.csv")
-    asked = re.findall(r"^rule runtime:.*?threads: (\d+)", done.stdout + done.stderr, re.S | re.M)
-    assert asked == ["2"]
-    others = re.findall(r"^rule evaluate_teacher:.*?\n\n", snakemake(fresh, "--dry-run").stdout, re.S | re.M)
-    assert others and not any("threads: 2" in block for block in others)
+    done = snakemake(fresh, "--dry-run")
+    jobs = re.findall(r"^rule (\w+):\n((?:    .*\n)+)", done.stdout + done.stderr, re.M)
+    assert len(jobs) > 20
+    assert {rule for rule, told in jobs if "    threads: 2\n" in told} == {"runtime"}
 
 
 def test_a_second_run_in_the_same_folder_is_refused(copy: Path) -> None:

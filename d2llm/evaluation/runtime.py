@@ -18,7 +18,7 @@ import pandas as pd
 
 from d2llm.artifacts import atomic, present
 from d2llm.data.bm25 import Bm25, tokens
-from d2llm.errors import ConfigError
+from d2llm.errors import DataError
 from d2llm.evaluation import tasks
 from d2llm.evaluation.runtime_table import COLUMNS, PHASES
 from d2llm.logs import get_logger
@@ -64,7 +64,7 @@ def run(config: Config) -> None:
     """Write `runtime.csv`: every method (as configured, first seed) and reference row; columns in `runtime_table`.
 
     Raises:
-        ConfigError: no retrieval task is evaluated. DataError, ArtifactError: data or a model is missing or damaged.
+        DataError: a task is damaged, or none is of retrieval. ArtifactError: a model is missing or damaged.
     """
     import torch
 
@@ -105,13 +105,13 @@ def systems(config: Config, texts: Texts) -> Iterator[tuple[str, Callable[[], It
 
 
 def read_texts(config: Config) -> Texts:
-    """Queries and passages of every retrieval task, in one mixed order, so that a batch holds texts of all."""
-    paths, evaluation = Paths.of(config), config.evaluation
-    names = tasks.names(paths.tasks, evaluation.tasks)
-    read = [tasks.read(paths.task(name), evaluation.split) for name in names]
+    """Queries and passages of every retrieval task there is, evaluated or not, in one mixed order, so that a batch holds texts of all."""
+    paths = Paths.of(config)
+    names = tasks.names(paths.tasks)
+    read = [tasks.read(paths.task(name), config.evaluation.split) for name in names]
     found = [task for task in read if task.type == "retrieval"]
     if not found:
-        raise ConfigError(f"evaluation.tasks: no retrieval task in {', '.join(names)}; run times need one")
+        raise DataError(f"{paths.tasks}: no retrieval task among {', '.join(names)}; run times need one's texts")
     rng = np.random.default_rng(0)
     sides = (pd.concat([getattr(task, side)["text"] for task in found]) for side in ("queries", "corpus"))
     return Texts(*(rng.permutation(np.array(side.unique(), dtype=object)).tolist() for side in sides))
