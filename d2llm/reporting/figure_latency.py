@@ -38,8 +38,10 @@ def draw(data: Data) -> Figure:
         axis.plot([row.q1, row.q3], [row.quality, row.quality], color=color, linewidth=1.1)
         axis.plot(row.median, row.quality, marker, color=color, markersize=6 if row.method == "d2llm" else 5)
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(lambda value, _: duration(value))
+    axis.xaxis.set_minor_formatter("")
     axis.margins(x=0.12, y=0.12)
-    axis.set_xlabel(f"seconds per query, corpus of {found['corpus'].iloc[0]:,} passages")
+    axis.set_xlabel(f"time per query, corpus of {found['corpus'].iloc[0]:,} passages")
     axis.set_ylabel(f"{METRIC_TITLES[METRIC]}, mean of {found['tasks'].iloc[0]} retrieval sets")
     note(figure, data, _said(found, data))
     titles = {name: data.context.titles.get(name, name).split(" (")[0] for name in found["method"]}
