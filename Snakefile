@@ -32,6 +32,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/baselines.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/tune.smk"
+include: "workflow/rules/runtime.smk"
 include: "workflow/rules/report.smk"
 
 

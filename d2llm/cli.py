@@ -38,6 +38,7 @@ HELP = {
     "tune": "compare all trials of all methods on the development splits",
     "collect": "bring all scores into one table",
     "comparison": "compare D2LLM with every baseline, by paired bootstrap",
+    "runtime": "time embedding, scoring and searching of every method",
     "table": "render a table",
     "figure": "render a figure",
     "check-config": "validate config files and print them resolved",

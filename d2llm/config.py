@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from d2llm.data.settings import DataSettings
 from d2llm.errors import ConfigError
-from d2llm.evaluation.settings import EvaluationSettings
+from d2llm.evaluation.settings import EvaluationSettings, RuntimeSettings
 from d2llm.prompts import ASYMMETRIC_ZH, SYMMETRIC_ZH
 from d2llm.section import Section
 from d2llm.validation import Key, at, dotted, show, validate
@@ -176,6 +176,7 @@ class Config(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     statistics: StatisticsSettings = StatisticsSettings()
     tuning: TuningSettings = TuningSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
 
     def runs(self) -> list[Run]:
         """Every training, in the order tables show them."""

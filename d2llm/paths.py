@@ -179,6 +179,11 @@ class Paths:
         """D2LLM against every baseline, with intervals and corrected p-values."""
         return self.root / "comparisons.csv"
 
+    @property
+    def runtime(self) -> Path:
+        """Times of embedding, scoring and searching."""
+        return self.root / "runtime.csv"
+
     def figure(self, name: str, ext: str) -> Path:
         return self.root / "figures" / f"{name}.{ext}"
 

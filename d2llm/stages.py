@@ -117,6 +117,19 @@ STAGES: dict[str, Stage] = {
         lambda paths: beside(paths.comparisons),
         settings=("statistics",),
     ),
+    "runtime": Stage(
+        "d2llm.evaluation.runtime:run",
+        lambda paths: beside(paths.runtime),
+        settings=(
+            "runtime",
+            "threads",
+            "references",
+            *(f"evaluation.{key}" for key in ("split", "batch_size", "teacher_candidates", "bm25")),
+            *ASKING,
+            "training.max_length",
+        ),
+        torch=True,
+    ),
     "figure": Stage(
         "d2llm.reporting.figures:run",
         lambda paths, name: beside(paths.figure(name, "svg")),
@@ -145,7 +158,7 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
         found["phrases"] = config.phrases()
     if stage == "train":
         found["recipe"] = config.recipe(arguments["method"], arguments["variant"]).model_dump(mode="json")
-    if stage in ("table", "figure", "comparison"):
+    if stage in ("table", "figure", "comparison", "runtime"):
         found.setdefault("methods", list(config.methods))
     return found
 

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from d2llm.models.interaction import Scorer
+
 ABOUT = {"description": "made for a test"}
 
 
@@ -79,7 +81,7 @@ def retrieval_task(root: Path, name: str = "ir_x", queries: int = 12, passages: 
     return folder
 
 
-class DirectedScorer(torch.nn.Module):
+class DirectedScorer(Scorer):
     """pairs(q, p) = q·W_mode·p with a W of each mode that is not symmetric, so that head and order show in the score."""
 
     name = "iem"
@@ -91,12 +93,12 @@ class DirectedScorer(torch.nn.Module):
         self.broken = broken
         self.modes: set[str] = set()
 
-    def pairs(self, q: torch.Tensor, p: torch.Tensor, mode: str) -> torch.Tensor:
+    def pairs_cached(self, q: torch.Tensor, p: torch.Tensor, mode: str) -> torch.Tensor:
         self.modes.add(mode)
         scores = (q @ self.weights[mode] * p).sum(-1)
         return torch.full_like(scores, torch.nan) if self.broken else scores
 
-    def matrix(self, q: torch.Tensor, p: torch.Tensor, mode: str) -> torch.Tensor:
+    def matrix_cached(self, q: torch.Tensor, p: torch.Tensor, mode: str) -> torch.Tensor:
         self.modes.add(mode)
         scores = q @ self.weights[mode] @ p.T
         if self.broken:

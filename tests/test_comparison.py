@@ -19,6 +19,7 @@ from d2llm import comparison
 from d2llm.artifacts import read_csv, write_frame
 from d2llm.config import Config
 from d2llm.errors import ArtifactError, ConfigError
+from d2llm.evaluation import runtime_table
 from d2llm.paths import Paths
 from d2llm.reporting import figure_leads, figure_main, figure_phenomena, figures
 from d2llm.reporting.collected import Collected
@@ -166,6 +167,16 @@ def test_predictions_that_do_not_fit_are_refused() -> None:
         comparison.check(table, lacking[~((lacking["method"] == "bge") & (lacking["task"] == "nli_a"))])
 
 
+def times(methods: list[str]) -> pd.DataFrame:
+    """Run times of methods that only search."""
+    rows = [
+        {"method": name, "phase": "search", "per": "query", "batch": 1, "corpus": 50, "threads": 1, "median": 2e-3 + place / 1e4, "q1": 1e-3,
+         "q3": 3e-3, "repeats": 3, "extrapolated": False, "bytes_per_passage": 64.0, "embedding_bytes": 32.0 if name == "d2llm" else 64.0}
+        for place, name in enumerate(methods)
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=list(runtime_table.COLUMNS))
+
+
 @pytest.fixture
 def finished(tmp_path: Path) -> Config:
     """A tier whose scores and predictions are collected."""
@@ -176,6 +187,7 @@ def finished(tmp_path: Path) -> Config:
     write_frame(Paths.of(config).predictions, found)
     write_frame(Paths.of(config).scores, scores_of(found))
     comparison.run(config)
+    times(METHODS).to_csv(Paths.of(config).runtime, index=False)
     return config
 
 

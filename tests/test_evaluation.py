@@ -174,13 +174,14 @@ def test_roles_with_equal_formats_share_their_vectors():
 
 
 def test_search_merges_blocks_as_one_matrix_would(monkeypatch):
+    from d2llm import search
     from d2llm.evaluation import adapter
 
     student = FakeStudent()
     queries, passages = [f"问{i}" for i in range(7)], [f"文{i % 40}" for i in range(50)]  # ten passages twice
     whole = np.array([[student.score(q, p, "asymmetric") for p in passages] for q in queries])
-    monkeypatch.setattr(adapter, "QUERY_BLOCK", 3)
-    monkeypatch.setattr(adapter, "PASSAGE_BLOCK", 8)
+    monkeypatch.setattr(search, "QUERY_BLOCK", 3)
+    monkeypatch.setattr(search, "PASSAGE_BLOCK", 8)
     hits = adapter.StudentScorer(student).search(queries, passages, 12)
     for row, (index, scores) in zip(whole, hits, strict=True):
         np.testing.assert_allclose(scores, np.sort(row)[::-1][:12], rtol=1e-4)

@@ -20,10 +20,13 @@ from d2llm.reporting.tables import TABLES
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("Snakefile", "workflow", "config", "profiles", "d2llm", "baselines", "environment.yml")
-# Made of collected scores alone.
-RENDERED = ["comparison", *["table"] * len(TABLES), *["figure"] * sum("scores" in files for files in FIGURES.values())]
+# Made of collected scores.
+SCORED = [name for name, files in catalogue.FIGURES.items() if "scores" in files]
+RENDERED = ["comparison", *["table"] * len(TABLES), *["figure"] * len(SCORED)]
 # Made of the settings alone.
-DRAWN = ["figure"] * sum(not files for files in FIGURES.values())
+DRAWN = ["figure"] * sum(not files for files in catalogue.FIGURES.values())
+# Made again where a model is another.
+MEASURED = ["runtime", *["figure"] * sum(files == ("runtime",) for files in catalogue.FIGURES.values())]
 BASELINES = ("bge", "retromae", "llara", "sgpt", "udever")
 
 
@@ -115,7 +118,7 @@ def test_everything_is_scheduled_at_first(fresh: Path) -> None:
         ["texts", "data", "base", "base_teacher", "base_encoder", "negatives", "teacher", "teacher_scores"]
         + ["train(d2llm)", *(f"train_{name}({name})" for name in BASELINES)]
         + [f"evaluate({name})" for name in ("d2llm", *BASELINES, "bm25")]
-        + ["evaluate_teacher(teacher)", "collect", *RENDERED, *DRAWN, "all"]
+        + ["evaluate_teacher(teacher)", "collect", *RENDERED, *DRAWN, *MEASURED, "all"]
     )
     assert scheduled(fresh) == expected
 
@@ -188,7 +191,7 @@ def test_a_comment_or_docstring_reruns_nothing(copy: Path) -> None:
 def test_an_edited_baseline_reruns_itself_alone(copy: Path) -> None:
     path = copy / "baselines" / "bge.py"
     path.write_text(path.read_text(encoding="utf-8") + "\nNEW = 1\n", encoding="utf-8")
-    assert scheduled(copy) == Counter(["train_bge(bge)", "evaluate(bge)", "collect", *RENDERED, "all"])
+    assert scheduled(copy) == Counter(["train_bge(bge)", "evaluate(bge)", "collect", *RENDERED, *MEASURED, "all"])
 
 
 @pytest.mark.slow
@@ -198,8 +201,9 @@ def test_a_changed_setting_reruns_what_reads_it(copy: Path) -> None:
         return set(scheduled(copy, "--configfile", "mine.yaml"))
 
     end = {"collect", "comparison", "table", "figure", "all"}
-    assert changed("threads: 2") == set()
-    assert changed("methods: {sgpt: {learning_rate: 0.5}}") == {"train_sgpt(sgpt)", "evaluate(sgpt)"} | end
+    # Only times depend on it.
+    assert changed("threads: 2") == changed("runtime: {repeats: 7}") == {"runtime", "figure", "all"}
+    assert changed("methods: {sgpt: {learning_rate: 0.5}}") == {"train_sgpt(sgpt)", "evaluate(sgpt)", "runtime"} | end
     everything = {f"evaluate({name})" for name in ("d2llm", *BASELINES, "bm25")} | {"evaluate_teacher(teacher)"}
     assert changed("evaluation: {keep: 50}") == everything | end
 
@@ -232,7 +236,7 @@ def test_a_seventh_method_is_one_file_one_stanza_one_line(copy: Path) -> None:
     with (copy / "workflow" / "rules" / "baselines.smk").open("a") as stanzas:
         stanzas.write('\n\nuse rule train as train_toy with:\n    wildcard_constraints:\n        method="toy",\n')
     edit(copy / "config" / "mini.yaml", "\nmethods:\n", "\nmethods:\n  toy: {}\n")
-    assert scheduled(copy) == Counter(["train_toy(toy)", "evaluate(toy)", "collect", *RENDERED, *DRAWN, "all"])
+    assert scheduled(copy) == Counter(["train_toy(toy)", "evaluate(toy)", "collect", *RENDERED, *DRAWN, *MEASURED, "all"])
 
 
 def test_a_method_without_a_rule_is_refused(copy: Path) -> None:
@@ -258,6 +262,14 @@ def test_a_restyled_figure_renders_itself_alone(copy: Path) -> None:
         sheet.write("axes.labelpad: 3\n")
     assert scheduled(copy, "figures") == Counter(["figure"] * len(FIGURES) + ["figures"])
     assert "table" not in scheduled(copy)
+
+
+def test_run_times_are_measured_with_nothing_beside(fresh: Path) -> None:
+    """The job asks for every core Snakemake has, while it computes with the config's threads."""
+    done = snakemake(fresh, "--dry-run")
+    jobs = re.findall(r"^rule (\w+):\n((?:    .*\n)+)", done.stdout + done.stderr, re.M)
+    assert len(jobs) > 20
+    assert {rule for rule, told in jobs if "    threads: 2\n" in told} == {"runtime"}
 
 
 def test_a_second_run_in_the_same_folder_is_refused(copy: Path) -> None:

@@ -44,6 +44,7 @@ SETTINGS: dict[str, Any] = {
     "teacher": {"max_length": 96, "steps": 8, "batch_pairs": 16, "min_ap": 0.0, "pack_size": 3, "batch_tokens": 2048},
     "training": {"steps": 6, "batch_size": 8, "pack": 4, "max_length": 48, "log_every": 2},
     "evaluation": {"batch_size": 32, "keep": 20, "teacher_candidates": {"bm25": 8, "dense": 8}},
+    "runtime": {"corpus_sizes": [20, 60, 300], "repeats": 3, "seconds": 0.2, "teacher_pairs": 30},
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from d2llm.paths import Paths
 
 if TYPE_CHECKING:
     from d2llm.config import Config, NegativeSettings
+    from d2llm.models.student import Student
 
 TRAIN = {"qid": "str", "query": "str", "positive": "str", "dataset": "str", "mode": "str", "marked": "list"}
 POOL = {"dataset": "str", "text": "str"}
@@ -67,6 +68,18 @@ def dense_ranks(config: Config, queries: Sequence[str], passages: Sequence[str],
     """
     import torch
 
+    encoder = base_encoder(config)
+    q = torch.from_numpy(encoder.encode(list(queries), "query", "symmetric"))
+    p = torch.from_numpy(encoder.encode(list(passages), "passage", "symmetric"))
+    out: list[np.ndarray] = []
+    for start in range(0, len(q), 512):
+        similarity = q[start : start + 512] @ p.T
+        out += list(similarity.topk(min(depth, len(p)), dim=1).indices.numpy())
+    return out
+
+
+def base_encoder(config: Config) -> Student:
+    """The pipeline's encoder as a dense retriever: mean of its states, cosine, texts framed as it was pre-trained on them."""
     from d2llm.methods import MaxLengths
     from d2llm.models.backbone import Backbone
     from d2llm.models.student import Student, same_formats
@@ -76,14 +89,7 @@ def dense_ranks(config: Config, queries: Sequence[str], passages: Sequence[str],
     formats = same_formats(
         MaxLengths(query=length, passage=length, symmetric=length), backbone.token("cls"), backbone.token("sep")
     )
-    encoder = Student(backbone, ("mean", {}), ("cosine", {}), formats, normalize=True)
-    q = torch.from_numpy(encoder.encode(list(queries), "query", "symmetric"))
-    p = torch.from_numpy(encoder.encode(list(passages), "passage", "symmetric"))
-    out: list[np.ndarray] = []
-    for start in range(0, len(q), 512):
-        similarity = q[start : start + 512] @ p.T
-        out += list(similarity.topk(min(depth, len(p)), dim=1).indices.numpy())
-    return out
+    return Student(backbone, ("mean", {}), ("cosine", {}), formats, normalize=True).eval()
 
 
 def draw(

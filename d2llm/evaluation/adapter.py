@@ -22,11 +22,9 @@ _NAMES = {"PairClassification": "pair_classification", "STS": "sts"}
 _ROLES = {"query": "query", "document": "passage"}
 _ORDER = ("query", "passage")
 
-# A block of 256 queries × 4096 passages is 4 MB of float32 scores.
-QUERY_BLOCK = 256
-PASSAGE_BLOCK = 4096
 PAIR_BLOCK = 4096
 
+# A query's passages, as their rows and scores, best first.
 Hits = list[tuple[np.ndarray, np.ndarray]]
 
 
@@ -83,44 +81,25 @@ class StudentScorer:
     def score_pairs(self, pairs: Sequence[tuple[str, str]], mode: str) -> np.ndarray:
         import torch
 
+        from d2llm.search import on_device
+
         q, p = (self.vectors(side, role, mode) for side, role in zip(zip(*pairs, strict=True), _ORDER, strict=True))
         blocks = range(0, len(pairs), PAIR_BLOCK)
         with torch.inference_mode():
             parts = [
                 self.student.scorer.pairs(
-                    self._tensor(q[start : start + PAIR_BLOCK]), self._tensor(p[start : start + PAIR_BLOCK]), mode
+                    *(on_device(self.student, side[start : start + PAIR_BLOCK]) for side in (q, p)), mode
                 )
                 for start in blocks
             ]
             return torch.cat(parts).float().cpu().numpy()
 
     def search(self, queries: Sequence[str], passages: Sequence[str], depth: int) -> Hits:
-        """Scores every passage, in blocks of both sides that bound the memory; the best `depth` are merged."""
-        import torch
+        """Scores every passage (`d2llm.search`). The index is not kept: a corpus is searched once and may be large."""
+        from d2llm.search import Index
 
-        distinct = list(dict.fromkeys(passages))
-        place = {text: row for row, text in enumerate(distinct)}
-        # Not remembered: a corpus is encoded once and may be large.
-        table = self._tensor(self.student.encode(distinct, "passage", "asymmetric", self.batch_size))
-        rows = torch.as_tensor([place[text] for text in passages], device=table.device)
-        q = self._tensor(self.vectors(queries, "query", "asymmetric"))
-        hits: Hits = []
-        with torch.inference_mode():
-            for first in range(0, len(q), QUERY_BLOCK):
-                block = q[first : first + QUERY_BLOCK]
-                best = torch.empty(len(block), 0, device=table.device)
-                index = torch.empty(len(block), 0, dtype=torch.long, device=table.device)
-                for start in range(0, len(rows), PASSAGE_BLOCK):
-                    chosen = rows[start : start + PASSAGE_BLOCK]
-                    scores = self.student.scorer.matrix(block, table[chosen], "asymmetric").float()
-                    # What is not finite sorts first, so that the check of what is kept cannot miss it.
-                    scores = scores.masked_fill(~scores.isfinite(), torch.inf)
-                    ids = torch.arange(start, start + len(chosen), device=table.device).expand(len(block), -1)
-                    best, index = torch.cat([best, scores], dim=1), torch.cat([index, ids], dim=1)
-                    best, order = best.topk(min(depth, best.shape[1]), dim=1)
-                    index = index.gather(1, order)
-                hits.extend(zip(index.cpu().numpy(), best.cpu().numpy(), strict=True))
-        return hits
+        index = Index.build(self.student, passages, self.batch_size)
+        return index.search_vectors(self.vectors(queries, "query", "asymmetric"), depth)
 
     def _role(self, role: str, mode: str) -> str:
         """Roles that feed a text alike share its vector."""
@@ -128,12 +107,6 @@ class StudentScorer:
         if formats and formats.get(("query", mode)) == formats.get(("passage", mode)) is not None:
             return "query"
         return role
-
-    def _tensor(self, array: np.ndarray) -> Any:
-        import torch
-
-        parameter = next(iter(self.student.scorer.parameters()), None)
-        return torch.as_tensor(array, device=None if parameter is None else parameter.device)
 
 
 class SearchModel:

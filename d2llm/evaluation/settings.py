@@ -1,10 +1,10 @@
-"""The configuration section `evaluation`."""
+"""The configuration sections `evaluation` and `runtime`."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from d2llm.section import Names, Section
 
@@ -56,3 +56,21 @@ class EvaluationSettings(Section):
     symmetric_order: SymmetricOrder = SymmetricOrder()
     teacher_candidates: TeacherCandidates = TeacherCandidates()
     bm25: Bm25Settings = Bm25Settings()
+
+
+class RuntimeSettings(Section):
+    """What stage `runtime` measures, and for how long."""
+
+    # Passages of the corpora searched, ascending.
+    corpus_sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [1000, 10000, 100000]
+    # Calls of each kind that are timed, at most; and the seconds they may take together (never fewer than three calls).
+    repeats: Annotated[int, Field(ge=3)] = 20
+    seconds: Annotated[float, Field(gt=0.0)] = 2.0
+    # Pairs of one query the cross-encoder reads; what more would take is extrapolated.
+    teacher_pairs: Annotated[int, Field(ge=1)] = 1000
+
+    @model_validator(mode="after")
+    def _ascending(self) -> RuntimeSettings:
+        if self.corpus_sizes != sorted(set(self.corpus_sizes)):
+            raise ValueError("corpus_sizes that grow, each once")
+        return self

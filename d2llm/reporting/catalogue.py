@@ -11,6 +11,8 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "phenomena_sts": ("scores",),
     "phenomena_ir": ("scores",),
     "agreement": ("scores", "predictions"),
+    "runtime": ("runtime",),
+    "latency": ("scores", "runtime"),
     "architecture": (),  # of the settings alone
 }
 # The settings a figure shows, besides those all figures depend on.

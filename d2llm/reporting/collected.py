@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from d2llm.artifacts import read_csv, read_frame, read_json
 from d2llm.comparison import COLUMNS as COMPARISONS
+from d2llm.evaluation import runtime_table
 from d2llm.evaluation.collect import PREDICTIONS, SCORES
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Collected:
     scores: pd.DataFrame | None = None
     predictions: pd.DataFrame | None = None
     comparisons: pd.DataFrame | None = None
+    runtime: pd.DataFrame | None = None
     card_json: dict[str, Any] | None = None
 
 
@@ -33,6 +35,7 @@ _READ = {
     "scores": lambda path: read_frame(path, SCORES),
     "predictions": lambda path: read_frame(path, PREDICTIONS),
     "comparisons": lambda path: read_csv(path, COMPARISONS),
+    "runtime": runtime_table.read,
     "card_json": read_json,
 }
 

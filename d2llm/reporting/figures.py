@@ -1,4 +1,4 @@
-"""Renders a figure by name as PDF, SVG and PNG, from the collected scores and comparisons alone; no torch.
+"""Renders a figure by name as PDF, SVG and PNG, from the collected files alone; no torch.
 
 A new figure is a module `figure_<name>.py` with `draw(data) -> matplotlib Figure`, and its name in `catalogue.FIGURES`.
 """
@@ -51,6 +51,11 @@ class Data:
     def comparisons(self) -> pd.DataFrame:
         """D2LLM against every baseline."""
         return self.collected.comparisons
+
+    @property
+    def runtime(self) -> pd.DataFrame:
+        """Times of the configured methods and reference rows."""
+        return self.collected.runtime
 
 
 def run(config: Config, name: str) -> None:

@@ -29,6 +29,7 @@ def keep(config: Config, folder: Path) -> list[Path]:
     single = [
         paths.scores_csv,
         paths.comparisons,
+        paths.runtime,
         paths.card_md,
         paths.card_json,
         paths.leaks,

@@ -61,3 +61,21 @@ def look(name: str, methods: list[str]) -> tuple[str, str]:
         return COLORS[name], MARKERS[name]
     place = [other for other in methods if other not in COLORS].index(name)
     return OTHER_COLORS[place % len(OTHER_COLORS)], OTHER_MARKERS[place % len(OTHER_MARKERS)]
+
+
+# Reference rows have strokes in plots by row; in the plane they need a mark with a middle.
+POINTS: dict[str, str] = {"teacher": "p", "bm25": "8"}
+
+
+def point(name: str, methods: list[str]) -> tuple[str, str]:
+    """`look` for a mark in the plane."""
+    color, marker = look(name, methods)
+    return color, POINTS.get(name, marker)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as they are printed: three digits in the unit that fits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= 0.9995 * size:
+            return f"{float(f'{seconds / size:.3g}'):g} {unit}"
+    return f"{float(f'{seconds / 1e-9:.3g}'):g} ns"

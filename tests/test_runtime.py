@@ -1,0 +1,329 @@
+"""Run times: what is measured on a tiny run, how the teacher's are extrapolated, what is refused, and what figures show of them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot
+from task_folders import pair_task
+from tiny_run import changed
+
+from d2llm.config import Config, load
+from d2llm.errors import ArtifactError, ConfigError, DataError
+from d2llm.evaluation import runtime, runtime_table
+from d2llm.evaluation.settings import RuntimeSettings
+from d2llm.paths import Paths
+from d2llm.reporting import figure_latency, figure_runtime, figures
+from d2llm.reporting.collected import Collected, collected
+from d2llm.reporting.style import duration
+
+SIZES = [20, 60, 300]
+METHODS = {"d2llm": {}, "bge": {}}
+
+
+# ------------------------------------------------------------------------------------------------------------ measuring
+@pytest.fixture(scope="module")
+def measured(tiny_scores: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, pd.DataFrame]:
+    """A tiny run with untrained students, in a folder of its own, and its table of run times."""
+    from d2llm.methods import MaxLengths
+    from d2llm.models.backbone import Backbone
+    from d2llm.models.student import Student, same_formats
+
+    there, folder = Paths.of(tiny_scores), tmp_path_factory.mktemp("runtime")
+    config = Config.model_validate(tiny_scores.model_dump() | {"results": str(folder), "methods": METHODS})
+    paths = Paths.of(config)
+    paths.root.mkdir()
+    for part in ("data", "models", "teacher"):
+        (paths.root / part).symlink_to(there.root / part)
+    formats = same_formats(MaxLengths(query=48, passage=48, symmetric=48))
+    for method, kind, scorer in (("d2llm", "decoder", ("iem", {"hidden": 16})), ("bge", "encoder", ("cosine", {}))):
+        student = Student(Backbone.load(paths.base(kind), kind), ("mean", {}), scorer, formats, method=method)
+        student.save(paths.run(method, "base", 1) / "model")
+    runtime.run(config)
+    return config, runtime_table.read(paths.runtime)
+
+
+def test_every_phase_is_measured_once(measured: tuple[Config, pd.DataFrame]) -> None:
+    config, found = measured
+    batch = config.evaluation.batch_size
+    expected = set()
+    for name in ("d2llm", "bge", "bm25"):
+        expected |= {(name, "encode_query", 1, 0), (name, "encode_passage", batch, 0), (name, "score", batch, 0)}
+        expected |= {(name, "search", 1, size) for size in SIZES}
+    expected |= {("teacher", "score", batch, 0)}
+    expected |= {("teacher", "search", 1, size) for size in SIZES} | {("teacher", "rerank", 16, size) for size in SIZES}
+    assert set(found[["method", "phase", "batch", "corpus"]].itertuples(index=False, name=None)) == expected
+    assert len(found) == len(expected)
+    assert (found["threads"] == config.threads).all() and (found["repeats"] == 3).all()
+    assert (found["per"] == found["phase"].map(runtime_table.PHASES)).all()
+    assert ((found["q1"] > 0) & (found["q1"] <= found["median"]) & (found["median"] <= found["q3"])).all()
+    # Reading a pair costs more than combining two vectors, and a search more than embedding its query.
+    times = found.set_index(["method", "phase", "corpus"])["median"]
+    assert times["teacher", "score", 0] > 10 * times["d2llm", "score", 0]
+    assert times["teacher", "search", 20] > 5 * times["teacher", "score", 0]
+
+
+def test_the_index_size_is_the_scorers(measured: tuple[Config, pd.DataFrame]) -> None:
+    _, found = measured
+    sizes = found[found["phase"] == "search"].drop_duplicates("method").set_index("method")
+    assert sizes.loc["d2llm", ["bytes_per_passage", "embedding_bytes"]].tolist() == [4 * 16, 4 * 32]
+    assert sizes.loc["bge", ["bytes_per_passage", "embedding_bytes"]].tolist() == [4 * 32, 4 * 32]
+    assert sizes.loc[["teacher", "bm25"], ["bytes_per_passage", "embedding_bytes"]].isna().all(axis=None)
+
+
+def test_the_teacher_is_extrapolated_in_proportion(measured: tuple[Config, pd.DataFrame]) -> None:
+    _, found = measured
+    assert set(found.loc[found["extrapolated"], "method"]) == {"teacher"}
+    own = found[(found["method"] == "teacher") & (found["phase"] == "search")].set_index("corpus")
+    assert own["extrapolated"].tolist() == [False, True, True]  # it reads 30 pairs
+    for column in ("median", "q1", "q3"):
+        assert own.loc[300, column] / own.loc[60, column] == pytest.approx(300 / 60, rel=1e-4)
+    counts: list[int] = []
+
+    def measure(count: int) -> np.ndarray:
+        counts.append(count)
+        return np.array([1.0, 2.0, 3.0]) * count
+
+    grown = list(runtime.grown(measure, [5, 10, 40, 400], 20))
+    assert counts == [5, 10, 20]
+    assert [(size, guessed) for size, _, guessed in grown] == [(5, False), (10, False), (40, True), (400, True)]
+    assert [seconds.tolist() for _, seconds, _ in grown] == [[size, 2 * size, 3 * size] for size in (5, 10, 40, 400)]
+
+
+def test_the_clock_warms_up_and_keeps_to_its_budget() -> None:
+    seen: list[int] = []
+
+    def call(number: int) -> None:
+        seen.append(number)
+        time.sleep(0.02 if number else 0.2)  # the first is slow, as first calls are
+
+    found = runtime.clock(call, [0, 1, 2, 3, 4, 5], RuntimeSettings(repeats=5, seconds=10.0))
+    assert seen == [0, 1, 2, 3, 4, 5] and len(found) == 5
+    assert found.min() >= 0.02 and np.median(found) < 0.15
+    assert len(runtime.clock(call, [1], RuntimeSettings(repeats=50, seconds=0.1))) <= 5
+    assert len(runtime.clock(call, [1], RuntimeSettings(repeats=50, seconds=0.001))) == 3  # never fewer
+
+
+def test_the_teacher_returns_what_it_likes_best() -> None:
+    class Likes:
+        def score(self, groups: list, mode: str) -> list[np.ndarray]:
+            return [np.array([[len(passage), 1.0] for passage in passages]) for _, passages in groups]
+
+    assert runtime.best(Likes(), "q", ["a", "aaa", "aa", ""], 3).tolist() == [1, 2, 0]
+
+
+def test_texts_are_those_of_retrieval_and_there_must_be_some(tiny_data: Config, tmp_path: Path) -> None:
+    texts = runtime.read_texts(tiny_data)
+    files = [path / "test" for path in Paths.of(tiny_data).tasks.glob("ir_*")]
+    assert len(files) == 3
+    assert set(texts.passages) == {text for path in files for text in pd.read_parquet(path / "corpus.parquet")["text"]}
+    assert set(texts.queries) == {text for path in files for text in pd.read_parquet(path / "queries.parquet")["text"]}
+    count = len(texts.passages)
+    assert texts.cycled(count + 2) == [*texts.passages, *texts.passages[:2]]
+    assert runtime.read_texts(changed(tiny_data, evaluation={"tasks": ["nli_indomain"]})) == texts
+    lonely = Config(results=str(tmp_path), methods={"bge": {}})
+    pair_task(Paths.of(lonely).tasks)
+    with pytest.raises(DataError, match="data/tasks: no retrieval task among nli_x"):
+        runtime.run(lonely)
+
+
+def test_a_missing_model_is_told_before_anything_is_measured(measured: tuple[Config, pd.DataFrame]) -> None:
+    config, _ = measured
+    more = Config.model_validate(config.model_dump() | {"methods": METHODS | {"sgpt": {}}})
+    with pytest.raises(ArtifactError, match="sgpt/base/seed1/model: missing"):
+        runtime.run(more)
+
+
+def test_corpus_sizes_grow() -> None:
+    for sizes in ("[10, 5]", "[5, 5]"):
+        with pytest.raises(ConfigError, match="runtime.*corpus_sizes that grow"):
+            load([], {"methods": {"bge": {}}, "runtime": f"{{corpus_sizes: {sizes}}}"})
+
+
+def test_a_table_that_cannot_be_is_refused(measured: tuple[Config, pd.DataFrame], tmp_path: Path) -> None:
+    _, found = measured
+    path = tmp_path / "runtime.csv"
+    for bad, message in [
+        (found.assign(phase="guess"), "a phase other than encode_query"),
+        (found.assign(q1=0.0), "not positive and ordered"),
+        (found.assign(q3=found["q1"] / 2), "not positive and ordered"),
+        (found.assign(median=np.nan), "not positive and ordered"),
+        (pd.concat([found, found[:1]]), "the same measurement twice"),
+        (found[:0], "no rows"),
+        (found.drop(columns="extrapolated"), "column 'extrapolated' is missing"),
+    ]:
+        bad.to_csv(path, index=False)
+        with pytest.raises(ArtifactError, match=rf"runtime.csv: .*{message}"):
+            runtime_table.read(path)
+    path.unlink()
+    with pytest.raises(ArtifactError, match="runtime.csv: missing"):
+        runtime_table.read(path)
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+QUALITY = {"d2llm": 0.82, "bge": 0.79, "sgpt": 0.789, "udever": 0.778, "teacher": 0.97, "bm25": 0.70}
+
+
+def table() -> pd.DataFrame:
+    """Invented times, of bi-encoders that are equally fast; the largest corpus was not timed for BM25."""
+    rows = []
+    for place, name in enumerate(QUALITY):
+        base = {"d2llm": 1e-5, "teacher": 1e-3, "bm25": 2e-7}.get(name, 1e-7)
+        phases = [("encode_query", 1, 0, 2e-3 + place * 1e-4), ("encode_passage", 64, 0, 5e-4 + place * 1e-5)]
+        phases = [*(phases if name != "teacher" else []), ("score", 64, 0, base)]
+        phases += [
+            ("search", 1, size, 1e-3 + base * size) for size in (100, 1000, 10000) if (name, size) != ("bm25", 10000)
+        ]
+        if name == "teacher":
+            phases += [("rerank", 40, size, 0.04 + size * 1e-7) for size in (100, 1000, 10000)]
+        for phase, batch, corpus, seconds in phases:
+            stored = {"d2llm": (96.0, 32.0), "teacher": (np.nan, np.nan), "bm25": (np.nan, np.nan)}.get(
+                name, (32.0, 32.0)
+            )
+            rows.append(
+                {"method": name, "phase": phase, "per": runtime_table.PHASES[phase], "batch": batch, "corpus": corpus, "threads": 1, "median": seconds,
+                 "q1": 0.9 * seconds, "q3": 1.2 * seconds, "repeats": 5, "extrapolated": (name, phase) == ("teacher", "search") and corpus > 100,
+                 "bytes_per_passage": stored[0], "embedding_bytes": stored[1]}
+            )  # fmt: skip
+    return pd.DataFrame(rows, columns=list(runtime_table.COLUMNS))
+
+
+def scores() -> pd.DataFrame:
+    """Quality by method, as the mean of two retrieval sets; scores of another kind beside."""
+    rows = []
+    for name, value in QUALITY.items():
+        about = {
+            "tier": "mini",
+            "method": name,
+            "variant": "base",
+            "seed": 1,
+            "split": "test",
+            "scorer": "",
+            "candidates": "",
+            "n": 9,
+        }
+        for task, step in (("ir_a", 0.02), ("ir_b", -0.02)):
+            of = {"task": task, "task_title": task, "task_type": "retrieval", "group": "ir", "metric": "mrr_at_10"}
+            rows += [
+                about | of | {"phenomenon": "all", "value": value + step},
+                about | of | {"phenomenon": "who", "value": 0.1},
+            ]
+            rows.append(about | of | {"phenomenon": "all", "metric": "recall_at_10", "value": 0.3})
+        rows.append(
+            about
+            | {
+                "task": "x",
+                "task_title": "x",
+                "task_type": "sts",
+                "group": "sts",
+                "metric": "spearman",
+                "phenomenon": "all",
+                "value": 0.5,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def data() -> Iterator[figures.Data]:
+    matplotlib.use("Agg")
+    config = Config(methods={name: {} for name in ("d2llm", "bge", "sgpt", "udever")})
+    with pyplot.style.context(figures.STYLE):
+        yield figures.Data(Collected(scores=scores(), runtime=table()), figures.context(config), config)
+    pyplot.close("all")
+
+
+def marks(axis: matplotlib.axes.Axes) -> set[tuple[float, float, bool]]:
+    """Marks of an axis as (x, y, filled)."""
+    found = set()
+    for line in axis.lines:
+        if line.get_marker() not in ("None", None, ""):
+            filled = line.get_markerfacecolor() != "white"
+            found |= {(float(x), float(y), filled) for x, y in zip(*line.get_data(), strict=True)}
+    return found
+
+
+def test_the_runtime_figure_shows_the_table(data: figures.Data) -> None:
+    figure = figure_runtime.draw(data)
+    encoding, scoring, searching = figure.axes
+    found = table()
+    shown = found[found["method"].isin(["d2llm", "bge", "teacher"])]
+    phases = dict(list(shown.groupby("phase")))
+    both = pd.concat([phases["encode_query"], phases["encode_passage"]])
+    assert sorted(x for x, _, _ in marks(encoding)) == sorted(both["median"])
+    assert sorted(x for x, _, _ in marks(scoring)) == sorted(phases["score"]["median"])
+    bars = {tuple(line.get_xdata()) for line in scoring.lines if line.get_marker() in ("None", None, "")}
+    assert bars == {(row.q1, row.q3) for row in phases["score"].itertuples()}
+    assert {text.get_text() for text in scoring.texts} == {duration(value) for value in phases["score"]["median"]}
+    lines = pd.concat([phases["search"], phases["rerank"]])
+    assert marks(searching) == {(row.corpus, row.median, not row.extrapolated) for row in lines.itertuples()}
+    assert searching.get_xscale() == searching.get_yscale() == "log"
+    # Dashed from the last measured point to the last extrapolated one.
+    dashed = [line for line in searching.lines if line.get_linestyle() == "--"]
+    assert [line.get_xdata().tolist() for line in dashed] == [[100, 1000, 10000]]
+    said = re.sub(r"\s+", " ", figure.get_supxlabel())
+    assert "1 thread." in said and "one query with 64 passages" in said and "first to third quartile" in said
+    assert "D2LLM 96 bytes a passage (its embedding alone: 32)" in said and "extrapolated" in said
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["BGE (bi-encoder)", "D2LLM", "Teacher (cross-encoder)", "Teacher re-ranking 40", "extrapolated"]
+
+
+def test_the_latency_figure_shows_quality_and_time_at_one_size(data: figures.Data) -> None:
+    figure = figure_latency.draw(data)
+    (axis,) = figure.axes
+    found = table()
+    expected = set()
+    for name, quality in QUALITY.items():
+        phase = "rerank" if name == "teacher" else "search"  # its score is that of re-ranking
+        row = found[(found["method"] == name) & (found["phase"] == phase) & (found["corpus"] == 1000)].iloc[0]
+        expected.add((row["median"], round(quality, 9), True))
+    assert {(x, round(y, 9), filled) for x, y, filled in marks(axis)} == expected
+    assert "corpus of 1,000 passages" in axis.get_xlabel() and axis.get_xscale() == "log"
+    assert "MRR@10, mean of 2 retrieval sets" in axis.get_ylabel()
+    said = re.sub(r"\s+", " ", figure.get_supxlabel())
+    assert "reading the whole corpus would take 1 s (extrapolated)" in said and "1 thread" in said
+
+
+def test_labels_of_equal_points_do_not_overlap(data: figures.Data) -> None:
+    figure = figure_latency.draw(data)
+    figure.canvas.draw()
+    boxes = [matplotlib.text.Text.get_window_extent(text) for text in figure.axes[0].texts]
+    assert len(boxes) == len(QUALITY)
+    for place, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:place])
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+
+
+def test_figures_say_when_there_is_nothing_to_show(data: figures.Data) -> None:
+    lonely = table().query("method == 'bm25'")
+    config = Config(methods={"bge": {}})
+    nothing = figures.Data(
+        Collected(scores=scores().query("method == 'sgpt'"), runtime=lonely), figures.context(config), config
+    )
+    for module, said in (
+        (figure_runtime, "No run times of D2LLM"),
+        (figure_latency, "No retrieval scores and run times"),
+    ):
+        assert said in module.draw(nothing).texts[0].get_text()
+
+
+def test_figures_are_rendered_from_the_files_alone(measured: tuple[Config, pd.DataFrame]) -> None:
+    config, found = measured
+    figures.run(config, "runtime")
+    assert Paths.of(config).figure("runtime", "svg").is_file()
+    pd.testing.assert_frame_equal(collected(Paths.of(config), ["runtime"]).runtime, found)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(1.75e-8, "17.5 ns"), (3.276e-6, "3.28 µs"), (0.00061, "610 µs"), (0.0019, "1.9 ms"), (0.9999, "1 s"), (58.075, "58.1 s"), (1234.0, "1230 s")],
+)  # fmt: skip
+def test_durations_are_printed_to_three_digits(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
