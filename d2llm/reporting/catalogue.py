@@ -3,11 +3,16 @@
 A table of a name is in `tables.TABLES`, a figure is the module `d2llm/reporting/figure_<name>.py`. Files are named as in `d2llm.paths.Paths`.
 """
 
-TABLES: dict[str, tuple[str, ...]] = dict.fromkeys(("nli", "sts", "ir"), ("scores", "comparisons"))
+TABLES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("nli", "sts", "ir"), ("scores", "comparisons")),
+    "settings": ("scores", "trainings", "curves", "card_json"),
+}
 FIGURES: dict[str, tuple[str, ...]] = {
     "main": ("scores",),
     "leads": ("scores", "comparisons"),
     "phenomena": ("scores",),
+    "losses": ("curves",),
+    "dev": ("curves", "scores"),
 }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from d2llm.artifacts import read_csv, read_frame, read_json
 from d2llm.comparison import COLUMNS as COMPARISONS
 from d2llm.evaluation.collect import PREDICTIONS, SCORES
+from d2llm.evaluation.curves import CURVES, RUNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +28,8 @@ class Collected:
     predictions: pd.DataFrame | None = None
     comparisons: pd.DataFrame | None = None
     card_json: dict[str, Any] | None = None
+    trainings: pd.DataFrame | None = None
+    curves: pd.DataFrame | None = None
 
 
 _READ = {
@@ -34,6 +37,8 @@ _READ = {
     "predictions": lambda path: read_frame(path, PREDICTIONS),
     "comparisons": lambda path: read_csv(path, COMPARISONS),
     "card_json": read_json,
+    "trainings": lambda path: read_csv(path, RUNS),
+    "curves": lambda path: read_frame(path, CURVES),
 }
 
 

@@ -49,6 +49,25 @@ MARKERS: dict[str, str] = {
 OTHER_COLORS = ("#332288", "#AA4499", "#44AA99", "#882255")
 OTHER_MARKERS = ("X", "*", "h", "<")
 
+# Loss terms of one method, told apart by line as well.
+TERM_COLORS = ("#0072B2", "#009E73", "#CC79A7", "#000000", "#E69F00")
+TERM_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+TERM_TITLES: dict[str, str] = {
+    "loss": "sum",
+    "ci": "CI",
+    "cl": "CL",
+    "ri_phn": "RI-PHN",
+    "ri_ehn": "RI-EHN",
+    "fi": "FI",
+    "p2q": "P2Q",
+    "info_nce": "InfoNCE",
+    "encoder_mlm": "encoder MLM",
+    "decoder_mlm": "decoder MLM",
+    "language_model": "LM",
+    "ebae": "EBAE",
+    "ebar": "EBAR",
+}
+
 # Behind the line of a task, and of their average.
 BAND, BAND_AVERAGE = "#f6f6f6", "#ececec"
 AVERAGE_TITLE = "Average"
