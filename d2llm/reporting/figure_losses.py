@@ -9,7 +9,7 @@ import pandas as pd
 
 from d2llm.evaluation.curves import DEV, TUNING
 from d2llm.reporting.figures import empty, note
-from d2llm.reporting.style import TERM_COLORS, TERM_LINES, TERM_TITLES, look
+from d2llm.reporting.style import TERM_TITLES, look, term_look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,9 +27,9 @@ def draw(data: Data) -> Figure:
     from matplotlib import pyplot
 
     curves = data.curves[data.curves["stage"] != DEV]
-    if curves.empty:
+    methods = [name for name in data.context.methods if name in set(curves["method"])]
+    if not methods:
         return empty("No method was trained.")
-    methods = data.context.methods
     columns = min(3, len(methods))
     rows = -(-len(methods) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(6.9, 2.05 * rows + 0.6), squeeze=False, sharex=True)
@@ -56,11 +56,14 @@ def draw(data: Data) -> Figure:
 
 
 def _panel(axis: Axes, curves: pd.DataFrame, method: str, data: Data) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     stages = list(dict.fromkeys(curves["stage"]))
     before = [stage for stage in stages if stage != TUNING]
     lengths = {stage: int(curves.loc[curves["stage"] == stage, "step"].max()) for stage in before}
     color, _ = look(method, list(data.context.methods))
-    labelled: dict[str, tuple[str, str]] = {}
+    terms = list(dict.fromkeys(curves["name"]))
+    labelled: set[str] = set()
     for stage in stages:
         own = curves[curves["stage"] == stage]
         start = 0 if stage == TUNING else -sum(lengths[later] for later in before[before.index(stage) :])
@@ -69,14 +72,12 @@ def _panel(axis: Axes, curves: pd.DataFrame, method: str, data: Data) -> None:
         for name in [n for n in names if n != TOTAL or len(names) > 2]:
             table = own[own["name"] == name].pivot(index="step", columns="seed", values="value")
             table = table.apply(smooth)
-            fresh = name not in labelled
-            if fresh:
-                used = len([n for n in labelled if n != TOTAL])
-                labelled[name] = (color, "-") if name == TOTAL else (TERM_COLORS[used % 5], TERM_LINES[used % 5])
-            shade, line = labelled[name]
+            shade, line = (color, "-") if name == TOTAL else term_look(name, terms)
+            label = None if name in labelled else TERM_TITLES.get(name, name)
+            labelled.add(name)
             steps = table.index.to_numpy() + start
             axis.plot(
-                steps, table.mean(axis=1), linestyle=line, color=shade, label=TERM_TITLES.get(name, name) if fresh else None,
+                steps, table.mean(axis=1), linestyle=line, color=shade, label=label,
                 linewidth=1.8 if name == TOTAL else 1.1, zorder=2 if name == TOTAL else 3,
             )  # fmt: skip
             if table.shape[1] > 1:
@@ -87,6 +88,10 @@ def _panel(axis: Axes, curves: pd.DataFrame, method: str, data: Data) -> None:
     # Room below the title for the names of the lines.
     low, high = axis.get_ylim()
     axis.set_ylim(low, high * (high / low) ** (0.3 if len(labelled) > 2 else 0.16))
+    # Plain numbers, and between powers of ten where there are few of those.
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 200 else (1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.legend(
         loc="upper right", ncols=2 if len(labelled) == 4 else 3, fontsize=6, handlelength=1.6, columnspacing=0.8,
         handletextpad=0.4, borderaxespad=0.1, labelspacing=0.2,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NOTHING = "–"
 POOLINGS = {"pma": "PMA", "cls": "[CLS]", "weighted_mean": "position-weighted mean", "last_token": "last tokens"}
 SCORERS = {"iem": "IEM", "dot": "dot product"}
-KINDS = {"full": "all weights", "lora": "LoRA", "bitfit": "biases (and embeddings of new tokens)"}
+KINDS = {"full": "all weights", "lora": "LoRA", "bitfit": "biases, and embeddings of new tokens if any"}
 # Weights of D2LLM's terms: title, key of its recipe.
 WEIGHTS = (("CI", "ci"), ("RI-PHN", "alpha"), ("RI-EHN", "beta"), ("FI", "gamma"))
 
@@ -74,10 +74,8 @@ class SettingsTable:
             task = row["task"]
             name = f"{titles[task]} ({task})" if task in titles else task
             if "passages" in row:
-                judged = count(round(row["n"] * row["relevant_per_query"]))
-                rows.append(
-                    (row["split"], name, "asymmetric", count(row["n"]), f"about {judged}", count(row["passages"]))
-                )
+                judged = f"{row['relevant_per_query']:g} a query"
+                rows.append((row["split"], name, "asymmetric", count(row["n"]), judged, count(row["passages"])))
             else:
                 rows.append((row["split"], name, "symmetric", NOTHING, count(row["n"]), NOTHING))
         rows += [
@@ -100,8 +98,8 @@ def described(name: str, config: Config, run: pd.Series, logged: list[str]) -> d
     return {
         "Base model": f"{run['kind']}, {base.layers} layers of width {base.hidden_size}",
         "Parameters": count(run["parameters"]),
-        "trained in the base model": count(run["backbone_trained"]),
-        "trained in pooling and scorer": count(run["head_trained"]),
+        "of them trained, base model": count(run["backbone_trained"]),
+        "of them trained, pooling and scorer": count(run["head_trained"]),
         "Tuning": tuning(recipe),
         "Pooling": renamed(run["pooling"], POOLINGS),
         "Scorer": renamed(run["scorer"].partition(" (")[0], SCORERS),
@@ -110,7 +108,7 @@ def described(name: str, config: Config, run: pd.Series, logged: list[str]) -> d
         "Teacher's scores": "yes" if chosen.uses_teacher else "no",
         "Temperature": f"{recipe.temperature:g}",
         "Learning rate": f"{recipe.learning_rate:g}",
-        "of pooling and scorer": f"{recipe.head_learning_rate or recipe.learning_rate:g}"
+        "Learning rate of pooling and scorer": f"{recipe.head_learning_rate or recipe.learning_rate:g}"
         if run["head_trained"]
         else NOTHING,
         "Schedule": f"{recipe.schedule}, warm-up {warmup(recipe.warmup)}",

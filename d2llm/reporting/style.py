@@ -49,9 +49,21 @@ MARKERS: dict[str, str] = {
 OTHER_COLORS = ("#332288", "#AA4499", "#44AA99", "#882255")
 OTHER_MARKERS = ("X", "*", "h", "<")
 
-# Loss terms of one method, told apart by line as well.
-TERM_COLORS = ("#0072B2", "#009E73", "#CC79A7", "#000000", "#E69F00")
-TERM_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+# Loss terms, told apart by line as well; those that meet in one panel differ, and differ from the method's own colour.
+TERM_LOOKS: dict[str, tuple[str, str]] = {
+    "info_nce": ("#000000", "-"),
+    "ci": ("#0072B2", "--"),
+    "cl": ("#E69F00", "-"),
+    "ri_phn": ("#009E73", "-."),
+    "ri_ehn": ("#CC79A7", "--"),
+    "fi": ("#000000", ":"),
+    "p2q": ("#56B4E9", "-"),
+    "encoder_mlm": ("#E69F00", "--"),
+    "decoder_mlm": ("#CC79A7", "-."),
+    "language_model": ("#E69F00", "--"),
+    "ebae": ("#CC79A7", "-."),
+    "ebar": ("#0072B2", ":"),
+}
 TERM_TITLES: dict[str, str] = {
     "loss": "sum",
     "ci": "CI",
@@ -80,3 +92,11 @@ def look(name: str, methods: list[str]) -> tuple[str, str]:
         return COLORS[name], MARKERS[name]
     place = [other for other in methods if other not in COLORS].index(name)
     return OTHER_COLORS[place % len(OTHER_COLORS)], OTHER_MARKERS[place % len(OTHER_MARKERS)]
+
+
+def term_look(name: str, terms: list[str]) -> tuple[str, str]:
+    """Colour and line of a loss term; terms without a fixed look take the spare colours in their order."""
+    if name in TERM_LOOKS:
+        return TERM_LOOKS[name]
+    place = [other for other in terms if other not in TERM_LOOKS].index(name)
+    return OTHER_COLORS[place % len(OTHER_COLORS)], ("-", "--", "-.", ":")[place // len(OTHER_COLORS) % 4]
