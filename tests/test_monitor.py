@@ -52,8 +52,9 @@ def config_of(folder: Path, **settings: Any) -> Config:
 
 
 def student(kind: str = "decoder", lora: bool = False) -> Student:
-    """One that tells roles and modes apart, with the interaction module."""
-    backbone = tiny.backbone(kind)
+    """One that tells roles and kinds of search apart, with the interaction module."""
+    # Dropout, without which training and evaluation mode would be the same.
+    backbone = tiny.backbone(kind, **({"hidden_dropout_prob": 0.3} if kind == "encoder" else {}))
     if lora:
         backbone.tune(Tuning(kind="lora", r=2, alpha=4.0, dropout=0.3))
         torch.manual_seed(5)
