@@ -111,6 +111,8 @@ class TrainingSettings(Section):
     pack: Annotated[int, Field(ge=2)] = 4
     max_length: Positive = 250
     log_every: Positive = 20
+    dev_every: Count = 200
+    dev_sample: Positive = 200
 
     @model_validator(mode="after")
     def _whole_packs(self) -> "TrainingSettings":

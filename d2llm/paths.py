@@ -175,6 +175,16 @@ class Paths:
         return self.root / "predictions.parquet"
 
     @property
+    def trainings(self) -> Path:
+        """What every training was and took, a line each."""
+        return self.root / "runs.csv"
+
+    @property
+    def curves(self) -> Path:
+        """Losses and development scores of every training by step."""
+        return self.root / "curves.parquet"
+
+    @property
     def comparisons(self) -> Path:
         """D2LLM against every baseline, with intervals and corrected p-values."""
         return self.root / "comparisons.csv"

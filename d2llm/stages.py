@@ -160,6 +160,9 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
         found["recipe"] = config.recipe(arguments["method"], arguments["variant"]).model_dump(mode="json")
     if stage in ("table", "figure", "comparison", "runtime"):
         found.setdefault("methods", list(config.methods))
+    if stage == "table" and arguments["name"] == "settings":  # shows them
+        found |= {key: values[key] for key in ("models", "training", "negatives")}
+        found["recipes"] = {name: config.recipe(name).model_dump(mode="json") for name in config.methods}
     return found
 
 

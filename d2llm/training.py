@@ -19,6 +19,7 @@ from d2llm.logs import get_logger, progress
 from d2llm.methods import Batch, PretextContext, TeacherTargets
 from d2llm.methods import method as find_method
 from d2llm.models.backbone import Backbone
+from d2llm.monitor import Monitor
 from d2llm.optimization import optimizer, schedule, step
 from d2llm.paths import Paths
 
@@ -52,6 +53,7 @@ def run(config: Config, method: str, variant: str, seed: int) -> None:
     log_file = folder / "log.jsonl"
     log_file.unlink(missing_ok=True)
     data = PairData.load(config, chosen)
+    monitor = Monitor.load(config)
     started = time.perf_counter()
 
     student = chosen.build(Backbone.load(paths.base(chosen.kind), chosen.kind), recipe)
@@ -81,11 +83,15 @@ def run(config: Config, method: str, variant: str, seed: int) -> None:
             tail.append(record)
         if number % settings.log_every == 0 or number == settings.steps:
             append_jsonl(log_file, {"stage": "fine-tuning", "step": number, "dataset": batch.dataset, **record})
+        if monitor.due(number, settings.steps):
+            measured = monitor.measure(student, f"{method}/{variant} seed {seed}, step {number}")
+            append_jsonl(log_file, {"stage": "dev", "step": number, **measured})
     with atomic(folder / "model") as place:
         accelerator.unwrap_model(wrapped).save(place)
     write_json(
         folder / "summary.json",
-        {"method": method, "variant": variant, "seed": seed, "parameters": counts, "updates": settings.steps,
+        {"method": method, "variant": variant, "seed": seed, "kind": chosen.kind,
+         "pooling": student.pooling_spec, "scorer": student.scorer_spec, "parameters": counts, "updates": settings.steps,
          "queries": settings.steps * settings.batch_size, "negatives_per_query": data.width,
          "pretext_seconds": round(pretext_seconds, 1), "seconds": round(time.perf_counter() - started, 1),
          "last_losses": {key: float(np.mean([r[key] for r in tail if key in r])) for key in sorted({k for r in tail for k in r})}},

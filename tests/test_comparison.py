@@ -14,6 +14,7 @@ import pytest
 from matplotlib import pyplot
 from scipy import stats
 from sklearn.metrics import average_precision_score
+from training_records import write_collected
 
 from d2llm import comparison
 from d2llm.artifacts import read_csv, write_frame
@@ -186,12 +187,13 @@ def finished(tmp_path: Path) -> Config:
     found = predictions()
     write_frame(Paths.of(config).predictions, found)
     write_frame(Paths.of(config).scores, scores_of(found))
+    write_collected(config)
     comparison.run(config)
     times(METHODS).to_csv(Paths.of(config).runtime, index=False)
     return config
 
 
-def test_figures_need_scores_and_comparisons_only_and_come_out_the_same(finished: Config) -> None:
+def test_figures_need_collected_files_only_and_come_out_the_same(finished: Config) -> None:
     code = (
         "import sys; from d2llm.config import Config; from d2llm.reporting import figures;"
         f"config = Config(results={finished.results!r}, methods={dict.fromkeys(METHODS, {})!r}, references=[]);"

@@ -12,6 +12,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from task_folders import FakeStudent, pair_task, retrieval_task, sts_task, write_task
+from training_records import write_runs
 
 from d2llm.config import Config
 from d2llm.errors import ArtifactError, ConfigError, DataError
@@ -335,15 +336,19 @@ def suite(tmp_path, monkeypatch):
     for job in config.evaluations():
         run.run(config, *job)
     monkeypatch.setattr(run, "load", load)
+    write_runs(config)
     return config
 
 
 def test_collected_scores_are_tidy_sorted_and_byte_identical(suite):
     paths = Paths.of(suite)
     collect.run(suite)
-    first = paths.scores_csv.read_bytes(), paths.scores.read_bytes(), paths.predictions.read_bytes()
+    files = [paths.scores_csv, paths.scores, paths.predictions, paths.trainings, paths.curves]
+    first = [file.read_bytes() for file in files]
     collect.run(suite)
-    assert first == (paths.scores_csv.read_bytes(), paths.scores.read_bytes(), paths.predictions.read_bytes())
+    assert first == [file.read_bytes() for file in files]
+    for kept in (pd.read_csv(paths.trainings), pd.read_parquet(paths.curves)):
+        assert set(zip(kept.method, kept.variant, kept.seed, strict=True)) == set(suite.runs())
     scores = pd.read_parquet(paths.scores)
     assert list(scores.columns) == list(collect.SCORES)
     assert not scores.duplicated(collect.SCORE_KEY).any()
@@ -377,6 +382,13 @@ def test_collected_scores_are_tidy_sorted_and_byte_identical(suite):
     file.unlink()
     with pytest.raises(ArtifactError, match="bge/base/seed2/scores.parquet: missing"):
         collect.run(suite)
+
+
+def test_a_training_without_its_log_is_not_collected(suite):
+    (Paths.of(suite).run("bge", "base", 2) / "log.jsonl").unlink()
+    with pytest.raises(ArtifactError, match="runs/bge/base/seed2/log.jsonl: missing"):
+        collect.run(suite)
+    assert not Paths.of(suite).scores.exists()
 
 
 def test_a_saved_student_is_loaded_and_scored_by_its_own_scorer(tmp_path):

@@ -50,6 +50,12 @@ def test_the_whole_workflow_twice(fresh: Path) -> None:  # noqa: F811
     assert timed == {"runtime", "latency"}
     for name in (f"figures/{figure}.{ext}" for figure in FIGURES.keys() - timed for ext in ("pdf", "svg", "png")):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    assert (one / "curves.parquet").read_bytes() == (two / "curves.parquet").read_bytes()
+    # Times and memory are of a run; all else that is told of a training is the same.
+    own = ["seconds", "pretext_seconds", "peak_memory_mb"]
+    runs = [pd.read_csv(side / "runs.csv") for side in (one, two)]
+    pd.testing.assert_frame_equal(runs[0].drop(columns=own), runs[1].drop(columns=own))
+    assert (runs[0][own[:1] + own[2:]] > 0).all(axis=None)
     assert (one / "comparisons.csv").read_bytes() == (two / "comparisons.csv").read_bytes()
     pd.testing.assert_frame_equal(
         pd.read_parquet(one / "predictions.parquet"), pd.read_parquet(two / "predictions.parquet")

@@ -148,6 +148,11 @@ def prepared(config: Config, folder: Path, **changes: Any) -> Config:
     return changed(copy, **changes) if changes else copy
 
 
+def tuned(log: Path) -> list[dict[str, Any]]:
+    """The records of fine-tuning in a log."""
+    return [record for record in read_jsonl(log) if record["stage"] == "fine-tuning"]
+
+
 def weights(config: Config, name: str, variant: str = "base", seed: int = 1) -> dict[str, str]:
     """Digests of all weights of a run."""
     folder = Paths.of(config).run(name, variant, seed) / "model"
@@ -166,7 +171,7 @@ def test_a_run_twice_gives_the_same_weights(name: str, tiny_scores: Config, tmp_
     assert weights(configs[0], name) == weights(configs[1], name)
     folders = [Paths.of(config).run(name, "base", 1) for config in configs]
     assert (folders[0] / "log.jsonl").read_bytes() == (folders[1] / "log.jsonl").read_bytes()
-    records = [record for record in read_jsonl(folders[0] / "log.jsonl") if record["stage"] == "fine-tuning"]
+    records = tuned(folders[0] / "log.jsonl")
     assert [record["step"] for record in records] == [2, 4, 6]
     summary = read_json(folders[0] / "summary.json")
     assert (summary["method"], summary["variant"], summary["seed"]) == (name, "base", 1)
@@ -212,7 +217,7 @@ def test_each_loss_term_is_there_and_matters(tiny_scores: Config, tmp_path: Path
     found = {}
     for variant in ("base", *VARIANTS):
         training.run(config, "d2llm", variant, 1)
-        record = read_jsonl(Paths.of(config).run("d2llm", variant, 1) / "log.jsonl")[-1]
+        record = tuned(Paths.of(config).run("d2llm", variant, 1) / "log.jsonl")[-1]
         terms = {"ci", "cl", "ri_phn", "ri_ehn", "fi"} - ({VARIANTS[variant][1]} if variant in VARIANTS else set())
         assert {key for key in record if key in ("ci", "cl", "ri_phn", "ri_ehn", "fi", "p2q")} == terms
         assert record["loss"] == pytest.approx(sum(record[key] for key in terms), rel=1e-5)
@@ -238,7 +243,7 @@ def test_a_loss_that_is_not_a_number_names_method_step_and_term(
     folder = Paths.of(config).run("sgpt", "base", 1)
     assert not (folder / "model").exists()
     assert not (folder / "summary.json").exists()
-    assert [record["step"] for record in read_jsonl(folder / "log.jsonl")] == [2]
+    assert [record["step"] for record in tuned(folder / "log.jsonl")] == [2]
 
 
 def test_a_run_again_starts_a_new_log(tiny_scores: Config, tmp_path: Path) -> None:
@@ -247,7 +252,7 @@ def test_a_run_again_starts_a_new_log(tiny_scores: Config, tmp_path: Path) -> No
     log.parent.mkdir(parents=True)
     log.write_text('{"stage": "fine-tuning", "step": 999}\n')
     training.run(config, "sgpt", "base", 1)
-    assert [record["step"] for record in read_jsonl(log)] == [2, 4, 6]
+    assert [record["step"] for record in tuned(log)] == [2, 4, 6]
 
 
 def test_without_teacher_scores_only_d2llm_cannot_run(tiny_pairs: Config, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
     },
     "negatives": {"per_query": 4, "bm25_ranks": [1, 8], "dense_ranks": [2, 9]},
     "teacher": {"max_length": 96, "steps": 8, "batch_pairs": 16, "min_ap": 0.0, "pack_size": 3, "batch_tokens": 2048},
-    "training": {"steps": 6, "batch_size": 8, "pack": 4, "max_length": 48, "log_every": 2},
+    "training": {"steps": 6, "batch_size": 8, "pack": 4, "max_length": 48, "log_every": 2, "dev_every": 4, "dev_sample": 16},
     "evaluation": {"batch_size": 32, "keep": 20, "teacher_candidates": {"bm25": 8, "dense": 8}},
     "runtime": {"corpus_sizes": [20, 60, 300], "repeats": 3, "seconds": 0.2, "teacher_pairs": 30},
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Gathers the evaluations of all configured runs and reference rows: one tidy table of scores, one of predictions."""
+"""Gathers the evaluations of all configured runs and reference rows, and the trainings behind them, in tidy tables."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pandas as pd
 
 from d2llm.artifacts import MEND, atomic, read_frame, write_frame
 from d2llm.errors import ArtifactError
+from d2llm.evaluation.curves import curves, trainings
 from d2llm.logs import get_logger
 from d2llm.paths import Paths
 
@@ -54,10 +55,11 @@ PREDICTION_KEY = ["method", "variant", "seed", "task", "query_id", "doc_id"]
 
 
 def run(config: Config) -> None:
-    """Writes `predictions.parquet`, `scores.csv` and `scores.parquet`.
+    """Writes `predictions.parquet`, `runs.csv`, `curves.parquet`, `scores.csv` and `scores.parquet`.
 
     Raises:
-        ArtifactError: an evaluation is missing, damaged, of another run, doubled or measured on other examples.
+        ArtifactError: an evaluation is missing, damaged, of another run, doubled or measured on other examples; or a
+            training's summary, provenance or log is missing, damaged or of another run.
     """
     paths = Paths.of(config)
     folders = {
@@ -67,11 +69,20 @@ def run(config: Config) -> None:
     _same_measure({key: folder / "scores.parquet" for key, folder in folders.items()}, scores)
     predictions = collected(config.tier, folders, "predictions", PREDICTIONS, PREDICTION_KEY)
     write_frame(paths.predictions, predictions)
-    with atomic(paths.scores_csv) as temporary:
-        # Floats in their shortest form that reads back exactly: equal scores, equal bytes.
-        scores.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+    runs = {r: paths.run(*r) for r in config.runs()}
+    trained = trainings(runs)
+    logs = {r: [folder / "log.jsonl"] for r, folder in runs.items()}
+    write_frame(paths.curves, curves(logs, dict(zip(runs, trained["updates"], strict=True))))
+    _write_csv(paths.trainings, trained)
+    _write_csv(paths.scores_csv, scores)
     write_frame(paths.scores, scores)
     logger.info("collected %d scores of %d evaluations", len(scores), len(folders))
+
+
+def _write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Floats in their shortest form that reads back exactly: equal values, equal bytes."""
+    with atomic(path) as temporary:
+        frame.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
 
 
 def collected(

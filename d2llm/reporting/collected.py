@@ -13,6 +13,7 @@ from d2llm.artifacts import read_csv, read_frame, read_json
 from d2llm.comparison import COLUMNS as COMPARISONS
 from d2llm.evaluation import runtime_table
 from d2llm.evaluation.collect import PREDICTIONS, SCORES
+from d2llm.evaluation.curves import CURVES, RUNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +30,8 @@ class Collected:
     comparisons: pd.DataFrame | None = None
     runtime: pd.DataFrame | None = None
     card_json: dict[str, Any] | None = None
+    trainings: pd.DataFrame | None = None
+    curves: pd.DataFrame | None = None
 
 
 _READ = {
@@ -37,6 +40,8 @@ _READ = {
     "comparisons": lambda path: read_csv(path, COMPARISONS),
     "runtime": runtime_table.read,
     "card_json": read_json,
+    "trainings": lambda path: read_csv(path, RUNS),
+    "curves": lambda path: read_frame(path, CURVES),
 }
 
 

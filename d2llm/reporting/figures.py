@@ -48,6 +48,11 @@ class Data:
         return self.collected.scores[self.collected.scores["variant"] == "base"]
 
     @property
+    def curves(self) -> pd.DataFrame:
+        """Losses and development scores of the methods as configured, no variants."""
+        return self.collected.curves[self.collected.curves["variant"] == "base"]
+
+    @property
     def comparisons(self) -> pd.DataFrame:
         """D2LLM against every baseline."""
         return self.collected.comparisons

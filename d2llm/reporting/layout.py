@@ -1,4 +1,4 @@
-"""A finished table as data, and its three forms: CSV (tidy, full precision), Markdown and LaTeX (booktabs)."""
+"""A finished table as data, of scores or of plain text, and its three forms: CSV (tidy, full precision), Markdown, LaTeX (booktabs)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ _TEX = {
     "−": r"$-$",
     "≥": r"$\geq$",
     "≤": r"$\leq$",
+    "×": r"$\times$",
+    "–": "--",
+    "α": r"$\alpha$",
     "·": r"$\cdot$",
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
@@ -79,8 +82,36 @@ class Table:
     rows: tuple[Row, ...]
 
 
-def to_csv(table: Table) -> str:
-    """One line a cell: block, method, task, metric, mean, sd (empty for one seed), seeds, mark, lead; floats in full."""
+@dataclass(frozen=True)
+class Block:
+    """Rows of plain text under a header of their own; the first cell of a row names it. `key` is for CSV."""
+
+    key: str
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class PlainTable:
+    """A table of words, ranked by nothing: blocks below each other. Scores belong in a `Table`."""
+
+    name: str
+    heading: str
+    caption: str
+    blocks: tuple[Block, ...]
+
+
+AnyTable = Table | PlainTable
+
+
+def to_csv(table: AnyTable) -> str:
+    """One line a cell: block, method, task, metric, mean, sd (empty for one seed), seeds, mark, lead; floats in full.
+
+    Of a plain table: block, row (its number from 1, as names may come twice), name, column, text.
+    """
+    if isinstance(table, PlainTable):
+        return _plain_csv(table)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["table", "block", "method", "task", "metric", "mean", "sd", "seeds", "mark", "lead"])
@@ -92,10 +123,12 @@ def to_csv(table: Table) -> str:
     return out.getvalue()
 
 
-def to_markdown(table: Table) -> str:
+def to_markdown(table: AnyTable) -> str:
     """A pipe table: best in bold, runner-up underlined (HTML, which Markdown lacks), reference rows in italics."""
     lines = [f"**{_md(table.heading)}** {_md(table.caption)}", ""]
-    if table.rows:
+    if isinstance(table, PlainTable):
+        lines += _plain_markdown(table)
+    elif table.rows:
         lines.append(_pipe(["Method", *(f"{_md(c.task_title)}<br>{_md(c.metric_title)}" for c in table.columns)]))
         lines.append(_pipe(["---", *("---:" for _ in table.columns)]))
         for row in table.rows:
@@ -104,7 +137,7 @@ def to_markdown(table: Table) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def to_latex(table: Table) -> str:
+def to_latex(table: AnyTable) -> str:
     r"""A `table*` (packages booktabs, graphicx): tasks span their metrics, blocks are ruled off."""
     lines = [
         "% needs \\usepackage{booktabs,graphicx}",
@@ -113,7 +146,9 @@ def to_latex(table: Table) -> str:
         rf"\caption{{\textbf{{{tex(table.heading)}}} {tex(table.caption)}}}",
         rf"\label{{tab:{table.name}}}",
     ]
-    if table.rows:
+    if isinstance(table, PlainTable):
+        lines += _plain_latex(table)
+    elif table.rows:
         lines += [
             r"\resizebox{\textwidth}{!}{%",
             rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
@@ -134,6 +169,44 @@ def tex(text: str) -> str:
     'R\\\\&D 5\\\\% a\\\\_b'
     """
     return "".join(_TEX.get(character, character) for character in text)
+
+
+def _plain_csv(table: PlainTable) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["table", "block", "row", "name", "column", "text"])
+    for block in table.blocks:
+        for place, row in enumerate(block.rows, 1):
+            for column, text in list(zip(block.header, row, strict=True))[1:]:
+                writer.writerow([table.name, block.key, place, row[0], column, text])
+    return out.getvalue()
+
+
+def _plain_markdown(table: PlainTable) -> list[str]:
+    lines = []
+    for block in table.blocks:
+        lines += [f"*{_md(block.title)}*", "", _pipe([_md(text) for text in block.header])]
+        lines.append(_pipe(["---" for _ in block.header]))
+        lines += [_pipe([_md(text) for text in row]) for row in block.rows]
+        lines.append("")
+    return lines
+
+
+def _plain_latex(table: PlainTable) -> list[str]:
+    lines = []
+    for block in table.blocks:
+        lines += [
+            rf"\medskip\textit{{{tex(block.title)}}}\par\smallskip",
+            r"\resizebox{\textwidth}{!}{%",
+            rf"\begin{{tabular}}{{{'l' * len(block.header)}}}",
+            r"\toprule",
+            " & ".join(map(tex, block.header)) + r" \\",
+            r"\midrule",
+            *(" & ".join(map(tex, row)) + r" \\" for row in block.rows),
+            r"\bottomrule",
+            r"\end{tabular}}",
+        ]
+    return lines
 
 
 def _tex_head(columns: Sequence[Column]) -> list[str]:

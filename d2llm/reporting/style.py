@@ -49,6 +49,37 @@ MARKERS: dict[str, str] = {
 OTHER_COLORS = ("#332288", "#AA4499", "#44AA99", "#882255")
 OTHER_MARKERS = ("X", "*", "h", "<")
 
+# Loss terms, told apart by line as well; those that meet in one panel differ, and differ from the method's own colour.
+TERM_LOOKS: dict[str, tuple[str, str]] = {
+    "info_nce": ("#000000", "-"),
+    "ci": ("#0072B2", "--"),
+    "cl": ("#E69F00", "-"),
+    "ri_phn": ("#009E73", "-."),
+    "ri_ehn": ("#CC79A7", "--"),
+    "fi": ("#000000", ":"),
+    "p2q": ("#56B4E9", "-"),
+    "encoder_mlm": ("#E69F00", "--"),
+    "decoder_mlm": ("#CC79A7", "-."),
+    "language_model": ("#E69F00", "--"),
+    "ebae": ("#CC79A7", "-."),
+    "ebar": ("#0072B2", ":"),
+}
+TERM_TITLES: dict[str, str] = {
+    "loss": "sum",
+    "ci": "CI",
+    "cl": "CL",
+    "ri_phn": "RI-PHN",
+    "ri_ehn": "RI-EHN",
+    "fi": "FI",
+    "p2q": "P2Q",
+    "info_nce": "InfoNCE",
+    "encoder_mlm": "encoder MLM",
+    "decoder_mlm": "decoder MLM",
+    "language_model": "LM",
+    "ebae": "EBAE",
+    "ebar": "EBAR",
+}
+
 # Behind the line of a task, and of their average.
 BAND, BAND_AVERAGE = "#f6f6f6", "#ececec"
 AVERAGE_TITLE = "Average"
@@ -79,3 +110,11 @@ def duration(seconds: float) -> str:
         if seconds >= 0.9995 * size:
             return f"{float(f'{seconds / size:.3g}'):g} {unit}"
     return f"{float(f'{seconds / 1e-9:.3g}'):g} ns"
+
+
+def term_look(name: str, terms: list[str]) -> tuple[str, str]:
+    """Colour and line of a loss term; terms without a fixed look take the spare colours in their order."""
+    if name in TERM_LOOKS:
+        return TERM_LOOKS[name]
+    place = [other for other in terms if other not in TERM_LOOKS].index(name)
+    return OTHER_COLORS[place % len(OTHER_COLORS)], ("-", "--", "-.", ":")[place // len(OTHER_COLORS) % 4]

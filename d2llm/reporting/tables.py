@@ -14,6 +14,7 @@ from d2llm.reporting import catalogue, layout
 from d2llm.reporting.collected import Collected, collected
 from d2llm.reporting.context import Context, context
 from d2llm.reporting.main_tables import IR, NLI, STS
+from d2llm.reporting.settings_table import SETTINGS
 
 if TYPE_CHECKING:
     from d2llm.config import Config
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 class Spec(Protocol):
     """What makes a table of collected files."""
 
-    def build(self, collected: Collected, context: Context, config: Config) -> layout.Table: ...
+    def build(self, collected: Collected, context: Context, config: Config) -> layout.AnyTable: ...
 
 
-TABLES: dict[str, Spec] = {"nli": NLI, "sts": STS, "ir": IR}
+TABLES: dict[str, Spec] = {"nli": NLI, "sts": STS, "ir": IR, "settings": SETTINGS}
 
 
 def run(config: Config, name: str) -> None:

@@ -85,9 +85,10 @@ def base_inputs(wildcards):
 
 
 def training_inputs(wildcards):
-    """Training pairs and a base model; the teacher's scores only for a method that imitates a teacher."""
+    """Training pairs, a base model, and dev sets to watch it by; the teacher's scores only for a method that imitates one."""
     method = find_method(wildcards.method)
     inputs = [PATHS.pairs, PATHS.pretraining, PATHS.base(method.kind)]
+    inputs += [PATHS.tasks] if CONFIG.training.dev_every else []
     return inputs + (teacher_scores() if method.uses_teacher else [])
 
 
@@ -109,6 +110,11 @@ def teacher_scores():
 def evaluated(file):
     """One file of every evaluation."""
     return [PATHS.evaluation(*run) / file for run in CONFIG.evaluations()]
+
+
+def trained(file):
+    """One file of every training."""
+    return [PATHS.run(*run) / file for run in CONFIG.runs()]
 
 
 def rendered_from(catalogue, *more):

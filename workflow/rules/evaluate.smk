@@ -38,10 +38,15 @@ rule collect:
     input:
         evaluated("scores.parquet"),
         evaluated("predictions.parquet"),
+        # Beside each summary lies the log, which is nobody's output (train.smk).
+        trained("summary.json"),
+        trained(PROVENANCE),
     output:
         PATHS.scores,
         PATHS.scores_csv,
         PATHS.predictions,
+        PATHS.trainings,
+        PATHS.curves,
         beside(PATHS.scores),
     log:
         PATHS.logs("collect"),

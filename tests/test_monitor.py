@@ -1,0 +1,262 @@
+"""Development samples and curves: metrics against plain loops and libraries, and a training that being watched does not change."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from scipy.stats import spearmanr
+from sklearn.metrics import average_precision_score
+from task_folders import pair_task, retrieval_task, sts_task
+from test_training import prepared, weights
+
+from d2llm import monitor, training
+from d2llm.artifacts import read_jsonl
+from d2llm.config import Config, load
+from d2llm.errors import ArtifactError, ConfigError, DataError, TrainingError
+from d2llm.methods import Tuning
+from d2llm.models.student import Student, TextFormat
+from d2llm.monitor import Monitor
+from d2llm.paths import Paths
+
+
+def dev_tasks(root: Path) -> Path:
+    """A set of each kind whose only split is dev, in words the tiny tokenizer knows."""
+    rng = np.random.default_rng(4)
+
+    def words() -> str:
+        return " ".join(rng.choice(tiny.WORDS[:20], rng.integers(5, 12)))
+
+    pair_task(root, n=60, split="dev")
+    (sts_task(root, n=50) / "test.parquet").rename(root / "sts_x" / "dev.parquet")
+    (retrieval_task(root, queries=40, passages=150) / "test").rename(root / "ir_x" / "dev")
+    for file in root.rglob("*.parquet"):
+        frame = pd.read_parquet(file)
+        for column in set(frame) & {"sentence1", "sentence2", "text"}:
+            frame[column] = [words() for _ in range(len(frame))]
+        frame.to_parquet(file)
+    return root
+
+
+def config_of(folder: Path, **settings: Any) -> Config:
+    config = Config(results=str(folder), methods={"sgpt": {}}, training={"dev_every": 5, "dev_sample": 24, **settings})
+    dev_tasks(Paths.of(config).tasks)
+    return config
+
+
+def student(kind: str = "decoder", lora: bool = False) -> Student:
+    """One that tells roles and kinds of search apart, with the interaction module."""
+    # Dropout, without which training and evaluation mode would be the same.
+    backbone = tiny.backbone(kind, **({"hidden_dropout_prob": 0.3} if kind == "encoder" else {}))
+    if lora:
+        backbone.tune(Tuning(kind="lora", r=2, alpha=4.0, dropout=0.3))
+        torch.manual_seed(5)
+        for name, parameter in backbone.named_parameters():
+            if "lora_B" in name:  # zero at first, which would hide whether it counts
+                torch.nn.init.normal_(parameter, std=0.3)
+    formats = {
+        ("query", "symmetric"): TextFormat((5,)),
+        ("passage", "symmetric"): TextFormat((6,)),
+        ("query", "asymmetric"): TextFormat((7,)),
+        ("passage", "asymmetric"): TextFormat((8,)),
+    }
+    return Student(backbone, ("mean", {}), ("iem", {"hidden": 16}), formats)
+
+
+# ------------------------------------------------------------------------------------------------------------- samples
+def test_samples_are_of_dev_small_fixed_and_hold_all_that_is_relevant(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    found = {part.task: part for part in Monitor.load(config).samples}
+    assert set(found) == {"nli_x", "sts_x", "ir_x"}
+    folder = Paths.of(config).tasks
+    for name, column in (("nli_x", "label"), ("sts_x", "score")):
+        frame = pd.read_parquet(folder / name / "dev.parquet")
+        known = set(zip(frame.sentence1, frame.sentence2, frame[column].astype(float), strict=True))
+        part = found[name]
+        assert len(part.left) == len(part.right) == len(part.target) == 24
+        assert set(zip(part.left, part.right, part.target, strict=True)) <= known
+    corpus, queries, qrels = (
+        pd.read_parquet(folder / "ir_x" / "dev" / f"{name}.parquet") for name in ("corpus", "queries", "qrels")
+    )
+    part = found["ir_x"]
+    assert (len(part.left), part.target.shape) == (6, (6, len(part.right)))
+    ids = {text: key for key, text in zip(queries.id, queries.text, strict=True)}
+    texts = corpus.set_index("id").text
+    relevant = [set(texts[qrels[qrels.query_id == ids[query]].doc_id]) for query in part.left]
+    for row, wanted in zip(part.target, relevant, strict=True):
+        assert {text for text, hit in zip(part.right, row, strict=True) if hit} == wanted  # all, and nothing else
+    assert len(part.right) == max(36, len(set().union(*relevant)))
+    again = Monitor.load(config).samples
+    assert [(a.left, a.right) for a in again] == [(a.left, a.right) for a in Monitor.load(config).samples]
+    # More is wanted than there is.
+    whole = {
+        p.task: p for p in Monitor.load(Config(**config.model_dump() | {"training": {"dev_sample": 9999}})).samples
+    }
+    assert (len(whole["nli_x"].left), whole["ir_x"].target.shape) == (60, (40, 150))
+
+
+def test_it_is_due_at_the_first_the_last_and_every_so_many_updates() -> None:
+    assert [n for n in range(1, 13) if Monitor([], 5).due(n, 12)] == [1, 5, 10, 12]
+    assert not any(Monitor([], 0).due(n, 12) for n in range(1, 13))
+
+
+def test_damaged_dev_sets_are_told_before_anything_is_trained(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    file = Paths.of(config).tasks / "nli_x" / "dev.parquet"
+    good = pd.read_parquet(file)
+    good.assign(label=good.label.replace(1, -1)).to_parquet(file)
+    with pytest.raises(DataError, match=r"nli_x/dev.parquet: column 'label', row 1: expected 0 or 1, found -1"):
+        Monitor.load(config)
+    good.assign(label=np.r_[np.zeros(len(good) - 1, dtype=int), 1]).to_parquet(file)
+    with pytest.raises(DataError, match="pairs drawn from dev all have label 0.*raise training.dev_sample"):
+        Monitor.load(Config(**config.model_dump() | {"training": {"dev_sample": 2}}))
+    good.to_parquet(file)
+    sts = Paths.of(config).tasks / "sts_x" / "dev.parquet"
+    frame = pd.read_parquet(sts)
+    frame.loc[3, "score"] = np.nan
+    frame.to_parquet(sts)
+    with pytest.raises(DataError, match=r"sts_x/dev.parquet: column 'score', row 3: expected a finite number"):
+        Monitor.load(config)
+    sts.unlink()
+    with pytest.raises(ArtifactError, match=r"sts_x/dev.parquet: missing"):
+        Monitor.load(config)
+    assert Monitor.load(Config(**config.model_dump() | {"training": {"dev_every": 0}})).samples == []  # reads none
+    for wrong in (-1, float("nan")):
+        with pytest.raises(ConfigError, match="training.dev_every"):
+            load([], {"training": {"dev_every": wrong}})
+
+
+# ------------------------------------------------------------------------------------------------------------- metrics
+@pytest.mark.parametrize(("kind", "lora"), [("decoder", False), ("decoder", True), ("encoder", False)])
+def test_values_are_those_of_every_pair_scored_by_hand(tmp_path: Path, kind: str, lora: bool) -> None:
+    watch, subject = Monitor.load(config_of(tmp_path)), student(kind, lora)
+    subject.train()
+    found = watch.measure(subject, "here")
+    subject.eval()
+
+    def score(a: str, b: str, mode: str) -> float:
+        with torch.no_grad():
+            q, p = subject.embed([a], "query", mode), subject.embed([b], "passage", mode)
+            return float(subject.scorer.pairs(q, p, mode))
+
+    for part in watch.samples:
+        if part.type != "retrieval":
+            values = [score(a, b, "symmetric") for a, b in zip(part.left, part.right, strict=True)]
+            if part.type == "sts":
+                expected = spearmanr(values, part.target)[0]
+            else:
+                expected = average_precision_score(part.target, values)
+        else:
+            ranks = []
+            for query, row in zip(part.left, part.target, strict=True):
+                values = [score(query, passage, "asymmetric") for passage in part.right]
+                order = sorted(range(len(values)), key=lambda place: -values[place])  # noqa: B023 - used at once
+                first = 1 + min(place for place, passage in enumerate(order) if row[passage])
+                ranks.append(1 / first if first <= 10 else 0.0)
+            expected = np.mean(ranks)
+        assert found[part.task] == pytest.approx(expected, abs=1e-6), part.task
+    assert len({round(value, 6) for value in found.values()}) == 3
+
+
+def test_equal_scores_rank_by_id_and_correlate_with_nothing(tmp_path: Path) -> None:
+    relevant = np.zeros((3, 14), dtype=bool)
+    relevant[0, 0] = relevant[1, 9] = relevant[2, 10] = True
+    assert monitor.mrr_at_10(np.zeros((3, 14)), relevant) == pytest.approx((1 + 1 / 10 + 0) / 3)
+    assert np.isnan(monitor.spearman(np.zeros(4), np.arange(4.0)))
+    config = config_of(tmp_path)
+    (part,) = (part for part in Monitor.load(config).samples if part.type == "retrieval")
+    corpus = pd.read_parquet(Paths.of(config).tasks / "ir_x" / "dev" / "corpus.parquet")
+    key = {text: name for name, text in zip(corpus.id, corpus.text, strict=True)}
+    assert len(key) == len(corpus)
+    ids = [key[text] for text in part.right]
+    assert ids == sorted(ids, reverse=True)
+
+
+def test_a_collapsed_student_lacks_a_correlation_and_a_broken_one_is_an_error(tmp_path: Path) -> None:
+    watch, subject = Monitor.load(config_of(tmp_path)), student()
+    with torch.no_grad():
+        subject.scorer.head.weight.zero_()
+    assert set(watch.measure(subject, "here")) == {"nli_x", "ir_x"}
+    with torch.no_grad():
+        subject.scorer.head.bias.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"sgpt/base seed 1, step 9: \d+ of \d+ scores on the dev sample of ir_x"):
+        watch.measure(subject, "sgpt/base seed 1, step 9")
+
+
+# ------------------------------------------------------------------------------------------------------- no disturbance
+def test_measuring_leaves_modes_weights_and_generators_alone(tmp_path: Path) -> None:
+    watch, subject = Monitor.load(config_of(tmp_path)), student(lora=True)
+    subject.train()
+    subject.scorer.eval()  # a part kept from training mode stays so
+    modes = [part.training for part in subject.modules()]
+    assert len(set(modes)) == 2
+    before = {name: (p.data_ptr(), p.detach().clone(), p.requires_grad) for name, p in subject.named_parameters()}
+    torch.manual_seed(7)
+    np.random.seed(7)  # noqa: NPY002 - the global generator is what must stay alone
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first = watch.measure(subject, "here")
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert [part.training for part in subject.modules()] == modes
+    for name, parameter in subject.named_parameters():
+        place, value, trains = before[name]
+        assert parameter.data_ptr() == place and torch.equal(parameter, value) and parameter.requires_grad == trains
+    assert watch.measure(subject, "here") == first
+    # Also when it fails, and training goes on with LoRA in its place.
+    with torch.no_grad():
+        subject.scorer.head.bias.fill_(float("nan"))
+    with pytest.raises(TrainingError):
+        watch.measure(subject, "here")
+    assert [part.training for part in subject.modules()] == modes
+    assert not any(getattr(part, "merged", False) for part in subject.modules())
+    assert all(parameter.data_ptr() == before[name][0] for name, parameter in subject.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["d2llm", "sgpt"])
+def test_a_watched_training_ends_with_the_same_weights(name: str, tiny_scores: Config, tmp_path: Path) -> None:
+    # Dropout draws from the global generator, which watching must not touch.
+    methods = {"d2llm": {"tuning": {"dropout": 0.2}}}
+    ended = {}
+    for every in (0, 2):
+        config = prepared(tiny_scores, tmp_path / str(every), training={"dev_every": every}, methods=methods)
+        training.run(config, name, "base", 1)
+        ended[every] = weights(config, name)
+        log = read_jsonl(Paths.of(config).run(name, "base", 1) / "log.jsonl")
+        dev = [record for record in log if record["stage"] == "dev"]
+        assert [record["step"] for record in dev] == ([1, 2, 4, 6] if every else [])
+        tasks = {path.parent.name for path in Paths.of(config).tasks.glob("*/task.json")}
+        assert all(set(record) == {"stage", "step"} | tasks for record in dev)
+        ended[f"log {every}"] = [record for record in log if record["stage"] != "dev"]
+    assert ended[0] == ended[2]
+    assert ended["log 0"] == ended["log 2"]
+    assert dev[0] != {**dev[-1], "step": 1}  # it did see the student change
+
+
+def test_a_damaged_dev_set_stops_a_training_before_it_starts(tiny_scores: Config, tmp_path: Path) -> None:
+    import shutil
+
+    config = prepared(tiny_scores, tmp_path / "run")
+    data = Paths.of(config).data
+    source = data.resolve()
+    data.unlink()
+    shutil.copytree(source, data)
+    (data / "tasks" / "ir_claim" / "dev" / "qrels.parquet").write_bytes(b"no table")
+    with pytest.raises(ArtifactError, match=r"ir_claim/dev/qrels.parquet: damaged Parquet"):
+        training.run(config, "sgpt", "base", 1)
+    assert not Paths.of(config).run("sgpt", "base", 1).exists()
+
+
+def test_watching_needs_no_mteb() -> None:
+    code = (
+        "import sys, d2llm.training, d2llm.monitor; "
+        "print([m for m in ('mteb', 'd2llm.evaluation.adapter') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr
