@@ -63,6 +63,7 @@ class BGE(ContrastiveMethod):
     citation = "Xiao et al. 2023, C-Pack: Packed Resources For General Chinese Embeddings"
     kind = "encoder"
     Recipe = BGERecipe
+    pretext_keys = ("pretraining", "unsupervised", "max_lengths")
 
     def phrases(self, recipe: BGERecipe) -> tuple[str, ...]:
         """The query instruction."""

@@ -86,6 +86,7 @@ class LLaRA(ContrastiveMethod):
     citation = "Li et al. 2023, Making Large Language Models A Better Foundation For Dense Retrieval"
     kind = "decoder"
     Recipe = LLaRARecipe
+    pretext_keys = ("adaptation", "prompts")
 
     def phrases(self, recipe: LLaRARecipe) -> tuple[str, ...]:
         """Prefix and suffixes, without the eight tokens."""

@@ -62,6 +62,7 @@ class RetroMAE(ContrastiveMethod):
     citation = "Xiao et al. 2022, RetroMAE: Pre-Training Retrieval-oriented Language Models Via Masked Auto-Encoder"
     kind = "encoder"
     Recipe = RetroMAERecipe
+    pretext_keys = ("pretraining",)
 
     def build(self, backbone: Backbone, recipe: RetroMAERecipe) -> Student:
         """[CLS] text [SEP] for every text."""

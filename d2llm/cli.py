@@ -32,6 +32,7 @@ HELP = {
     "negatives": "mine hard negatives",
     "teacher": "tune the teacher as a prompted yes/no cross-encoder",
     "teacher-scores": "store the teacher's judgement of the training pairs",
+    "pretext": "pre-train a method's base model as its recipe says",
     "train": "train a method",
     "evaluate": "score a run, or a reference row, on every task",
     "evaluate-dev": "score a run on the development splits",
@@ -46,7 +47,8 @@ HELP = {
     "keep": "copy the small files of a finished run to a folder, as results/reference/<tier> holds them",
 }
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "model": {"help": "teacher, decoder or encoder"},
+    "model": {"help": "teacher, decoder, encoder or one of models.others"},
+    "teacher": {"default": "teacher", "help": "a teacher of the config (default: the main one)"},
     "shard": {"type": int, "help": "which part of the work, from 0"},
     "shards": {"type": int, "help": "into how many parts it is cut"},
     "method": {"help": "a method of the config"},

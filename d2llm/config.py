@@ -64,6 +64,20 @@ class ModelsSettings(Section):
     teacher: BaseSettings = BaseSettings(layers=4, grown_from="decoder", steps=0)
     decoder: BaseSettings = BaseSettings()
     encoder: BaseSettings = BaseSettings()
+    # More decoders, for variants that start from another (`settings: {base: NAME}`).
+    others: dict[Name, BaseSettings] = {}
+
+    def of(self, name: str) -> BaseSettings:
+        """The settings of a base model by name. Raises ConfigError."""
+        if name in self.names() and name not in self.others:
+            return getattr(self, name)
+        if name in self.others:
+            return self.others[name]
+        raise ConfigError(f"models: no base model named {name!r}; known: {', '.join(self.names())}")
+
+    def names(self) -> list[str]:
+        """All base models: the three, then others."""
+        return [*(name for name in type(self).model_fields if name != "others"), *self.others]
 
 
 class NegativeSettings(Section):
@@ -126,6 +140,9 @@ class VariantSettings(Section):
 
     method: Name
     settings: dict[str, Any] = {}
+    # Its line in the ablation table, and what it stands under there; without a title: its name.
+    title: str = ""
+    group: str = ""
 
 
 class TuningSettings(Section):
@@ -170,10 +187,17 @@ class Config(Section):
     methods: dict[Name, dict[str, Any]] = {}
     references: list[Literal["teacher", "bm25"]] = ["teacher", "bm25"]
     variants: dict[Name, VariantSettings] = {}
+    # Method: {key of its recipe, dotted within sections: values}. One key at a time is changed.
+    sweeps: dict[Name, dict[str, Annotated[list[Any], Field(min_length=2)]]] = {}
+    # Which of the two are trained, and with which seeds (null: the first).
+    include: list[Literal["variants", "sweeps"]] = ["variants", "sweeps"]
+    variant_seeds: Annotated[list[Count], Field(min_length=1)] | None = None
     data: DataSettings = DataSettings()
     models: ModelsSettings = ModelsSettings()
     negatives: NegativeSettings = NegativeSettings()
     teacher: TeacherSettings = TeacherSettings()
+    # More teachers, each as `teacher` with some settings changed, for variants that learn from another.
+    teachers: dict[Annotated[str, Field(pattern="^teacher-[a-z0-9_]+$")], dict[str, Any]] = {}
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     statistics: StatisticsSettings = StatisticsSettings()
@@ -181,10 +205,62 @@ class Config(Section):
     runtime: RuntimeSettings = RuntimeSettings()
 
     def runs(self) -> list[Run]:
-        """Every training, in the order tables show them."""
-        wanted = [(method, "base") for method in self.methods]
-        wanted += [(variant.method, name) for name, variant in self.variants.items()]
-        return [Run(method, variant, seed) for method, variant in wanted for seed in self.seeds]
+        """Every training, in the order tables show them: the methods, then sweeps and variants that are none of them."""
+        found = [Run(method, "base", seed) for method in self.methods for seed in self.seeds]
+        found += [
+            Run(*point, seed) for point in dict.fromkeys(self.points().values()) for seed in self.seeds_of_variants()
+        ]
+        return list(dict.fromkeys(found))
+
+    def seeds_of_variants(self) -> list[int]:
+        """Seeds of sweeps and variants."""
+        return self.variant_seeds or self.seeds[:1]
+
+    def points(self) -> dict[tuple[str, str], tuple[str, str]]:
+        """Every point of the sweeps and every variant, as (method, name), with the one that is trained for it.
+
+        Points of one recipe share a training; what is the method as configured is `base`.
+        """
+        names: list[tuple[str, str]] = []
+        if "sweeps" in self.include:
+            names += [(method, name) for method in self.sweeps for name in self.sweep(method)]
+        if "variants" in self.include:
+            names += [(variant.method, name) for name, variant in self.variants.items()]
+        known = {(method, canonical(self.recipe(method))): "base" for method, _ in names}
+        owners = {}
+        for method, name in names:
+            owners[method, name] = (method, known.setdefault((method, canonical(self.recipe(method, name))), name))
+        return owners
+
+    def sweep(self, method: str) -> dict[str, tuple[str, Any]]:
+        """The points of a method's sweeps by name, e.g. `alpha=0.3`: (dotted key, value)."""
+        axes = self.sweeps.get(method, {})
+        return {f"{key}={plain(value)}": (key, value) for key, values in axes.items() for value in values}
+
+    def pretexts(self) -> list[tuple[str, str]]:
+        """Every pre-training stage of a method's own, as (method, variant)."""
+        runs = self.runs() + [trial.run for trial in self.trials()]
+        found = ((run.method, self.pretext_of(run.method, run.variant)) for run in runs)
+        return list(dict.fromkeys((method, owner) for method, owner in found if owner is not None))
+
+    def pretext_of(self, method: str, variant: str) -> str | None:
+        """Whose pre-training stage a run starts from: the method's own where it is the same; None where there is none."""
+        from d2llm.methods import method as find
+
+        own = find(method).pretext_recipe(self.recipe(method, variant))
+        if own is None:
+            return None
+        return "base" if own == find(method).pretext_recipe(self.recipe(method)) else variant
+
+    def teacher_of(self, name: str) -> TeacherSettings:
+        """The settings of a teacher by name. Raises ConfigError."""
+        if name == "teacher":
+            return self.teacher
+        if name not in self.teachers:
+            known = ", ".join(["teacher", *self.teachers])
+            raise ConfigError(f"teachers: no teacher named {name!r}; known: {known}")
+        changed = merged(self.teacher.model_dump(mode="json"), self.teachers[name])
+        return validate(TeacherSettings, changed, lambda key: "config", ("teachers", name))
 
     def evaluations(self) -> list[Run]:
         """Every evaluation: the runs, and the reference rows once."""
@@ -213,6 +289,9 @@ class Config(Section):
             return settings
         if variant in self.variants and self.variants[variant].method == method:
             return merged(settings, self.variants[variant].settings)
+        swept = self.sweep(method)
+        if variant in swept:
+            return merged(settings, nested(dict([swept[variant]])))
         points = self.grid(method)
         if variant in points:
             return merged(settings, nested(points[variant]))
@@ -224,7 +303,11 @@ class Config(Section):
 
         prefix: Key = ("methods", method)
         if variant != "base":
-            prefix = ("variants", variant, "settings") if variant in self.variants else ("tuning", "grids", method)
+            prefix = ("tuning", "grids", method)
+            if variant in self.sweep(method):
+                prefix = ("sweeps", method)
+            if variant in self.variants:
+                prefix = ("variants", variant, "settings")
         return validate(find(method).Recipe, self.overrides(method, variant), lambda key: "config", prefix)
 
     def phrases(self) -> list[str]:
@@ -262,6 +345,7 @@ def load(files: Iterable[str | Path], overrides: Mapping[str, Any] | None = None
 
     config = validate(Config, values, origin)
     check_methods(config, origin)
+    check_sweeps(config, origin)
     check_grids(config, origin)
     return config
 
@@ -288,7 +372,50 @@ def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
             recipe = find(method).Recipe
         except ConfigError as error:
             raise ConfigError(f"{origin(prefix)}: {dotted(prefix)}: {error}") from None
-        validate(recipe, config.overrides(method, variant), origin, prefix)
+        check_parts(config, validate(recipe, config.overrides(method, variant), origin, prefix), origin, prefix)
+    for name in config.teachers:
+        config.teacher_of(name)
+    taken = sorted({"teacher", "decoder", "encoder"} & set(config.models.others))
+    if taken:
+        raise ConfigError(f"{origin(('models', 'others', taken[0]))}: models.others.{taken[0]}: this name is taken")
+
+
+def check_parts(config: Config, recipe: "Recipe", origin: Callable[[Key], str], prefix: Key) -> None:
+    """Refuse a recipe that starts from a base model, or learns from a teacher, that the config does not have."""
+    for key, known in (("base", config.models.names()), ("teacher", ["teacher", *config.teachers])):
+        named = getattr(recipe, key, None)
+        if named is not None and named not in known:
+            where = (*prefix, key)
+            raise ConfigError(f"{origin(where)}: {dotted(where)}: expected one of {', '.join(known)}; found {named!r}")
+
+
+def check_sweeps(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse sweeps of unknown methods or settings, and values that cannot tell their points apart."""
+    from d2llm.methods import method as find
+
+    for name, axes in config.sweeps.items():
+        if name not in config.methods:
+            known = ", ".join(config.methods)
+            raise ConfigError(
+                f"{origin(('sweeps', name))}: {dotted(('sweeps', name))}: expected one of the methods {known}"
+            )
+        for axis, values in axes.items():
+            key: Key = ("sweeps", name, axis)
+            points = {f"{axis}={plain(value)}": value for value in values}
+            if len(points) < len(values):
+                raise ConfigError(f"{origin(key)}: {dotted(key)}: a value twice (numbers count to six digits)")
+            for point, value in points.items():
+                check_point(config, point, origin, key)
+                settings = merged(config.methods[name], nested({axis: value}))
+                check_parts(config, validate(find(name).Recipe, settings, origin, key), origin, key)
+
+
+def check_point(config: Config, point: str, origin: Callable[[Key], str], key: Key) -> None:
+    """Refuse a point of a grid or sweep whose name cannot be one of a folder, or is taken."""
+    if not re.fullmatch(NAME, point):
+        raise ConfigError(f"{origin(key)}: {dotted(key)}: {point!r} cannot name a trial; use numbers or plain words")
+    if point in config.variants:
+        raise ConfigError(f"{origin(key)}: {dotted(key)}: {point!r} is a variant's name already; rename that")
 
 
 def check_grids(config: Config, origin: Callable[[Key], str]) -> None:
@@ -306,12 +433,7 @@ def check_grids(config: Config, origin: Callable[[Key], str]) -> None:
         if len(points) < size:
             raise ConfigError(f"{origin(key)}: {dotted(key)}: a value twice (numbers count to six digits)")
         for point, settings in points.items():
-            if not re.fullmatch(NAME, point):
-                raise ConfigError(
-                    f"{origin(key)}: {dotted(key)}: {point!r} cannot name a trial; use numbers or plain words"
-                )
-            if point in config.variants:
-                raise ConfigError(f"{origin(key)}: {dotted(key)}: {point!r} is a variant's name already; rename that")
+            check_point(config, point, origin, key)
             validate(find(name).Recipe, merged(config.methods[name], nested(settings)), origin, key)
         sizes[name] = size
     if len(set(sizes.values())) > 1:

@@ -66,11 +66,15 @@ class D2LLMRecipe(Recipe):
     temperature: Positive = 1.0
     tuning: Tuning = Tuning(kind="lora", r=8, alpha=8.0, dropout=0.05)
     max_lengths: MaxLengths = MaxLengths(query=250, passage=250, symmetric=250)
+    # Whose scores it imitates, by its name in section `teachers`.
+    teacher: str = "teacher"
     # Weights: CI (release: alpha), α (beta), β (gamma), γ (eta). Zero removes the term.
     ci: Weight = 1.0
     alpha: Weight = 1.0
     beta: Weight = 0.01
     gamma: Weight = 0.001
+    # What CI weighs logits with: the teacher's probabilities (paper), or 1, which leaves plain contrast (ablation).
+    ci_weighting: Literal["teacher", "none"] = "teacher"
     # In-batch contrast: a term of its own (release), inside CI's softmax with weight 1 a passage, or none.
     in_batch: Literal["separate", "joint", "none"] = "separate"
     # Of the term of its own.
@@ -141,7 +145,7 @@ class D2LLM(Method):
             positive_prob = probability(teacher.positive_logits)
             negative_prob = probability(teacher.negative_logits)[:, :count]
 
-        joint = recipe.in_batch == "joint"
+        imitated, joint = recipe.ci_weighting == "teacher", recipe.in_batch == "joint"
         separate = recipe.in_batch == "separate" and recipe.in_batch_weight > 0
         in_batch = joint or separate
         matrix = allowed = None
@@ -175,8 +179,8 @@ class D2LLM(Method):
             "ci": lambda: losses.contrastive_imitation(
                 logits[:, 0],
                 logits[:, 1:],
-                positive_prob,
-                negative_prob,
+                positive_prob if imitated else torch.ones_like(positive_prob),
+                negative_prob if imitated else torch.zeros_like(negative_prob),
                 recipe.temperature,
                 mask,
                 others if joint else None,

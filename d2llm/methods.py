@@ -110,6 +110,8 @@ class Recipe(Section):
     temperature: Positive = 0.05
     tuning: Tuning = Tuning()
     max_lengths: MaxLengths = MaxLengths()
+    # The base model it starts from, by its name in section `models`; null: the one of the method's kind.
+    base: str | None = None
     # Hard negatives used per query; null: all that the batch holds.
     hard_negatives: Count | None = None
     gradient_checkpointing: bool = False
@@ -224,11 +226,21 @@ class Method:
     # Which base checkpoint it starts from.
     kind: ClassVar[Literal["decoder", "encoder"]]
     uses_teacher: ClassVar[bool] = False
+    # Keys of the recipe that decide its pre-training stage; none: it has no such stage.
+    pretext_keys: ClassVar[tuple[str, ...]] = ()
     Recipe: ClassVar[type[Recipe]] = Recipe
 
     def recipe(self, settings: Mapping[str, Any] | None = None) -> Recipe:
         """The published recipe with `settings` laid over it, sub-sections key by key. Raises ConfigError."""
         return validate(self.Recipe, dict(settings or {}), lambda key: "config", ("methods", self.name))
+
+    def base(self, recipe: Recipe) -> str:
+        """Name of the base model it starts from."""
+        return recipe.base or self.kind
+
+    def pretext_recipe(self, recipe: Recipe) -> dict[str, Any] | None:
+        """What decides the outcome of its pre-training stage; None for a method without one."""
+        return recipe.model_dump(mode="json", include={*self.pretext_keys, "base"}) if self.pretext_keys else None
 
     def phrases(self, recipe: Recipe) -> tuple[str, ...]:
         """Strings fed besides the texts: a vocabulary made in the pipeline has to hold all their words."""

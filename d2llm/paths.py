@@ -100,8 +100,12 @@ class Paths:
 
     # models made or fetched before any method is trained
     def base(self, model: str) -> Path:
-        """Folder of a base model: `teacher`, `decoder` or `encoder`."""
+        """Folder of a base model: `teacher`, `decoder`, `encoder` or another of the config."""
         return self.root / "models" / model
+
+    def pretext(self, method: str, variant: str) -> Path:
+        """Folder of a base model after a method's own pre-training: the model, log.jsonl, summary.json."""
+        return self.root / "models" / "pretext" / method / variant
 
     # training pairs
     @property
@@ -114,24 +118,21 @@ class Paths:
         return self.root / "pairs" / "report.json"
 
     # teacher
-    @property
-    def teacher(self) -> Path:
-        return self.root / "teacher"
+    def teacher(self, name: str = "teacher") -> Path:
+        """Folder of a teacher: model/, log.jsonl, report.json, scores/."""
+        return self.root / name
 
     @property
     def teacher_model(self) -> Path:
-        return self.teacher / "model"
+        """The main teacher's."""
+        return self.teacher() / "model"
 
     @property
     def teacher_report(self) -> Path:
-        return self.teacher / "report.json"
+        return self.teacher() / "report.json"
 
-    @property
-    def teacher_log(self) -> Path:
-        return self.teacher / "log.jsonl"
-
-    def teacher_scores(self, shard: int | str, shards: int | str) -> Path:
-        return self.teacher / "scores" / f"{shard}-of-{shards}.parquet"
+    def teacher_scores(self, shard: int | str, shards: int | str, teacher: str = "teacher") -> Path:
+        return self.teacher(teacher) / "scores" / f"{shard}-of-{shards}.parquet"
 
     # runs
     def run(self, method: str, variant: str, seed: int | str) -> Path:

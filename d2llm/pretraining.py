@@ -46,9 +46,9 @@ COLUMNS = {
 
 
 def run(config: Config, model: str) -> None:
-    """Pre-train base checkpoint `model` ("teacher", "decoder" or "encoder") and save it below `models/`."""
+    """Pre-train base checkpoint `model` ("teacher", "decoder", "encoder" or one of `models.others`) and save it below `models/`."""
     paths = Paths.of(config)
-    settings: BaseSettings = getattr(config.models, model)
+    settings = config.models.of(model)
     frame = read_frame(paths.pretraining, COLUMNS)
     log = get_logger(__name__)
     torch.manual_seed(settings.seed)

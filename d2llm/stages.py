@@ -12,26 +12,16 @@ from typing import Any
 
 from d2llm.config import Config, canonical
 from d2llm.errors import ConfigError
+from d2llm.methods import method as find_method
 from d2llm.paths import PROVENANCE, beside
 from d2llm.provenance import code_digest
 from d2llm.reporting.catalogue import FIGURE_SETTINGS, FIGURES, figure_module
+from d2llm.section import Section
 
 RUN = ("method", "variant", "seed")
-# Of the section `teacher`: how it is asked, and how it is tuned.
-ASKING = tuple(f"teacher.{key}" for key in ("symmetric", "asymmetric", "max_length", "pack_size", "batch_tokens"))
-TUNING = tuple(
-    f"teacher.{key}"
-    for key in (
-        "steps",
-        "batch_pairs",
-        "learning_rate",
-        "warmup",
-        "asymmetric_share",
-        "relation_weight",
-        "min_ap",
-        "seed",
-    )
-)
+# Of the settings of a teacher: how it is asked. The others, but for `shards`, are how it is tuned.
+ASKING = ("symmetric", "asymmetric", "max_length", "pack_size", "batch_tokens")
+ASKED = tuple(f"teacher.{key}" for key in ASKING)
 
 
 @dataclass(frozen=True)
@@ -59,7 +49,7 @@ STAGES: dict[str, Stage] = {
     "base": Stage(
         "d2llm.pretraining:run",
         lambda paths, model: paths.base(model) / PROVENANCE,
-        settings=("models.{model}", "teacher.symmetric", "teacher.asymmetric"),  # the vocabulary holds the prompts
+        settings=("teacher.symmetric", "teacher.asymmetric"),  # the vocabulary holds the prompts
         arguments=("model",),
         torch=True,
     ),
@@ -71,15 +61,22 @@ STAGES: dict[str, Stage] = {
     ),
     "teacher": Stage(
         "d2llm.teacher_tuning:run",
-        lambda paths: paths.teacher / PROVENANCE,
-        settings=(*ASKING, *TUNING),
+        lambda paths, teacher: paths.teacher(teacher) / PROVENANCE,
+        arguments=("teacher",),
         torch=True,
     ),
     "teacher-scores": Stage(
         "d2llm.teacher_scores:run",
-        lambda paths, shard, shards: beside(paths.teacher_scores(shard, shards)),
-        settings=(*ASKING, "teacher.shards"),
-        arguments=("shard", "shards"),
+        lambda paths, teacher, shard, shards: beside(paths.teacher_scores(shard, shards, teacher)),
+        settings=("teacher.shards",),
+        arguments=("teacher", "shard", "shards"),
+        torch=True,
+    ),
+    "pretext": Stage(
+        "d2llm.pretext:run",
+        lambda paths, method, variant: paths.pretext(method, variant) / PROVENANCE,
+        settings=("training.max_length",),
+        arguments=("method", "variant"),
         torch=True,
     ),
     "train": Stage(
@@ -125,7 +122,7 @@ STAGES: dict[str, Stage] = {
             "threads",
             "references",
             *(f"evaluation.{key}" for key in ("split", "batch_size", "teacher_candidates", "bm25")),
-            *ASKING,
+            *ASKED,
             "training.max_length",
         ),
         torch=True,
@@ -150,12 +147,23 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     wanted = [key.format(**arguments) for key in STAGES[stage].settings]
     if stage == "evaluate" and arguments["method"] == "teacher":
-        wanted += [*ASKING, "training.max_length"]
+        wanted += [*ASKED, "training.max_length"]
     if stage == "figure":
         wanted += FIGURE_SETTINGS.get(arguments["name"], ())
     found = {key: reduce(getitem, key.split("."), values) for key in wanted}
     if stage == "base":
+        found[f"models.{arguments['model']}"] = values_of(config.models.of(arguments["model"]))
         found["phrases"] = config.phrases()
+    if stage in ("teacher", "teacher-scores"):
+        asked = values_of(config.teacher_of(arguments["teacher"]))
+        found |= {
+            f"teacher.{key}": value
+            for key, value in asked.items()
+            if key in ASKING or (stage == "teacher" and key != "shards")
+        }
+    if stage == "pretext":
+        chosen = find_method(arguments["method"])
+        found["recipe"] = chosen.pretext_recipe(config.recipe(arguments["method"], arguments["variant"]))
     if stage == "train":
         found["recipe"] = config.recipe(arguments["method"], arguments["variant"]).model_dump(mode="json")
     if stage in ("table", "figure", "comparison", "runtime"):
@@ -164,6 +172,11 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
         found |= {key: values[key] for key in ("models", "training", "negatives")}
         found["recipes"] = {name: config.recipe(name).model_dump(mode="json") for name in config.methods}
     return found
+
+
+def values_of(section: Section) -> dict[str, Any]:
+    """A section as plain values."""
+    return section.model_dump(mode="json")
 
 
 def settings_line(config: Config, stage: str, **arguments: Any) -> str:
@@ -179,7 +192,7 @@ def code(stage: str, **arguments: Any) -> str:
 def modules(stage: str, **arguments: Any) -> list[str]:
     """The modules a job starts from; what they import counts as well."""
     roots = [STAGES[stage].function.partition(":")[0]]
-    if stage == "train":
+    if stage in ("train", "pretext"):
         roots.append(method_module(arguments["method"]))
     if stage == "figure" and arguments["name"] in FIGURES:
         roots.append(figure_module(arguments["name"]))  # loaded by name, so no import statement tells of it
@@ -193,13 +206,20 @@ def method_module(method: str) -> str:
 
 def check_arguments(config: Config, stage: str, arguments: Mapping[str, Any]) -> None:
     """Refuse a job this config does not have, before anything heavy is imported."""
-    if stage == "base" and arguments["model"] not in type(config.models).model_fields:
-        known = ", ".join(type(config.models).model_fields)
+    if stage == "base" and arguments["model"] not in config.models.names():
+        known = ", ".join(config.models.names())
         raise ConfigError(f"--model: expected one of {known}; found {arguments['model']!r}")
+    if "teacher" in STAGES[stage].arguments:
+        config.teacher_of(arguments["teacher"])
+    if stage == "pretext" and (arguments["method"], arguments["variant"]) not in config.pretexts():
+        wanted = f"--method {arguments['method']} --variant {arguments['variant']}"
+        raise ConfigError(f"{wanted}: no run of this config has a pre-training stage of its own by that name")
     if STAGES[stage].arguments == RUN:
         runs = config.evaluations() if stage == "evaluate" else config.runs()
         if stage != "evaluate":
             runs = runs + [trial.run for trial in config.trials()]
         if tuple(arguments[name] for name in RUN) not in runs:
             wanted = " ".join(f"--{name} {arguments[name]}" for name in RUN)
-            raise ConfigError(f"{wanted}: not a run of this config; add it to methods, variants, seeds or tuning.grids")
+            raise ConfigError(
+                f"{wanted}: not a run of this config; add it to methods, variants, sweeps, seeds or tuning.grids"
+            )

@@ -32,16 +32,16 @@ PAIRS = {
 SCORES = {"qid": "str", "yes": "list", "no": "list", "easy_yes": "list", "easy_no": "list", "features": "list"}
 
 
-def run(config: Config, shard: int, shards: int) -> None:
-    """Score the packs of one shard."""
+def run(config: Config, teacher: str, shard: int, shards: int) -> None:
+    """Score the packs of one shard by a teacher of the config."""
     paths = Paths.of(config)
     pairs = read_frame(paths.pairs, PAIRS)
     mine = pairs[pairs["pack"] % shards == shard].reset_index(drop=True)
-    teacher = Teacher.load(paths.teacher_model, config.teacher)
-    parts = [score(teacher, part, str(mode)) for mode, part in mine.groupby("mode", sort=True)]
+    judge = Teacher.load(paths.teacher(teacher) / "model", config.teacher_of(teacher))
+    parts = [score(judge, part, str(mode)) for mode, part in mine.groupby("mode", sort=True)]
     scores = pd.concat(parts, ignore_index=True)
     get_logger(__name__).info("scored %d queries of shard %d of %d", len(scores), shard, shards)
-    write_frame(paths.teacher_scores(shard, shards), scores)
+    write_frame(paths.teacher_scores(shard, shards, teacher), scores)
 
 
 def score(teacher: Teacher, rows: pd.DataFrame, mode: str) -> pd.DataFrame:
@@ -72,15 +72,17 @@ def cosines(features: np.ndarray) -> np.ndarray:
     return (unit @ unit.T).astype(np.float32)
 
 
-def read_scores(config: Config, qids: list[str]) -> pd.DataFrame:
+def read_scores(config: Config, qids: list[str], teacher: str = "teacher") -> pd.DataFrame:
     """All shards' scores, one row a qid in the given order. Raises ArtifactError when one is missing."""
     paths, shards = Paths.of(config), config.teacher.shards
-    frame = pd.concat([read_frame(paths.teacher_scores(i, shards), SCORES) for i in range(shards)], ignore_index=True)
+    frame = pd.concat(
+        [read_frame(paths.teacher_scores(i, shards, teacher), SCORES) for i in range(shards)], ignore_index=True
+    )
     indexed = frame.drop_duplicates("qid").set_index("qid")
     missing = [qid for qid in qids if qid not in indexed.index]
     if missing:
         raise ArtifactError(
-            f"{paths.teacher_scores(0, shards).parent}: no teacher scores for {len(missing)} training queries (first {missing[0]!r}); "
+            f"{paths.teacher_scores(0, shards, teacher).parent}: no teacher scores for {len(missing)} training queries (first {missing[0]!r}); "
             "remove the folder and run snakemake again"
         )
     return indexed.loc[qids].reset_index()

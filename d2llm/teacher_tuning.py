@@ -39,27 +39,31 @@ COLUMNS = {
 RELATIONS = 6  # d2llm.data.events.relation
 
 
-def run(config: Config) -> None:
-    """Tune, check on dev, save model and report."""
-    paths = Paths.of(config)
+def run(config: Config, teacher: str) -> None:
+    """Tune a teacher of the config, check it on dev, save model and report."""
+    paths, settings = Paths.of(config), config.teacher_of(teacher)
+    folder = paths.teacher(teacher)
     train = read_frame(paths.teacher_train, COLUMNS)
     dev = read_frame(paths.teacher_dev, COLUMNS)
-    torch.manual_seed(config.teacher.seed)
-    teacher = Teacher.load(paths.base("teacher"), config.teacher)
-    paths.teacher_log.unlink(missing_ok=True)
-    tune(teacher, train, config.teacher, paths.teacher_log)
-    report = assess(teacher, dev)
-    write_json(paths.teacher_report, report)
+    torch.manual_seed(settings.seed)
+    judge = Teacher.load(paths.base("teacher"), settings)
+    log_file, report_file = folder / "log.jsonl", folder / "report.json"
+    log_file.unlink(missing_ok=True)
+    tune(judge, train, settings, log_file)
+    report = assess(judge, dev)
+    write_json(report_file, report)
     for mode, found in report.items():
-        get_logger(__name__).info("teacher on dev, %s: AP %.3f, accuracy %.3f", mode, found["ap"], found["accuracy"])
-        if found["ap"] < config.teacher.min_ap:
+        get_logger(__name__).info(
+            "%s on dev, %s: AP %.3f, accuracy %.3f", teacher, mode, found["ap"], found["accuracy"]
+        )
+        if found["ap"] < settings.min_ap:
             raise TrainingError(
                 f"the teacher is not good enough to learn from: {mode} dev AP {found['ap']:.3f} is below teacher.min_ap "
-                f"{config.teacher.min_ap}; raise teacher.steps, or lower the bar knowingly ({paths.teacher_report} has the details)"
+                f"{settings.min_ap}; raise teacher.steps, or lower the bar knowingly ({report_file} has the details)"
             )
-    with atomic(paths.teacher_model) as folder:
-        teacher.model.save_pretrained(folder)
-        teacher.tokenizer.save_pretrained(folder)
+    with atomic(folder / "model") as place:
+        judge.model.save_pretrained(place)
+        judge.tokenizer.save_pretrained(place)
 
 
 def relation_labels(

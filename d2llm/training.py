@@ -1,7 +1,7 @@
 """Stage `train`: the one training loop, for every method.
 
-Base checkpoint -> the method builds its student -> its own pretext stage, if it has one -> the shared sampler's batches, the method's
-objective, one optimiser. What differs between methods is in their files; what must not differ (texts, order, updates, lengths) is here.
+Base checkpoint, or what the method's own pre-training made of it (`d2llm.pretext`) -> the method builds its student -> the shared sampler's
+batches, the method's objective, one optimiser. What differs between methods is in their files; what must not differ (texts, order, updates, lengths) is here.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from d2llm.artifacts import append_jsonl, atomic, read_frame, write_json
+from d2llm.artifacts import append_jsonl, atomic, read_frame, read_json, read_jsonl, write_json
 from d2llm.errors import DataError
 from d2llm.logs import get_logger, progress
-from d2llm.methods import Batch, PretextContext, TeacherTargets
+from d2llm.methods import Batch, TeacherTargets
 from d2llm.methods import method as find_method
 from d2llm.models.backbone import Backbone
 from d2llm.monitor import Monitor
@@ -24,6 +24,8 @@ from d2llm.optimization import optimizer, schedule, step
 from d2llm.paths import Paths
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
     from d2llm.config import Config
@@ -52,23 +54,22 @@ def run(config: Config, method: str, variant: str, seed: int) -> None:
     folder = paths.run(method, variant, seed)
     log_file = folder / "log.jsonl"
     log_file.unlink(missing_ok=True)
-    data = PairData.load(config, chosen)
+    data = PairData.load(config, chosen, getattr(recipe, "teacher", "teacher"))
     monitor = Monitor.load(config)
     started = time.perf_counter()
 
-    student = chosen.build(Backbone.load(paths.base(chosen.kind), chosen.kind), recipe)
+    origin = start(config, method, variant)
+    pretext_seconds = 0.0
+    if config.pretext_of(method, variant):
+        # A run's log tells all of its story; what is shared with others is told in each of theirs.
+        pretext_seconds = read_json(origin / "summary.json")["seconds"]
+        for record in read_jsonl(origin / "log.jsonl") if (origin / "log.jsonl").exists() else []:
+            append_jsonl(log_file, record)
+    student = chosen.build(Backbone.load(origin, chosen.kind), recipe)
     student.limit_length(settings.max_length)
     student.to(accelerator.device)
     counts = student.parameter_counts()
     get_logger(__name__).info("%s/%s seed %d: %s", method, variant, seed, counts)
-
-    texts = read_frame(paths.pretraining, {"text": "str", "next_text": "str"})
-    context = PretextContext(
-        seed=seed, next_texts=texts["next_text"].tolist(), device=accelerator.device, accelerator=accelerator,
-        progress=progress, log=_thinned(lambda record: append_jsonl(log_file, record)),
-    )  # fmt: skip
-    chosen.pretext(student, texts["text"].tolist(), recipe, context)
-    pretext_seconds = time.perf_counter() - started
 
     made = optimizer(chosen.parameter_groups(student, recipe), recipe.betas, recipe.epsilon)
     plan = schedule(made, recipe.schedule, recipe.warmup, settings.steps)
@@ -92,15 +93,18 @@ def run(config: Config, method: str, variant: str, seed: int) -> None:
         folder / "summary.json",
         {"method": method, "variant": variant, "seed": seed, "kind": chosen.kind,
          "pooling": student.pooling_spec, "scorer": student.scorer_spec, "parameters": counts, "updates": settings.steps,
-         "queries": settings.steps * settings.batch_size, "negatives_per_query": data.width,
-         "pretext_seconds": round(pretext_seconds, 1), "seconds": round(time.perf_counter() - started, 1),
+         "queries": settings.steps * settings.batch_size, "negatives_per_query": data.width, "pretext_seconds": pretext_seconds,
+         "seconds": round(time.perf_counter() - started, 1),
          "last_losses": {key: float(np.mean([r[key] for r in tail if key in r])) for key in sorted({k for r in tail for k in r})}},
     )  # fmt: skip
 
 
-def _thinned(write, every: int = 50):  # noqa: ANN001, ANN202
-    """Keep every `every`-th record of a stage."""
-    return lambda record: write(record) if record.get("step", 0) % every == 0 else None
+def start(config: Config, method: str, variant: str) -> Path:
+    """The folder of the model a run starts from."""
+    paths, owner = Paths.of(config), config.pretext_of(method, variant)
+    return (
+        paths.pretext(method, owner) if owner else paths.base(find_method(method).base(config.recipe(method, variant)))
+    )
 
 
 class PairData:
@@ -124,14 +128,14 @@ class PairData:
         self.modes = pairs.groupby("dataset")["mode"].first().to_dict()
 
     @classmethod
-    def load(cls, config: Config, method: Method) -> PairData:
-        """Read what the run needs; a method that does not use the teacher never sees its scores."""
+    def load(cls, config: Config, method: Method, teacher: str = "teacher") -> PairData:
+        """Read what the run needs; a method that does not use a teacher never sees any scores."""
         pairs = read_frame(Paths.of(config).pairs, PAIRS)
         scores = None
         if method.uses_teacher:
             from d2llm.teacher_scores import read_scores
 
-            scores = read_scores(config, pairs["qid"].tolist())
+            scores = read_scores(config, pairs["qid"].tolist(), teacher)
         return cls(pairs, scores)
 
     def plan(self, size: int, steps: int, seed: int) -> list[tuple[str, list[int]]]:

@@ -236,7 +236,9 @@ def test_a_seventh_method_is_one_file_one_stanza_one_line(copy: Path) -> None:
     with (copy / "workflow" / "rules" / "baselines.smk").open("a") as stanzas:
         stanzas.write('\n\nuse rule train as train_toy with:\n    wildcard_constraints:\n        method="toy",\n')
     edit(copy / "config" / "mini.yaml", "\nmethods:\n", "\nmethods:\n  toy: {}\n")
-    assert scheduled(copy) == Counter(["train_toy(toy)", "evaluate(toy)", "collect", *RENDERED, *DRAWN, *MEASURED, "all"])
+    assert scheduled(copy) == Counter(
+        ["train_toy(toy)", "evaluate(toy)", "collect", *RENDERED, *DRAWN, *MEASURED, "all"]
+    )
 
 
 def test_a_method_without_a_rule_is_refused(copy: Path) -> None:

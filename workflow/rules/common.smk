@@ -43,6 +43,7 @@ wildcard_constraints:
     seed=r"\d+",
     shard=r"\d+",
     shards=r"\d+",
+    teacher=r"teacher(-[a-z0-9_]+)?",
 
 
 def guard():
@@ -80,16 +81,23 @@ def code_of(stage):
 # -------------------------------------------------------------------------------------------------- what a job needs
 def base_inputs(wildcards):
     """Unlabelled text, and the model that this one grows from."""
-    source = getattr(CONFIG.models, wildcards.model).grown_from
+    source = CONFIG.models.of(wildcards.model).grown_from
     return [PATHS.pretraining] + ([PATHS.base(source)] if source else [])
 
 
 def training_inputs(wildcards):
     """Training pairs, a base model, and dev sets to watch it by; the teacher's scores only for a method that imitates one."""
-    method = find_method(wildcards.method)
-    inputs = [PATHS.pairs, PATHS.pretraining, PATHS.base(method.kind)]
+    method, variant = find_method(wildcards.method), wildcards.variant
+    recipe, owner = CONFIG.recipe(method.name, variant), CONFIG.pretext_of(method.name, variant)
+    inputs = [PATHS.pairs, PATHS.pretext(method.name, owner) if owner else PATHS.base(method.base(recipe))]
     inputs += [PATHS.tasks] if CONFIG.training.dev_every else []
-    return inputs + (teacher_scores() if method.uses_teacher else [])
+    return inputs + (teacher_scores(recipe.teacher) if method.uses_teacher else [])
+
+
+def pretext_inputs(wildcards):
+    """Unlabelled text and a base model."""
+    method = find_method(wildcards.method)
+    return [PATHS.pretraining, PATHS.base(method.base(CONFIG.recipe(method.name, wildcards.variant)))]
 
 
 def evaluation_inputs(wildcards):
@@ -101,10 +109,10 @@ def evaluation_inputs(wildcards):
     return [PATHS.tasks, PATHS.run(wildcards.method, wildcards.variant, wildcards.seed) / "model"]
 
 
-def teacher_scores():
-    """All shards of the teacher's scores."""
+def teacher_scores(teacher):
+    """All shards of a teacher's scores."""
     shards = CONFIG.teacher.shards
-    return [PATHS.teacher_scores(shard, shards) for shard in range(shards)]
+    return [PATHS.teacher_scores(shard, shards, teacher) for shard in range(shards)]
 
 
 def evaluated(file):

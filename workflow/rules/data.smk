@@ -82,6 +82,12 @@ use rule base as base_teacher with:
     priority: 90
 
 
+use rule base as base_other with:
+    wildcard_constraints:
+        model="|".join(CONFIG.models.others) or "(?!)",
+    priority: 1
+
+
 # It mines the dense negatives, so the teacher's scores wait for it.
 use rule base as base_encoder with:
     wildcard_constraints:

@@ -8,10 +8,10 @@ rule teacher:
         PATHS.base("teacher"),
     output:
         # Its report and log are not named here: Snakemake removes what it knows of a failed job, and they say why it failed.
-        directory(PATHS.teacher_model),
-        PATHS.teacher / PROVENANCE,
+        directory(PATHS.teacher("{teacher}") / "model"),
+        PATHS.teacher("{teacher}") / PROVENANCE,
     log:
-        PATHS.logs("teacher"),
+        PATHS.logs("{teacher}"),
     priority: 85
     conda:
         ENVIRONMENT
@@ -23,18 +23,18 @@ rule teacher:
         settings=settings_of("teacher"),
         code=code_of("teacher"),
     shell:
-        "python -m d2llm.cli teacher --config {params.config} --log {log:q} --inputs {input:q}"
+        "python -m d2llm.cli teacher --teacher {wildcards.teacher} --config {params.config} --log {log:q} --inputs {input:q}"
 
 
 rule teacher_scores:
     input:
         PATHS.pairs,
-        PATHS.teacher_model,
+        PATHS.teacher("{teacher}") / "model",
     output:
-        PATHS.teacher_scores("{shard}", "{shards}"),
-        beside(PATHS.teacher_scores("{shard}", "{shards}")),
+        PATHS.teacher_scores("{shard}", "{shards}", "{teacher}"),
+        beside(PATHS.teacher_scores("{shard}", "{shards}", "{teacher}")),
     log:
-        PATHS.logs("teacher_scores", "{shard}-of-{shards}"),
+        PATHS.logs("teacher_scores", "{teacher}", "{shard}-of-{shards}"),
     priority: 80
     conda:
         ENVIRONMENT
@@ -46,5 +46,5 @@ rule teacher_scores:
         settings=settings_of("teacher-scores"),
         code=code_of("teacher-scores"),
     shell:
-        "python -m d2llm.cli teacher-scores --shard {wildcards.shard} --shards {wildcards.shards}"
+        "python -m d2llm.cli teacher-scores --teacher {wildcards.teacher} --shard {wildcards.shard} --shards {wildcards.shards}"
         " --config {params.config} --log {log:q} --inputs {input:q}"

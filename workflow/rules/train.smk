@@ -1,6 +1,29 @@
 """Training a run: one rule for every method, which each baseline inherits (baselines.smk). This one itself is D2LLM's."""
 
 
+# Before the trainings that start from it, and in the baselines' place beside the teacher.
+rule pretext:
+    input:
+        pretext_inputs,
+    output:
+        directory(PATHS.pretext("{method}", "{variant}")),
+    log:
+        PATHS.logs("pretext", "{method}", "{variant}"),
+    priority: 25
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads
+    resources:
+        mem_mb=4000,
+    params:
+        config=str(PATHS.config),
+        settings=settings_of("pretext"),
+        code=code_of("pretext"),
+    shell:
+        "python -m d2llm.cli pretext --method {wildcards.method} --variant {wildcards.variant}"
+        " --config {params.config} --log {log:q} --inputs {input:q}"
+
+
 rule train:
     input:
         training_inputs,
