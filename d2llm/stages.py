@@ -32,6 +32,8 @@ TUNING = tuple(
         "seed",
     )
 )
+# What decides results: all but where they lie and how many threads make them.
+WHOLE = tuple(name for name in Config.model_fields if name not in ("results", "threads"))
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,15 @@ STAGES: dict[str, Stage] = {
         lambda paths, name: beside(paths.table(name, "csv")),
         settings=("references", "data.source", "evaluation.symmetric_order", "statistics"),
         arguments=("name",),
+    ),
+    "report": Stage(
+        "d2llm.reporting.report:run",
+        lambda paths: beside(paths.report),
+        settings=WHOLE,
+    ),
+    "notebook": Stage(
+        "d2llm.reporting.notebook:run",
+        lambda paths: beside(paths.notebook),
     ),
 }
 
