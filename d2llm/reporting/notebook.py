@@ -54,7 +54,7 @@ def execute(book: Any, results: Path) -> Any:
         try:
             client.execute(env=environment)
         except CellExecutionError as error:
-            raise ArtifactError(f"{failed(book)}: {error.ename}: {error.evalue}") from None
+            raise ArtifactError(f"{failed(book)}: {error.ename}: {' '.join(error.evalue.split())}") from None
         except (CellTimeoutError, DeadKernelError) as error:
             raise ArtifactError(f"{failed(book)}: {str(error).strip().splitlines()[0]}") from None
     return book

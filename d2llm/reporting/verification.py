@@ -106,7 +106,7 @@ def compare(reference: pd.DataFrame, found: pd.DataFrame, *, exact: float, toler
     """
     both = reference.merge(found, on=SCORE_KEY, how="outer", suffixes=("_reference", "_found"), indicator=True)
     common = set(map(tuple, reference[RUN].to_numpy())) & set(map(tuple, found[RUN].to_numpy()))
-    shared = both[RUN].apply(tuple, axis=1).isin(common)
+    shared = pd.Series([run in common for run in both[RUN].itertuples(index=False, name=None)], both.index, dtype=bool)
     pairs = both[both["_merge"] == "both"]
     same = (pairs["n_reference"] == pairs["n_found"]) & (pairs["split_reference"] == pairs["split_found"])
     lacking = pd.concat([both[shared & (both["_merge"] == "left_only")], pairs[~same]])
@@ -114,7 +114,7 @@ def compare(reference: pd.DataFrame, found: pd.DataFrame, *, exact: float, toler
     difference = (pairs["value_found"] - pairs["value_reference"]).abs()
     still = pairs["method"].isin(DETERMINISTIC)
     judged = still | (pairs["phenomenon"] == "all")
-    allowed = (tolerance * pairs["metric"].map(JUMPING).fillna(1.0)).where(~still, exact)
+    allowed = (tolerance * pairs["metric"].map(JUMPING).astype(float).fillna(1.0)).where(~still, exact)
     table = pairs[SCORE_KEY].assign(
         reference=pairs["value_reference"],
         found=pairs["value_found"],
