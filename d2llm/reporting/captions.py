@@ -103,3 +103,12 @@ def caption(kind: Kind, name: str) -> Caption:
     """
     known = TABLES if kind == "table" else FIGURES
     return known.get(name) or Caption("more", name.replace("_", " ").capitalize())
+
+
+def rst(text: str) -> str:
+    r"""Plain text with reStructuredText's special characters escaped; it takes `MRR@10` for an address otherwise.
+
+    >>> print(rst("MRR@10 of a_b"))
+    MRR\@10 of a\_b
+    """
+    return "".join(f"\\{character}" if character in "\\*`_|@" else character for character in text)

@@ -140,7 +140,10 @@ def tuning_record():
 
 # ------------------------------------------------------------------------------------------------ Snakemake's own report
 # Read by the captions in workflow/report/.
-config["captions"] = {"table": captions.TABLES, "figure": captions.FIGURES, "report": captions.REPORT}
+config["captions"] = {
+    kind: {name: captions.rst(said.text) for name, said in known.items()}
+    for kind, known in (("table", captions.TABLES), ("figure", captions.FIGURES), ("report", {"report": captions.REPORT}))
+}
 
 
 def section_of(kind):
