@@ -13,7 +13,7 @@ SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CON
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run setup test quick tables figures tune lint reference clean help
+.PHONY: run setup test quick tables figures report notebook verify tune lint reference clean help
 .DEFAULT_GOAL := run
 
 run: $(READY) ## train, evaluate and render everything (CONFIG=config/<tier>.yaml for another tier)
@@ -38,6 +38,15 @@ tables: $(READY) ## render the tables
 
 figures: $(READY) ## render the figures
 	$(SNAKEMAKE) figures
+
+report: $(READY) ## render the page that shows the whole run (results/<tier>/report.html)
+	$(SNAKEMAKE) report
+
+notebook: $(READY) ## execute notebooks/results.ipynb on the run's scores
+	$(SNAKEMAKE) notebook
+
+verify: $(READY) ## compare the run's scores with the reference run's
+	$(SNAKEMAKE) verify
 
 tune: $(READY) ## compare settings of every method on development data (docs/tuning.md)
 	$(SNAKEMAKE) tune

@@ -1,4 +1,4 @@
-"""The suite's front door: `snakemake --cores all` makes every table and figure; `--configfile FILE` chooses another tier."""
+"""The suite's front door: `snakemake --cores all` makes every table and figure, the report and the notebook; `--configfile FILE` chooses another tier."""
 
 from snakemake.utils import min_version
 
@@ -8,12 +8,17 @@ min_version("9.0")
 include: "workflow/rules/common.smk"
 
 
+report: "workflow/report/workflow.rst"
+
+
 rule all:
     input:
         PATHS.scores,
         PATHS.scores_csv,
         every_table(),
         every_figure(),
+        PATHS.report,
+        PATHS.notebook,
 
 
 rule tables:
@@ -24,6 +29,16 @@ rule tables:
 rule figures:
     input:
         every_figure(),
+
+
+rule report:
+    input:
+        PATHS.report,
+
+
+rule notebook:
+    input:
+        PATHS.notebook,
 
 
 include: "workflow/rules/data.smk"

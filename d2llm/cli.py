@@ -42,9 +42,12 @@ HELP = {
     "runtime": "time embedding, scoring and searching of every method",
     "table": "render a table",
     "figure": "render a figure",
+    "report": "make the page that shows the whole run",
+    "notebook": "execute notebooks/results.ipynb on a run's scores",
     "check-config": "validate config files and print them resolved",
     "adopt": "write the settings that `tune` chose into a tier's file",
     "keep": "copy the small files of a finished run to a folder, as results/reference/<tier> holds them",
+    "verify": "compare a run's scores with a reference run's; exit code 1 where they differ by more than is tolerated",
 }
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "model": {"help": "teacher, decoder, encoder or one of models.others"},
@@ -70,6 +73,10 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--to", required=True, metavar="FOLDER", help="replaced whole")
         if name == "adopt":
             command.add_argument("--to", required=True, metavar="FILE", help="the tier's file; its comments stay")
+        if name == "verify":
+            command.add_argument("--against", required=True, metavar="FOLDER", help="e.g. results/reference/mini")
+            command.add_argument("--exact", type=float, default=1e-6, metavar="X", help="for rows without training")
+            command.add_argument("--tolerance", type=float, default=0.02, metavar="X", help="for trained rows")
         if name not in stages.STAGES:
             continue
         command.add_argument("--log", metavar="FILE", help="write log lines there")
@@ -98,6 +105,12 @@ def main(argv: list[str] | None = None) -> int:
             kept = keep(load(options.config), Path(options.to))
             print(f"{len(kept)} files in {options.to}")
             return 0
+        if options.stage == "verify":
+            from d2llm.reporting.verification import verify
+
+            found = verify(load(options.config), Path(options.against), options.exact, options.tolerance)
+            print(found.text())
+            return 0 if found.passed else 1
         configure(options.log)
         arguments = {name: getattr(options, name) for name in stages.STAGES[options.stage].arguments}
         run_stage(load(options.config), options.stage, arguments, options.inputs)

@@ -201,6 +201,16 @@ class Paths:
     def table(self, name: str, ext: str) -> Path:
         return self.root / "tables" / f"{name}.{ext}"
 
+    @property
+    def report(self) -> Path:
+        """The whole run on one page."""
+        return self.root / "report.html"
+
+    @property
+    def notebook(self) -> Path:
+        """The executed copy of notebooks/results.ipynb."""
+        return self.root / "results.ipynb"
+
 
 def beside(path: Path) -> Path:
     """The provenance of a single file that has no folder of its own: `<file>.provenance.json`."""

@@ -22,6 +22,8 @@ RUN = ("method", "variant", "seed")
 # Of the settings of a teacher: how it is asked. The others, but for `shards`, are how it is tuned.
 ASKING = ("symmetric", "asymmetric", "max_length", "pack_size", "batch_tokens")
 ASKED = tuple(f"teacher.{key}" for key in ASKING)
+# What decides results: all but where they lie and how many threads make them.
+WHOLE = tuple(name for name in Config.model_fields if name not in ("results", "threads"))
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,15 @@ STAGES: dict[str, Stage] = {
         lambda paths, name: beside(paths.table(name, "csv")),
         settings=("references", "data.source", "evaluation.symmetric_order", "statistics"),
         arguments=("name",),
+    ),
+    "report": Stage(
+        "d2llm.reporting.report:run",
+        lambda paths: beside(paths.report),
+        settings=WHOLE,
+    ),
+    "notebook": Stage(
+        "d2llm.reporting.notebook:run",
+        lambda paths: beside(paths.notebook),
     ),
 }
 

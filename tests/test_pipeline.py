@@ -41,7 +41,7 @@ def test_the_whole_workflow_twice(fresh: Path) -> None:  # noqa: F811
     one, two = (fresh / results / "tiny" for results in ("one", "two"))
     assert (one / "scores.csv").read_bytes() == (two / "scores.csv").read_bytes()
     for name in TABLES:
-        for ext in ("csv", "md", "tex"):
+        for ext in ("csv", "md", "tex", "html"):
             table = (one / "tables" / f"{name}.{ext}").read_bytes()
             assert table == (two / "tables" / f"{name}.{ext}").read_bytes()
             assert "d2llm" in table.decode().lower()
@@ -56,6 +56,13 @@ def test_the_whole_workflow_twice(fresh: Path) -> None:  # noqa: F811
     runs = [pd.read_csv(side / "runs.csv") for side in (one, two)]
     pd.testing.assert_frame_equal(runs[0].drop(columns=own), runs[1].drop(columns=own))
     assert (runs[0][own[:1] + own[2:]] > 0).all(axis=None)
+    assert (one / "results.ipynb").read_bytes() == (two / "results.ipynb").read_bytes()
+    pages = [(folder / "report.html").read_text(encoding="utf-8") for folder in (one, two)]
+    # All but times, which stand in the last section.
+    assert len({page.partition('<section aria-labelledby="provenance">')[0] for page in pages}) == 1
+    assert all(
+        f'id="{kind}-{name}"' in pages[0] for kind, names in (("table", TABLES), ("figure", FIGURES)) for name in names
+    )
     assert (one / "comparisons.csv").read_bytes() == (two / "comparisons.csv").read_bytes()
     pd.testing.assert_frame_equal(
         pd.read_parquet(one / "predictions.parquet"), pd.read_parquet(two / "predictions.parquet")
@@ -77,8 +84,8 @@ def test_the_whole_workflow_twice(fresh: Path) -> None:  # noqa: F811
     # Every artifact says where it comes from, and a second call finds nothing to do.
     records = [json.loads(path.read_text(encoding="utf-8")) for path in one.rglob("*provenance.json")]
     assert {record["stage"] for record in records} == {
-        "texts", "data", "base", "negatives", "teacher", "teacher-scores", "train", "evaluate", "collect", "comparison", "runtime", "table",
-        "figure",
+        "texts", "data", "base", "negatives", "teacher", "teacher-scores", "pretext", "train", "evaluate", "collect", "comparison", "runtime", "table",
+        "figure", "report", "notebook",
     }  # fmt: skip
     again = run(fresh, "-C", "results=one")
     assert again.returncode == 0

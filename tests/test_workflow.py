@@ -4,6 +4,7 @@ A finished run is imitated by empty outputs that `snakemake --touch` records as 
 """
 
 import fcntl
+import html
 import os
 import re
 import shutil
@@ -14,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from d2llm.reporting import catalogue
+from d2llm.reporting import captions, catalogue
 from d2llm.reporting.figures import FIGURES
 from d2llm.reporting.tables import TABLES
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("Snakefile", "workflow", "config", "profiles", "d2llm", "baselines", "environment.yml")
+PARTS = ("Snakefile", "workflow", "config", "profiles", "d2llm", "baselines", "notebooks", "environment.yml")
 # Made of collected scores.
 SCORED = [name for name, files in catalogue.FIGURES.items() if "scores" in files]
-RENDERED = ["comparison", *["table"] * len(TABLES), *["figure"] * len(SCORED)]
+RENDERED = ["comparison", *["table"] * len(TABLES), *["figure"] * len(SCORED), "html_report", "executed_notebook"]
 # Made of the settings alone.
 DRAWN = ["figure"] * sum(not files for files in catalogue.FIGURES.values())
 # Made again where a model is another.
@@ -200,9 +201,10 @@ def test_a_changed_setting_reruns_what_reads_it(copy: Path) -> None:
         (copy / "mine.yaml").write_text(text)
         return set(scheduled(copy, "--configfile", "mine.yaml"))
 
-    end = {"collect", "comparison", "table", "figure", "all"}
+    end = {"collect", *RENDERED, "all"}
     # Only times depend on it.
-    assert changed("threads: 2") == changed("runtime: {repeats: 7}") == {"runtime", "figure", "all"}
+    timed = {"runtime", "figure", "html_report", "executed_notebook", "all"}
+    assert changed("threads: 2") == changed("runtime: {repeats: 7}") == timed
     assert changed("methods: {sgpt: {learning_rate: 0.5}}") == {"train_sgpt(sgpt)", "evaluate(sgpt)", "runtime"} | end
     everything = {f"evaluate({name})" for name in ("d2llm", *BASELINES, "bm25")} | {"evaluate_teacher(teacher)"}
     assert changed("evaluation: {keep: 50}") == everything | end
@@ -258,6 +260,54 @@ def test_tables_need_the_collected_scores_alone(copy: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert scheduled(copy, "tables") == Counter(["table"] * len(TABLES) + ["tables"])
     assert scheduled(copy, "figures") == Counter(["figure"] * len(FIGURES) + ["figures"])
+    for page in ("report.html", "results.ipynb"):
+        (copy / "results" / "mini" / page).unlink()
+    expected = Counter([*["table"] * len(TABLES), *["figure"] * len(FIGURES), "html_report", "report"])
+    assert scheduled(copy, "report") == expected
+    assert scheduled(copy, "notebook") == Counter([*["table"] * len(TABLES), "executed_notebook", "notebook"])
+
+
+def test_an_edited_template_or_notebook_renders_its_own_page_again(copy: Path) -> None:
+    with (copy / "d2llm" / "reporting" / "templates" / "report.css").open("a") as sheet:
+        sheet.write("p { color: black }\n")
+    assert scheduled(copy) == Counter(["html_report", "all"])
+    edit(copy / "notebooks" / "results.ipynb", "Results of a run", "Results of one run")
+    assert scheduled(copy) == Counter(["html_report", "executed_notebook", "all"])
+
+
+def test_a_tuning_record_is_shown_but_never_brought_up_to_date(copy: Path) -> None:
+    trials = copy / "results" / "mini" / "tuning" / "trials.csv"
+    trials.parent.mkdir(exist_ok=True)
+    trials.write_text("method,setting\n")
+    assert scheduled(copy) == Counter(["html_report", "all"])
+
+
+def test_verification_needs_scores_alone_and_always_runs(copy: Path) -> None:
+    reference = copy / "results" / "reference" / "mini" / "scores.csv"
+    reference.parent.mkdir(parents=True)
+    reference.touch()
+    for name in ("models", "runs", "evaluations", "tables"):
+        shutil.rmtree(copy / "results" / "mini" / name)
+    assert scheduled(copy, "verify") == Counter(["verify"])
+
+
+@pytest.mark.slow
+def test_snakemakes_own_report_has_captions(copy: Path) -> None:
+    for figure in FIGURES:
+        (copy / f"results/mini/figures/{figure}.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    for table in TABLES:
+        (copy / f"results/mini/tables/{table}.html").write_text("<table></table>")
+    (copy / "results/mini/report.html").write_text("<!DOCTYPE html><title>.</title>")
+    assert snakemake(copy, "--touch", "--forceall").returncode == 0
+    done = snakemake(copy, "--report", "out.html")
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = html.unescape((copy / "out.html").read_text(encoding="utf-8"))
+    said = [*captions.TABLES.values(), *captions.FIGURES.values(), captions.REPORT]
+    for caption in said:
+        assert re.split("[:'…]", caption.text)[0] in text, caption.title
+        assert caption.title.split("'")[0] in text or caption is captions.REPORT
+    assert "mailto:" not in text
+    assert not re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"?https?:", text)
 
 
 def test_a_restyled_figure_renders_itself_alone(copy: Path) -> None:

@@ -1,8 +1,9 @@
-"""A finished table as data, of scores or of plain text, and its three forms: CSV (tidy, full precision), Markdown, LaTeX (booktabs)."""
+"""A finished table as data, of scores or of plain text, and its forms: CSV (tidy, full precision), Markdown, LaTeX (booktabs) and HTML."""
 
 from __future__ import annotations
 
 import csv
+import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -162,6 +163,36 @@ def to_latex(table: AnyTable) -> str:
     return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
 
+def to_html(table: Table) -> str:
+    """A `<table>`, to stand in a page or alone: tasks span their metrics, blocks are bodies of their own.
+
+    ASCII, other characters as references, so that it shows the same whatever encoding a page is read in.
+    """
+    lines = ["<table>", f"<caption><div><strong>{_html(table.heading)}</strong> {_html(table.caption)}</div></caption>"]
+    if table.rows:
+        tasks = [
+            (title, len(list(group)))
+            for (_, title), group in groupby(table.columns, key=lambda column: (column.task, column.task_title))
+        ]
+        spans = "".join(f'<th scope="colgroup" colspan="{width}">{_html(title)}</th>' for title, width in tasks)
+        names = "".join(f'<th scope="col">{_html(column.metric_title)}</th>' for column in table.columns)
+        groups = "".join(f'<colgroup span="{width}"></colgroup>' for _, width in tasks)
+        lines += [f"<colgroup></colgroup>{groups}"]
+        lines += [
+            "<thead>",
+            f'<tr><th scope="col" rowspan="2">Method</th>{spans}</tr>',
+            f"<tr>{names}</tr>",
+            "</thead>",
+        ]
+        for block, rows in groupby(table.rows, key=lambda row: row.block):
+            lines.append(f'<tbody class="{_html(block)}">')
+            for row in rows:
+                cells = "".join(f"<td>{_html_cell(cell)}</td>" for cell in row.cells)
+                lines.append(f'<tr><th scope="row">{_html(row.title)}</th>{cells}</tr>')
+            lines.append("</tbody>")
+    return "\n".join([*lines, "</table>"]) + "\n"
+
+
 def tex(text: str) -> str:
     """Plain text with LaTeX's special characters escaped.
 
@@ -232,6 +263,17 @@ def _md_cell(cell: Cell) -> str:
     mean = {"": mean, "best": f"**{mean}**", "second": f"<u>{mean}</u>"}[cell.mark]
     mean += ARROWS[cell.lead]
     return mean if cell.sd is None else f"{mean} ± {number(cell.sd)}"
+
+
+def _html_cell(cell: Cell) -> str:
+    mean = number(cell.mean)
+    mean = {"": mean, "best": f"<strong>{mean}</strong>", "second": f"<u>{mean}</u>"}[cell.mark]
+    mean += _html(ARROWS[cell.lead])
+    return mean if cell.sd is None else f"{mean} <small>{_html('±')} {number(cell.sd)}</small>"
+
+
+def _html(text: str) -> str:
+    return html.escape(text).encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
 def _md(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from d2llm.artifacts import atomic, present, read_json, write_json
 from d2llm.errors import ArtifactError
 from d2llm.paths import PROVENANCE, Paths, beside
+from d2llm.reporting.records import records
 
 if TYPE_CHECKING:
     from d2llm.config import Config
@@ -44,8 +45,7 @@ def keep(config: Config, folder: Path) -> list[Path]:
             target = place / source.relative_to(paths.root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-        records = sorted(paths.root.rglob(f"*{PROVENANCE}"))
-        write_json(place / PROVENANCE, {str(record.relative_to(paths.root)): read_json(record) for record in records})
+        write_json(place / PROVENANCE, records(paths.root))
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 

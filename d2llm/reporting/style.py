@@ -32,6 +32,11 @@ def number(value: float) -> str:
     return f"{value:.{DECIMALS}f}"
 
 
+def signed(value: float) -> str:
+    """A difference as it is printed, with a sign that is as wide as a digit."""
+    return f"{value:+.{DECIMALS}f}".replace("-", "−")
+
+
 # Okabe and Ito's palette, told apart by colour-blind readers; the shape says the same once more.
 COLORS: dict[str, str] = {
     "d2llm": "#D55E00",

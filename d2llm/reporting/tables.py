@@ -1,10 +1,11 @@
-"""Renders a table by name as CSV, Markdown and LaTeX.
+"""Renders a table by name as CSV, Markdown, LaTeX and HTML.
 
 A new table is a module whose object has a `build`, and one entry in `TABLES`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from d2llm.artifacts import write_text
@@ -26,11 +27,17 @@ class Spec(Protocol):
     def build(self, collected: Collected, context: Context, config: Config) -> layout.AnyTable: ...
 
 
+FORMATS: dict[str, Callable[[layout.AnyTable], str]] = {
+    "csv": layout.to_csv,
+    "md": layout.to_markdown,
+    "tex": layout.to_latex,
+    "html": layout.to_html,
+}
 TABLES: dict[str, Spec] = {"nli": NLI, "sts": STS, "ir": IR, "settings": SETTINGS}
 
 
 def run(config: Config, name: str) -> None:
-    """Writes `tables/<name>.csv`, `.md` and `.tex` from the collected files the catalogue names.
+    """Writes `tables/<name>.csv`, `.md`, `.tex` and `.html` from the collected files the catalogue names.
 
     Raises:
         ConfigError: no table of that name. ArtifactError: scores missing, damaged or without a configured method.
@@ -39,5 +46,5 @@ def run(config: Config, name: str) -> None:
         raise ConfigError(f"no table named {name!r}; known: {', '.join(TABLES)}")
     paths = Paths.of(config)
     table = TABLES[name].build(collected(paths, catalogue.TABLES[name]), context(config), config)
-    for extension, render in (("csv", layout.to_csv), ("md", layout.to_markdown), ("tex", layout.to_latex)):
+    for extension, render in FORMATS.items():
         write_text(paths.table(name, extension), render(table))

@@ -17,6 +17,8 @@ from d2llm.artifacts import write_text
 from d2llm.errors import ConfigError
 from d2llm.methods import method as find_method
 from d2llm.paths import PROVENANCE, Paths, beside
+from d2llm.provenance import content_digest
+from d2llm.reporting import captions
 from d2llm.reporting.catalogue import FIGURES, TABLES
 
 
@@ -35,7 +37,11 @@ except ConfigError as error:
     sys.exit(f"error: {error}")  # one line; an exception would come wrapped in this file's name
 PATHS = Paths.of(CONFIG)
 ENVIRONMENT = "../../environment.yml"
-STYLE_SHEET = os.path.relpath(Path(workflow.basedir) / "d2llm" / "reporting" / "suite.mplstyle")
+REPORTING = Path(os.path.relpath(workflow.basedir)) / "d2llm" / "reporting"
+STYLE_SHEET = str(REPORTING / "suite.mplstyle")
+TEMPLATES = [str(REPORTING / "templates" / name) for name in ("report.html", "report.css")]
+REFERENCE = Path(os.path.relpath(workflow.basedir)) / "results" / "reference" / CONFIG.tier
+NOTEBOOK = os.path.relpath(Path(workflow.basedir) / "notebooks" / "results.ipynb")
 
 
 wildcard_constraints:
@@ -132,13 +138,36 @@ def rendered_from(catalogue, *more):
 
 def every_table():
     """All tables, in all formats."""
-    return [PATHS.table(name, ext) for name in TABLES for ext in ("csv", "md", "tex")]
+    return [PATHS.table(name, ext) for name in TABLES for ext in ("csv", "md", "tex", "html")]
 
 
 def every_figure():
     """All figures, in all formats. One of D2LLM's leads only where it is compared with something."""
     names = [name for name in FIGURES if name != "leads" or {"d2llm"} < set(CONFIG.methods)]
     return [PATHS.figure(name, ext) for name in names for ext in ("pdf", "svg", "png")]
+
+
+def tuning_record():
+    """For `params`: digest of a tuning record that is there. As an input it would have `all` bring the tuning up to date."""
+    return content_digest(PATHS.trials) if PATHS.trials.exists() else "none"
+
+
+# ------------------------------------------------------------------------------------------------ Snakemake's own report
+# Read by the captions in workflow/report/.
+config["captions"] = {
+    kind: {name: captions.rst(said.text) for name, said in known.items()}
+    for kind, known in (("table", captions.TABLES), ("figure", captions.FIGURES), ("report", {"report": captions.REPORT}))
+}
+
+
+def section_of(kind):
+    """For `category`: the section of a table or figure."""
+    return lambda wildcards: captions.SECTIONS[captions.caption(kind, wildcards.name).section][0]
+
+
+def title_of(kind):
+    """For `labels`: what a table or figure is called."""
+    return lambda wildcards: {"kind": kind, "title": captions.caption(kind, wildcards.name).title}
 
 
 def require_training_rules():

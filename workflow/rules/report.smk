@@ -1,4 +1,7 @@
-"""Comparisons, tables and figures: from the collected scores and predictions alone, each table and figure by a job of its own."""
+"""Comparisons, tables and figures: from the collected scores and predictions alone, each table and figure by a job of its own.
+
+Then the page and the notebook that show them, and the check against a reference run.
+"""
 
 
 rule comparison:
@@ -30,6 +33,12 @@ rule table:
         PATHS.table("{name}", "csv"),
         PATHS.table("{name}", "md"),
         PATHS.table("{name}", "tex"),
+        report(
+            PATHS.table("{name}", "html"),
+            caption="../report/table.rst",
+            category=section_of("table"),
+            labels=title_of("table"),
+        ),
         beside(PATHS.table("{name}", "csv")),
     log:
         PATHS.logs("table", "{name}"),
@@ -51,7 +60,12 @@ rule figure:
         rendered_from(FIGURES, STYLE_SHEET),
     output:
         PATHS.figure("{name}", "pdf"),
-        PATHS.figure("{name}", "svg"),
+        report(
+            PATHS.figure("{name}", "svg"),
+            caption="../report/figure.rst",
+            category=section_of("figure"),
+            labels=title_of("figure"),
+        ),
         PATHS.figure("{name}", "png"),
         beside(PATHS.figure("{name}", "svg")),
     log:
@@ -67,3 +81,73 @@ rule figure:
         code=code_of("figure"),
     shell:
         "python -m d2llm.cli figure --name {wildcards.name} --config {params.config} --log {log:q} --inputs {input:q}"
+
+
+rule html_report:
+    input:
+        TEMPLATES,
+        PATHS.scores_csv,
+        PATHS.comparisons,
+        every_table(),
+        every_figure(),
+    output:
+        report(PATHS.report, caption="../report/report.rst", category="The whole run", labels={"title": "One page"}),
+        beside(PATHS.report),
+    log:
+        PATHS.logs("report"),
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads
+    resources:
+        mem_mb=1000,
+    params:
+        config=str(PATHS.config),
+        settings=settings_of("report"),
+        code=code_of("report"),
+        tuning=tuning_record(),
+    shell:
+        "python -m d2llm.cli report --config {params.config} --log {log:q} --inputs {input:q}"
+
+
+# Besides scores and comparisons it shows tables that a run may have.
+rule executed_notebook:
+    input:
+        NOTEBOOK,
+        PATHS.scores_csv,
+        PATHS.comparisons,
+        every_table(),
+    output:
+        PATHS.notebook,
+        beside(PATHS.notebook),
+    log:
+        PATHS.logs("notebook"),
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads
+    resources:
+        mem_mb=1000,
+    params:
+        config=str(PATHS.config),
+        settings=settings_of("notebook"),
+        code=code_of("notebook"),
+    shell:
+        "python -m d2llm.cli notebook --config {params.config} --log {log:q} --inputs {input:q}"
+
+
+# A target of its own, with nothing to make: it runs whenever it is asked for.
+rule verify:
+    input:
+        PATHS.scores_csv,
+        REFERENCE / "scores.csv",
+    log:
+        PATHS.logs("verify"),
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads
+    resources:
+        mem_mb=1000,
+    params:
+        config=str(PATHS.config),
+        reference=lambda wildcards, input: os.path.dirname(input[1]),
+    shell:
+        "python -m d2llm.cli verify --config {params.config} --against {params.reference:q} 2>&1 | tee {log:q}"

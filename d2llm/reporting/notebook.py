@@ -1,0 +1,90 @@
+"""Stage `notebook`: executes notebooks/results.ipynb on a run's collected scores and keeps the executed copy.
+
+The kernel is this interpreter's, whatever kernels the machine has, and leaves nothing in the user's home.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d2llm.artifacts import present, write_text
+from d2llm.errors import ArtifactError
+from d2llm.paths import Paths
+
+if TYPE_CHECKING:
+    from d2llm.config import Config
+
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "results.ipynb"
+# Seconds a cell may take.
+PATIENCE = 300
+
+
+def run(config: Config) -> None:
+    """Write `results.ipynb`. Raises ArtifactError naming the cell that failed, or when the notebook or scores are missing."""
+    import nbformat
+
+    paths = Paths.of(config)
+    present(paths.scores_csv)
+    book = nbformat.read(present(NOTEBOOK), as_version=4)
+    write_text(paths.notebook, nbformat.writes(execute(book, paths.root)) + "\n")
+
+
+def execute(book: Any, results: Path) -> Any:
+    """The notebook with the outputs of its cells, all reading the folder `results`. Raises ArtifactError naming a cell."""
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    with tempfile.TemporaryDirectory() as scratch:
+        client = NotebookClient(
+            book,
+            kernel_manager_class=own_kernel(Path(scratch)),
+            timeout=PATIENCE,
+            record_timing=False,
+            resources={"metadata": {"path": str(NOTEBOOK.parent)}},
+        )
+        environment = {
+            **os.environ,
+            "D2LLM_RESULTS": str(results.resolve()),
+            "IPYTHONDIR": scratch,
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        }
+        try:
+            client.execute(env=environment)
+        except CellExecutionError as error:
+            raise ArtifactError(f"{failed(book)}: {error.ename}: {' '.join(error.evalue.split())}") from None
+        except (CellTimeoutError, DeadKernelError) as error:
+            raise ArtifactError(f"{failed(book)}: {str(error).strip().splitlines()[0]}") from None
+    return book
+
+
+def own_kernel(scratch: Path) -> type:
+    """A manager whose kernel is this interpreter's, spoken to through sockets in `scratch`: no port is opened."""
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets import default
+
+    class OwnKernel(AsyncKernelManager):
+        @default("kernel_spec_manager")
+        def _no_folders(self) -> KernelSpecManager:
+            return KernelSpecManager(kernel_dirs=[])  # nowhere to look for others
+
+        @default("transport")
+        def _sockets(self) -> str:
+            return "ipc"
+
+        @default("connection_file")
+        def _in_scratch(self) -> str:
+            return str(scratch / "kernel.json")
+
+    return OwnKernel
+
+
+def failed(book: Any) -> str:
+    """The cell that was executed last, as a reader finds it: its number, counted from 1 with text cells, and its first line."""
+    code = [(place, cell) for place, cell in enumerate(book.cells, 1) if cell.cell_type == "code"]
+    done = [entry for entry in code if entry[1].get("execution_count") is not None or entry[1].outputs]
+    place, cell = (done or code)[-1 if done else 0]
+    return f"{NOTEBOOK.name}: cell {place} ({cell.source.strip().splitlines()[0]!r})"

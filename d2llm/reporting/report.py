@@ -1,0 +1,245 @@
+"""Stage `report`: the whole run on one HTML page that needs no other file and no network.
+
+Shows what a run's folder holds and computes nothing anew but the means of the overview. What is not there (tuning, a
+teacher's report, D2LLM itself) is left out or said to be missing; only scores and comparisons have to be there.
+"""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d2llm import stages
+from d2llm.artifacts import read_csv, read_json, write_text
+from d2llm.comparison import COLUMNS as COMPARISONS
+from d2llm.comparison import SUBJECT
+from d2llm.config import dump
+from d2llm.evaluation.collect import SCORES
+from d2llm.evaluation.headline import HEADLINE
+from d2llm.logs import get_logger
+from d2llm.paths import Paths, beside
+from d2llm.reporting import captions, catalogue
+from d2llm.reporting.claims import claims, sentence
+from d2llm.reporting.context import context
+from d2llm.reporting.history import by_stage, jobs, machine
+from d2llm.reporting.records import records
+from d2llm.reporting.style import CONTROLLED_TEXT, GROUP_TITLES, METRIC_TITLES, number, signed
+
+if TYPE_CHECKING:
+    import jinja2
+    import pandas as pd
+
+    from d2llm.config import Config
+    from d2llm.reporting.context import Context
+
+logger = get_logger("report")
+TEMPLATES = Path(__file__).with_name("templates")
+# A page that is made of itself would never be the same twice.
+OWN = ("report", "notebook")
+
+
+def run(config: Config) -> None:
+    """Write `report.html`. Raises ArtifactError when scores or comparisons are missing or damaged."""
+    write_text(Paths.of(config).report, html(config))
+
+
+def html(config: Config) -> str:
+    """The page."""
+    return environment().get_template("report.html").render(facts(config))
+
+
+def environment() -> jinja2.Environment:
+    """Templates that escape what they are given and fail on a name nobody gave them."""
+    import jinja2
+
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters["signed"] = signed
+    made.filters["score"] = number
+    made.filters["p"] = lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}"
+    made.filters["count"] = lambda value: f"{value:,}"
+    return made
+
+
+def facts(config: Config) -> dict[str, Any]:
+    """Everything the template shows."""
+    paths, about = Paths.of(config), context(config)
+    scores = read_csv(paths.scores_csv, SCORES)
+    compared = read_csv(paths.comparisons, COMPARISONS)
+    tasks = scores.drop_duplicates("task").set_index("task")["task_title"].to_dict()
+    found = claims(compared, tasks, about)
+    kept = records(paths.root)
+    done = jobs(kept, config, without=OWN)
+    trained = scores[scores["method"].isin(about.methods)]
+    return {
+        "style": (TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        "tier": config.tier,
+        "generated": about.generated,
+        "controlled": CONTROLLED_TEXT,
+        "split": "/".join(sorted(set(scores["split"]))),
+        "seeds": sorted(set(trained["seed"].tolist())),
+        "level": about.level,
+        "claims": found,
+        "verdicts": {title: sentence(title, rows, about.level) for title, rows in found.items()},
+        "compared": len(compared),
+        "overview": overview(scores, about),
+        "sections": sections(config, paths),
+        "methods": [described(config, name, about) for name in about.methods],
+        "references": [about.titles.get(name, name) for name in about.references],
+        "subject": about.titles.get(SUBJECT) if SUBJECT in about.methods else None,
+        "budgets": budgets(config, paths, about),
+        "training": config.training.model_dump(),
+        "settings": settings_text(config),
+        "card": optional(paths.card_json),
+        "leaks": optional(paths.leaks),
+        "negatives": optional(paths.negatives_report),
+        "teacher": optional(paths.teacher_report),
+        "min_ap": config.teacher.min_ap,
+        "tuning": tuning(config, paths, kept, about),
+        "jobs": done,
+        "stages": by_stage(done),
+        "machine": machine(done),
+        "suite": sorted({job.version for job in done}),
+        "total_seconds": sum(job.seconds for job in done),
+    }
+
+
+def optional(path: Path) -> Any:
+    """A JSON file's content, None where there is none."""
+    return read_json(path) if path.exists() else None
+
+
+def settings_text(config: Config) -> str:
+    """The settings as YAML, without where the results lie, which decides nothing."""
+    return "\n".join(line for line in dump(config).splitlines() if not line.startswith("results:")) + "\n"
+
+
+# ---------------------------------------------------------------------------------------------------------- results
+def overview(scores: pd.DataFrame, about: Context) -> dict[str, Any]:
+    """Means over seeds of each task's headline metric: `columns` of (task, metric), `rows` of (title, kind, values)."""
+    used = scores[(scores["variant"] == "base") & (scores["phenomenon"] == "all")]
+    used = used[used["metric"] == used["task_type"].map(HEADLINE)]
+    order = {group: place for place, group in enumerate(GROUP_TITLES)}
+    heads = used.drop_duplicates("task")
+    heads = heads.assign(place=heads["group"].map(order).fillna(len(order))).sort_values(["place", "task"])
+    means = used.groupby(["method", "task"])["value"].mean().to_dict()
+    best = {task: max(means[name, task] for name in about.methods) for task in heads["task"]}
+    rows = []
+    for name in (*about.references, *about.methods):
+        cells = [
+            (means[name, task], name in about.methods and number(means[name, task]) == number(best[task]))
+            for task in heads["task"]
+        ]
+        rows.append((about.titles.get(name, name), "reference" if name in about.references else "method", cells))
+    return {
+        "columns": [(row.task_title, METRIC_TITLES.get(row.metric, row.metric), row.n) for row in heads.itertuples()],
+        "rows": rows,
+    }
+
+
+def sections(config: Config, paths: Paths) -> list[dict[str, Any]]:
+    """The rendered tables and figures by section, in the catalogue's order; sections that have none are left out."""
+    members: dict[str, list[dict[str, Any]]] = {name: [] for name in captions.SECTIONS}
+    for name in catalogue.TABLES:
+        path = paths.table(name, "html")
+        if current(config, "table", name, path, paths):
+            add(members, "table", name, path.read_text(encoding="utf-8"))
+    for name in catalogue.FIGURES:
+        path = paths.figure(name, "svg")
+        if current(config, "figure", name, path, paths):
+            add(members, "figure", name, "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode())
+    return [
+        {"key": key, "title": captions.SECTIONS[key][0], "intro": captions.SECTIONS[key][1], "members": found}
+        for key, found in members.items()
+        if found
+    ]
+
+
+def add(members: dict[str, list[dict[str, Any]]], kind: captions.Kind, name: str, content: str) -> None:
+    """Put one table or figure with its texts into its section."""
+    said = captions.caption(kind, name)
+    members[said.section].append({"kind": kind, "name": name, "said": said, "content": content})
+
+
+def current(config: Config, stage: str, name: str, path: Path, paths: Paths) -> bool:
+    """Whether a rendered file is there and of this config: one that other settings left behind is not shown."""
+    if not path.exists():
+        return False
+    record = beside(paths.table(name, "csv") if stage == "table" else paths.figure(name, "svg"))
+    if record.exists() and read_json(record)["settings"] != stages.settings(config, stage, name=name):
+        logger.warning("%s: of other settings than this config's; left out", path)
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------ how it was run
+def described(config: Config, name: str, about: Context) -> dict[str, Any]:
+    """A method with its source and the settings that are not its published ones."""
+    from d2llm.methods import method
+
+    found = method(name)
+    changed = flat(config.overrides(name, "base"))
+    return {
+        "title": about.titles.get(name, name),
+        "citation": found.citation,
+        "kind": found.kind,
+        "teacher": found.uses_teacher,
+        "changed": [(key, plain(value)) for key, value in changed.items()],
+    }
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key.
+
+    >>> flat({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
+
+
+def plain(value: Any) -> str:
+    """A setting as it is read in a config file."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+
+
+def budgets(config: Config, paths: Paths, about: Context) -> list[dict[str, Any]]:
+    """What each training had: parameters and updates, where its summary is there."""
+    rows = []
+    for method, variant, seed in config.runs():
+        summary = optional(paths.run(method, variant, seed) / "summary.json")
+        if summary is not None:
+            title = about.titles.get(method, method) + ("" if variant == "base" else f", {variant}")
+            rows.append({"title": title, "seed": seed} | summary)
+    return rows
+
+
+def tuning(config: Config, paths: Paths, kept: dict[str, dict[str, Any]], about: Context) -> dict[str, Any] | None:
+    """The record of `tune`, None without one: `trials`, and whether they are `current`, of the config's grids."""
+    if not paths.trials.exists():
+        return None
+    import pandas as pd
+
+    record = kept.get(beside(paths.trials).relative_to(paths.root).as_posix())
+    trials = pd.read_csv(paths.trials, keep_default_na=False)
+    kinds = [name for name in HEADLINE if name in trials]
+    return {
+        "current": record is None or record["settings"]["tuning"] == config.tuning.model_dump(mode="json"),
+        "kinds": [{"pair_classification": "NLI AP", "sts": "STS Spearman", "retrieval": "IR MRR@10"}[name] for name in kinds],
+        "rows": [
+            (about.titles.get(row["method"], row["method"]), row["setting"], [row[name] for name in kinds], row["mean"], row["chosen"])
+            for row in trials.to_dict("records")
+        ],
+        "each": int(trials.groupby("method").size().max()),
+    }  # fmt: skip

@@ -1,0 +1,131 @@
+"""A finished run's folder with made-up numbers, as far as report, notebook and verification read it; nothing is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from d2llm.artifacts import write_frame, write_json, write_text
+from d2llm.comparison import COLUMNS
+from d2llm.config import Config, dump, load
+from d2llm.paths import Paths
+from d2llm.reporting import tables
+from d2llm.reporting.catalogue import TABLES
+
+TASKS = [
+    ("nli_a", "NLI <A>", "pair_classification", "nli", ("accuracy", "ap", "precision", "recall")),
+    ("nli_b", "NLI-B", "pair_classification", "nli", ("accuracy", "ap", "precision", "recall")),
+    ("sts_a", "STS-A", "sts", "sts", ("pearson", "spearman")),
+    ("ir_a", "IR-A", "retrieval", "ir", ("mrr_at_10", "recall_at_10", "ndcg_at_10")),
+]
+HEADLINE = {"nli": "ap", "sts": "spearman", "ir": "mrr_at_10"}
+SKILL = {"teacher": 0.9, "bm25": 0.3, "bge": 0.61, "sgpt": 0.52, "d2llm": 0.7}
+
+
+def value(method: str, seed: int, task: int, metric: int) -> float:
+    """A score: no two are alike."""
+    return SKILL[method] + 0.01 * task + 0.001 * metric + 0.0001 * seed
+
+
+def make(folder: Path, *, methods: tuple[str, ...] = ("bge", "sgpt", "d2llm"), seeds: tuple[int, ...] = (1,)) -> Config:
+    """Write scores, comparisons and tables of a run; returns its config."""
+    settings = {"results": str(folder), "methods": {name: {} for name in methods}, "seeds": list(seeds)}
+    config = load([], settings)
+    paths = Paths.of(config)
+    write_text(paths.config, dump(config))
+    found = scores(methods, seeds)
+    write_frame(paths.scores, found)
+    found.to_csv(paths.scores_csv, index=False)
+    compared = comparisons(methods, seeds)
+    compared.to_csv(paths.comparisons, index=False)
+    for name, needed in TABLES.items():
+        if set(needed) <= {"scores", "comparisons"}:
+            tables.run(config, name)
+    return config
+
+
+def scores(methods: tuple[str, ...], seeds: tuple[int, ...]) -> pd.DataFrame:
+    """Every method's, with one phenomenon of NLI."""
+    rows = []
+    for method in ("teacher", "bm25", *methods):
+        for seed in seeds if method in methods else seeds[:1]:
+            about = {"tier": "mini", "method": method, "variant": "base", "seed": seed, "split": "test"}
+            for place, (task, title, kind, group, metrics) in enumerate(TASKS):
+                where = {
+                    "task": task,
+                    "task_title": title,
+                    "task_type": kind,
+                    "group": group,
+                    "scorer": "cosine",
+                    "candidates": "",
+                }
+                for step, metric in enumerate(metrics):
+                    rows.append(
+                        about
+                        | where
+                        | {"phenomenon": "all", "metric": metric, "value": value(method, seed, place, step), "n": 1200}
+                    )
+                if group == "nli":
+                    rows.append(
+                        about
+                        | where
+                        | {"phenomenon": "role swap", "metric": "auc", "value": value(method, seed, place, 8), "n": 25}
+                    )
+    return pd.DataFrame(rows)  # fmt: skip
+
+
+def comparisons(methods: tuple[str, ...], seeds: tuple[int, ...]) -> pd.DataFrame:
+    """D2LLM significantly ahead on NLI, ahead without significance on STS, significantly behind on IR."""
+    if "d2llm" not in methods or len(methods) < 2:
+        return pd.DataFrame(columns=list(COLUMNS))
+    rows = []
+    for group, task, difference, p in (
+        ("nli", "nli_a", 0.0912, 0.001),
+        ("nli", "nli_b", 0.0913, 0.002),
+        ("nli", "average", 0.0915, 0.0001),
+        ("sts", "sts_a", 0.0234, 0.2),
+        ("ir", "ir_a", -0.0345, 0.01),
+    ):
+        for baseline in sorted(set(methods) - {"d2llm"}):
+            rows.append(
+                {"group": group, "task": task, "metric": HEADLINE[group], "method": "d2llm", "baseline": baseline, "strongest": baseline == "bge",
+                 "value": 0.7011, "difference": difference, "low": difference - 0.02, "high": difference + 0.02, "p": p / 2, "p_holm": p,
+                 "seeds": len(seeds), "n": 1200}
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def extras(config: Config) -> None:
+    """What a run may have besides: card, leaks, reports, summaries, a record, a tuning record."""
+    paths = Paths.of(config)
+    write_json(
+        paths.card_json,
+        {"training": [{"dataset": "nli", "pairs": 7466, "queries": 3656, "pool": 14676, "examples": [{"query": "甲 <b>", "positive": "乙"}]}]},
+    )  # fmt: skip
+    write_json(
+        paths.leaks,
+        {"removed": 3, "tasks": {"nli_a/test": {"examples": 1200, "same_pair": 0, "near_duplicates": 4}}},
+    )
+    write_json(
+        paths.negatives_report,
+        {"nli": {"queries": 7464, "sources": {"bm25": 14928, "dense": 14927}, "distinct_negatives": 11658}},
+    )
+    write_json(
+        paths.teacher_report,
+        {"symmetric": {"n": 2283, "ap": 0.9921, "accuracy": 0.9636, "expected_calibration_error": 0.1707, "spearman_with_targets": 0.9}},
+    )  # fmt: skip
+    for method, variant, seed in config.runs():
+        write_json(
+            paths.run(method, variant, seed) / "summary.json",
+            {"parameters": {"backbone_trained": 69632, "head_trained": 5, "total": 958337}, "updates": 1600, "queries": 25600, "negatives_per_query": 4},
+        )  # fmt: skip
+        write_json(
+            paths.run(method, variant, seed) / "provenance.json",
+            {"stage": "train", "method": method, "variant": variant, "seed": seed, "settings": {}, "code": "c0de", "version": "0.1.0", "threads": 1,
+             "started": "2026-01-01T00:00:00+00:00", "seconds": 12.3, "peak_memory_mb": 512.0, "python": "3.11", "packages": {"torch": "2.13.0"}},
+        )  # fmt: skip
+    trials = [("bge", "learning_rate 0.1", 0.5, True), ("bge", "learning_rate 0.2", 0.4, False)]
+    frame = pd.DataFrame(trials, columns=["method", "setting", "pair_classification", "chosen"])
+    paths.trials.parent.mkdir(parents=True, exist_ok=True)
+    frame.assign(mean=frame["pair_classification"]).to_csv(paths.trials, index=False)

@@ -1,0 +1,285 @@
+"""The HTML report: it shows the collected numbers, leaves out what is not there, needs nothing from elsewhere, and holds in a browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from made_up_run import extras, make, value
+
+from d2llm.artifacts import write_json, write_text
+from d2llm.errors import ArtifactError
+from d2llm.paths import Paths, beside
+from d2llm.reporting import captions, catalogue, layout, report
+from d2llm.reporting.layout import Cell, Column, Row, Table
+
+VOID = {"meta", "br", "img", "link", "input", "hr", "col"}
+PIXEL = '<svg xmlns="http://www.w3.org/2000/svg" width="690" height="200"><rect width="690" height="200"/></svg>'
+
+
+class Page(HTMLParser):
+    """What stands in a page: balanced tags, ids, headings, references, the cells of tables, text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.headings: list[int] = []
+        self.references: list[str] = []
+        self.links: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if "id" in given:
+            self.ids.append(given["id"])
+        if re.fullmatch(r"h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        self.references += [given[name] for name in ("src", "srcset", "data", "poster") if name in given]
+        if tag == "a":
+            self.links.append(given["href"])
+        elif "href" in given:
+            self.references.append(given["href"])
+        if tag == "img":
+            self.images.append(given)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data):
+        self.text += data
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run with everything a report may show."""
+    config = make(tmp_path_factory.mktemp("whole"))
+    extras(config)
+    for name in catalogue.FIGURES:
+        write_text(Paths.of(config).figure(name, "svg"), PIXEL)
+    report.run(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def page(whole) -> Page:
+    return Page(Paths.of(whole).report.read_text(encoding="utf-8"))
+
+
+def test_the_page_is_sound(page: Page) -> None:
+    assert not page.open
+    assert len(page.ids) == len(set(page.ids))
+    assert {link[1:] for link in page.links} <= set(page.ids)
+    assert page.headings[0] == 1 and page.headings.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(page.headings, page.headings[1:], strict=False))
+    assert all(image["alt"] for image in page.images)
+
+
+def test_nothing_is_fetched(page: Page, whole) -> None:
+    assert all(reference.startswith("data:") for reference in page.references)
+    assert all(link.startswith("#") for link in page.links)
+    text = Paths.of(whole).report.read_text(encoding="utf-8")
+    assert "@import" not in text and "url(" not in text and "<script" not in text
+
+
+def test_numbers_are_the_scores(page: Page) -> None:
+    shown = {row[0]: row[1:] for row in reversed(page.rows) if row}  # a name's first row is the overview's
+    heads = [("sts", 2, 1), ("ir", 3, 0)]
+    for method, title in (("bge", "BGE"), ("d2llm", "D2LLM"), ("bm25", "BM25"), ("teacher", "Teacher (cross-encoder)")):
+        wanted = [value(method, 1, 0, 1), value(method, 1, 1, 1)] + [value(method, 1, t, m) for _, t, m in heads]
+        assert shown[title] == [f"{number:.4f}" for number in wanted]
+    # The rendered tables as well, to the last cell: IR's three metrics.
+    assert [f"{value('bge', 1, 3, m):.4f}" for m in range(3)] in [row[1:] for row in page.rows if row[0] == "BGE"]
+
+
+def test_what_holds_follows_from_the_comparisons(page: Page) -> None:
+    shown = {row[0]: row for row in page.rows if len(row) == 9}
+    assert shown["NLI: average"] == [
+        "NLI: average", "AP", "0.7011", "BGE", "0.6096", "+0.0915", "+0.0715 to +0.1115", "< 0.001", "ahead",
+    ]  # fmt: skip
+    assert shown["STS-A"][-1] == "ahead, not significantly"
+    assert shown["IR-A"][5] == "−0.0345" and shown["IR-A"][-1] == "behind"
+    assert "NLI: holds." in page.text and "STS: not shown." in page.text and "Retrieval: does not hold." in page.text
+    assert "significantly ahead on 2 of 2, significantly behind on 0, undecided on 0" in page.text
+
+
+def test_what_is_given_is_escaped(page: Page, whole) -> None:
+    assert "NLI <A>" in page.text and "甲 <b>" in page.text
+    assert "NLI <A>" not in Paths.of(whole).report.read_text(encoding="utf-8")
+
+
+def test_how_it_was_run_is_told(page: Page) -> None:
+    for said in (
+        "7,466",
+        "69,632",
+        "0.9921",
+        "14,927",
+        "learning_rate 0.2",
+        "2.13.0",
+        "c0de",
+        "One seed",
+        "no evidence",
+    ):
+        assert said in page.text, said
+    assert "\ntier: mini\n" in "\n" + page.text.split("(YAML)")[1] and "results:" not in page.text.split("(YAML)")[1]
+
+
+def test_bytes_are_the_same_twice(whole) -> None:
+    assert report.html(whole) == Paths.of(whole).report.read_text(encoding="utf-8")
+
+
+def test_a_bare_run_is_shown_too(tmp_path: Path) -> None:
+    config = make(tmp_path, methods=("bge",), seeds=(1, 2))
+    page = Page(report.html(config))
+    assert "Nothing is claimed" in page.text and "no record of tuning" in page.text and "no data card" in page.text
+    assert "2 seeds" in page.text and "no provenance records" in page.text and not page.images
+    means = [sum(value("bge", seed, t, m) for seed in (1, 2)) / 2 for t, m in ((0, 1), (1, 1), (2, 1), (3, 0))]
+    assert next(row for row in page.rows if row[0] == "BGE")[1:] == [f"{mean:.4f}" for mean in means]
+    assert {"Holds", "ahead"}.isdisjoint(page.text.split())
+
+
+def test_what_other_settings_left_behind_is_not_shown(tmp_path: Path, caplog) -> None:
+    config = make(tmp_path)
+    path = Paths.of(config).figure("main", "svg")
+    write_text(path, PIXEL)
+    assert len(Page(report.html(config)).images) == 1
+    write_json(beside(path), {"stage": "figure", "settings": {"methods": ["other"]}} | dict.fromkeys(("seconds", "peak_memory_mb"), 1.0) | {"code": "", "started": "", "version": ""})  # fmt: skip
+    assert not Page(report.html(config)).images
+
+
+def test_missing_scores_are_an_error(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    Paths.of(config).scores_csv.unlink()
+    with pytest.raises(ArtifactError, match="scores.csv: missing"):
+        report.run(config)
+
+
+def test_every_table_and_figure_has_its_texts() -> None:
+    assert set(catalogue.TABLES) == set(captions.TABLES)
+    assert set(catalogue.FIGURES) == set(captions.FIGURES)
+    for said in (*captions.TABLES.values(), *captions.FIGURES.values()):
+        assert said.section in captions.SECTIONS and said.title and said.text.endswith(".")
+    assert all(said.alt for said in captions.FIGURES.values())
+    assert captions.caption("table", "not_known").title == "Not known"
+
+
+def test_a_table_in_html() -> None:
+    columns = (Column("a", "A&B", "ap", "AP"), Column("a", "A&B", "f1", "F1"), Column("c", "C", "ap", "AP"))
+    rows = (
+        Row("bm25", "BM25", "reference", (Cell(0.1), Cell(0.2), Cell(-0.3))),
+        Row("d2llm", "<D>", "method", (Cell(0.5, 0.01, 2, "best", "up"), Cell(0.25, mark="second"), Cell(0.75))),
+    )
+    text = layout.to_html(Table("t", "Heading.", "Said ±.", columns, rows))
+    assert text.isascii()
+    page = Page(text)
+    assert not page.open
+    assert page.rows == [
+        ["Method", "A&B", "C"],
+        ["AP", "F1", "AP"],
+        ["BM25", "0.1000", "0.2000", "-0.3000"],
+        ["<D>", "0.5000↑ ± 0.0100", "0.2500", "0.7500"],
+    ]
+    assert "<strong>0.5000</strong>" in text and "<u>0.2500</u>" in text and 'colspan="2"' in text
+    assert Page(layout.to_html(Table("t", "Heading.", "Nothing.", (), ()))).rows == []
+
+
+def test_no_heavy_import(whole) -> None:
+    code = (
+        "import sys; from d2llm.config import load; from d2llm.reporting import report;"
+        f"report.html(load([{str(Paths.of(whole).config)!r}]));"
+        "print([name for name in ('torch', 'mteb', 'transformers', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+# -------------------------------------------------------------------------------------------------- in a real browser
+PROBE = """<!DOCTYPE html><meta charset="utf-8"><body><pre id="found"></pre>
+<iframe src="report.html" style="width:%dpx;height:2000px;border:0" onload="
+  const page = this.contentDocument, root = page.documentElement;
+  document.getElementById('found').textContent = JSON.stringify({
+    width: root.clientWidth, scroll: root.scrollWidth, mode: page.compatMode, title: page.title,
+    images: [...page.images].map(image => image.naturalWidth),
+    tables: page.querySelectorAll('table').length,
+    hidden: [...page.querySelectorAll('td')].filter(cell => cell.scrollWidth > cell.clientWidth + 1).length,
+  });"></iframe>"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    """Debian's chromium, or a test that is skipped. Where CI is set it has to be there."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None and "CI" not in os.environ:
+        pytest.skip("no chromium is installed: apt-get install chromium")
+    assert found is not None, "CI is set and no chromium is installed"
+    return found
+
+
+def browse(browser: str, folder: Path, *arguments: str) -> str:
+    """Run the browser once, without a network, and return what it prints."""
+    flags = (
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--allow-file-access-from-files",
+        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}",
+    )  # fmt: skip
+    done = subprocess.run([browser, *flags, *arguments], capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_browser_shows_it_whole(width: int, whole, browser: str, tmp_path: Path) -> None:
+    shutil.copy(Paths.of(whole).report, tmp_path / "report.html")
+    (tmp_path / "probe.html").write_text(PROBE % width, encoding="utf-8")
+    dom = browse(browser, tmp_path, "--virtual-time-budget=10000", "--dump-dom", (tmp_path / "probe.html").as_uri())
+    found = json.loads(re.search(r'<pre id="found">(.*?)</pre>', dom, re.S)[1])
+    assert found["width"] == width and found["scroll"] <= width, found
+    assert found["mode"] == "CSS1Compat" and found["title"] == "D2LLM benchmark: tier mini"
+    assert found["images"] == [690] * len(catalogue.FIGURES)
+    assert found["tables"] >= 10 and found["hidden"] == 0
+
+
+def test_a_browser_paints_it(whole, browser: str, tmp_path: Path) -> None:
+    from PIL import Image
+
+    shot = tmp_path / "shot.png"
+    browse(browser, tmp_path, "--window-size=1280,900", f"--screenshot={shot}", Paths.of(whole).report.as_uri())
+    with Image.open(shot) as image:
+        colors = image.convert("L").histogram()
+    assert sum(colors[:128]) > 2000 and sum(colors[200:]) > sum(colors) / 2  # dark text on a light page
+
+
+def test_scores_of_the_reference_run_are_shown_as_they_are(tmp_path: Path) -> None:
+    """The committed reference is a results folder without the rendered HTML tables: its report has its numbers."""
+    reference = Path(__file__).parent.parent / "results" / "reference" / "mini"
+    shutil.copytree(reference, tmp_path / "mini")
+    from d2llm.config import load
+
+    config = load([reference / "config.yaml"], {"results": str(tmp_path)})
+    page = Page(report.html(config))
+    frame = pd.read_csv(reference / "scores.csv", keep_default_na=False)
+    own = frame[(frame["phenomenon"] == "all") & (frame["variant"] == "base") & (frame["method"] == "d2llm")]
+    own = own[own["metric"].isin(["ap", "spearman", "mrr_at_10"])].groupby("task")["value"].mean()
+    row = next(row for row in page.rows if row and row[0] == "D2LLM" and len(row) == 1 + len(own))
+    assert sorted(row[1:]) == sorted(f"{number:.4f}" for number in own)
+    assert "chosen" in page.text and len(page.images) >= 3

@@ -1,0 +1,147 @@
+"""Verification on made-up scores: what passes, what fails, what is only named, and what is offered as a reason."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from made_up_run import extras, make, scores
+
+from d2llm import cli
+from d2llm.artifacts import read_json, write_json
+from d2llm.errors import ArtifactError
+from d2llm.paths import Paths
+from d2llm.reporting.reference import keep
+from d2llm.reporting.verification import Verdict, compare, explain, verify
+
+METHODS = ("bge", "sgpt", "d2llm")
+
+
+def judged(reference: pd.DataFrame, found: pd.DataFrame) -> Verdict:
+    return compare(reference, found, exact=1e-6, tolerance=0.02)
+
+
+def moved(frame: pd.DataFrame, by: float, **where: str) -> pd.DataFrame:
+    """The scores with some of them moved."""
+    chosen = pd.Series(True, index=frame.index)
+    for column, wanted in where.items():
+        chosen &= frame[column] == wanted
+    assert chosen.any()
+    return frame.assign(value=frame["value"].where(~chosen, frame["value"] + by))
+
+
+ONE = scores(METHODS, (1,))
+
+
+def test_small_differences_of_trained_rows_pass() -> None:
+    verdict = judged(ONE, moved(ONE, -0.0199, method="bge", phenomenon="all").sample(frac=1, random_state=1))
+    assert verdict.passed and not len(verdict.wrong)
+    assert verdict.largest == pytest.approx(0.0199)
+    assert verdict.compared == len(ONE) and "passed:" in verdict.text()
+
+
+def test_larger_ones_fail_and_are_shown() -> None:
+    verdict = judged(ONE, moved(ONE, 0.03, method="bge", metric="ap", task="nli_a"))
+    assert not verdict.passed
+    row = verdict.wrong.iloc[0]
+    assert (len(verdict.wrong), row["method"], row["task"], row["metric"], row["seed"]) == (1, "bge", "nli_a", "ap", 1)
+    assert row["found"] - row["reference"] == pytest.approx(row["difference"]) == pytest.approx(0.03)
+    text = verdict.text()
+    assert "Out of tolerance:" in text and "nli_a" in text and text.splitlines()[-1].startswith("failed: 1 of")
+
+
+def test_a_reference_row_without_training_is_exact() -> None:
+    assert judged(ONE, moved(ONE, 9e-7, method="bm25")).passed
+    assert not judged(ONE, moved(ONE, 2e-6, method="bm25", metric="auc")).passed
+    assert judged(ONE, moved(ONE, 2e-6, method="teacher")).passed
+
+
+def test_thresholds_jump_and_breakdowns_are_not_judged() -> None:
+    assert judged(ONE, moved(ONE, 0.09, method="bge", metric="recall", task="nli_a")).passed
+    assert not judged(ONE, moved(ONE, 0.11, method="bge", metric="precision")).passed
+    assert judged(ONE, moved(ONE, 0.3, method="d2llm", phenomenon="role swap")).passed
+
+
+def test_a_value_that_is_no_number_fails() -> None:
+    assert not judged(ONE, moved(ONE, float("nan"), method="sgpt", metric="spearman")).passed
+
+
+def test_a_smaller_study_passes_and_says_what_was_not_compared() -> None:
+    many = pd.concat([scores(METHODS, (1, 2)), ONE[ONE.method == "d2llm"].assign(variant="no_rank")])
+    verdict = judged(many, ONE)
+    assert verdict.passed and verdict.compared == len(ONE)
+    assert verdict.only_reference == [
+        "bge base seed 2",
+        "d2llm base seed 2",
+        "d2llm no_rank seed 1",
+        "sgpt base seed 2",
+    ]
+    assert "Only in the reference, not compared: bge base seed 2," in verdict.text()
+    other = judged(ONE, many)
+    assert other.passed and other.only_found == verdict.only_reference
+
+
+def test_scores_that_a_common_run_lacks_fail() -> None:
+    verdict = judged(ONE, ONE[~((ONE.method == "bge") & (ONE.task == "ir_a"))])
+    assert not verdict.passed and len(verdict.lacking) == 3 and verdict.lacking[0].startswith("bge base 1 ir_a")
+    fewer = judged(ONE, ONE.assign(n=ONE["n"].where(ONE["task"] != "sts_a", 7)))
+    assert not fewer.passed and len(fewer.lacking) == 2 * ONE["method"].nunique()
+    more = judged(ONE[ONE.metric != "recall"], ONE)
+    assert more.passed and len(more.only_found) == 2 * ONE["method"].nunique()
+
+
+def test_nothing_in_common_fails() -> None:
+    verdict = judged(ONE, ONE.assign(seed=5))
+    assert not verdict.passed and "no score in common" in verdict.text()
+
+
+@pytest.fixture
+def run_and_reference(tmp_path: Path):
+    """A made-up run, and a copy kept of it as a reference."""
+    config = make(tmp_path)
+    extras(config)
+    Paths.of(config).card_md.write_text("card")
+    shutil.rmtree(Paths.of(config).trials.parent)
+    keep(config, tmp_path / "kept")
+    return config, tmp_path / "kept"
+
+
+def test_equal_bytes_are_identical(run_and_reference) -> None:
+    config, kept = run_and_reference
+    verdict = verify(config, kept, 1e-6, 0.02)
+    assert verdict.identical and verdict.passed and verdict.text().startswith("identical: ")
+
+
+def test_the_command_line(run_and_reference, capsys) -> None:
+    config, kept = run_and_reference
+    paths = Paths.of(config)
+    command = ["verify", "--config", str(paths.config), "--against", str(kept)]
+    assert cli.main(command) == 0
+    found = moved(pd.read_csv(paths.scores_csv, keep_default_na=False), 0.03, method="bge", metric="ap")
+    found.to_csv(paths.scores_csv, index=False)
+    record = paths.run("bge", "base", 1) / "provenance.json"
+    write_json(record, read_json(record) | {"threads": 2, "packages": {"torch": "2.14.0"}})
+    capsys.readouterr()
+    assert cli.main(command) == 1
+    text = capsys.readouterr().out
+    assert "- threads: 1 → 2 (train)" in text and "- torch: 2.13.0 → 2.14.0 (train)" in text
+    assert cli.main([*command, "--tolerance", "0.05"]) == 0
+    assert cli.main([*command[:-1], str(kept / "nowhere")]) == 2
+    assert "scores.csv: missing" in capsys.readouterr().err
+
+
+def test_damaged_scores_are_an_error(run_and_reference) -> None:
+    config, kept = run_and_reference
+    (kept / "scores.csv").write_text("tier,method\nmini,bge\n")
+    with pytest.raises(ArtifactError, match="damaged CSV"):
+        verify(config, kept, 1e-6, 0.02)
+
+
+def test_reasons_are_said_once() -> None:
+    old = {"stage": "train", "threads": 1, "code": "a", "settings": {"training": {"steps": 5}}, "packages": {}}
+    new = {"stage": "train", "threads": 2, "code": "a", "settings": {"training": {"steps": 6}}, "packages": {}}
+    found = explain({"a": old, "b": old, "c": old}, {"a": new, "b": new | {"stage": "data"}, "d": new})
+    assert found == ["threads: 1 → 2 (train, data)", "training.steps: 5 → 6 (train, data)"]
+    assert explain({"a": old}, {"a": old | {"seconds": 3}}) == []
