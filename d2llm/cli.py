@@ -40,6 +40,7 @@ HELP = {
     "collect": "bring all scores into one table",
     "comparison": "compare D2LLM with every baseline, by paired bootstrap",
     "runtime": "time embedding, scoring and searching of every method",
+    "ablations": "compare D2LLM with each of its variants, by paired bootstrap",
     "table": "render a table",
     "figure": "render a figure",
     "report": "make the page that shows the whole run",

@@ -20,6 +20,7 @@ from d2llm.errors import ArtifactError
 from d2llm.evaluation.collect import PREDICTIONS, SCORES
 from d2llm.evaluation.headline import HEADLINE
 from d2llm.evaluation.metrics import per_query
+from d2llm.evaluation.predictions import read_predictions
 from d2llm.logs import get_logger
 from d2llm.paths import Paths
 
@@ -53,8 +54,8 @@ def run(config: Config) -> None:
     """
     paths, settings = Paths.of(config), config.statistics
     scores = read_frame(paths.scores, _SCORES)
-    predictions = read_frame(paths.predictions, _PREDICTIONS)
-    predictions = predictions[(predictions["variant"] == "base") & predictions["method"].isin(config.methods)]
+    where = {"variant": "base", "method": list(config.methods)}
+    predictions = read_predictions(paths.predictions, _PREDICTIONS, where)
     tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
     count = max(settings.resamples, least(len(config.methods) - 1, tasks, settings.level))
     found = compare(predictions, tasks, list(config.methods), count, settings.level, settings.seed)
@@ -66,6 +67,41 @@ def run(config: Config) -> None:
     )
 
 
+def run_ablations(config: Config) -> None:
+    """Write `ablations.csv`: D2LLM as configured against each of its variants, on the columns of the ablation table.
+
+    `baseline` names the variant's training (`Config.points`). The seeds are the variants', which D2LLM itself has had as
+    well; without variants there is no row. Raises ArtifactError when the predictions do not fit each other or the scores.
+    """
+    paths, settings = Paths.of(config), config.statistics
+    points = config.points()
+    owners = [points[SUBJECT, name][1] for name in config.variants if (SUBJECT, name) in points]
+    variants = [name for name in dict.fromkeys(owners) if name != "base"]
+    scores = read_frame(paths.scores, _SCORES)
+    tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
+    seeds = [seed for seed in config.seeds_of_variants() if seed in config.seeds]
+    judged = judged_columns(tasks)
+    count = max(settings.resamples, math.ceil(1.1 * 2 * len(variants) * len(judged) / (1 - settings.level)))
+    found = pd.DataFrame(columns=list(COLUMNS))
+    if variants and seeds:
+        where = {"method": SUBJECT, "seed": seeds, "variant": [*variants, "base"]}
+        predictions = read_predictions(paths.predictions, _PREDICTIONS, where)
+        predictions = predictions.assign(method=predictions["variant"])
+        found = compare(predictions, tasks, [*variants, "base"], count, settings.level, settings.seed, "base", judged)
+    with atomic(paths.ablations) as temporary:
+        found.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+    get_logger(__name__).info("%d ablations on %d columns", len(variants), len(judged))
+
+
+def judged_columns(tasks: pd.DataFrame) -> list[tuple[str, str]]:
+    """(group, task) of the columns ablations are judged by: every pair classification task, of other kinds the average."""
+    found = []
+    for group, members in tasks.groupby("group", sort=False):
+        alone = len(members) == 1 or set(members["task_type"]) == {"pair_classification"}
+        found += [(str(group), str(task)) for task in (sorted(members.index) if alone else [AVERAGE])]
+    return found
+
+
 def least(baselines: int, tasks: pd.DataFrame, level: float) -> int:
     """Resamples below which not even the clearest of the corrected differences could be significant; a tenth to spare."""
     rows = baselines * (len(tasks) + int((tasks.groupby("group").size() > 1).sum()))
@@ -73,14 +109,16 @@ def least(baselines: int, tasks: pd.DataFrame, level: float) -> int:
 
 
 def compare(
-    predictions: pd.DataFrame, tasks: pd.DataFrame, methods: list[str], count: int, level: float, seed: int
-) -> pd.DataFrame:
+    predictions: pd.DataFrame, tasks: pd.DataFrame, methods: list[str], count: int, level: float, seed: int, subject: str = SUBJECT,
+    judged: list[tuple[str, str]] | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """One row a baseline and task (or average of a group of tasks): columns `COLUMNS`.
 
-    `tasks` is indexed by task with columns task_type and group; `methods` holds the subject and the baselines.
+    `tasks` is indexed by task with columns task_type and group; `methods` holds the subject and the baselines. With
+    `judged`, (group, task) pairs, only those rows are kept, and corrected for.
     """
-    baselines = [name for name in methods if name != SUBJECT]
-    if SUBJECT not in methods or not baselines:
+    baselines = [name for name in methods if name != subject]
+    if subject not in methods or not baselines:
         return pd.DataFrame(columns=list(COLUMNS))
     seeds = sorted(predictions["seed"].unique().tolist())
     rows = []
@@ -89,15 +127,16 @@ def compare(
         for task, kind in members["task_type"].items():
             sides = _sides(predictions[predictions["task"] == task], task, kind, methods, seeds)
             parts.append(_measure(sides, kind, methods, seeds, count, np.random.default_rng([seed, *task.encode()])))
-            rows += _rows(task, group, HEADLINE[kind], parts[-1], baselines, level, seed)
+            rows += _rows(task, group, HEADLINE[kind], parts[-1], subject, baselines, level, seed)
         if len(parts) > 1:
             average = _Measured(
                 {n: np.mean([part.observed[n] for part in parts], axis=0) for n in methods},
                 {n: np.mean([part.drawn[n] for part in parts], axis=0) for n in methods},
                 sum(part.n for part in parts),
             )
-            rows += _rows(AVERAGE, group, HEADLINE[members["task_type"].iloc[0]], average, baselines, level, seed)
-    found = pd.DataFrame(rows)
+            metric = HEADLINE[members["task_type"].iloc[0]]
+            rows += _rows(AVERAGE, group, metric, average, subject, baselines, level, seed)
+    found = pd.DataFrame([row for row in rows if judged is None or (row["group"], row["task"]) in judged])
     return found.assign(p_holm=statistics.holm(found["p"]))[list(COLUMNS)]
 
 
@@ -168,20 +207,20 @@ def _measure(
 
 
 def _rows(
-    task: str, group: str, metric: str, found: _Measured, baselines: list[str], level: float, seed: int
+    task: str, group: str, metric: str, found: _Measured, subject: str, baselines: list[str], level: float, seed: int
 ) -> list[dict[str, object]]:
     strongest = max(baselines, key=lambda name: found.observed[name].mean())
     rows = []
     for name in baselines:
-        per_seed = found.observed[SUBJECT] - found.observed[name]
-        drawn = found.drawn[SUBJECT] - found.drawn[name]
+        per_seed = found.observed[subject] - found.observed[name]
+        drawn = found.drawn[subject] - found.drawn[name]
         drawn = drawn + statistics.seed_luck(
             np.random.default_rng([seed, 1, *f"{task} {name}".encode()]), per_seed, len(drawn)
         )
         measured = statistics.interval(float(per_seed.mean()), drawn, level)
         rows.append(
-            {"group": group, "task": task, "metric": metric, "method": SUBJECT, "baseline": name, "strongest": name == strongest,
-             "value": float(found.observed[SUBJECT].mean()), **measured._asdict(), "seeds": len(per_seed), "n": found.n}
+            {"group": group, "task": task, "metric": metric, "method": subject, "baseline": name, "strongest": name == strongest,
+             "value": float(found.observed[subject].mean()), **measured._asdict(), "seeds": len(per_seed), "n": found.n}
         )  # fmt: skip
     return rows
 

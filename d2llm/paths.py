@@ -195,6 +195,11 @@ class Paths:
         """Times of embedding, scoring and searching."""
         return self.root / "runtime.csv"
 
+    @property
+    def ablations(self) -> Path:
+        """D2LLM as configured against each of its variants, like `comparisons`."""
+        return self.root / "ablations.csv"
+
     def figure(self, name: str, ext: str) -> Path:
         return self.root / "figures" / f"{name}.{ext}"
 

@@ -15,7 +15,7 @@ from d2llm.errors import ConfigError
 from d2llm.methods import method as find_method
 from d2llm.paths import PROVENANCE, beside
 from d2llm.provenance import code_digest
-from d2llm.reporting.catalogue import FIGURE_SETTINGS, FIGURES, figure_module
+from d2llm.reporting.catalogue import FIGURE_SETTINGS, FIGURES, TABLE_SETTINGS, figure_module
 from d2llm.section import Section
 
 RUN = ("method", "variant", "seed")
@@ -116,6 +116,11 @@ STAGES: dict[str, Stage] = {
         lambda paths: beside(paths.comparisons),
         settings=("statistics",),
     ),
+    "ablations": Stage(
+        "d2llm.comparison:run_ablations",
+        lambda paths: beside(paths.ablations),
+        settings=("statistics", "seeds", "variant_seeds", "include", "variants", "sweeps"),
+    ),
     "runtime": Stage(
         "d2llm.evaluation.runtime:run",
         lambda paths: beside(paths.runtime),
@@ -161,6 +166,8 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
         wanted += [*ASKED, "training.max_length"]
     if stage == "figure":
         wanted += FIGURE_SETTINGS.get(arguments["name"], ())
+    if stage == "table":
+        wanted += TABLE_SETTINGS.get(arguments["name"], ())
     found = {key: reduce(getitem, key.split("."), values) for key in wanted}
     if stage == "base":
         found[f"models.{arguments['model']}"] = values_of(config.models.of(arguments["model"]))
@@ -177,7 +184,7 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
         found["recipe"] = chosen.pretext_recipe(config.recipe(arguments["method"], arguments["variant"]))
     if stage == "train":
         found["recipe"] = config.recipe(arguments["method"], arguments["variant"]).model_dump(mode="json")
-    if stage in ("table", "figure", "comparison", "runtime"):
+    if stage in ("table", "figure", "comparison", "ablations", "runtime"):
         found.setdefault("methods", list(config.methods))
     if stage == "table" and arguments["name"] == "settings":  # shows them
         found |= {key: values[key] for key in ("models", "training", "negatives")}

@@ -23,6 +23,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
     ),
     "ablation": ("Ablations", "D2LLM with one of its parts changed or left out, everything else as before."),
     "sweep": ("Sweeps", "How scores move with one setting, all others as before."),
+    "training": ("Training", "How losses fell and development scores rose, and what was trained with which settings."),
     "runtime": ("Runtime", "What training and search cost on the machine of this run. Times differ between machines."),
     "more": ("More tables and figures", "Further material of this run."),
 }
@@ -59,6 +60,19 @@ TABLES: dict[str, Caption] = {
         "Is the right passage found first? Mean reciprocal rank, recall and nDCG within the first ten passages, for "
         "questions (IR-Q), search words (IR-K) and claims (IR-C). MRR@10 is the number to compare by.",
     ),
+    "ablation": Caption(
+        "ablation",
+        "D2LLM with one part changed",
+        "Each row changes one thing in D2LLM (a loss left out, another pooling, another way to score a pair, another teacher or "
+        "student) and leaves the rest as it is; nothing is tuned anew. Arrows mark what is significantly above or below D2LLM "
+        "as configured.",
+    ),
+    "settings": Caption(
+        "training",
+        "Data and settings",
+        "What each method is trained with (model, trained parameters, pooling, scorer, loss, rates) and on, and how large every "
+        "set of examples is.",
+    ),
 }
 
 FIGURES: dict[str, Caption] = {
@@ -84,6 +98,71 @@ FIGURES: dict[str, Caption] = {
         "How well each method tells the pairs of one phenomenon (a word replaced by a more general one, roles exchanged, "
         "a denial, …) from the pairs of the other label: area under the ROC curve, where 1 is perfect and 0.5 is chance.",
         "Heat map, a panel a task, with a row a phenomenon and a column a method; every cell shows its number.",
+    ),
+    "phenomena_sts": Caption(
+        "breakdown",
+        "Similarity by phenomenon",
+        "How well each method orders the pairs of one phenomenon: area under the ROC curve where the truth is same or different, "
+        "Spearman's rank correlation within the phenomenon where it is graded.",
+        "Heat map, a panel a task, with a row a phenomenon and a column a method; every cell shows its number.",
+    ),
+    "phenomena_ir": Caption(
+        "breakdown",
+        "Retrieval by phenomenon",
+        "Mean reciprocal rank of the right passage over the queries of one phenomenon.",
+        "Heat map, a panel a task, with a row a phenomenon and a column a method; every cell shows its number.",
+    ),
+    "agreement": Caption(
+        "breakdown",
+        "Agreement with the teacher",
+        "Above: D2LLM's score against the teacher's on the same examples. Below: the rank correlation of every method's scores with "
+        "the teacher's. Only D2LLM has seen the teacher's scores of training pairs.",
+        "Three density plots, rising from lower left to upper right where the two agree, and a dot plot of correlations.",
+    ),
+    "sweep_nli": Caption(
+        "sweep",
+        "Weights of the losses, NLI",
+        "Average precision of D2LLM on both NLI sets when one weight is changed: α of the rank imitation over hard negatives, β of that "
+        "against easy negatives, γ of the feature imitation; 0 leaves the loss out. The paper's Figure 3.",
+        "Three panels of lines, one a weight; most lines are flat around the configured value.",
+    ),
+    "sweep_ir": Caption(
+        "sweep",
+        "Weights of the losses, retrieval",
+        "Mean reciprocal rank of D2LLM on the retrieval sets when one weight is changed, as in the figure for NLI. The paper's Figure 4.",
+        "Three panels of lines, one a weight.",
+    ),
+    "losses": Caption(
+        "training",
+        "Training curves",
+        "Every term of each method's loss over its updates, its own pre-training stages included.",
+        "Small multiples of falling lines, a panel a method and stage.",
+    ),
+    "dev": Caption(
+        "training",
+        "Development curves",
+        "How good each method is while it trains, on a small fixed sample of development data.",
+        "Three panels of rising lines, a panel a kind of task and a line a method.",
+    ),
+    "runtime": Caption(
+        "runtime",
+        "How long it takes",
+        "Seconds to embed a text, to score a pair and to search a corpus of growing size, for a bi-encoder with cosine, D2LLM and the "
+        "teacher that reads both texts. The paper's Figure 2.",
+        "Bars or points of times and lines of search time over corpus size, on logarithmic axes; the teacher is slowest by far.",
+    ),
+    "latency": Caption(
+        "runtime",
+        "Quality against latency",
+        "Mean reciprocal rank on retrieval against the time of a whole search; upper left is better.",
+        "Scatter plot, a point a method.",
+    ),
+    "architecture": Caption(
+        "training",
+        "Architecture",
+        "Teacher and student as configured in this run, and which loss ties which of their parts. The paper's Figure 1.",
+        "Diagram: on the left the teacher reads both texts at once; on the right the student embeds them apart and a small network "
+        "scores the two vectors; dashed arrows between them are the imitation losses.",
     ),
 }
 

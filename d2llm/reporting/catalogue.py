@@ -5,6 +5,7 @@ A table of a name is in `tables.TABLES`, a figure is the module `d2llm/reporting
 
 TABLES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("nli", "sts", "ir"), ("scores", "comparisons")),
+    "ablation": ("scores", "ablations"),
     "settings": ("scores", "trainings", "curves", "card_json"),
 }
 FIGURES: dict[str, tuple[str, ...]] = {
@@ -14,14 +15,22 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "phenomena_sts": ("scores",),
     "phenomena_ir": ("scores",),
     "agreement": ("scores", "predictions"),
+    "sweep_nli": ("scores",),
+    "sweep_ir": ("scores",),
     "losses": ("curves",),
     "dev": ("curves", "scores"),
     "runtime": ("runtime",),
     "latency": ("scores", "runtime"),
     "architecture": (),  # of the settings alone
 }
-# The settings a figure shows, besides those all figures depend on.
+# The settings a table or figure shows, besides those all depend on.
+VARIED = ("include", "seeds", "variant_seeds", "methods")
+TABLE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "ablation": ("variants", "sweeps", *VARIED),
+}
 FIGURE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "sweep_nli": ("sweeps", *VARIED),
+    "sweep_ir": ("sweeps", *VARIED),
     "architecture": ("models.teacher", "models.decoder", "teacher.symmetric", "teacher.asymmetric", "methods"),
     "dev": ("training.dev_sample",),
 }

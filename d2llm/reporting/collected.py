@@ -14,6 +14,7 @@ from d2llm.comparison import COLUMNS as COMPARISONS
 from d2llm.evaluation import runtime_table
 from d2llm.evaluation.collect import PREDICTIONS, SCORES
 from d2llm.evaluation.curves import CURVES, RUNS
+from d2llm.evaluation.predictions import read_predictions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,18 +27,22 @@ class Collected:
     """The files a table or figure asked for; the others are None. Every field is the path of that name in `Paths`."""
 
     scores: pd.DataFrame | None = None
+    # Of the methods and reference rows themselves, no variants.
     predictions: pd.DataFrame | None = None
     comparisons: pd.DataFrame | None = None
+    ablations: pd.DataFrame | None = None
     runtime: pd.DataFrame | None = None
     card_json: dict[str, Any] | None = None
     trainings: pd.DataFrame | None = None
     curves: pd.DataFrame | None = None
 
 
+_PREDICTIONS = {name: PREDICTIONS[name] for name in ("method", "seed", "task", "query_id", "doc_id", "score")}
 _READ = {
     "scores": lambda path: read_frame(path, SCORES),
-    "predictions": lambda path: read_frame(path, PREDICTIONS),
+    "predictions": lambda path: read_predictions(path, _PREDICTIONS, {"variant": "base"}),
     "comparisons": lambda path: read_csv(path, COMPARISONS),
+    "ablations": lambda path: read_csv(path, COMPARISONS),
     "runtime": runtime_table.read,
     "card_json": read_json,
     "trainings": lambda path: read_csv(path, RUNS),

@@ -25,7 +25,7 @@ def draw(data: Data) -> Figure:
         return empty("No agreement to show: this needs the teacher among the references.")
     known = [*data.context.methods, *data.context.references]
     predictions = data.collected.predictions
-    pairs = paired(predictions[(predictions["variant"] == "base") & predictions["method"].isin(known)])
+    pairs = paired(predictions[predictions["method"].isin(known)])
     tasks = data.scores.drop_duplicates("task").set_index("task")[["group", "task_title"]].sort_index()
     groups = [group for group in GROUP_TITLES if group in set(tasks["group"])]
     order = [task for group in groups for task in tasks.index[tasks["group"] == group] if task in set(pairs["task"])]

@@ -93,7 +93,7 @@ class SettingsTable:
 def described(name: str, config: Config, run: pd.Series, logged: list[str]) -> dict[str, str]:
     """Setting: text, of one method; `run` is its row of RUNS, `logged` are the names in its log."""
     chosen, recipe = method(name), config.recipe(name)
-    base = getattr(config.models, run["kind"])
+    base = config.models.of(chosen.base(recipe))
     lengths = (recipe.max_lengths.query, recipe.max_lengths.passage, recipe.max_lengths.symmetric)
     return {
         "Base model": f"{run['kind']}, {base.layers} layers of width {base.hidden_size}",

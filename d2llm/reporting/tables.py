@@ -12,6 +12,7 @@ from d2llm.artifacts import write_text
 from d2llm.errors import ConfigError
 from d2llm.paths import Paths
 from d2llm.reporting import catalogue, layout
+from d2llm.reporting.ablation_table import ABLATION
 from d2llm.reporting.collected import Collected, collected
 from d2llm.reporting.context import Context, context
 from d2llm.reporting.main_tables import IR, NLI, STS
@@ -33,7 +34,7 @@ FORMATS: dict[str, Callable[[layout.AnyTable], str]] = {
     "tex": layout.to_latex,
     "html": layout.to_html,
 }
-TABLES: dict[str, Spec] = {"nli": NLI, "sts": STS, "ir": IR, "settings": SETTINGS}
+TABLES: dict[str, Spec] = {"nli": NLI, "sts": STS, "ir": IR, "ablation": ABLATION, "settings": SETTINGS}
 
 
 def run(config: Config, name: str) -> None:

@@ -26,6 +26,28 @@ rule comparison:
         "python -m d2llm.cli comparison --config {params.config} --log {log:q} --inputs {input:q}"
 
 
+rule ablations:
+    input:
+        PATHS.scores,
+        PATHS.predictions,
+    output:
+        PATHS.ablations,
+        beside(PATHS.ablations),
+    log:
+        PATHS.logs("ablations"),
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads
+    resources:
+        mem_mb=3000,
+    params:
+        config=str(PATHS.config),
+        settings=settings_of("ablations"),
+        code=code_of("ablations"),
+    shell:
+        "python -m d2llm.cli ablations --config {params.config} --log {log:q} --inputs {input:q}"
+
+
 rule table:
     input:
         rendered_from(TABLES),

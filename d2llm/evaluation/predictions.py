@@ -1,0 +1,39 @@
+"""Part of the collected predictions: a study has millions, and nobody needs all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d2llm.artifacts import MEND, check_column, present
+from d2llm.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def read_predictions(path: Path, columns: Mapping[str, str], where: Mapping[str, Any]) -> pd.DataFrame:
+    """These columns (name: kind, as `artifacts.read_frame` has it) of the rows in which others equal a value, or one of several.
+
+    Raises ArtifactError for a file that is missing, damaged, lacks a column or has no such row.
+    """
+    import pandas as pd
+
+    wanted = [
+        (name, "in", sorted(value)) if isinstance(value, list | set) else (name, "==", value)
+        for name, value in where.items()
+    ]
+    path = present(path)
+    try:
+        frame = pd.read_parquet(path, engine="pyarrow", columns=list(columns), filters=wanted)
+    except Exception as error:  # pyarrow raises many kinds for a damaged file
+        raise ArtifactError(f"{path}: damaged Parquet ({str(error).splitlines()[0]}); {MEND}") from error
+    if not len(frame):
+        said = ", ".join(f"{name} {value}" for name, value in where.items())
+        raise ArtifactError(f"{path}: no rows of {said}; {MEND}")
+    for name, kind in columns.items():
+        if name not in frame.columns:
+            raise ArtifactError(f"{path}: column {name!r} is missing; {MEND}")
+        check_column(path, frame[name], kind)
+    return frame
