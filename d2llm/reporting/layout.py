@@ -163,11 +163,14 @@ def to_latex(table: AnyTable) -> str:
     return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
 
-def to_html(table: Table) -> str:
+def to_html(table: AnyTable) -> str:
     """A `<table>`, to stand in a page or alone: tasks span their metrics, blocks are bodies of their own.
 
-    ASCII, other characters as references, so that it shows the same whatever encoding a page is read in.
+    ASCII, other characters as references, so that it shows the same whatever encoding a page is read in. A plain table is a
+    `<table>` a block.
     """
+    if isinstance(table, PlainTable):
+        return _plain_html(table)
     lines = ["<table>", f"<caption><div><strong>{_html(table.heading)}</strong> {_html(table.caption)}</div></caption>"]
     if table.rows:
         tasks = [
@@ -211,6 +214,20 @@ def _plain_csv(table: PlainTable) -> str:
             for column, text in list(zip(block.header, row, strict=True))[1:]:
                 writer.writerow([table.name, block.key, place, row[0], column, text])
     return out.getvalue()
+
+
+def _plain_html(table: PlainTable) -> str:
+    lines = []
+    for place, block in enumerate(table.blocks):
+        about = f"<strong>{_html(table.heading)}</strong> {_html(table.caption)} " if place == 0 else ""
+        lines += ['<table class="words">', f"<caption><div>{about}{_html(block.title)}.</div></caption>"]
+        lines += ["<thead>", "<tr>" + "".join(f'<th scope="col">{_html(text)}</th>' for text in block.header) + "</tr>"]
+        lines += ["</thead>", "<tbody>"]
+        for name, *rest in block.rows:
+            cells = "".join(f"<td>{_html(text)}</td>" for text in rest)
+            lines.append(f'<tr><th scope="row">{_html(name)}</th>{cells}</tr>')
+        lines += ["</tbody>", "</table>"]
+    return "\n".join(lines) + "\n"
 
 
 def _plain_markdown(table: PlainTable) -> list[str]:
