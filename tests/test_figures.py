@@ -18,7 +18,10 @@ from matplotlib.transforms import Bbox
 from scipy import stats
 
 from d2llm import stages
+from d2llm.artifacts import write_frame
 from d2llm.config import Config
+from d2llm.errors import ArtifactError
+from d2llm.paths import Paths
 from d2llm.prompts import ASYMMETRIC_ZH, SYMMETRIC_ZH
 from d2llm.reporting import (
     agreement,
@@ -30,7 +33,7 @@ from d2llm.reporting import (
     figures,
     fonts,
 )
-from d2llm.reporting.collected import Collected
+from d2llm.reporting.collected import Collected, collected
 
 METHODS = ["d2llm", "bge"]
 
@@ -203,12 +206,16 @@ def test_agreement_draws_every_correlation_and_every_shared_example() -> None:
             assert drawn[marker, place] == pytest.approx(expected(found, method, task), abs=1e-9)
 
 
-def test_variants_stay_out_of_agreement() -> None:
+def test_figures_get_no_predictions_of_variants(tmp_path: Path) -> None:
     found = predictions()
     other = found[found["method"] == "d2llm"].assign(variant="ablation", score=0.0)
-    figure = figure_agreement.draw(data_of(scores(), pd.concat([found, other])))
-    line = next(line for line in figure.axes[-1].lines if line.get_marker() == "D" and round(line.get_ydata()[0]) == 0)
-    assert line.get_xdata()[0] == pytest.approx(expected(found, "d2llm", "graded"))
+    paths = Paths(tmp_path)
+    write_frame(paths.predictions, pd.concat([other, found], ignore_index=True))
+    read = collected(paths, ["predictions"]).predictions
+    pd.testing.assert_frame_equal(read, found.reset_index(drop=True)[list(read.columns)], check_dtype=False)
+    write_frame(paths.predictions, other)
+    with pytest.raises(ArtifactError, match="predictions.parquet: no rows of variant base"):
+        collected(paths, ["predictions"])
 
 
 def test_no_teacher_no_agreement() -> None:
@@ -217,11 +224,16 @@ def test_no_teacher_no_agreement() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- architecture
+# The Chinese of the default prompts and answers.
+PROMPTED = "".join(sorted({c for c in SYMMETRIC_ZH + ASYMMETRIC_ZH + "是不能" if ord(c) >= fonts.FIRST_CHINESE}))
+
+
 def architecture(recipe: dict[str, object] | None = None, **settings: object) -> Figure:
     return figure_architecture.draw(data_of(methods={"bge": {}, "d2llm": recipe or {}}, **settings))
 
 
-def test_the_architecture_shows_the_settings() -> None:
+def test_the_architecture_shows_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stand_in(monkeypatch, tmp_path, PROMPTED)
     text = words(
         architecture(
             {
@@ -303,12 +315,6 @@ def test_without_the_subject_there_is_no_architecture() -> None:
     assert "needs d2llm among the methods" in words(figure_architecture.draw(data_of(methods={"bge": {}})))
 
 
-def test_the_architecture_needs_no_results_and_embeds_its_chinese(tmp_path: Path) -> None:
-    config = Config(results=str(tmp_path), methods={"d2llm": {}})
-    figures.run(config, "architecture")
-    assert b"D2LLMPrompts" in (tmp_path / "mini" / "figures" / "architecture.pdf").read_bytes()
-
-
 def test_what_the_architecture_shows_makes_it_stale_and_no_other_figure() -> None:
     def lines(name: str) -> list[str]:
         base = {"methods": {"d2llm": {}}}
@@ -324,12 +330,38 @@ def test_what_the_architecture_shows_makes_it_stale_and_no_other_figure() -> Non
 
 
 # --------------------------------------------------------------------------------------------------------------- fonts
-def test_the_glyphs_of_the_default_prompts_come_with_the_suite() -> None:
-    known = TTFont(fonts.GLYPHS).getBestCmap()
-    wanted = {c for c in SYMMETRIC_ZH + ASYMMETRIC_ZH + "是不能" if ord(c) >= fonts.FIRST_CHINESE}
-    assert wanted <= {chr(code) for code in known}
-    assert fonts.families("请回答是或不是") == ["DejaVu Sans", "D2LLM Prompts"]
+def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, characters: str) -> None:
+    """The machine's only Chinese font: DejaVu Sans under another name, which claims to know these characters."""
+    from matplotlib.font_manager import FontEntry, findfont, fontManager
+
+    font = TTFont(findfont("DejaVu Sans"))
+    for table in font["cmap"].tables:
+        if table.isUnicode():
+            table.cmap.update({ord(character): table.cmap[ord("A")] for character in characters})
+    for record in font["name"].names:
+        if record.nameID in (1, 4, 6, 16):
+            record.string = "SimHei"
+    font.save(folder / "other.ttf")
+    entry = FontEntry(fname=str(folder / "other.ttf"), name="SimHei", style="normal", weight=400)
+    others = [known for known in fontManager.ttflist if known.name not in fonts.CHINESE]
+    monkeypatch.setattr(fontManager, "ttflist", [*others, entry])
+    fontManager._findfont_cached.cache_clear()
+
+
+def test_a_font_of_the_machine_serves_what_it_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stand_in(monkeypatch, tmp_path, "是不")
     assert fonts.families("yes") == ["DejaVu Sans"]
+    assert fonts.families("是 or 不是") == ["DejaVu Sans", "SimHei"]
+    assert fonts.families("龘") is None
+
+
+def test_the_architecture_needs_no_results_and_embeds_its_chinese(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stand_in(monkeypatch, tmp_path, PROMPTED)
+    config = Config(results=str(tmp_path), methods={"d2llm": {}})
+    figures.run(config, "architecture")
+    assert b"SimHei" in (tmp_path / "mini" / "figures" / "architecture.pdf").read_bytes()
 
 
 def test_chinese_that_no_font_has_is_shown_in_english(
@@ -341,21 +373,3 @@ def test_chinese_that_no_font_has_is_shown_in_english(
         text = words(architecture(teacher={"symmetric": prompt}))
     assert "龘" not in text and "yes / no" in text and "[text a]" in text
     assert [record.name for record in caplog.records] == ["d2llm.reporting.fonts"]
-
-
-def test_a_font_of_the_machine_serves_other_characters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from matplotlib.font_manager import FontEntry, fontManager
-
-    # Stands for an installed Chinese font: the suite's own, under another name and with one character more.
-    font = TTFont(fonts.GLYPHS)
-    for table in font["cmap"].tables:
-        table.cmap[ord("龘")] = table.cmap[ord("是")]
-    for record in font["name"].names:
-        if record.nameID in (1, 4):
-            record.string = "SimHei"
-    font.save(tmp_path / "other.ttf")
-    fonts.families("是")  # the suite's own font is known from here on, whatever ran before
-    entry = FontEntry(fname=str(tmp_path / "other.ttf"), name="SimHei", style="normal", weight=400)
-    monkeypatch.setattr(fontManager, "ttflist", [*fontManager.ttflist, entry])
-    assert fonts.families("龘是") == ["DejaVu Sans", "SimHei"]
-    assert fonts.families("是") == ["DejaVu Sans", "D2LLM Prompts"]

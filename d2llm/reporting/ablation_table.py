@@ -14,6 +14,8 @@ from d2llm.reporting.context import Context
 from d2llm.reporting.layout import Cell, Column, Lead, Row, Table
 from d2llm.reporting.style import CONTROLLED_TEXT, GROUP_TITLES, METRIC_TITLES
 
+GROUPS = list(GROUP_TITLES)
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -40,7 +42,8 @@ class AblationTable:
         own = scores[(scores["method"] == SUBJECT) & (scores["phenomenon"] == "all")]
         own = own[own["metric"] == own["task_type"].map(HEADLINE)]
         tasks = own.drop_duplicates("task").set_index("task")
-        columns = [_column(group, task, tasks) for group, task in judged_columns(tasks[["task_type", "group"]])]
+        judged = sorted(judged_columns(tasks[["task_type", "group"]]), key=lambda pair: GROUPS.index(pair[0]))
+        columns = [_column(group, task, tasks) for group, task in judged]
         paired = [seed for seed in config.seeds_of_variants() if seed in config.seeds]
         base, leads = own[own["variant"] == "base"], _leads(collected.ablations, context.level)
         rows = []
@@ -49,7 +52,9 @@ class AblationTable:
             rows.append(Row("base_all", title, "reference", _cells(base, columns, tasks, config.seeds, "base")))
         cells = _cells(base, columns, tasks, paired, "base")
         rows.append(Row("base", f"D2LLM{_seeds(paired)}", "reference", cells))
-        for name, owner in variants.items():
+        # Together what is of one group, groups in the order of their first variant.
+        groups = list(dict.fromkeys(config.variants[name].group for name in variants))
+        for name, owner in sorted(variants.items(), key=lambda item: groups.index(config.variants[item[0]].group)):
             about = config.variants[name]
             title = about.title or name
             found = own[own["variant"] == owner]

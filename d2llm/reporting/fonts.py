@@ -1,4 +1,4 @@
-"""Fonts for Chinese text in figures: the suite's own few glyphs, else a font of the machine, else none.
+"""Fonts for Chinese text in figures: one of the machine's, or none.
 
 The style's DejaVu Sans has no Chinese; a missing glyph would be drawn as an empty box.
 """
@@ -13,9 +13,7 @@ from d2llm.logs import get_logger
 logger = get_logger(__name__)
 
 LATIN = "DejaVu Sans"
-# A subset with the characters of the default prompts, the same on every machine (glyphs/README.md).
-GLYPHS = Path(__file__).with_name("glyphs") / "prompts.ttf"
-# Where a prompt has other characters: the usual fonts of Linux, Windows and macOS, in this order, for equal bytes on a machine.
+# The usual fonts of Linux, Windows and macOS, in this order, for equal bytes on a machine.
 CHINESE = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Micro Hei",
     "WenQuanYi Zen Hei", "Droid Sans Fallback", "Microsoft YaHei", "SimHei", "PingFang SC", "Heiti SC", "Arial Unicode MS",
@@ -39,9 +37,24 @@ def families(text: str) -> list[str] | None:
 def _files() -> list[Path]:
     from matplotlib.font_manager import fontManager
 
+    if not any(entry.name in CHINESE for entry in fontManager.ttflist):
+        _look_again()
     known = [entry for entry in fontManager.ttflist if entry.name in CHINESE and entry.style == "normal"]
     known.sort(key=lambda entry: (CHINESE.index(entry.name), abs(_weight(entry.weight) - 400), entry.fname))
-    return [GLYPHS, *(Path(entry.fname) for entry in known)]
+    return [Path(entry.fname) for entry in known]
+
+
+def _look_again() -> None:
+    """Make fonts known that were installed since matplotlib last listed the machine's."""
+    from matplotlib.font_manager import findSystemFonts, fontManager
+
+    listed = {entry.fname for entry in fontManager.ttflist}
+    for path in sorted(set(findSystemFonts()) - listed):
+        try:
+            if _read(Path(path))[0] in CHINESE:
+                fontManager.addfont(path)
+        except (OSError, RuntimeError):  # not a font that can be read
+            continue
 
 
 def _weight(weight: int | str) -> int:
@@ -52,10 +65,8 @@ def _weight(weight: int | str) -> int:
 
 @cache
 def _read(path: Path) -> tuple[str, frozenset[int]]:
-    """Family and characters of a font file, which matplotlib can use from now on."""
-    from matplotlib.font_manager import fontManager, get_font
+    """Family and characters of a font file."""
+    from matplotlib.font_manager import get_font
 
     font = get_font(str(path))
-    if path == GLYPHS:
-        fontManager.addfont(path)
     return font.family_name, frozenset(font.get_charmap())

@@ -1,0 +1,108 @@
+"""Sweeps, variants, other base models and teachers: what is trained for them, shared by them, and refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_run import BASE, tiny_config
+
+from d2llm import stages
+from d2llm.config import Config, Run, load
+from d2llm.errors import ConfigError
+
+CONFIG = Path(__file__).parent.parent / "config"
+VARIANTS = {
+    "no_rank": {"method": "d2llm", "settings": {"alpha": 0.0}},
+    "same": {"method": "d2llm", "settings": {"beta": 0.1}},
+    "plain": {"method": "d2llm", "settings": {"ci_weighting": "none"}},
+}
+
+
+def test_points_of_one_recipe_share_a_training(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, seeds=[3, 4], sweeps={"d2llm": {"alpha": [0.0, 1, 10.0]}}, variants=VARIANTS)
+    assert config.points() == {
+        ("d2llm", "alpha=0"): ("d2llm", "alpha=0"),
+        ("d2llm", "alpha=1"): ("d2llm", "base"),  # as configured
+        ("d2llm", "alpha=10"): ("d2llm", "alpha=10"),
+        ("d2llm", "no_rank"): ("d2llm", "alpha=0"),  # the sweep's
+        ("d2llm", "same"): ("d2llm", "base"),
+        ("d2llm", "plain"): ("d2llm", "plain"),
+    }
+    extra = [run for run in config.runs() if run.variant != "base"]
+    assert extra == [Run("d2llm", "alpha=0", 3), Run("d2llm", "alpha=10", 3), Run("d2llm", "plain", 3)]
+    assert len(config.runs()) == 2 * len(config.methods) + 3 == len(set(config.runs()))
+    assert config.recipe("d2llm", "alpha=10").alpha == 10.0 and config.recipe("d2llm", "alpha=10").beta == 0.1
+
+
+def test_what_is_included_is_trained(tmp_path: Path) -> None:
+    changes = {"sweeps": {"d2llm": {"alpha": [0.0, 1.0]}}, "variants": VARIANTS}
+    names = {
+        tuple(include): {run.variant for run in tiny_config(tmp_path, include=include, **changes).runs()}
+        for include in ([], ["sweeps"], ["variants"])
+    }
+    assert names == {(): {"base"}, ("sweeps",): {"base", "alpha=0"}, ("variants",): {"base", "no_rank", "plain"}}
+
+
+def test_a_centre_is_trained_where_its_seed_is_not_the_methods(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, seeds=[1], variant_seeds=[1, 7], sweeps={"d2llm": {"alpha": [0.0, 1.0]}})
+    assert Run("d2llm", "base", 7) in config.runs() and Run("bge", "base", 7) not in config.runs()
+    assert config.runs().count(Run("d2llm", "base", 1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sweeps": {"sgptt": {"temperature": [1.0, 2.0]}}}, "sweeps.sgptt: expected one of the methods"),
+        ({"sweeps": {"d2llm": {"alpa": [0.0, 1.0]}}}, "unknown key"),
+        ({"sweeps": {"d2llm": {"alpha": [0.1, 1e-1]}}}, "a value twice"),
+        ({"sweeps": {"d2llm": {"alpha": [0.0, 1.0]}}, "variants": {"alpha=0": VARIANTS["plain"]}}, "variant's name already"),
+        ({"variants": {"small": {"method": "d2llm", "settings": {"base": "half"}}}}, "variants.small.settings.base: expected one of teacher, decoder, encoder; found 'half'"),
+        ({"variants": {"weak": {"method": "d2llm", "settings": {"teacher": "teacher-x"}}}}, "expected one of teacher; found 'teacher-x'"),
+        ({"teachers": {"teacher-weak": {"stepps": 3}}}, "teachers.teacher-weak.stepps: unknown key"),
+        ({"models": {"others": {"encoder": BASE}}}, "models.others.encoder: this name is taken"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_with_its_key(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        tiny_config(tmp_path, **changes)
+    assert message in str(error.value)
+
+
+def test_another_teacher_is_the_main_one_with_changes(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, teachers={"teacher-weak": {"steps": 3}})
+    weak = config.teacher_of("teacher-weak")
+    assert weak.steps == 3 and weak.model_copy(update={"steps": config.teacher.steps}) == config.teacher
+    lines = {name: stages.settings(config, "teacher", teacher=name) for name in ("teacher", "teacher-weak")}
+    assert {key for key in lines["teacher"] if lines["teacher"][key] != lines["teacher-weak"][key]} == {"teacher.steps"}
+    # How it was tuned is the model's affair: its scores depend on how it is asked.
+    scored = [stages.settings_line(config, "teacher-scores", teacher=n, shard=0, shards=1) for n in lines]
+    assert scored[0] == scored[1]
+    with pytest.raises(ConfigError, match="known: teacher, teacher-weak"):
+        config.teacher_of("teacher-strong")
+
+
+def test_seeds_and_trials_share_a_methods_own_pretraining(tmp_path: Path) -> None:
+    variants = {
+        "hot": {"method": "bge", "settings": {"temperature": 1.0}},
+        "longer": {"method": "bge", "settings": {"pretraining": {"steps": 5}}},
+    }
+    config = tiny_config(tmp_path, seeds=[1, 2], variants=variants)
+    assert config.pretexts() == [("bge", "base"), ("retromae", "base"), ("llara", "base"), ("bge", "longer")]
+    assert config.pretext_of("bge", "hot") == "base" and config.pretext_of("sgpt", "base") is None
+    line = {name: stages.settings_line(config, "pretext", method="bge", variant=name) for name in ("base", "longer")}
+    assert line["base"] != line["longer"]
+
+
+def test_the_shipped_studies_are_what_the_docs_say() -> None:
+    mini, study = load([CONFIG / "mini.yaml"]), load([CONFIG / "mini.yaml", CONFIG / "study.yaml"])
+    for config in (mini, study):
+        for values in config.sweeps["d2llm"].values():
+            assert len(values) >= 5 and values[0] == 0.0
+        for key, values in config.sweeps["d2llm"].items():
+            assert getattr(config.recipe("d2llm"), key) in values  # the centre is the main run
+    assert study.seeds == [1, 2, 3, 4, 5] and mini.seeds == [1]
+    assert set(mini.runs()) < set(study.runs())  # the study goes on from a plain run
+    assert len(mini.runs()) == 6 + 12 + 1 and len(study.runs()) == 30 + 12 + len(study.variants) - 3
+    groups = {variant.group for variant in study.variants.values()}
+    assert groups == {"Losses", "Pooling", "Interaction", "Data, models"} and isinstance(study, Config)
