@@ -57,6 +57,6 @@ def tiny_pairs(tiny_bases: "Config") -> "Config":
 def tiny_scores(tiny_pairs: "Config") -> "Config":
     from d2llm import teacher_scores, teacher_tuning
 
-    teacher_tuning.run(tiny_pairs)
-    teacher_scores.run(tiny_pairs, 0, 1)
+    teacher_tuning.run(tiny_pairs, "teacher")
+    teacher_scores.run(tiny_pairs, "teacher", 0, 1)
     return tiny_pairs

@@ -39,7 +39,7 @@ def leaves(values: object, prefix: str = "") -> set[str]:
 def test_mini_spells_out_every_key_of_the_schema(tmp_path: Path) -> None:
     written = read(MINI)
     known = read(write(tmp_path / "resolved.yaml", dump(load([MINI]))))
-    for section in set(known) - {"methods", "variants"}:
+    for section in set(known) - {"methods", "variants", "sweeps"}:
         # The prompts' words stand in d2llm/prompts.py.
         asked = {leaf for leaf in leaves(known[section]) if not leaf.endswith((".template", ".yes", ".no"))}
         assert leaves(written[section]) == asked, section
@@ -116,12 +116,13 @@ def test_methods_and_their_overrides_are_checked(tmp_path: Path) -> None:
 
 def test_variants_are_checked_and_make_runs(tmp_path: Path) -> None:
     text = (
-        "seeds: [1, 2]\nmethods: {bge: {temperature: 0.5}}\nvariants: {hot: {method: bge, settings: {temperature: 2}}}"
+        "seeds: [1, 2]\nvariant_seeds: [1, 2]\ninclude: [variants]\nmethods: {bge: {temperature: 0.5}}\n"
+        "variants: {hot: {method: bge, settings: {temperature: 2}}}"
     )
     config = load([MINI, write(tmp_path / "mine.yaml", text)])
     assert (config.recipe("bge").temperature, config.recipe("bge", "hot").temperature) == (0.5, 2.0)
     assert [run for run in config.runs() if run.variant == "hot"] == [Run("bge", "hot", 1), Run("bge", "hot", 2)]
-    assert len(config.runs()) == 2 * (len(config.methods) + 1)
+    assert len(config.runs()) == 2 * (len(config.methods) + len(config.variants))
     assert len(config.evaluations()) == len(config.runs()) + 2  # reference rows have no seed of their own
     mine = write(tmp_path / "mine.yaml", "variants: {hot: {method: bgee}}")
     assert "variants.hot.method: expected one of d2llm, bge" in refusal(MINI, mine)

@@ -222,7 +222,7 @@ def test_measuring_leaves_modes_weights_and_generators_alone(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["d2llm", "sgpt"])
 def test_a_watched_training_ends_with_the_same_weights(name: str, tiny_scores: Config, tmp_path: Path) -> None:
     # Dropout draws from the global generator, which watching must not touch.
-    methods = {"d2llm": {"tuning": {"dropout": 0.2}}}
+    methods = {"d2llm": {"tuning": {"dropout": 0.2}}, "sgpt": {"learning_rate": 0.05}}
     ended = {}
     for every in (0, 2):
         config = prepared(tiny_scores, tmp_path / str(every), training={"dev_every": every}, methods=methods)

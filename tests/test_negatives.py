@@ -277,8 +277,12 @@ def changed_results(config: Config, folder: Path) -> Config:
 
     copy = tiny_config(folder)
     Paths.of(copy).root.mkdir(parents=True)
-    for name in ("data", "models"):
-        (Paths.of(copy).root / name).symlink_to(Paths.of(config).root / name)
+    (Paths.of(copy).root / "data").symlink_to(Paths.of(config).root / "data")
+    # One by one: what a run makes of them goes beside them.
+    for model in (Paths.of(config).root / "models").iterdir():
+        link = Paths.of(copy).root / "models" / model.name
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(model)
     return copy
 
 

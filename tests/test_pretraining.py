@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -247,7 +248,7 @@ def test_the_vocabulary_spells_everything_the_pipeline_feeds(tiny_bases: Config)
 # ---------------------------------------------------------------------------------------------------------------- stage
 def test_the_stage_twice(tiny_bases: Config, tmp_path: Path) -> None:
     copy = changed_results(tiny_bases, tmp_path)
-    (Paths.of(copy).root / "models").unlink()
+    shutil.rmtree(Paths.of(copy).root / "models")
     for model in ("decoder", "teacher", "encoder"):
         torch.rand(1)
         pretraining.run(copy, model)
@@ -290,5 +291,5 @@ def test_a_weight_of_zero_leaves_the_language_loss_out(tiny_data: Config, tmp_pa
 def changed_results_of_data(config: Config, folder: Path) -> Config:
     """Another results folder that sees the data alone."""
     copy = changed_results(config, folder)
-    (Paths.of(copy).root / "models").unlink()
+    shutil.rmtree(Paths.of(copy).root / "models")
     return copy

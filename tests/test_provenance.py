@@ -39,7 +39,16 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-ARGUMENTS = {"model": "decoder", "shard": 0, "shards": 1, "method": "bge", "variant": "base", "seed": 1, "name": "nli"}
+ARGUMENTS = {
+    "model": "decoder",
+    "shard": 0,
+    "shards": 1,
+    "method": "bge",
+    "variant": "base",
+    "seed": 1,
+    "name": "nli",
+    "teacher": "teacher",
+}
 
 
 def digest(project: Path, *modules: str) -> str:
@@ -116,6 +125,8 @@ def test_stages_declare_the_settings_their_modules_read() -> None:
     for name, stage in stages.STAGES.items():
         given = {argument: ARGUMENTS[argument] for argument in stage.arguments}
         declared = {key.replace("{model}", "") for key in stage.settings}
+        # Of the model, or of the teacher, that the job is about (stages.settings).
+        declared |= {"models.of"} if name == "base" else set()
         for module in stages.modules(name, **given):
             for key in config_keys(module):
                 known = any((key + ".").startswith(part.rstrip(".") + ".") for part in declared)

@@ -214,6 +214,7 @@ def config(tmp_path):
     values = scores()
     write_frame(Paths.of(config).scores, values[values.method != "sgpt"])
     comparisons().to_csv(Paths.of(config).comparisons, index=False)
+    comparisons().head(0).to_csv(Paths.of(config).ablations, index=False)
     write_collected(config)
     return config
 

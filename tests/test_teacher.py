@@ -400,17 +400,17 @@ def test_a_teacher_below_its_bar_is_refused(tiny_bases: Config, tmp_path: Path) 
     config = changed(changed_results(tiny_bases, tmp_path), teacher={"min_ap": 1.0, "steps": 1})
     paths = Paths.of(config)
     with pytest.raises(TrainingError, match=r"not good enough.* is below teacher\.min_ap 1\.0; raise teacher\.steps"):
-        teacher_tuning.run(config)
+        teacher_tuning.run(config, "teacher")
     assert set(read_json(paths.teacher_report)) == {"asymmetric", "symmetric"}  # tells why
     assert not paths.teacher_model.exists()
 
 
 def test_the_stage_reports_and_saves_the_same_twice(tiny_scores: Config, tmp_path: Path) -> None:
     config = changed_results(tiny_scores, tmp_path)
-    teacher_tuning.run(config)
+    teacher_tuning.run(config, "teacher")
     one, two = Paths.of(tiny_scores), Paths.of(config)
     assert one.teacher_report.read_bytes() == two.teacher_report.read_bytes()
-    assert one.teacher_log.read_bytes() == two.teacher_log.read_bytes()
+    assert (one.teacher() / "log.jsonl").read_bytes() == (two.teacher() / "log.jsonl").read_bytes()
     name = "model.safetensors"
     assert (one.teacher_model / name).read_bytes() == (two.teacher_model / name).read_bytes()
     base = (one.base("teacher") / name).read_bytes()
@@ -480,10 +480,10 @@ def test_shards_hold_the_same_scores(tiny_scores: Config, tmp_path: Path) -> Non
                 (target / file.name).symlink_to(file)
     qids = pd.read_parquet(Paths.of(tiny_scores).pairs)["qid"].tolist()
     for shard in range(2):
-        teacher_scores.run(config, shard, 3)
+        teacher_scores.run(config, "teacher", shard, 3)
     with pytest.raises(ArtifactError, match=r"2-of-3.parquet: missing"):
         teacher_scores.read_scores(config, qids)
-    teacher_scores.run(config, 2, 3)
+    teacher_scores.run(config, "teacher", 2, 3)
     whole, parts = teacher_scores.read_scores(tiny_scores, qids[::-1]), teacher_scores.read_scores(config, qids[::-1])
     assert parts["qid"].tolist() == qids[::-1]
     for name in ("yes", "no", "easy_yes", "easy_no", "features"):
