@@ -1,0 +1,99 @@
+"""Ablations and sweeps: a variant is compared like a baseline, Table 4 and the sweep figures show what was scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from test_comparison import compared, predictions, scores_of
+
+from d2llm import comparison, statistics
+from d2llm.artifacts import read_csv, write_frame
+from d2llm.config import Config
+from d2llm.paths import Paths
+from d2llm.reporting import figure_sweep_nli, figures
+from d2llm.reporting.collected import Collected, collected
+from d2llm.reporting.context import context
+from d2llm.reporting.tables import TABLES
+
+
+def ablated(tmp_path: Path, **changes: object) -> Config:
+    """D2LLM with two variants, of which one has the predictions of BGE: differences are known from elsewhere."""
+    variants = {
+        "other": {"method": "d2llm", "title": "Other", "group": "Parts", "settings": {"alpha": 0.5}},
+        "itself": {"method": "d2llm", "settings": {"alpha": 1.0}},
+    }
+    settings = {"methods": {"d2llm": {}}, "references": [], "variants": variants, "statistics": {"resamples": 500}}
+    config = Config(results=str(tmp_path), **(settings | changes))
+    found = predictions()
+    other = found[found["method"] == "bge"].assign(method="d2llm", variant="other")
+    write_frame(Paths.of(config).predictions, pd.concat([found, other], ignore_index=True))
+    whole = scores_of(found)
+    more = whole[whole["method"] == "bge"].assign(method="d2llm", variant="other")
+    write_frame(Paths.of(config).scores, pd.concat([whole, more], ignore_index=True))
+    return config
+
+
+def test_a_variant_is_compared_like_a_baseline(tmp_path: Path) -> None:
+    config = ablated(tmp_path)
+    comparison.run_ablations(config)
+    found = read_csv(Paths.of(config).ablations, comparison.COLUMNS)
+    # NLI by task, other kinds by their average or only task; what is D2LLM itself is not compared.
+    assert sorted(zip(found["group"], found["task"], found["baseline"], strict=True)) == [
+        ("ir", "ir", "other"), ("nli", "nli_a", "other"), ("nli", "nli_b", "other"), ("sts", "sim", "other"),
+    ]  # fmt: skip
+    against = compared(predictions())
+    against = against[against["baseline"] == "bge"].set_index("task")["difference"]
+    for row in found.itertuples():
+        assert row.difference == pytest.approx(against[row.task])
+    assert found["p_holm"].to_numpy() == pytest.approx(statistics.holm(found["p"]))
+    assert set(found["method"]) == {"base"}
+
+
+def test_without_variants_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    config = ablated(tmp_path, include=[])
+    comparison.run_ablations(config)
+    assert len(read_csv(Paths.of(config).ablations, comparison.COLUMNS)) == 0
+    table = TABLES["ablation"].build(collected(Paths.of(config), ["scores", "ablations"]), context(config), config)
+    assert table.rows == () and "no variant" in table.caption
+
+
+def test_the_ablation_table_shows_scores_and_what_is_significant(tmp_path: Path) -> None:
+    config = ablated(tmp_path)
+    comparison.run_ablations(config)
+    paths = Paths.of(config)
+    marked = read_csv(paths.ablations, comparison.COLUMNS)
+    marked["p_holm"] = marked["task"].map({"nli_a": 0.01, "nli_b": 0.9, "sim": 0.01, "ir": 0.2})
+    marked["difference"] = marked["task"].map({"nli_a": 0.2, "nli_b": 0.2, "sim": -0.2, "ir": -0.2})
+    marked.to_csv(paths.ablations, index=False)
+    table = TABLES["ablation"].build(collected(paths, ["scores", "ablations"]), context(config), config)
+    assert [row.title for row in table.rows] == ["D2LLM, seed 1", "Parts: Other", "itself"]
+    assert [column.task for column in table.columns] == ["nli_a", "nli_b", "sim", "ir"]
+    # D2LLM above its variant: the variant is down.
+    assert [cell.lead for cell in table.rows[1].cells] == ["down", "", "up", ""]
+    scores = collected(paths, ["scores"]).scores
+    scores = scores[(scores["phenomenon"] == "all") & (scores["method"] == "d2llm")]
+    for row, variant in zip(table.rows, ("base", "other", "base"), strict=True):
+        own = scores[scores["variant"] == variant].set_index(["task", "metric"])["value"]
+        assert [cell.mean for cell in row.cells] == [
+            pytest.approx(own[column.task, column.metric]) for column in table.columns
+        ]
+
+
+def test_sweeps_draw_every_point_where_it_is(tmp_path: Path) -> None:
+    config = ablated(tmp_path, sweeps={"d2llm": {"alpha": [0.5, 1.0]}})
+    assert config.points()["d2llm", "other"] == ("d2llm", "alpha=0.5")
+    scores = collected(Paths.of(config), ["scores"]).scores.replace({"variant": {"other": "alpha=0.5"}})
+    figure = figure_sweep_nli.draw(figures.Data(Collected(scores=scores), context(config), config))
+    (axis,) = figure.axes
+    own = scores[(scores["method"] == "d2llm") & (scores["phenomenon"] == "all") & (scores["metric"] == "ap")]
+    values = own.set_index(["task_title", "variant"])["value"]
+    lines = {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
+    assert set(lines) == {"NLI-A", "NLI-B"}
+    for title, line in lines.items():
+        assert list(line.get_ydata()) == pytest.approx([values[title, "alpha=0.5"], values[title, "base"]])
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0.5", "1"]
+    # What is configured is filled.
+    filled = [line for line in axis.lines if line.get_label().startswith("_")]
+    assert {line.get_xdata()[0] for line in filled} == {1} and len(filled) == 2
