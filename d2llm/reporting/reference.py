@@ -30,6 +30,8 @@ def keep(config: Config, folder: Path) -> list[Path]:
     single = [
         paths.scores_csv,
         paths.comparisons,
+        paths.ablations,
+        paths.trainings,
         paths.runtime,
         paths.card_md,
         paths.card_json,
@@ -39,9 +41,10 @@ def keep(config: Config, folder: Path) -> list[Path]:
         paths.config,
     ]
     runs = sorted(paths.root.glob("runs/*/*/seed*/summary.json"))
+    teachers = sorted(paths.root.glob("teacher-*/report.json"))
     tuned = tuning_record(config, paths)
     with atomic(folder) as place:
-        for source in [*dict.fromkeys(tables), *figures, *map(present, single), *runs, *tuned]:
+        for source in [*dict.fromkeys(tables), *figures, *map(present, single), *runs, *teachers, *tuned]:
             target = place / source.relative_to(paths.root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)

@@ -96,7 +96,7 @@ rule figure:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=1000,
+        mem_mb=2000,
     params:
         config=str(PATHS.config),
         settings=settings_of("figure"),
@@ -131,13 +131,12 @@ rule html_report:
         "python -m d2llm.cli report --config {params.config} --log {log:q} --inputs {input:q}"
 
 
-# Besides scores and comparisons it shows tables that a run may have.
 rule executed_notebook:
     input:
         NOTEBOOK,
         PATHS.scores_csv,
         PATHS.comparisons,
-        every_table(),
+        PATHS.ablations,
     output:
         PATHS.notebook,
         beside(PATHS.notebook),
