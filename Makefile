@@ -13,11 +13,17 @@ SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CON
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run setup test quick tables figures report notebook verify tune lint reference clean help
+.PHONY: run study main setup test quick tables figures report notebook verify tune lint reference clean help
 .DEFAULT_GOAL := run
 
 run: $(READY) ## train, evaluate and render everything (CONFIG=config/<tier>.yaml for another tier)
 	$(SNAKEMAKE)
+
+study: $(READY) ## the full study: five seeds, every ablation (over an hour; goes on from what `make` has made)
+	$(SNAKEMAKE) --configfile config/study.yaml
+
+main: $(READY) ## the main comparison alone, without sweeps and ablations
+	$(SNAKEMAKE) --config include="[]"
 
 setup: $(READY) ## make the virtual environment .venv from requirements.lock
 

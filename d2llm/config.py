@@ -352,6 +352,7 @@ def load(files: Iterable[str | Path], overrides: Mapping[str, Any] | None = None
 
 def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
     """Refuse methods nobody knows, overrides their recipes lack, and variants that name neither."""
+    from d2llm.methods import Method
     from d2llm.methods import method as find
 
     if not config.methods:
@@ -373,6 +374,12 @@ def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
         except ConfigError as error:
             raise ConfigError(f"{origin(prefix)}: {dotted(prefix)}: {error}") from None
         check_parts(config, validate(recipe, config.overrides(method, variant), origin, prefix), origin, prefix)
+    for name in config.methods:
+        chosen = type(find(name))
+        if chosen.pretext is not Method.pretext and not chosen.pretext_keys:
+            raise ConfigError(
+                f"method {name}: it has a pretext stage, and no pretext_keys to say which keys of its recipe decide it"
+            )
     for name in config.teachers:
         config.teacher_of(name)
     taken = sorted({"teacher", "decoder", "encoder"} & set(config.models.others))

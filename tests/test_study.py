@@ -94,6 +94,14 @@ def test_seeds_and_trials_share_a_methods_own_pretraining(tmp_path: Path) -> Non
     assert line["base"] != line["longer"]
 
 
+def test_a_pretext_stage_that_would_never_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from baselines.retromae import RetroMAE
+
+    monkeypatch.setattr(RetroMAE, "pretext_keys", ())
+    with pytest.raises(ConfigError, match="method retromae: it has a pretext stage, and no pretext_keys"):
+        tiny_config(tmp_path)
+
+
 def test_the_shipped_studies_are_what_the_docs_say() -> None:
     mini, study = load([CONFIG / "mini.yaml"]), load([CONFIG / "mini.yaml", CONFIG / "study.yaml"])
     for config in (mini, study):

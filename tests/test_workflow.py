@@ -23,7 +23,14 @@ ROOT = Path(__file__).parent.parent
 PARTS = ("Snakefile", "workflow", "config", "profiles", "d2llm", "baselines", "notebooks", "environment.yml")
 # Made of collected scores.
 SCORED = [name for name, files in catalogue.FIGURES.items() if set(files) - {"runtime"}]
-RENDERED = ["comparison", "ablations", *["table"] * len(TABLES), *["figure"] * len(SCORED), "html_report", "executed_notebook"]
+RENDERED = [
+    "comparison",
+    "ablations",
+    *["table"] * len(TABLES),
+    *["figure"] * len(SCORED),
+    "html_report",
+    "executed_notebook",
+]
 # Made of the settings alone.
 DRAWN = ["figure"] * sum(not files for files in catalogue.FIGURES.values())
 # Made again where a model is another.
