@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,7 @@ from d2llm.comparison import check
 from d2llm.config import load, plain
 from d2llm.paths import Paths
 from d2llm.reporting import layout
-from d2llm.reporting.collected import Collected
+from d2llm.reporting.collected import collected
 from d2llm.reporting.context import context
 from d2llm.reporting.tables import TABLES
 
@@ -37,7 +38,8 @@ def comparisons() -> pd.DataFrame:
 @pytest.mark.parametrize("name", sorted(TABLES))
 def test_tables_follow_from_the_scores(name: str, scores: pd.DataFrame) -> None:
     config = load([REFERENCE / "config.yaml"])
-    table = TABLES[name].build(Collected(scores=scores, comparisons=comparisons()), context(config), config)
+    kept = collected(Paths(REFERENCE), {"comparisons", "ablations", "trainings", "curves", "card_json"})
+    table = TABLES[name].build(replace(kept, scores=scores), context(config), config)
     for extension, render in (("csv", layout.to_csv), ("md", layout.to_markdown), ("tex", layout.to_latex)):
         assert render(table) == (REFERENCE / "tables" / f"{name}.{extension}").read_text(encoding="utf-8")
 
@@ -47,7 +49,7 @@ def test_readme_shows_the_reference_scores(scores: pd.DataFrame) -> None:
     rows = [line.strip("| ").split(" | ") for line in block.splitlines() if line.startswith("| ")][2:]
     titles = {title: name for name, title in context(load([REFERENCE / "config.yaml"])).titles.items()}
     whole = scores[(scores["phenomenon"] == "all") & (scores["variant"] == "base")]
-    values = whole.set_index(["method", "task", "metric"])["value"]
+    values = whole.groupby(["method", "task", "metric"])["value"].mean()  # over seeds
     assert len(rows) == whole["method"].nunique()
     for row in rows:
         method = titles[row[0].strip("*")]
@@ -59,6 +61,15 @@ def test_comparisons_are_of_these_scores(scores: pd.DataFrame) -> None:
     check(comparisons(), scores)
     baselines = scores["method"].nunique() - 3  # without D2LLM and the two reference rows
     assert len(comparisons()) == baselines * (scores["task"].nunique() + scores["group"].nunique())
+    assert set(comparisons()["seeds"]) == {5}
+
+
+def test_the_reference_is_the_full_study(scores: pd.DataFrame) -> None:
+    config = load([ROOT / "config" / "mini.yaml", ROOT / "config" / "study.yaml"])
+    assert load([REFERENCE / "config.yaml"]) == config
+    trained = scores[~scores["method"].isin(config.references)]
+    found = set(trained[["method", "variant", "seed"]].itertuples(index=False, name=None))
+    assert found == set(map(tuple, config.runs()))
 
 
 def test_the_settings_of_the_run_are_those_that_tuning_chose() -> None:

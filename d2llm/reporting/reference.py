@@ -32,6 +32,7 @@ def keep(config: Config, folder: Path) -> list[Path]:
         paths.comparisons,
         paths.ablations,
         paths.trainings,
+        paths.curves,
         paths.runtime,
         paths.card_md,
         paths.card_json,
