@@ -79,7 +79,7 @@ def run_ablations(config: Config) -> None:
     variants = [name for name in dict.fromkeys(owners) if name != "base"]
     scores = read_frame(paths.scores, _SCORES)
     tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
-    seeds = [seed for seed in config.seeds_of_variants() if seed in config.seeds]
+    seeds = config.seeds_of_variants()
     judged = judged_columns(tasks)
     count = max(settings.resamples, math.ceil(1.1 * 2 * len(variants) * len(judged) / (1 - settings.level)))
     found = pd.DataFrame(columns=list(COLUMNS))
@@ -88,6 +88,8 @@ def run_ablations(config: Config) -> None:
         predictions = read_predictions(paths.predictions, _PREDICTIONS, where)
         predictions = predictions.assign(method=predictions["variant"])
         found = compare(predictions, tasks, [*variants, "base"], count, settings.level, settings.seed, "base", judged)
+        own = scores[(scores["method"] == SUBJECT) & scores["seed"].isin(seeds)]
+        check(found, own.assign(method=own["variant"], variant="base"))
     with atomic(paths.ablations) as temporary:
         found.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
     get_logger(__name__).info("%d ablations on %d columns", len(variants), len(judged))

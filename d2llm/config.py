@@ -204,6 +204,16 @@ class Config(Section):
     tuning: TuningSettings = TuningSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 
+    @model_validator(mode="after")
+    def _seeds_pair(self) -> "Config":
+        """Variants are compared with the method itself seed by seed, and a seed twice is no second training."""
+        for name, seeds in (("seeds", self.seeds), ("variant_seeds", self.variant_seeds or [])):
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"{name} without repetition")
+        if not set(self.seeds_of_variants()) <= set(self.seeds):
+            raise ValueError(f"variant_seeds among seeds ({', '.join(map(str, self.seeds))})")
+        return self
+
     def runs(self) -> list[Run]:
         """Every training, in the order tables show them: the methods, then sweeps and variants that are none of them."""
         found = [Run(method, "base", seed) for method in self.methods for seed in self.seeds]
@@ -259,6 +269,10 @@ class Config(Section):
         if name not in self.teachers:
             known = ", ".join(["teacher", *self.teachers])
             raise ConfigError(f"teachers: no teacher named {name!r}; known: {known}")
+        # All teachers are asked alike, by as many jobs: scores of different ones differ by what they learnt.
+        fixed = sorted({"symmetric", "asymmetric", "shards"} & set(self.teachers[name]))
+        if fixed:
+            raise ConfigError(f"teachers.{name}.{fixed[0]}: the same for all teachers; change teacher.{fixed[0]}")
         changed = merged(self.teacher.model_dump(mode="json"), self.teachers[name])
         return validate(TeacherSettings, changed, lambda key: "config", ("teachers", name))
 
@@ -373,7 +387,14 @@ def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
             recipe = find(method).Recipe
         except ConfigError as error:
             raise ConfigError(f"{origin(prefix)}: {dotted(prefix)}: {error}") from None
-        check_parts(config, validate(recipe, config.overrides(method, variant), origin, prefix), origin, prefix)
+        found_recipe = validate(recipe, config.overrides(method, variant), origin, prefix)
+        check_parts(config, find(method).kind, found_recipe, origin, prefix)
+        if section == "methods":
+            for key in ("base", "teacher"):
+                if getattr(found_recipe, key, None) not in (None, "teacher"):
+                    raise ConfigError(
+                        f"{origin((*prefix, key))}: {dotted((*prefix, key))}: for variants only; methods share theirs"
+                    )
     for name in config.methods:
         chosen = type(find(name))
         if chosen.pretext is not Method.pretext and not chosen.pretext_keys:
@@ -382,14 +403,15 @@ def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
             )
     for name in config.teachers:
         config.teacher_of(name)
-    taken = sorted({"teacher", "decoder", "encoder"} & set(config.models.others))
+    taken = sorted({"teacher", "decoder", "encoder", "pretext"} & set(config.models.others))
     if taken:
         raise ConfigError(f"{origin(('models', 'others', taken[0]))}: models.others.{taken[0]}: this name is taken")
 
 
-def check_parts(config: Config, recipe: "Recipe", origin: Callable[[Key], str], prefix: Key) -> None:
+def check_parts(config: Config, kind: str, recipe: "Recipe", origin: Callable[[Key], str], prefix: Key) -> None:
     """Refuse a recipe that starts from a base model, or learns from a teacher, that the config does not have."""
-    for key, known in (("base", config.models.names()), ("teacher", ["teacher", *config.teachers])):
+    bases = [name for name in config.models.names() if (name == "encoder") == (kind == "encoder")]
+    for key, known in (("base", bases), ("teacher", ["teacher", *config.teachers])):
         named = getattr(recipe, key, None)
         if named is not None and named not in known:
             where = (*prefix, key)
@@ -414,7 +436,7 @@ def check_sweeps(config: Config, origin: Callable[[Key], str]) -> None:
             for point, value in points.items():
                 check_point(config, point, origin, key)
                 settings = merged(config.methods[name], nested({axis: value}))
-                check_parts(config, validate(find(name).Recipe, settings, origin, key), origin, key)
+                check_parts(config, find(name).kind, validate(find(name).Recipe, settings, origin, key), origin, key)
 
 
 def check_point(config: Config, point: str, origin: Callable[[Key], str], key: Key) -> None:

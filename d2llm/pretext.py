@@ -1,4 +1,4 @@
-"""Stage `pretext`: a method's own pre-training on unlabelled text, done once and shared by all its seeds and variants that agree on it.
+"""Stage `pretext`: a method's own pre-training on unlabelled text, done once and shared by all its seeds, and by variants that leave it as it is.
 
 Published checkpoints are made the same way: pre-trained once, fine-tuned many times. What comes out is a base model in Hugging Face
 format, from which `d2llm.training` starts as it starts from any other.

@@ -182,10 +182,15 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
     if stage == "pretext":
         chosen = find_method(arguments["method"])
         found["recipe"] = chosen.pretext_recipe(config.recipe(arguments["method"], arguments["variant"]))
+        if config.seeds[0] != 1:  # the usual seed goes unsaid
+            found["seed"] = config.seeds[0]
     if stage == "train":
         found["recipe"] = config.recipe(arguments["method"], arguments["variant"]).model_dump(mode="json")
     if stage in ("table", "figure", "comparison", "ablations", "runtime"):
         found.setdefault("methods", list(config.methods))
+    if stage == "ablations" or arguments.get("name") in ("ablation", "sweep_nli", "sweep_ir"):
+        # Which training stands for which variant.
+        found["points"] = {"/".join(point): "/".join(owner) for point, owner in config.points().items()}
     if stage == "table" and arguments["name"] == "settings":  # shows them
         found |= {key: values[key] for key in ("models", "training", "negatives")}
         found["recipes"] = {name: config.recipe(name).model_dump(mode="json") for name in config.methods}

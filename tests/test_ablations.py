@@ -68,7 +68,7 @@ def test_the_ablation_table_shows_scores_and_what_is_significant(tmp_path: Path)
     marked["difference"] = marked["task"].map({"nli_a": 0.2, "nli_b": 0.2, "sim": -0.2, "ir": -0.2})
     marked.to_csv(paths.ablations, index=False)
     table = TABLES["ablation"].build(collected(paths, ["scores", "ablations"]), context(config), config)
-    assert [row.title for row in table.rows] == ["D2LLM, seed 1", "Parts: Other", "itself"]
+    assert [row.title for row in table.rows] == ["D2LLM, seed 1", "Parts: Other (alpha 0.5)", "itself (alpha 1)"]
     assert [column.task for column in table.columns] == ["nli_a", "nli_b", "sim", "ir"]
     # D2LLM above its variant: the variant is down.
     assert [cell.lead for cell in table.rows[1].cells] == ["down", "", "up", ""]

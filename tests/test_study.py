@@ -44,10 +44,10 @@ def test_what_is_included_is_trained(tmp_path: Path) -> None:
     assert names == {(): {"base"}, ("sweeps",): {"base", "alpha=0"}, ("variants",): {"base", "no_rank", "plain"}}
 
 
-def test_a_centre_is_trained_where_its_seed_is_not_the_methods(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, seeds=[1], variant_seeds=[1, 7], sweeps={"d2llm": {"alpha": [0.0, 1.0]}})
-    assert Run("d2llm", "base", 7) in config.runs() and Run("bge", "base", 7) not in config.runs()
-    assert config.runs().count(Run("d2llm", "base", 1)) == 1
+def test_variants_have_seeds_of_their_own(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, seeds=[1, 7, 9], variant_seeds=[7, 9], sweeps={"d2llm": {"alpha": [0.0, 1.0]}})
+    assert [run.seed for run in config.runs() if run.variant == "alpha=0"] == [7, 9]
+    assert config.runs().count(Run("d2llm", "base", 7)) == 1
 
 
 @pytest.mark.parametrize(
@@ -57,10 +57,16 @@ def test_a_centre_is_trained_where_its_seed_is_not_the_methods(tmp_path: Path) -
         ({"sweeps": {"d2llm": {"alpa": [0.0, 1.0]}}}, "unknown key"),
         ({"sweeps": {"d2llm": {"alpha": [0.1, 1e-1]}}}, "a value twice"),
         ({"sweeps": {"d2llm": {"alpha": [0.0, 1.0]}}, "variants": {"alpha=0": VARIANTS["plain"]}}, "variant's name already"),
-        ({"variants": {"small": {"method": "d2llm", "settings": {"base": "half"}}}}, "variants.small.settings.base: expected one of teacher, decoder, encoder; found 'half'"),
+        ({"variants": {"small": {"method": "d2llm", "settings": {"base": "half"}}}}, "variants.small.settings.base: expected one of teacher, decoder; found 'half'"),
         ({"variants": {"weak": {"method": "d2llm", "settings": {"teacher": "teacher-x"}}}}, "expected one of teacher; found 'teacher-x'"),
         ({"teachers": {"teacher-weak": {"stepps": 3}}}, "teachers.teacher-weak.stepps: unknown key"),
+        ({"variants": {"odd": {"method": "bge", "settings": {"base": "decoder"}}}}, "expected one of encoder; found 'decoder'"),
         ({"models": {"others": {"encoder": BASE}}}, "models.others.encoder: this name is taken"),
+        ({"models": {"others": {"pretext": BASE}}}, "models.others.pretext: this name is taken"),
+        ({"teachers": {"teacher-weak": {"shards": 3}}}, "teachers.teacher-weak.shards: the same for all teachers"),
+        ({"teachers": {"teacher-weak": {}}, "methods": {"d2llm": {"teacher": "teacher-weak"}}}, "methods.d2llm.teacher: for variants only"),
+        ({"seeds": [1, 1]}, "seeds without repetition"),
+        ({"seeds": [1, 2], "variant_seeds": [3]}, "variant_seeds among seeds (1, 2)"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_with_its_key(tmp_path: Path, changes: dict, message: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from d2llm.comparison import AVERAGE, SUBJECT, judged_columns
+from d2llm.config import plain
 from d2llm.errors import ArtifactError
 from d2llm.evaluation.headline import HEADLINE
 from d2llm.reporting.collected import Collected
@@ -44,7 +46,7 @@ class AblationTable:
         tasks = own.drop_duplicates("task").set_index("task")
         judged = sorted(judged_columns(tasks[["task_type", "group"]]), key=lambda pair: GROUPS.index(pair[0]))
         columns = [_column(group, task, tasks) for group, task in judged]
-        paired = [seed for seed in config.seeds_of_variants() if seed in config.seeds]
+        paired = config.seeds_of_variants()
         base, leads = own[own["variant"] == "base"], _leads(collected.ablations, context.level)
         rows = []
         if paired != config.seeds:
@@ -56,9 +58,9 @@ class AblationTable:
         groups = list(dict.fromkeys(config.variants[name].group for name in variants))
         for name, owner in sorted(variants.items(), key=lambda item: groups.index(config.variants[item[0]].group)):
             about = config.variants[name]
-            title = about.title or name
+            title = f"{about.title or name} ({changes(about.settings)})"
             found = own[own["variant"] == owner]
-            cells = _cells(found, columns, tasks, config.seeds_of_variants(), owner)
+            cells = _cells(found, columns, tasks, paired, owner)
             marked = tuple(
                 Cell(cell.mean, cell.sd, cell.seeds, "", leads.get((owner, column.task, column.metric), ""))
                 for column, cell in zip(columns, cells, strict=True)
@@ -70,8 +72,8 @@ class AblationTable:
 
     def _caption(self, collected: Collected, context: Context, config: Config, paired: list[int]) -> str:
         said = [
-            f"Tier {context.tier}. D2LLM as configured (set apart), then with one part changed and all else as before, nothing tuned anew"
-            f"{_seeds(config.seeds_of_variants())}. Average: over the tasks of a kind."
+            f"Tier {context.tier}, {'/'.join(sorted(set(collected.scores['split'])))} split. D2LLM as configured (set apart), then with the settings "
+            f"in brackets changed and all else as before, nothing tuned anew{_seeds(paired)}. Average: over the tasks of a kind."
         ]
         compared = len(collected.ablations)
         if compared:
@@ -87,6 +89,19 @@ class AblationTable:
         if context.generated:
             said.append(CONTROLLED_TEXT)
         return " ".join(said)
+
+
+def changes(settings: Mapping[str, Any], prefix: str = "") -> str:
+    """Settings in a line, so that no row's title can keep quiet about what it changes.
+
+    >>> changes({"interaction": {"name": "cosine"}, "gamma": 0.0})
+    'interaction.name cosine, gamma 0'
+    """
+    said = [
+        changes(value, f"{prefix}{key}.") if isinstance(value, Mapping) else f"{prefix}{key} {plain(value)}"
+        for key, value in settings.items()
+    ]
+    return ", ".join(said)
 
 
 def _seeds(seeds: Sequence[int]) -> str:

@@ -63,8 +63,8 @@ TABLES: dict[str, Caption] = {
     "ablation": Caption(
         "ablation",
         "D2LLM with one part changed",
-        "Each row changes one thing in D2LLM (a loss left out, another pooling, another way to score a pair, another teacher or "
-        "student) and leaves the rest as it is; nothing is tuned anew. Arrows mark what is significantly above or below D2LLM "
+        "Each row changes the settings in its brackets (a loss left out, another pooling, another way to score a pair, another teacher "
+        "or student) and leaves the rest as it is; nothing is tuned anew. Arrows mark what is significantly above or below D2LLM "
         "as configured.",
     ),
     "settings": Caption(
@@ -124,13 +124,13 @@ FIGURES: dict[str, Caption] = {
         "Weights of the losses, NLI",
         "Average precision of D2LLM on both NLI sets when one weight is changed: α of the rank imitation over hard negatives, β of that "
         "against easy negatives, γ of the feature imitation; 0 leaves the loss out. The paper's Figure 3.",
-        "Three panels of lines, one a weight; most lines are flat around the configured value.",
+        "Panels of lines, one a setting, with a mark at every value and a filled one at the configured value.",
     ),
     "sweep_ir": Caption(
         "sweep",
         "Weights of the losses, retrieval",
         "Mean reciprocal rank of D2LLM on the retrieval sets when one weight is changed, as in the figure for NLI. The paper's Figure 4.",
-        "Three panels of lines, one a weight.",
+        "Panels of lines, one a setting, with a mark at every value and a filled one at the configured value.",
     ),
     "losses": Caption(
         "training",
@@ -149,7 +149,7 @@ FIGURES: dict[str, Caption] = {
         "How long it takes",
         "Seconds to embed a text, to score a pair and to search a corpus of growing size, for a bi-encoder with cosine, D2LLM and the "
         "teacher that reads both texts. The paper's Figure 2.",
-        "Bars or points of times and lines of search time over corpus size, on logarithmic axes; the teacher is slowest by far.",
+        "Bars or points of times and lines of search time over corpus size, on logarithmic axes.",
     ),
     "latency": Caption(
         "runtime",

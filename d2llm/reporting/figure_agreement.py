@@ -34,7 +34,7 @@ def draw(data: Data) -> Figure:
 
     figure = pyplot.figure(figsize=(6.9, 0.27 * len(order) + 3.35))
     above, below = figure.subfigures(2, 1, height_ratios=[2.15, 0.27 * len(order) + 0.8])
-    subject = data.context.methods[-1]  # D2LLM, wherever it is configured
+    subject = data.context.methods[-1]  # D2LLM where it is configured, else the last method
     own = pairs[pairs["method"] == subject]
     own = own[own["seed"] == own["seed"].min()]
     _densities(above, own, {group: list(tasks.index[tasks["group"] == group]) for group in groups}, data, subject)

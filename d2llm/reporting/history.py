@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from d2llm.config import Config
 
-_ARGUMENTS = ("model", "method", "variant", "seed", "shard", "shards", "name")
+_ARGUMENTS = ("model", "teacher", "method", "variant", "seed", "shard", "shards", "name")
 _MACHINE = ("python", "platform", "processor", "cores", "device", "threads")
 
 
@@ -30,10 +30,12 @@ class Job:
 def jobs(records: dict[str, dict[str, Any]], config: Config, without: Collection[str] = ()) -> list[Job]:
     """The jobs in the order they started, without stages named and runs that the config does not have (any more)."""
     known = {tuple(run) for run in config.evaluations()} | {tuple(trial.run) for trial in config.trials()}
+    stages = set(config.pretexts())
     found = []
     for record in records.values():
         run = (record.get("method"), record.get("variant"), record.get("seed"))
-        if record["stage"] in without or (run[0] is not None and run not in known):
+        foreign = run not in known if "seed" in record else run[0] is not None and run[:2] not in stages
+        if record["stage"] in without or foreign:
             continue
         arguments = " ".join(f"{name}={record[name]}" for name in _ARGUMENTS if name in record)
         about = [record["stage"], arguments, record["seconds"], record["peak_memory_mb"], record["code"]]

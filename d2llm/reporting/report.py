@@ -77,7 +77,7 @@ def facts(config: Config) -> dict[str, Any]:
     found = claims(compared, tasks, about)
     kept = records(paths.root)
     done = jobs(kept, config, without=OWN)
-    trained = scores[scores["method"].isin(about.methods)]
+    trained = scores[scores["method"].isin(about.methods) & (scores["variant"] == "base")]
     return {
         "style": (TEMPLATES / "report.css").read_text(encoding="utf-8"),
         "tier": config.tier,

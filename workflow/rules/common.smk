@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -156,7 +157,11 @@ def tuning_record():
 # Read by the captions in workflow/report/.
 config["captions"] = {
     kind: {name: captions.rst(said.text) for name, said in known.items()}
-    for kind, known in (("table", captions.TABLES), ("figure", captions.FIGURES), ("report", {"report": captions.REPORT}))
+    for kind, known in (
+        ("table", captions.TABLES),
+        ("figure", captions.FIGURES),
+        ("report", {"report": captions.REPORT}),
+    )
 }
 
 

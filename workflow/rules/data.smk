@@ -84,7 +84,7 @@ use rule base as base_teacher with:
 
 use rule base as base_other with:
     wildcard_constraints:
-        model="|".join(CONFIG.models.others) or "(?!)",
+        model="|".join(map(re.escape, CONFIG.models.others)) or "(?!)",
     priority: 1
 
 
