@@ -19,7 +19,6 @@ from d2llm.artifacts import MEND, atomic, read_frame
 from d2llm.errors import ArtifactError
 from d2llm.evaluation.collect import PREDICTIONS, SCORES
 from d2llm.evaluation.headline import HEADLINE
-from d2llm.evaluation.metrics import per_query
 from d2llm.evaluation.predictions import read_predictions
 from d2llm.logs import get_logger
 from d2llm.paths import Paths
@@ -176,6 +175,8 @@ def examples(predictions: pd.DataFrame, kind: str) -> pd.DataFrame:
     if kind != "retrieval":
         frame = predictions.rename(columns={"score": "value", "label": "target"}).set_index("query_id")
         return frame[["value", "target", "cluster"]].sort_index()
+    from d2llm.evaluation.metrics import per_query  # loads scipy and scikit-learn, which those who render do without
+
     results: dict[str, dict[str, float]] = {}
     qrels: dict[str, dict[str, int]] = {}
     columns = (predictions[name] for name in ("query_id", "doc_id", "score", "label", "relevant"))
