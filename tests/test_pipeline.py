@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 from test_workflow import fresh  # noqa: F401 - a fixture
-from tiny_run import tiny_settings
+from tiny_run import BASE, tiny_settings
 
 from d2llm.reporting import catalogue
 from d2llm.reporting.figures import FIGURES
@@ -22,13 +22,42 @@ from d2llm.reporting.tables import TABLES
 
 
 def run(folder: Path, *arguments: str, target: str = "all") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "snakemake", target, "--cores", "2", "--configfile", "tiny.yaml", *arguments]
+    files = [] if "--configfile" in arguments else ["--configfile", "tiny.yaml"]
+    command = [sys.executable, "-m", "snakemake", target, "--cores", "2", *files, *arguments]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
 
 
 RATES = {name: {"learning_rate": 1e-3} for name in ("d2llm", "bge", "retromae", "llara", "sgpt", "udever")}
 GRIDS = {name: {"learning_rate": [1e-3, 4e-3]} for name in RATES}
+
+
+STUDY = {
+    "sweeps": {"d2llm": {"gamma": [0.1, 1.0]}},
+    "variants": {
+        "early": {"method": "d2llm", "settings": {"teacher": "teacher-early"}},
+        "half": {"method": "d2llm", "settings": {"base": "half"}},
+        "no_fi": {"method": "d2llm", "settings": {"gamma": 1.0}},
+    },
+    "teachers": {"teacher-early": {"steps": 4}},
+    "models": {"others": {"half": {**BASE, "hidden_size": 16}}},
+}
+
+
+def study(fresh: Path, one: Path) -> None:  # noqa: F811
+    """A study goes on from a finished run: another teacher, another base, a sweep whose centre and one variant cost nothing."""
+    before = pd.read_csv(one / "scores.csv")
+    (fresh / "study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
+    done = run(fresh, "--configfile", "tiny.yaml", "study.yaml", "-C", "results=one")
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    again = Counter(re.findall(r"rule (texts|data|base\w*|negatives|teacher\w*|pretext|train\w*|evaluate\w*):", said))
+    assert again == Counter({"base_other": 1, "teacher": 1, "teacher_scores": 1, "train": 3, "evaluate": 3})
+    after = pd.read_csv(one / "scores.csv")
+    assert set(after["variant"]) == {"base", "gamma=1", "early", "half"}
+    pd.testing.assert_frame_equal(after[after["variant"] == "base"].reset_index(drop=True), before)
+    table = (one / "tables" / "ablation.md").read_text(encoding="utf-8")
+    assert "| early (teacher teacher-early) |" in table and "| no\\_fi (gamma 1) |" in table
 
 
 @pytest.mark.slow
@@ -84,12 +113,14 @@ def test_the_whole_workflow_twice(fresh: Path) -> None:  # noqa: F811
     # Every artifact says where it comes from, and a second call finds nothing to do.
     records = [json.loads(path.read_text(encoding="utf-8")) for path in one.rglob("*provenance.json")]
     assert {record["stage"] for record in records} == {
-        "texts", "data", "base", "negatives", "teacher", "teacher-scores", "pretext", "train", "evaluate", "collect", "comparison", "runtime", "table",
+        "texts", "data", "base", "negatives", "teacher", "teacher-scores", "pretext", "train", "evaluate", "collect", "comparison", "ablations", "runtime", "table",
         "figure", "report", "notebook",
     }  # fmt: skip
     again = run(fresh, "-C", "results=one")
     assert again.returncode == 0
     assert "Nothing to be done" in again.stdout + again.stderr
+
+    study(fresh, one)
 
     # Tuning: two trials a method, of which one is the run that is there; the best on development data is adopted.
     done = run(fresh, "-C", "results=one", target="tune")
