@@ -102,8 +102,10 @@ def run_and_reference(tmp_path: Path):
     """A made-up run, and a copy kept of it as a reference."""
     config = make(tmp_path)
     extras(config)
-    Paths.of(config).card_md.write_text("card")
-    shutil.rmtree(Paths.of(config).trials.parent)
+    paths = Paths.of(config)
+    for copied in (paths.card_md, paths.ablations, paths.trainings, paths.curves, paths.runtime):
+        copied.write_text("copied, not read")
+    shutil.rmtree(paths.trials.parent)
     keep(config, tmp_path / "kept")
     return config, tmp_path / "kept"
 
