@@ -73,7 +73,7 @@ def test_the_whole_workflow_twice(fresh: Path) -> None:  # noqa: F811
         for ext in ("csv", "md", "tex", "html"):
             table = (one / "tables" / f"{name}.{ext}").read_bytes()
             assert table == (two / "tables" / f"{name}.{ext}").read_bytes()
-            assert "d2llm" in table.decode().lower()
+            assert "d2llm" in table.decode().lower() or name == "ablation"  # this run has no variant
     # No two measurements take the same time, so what shows times is never the same twice.
     timed = {figure for figure, files in catalogue.FIGURES.items() if "runtime" in files}
     assert timed == {"runtime", "latency"}
