@@ -69,11 +69,9 @@ class ModelsSettings(Section):
 
     def of(self, name: str) -> BaseSettings:
         """The settings of a base model by name. Raises ConfigError."""
-        if name in self.names() and name not in self.others:
-            return getattr(self, name)
-        if name in self.others:
-            return self.others[name]
-        raise ConfigError(f"models: no base model named {name!r}; known: {', '.join(self.names())}")
+        if name not in self.names():
+            raise ConfigError(f"models: no base model named {name!r}; known: {', '.join(self.names())}")
+        return self.others[name] if name in self.others else getattr(self, name)
 
     def names(self) -> list[str]:
         """All base models: the three, then others."""
@@ -204,16 +202,6 @@ class Config(Section):
     tuning: TuningSettings = TuningSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 
-    @model_validator(mode="after")
-    def _seeds_pair(self) -> "Config":
-        """Variants are compared with the method itself seed by seed, and a seed twice is no second training."""
-        for name, seeds in (("seeds", self.seeds), ("variant_seeds", self.variant_seeds or [])):
-            if len(set(seeds)) < len(seeds):
-                raise ValueError(f"{name} without repetition")
-        if not set(self.seeds_of_variants()) <= set(self.seeds):
-            raise ValueError(f"variant_seeds among seeds ({', '.join(map(str, self.seeds))})")
-        return self
-
     def runs(self) -> list[Run]:
         """Every training, in the order tables show them: the methods, then sweeps and variants that are none of them."""
         found = [Run(method, "base", seed) for method in self.methods for seed in self.seeds]
@@ -262,7 +250,7 @@ class Config(Section):
             return None
         return "base" if own == find(method).pretext_recipe(self.recipe(method)) else variant
 
-    def teacher_of(self, name: str) -> TeacherSettings:
+    def teacher_of(self, name: str, origin: Callable[[Key], str] = lambda key: "config") -> TeacherSettings:
         """The settings of a teacher by name. Raises ConfigError."""
         if name == "teacher":
             return self.teacher
@@ -272,9 +260,12 @@ class Config(Section):
         # All teachers are asked alike, by as many jobs: scores of different ones differ by what they learnt.
         fixed = sorted({"symmetric", "asymmetric", "shards"} & set(self.teachers[name]))
         if fixed:
-            raise ConfigError(f"teachers.{name}.{fixed[0]}: the same for all teachers; change teacher.{fixed[0]}")
+            where = origin(("teachers", name, fixed[0]))
+            raise ConfigError(
+                f"{where}: teachers.{name}.{fixed[0]}: the same for all teachers; change teacher.{fixed[0]}"
+            )
         changed = merged(self.teacher.model_dump(mode="json"), self.teachers[name])
-        return validate(TeacherSettings, changed, lambda key: "config", ("teachers", name))
+        return validate(TeacherSettings, changed, origin, ("teachers", name))
 
     def evaluations(self) -> list[Run]:
         """Every evaluation: the runs, and the reference rows once."""
@@ -358,10 +349,21 @@ def load(files: Iterable[str | Path], overrides: Mapping[str, Any] | None = None
         return layers[-1][0] if layers else "config"
 
     config = validate(Config, values, origin)
+    check_seeds(config, origin)
     check_methods(config, origin)
     check_sweeps(config, origin)
     check_grids(config, origin)
     return config
+
+
+def check_seeds(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse a seed twice, which is no second training, and variants' seeds that the method they are compared with lacks."""
+    for name, seeds in (("seeds", config.seeds), ("variant_seeds", config.seeds_of_variants())):
+        if len(set(seeds)) < len(seeds):
+            raise ConfigError(f"{origin((name,))}: {name}: expected each seed once; found {show(seeds)}")
+    if not set(config.seeds_of_variants()) <= set(config.seeds):
+        found = f"expected some of seeds {show(config.seeds)}; found {show(config.variant_seeds)}"
+        raise ConfigError(f"{origin(('variant_seeds',))}: variant_seeds: {found}")
 
 
 def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
@@ -390,8 +392,8 @@ def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
         found_recipe = validate(recipe, config.overrides(method, variant), origin, prefix)
         check_parts(config, find(method).kind, found_recipe, origin, prefix)
         if section == "methods":
-            for key in ("base", "teacher"):
-                if getattr(found_recipe, key, None) not in (None, "teacher"):
+            for key, usual in (("base", None), ("teacher", "teacher")):
+                if getattr(found_recipe, key, usual) != usual:
                     raise ConfigError(
                         f"{origin((*prefix, key))}: {dotted((*prefix, key))}: for variants only; methods share theirs"
                     )
@@ -402,7 +404,7 @@ def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
                 f"method {name}: it has a pretext stage, and no pretext_keys to say which keys of its recipe decide it"
             )
     for name in config.teachers:
-        config.teacher_of(name)
+        config.teacher_of(name, origin)
     taken = sorted({"teacher", "decoder", "encoder", "pretext"} & set(config.models.others))
     if taken:
         raise ConfigError(f"{origin(('models', 'others', taken[0]))}: models.others.{taken[0]}: this name is taken")

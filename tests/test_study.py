@@ -65,8 +65,9 @@ def test_variants_have_seeds_of_their_own(tmp_path: Path) -> None:
         ({"models": {"others": {"pretext": BASE}}}, "models.others.pretext: this name is taken"),
         ({"teachers": {"teacher-weak": {"shards": 3}}}, "teachers.teacher-weak.shards: the same for all teachers"),
         ({"teachers": {"teacher-weak": {}}, "methods": {"d2llm": {"teacher": "teacher-weak"}}}, "methods.d2llm.teacher: for variants only"),
-        ({"seeds": [1, 1]}, "seeds without repetition"),
-        ({"seeds": [1, 2], "variant_seeds": [3]}, "variant_seeds among seeds (1, 2)"),
+        ({"methods": {"d2llm": {"base": "teacher"}}}, "methods.d2llm.base: for variants only"),
+        ({"seeds": [1, 1]}, "seeds: expected each seed once; found [1, 1]"),
+        ({"seeds": [1, 2], "variant_seeds": [3]}, "variant_seeds: expected some of seeds [1, 2]"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_with_its_key(tmp_path: Path, changes: dict, message: str) -> None:
