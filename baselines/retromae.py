@@ -110,7 +110,7 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
     student.train()
 
     def loss(members: list[int]) -> dict[str, Tensor]:
-        ids, mask = student.pad([rows[index] for index in members])
+        ids, mask = backbone.pad([rows[index] for index in members])
         return autoencoding_loss(backbone, head, decoder, ids, mask, stage, generator)
 
     with backbone.all_trainable():

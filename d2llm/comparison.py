@@ -56,7 +56,8 @@ def run(config: Config) -> None:
     where = {"variant": "base", "method": list(config.methods)}
     predictions = read_predictions(paths.predictions, _PREDICTIONS, where)
     tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
-    count = max(settings.resamples, least(len(config.methods) - 1, tasks, settings.level))
+    columns = len(tasks) + int((tasks.groupby("group").size() > 1).sum())
+    count = max(settings.resamples, least((len(config.methods) - 1) * columns, settings.level))
     found = compare(predictions, tasks, list(config.methods), count, settings.level, settings.seed)
     check(found, scores)
     with atomic(paths.comparisons) as temporary:
@@ -80,7 +81,7 @@ def run_ablations(config: Config) -> None:
     tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
     seeds = config.seeds_of_variants()
     judged = judged_columns(tasks)
-    count = max(settings.resamples, math.ceil(1.1 * 2 * len(variants) * len(judged) / (1 - settings.level)))
+    count = max(settings.resamples, least(len(variants) * len(judged), settings.level))
     found = pd.DataFrame(columns=list(COLUMNS))
     if variants and seeds:
         where = {"method": SUBJECT, "seed": seeds, "variant": [*variants, "base"]}
@@ -103,10 +104,9 @@ def judged_columns(tasks: pd.DataFrame) -> list[tuple[str, str]]:
     return found
 
 
-def least(baselines: int, tasks: pd.DataFrame, level: float) -> int:
-    """Resamples below which not even the clearest of the corrected differences could be significant; a tenth to spare."""
-    rows = baselines * (len(tasks) + int((tasks.groupby("group").size() > 1).sum()))
-    return math.ceil(1.1 * 2 * rows / (1 - level))
+def least(differences: int, level: float) -> int:
+    """Resamples below which not even the clearest of so many corrected differences could be significant; a tenth to spare."""
+    return math.ceil(1.1 * 2 * differences / (1 - level))
 
 
 def compare(

@@ -31,7 +31,7 @@ class ContrastiveMethod(Method):
         positives, hard = matrix.split([size, size * count], dim=1)
         hard = hard.view(size, size, count)
         own = torch.arange(size, device=q.device)
-        far, far_mask = _of_others(hard, mask, batch)
+        far, far_mask = of_others(hard, mask, batch)
         loss = info_nce(
             positives.diagonal(),
             hard[own, own],
@@ -63,13 +63,7 @@ def allowed_positives(batch: Batch, device: Any = None) -> Tensor:
     return torch.tensor(batch.others(batch.positives), device=device).view(len(batch), len(batch))
 
 
-def other_negatives(scorer: Any, q: Tensor, n: Tensor, mask: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits and mask (B, (B−1)·K) of every query with the hard negatives of the *other* queries."""
-    size, count = n.shape[:2]
-    return _of_others(scorer.matrix(q, n.flatten(0, 1), batch.mode).view(size, size, count), mask, batch)
-
-
-def _of_others(logits: Tensor, mask: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def of_others(logits: Tensor, mask: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Of logits (B, B, K), query by owner by negative, what belongs to other owners, as (B, (B−1)·K), with its mask."""
     import torch
 

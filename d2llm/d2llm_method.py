@@ -126,13 +126,10 @@ class D2LLM(Method):
         import torch
 
         from d2llm import losses
-        from d2llm.contrast import allowed_positives, other_negatives, use_negatives
+        from d2llm.contrast import allowed_positives, of_others, use_negatives
 
         q, p, n, mask = use_negatives(embedded, batch, recipe)
         scorer, mode, (size, count) = student.scorer, batch.mode, n.shape[:2]
-        candidates = torch.cat([p[:, None], n], dim=1).flatten(0, 1)
-        queries = q.repeat_interleave(1 + count, dim=0)
-        logits = scorer.pairs(queries, candidates, mode).view(size, 1 + count)
         full = torch.cat([torch.ones(size, 1, dtype=torch.bool, device=mask.device), mask], dim=1)
 
         teacher = None if batch.teacher is None else batch.teacher.to(q.device)
@@ -148,16 +145,26 @@ class D2LLM(Method):
         imitated, joint = recipe.ci_weighting == "teacher", recipe.in_batch == "joint"
         separate = recipe.in_batch == "separate" and recipe.in_batch_weight > 0
         in_batch = joint or separate
-        matrix = allowed = None
+        own = torch.arange(size, device=q.device)
+        candidates = torch.cat([p[:, None], n], dim=1).flatten(0, 1)
+        queries = q.repeat_interleave(1 + count, dim=0)
+        matrix = allowed = others = others_mask = None
         if in_batch or recipe.passage_to_query > 0:
-            matrix = scorer.matrix(q, p, mode)
             allowed = allowed_positives(batch, q.device)
-        others = others_mask = None
-        if in_batch:
-            others, others_mask = losses.off_diagonal(matrix), losses.off_diagonal(allowed)
-            if recipe.in_batch_passages == "all" and count:
-                far, far_mask = other_negatives(scorer, q, n, mask, batch)
-                others, others_mask = torch.cat([others, far], dim=1), torch.cat([others_mask, far_mask], dim=1)
+        if in_batch and recipe.in_batch_passages == "all":
+            # Own pairs are among all pairs: each is scored once.
+            matrix, hard = scorer.matrix(q, torch.cat([p, n.flatten(0, 1)]), mode).split([size, size * count], dim=1)
+            hard = hard.view(size, size, count)
+            logits = torch.cat([matrix.diagonal()[:, None], hard[own, own]], dim=1)
+            far, far_mask = of_others(hard, mask, batch)
+            others = torch.cat([losses.off_diagonal(matrix), far], dim=1)
+            others_mask = torch.cat([losses.off_diagonal(allowed), far_mask], dim=1)
+        else:
+            logits = scorer.pairs(queries, candidates, mode).view(size, 1 + count)
+            if allowed is not None:
+                matrix = scorer.matrix(q, p, mode)
+            if in_batch:
+                others, others_mask = losses.off_diagonal(matrix), losses.off_diagonal(allowed)
 
         def easy() -> Tensor:
             index = teacher.easy_index

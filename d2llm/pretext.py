@@ -49,7 +49,7 @@ def run(config: Config, method: str, variant: str) -> None:
         )  # fmt: skip
         chosen.pretext(student, texts["text"].tolist(), recipe, context)
         student.backbone.save(folder)
-        write_json(folder / "summary.json", {"method": method, "seconds": round(time.perf_counter() - started, 1)})
+        write_json(folder / "summary.json", {"method": method, "seconds": round(time.perf_counter() - started, 2)})
 
 
 def thinned(write: Callable[[dict[str, Any]], None], every: int = LOG_EVERY) -> Callable[[dict[str, Any]], None]:

@@ -7,6 +7,7 @@ billions of words teach a real checkpoint; they are given to every method's base
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from d2llm.artifacts import append_jsonl, atomic, read_frame, write_json
 from d2llm.data.lexicon import SLOTS, lexicon
 from d2llm.errors import ConfigError
 from d2llm.logs import get_logger, progress
-from d2llm.models.student import split_by_length
+from d2llm.models.backbone import Backbone, head_of
 from d2llm.models.tokens import token_ids
 from d2llm.models.vocabulary import build_tokenizer
 from d2llm.optimization import groups, optimizer, schedule, step
@@ -169,14 +170,6 @@ class SlotReader(nn.Module):
         return loss, right
 
 
-def pad(rows: list[list[int]], value: int) -> tuple[Tensor, Tensor]:
-    """Right-padded ids (n, longest) and their mask."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [value] * (longest - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    return ids, mask
-
-
 def pooled_states(hidden: Tensor, mask: Tensor, kind: str) -> Tensor:
     """(n, t, d) -> (n, d): one of the poolings the methods use, so that pre-training favours none of them."""
     if kind == "cls":
@@ -227,6 +220,7 @@ def pretrain(
     apart = [wrap(ids) for ids in token_ids(tokenizer, frame["distractor"])]
     poolings = ("cls", "mean") if encoder else ("mean", "weighted", "last")
     network.train()
+    body, head = Backbone(network.base_model, tokenizer, "encoder" if encoder else "decoder"), head_of(network)
     made = optimizer(
         groups([*network.named_parameters(), *reader.named_parameters()], settings.learning_rate, 0.01), (0.9, 0.98)
     )
@@ -239,7 +233,7 @@ def pretrain(
         rows = order.integers(0, len(texts), half)
         sequences = [*(texts[i] for i in rows), *(again[i] for i in rows), *(apart[i] for i in rows)]
         pooling = poolings[number % len(poolings)]
-        pooled, language = _pooled(network, sequences, tokenizer, pooling, settings.language_weight > 0, generator)
+        pooled, language = _pooled(body, head, sequences, pooling, settings.language_weight > 0, generator)
         slots, right = reader(pooled[: 2 * half], wanted[np.concatenate([rows, rows])])
         unit = F.normalize(pooled, dim=-1)
         alike = unit[:half] @ unit[half:].T / PARAPHRASE_TEMPERATURE
@@ -258,37 +252,28 @@ def pretrain(
 
 
 def _pooled(
-    network: PreTrainedModel,
+    body: Backbone,
+    head: Callable[[Tensor], Tensor],
     sequences: list[list[int]],
-    tokenizer: PreTrainedTokenizerFast,
     pooling: str,
     language: bool,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Pooled states (n, d) in the given order, and the language-model loss over a quarter of the sequences.
-
-    Sequences run in passes of like length; a decoder needs no mask, as causality hides the padding on the right.
-    """
-    encoder = network.config.model_type == "bert"
+    """Pooled states (n, d) in the given order, and the language-model loss over a quarter of the sequences, by its head."""
+    # Those of equal length side by side, which is how they run fastest.
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    ends = split_by_length([len(sequences[i]) for i in order])
-    parts, losses, asked = [], [], 0
-    for start, end in zip([0, *ends], ends, strict=False):
-        ids, mask = pad([sequences[i] for i in order[start:end]], tokenizer.pad_token_id)
-        states = network.base_model(input_ids=ids, attention_mask=mask if encoder else None).last_hidden_state
-        parts.append(pooled_states(states, mask, pooling))
-        if not language:
-            continue
-        if encoder:
-            hidden, labels = mask_tokens(ids[::4], mask[::4], tokenizer, 0.3, generator)
-            read = network.base_model(input_ids=hidden, attention_mask=mask[::4]).last_hidden_state
-        else:
-            read, labels = states[::4, :-1], ids[::4, 1:].masked_fill(mask[::4, 1:] == 0, -100)
-        place = labels != -100
-        head = network.cls if encoder else network.lm_head
-        losses.append(F.cross_entropy(head(read[place]), labels[place], reduction="sum"))
-        asked += int(place.sum())
+    ordered = [tuple(sequences[i]) for i in order]
+    states, mask = body.states(ordered)
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))
-    loss = torch.stack(losses).sum() / max(1, asked) if losses else torch.zeros(())
-    return torch.cat(parts)[back], loss
+    pooled = pooled_states(states, mask, pooling)[back]
+    if not language:
+        return pooled, torch.zeros(())
+    ids, mask = body.pad(ordered[::4])
+    if body.kind == "encoder":
+        masked, labels = mask_tokens(ids, mask, body.tokenizer, 0.3, generator)
+        read, _ = body.states([tuple(row[:size].tolist()) for row, size in zip(masked, mask.sum(1), strict=True)])
+    else:
+        read, labels = states[::4, : ids.shape[1] - 1], ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
+    place = labels != -100
+    return pooled, F.cross_entropy(head(read[place]), labels[place])

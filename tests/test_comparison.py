@@ -230,7 +230,7 @@ def test_there_are_always_enough_resamples_to_find_something(finished: Config) -
     comparison.run(few)
     found = read_csv(Paths.of(few).comparisons, comparison.COLUMNS)
     assert (found["p_holm"] < 0.05).any()
-    assert comparison.least(2, TASKS, 0.95) == 440  # 2 · 10 rows / 0.05, and a tenth
+    assert comparison.least(20, 0.95) == 880  # 2 · 20 differences / 0.05, and a tenth
 
 
 def test_without_the_subject_there_is_nothing_to_compare(tmp_path: Path) -> None:

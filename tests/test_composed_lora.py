@@ -8,6 +8,7 @@ from peft.tuners.lora.layer import Linear
 from tiny import backbone
 
 from d2llm.methods import Tuning
+from d2llm.models import composed_lora
 from d2llm.models.composed_lora import ComposedLinear
 
 
@@ -32,7 +33,7 @@ def test_outputs_and_gradients_are_pefts(monkeypatch: pytest.MonkeyPatch) -> Non
         made = tuned(rank=16)
         if name == "peft":
             monkeypatch.setattr(ComposedLinear, "forward", Linear.forward)
-        assert all((layer._composable(torch.zeros(1, 32)) == "default") for layer in layers(made))
+        assert all((layer._composable(torch.zeros(45, 32)) == "default") for layer in layers(made))
         states = made(ids, mask)
         # Not the squares: the last layer norm keeps their sum.
         (states * weights).sum().backward()
@@ -46,12 +47,32 @@ def test_outputs_and_gradients_are_pefts(monkeypatch: pytest.MonkeyPatch) -> Non
         torch.testing.assert_close(ours[key], theirs[key], rtol=1e-3, atol=1e-5 * largest)
 
 
-def test_it_steps_aside_where_it_does_not_pay_or_does_not_fit() -> None:
-    x = torch.zeros(1, 32)
-    assert layers(tuned(rank=1))[0]._composable(x) is None  # narrow products are cheaper
+def test_it_steps_aside_where_it_does_not_pay_or_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(40, 32)
+    first = layers(tuned(rank=16))[0]
+    assert first._composable(x) == "default"
+    assert first._composable(x[:16]) is None  # 16 tokens spare as much as composing a matrix of 32 by 32 costs
+    assert first._composable(x.double()) is None
+    first.base_layer.weight.requires_grad_(True)
+    assert first._composable(x) is None  # peft's own way gives that a gradient
     assert layers(tuned(rank=16, dropout=0.1))[0]._composable(x) is None
     layer = layers(tuned(rank=16, dropout=0.1).eval())[0]
     assert layer._composable(x) == "default"  # dropout rests
+    monkeypatch.setattr(composed_lora, "LARGEST", 1000)
+    assert layer._composable(x) is None  # the graph would keep a copy of a large matrix
+    monkeypatch.undo()
     layer.enable_adapters(False)
     assert layer._composable(x) is None
     assert torch.equal(layer(x), layer.base_layer(x))
+
+
+def test_gradients_by_finite_differences() -> None:
+    torch.manual_seed(0)
+    x, weight, bias, down, up = (
+        torch.randn(*shape, dtype=torch.float64) for shape in ((2, 3, 5), (4, 5), (4,), (2, 5), (4, 2))
+    )
+    for value in (x, down, up):
+        value.requires_grad_(True)
+    assert torch.autograd.gradcheck(
+        lambda x, a, b: composed_lora._Composed.apply(x, weight, bias, a, b, 0.7), (x, down, up)
+    )

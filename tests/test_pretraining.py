@@ -23,6 +23,7 @@ from d2llm.data import build
 from d2llm.data.lexicon import SLOTS, lexicon
 from d2llm.data.surface import FUNCTION_WORDS
 from d2llm.errors import ConfigError
+from d2llm.models.backbone import Backbone, head_of
 from d2llm.models.vocabulary import build_tokenizer
 from d2llm.paths import Paths
 from d2llm.prompts import prompts
@@ -127,8 +128,9 @@ def test_pooled_texts_keep_their_order_whatever_their_neighbours(encoder: bool, 
     rng = np.random.default_rng(2)
     sequences = [rng.integers(6, len(tokenizer), n).tolist() for n in (5, 40, 2, 5, 17, 1, 40, 9, 3, 22, 2)]
     with torch.no_grad():
+        body = Backbone(network.base_model, tokenizer, "encoder" if encoder else "decoder")
         found, loss = pretraining._pooled(
-            network, sequences, tokenizer, pooling, not encoder, torch.Generator().manual_seed(0)
+            body, head_of(network), sequences, pooling, not encoder, torch.Generator().manual_seed(0)
         )
         for vector, ids in zip(found, sequences, strict=True):
             states = network.base_model(input_ids=torch.tensor([ids])).last_hidden_state
@@ -149,7 +151,8 @@ def test_the_language_loss_of_a_decoder_is_that_of_a_quarter_of_its_texts() -> N
         np.random.default_rng(n).integers(6, len(tokenizer), n).tolist() for n in (6, 4, 9, 5, 7, 8, 3, 10)
     ]  # one pass
     with torch.no_grad():
-        _, loss = pretraining._pooled(network, sequences, tokenizer, "mean", True, torch.Generator())
+        body = Backbone(network.base_model, tokenizer, "decoder")
+        _, loss = pretraining._pooled(body, head_of(network), sequences, "mean", True, torch.Generator())
         values = []
         for ids in sorted(sequences, key=len)[::4]:
             logits = network(input_ids=torch.tensor([ids])).logits[0]

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
+from d2llm.models.packing import layout, packs, padding_mask
 from d2llm.models.tokens import token_ids
 
 Kind = Literal["decoder", "encoder"]
+Side = Literal["right", "left"]
 # Texts remembered by `tokenize`; beyond it texts are tokenised anew, so that memory stays bounded on large data.
 CACHED_TEXTS = 400_000
 
@@ -38,6 +40,7 @@ class Backbone(nn.Module):
         self._cache: dict[str, tuple[int, ...]] = {}
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._trained_rows: Tensor | None = None
+        self.packs = packs(model)
 
     # -------------------------------------------------------------------------------------------------- load and save
     @classmethod
@@ -162,6 +165,37 @@ class Backbone(nn.Module):
                 options["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             options["use_cache"] = False
         return self.model(input_ids=input_ids, **options).last_hidden_state
+
+    def pad(self, rows: list[tuple[int, ...]], padding: Side = "right") -> tuple[Tensor, Tensor]:
+        """Ids (n, t) and mask (n, t), int64, of token id rows, padded to the longest on one side."""
+        device = next(self.model.parameters()).device
+        mask = padding_mask([len(row) for row in rows], padding)
+        ids = torch.full_like(mask, self.pad_id)
+        ids[mask.bool()] = torch.tensor([token for row in rows for token in row])
+        return ids.to(device), mask.to(device)
+
+    def states(self, rows: list[tuple[int, ...]], padding: Side = "right") -> tuple[Tensor, Tensor]:
+        """Last hidden states (n, t, d) and mask (n, t) of token id rows in one pass; fastest when sorted by length.
+
+        Where the mask is 0 a state may hold anything. Without padding where that is possible (`packing`).
+        """
+        if not self.packs or next(self.model.parameters()).device.type != "cpu":
+            ids, mask = self.pad(rows, padding)
+            return self(ids, mask), mask
+        lengths = [len(row) for row in rows]
+        groups, positions = layout(lengths)
+        found = self.model(
+            input_ids=torch.tensor([token for row in rows for token in row])[None],
+            position_ids=positions,
+            # Four dimensions: taken as it is, so that no mask is made; the packed attention reads none.
+            attention_mask=torch.ones(1, 1, 1, 1),
+            packed_groups=groups,
+            **({"use_cache": False} if self.kind == "decoder" else {}),
+        ).last_hidden_state[0]
+        mask = padding_mask(lengths, padding)
+        # Copied to their places: the gradient of that is a plain selection.
+        states = found.new_zeros(mask.numel(), found.shape[1])
+        return states.index_copy(0, mask.flatten().nonzero()[:, 0], found).view(*mask.shape, -1), mask
 
     def hidden(self, input_ids: Tensor, visible: Tensor, position_ids: Tensor) -> Tensor:
         """Last hidden states (n, t, d) under a free attention pattern: visible (n, t, t) bool, row sees column."""

@@ -1,4 +1,4 @@
-"""peft's LoRA layer with the product of its two matrices formed first, where that is cheaper: small layers, not so low ranks.
+"""peft's LoRA layer with the product of its two matrices formed first, where that is cheaper: small layers, many tokens.
 
 Same parameters, same function, up to rounding; only the order of the multiplications differs.
 """
@@ -7,40 +7,66 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear
 from torch import Tensor
 
-# How much slower a narrow product runs, per multiplication, than a square one (measured on CPU at width 128, rank 16).
-NARROW = 2.0
+# Entries of the largest matrix that is composed: the graph keeps a copy of each, which large models have no room for.
+LARGEST = 1 << 20
 
 
 class ComposedLinear(Linear):
     """x·(W + s·BA)ᵀ + b in one product, instead of x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ in three, while training on the CPU.
 
-    Composing adds the gradient of the full matrix (T·n·m multiplications for T tokens, n inputs, m outputs) and saves
-    the narrow products (3·T·r·(n + m)), so it pays for n·m < 3·NARROW·r·(n + m). Whatever is special (dropout, several
-    or merged or disabled adapters, other LoRA variants) goes peft's own way.
+    For T tokens, n inputs, m outputs and rank r, composing costs r·n·m multiplications and spares T·r·(n + m), so it pays
+    for T > n·m / (n + m). Whatever is special (dropout, several or merged or disabled adapters, other LoRA variants) goes
+    peft's own way.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name = self._composable(x)
         if name is None or args or kwargs:
             return super().forward(x, *args, **kwargs)
-        product = self.lora_B[name].weight @ self.lora_A[name].weight
-        return F.linear(x, self.base_layer.weight + self.scaling[name] * product, self.base_layer.bias)
+        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        return _Composed.apply(x, self.base_layer.weight, self.base_layer.bias, down, up, self.scaling[name])
 
     def _composable(self, x: Tensor) -> str | None:
         """The one adapter that can be composed, or None."""
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1 or x.device.type != "cpu":
             return None
-        name = self.active_adapters[0]
+        name, base = self.active_adapters[0], self.base_layer
         if name not in self.lora_A or name in self.lora_variant or self.fan_in_fan_out or self.lora_bias.get(name):
             return None
         if self.training and getattr(self.lora_dropout[name], "p", 0.0) > 0:
             return None
-        weight, rank = self.base_layer.weight, self.r[name]
-        if weight.dtype != self.lora_A[name].weight.dtype or weight.dtype != x.dtype:
+        kinds = {base.weight.dtype, self.lora_A[name].weight.dtype, x.dtype}
+        trained = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
+        if len(kinds) > 1 or trained or torch.is_autocast_enabled("cpu"):
             return None
-        outputs, inputs = weight.shape
-        return name if outputs * inputs < 3 * NARROW * rank * (outputs + inputs) else None
+        outputs, inputs = base.weight.shape
+        pays = x.numel() // inputs * (outputs + inputs) > outputs * inputs
+        return name if pays and outputs * inputs <= LARGEST else None
+
+
+class _Composed(torch.autograd.Function):
+    """The layer, with the gradients of its two adapter matrices by narrow products; W and b are constants."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        whole = torch.addmm(weight, up, down, alpha=scale)
+        ctx.save_for_backward(x, whole, down, up)
+        ctx.scale = scale
+        return F.linear(x, whole, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, whole, down, up = ctx.saved_tensors
+        to_x = gradient @ whole if ctx.needs_input_grad[0] else None
+        flat, rows = gradient.flatten(0, -2), x.flatten(0, -2)
+        scaled = flat @ up * ctx.scale
+        to_down = scaled.T @ rows if ctx.needs_input_grad[3] else None
+        to_up = flat.T @ (rows @ down.T) * ctx.scale if ctx.needs_input_grad[4] else None
+        return to_x, None, None, to_down, to_up, None

@@ -111,21 +111,10 @@ class Student(nn.Module):
         for key, form in self.formats.items():
             self.formats[key] = replace(form, max_length=min(tokens, form.max_length))
 
-    def pad(self, rows: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-        """Ids (n, t) and mask (n, t), int64, padded to the longest row on the method's side."""
-        longest = max(len(row) for row in rows)
-        ids = np.full((len(rows), longest), self.backbone.pad_id, dtype=np.int64)
-        mask = np.zeros((len(rows), longest), dtype=np.int64)
-        for index, row in enumerate(rows):
-            place = slice(0, len(row)) if self.padding == "right" else slice(longest - len(row), longest)
-            ids[index, place] = row
-            mask[index, place] = 1
-        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
-
     def pool(self, rows: list[tuple[int, ...]]) -> Tensor:
         """Embeddings (n, d) of token id rows in one forward pass."""
-        ids, mask = self.pad(rows)
-        vectors = self.pooling(self.backbone(ids, mask), mask)
+        states, mask = self.backbone.states(rows, self.padding)
+        vectors = self.pooling(states, mask)
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def embed_ids(self, rows: list[tuple[int, ...]]) -> Tensor:
@@ -133,7 +122,8 @@ class Student(nn.Module):
         if not rows:
             return torch.zeros(0, self.backbone.hidden_size, device=self.device)
         unique = sorted(dict.fromkeys(rows), key=len)
-        ends = split_by_length([len(row) for row in unique])
+        lengths = [len(row) for row in unique]
+        ends = [len(unique)] if self.backbone.packs else split_by_length(lengths)
         parts = [self.pool(unique[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
         place = {row: index for index, row in enumerate(unique)}
         index = torch.tensor([place[row] for row in rows], device=self.device)
