@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from d2llm.data.settings import DataSettings
 from d2llm.errors import ConfigError
 from d2llm.evaluation.settings import EvaluationSettings, RuntimeSettings
+from d2llm.methods import Tuning
 from d2llm.prompts import ASYMMETRIC_ZH, SYMMETRIC_ZH
 from d2llm.section import Section
 from d2llm.validation import Key, at, dotted, show, validate
@@ -58,16 +59,60 @@ class BaseSettings(Section):
     seed: Count = 1
 
 
+class CheckpointSettings(Section):
+    """A base checkpoint that exists already: on a hub, in a folder, in a GGUF file, or in an installed Python package."""
+
+    # "org/name" on the hub; "./folder", "../folder" or "/folder"; a file that ends in .gguf; "package:module/path inside it".
+    source: Annotated[str, Field(min_length=1)]
+    # Of the hub: a branch, a tag or, best, a commit.
+    revision: str | None = None
+    # How many of its lowest layers are kept; null: all.
+    layers: Positive | None = None
+    # Whether Python code that comes with the checkpoint may run.
+    trust_remote_code: bool = False
+
+    @property
+    def grown_from(self) -> None:
+        """Nothing: it was trained elsewhere."""
+        return None
+
+    @property
+    def origin(self) -> Literal["hub", "package", "local"]:
+        """Where it lies."""
+        if self.source.startswith("package:"):
+            return "package"
+        return "local" if self.source.startswith((".", "/", "~")) or self.source.endswith(".gguf") else "hub"
+
+    @model_validator(mode="after")
+    def _fits(self) -> "CheckpointSettings":
+        if self.origin == "hub" and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.source):
+            raise ValueError(
+                f"source as org/name on the hub, or ./folder, or package:module/path, found {self.source!r}"
+            )
+        if self.revision is not None and self.origin != "hub":
+            raise ValueError("revision for a source on the hub only")
+        return self
+
+
+# A base model: what a checkpoint lacks in `source`, it is made with.
+Base = Annotated[
+    Annotated[BaseSettings, Tag("made")] | Annotated[CheckpointSettings, Tag("checkpoint")],
+    Discriminator(
+        lambda value: "checkpoint" if "source" in (value if isinstance(value, dict) else vars(value)) else "made"
+    ),
+]
+
+
 class ModelsSettings(Section):
-    """The three base checkpoints."""
+    """The three base checkpoints, each made in the pipeline or taken from elsewhere."""
 
-    teacher: BaseSettings = BaseSettings(layers=4, grown_from="decoder", steps=0)
-    decoder: BaseSettings = BaseSettings()
-    encoder: BaseSettings = BaseSettings()
+    teacher: Base = BaseSettings(layers=4, grown_from="decoder", steps=0)
+    decoder: Base = BaseSettings()
+    encoder: Base = BaseSettings()
     # More decoders, for variants that start from another (`settings: {base: NAME}`).
-    others: dict[Name, BaseSettings] = {}
+    others: dict[Name, Base] = {}
 
-    def of(self, name: str) -> BaseSettings:
+    def of(self, name: str) -> BaseSettings | CheckpointSettings:
         """The settings of a base model by name. Raises ConfigError."""
         if name not in self.names():
             raise ConfigError(f"models: no base model named {name!r}; known: {', '.join(self.names())}")
@@ -102,7 +147,9 @@ class TeacherSettings(Section):
     symmetric: PromptSettings = PromptSettings(template=SYMMETRIC_ZH, yes="是", no="不是")
     asymmetric: PromptSettings = PromptSettings(template=ASYMMETRIC_ZH, yes="能", no="不能")
     max_length: Positive = 500
-    steps: Positive = 3000
+    # What of it trains: all of it, or LoRA adapters; steps 0: nothing, it answers as it is.
+    tuning: Tuning = Tuning()
+    steps: Count = 3000
     batch_pairs: Positive = 48
     learning_rate: PositiveNumber = 1.5e-3
     warmup: Share = 0.05
@@ -122,6 +169,10 @@ class TrainingSettings(Section):
     batch_size: Positive = 32
     pack: Annotated[int, Field(ge=2)] = 4
     max_length: Positive = 250
+    # Of forward and backward passes; weights and optimiser stay in float32. float16 needs a GPU.
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    # Texts embedded at a time where a batch does not fit into memory; null: all, or as many as fit once memory has run out.
+    texts_at_once: Positive | None = None
     log_every: Positive = 20
     dev_every: Count = 200
     dev_sample: Positive = 200
@@ -325,7 +376,8 @@ class Config(Section):
     @property
     def offline(self) -> bool:
         """Whether nothing this config needs comes from a hub."""
-        return self.data.source == "world"
+        bases = [self.models.of(name) for name in self.models.names()]
+        return not any(isinstance(base, CheckpointSettings) and base.origin == "hub" for base in bases)
 
 
 def load(files: Iterable[str | Path], overrides: Mapping[str, Any] | None = None) -> Config:
@@ -353,6 +405,7 @@ def load(files: Iterable[str | Path], overrides: Mapping[str, Any] | None = None
     check_methods(config, origin)
     check_sweeps(config, origin)
     check_grids(config, origin)
+    check_files(config, origin)
     return config
 
 
@@ -472,6 +525,22 @@ def check_grids(config: Config, origin: Callable[[Key], str]) -> None:
         raise ConfigError(
             f"{origin(('tuning', 'grids'))}: tuning.grids: every method needs as many trials as the others; found {found}"
         )
+
+
+def check_files(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse an evaluation set of files without a split that is read: the one evaluated, and dev, by which trainings are watched."""
+    if config.data.source != "files":
+        return
+    wanted = {config.evaluation.split: "evaluation.split"}
+    if config.training.dev_every:
+        wanted.setdefault("dev", "training.dev_every")
+    if config.tuning.grids:
+        wanted.setdefault("dev", "tuning.grids")
+    for name, task in config.data.files.tasks.items():
+        for split, reader in wanted.items():
+            if getattr(task, split) is None:
+                key: Key = ("data", "files", "tasks", name)
+                raise ConfigError(f"{origin(key)}: {dotted(key)}: no file for {split}, which {reader} asks for")
 
 
 def plain(value: Any) -> str:

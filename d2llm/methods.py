@@ -58,6 +58,8 @@ class Tuning(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     # "auto": every linear projection of attention and feed-forward; otherwise the last parts of module names.
     targets: Literal["auto"] | Names = "auto"
+    # Layers below it, counted from 0, stay as they are.
+    first_layer: Annotated[int, Field(ge=0)] = 0
 
 
 class MaxLengths(Section):

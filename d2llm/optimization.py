@@ -81,12 +81,13 @@ def step(
     scheduler: Any,
     clip: float | None,
     where: str,
+    after_backward: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """One guarded update from named loss terms (scalars that are summed). Returns the numbers worth logging.
 
     `where` names method and step for the error, e.g. "sgpt, step 12". Raises TrainingError on a term or gradient that is
     not finite, before any weight changes. `accelerator` may be None (plain backward); it must be the one that prepared
-    the optimiser otherwise.
+    the optimiser otherwise. `after_backward` runs before gradients are looked at (`gradient_cache`).
     """
     if not terms:
         raise TrainingError(f"{where}: the objective has no term at all; every weight is zero")
@@ -102,6 +103,8 @@ def step(
         loss.backward()
     else:
         accelerator.backward(loss)
+    if after_backward is not None:
+        after_backward()
     members = [p for group in optimizer.param_groups for p in group["params"]]
     limit = math.inf if clip is None else clip
     if accelerator is None:
@@ -109,7 +112,9 @@ def step(
     else:
         norm = accelerator.clip_grad_norm_(members, limit)
     norm = float(norm)
-    if not math.isfinite(norm):
+    # In half precision the loss is scaled: accelerate skips an update that overflows, and lowers the scale.
+    scaled = getattr(accelerator, "scaler", None) is not None
+    if not math.isfinite(norm) and not scaled:
         raise TrainingError(f"{where}: the gradient of {' + '.join(terms)} is {norm}; lower the learning rate")
     log = dict(zip(terms, values, strict=True)) | {
         "loss": math.fsum(values),

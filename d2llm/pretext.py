@@ -43,8 +43,10 @@ def run(config: Config, method: str, variant: str) -> None:
     student.to(accelerator.device)
     with atomic(paths.pretext(method, variant)) as folder:
         folder.mkdir(parents=True)
+        # What follows a text, where the source knows it.
+        following = texts["next_text"].tolist() if texts["next_text"].astype(bool).any() else None
         context = PretextContext(
-            seed=seed, next_texts=texts["next_text"].tolist(), device=accelerator.device, accelerator=accelerator,
+            seed=seed, next_texts=following, device=accelerator.device, accelerator=accelerator,
             progress=progress, log=thinned(lambda record: append_jsonl(folder / "log.jsonl", record)),
         )  # fmt: skip
         chosen.pretext(student, texts["text"].tolist(), recipe, context)

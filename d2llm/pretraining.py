@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2llm import checkpoints
 from d2llm.artifacts import append_jsonl, atomic, read_frame, write_json
+from d2llm.config import CheckpointSettings
 from d2llm.data.lexicon import SLOTS, lexicon
 from d2llm.errors import ConfigError
 from d2llm.logs import get_logger, progress
@@ -47,9 +49,11 @@ COLUMNS = {
 
 
 def run(config: Config, model: str) -> None:
-    """Pre-train base checkpoint `model` ("teacher", "decoder", "encoder" or one of `models.others`) and save it below `models/`."""
+    """Make base checkpoint `model` ("teacher", "decoder", "encoder" or one of `models.others`), or take it from where it is."""
     paths = Paths.of(config)
     settings = config.models.of(model)
+    if isinstance(settings, CheckpointSettings):
+        return checkpoints.run(config, model)
     frame = read_frame(paths.pretraining, COLUMNS)
     log = get_logger(__name__)
     torch.manual_seed(settings.seed)

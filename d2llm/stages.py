@@ -41,7 +41,7 @@ STAGES: dict[str, Stage] = {
     "texts": Stage(
         "d2llm.data.build:run_texts",
         lambda paths: beside(paths.pretraining),
-        settings=("data.source", "data.world.seed", "data.world.pretraining_texts"),
+        settings=("data.source", "data.world.seed", "data.world.pretraining_texts", "data.files"),
     ),
     "data": Stage(
         "d2llm.data.build:run",
@@ -171,7 +171,8 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
     found = {key: reduce(getitem, key.split("."), values) for key in wanted}
     if stage == "base":
         found[f"models.{arguments['model']}"] = values_of(config.models.of(arguments["model"]))
-        found["phrases"] = config.phrases()
+        if "source" not in found[f"models.{arguments['model']}"]:
+            found["phrases"] = config.phrases()
     if stage in ("teacher", "teacher-scores"):
         asked = values_of(config.teacher_of(arguments["teacher"]))
         found |= {

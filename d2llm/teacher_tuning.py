@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from d2llm.artifacts import append_jsonl, atomic, read_frame, write_json
 from d2llm.errors import TrainingError
 from d2llm.logs import get_logger, progress
+from d2llm.models.lora import add_lora, merged_state
 from d2llm.models.tokens import encodings
 from d2llm.optimization import groups, optimizer, schedule, step
 from d2llm.paths import Paths
@@ -49,7 +50,8 @@ def run(config: Config, teacher: str) -> None:
     judge = Teacher.load(paths.base("teacher"), settings)
     log_file, report_file = folder / "log.jsonl", folder / "report.json"
     log_file.unlink(missing_ok=True)
-    tune(judge, train, settings, log_file)
+    if settings.steps:
+        tune(judge, train, settings, log_file)
     report = assess(judge, dev)
     write_json(report_file, report)
     for mode, found in report.items():
@@ -62,7 +64,7 @@ def run(config: Config, teacher: str) -> None:
                 f"{settings.min_ap}; raise teacher.steps, or lower the bar knowingly ({report_file} has the details)"
             )
     with atomic(folder / "model") as place:
-        judge.model.save_pretrained(place)
+        judge.model.save_pretrained(place, state_dict=merged_state(judge.model))
         judge.tokenizer.save_pretrained(place)
 
 
@@ -106,6 +108,7 @@ class _Examples:
         out = []
         for _ in range(steps):
             mode = "asymmetric" if rng.random() < asymmetric_share else "symmetric"
+            mode = mode if mode in self.rows else next(iter(self.rows))  # some sources have one mode only
             size = sizes[mode]
             if not queues[mode]:
                 order = rng.permutation(len(self.rows[mode]))
@@ -125,6 +128,9 @@ def tune(teacher: Teacher, frame: pd.DataFrame, settings: TeacherSettings, log_f
     examples = _Examples(teacher, frame)
     hidden = teacher.model.config.hidden_size
     relation = nn.Linear(hidden, RELATIONS)
+    if settings.tuning.kind == "lora":
+        teacher.model.requires_grad_(False)
+        teacher.model = add_lora(teacher.model, settings.tuning)
     teacher.model.train()
     made = optimizer(
         groups([*teacher.model.named_parameters(), *relation.named_parameters()], settings.learning_rate, 0.01),
@@ -139,7 +145,8 @@ def tune(teacher: Teacher, frame: pd.DataFrame, settings: TeacherSettings, log_f
         terms = {"answer": F.binary_cross_entropy_with_logits(logits[:, 0] - logits[:, 1], wanted)}
         if settings.relation_weight:
             picked, labels = _words(states, rows, [examples.relations[mode][i] for i in index])
-            terms["relation"] = settings.relation_weight * F.cross_entropy(relation(picked), labels)
+            if len(labels):  # only some sources know any
+                terms["relation"] = settings.relation_weight * F.cross_entropy(relation(picked), labels)
         log = step(None, terms, made, plan, 1.0, f"teacher, step {number}")
         if number % 50 == 0 or number == settings.steps:
             append_jsonl(log_file, {"step": number, "mode": mode, **log})
@@ -156,7 +163,7 @@ def _words(states: Tensor, rows: list[Row], labels: list[list[list[int]]]) -> tu
                 if digit != -100:
                     at.append(i * width + start + offset)
                     value.append(digit)
-    return states.flatten(0, 1)[torch.tensor(at)], torch.tensor(value)
+    return states.flatten(0, 1)[torch.tensor(at, dtype=torch.long)], torch.tensor(value)
 
 
 def assess(teacher: Teacher, dev: pd.DataFrame, bins: int = 10) -> dict[str, dict]:

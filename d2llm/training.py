@@ -7,14 +7,15 @@ batches, the method's objective, one optimiser. What differs between methods is 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from d2llm.artifacts import append_jsonl, atomic, read_frame, read_json, read_jsonl, write_json
-from d2llm.errors import DataError
+from d2llm.errors import ConfigError, DataError
+from d2llm.gradient_cache import GradientCache, random_state, set_random_state
 from d2llm.logs import get_logger, progress
 from d2llm.methods import Batch, TeacherTargets
 from d2llm.methods import method as find_method
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
+    from accelerate import Accelerator
 
     from d2llm.config import Config
     from d2llm.methods import Method
+    from d2llm.models.student import Student
 
 PAIRS = {
     "qid": "str",
@@ -49,7 +52,7 @@ def run(config: Config, method: str, variant: str, seed: int) -> None:
 
     paths, settings = Paths.of(config), config.training
     chosen, recipe = find_method(method), config.recipe(method, variant)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed(settings.precision))
     set_seed(seed)
     folder = paths.run(method, variant, seed)
     log_file = folder / "log.jsonl"
@@ -76,10 +79,18 @@ def run(config: Config, method: str, variant: str, seed: int) -> None:
     wrapped, made = accelerator.prepare(student, made)
     student.train()
     tail: list[dict[str, float]] = []
+    if settings.texts_at_once is not None:
+        student.cache = GradientCache(embedder(student, accelerator), settings.texts_at_once)
     batches = data.batches(settings.batch_size, settings.steps, seed)
     for number, batch in enumerate(progress(batches, f"training {method}/{variant} seed {seed}"), 1):
-        terms = chosen.objective(student, wrapped(batch), batch, recipe)
-        record = step(accelerator, terms, made, plan, recipe.clip, f"{method}/{variant} seed {seed}, step {number}")
+        where = f"{method}/{variant} seed {seed}, step {number}"
+
+        def update(batch: Batch = batch, where: str = where) -> dict[str, float]:
+            terms = chosen.objective(student, wrapped(batch), batch, recipe)
+            cache = student.cache
+            return step(accelerator, terms, made, plan, recipe.clip, where, cache and cache.backward)
+
+        record = fitting(update, student, made, len(batch) * (2 + batch.negative_count), accelerator, where)
         if number > 0.9 * settings.steps:
             tail.append(record)
         if number % settings.log_every == 0 or number == settings.steps:
@@ -97,6 +108,51 @@ def run(config: Config, method: str, variant: str, seed: int) -> None:
          "seconds": round(time.perf_counter() - started, 1),
          "last_losses": {key: float(np.mean([r[key] for r in tail if key in r])) for key in sorted({k for r in tail for k in r})}},
     )  # fmt: skip
+
+
+def mixed(precision: str) -> str:
+    """Accelerate's name of a precision. Raises ConfigError for one this machine does not have."""
+    if precision == "float16" and not torch.cuda.is_available():
+        raise ConfigError("training.precision: float16 needs a GPU and there is none; bfloat16 works without")
+    return {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision]
+
+
+def embedder(student: Student, accelerator: Accelerator) -> Callable[[list[tuple[int, ...]]], torch.Tensor]:
+    """`student.passes` in the training's precision, which holds in the second pass as well."""
+
+    def embed(rows: list[tuple[int, ...]]) -> torch.Tensor:
+        with accelerator.autocast():
+            return student.passes(rows).float()
+
+    return embed
+
+
+def fitting(
+    update: Callable[[], dict[str, float]],
+    student: Student,
+    made: torch.optim.Optimizer,
+    texts: int,
+    accelerator: Accelerator,
+    where: str,
+) -> dict[str, float]:
+    """What `update` returns; when memory runs out, again with half as many texts at a time, from the same random state.
+
+    The batch and its gradient stay what they are (`gradient_cache`). Raises TrainingError when one text is too much.
+    """
+    state = random_state()
+    while True:
+        try:
+            return update()
+        except (torch.OutOfMemoryError, MemoryError):
+            made.zero_grad(set_to_none=True)
+            if student.cache is None:
+                student.cache = GradientCache(embedder(student, accelerator), texts)
+            student.cache.halve()
+        # Outside the handler, whose error holds on to what is to be freed.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        get_logger(__name__).warning("%s: out of memory; %d texts at a time from now on", where, student.cache.size)
+        set_random_state(state)
 
 
 def start(config: Config, method: str, variant: str) -> Path:

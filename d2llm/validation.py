@@ -7,7 +7,7 @@ import difflib
 import json
 from collections.abc import Callable, Iterator
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -16,6 +16,8 @@ from d2llm.section import Section
 
 S = TypeVar("S", bound=Section)
 Key = tuple[str | int, ...]
+# How the members of unions are tagged (`config.Base`).
+TAGS = ("made", "checkpoint")
 
 
 def validate(schema: type[S], values: Any, origin: Callable[[Key], str], prefix: Key = ()) -> S:
@@ -27,12 +29,22 @@ def validate(schema: type[S], values: Any, origin: Callable[[Key], str], prefix:
         # Through JSON, because pydantic's strict mode takes lists for tuples and strings for paths only from there.
         return schema.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        problems = error.errors(include_url=False)
+        problems = [problem | {"loc": untagged(values, problem["loc"])} for problem in error.errors(include_url=False)]
     # An unknown key first: when a key is misspelt, whatever else is wrong usually follows from it.
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     message = explain(schema, values, first["type"], first["msg"], first["loc"], prefix)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     raise ConfigError(f"{origin(prefix + first['loc'])}: {message}{more}")
+
+
+def untagged(values: Any, location: Key) -> Key:
+    """A problem's place as the file has it: pydantic adds which member of a union it tried."""
+    found: Key = ()
+    for part in location:
+        here = at(values, found)
+        if part not in TAGS or (isinstance(here, dict) and part in here):
+            found = (*found, part)
+    return found
 
 
 def explain(schema: type[Section], values: Any, problem: str, message: str, location: Key, prefix: Key) -> str:
@@ -63,6 +75,8 @@ def sections(annotation: Any) -> list[type[Section]]:
     """The Section classes a field's annotation names directly or in a union."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
+    if get_origin(annotation) is Annotated:
+        return sections(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
         return [inner for part in get_args(annotation) for inner in sections(part)]
     return []

@@ -1,17 +1,19 @@
 """Stages `texts` and `data`: write everything the other stages read of the configured source, with its data card and leak check.
 
-Layouts are the contracts of docs/data.md; a source only has to fill them. What the generated world's examples are is in `world.py`.
+Layouts are the contracts of docs/data.md; a source only has to fill them. What the generated world's examples are is in `world.py`,
+what is made of one's own files in `examples.py`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from d2llm.artifacts import atomic, read_frame, write_frame, write_json, write_text
-from d2llm.data import card, leaks, surface, world
+from d2llm.data import card, examples, leaks, surface, world
 from d2llm.logs import get_logger
 from d2llm.paths import Paths
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from d2llm.config import Config
-    from d2llm.data.settings import WorldSettings
+    from d2llm.data.settings import FilesSettings, TaskSet, WorldSettings
 
 # Score from which a graded pair is a training positive (as NLI-zh takes its STS-B pairs).
 STS_POSITIVE = 4.0
@@ -38,41 +40,120 @@ TASKS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a source makes: training pairs and pool, the teacher's groups by split, the sets by split and name, and their headers."""
+
+    train: pd.DataFrame
+    pool: pd.DataFrame
+    teacher: dict[str, pd.DataFrame]
+    tasks: leaks.Tasks
+    headers: dict[str, dict[str, object]]
+    leaks: dict[str, object]
+
+
 def run(config: Config) -> None:
-    """Generate, check for leaks, write."""
-    paths, settings = Paths.of(config), config.data.world
+    """Make or read, check for leaks, write."""
+    paths = Paths.of(config)
+    made = from_files(config) if config.data.source == "files" else from_world(config)
     log = get_logger(__name__)
-    train, pool = training_pairs(settings)
-    log.info("training pairs: %d, pool %d", len(train), len(pool))
-    tasks = {split: evaluation_tasks(settings, split) for split in ("dev", "test")}
-    teacher = {split: teacher_groups(settings, split) for split in ("train", "dev")}
-    unlabelled = read_frame(paths.pretraining, {"text": "str"})
-    found, tasks = leaks.remove(tasks, leaks.seen_texts(train, pool, teacher["train"], unlabelled))
-    log.info("leaks removed: %s", found["removed"])
-    write_frame(paths.train_pairs, train)
-    write_frame(paths.pool, pool)
-    write_frame(paths.teacher_train, teacher["train"])
-    write_frame(paths.teacher_dev, teacher["dev"])
+    log.info("training pairs: %d, pool %d", len(made.train), len(made.pool))
+    log.info("leaks removed: %s", made.leaks["removed"])
+    write_frame(paths.train_pairs, made.train)
+    write_frame(paths.pool, made.pool)
+    write_frame(paths.teacher_train, made.teacher["train"])
+    write_frame(paths.teacher_dev, made.teacher["dev"])
     with atomic(paths.tasks) as folder:
-        for name, (title, kind, group, description) in TASKS.items():
-            header = {"name": name, "title": title, "type": kind, "group": group, "description": description}
-            if kind == "sts":
-                top = 5 if name == "sts_graded" else 1
-                header |= {"min_score": 0, "max_score": top}
+        for name, header in made.headers.items():
             write_json(folder / name / "task.json", header)
-            for split, made in tasks.items():
-                write_task(folder / name, split, made[name])
-    write_json(paths.leaks, found)
-    summary = card.summarise(train, pool, tasks, teacher, found)
+            for split, frames in made.tasks.items():
+                if name in frames:
+                    write_task(folder / name, split, frames[name])
+    write_json(paths.leaks, made.leaks)
+    summary = card.summarise(made.train, made.pool, made.tasks, made.teacher, made.leaks)
     write_json(paths.card_json, summary)
     write_text(paths.card_md, card.markdown(summary))
 
 
-def run_texts(config: Config) -> None:
-    """Stage `texts`: the unlabelled text alone, which is all that the base models wait for."""
+def from_world(config: Config) -> Made:
+    """The generated world; what an evaluation set shares with training is removed from the set."""
     settings = config.data.world
-    unlabelled = world.pretraining(_rng(settings, "pretraining"), settings.pretraining_texts)
+    train, pool = training_pairs(settings)
+    tasks = {split: evaluation_tasks(settings, split) for split in ("dev", "test")}
+    teacher = {split: teacher_groups(settings, split) for split in ("train", "dev")}
+    unlabelled = read_frame(Paths.of(config).pretraining, {"text": "str"})
+    found, tasks = leaks.remove(tasks, leaks.seen_texts(train, pool, teacher["train"], unlabelled))
+    headers = {}
+    for name, (title, kind, group, description) in TASKS.items():
+        headers[name] = {"name": name, "title": title, "type": kind, "group": group, "description": description}
+        if kind == "sts":
+            headers[name] |= {"min_score": 0, "max_score": 5 if name == "sts_graded" else 1}
+    return Made(train, pool, teacher, tasks, headers, found)
+
+
+def from_files(config: Config) -> Made:
+    """One's own files; what an evaluation set shares with training is removed from training, so that the set stays whole."""
+    settings = config.data.files
+    tasks = files_tasks(settings)
+    everything, passages = judged_pairs(settings)
+    kept = examples.without(everything, tasks)
+    train, pool = examples.training_pairs(kept, passages)
+    groups = examples.teacher_groups(kept, pool, settings.teacher_negatives, settings.teacher_dev, settings.seed)
+    report, _ = leaks.remove(tasks, examples.seen(everything, passages))
+    for row in report["tasks"].values():
+        row["removed"] = 0
+    report |= {"removed": len(everything) - len(kept), "removed_from": "training"}
+    tasks = examples.with_familiarity(tasks, examples.seen(kept, passages))
+    return Made(train, pool, groups, tasks, {name: header(name, task) for name, task in settings.tasks.items()}, report)
+
+
+def header(name: str, task: TaskSet) -> dict[str, object]:
+    """task.json of a set of files."""
+    title = (task.title or name) + (f" (sample of {task.sample})" if task.sample else "")
+    bounds = {"min_score": task.scores[0], "max_score": task.scores[1]} if task.type == "sts" else {}
+    said = {"title": title, "description": task.description or title, "language": task.language}
+    return {"name": name, "type": task.type, "group": task.group, **said, **bounds}
+
+
+def files_tasks(settings: FilesSettings) -> leaks.Tasks:
+    """The evaluation sets of the files, by split and name."""
+    tasks: leaks.Tasks = {"dev": {}, "test": {}}
+    for split, made in tasks.items():
+        for name, task in settings.tasks.items():
+            frames = examples.evaluation_set(name, task, split, files_rng(settings, f"{split} {name}"))
+            if frames is not None:
+                made[name] = frames
+    return tasks
+
+
+def judged_pairs(settings: FilesSettings) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
+    """(judged pairs of all training sets, the passages of each)."""
+    parts, passages = [], {}
+    for name, training in settings.train.items():
+        found, passages[name] = examples.judged(name, training, files_rng(settings, f"train {name}"))
+        parts.append(found)
+    return pd.concat(parts, ignore_index=True), passages
+
+
+def run_texts(config: Config) -> None:
+    """Stage `texts`: the unlabelled text alone, which is all that the base models wait for.
+
+    Of files: every text of the training sets, once; no order of theirs is known.
+    """
+    if config.data.source == "files":
+        pairs, passages = judged_pairs(config.data.files)
+        pairs = examples.without(pairs, files_tasks(config.data.files))
+        found = pd.concat([pairs["a"], pairs["b"], *passages.values()]).drop_duplicates().reset_index(drop=True)
+        unlabelled = pd.DataFrame({"text": found, "next_text": ""})
+    else:
+        settings = config.data.world
+        unlabelled = world.pretraining(_rng(settings, "pretraining"), settings.pretraining_texts)
     write_frame(Paths.of(config).pretraining, unlabelled)
+
+
+def files_rng(settings: FilesSettings, purpose: str) -> np.random.Generator:
+    """A generator of its own for every set."""
+    return np.random.default_rng([settings.seed, *purpose.encode()])
 
 
 def _rng(settings: WorldSettings, purpose: str) -> np.random.Generator:

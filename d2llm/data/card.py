@@ -111,7 +111,7 @@ def markdown(card: dict[str, object]) -> str:
         "",
         "## Leaks",
         "",
-        f"{card['leaks']['removed']} examples removed.",
+        f"{card['leaks']['removed']} examples removed from {card['leaks'].get('removed_from', 'evaluation')}.",
         "",
         "| task | counts |",
         "| --- | --- |",

@@ -35,7 +35,8 @@ def seen_texts(train: pd.DataFrame, pool: pd.DataFrame, teacher: pd.DataFrame, u
         texts.update(candidates)
         pairs.update(frozenset((a, b)) for b in candidates)
     for column in ("text", "paraphrase", "distractor", "next_text"):
-        texts.update(unlabelled[column])
+        if column in unlabelled:
+            texts.update(unlabelled[column])
     return Seen(frozenset(texts), frozenset(pairs), frozenset(map(bag, texts)))
 
 

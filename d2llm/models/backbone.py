@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
+from d2llm.models.lora import adapters, add_lora, merged_state
 from d2llm.models.packing import layout, packs, padding_mask
 from d2llm.models.tokens import token_ids
 
@@ -80,23 +81,8 @@ class Backbone(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write body (LoRA merged into the weights, the live model untouched) and tokenizer in Hugging Face's format."""
-        self.model.save_pretrained(str(folder), state_dict=self.merged_state())
+        self.model.save_pretrained(str(folder), state_dict=merged_state(self.model))
         self.tokenizer.save_pretrained(str(folder))
-
-    def merged_state(self) -> dict[str, Tensor]:
-        """The body's weights under their original names, with every LoRA product added to the matrix it adapts."""
-        adapted = self._adapters()
-        state = {}
-        for name, value in self.model.state_dict().items():
-            owner = next((prefix for prefix in _parents(name) if prefix in adapted), None)
-            if owner is None:
-                state[name] = value
-            elif name.startswith(f"{owner}.base_layer."):
-                if name == f"{owner}.base_layer.weight":
-                    delta = sum(adapted[owner].get_delta_weight(a) for a in adapted[owner].active_adapters)
-                    value = (value.float() + delta.detach().float()).to(value.dtype)
-                state[name.replace(".base_layer.", ".", 1)] = value
-        return state
 
     # ------------------------------------------------------------------------------------------------------ tokenizer
     def tokenize(self, texts: list[str]) -> list[tuple[int, ...]]:
@@ -212,21 +198,6 @@ class Backbone(nn.Module):
         self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     # --------------------------------------------------------------------------------------------------------- tuning
-    def linear_projections(self) -> list[str]:
-        """Names of the linear modules inside the layers (attention and feed-forward), the targets of LoRA."""
-        from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
-
-        found = [
-            name
-            for name, module in self.model.named_modules()
-            if isinstance(module, (nn.Linear, Conv1D)) and any(part.isdigit() for part in name.split("."))
-        ]
-        if not found:
-            raise TrainingError(
-                f"{type(self.model).__name__} has no linear projections to adapt with LoRA; name them in tuning.targets"
-            )
-        return found
-
     def tune(self, tuning: Any, new_tokens: list[int] | None = None) -> None:
         """Mark the parameters that train: all, LoRA adapters only, or those whose name contains "bias" (BitFit).
 
@@ -247,37 +218,9 @@ class Backbone(nn.Module):
                     "set tuning.kind to lora for this base model"
                 )
         if tuning.kind == "lora":
-            self._add_lora(tuning)
+            self.model = add_lora(self.model, tuning)
         if new_tokens:
             self._train_rows(new_tokens)
-
-    def _add_lora(self, tuning: Any) -> None:
-        from peft import LoraConfig, inject_adapter_in_model
-
-        targets = self.linear_projections() if tuning.targets == "auto" else list(tuning.targets)
-        config = LoraConfig(
-            r=tuning.r,
-            lora_alpha=tuning.alpha,
-            lora_dropout=tuning.dropout,
-            bias="none",
-            target_modules=targets,
-            fan_in_fan_out=self.model.config.model_type == "gpt2",  # Conv1D keeps its matrix the other way round
-        )
-        from d2llm.models.composed_lora import ComposedLinear
-
-        config._register_custom_module({nn.Linear: ComposedLinear})
-        try:
-            self.model = inject_adapter_in_model(config, self.model)
-        except ValueError as error:
-            raise ConfigError(f"tuning.targets {targets}: {str(error).splitlines()[0]}") from error
-
-    def _adapters(self) -> dict[str, Any]:
-        """The modules that LoRA adapts, by name."""
-        if not any("lora_" in name for name, _ in self.model.named_parameters()):
-            return {}  # spares other methods the import of peft
-        from peft.tuners.lora import LoraLayer
-
-        return {name: module for name, module in self.model.named_modules() if isinstance(module, LoraLayer)}
 
     def _train_rows(self, rows: list[int]) -> None:
         """Let some embedding rows train: the gradient of all others is zeroed, and Adam leaves a zero gradient alone."""
@@ -304,16 +247,16 @@ class Backbone(nn.Module):
 
         LoRA adapters are switched off: fresh ones add nothing, and the stage trains the base weights they will adapt.
         """
-        adapters = list(self._adapters().values())
+        adapted = list(adapters(self.model).values())
         before = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
-        for module in adapters:
+        for module in adapted:
             module.enable_adapters(False)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_("lora_" not in name)
         try:
             yield
         finally:
-            for module in adapters:
+            for module in adapted:
                 module.enable_adapters(True)
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(before[name])
@@ -357,11 +300,6 @@ def _positions(model: nn.Module) -> int:
     if isinstance(table, nn.Embedding):
         return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
     return int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
 
 
 def _body_options(folder: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from d2llm.models.pooling import build_pooling
 if TYPE_CHECKING:
     from torch.nn import Parameter
 
+    from d2llm.gradient_cache import GradientCache
+
 # A part by name and options, as its builder takes them and as student.json keeps them.
 Spec = tuple[str, dict[str, Any]]
 # Cost of one more forward pass in padded tokens (measured at width 128, where a pass is cheapest), and the most passes a call is split into.
@@ -94,6 +96,8 @@ class Student(nn.Module):
         self.padding: Literal["right", "left"] = padding
         self.normalize = normalize
         self.method = method
+        # Set by a training whose batches do not fit into memory at once.
+        self.cache: GradientCache | None = None
 
     # ------------------------------------------------------------------------------------------------------ embedding
     @property
@@ -122,12 +126,16 @@ class Student(nn.Module):
         if not rows:
             return torch.zeros(0, self.backbone.hidden_size, device=self.device)
         unique = sorted(dict.fromkeys(rows), key=len)
-        lengths = [len(row) for row in unique]
-        ends = [len(unique)] if self.backbone.packs else split_by_length(lengths)
-        parts = [self.pool(unique[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+        cached = self.cache is not None and torch.is_grad_enabled()
+        vectors = self.cache.forward(unique) if cached else self.passes(unique)
         place = {row: index for index, row in enumerate(unique)}
         index = torch.tensor([place[row] for row in rows], device=self.device)
-        return torch.cat(parts).index_select(0, index)
+        return vectors.index_select(0, index)
+
+    def passes(self, rows: list[tuple[int, ...]]) -> Tensor:
+        """Embeddings (n, d) of rows sorted by length, in as many forward passes as cost least."""
+        ends = [len(rows)] if self.backbone.packs else split_by_length([len(row) for row in rows])
+        return torch.cat([self.pool(rows[start:end]) for start, end in zip([0, *ends], ends, strict=False)])
 
     def embed(self, texts: list[str], role: Role, mode: Mode) -> Tensor:
         """Embeddings (n, d), with gradients."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from d2llm.d2llm_method import METHOD
 from d2llm.prompts import prompts
+from d2llm.reporting.bases import size, width
 from d2llm.reporting.figures import empty, note
 from d2llm.reporting.fonts import FIRST_CHINESE, families
 from d2llm.reporting.style import COLORS
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from d2llm.config import BaseSettings, Config
+    from d2llm.config import BaseSettings, CheckpointSettings, Config
     from d2llm.d2llm_method import D2LLMRecipe
     from d2llm.prompts import Prompt
     from d2llm.reporting.figures import Data
@@ -100,11 +101,11 @@ def _teacher(axis: Axes, config: Config) -> None:
         axis.text(
             PROMPT.left[0] + 0.07, PROMPT.top[1] - 0.13 - 0.19 * place, line, fontsize=SMALL, family=fonts, va="center"
         )
-    _box(axis, T_DECODER, f"Decoder reads both texts together\n{_size(config.models.teacher)}", TEACHER)
+    _box(axis, T_DECODER, f"Decoder reads both texts together\n{size(config.models.teacher, heads=True)}", TEACHER)
     _box(
         axis,
         STATE,
-        f"Last state, where the answer follows: $y^T$\npair feature, width {config.models.teacher.hidden_size}",
+        f"Last state, where the answer follows: $y^T$\npair feature, width {width(config.models.teacher)}",
         TEACHER,
     )
     _box(axis, ANSWERS, f"LM head, rows of the two answers:\n{answers}", TEACHER, family=fonts)
@@ -138,7 +139,7 @@ def _short(text: str, longest: int) -> str:
     return text
 
 
-def _student(axis: Axes, decoder: BaseSettings, recipe: D2LLMRecipe) -> None:
+def _student(axis: Axes, decoder: BaseSettings | CheckpointSettings, recipe: D2LLMRecipe) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     _heading(axis, HEAD.x, "Student: D2LLM, a bi-encoder with interaction")
@@ -146,8 +147,8 @@ def _student(axis: Axes, decoder: BaseSettings, recipe: D2LLMRecipe) -> None:
     for (side, x), text, vector in zip(SIDES.items(), ("a", "b"), ("i", "j"), strict=True):
         source, tower, pool = Box(x, 0.26, 1.22, 0.26), Box(x, 0.85, 1.22, 0.4), Box(x, 1.41, 1.22, 0.36)
         _box(axis, source, f"{side.capitalize()}: text {text}", TEXT)
-        _box(axis, tower, f"Decoder\n{_size(decoder, short=True)}", STUDENT)
-        _box(axis, pool, _pooling(recipe, decoder.hidden_size), STUDENT)
+        _box(axis, tower, f"Decoder\n{size(decoder)}", STUDENT)
+        _box(axis, pool, _pooling(recipe, width(decoder)), STUDENT)
         _arrow(axis, source.top, tower.bottom)
         _arrow(axis, tower.top, pool.bottom)
         target = (x, FIRST.bottom[1])
@@ -175,17 +176,17 @@ def _student(axis: Axes, decoder: BaseSettings, recipe: D2LLMRecipe) -> None:
         MODULE.right[0] - 0.06, MODULE.top[1] - 0.1, "Interaction emulation module (IEM)", fontsize=SMALL, ha="right", va="center",
         color=COLORS["d2llm"],
     )  # fmt: skip
-    width = interaction.hidden
+    hidden = interaction.hidden
     _box(
         axis, FIRST,
-        f"First layer on [$y_i$; $y_j$]\n{2 * decoder.hidden_size} → {width}, {ACTIVATIONS[interaction.activation]}", STUDENT,
+        f"First layer on [$y_i$; $y_j$]\n{width(decoder, 2)} → {hidden}, {ACTIVATIONS[interaction.activation]}", STUDENT,
     )  # fmt: skip
     for box, name in _branches(interaction.branches):
-        _box(axis, box, f"{name}\n{width} → {width}, ReLU: $y^S$", STUDENT)
+        _box(axis, box, f"{name}\n{hidden} → {hidden}, ReLU: $y^S$", STUDENT)
         _arrow(axis, (box.x, FIRST.top[1]), box.bottom)
         _arrow(axis, box.top, (box.x, HEAD.bottom[1]))
     plus = " + learned · cosine" if interaction.skip == "cosine" else ""
-    _box(axis, HEAD, f"Shared head, {width} → 1{plus}", STUDENT)
+    _box(axis, HEAD, f"Shared head, {hidden} → 1{plus}", STUDENT)
     # Left of the module's name.
     _arrow(axis, (SIDES["query"], HEAD.top[1]), (SIDES["query"], LOGIT.bottom[1]))
 
@@ -194,9 +195,9 @@ def _branches(kind: str) -> list[tuple[Box, str]]:
     """The branches side by side, or the one of the ablation."""
     if kind == "shared":
         return [(BRANCHES, "One branch for both modes")]
-    width = BRANCHES.width / 2 - 0.04
+    wide = BRANCHES.width / 2 - 0.04
     return [
-        (Box(BRANCHES.x + sign * (width / 2 + 0.04), BRANCHES.y, width, BRANCHES.height), name)
+        (Box(BRANCHES.x + sign * (wide / 2 + 0.04), BRANCHES.y, wide, BRANCHES.height), name)
         for sign, name in ((-1, "Symmetric branch"), (1, "Asymmetric branch"))
     ]
 
@@ -245,17 +246,10 @@ def _loss(axis: Axes, box: Box, name: str, said: str, weight: float) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- words
-def _size(model: BaseSettings, short: bool = False) -> str:
-    """Layers, width and attention heads."""
-    if short:
-        return f"{model.layers} layers, width {model.hidden_size}"
-    return f"{model.layers} layers, width {model.hidden_size}, {model.heads} heads"
-
-
-def _pooling(recipe: D2LLMRecipe, width: int) -> str:
+def _pooling(recipe: D2LLMRecipe, states: str) -> str:
     name = POOLINGS[recipe.pooling.name]
     heads = f", {recipe.pooling.heads} heads" if recipe.pooling.name == "pma" else ""
-    return f"{name}{heads}\n→ width {width}"
+    return f"{name}{heads}\n→ width {states}"
 
 
 def _tuned(recipe: D2LLMRecipe) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 from d2llm.errors import ArtifactError
 from d2llm.evaluation.curves import TUNING
 from d2llm.methods import Recipe, Stage, method
+from d2llm.reporting.bases import size
 from d2llm.reporting.collected import Collected
 from d2llm.reporting.context import Context
 from d2llm.reporting.layout import Block, PlainTable
@@ -96,7 +97,7 @@ def described(name: str, config: Config, run: pd.Series, logged: list[str]) -> d
     base = config.models.of(chosen.base(recipe))
     lengths = (recipe.max_lengths.query, recipe.max_lengths.passage, recipe.max_lengths.symmetric)
     return {
-        "Base model": f"{run['kind']}, {base.layers} layers of width {base.hidden_size}",
+        "Base model": f"{run['kind']}, {size(base)}",
         "Parameters": count(run["parameters"]),
         "of them trained, base model": count(run["backbone_trained"]),
         "of them trained, pooling and scorer": count(run["head_trained"]),

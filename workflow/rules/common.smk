@@ -86,10 +86,21 @@ def code_of(stage):
 
 
 # -------------------------------------------------------------------------------------------------- what a job needs
+def files():
+    """One's own files, where the source is files. Refuses one that is not there; Snakemake would not say which key names it."""
+    found = CONFIG.data.files.paths() if CONFIG.data.source == "files" else []
+    missing = [path for path in found if not Path(path).is_file()]
+    if missing:
+        sys.exit(f"error: data.files: no such file: {missing[0]} (seen from {Path.cwd()})")
+    return found
+
+
 def base_inputs(wildcards):
-    """Unlabelled text, and the model that this one grows from."""
-    source = CONFIG.models.of(wildcards.model).grown_from
-    return [PATHS.pretraining] + ([PATHS.base(source)] if source else [])
+    """Unlabelled text, and the model that this one grows from; nothing for a checkpoint that exists."""
+    model = CONFIG.models.of(wildcards.model)
+    if hasattr(model, "source"):
+        return []
+    return [PATHS.pretraining] + ([PATHS.base(model.grown_from)] if model.grown_from else [])
 
 
 def training_inputs(wildcards):

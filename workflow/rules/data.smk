@@ -5,6 +5,8 @@ Priorities put the longest chain first: texts, decoder, teacher, its scores, D2L
 
 
 rule texts:
+    input:
+        files(),
     output:
         PATHS.pretraining,
         beside(PATHS.pretraining),
@@ -27,6 +29,7 @@ rule texts:
 rule data:
     input:
         PATHS.pretraining,
+        files(),
     output:
         PATHS.train_pairs,
         PATHS.pool,

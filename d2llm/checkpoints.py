@@ -1,0 +1,157 @@
+"""Base models that exist already: found, fetched where they are on a hub, cut to their lower layers, saved as the pipeline's own are.
+
+What comes out is a folder in Hugging Face format, so that every later stage runs the very code it runs on models made here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d2llm.artifacts import atomic, write_json
+from d2llm.errors import ArtifactError, ConfigError
+from d2llm.logs import get_logger
+from d2llm.paths import Paths
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from d2llm.config import CheckpointSettings, Config
+
+# A hub that fails is asked again after so many seconds each time; the environment variable may say others.
+WAITS, WAITS_VARIABLE = "2 10 30 60", "D2LLM_HUB_WAITS"
+# What a model needs of a repository: never pickles, never another framework's weights.
+WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+CODE = ("*.py",)
+
+
+def run(config: Config, model: str) -> None:
+    """Bring base model `model` of the config below `models/`."""
+    settings = config.models.of(model)
+    folder, file = located(settings)
+    network, tokenizer = load(folder, file, settings, encoder=model == "encoder")
+    whole = len(layers_of(network))
+    if settings.layers is not None:
+        cut(network, settings.layers, settings.source)
+    count = sum(p.numel() for p in network.parameters())
+    get_logger(__name__).info(
+        "%s: %s, %d of %d layers, %d parameters", model, settings.source, len(layers_of(network)), whole, count
+    )
+    with atomic(Paths.of(config).base(model)) as place:
+        network.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        write_json(
+            place / "summary.json", {"source": settings.source, "parameters": count, "layers": len(layers_of(network))}
+        )
+
+
+def located(settings: CheckpointSettings) -> tuple[Path, str | None]:
+    """(folder, GGUF file in it or None). Raises ConfigError for what is not there, ArtifactError for a hub that stays away."""
+    if settings.origin == "hub":
+        return fetched(settings), None
+    path = Path(settings.source).expanduser()
+    if settings.origin == "package":
+        module, _, inside = settings.source.removeprefix("package:").partition("/")
+        found = importlib.util.find_spec(module)
+        if found is None or not found.submodule_search_locations:
+            raise ConfigError(
+                f"models: source {settings.source!r}: no Python package {module!r} here; install it (pip)"
+            )
+        path = Path(found.submodule_search_locations[0]) / inside
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ConfigError(f"models: source {settings.source!r}: no such file ({path})")
+        return path.parent, path.name
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"models: source {settings.source!r}: no model in {path} (config.json is missing)")
+    return path, None
+
+
+def fetched(settings: CheckpointSettings) -> Path:
+    """The hub's files in the local cache; a download that broke off goes on where it stopped."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    patterns = list(WANTED + (CODE if settings.trust_remote_code else ()))
+    waits = [float(value) for value in os.environ.get(WAITS_VARIABLE, WAITS).split()]
+    for wait in (*waits, None):
+        try:
+            found = snapshot_download(settings.source, revision=settings.revision, allow_patterns=patterns)
+            return Path(found)
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+            at = f" at {settings.revision}" if settings.revision else ""
+            raise ConfigError(f"models: the hub has no {settings.source}{at}; check source and revision") from error
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            if wait is None:
+                raise ArtifactError(
+                    f"models: {settings.source} cannot be fetched ({str(error).strip().splitlines()[0]}); what has come is kept; "
+                    "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and run again"
+                ) from error
+            get_logger(__name__).warning("%s: %s; again in %d s", settings.source, str(error).splitlines()[0], wait)
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def load(folder: Path, file: str | None, settings: CheckpointSettings, encoder: bool) -> tuple[PreTrainedModel, Any]:
+    """The model with its language-model head (an encoder without one: its body), in float32, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "dtype": torch.float32}
+    options |= {"gguf_file": file} if file else {"use_safetensors": True}
+    try:
+        tokens = {"trust_remote_code": settings.trust_remote_code} | ({"gguf_file": file} if file else {})
+        tokenizer = AutoTokenizer.from_pretrained(folder, **tokens)
+        network = (AutoModelForMaskedLM if encoder else AutoModelForCausalLM).from_pretrained(folder, **options)
+    except ImportError as error:
+        raise ConfigError(
+            f"models: source {settings.source!r} needs a package: {str(error).strip().splitlines()[0]}"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ArtifactError(f"models: source {settings.source!r}: cannot be loaded ({first})") from error
+    return (plain(network) if file else network), tokenizer
+
+
+def plain(network: PreTrainedModel) -> PreTrainedModel:
+    """A model from a GGUF file as an ordinary one: it refuses to be saved while it counts as quantised."""
+    config = network.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    state = {name: value.float() for name, value in network.state_dict().items()}
+    made = type(network)(config)
+    made.load_state_dict(state)
+    made.tie_weights()
+    return made
+
+
+def layers_of(network: PreTrainedModel) -> Any:
+    """The list of a model's layers. Raises ConfigError for an architecture that keeps them where none is looked for."""
+    body = network.base_model
+    for path in (("layers",), ("encoder", "layer"), ("h",), ("transformer", "h")):
+        found = body
+        for part in path:
+            found = getattr(found, part, None)
+        if found is not None:
+            return found
+    raise ConfigError(f"models: the layers of {type(body).__name__} were not found")
+
+
+def cut(network: PreTrainedModel, keep: int, source: str) -> None:
+    """Leave the lowest `keep` layers, in place."""
+    layers = layers_of(network)
+    if keep > len(layers):
+        raise ConfigError(f"models: source {source!r} has {len(layers)} layers; layers asks for {keep}")
+    del layers[keep:]
+    config = network.config
+    config.num_hidden_layers = keep
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:keep]

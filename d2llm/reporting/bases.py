@@ -1,0 +1,34 @@
+"""Base models in words, for tables and figures: sizes of those made here, names of those taken from elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from d2llm.config import BaseSettings
+
+if TYPE_CHECKING:
+    from d2llm.config import CheckpointSettings
+
+
+def size(model: BaseSettings | CheckpointSettings, heads: bool = False) -> str:
+    """Layers and width, and attention heads if asked; or the name of a checkpoint, and how much of it is kept."""
+    if isinstance(model, BaseSettings):
+        return f"{layers(model.layers)} of width {model.hidden_size}" + (f", {model.heads} heads" if heads else "")
+    return name(model.source) + (f", lowest {layers(model.layers)}" if model.layers else "")
+
+
+def layers(count: int) -> str:
+    """So many layers."""
+    return f"{count} layer" + ("" if count == 1 else "s")
+
+
+def name(source: str) -> str:
+    """The last part of where a checkpoint comes from, without a file's ending."""
+    return source.rstrip("/").rpartition("/")[2].removesuffix(".gguf")
+
+
+def width(model: BaseSettings | CheckpointSettings, times: int = 1) -> str:
+    """The width of its states, or of `times` of them side by side; of a checkpoint the config does not say it: d."""
+    if isinstance(model, BaseSettings):
+        return str(times * model.hidden_size)
+    return "d" if times == 1 else f"{times}d"

@@ -1,0 +1,180 @@
+"""Base models taken from elsewhere: folders, packages, a hub that fails; whole and cut to their lower layers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hub
+import pytest
+import tiny
+import torch
+import yaml
+from tiny_run import BASE, tiny_settings
+
+from d2llm import checkpoints, pretraining
+from d2llm.artifacts import read_json
+from d2llm.config import Config, load
+from d2llm.errors import ArtifactError, ConfigError
+from d2llm.models.backbone import Backbone
+from d2llm.paths import Paths
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def config(folder: Path, **models: dict) -> Config:
+    settings = tiny_settings(folder / "results")
+    settings["models"] = {"teacher": BASE, "decoder": BASE, "encoder": BASE} | models
+    return load([], settings)
+
+
+def states(folder: Path | str, kind: str, text: str = "甲乙丙丁") -> torch.Tensor:
+    backbone = Backbone.load(Path(folder), kind)
+    with torch.no_grad():
+        return backbone.states([tiny.ids(text)])[0]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "given"
+    tiny.backbone("decoder", folder / "decoder", num_hidden_layers=3)
+    tiny.backbone("encoder", folder / "encoder")
+    return folder
+
+
+# --------------------------------------------------------------------------------------------------------------- local
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_a_whole_checkpoint_is_that_checkpoint(kind: str, models: Path, tmp_path: Path) -> None:
+    made = config(tmp_path, **{kind: {"source": str(models / kind)}})
+    pretraining.run(made, kind)
+    torch.testing.assert_close(states(Paths.of(made).base(kind), kind), states(models / kind, kind), rtol=0, atol=0)
+    summary = read_json(Paths.of(made).base(kind) / "summary.json")
+    assert summary["source"] == str(models / kind) and summary["layers"] == {"decoder": 3, "encoder": 2}[kind]
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_a_cut_checkpoint_gives_the_states_of_a_lower_layer(kind: str, models: Path, tmp_path: Path) -> None:
+    made = config(tmp_path, **{kind: {"source": str(models / kind), "layers": 1}})
+    pretraining.run(made, kind)
+    whole = Backbone.load(models / kind, kind).model
+    with torch.no_grad():
+        out = whole(input_ids=torch.tensor([tiny.ids("甲乙丙丁")]), output_hidden_states=True)
+        expected = out.hidden_states[1]  # after the first layer
+        if kind == "decoder":
+            expected = whole.norm(expected)  # which every Llama ends with
+    torch.testing.assert_close(states(Paths.of(made).base(kind), kind), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"source": "./nowhere"}, ConfigError, r"no model in nowhere \(config.json is missing\)"),
+        ({"source": "./none.gguf"}, ConfigError, r"'./none.gguf': no such file"),
+        (
+            {"source": "package:no_such_package/model"},
+            ConfigError,
+            "no Python package 'no_such_package' here; install it",
+        ),
+        ({"source": "{models}/decoder", "layers": 4}, ConfigError, "has 3 layers; layers asks for 4"),
+        ({"source": "{models}/broken"}, ArtifactError, "cannot be loaded"),
+    ],
+)
+def test_what_is_not_there_is_named(settings: dict, error: type, message: str, models: Path, tmp_path: Path) -> None:
+    (models / "broken").mkdir()
+    (models / "broken" / "config.json").write_text("{}")
+    settings = settings | {"source": settings["source"].format(models=models)}
+    with pytest.raises(error, match=message):
+        pretraining.run(config(tmp_path, decoder=settings), "decoder")
+
+
+def test_a_pickle_is_no_checkpoint(models: Path, tmp_path: Path) -> None:
+    weights = models / "decoder" / "model.safetensors"
+    torch.save({"x": torch.zeros(1)}, models / "decoder" / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(ArtifactError, match="cannot be loaded"):
+        pretraining.run(config(tmp_path, decoder={"source": str(models / "decoder")}), "decoder")
+
+
+def test_a_checkpoint_inside_a_package(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site" / "some_weights"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('looked for, never imported')")
+    (models / "decoder").rename(package / "inside")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    made = config(tmp_path, decoder={"source": "package:some_weights/inside"})
+    assert made.offline
+    pretraining.run(made, "decoder")
+    assert len(checkpoints.layers_of(Backbone.load(Paths.of(made).base("decoder"), "decoder").model)) == 3
+
+
+# -------------------------------------------------------------------------------------------------------------- config
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"source": "Qwen"}, r"models\.decoder: expected source as org/name on the hub"),
+        ({"source": "./x", "revision": "main"}, r"models\.decoder: expected revision for a source on the hub only"),
+        (
+            {"source": "a/b", "layrs": 3},
+            r"models\.decoder\.layrs: unknown key \(found 3\); nearest valid key: models\.decoder\.layers",
+        ),
+        ({"source": "a/b", "layers": 0}, r"models\.decoder\.layers: expected greater than or equal to 1; found 0"),
+        ({"hidden_size": 32, "layers": "two"}, r"models\.decoder\.layers: expected a valid integer; found 'two'"),
+    ],
+)
+def test_a_wrong_model_section(settings: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, decoder=settings)
+
+
+def test_only_the_hub_needs_the_network(tmp_path: Path) -> None:
+    assert config(tmp_path, decoder={"source": "./here", "layers": 2}).offline
+    assert not config(tmp_path, encoder={"source": "org/name"}).offline
+    assert not config(tmp_path, others={"big": {"source": "org/name"}}).offline
+
+
+# ----------------------------------------------------------------------------------------------------------------- hub
+def base(folder: Path, address: str, **model: object) -> subprocess.CompletedProcess[str]:
+    """Stage `base` of a decoder on that hub, in a process of its own: the address is read when libraries are imported."""
+    settings = tiny_settings(folder / "results")
+    settings["models"] = {"teacher": BASE, "encoder": BASE, "decoder": {"source": "some-org/model_a", **model}}
+    (folder / "c.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "D2LLM_HUB_WAITS": "0.1 0.1"}
+    command = [sys.executable, "-m", "d2llm.cli", "base", "--model", "decoder", "--config", str(folder / "c.yaml")]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("failures", "cuts"), [(0, 0), (1, 0), (0, 1)])
+def test_a_hub_that_fails_at_first(failures: int, cuts: int, models: Path, tmp_path: Path) -> None:
+    (models / "some-org").mkdir()
+    (models / "decoder").rename(models / "some-org" / "model_a")
+    torch.save({}, models / "some-org" / "model_a" / "extra.bin")
+    with hub.serving(models, failures, cuts) as (address, asked):
+        done = base(tmp_path, address, revision=hub.COMMIT, layers=2)
+        assert done.returncode == 0, done.stderr
+        again = base(tmp_path, address, revision=hub.COMMIT, layers=2)
+        assert again.returncode == 0, again.stderr
+        downloads = [path for method, path in asked if method == "GET" and "/resolve/" in path]
+    assert not any(path.endswith(".bin") for path in downloads)  # never fetched, let alone opened
+    made = Paths(tmp_path / "results" / "tiny").base("decoder")
+    assert len(checkpoints.layers_of(Backbone.load(made, "decoder").model)) == 2
+    # Gone, the hub is needed no more.
+    assert base(tmp_path, "http://127.0.0.1:9", revision=hub.COMMIT, layers=1).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_hub_that_stays_away_and_a_model_it_does_not_have(tmp_path: Path) -> None:
+    done = base(tmp_path, "http://127.0.0.1:9")
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: models: some-org/model_a cannot be fetched (") and "HF_ENDPOINT" in last
+    with hub.serving(tmp_path) as (address, _):
+        done = base(tmp_path, address)
+    assert done.returncode == 2
+    assert (
+        done.stderr.strip().splitlines()[-1]
+        == "error: models: the hub has no some-org/model_a; check source and revision"
+    )

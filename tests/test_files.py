@@ -1,0 +1,372 @@
+"""One's own files: what is read, what is made of it, and what is said of a file that is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_run import tiny_settings
+
+from d2llm.artifacts import read_json
+from d2llm.config import Config, load
+from d2llm.data import build, examples, files
+from d2llm.data.settings import Retrieval, TrainingSet
+from d2llm.errors import ConfigError, DataError
+from d2llm.evaluation import tasks as evaluation_tasks
+from d2llm.paths import Paths
+
+
+def jsonl(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+ROWS = [{"a": "one", "b": "NA", "n": "1"}, {"a": "two, or more", "b": "null", "n": "2.5"}]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet"])
+def test_every_format_gives_the_same_texts_and_numbers(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"t.{ending}"
+    if ending == "jsonl":
+        jsonl(path, ROWS)
+    elif ending == "parquet":
+        pd.DataFrame(ROWS).to_parquet(path)
+    else:
+        pd.DataFrame(ROWS).to_csv(path, index=False, sep="\t" if ending == "tsv" else ",")
+    frame = files.read_table(path)
+    assert files.texts(path, frame, "b").tolist() == ["NA", "null"]  # words, not missing values
+    assert files.texts(path, frame, "a").tolist() == ["one", "two, or more"]
+    assert files.numbers(path, frame, "n", 0, 5).tolist() == [1.0, 2.5]
+    assert frame.index.tolist() == ([2, 3] if ending in ("csv", "tsv") else [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("values", "yes", "expected"),
+    [
+        ([1, 0, 1], [1], [True, False, True]),
+        (["1", "0"], [1], [True, False]),
+        ([True, False], [1], [True, False]),
+        ([1.0, 2.0], ["1"], [True, False]),
+        (["entailment", "neutral"], ["entailment"], [True, False]),
+        (["A", "B", "C"], ["A", "C"], [True, False, True]),
+    ],
+)
+def test_labels_of_any_type(values: list, yes: list, expected: list[bool]) -> None:
+    frame = pd.DataFrame({"label": pd.Series(values, dtype=object)})
+    assert files.labels("f", frame, "label", yes).tolist() == expected
+
+
+WRONG = [
+    ("t.xml", "<a/>", r"t\.xml: expected a file that ends in \.jsonl"),
+    ("t.jsonl", "", "no rows"),
+    ("t.jsonl", '{"a": "x"}\n\n{"a": \n', r"line 3: not JSON"),
+    ("t.jsonl", '{"a": "x"}\n["y"]\n', r"line 2: expected an object"),
+    ("t.jsonl", '{"b": "x"}\n', r"no column 'a'; found b"),
+    ("t.jsonl", '{"a": "x"}\n{"a": "  "}\n{"a": 3}\n', r"line 2, column 'a': expected a text; found '  ' \(and 1 more"),
+    ("t.csv", "a,b\nx,y\n,z\n", r"line 3, column 'a': expected a text; found ''"),
+    ("t.csv", 'a,b\n"x,y\n', r"cannot be read as csv"),
+    ("t.parquet", "no parquet", r"cannot be read as parquet"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), WRONG)
+def test_a_wrong_file_is_named_with_its_line(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message) as caught:
+        path = tmp_path / name
+        files.texts(path, files.read_table(path), "a")
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_wrong_numbers_labels_and_lists(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {"n": ["1", "x", "9"], "l": ["a", None, "b"], "k": [["x"], "y", [1]]}, index=[1, 2, 3], dtype=object
+    )
+    with pytest.raises(
+        DataError, match=r"line 2, column 'n': expected a number from 0 to 5; found 'x' \(and 1 more rows\)"
+    ):
+        files.numbers("f", frame, "n", 0, 5)
+    with pytest.raises(DataError, match=r"line 2, column 'l': expected a label"):
+        files.labels("f", frame, "l", ["a"])
+    with pytest.raises(DataError, match=r"no row is one of 'c'; found 'a', 'b'"):
+        files.labels("f", frame.drop(index=2), "l", ["c"])
+    with pytest.raises(DataError, match=r"line 3, column 'k': expected a text or a list of texts"):
+        files.lists("f", frame, "k")
+
+
+# -------------------------------------------------------------------------------------------------------- judged pairs
+def test_labelled_pairs(tmp_path: Path) -> None:
+    rows = [{"query": "q", "passage": "p", "l": "yes"}, {"query": "q", "passage": "n", "l": "no"}]
+    # A text is no passage for itself, and a pair counts once.
+    rows += [{"query": "q", "passage": "q", "l": "yes"}, rows[0]]
+    settings = TrainingSet(file=jsonl(tmp_path / "t.jsonl", rows), label="l", yes=["yes"])
+    found, passages = examples.judged("s", settings, rng())
+    assert found[["a", "b", "label", "target"]].values.tolist() == [["q", "p", True, 1.0], ["q", "n", False, 0.0]]
+    assert set(found["dataset"]) == {"s"} and set(found["mode"]) == {"symmetric"}
+    assert passages.tolist() == ["p", "n", "q"]
+
+
+def test_a_score_becomes_a_probability_that_is_above_one_half_where_it_means_yes() -> None:
+    score = pd.Series([1.0, 2.5, 3.9, 4.0, 4.5, 5.0])
+    found = examples.target(score, (1.0, 5.0), 4.0)
+    # By hand: 1.5 of the 3 below the bound is a quarter; half of what lies above it is three quarters.
+    np.testing.assert_allclose(found, [0.0, 0.25, 0.5 * 2.9 / 3, 0.5, 0.75, 1.0], atol=2e-6)
+    assert ((found > 0.5) == (score >= 4.0)).all()
+    assert examples.target(pd.Series([5.0]), (1.0, 5.0), 5.0).item() > 0.5
+
+
+def test_triples_with_one_wrong_text_or_several(tmp_path: Path) -> None:
+    rows = [{"query": "q", "passage": "p", "wrong": "n"}, {"query": "r", "passage": "p", "wrong": ["m", "n"]}]
+    settings = TrainingSet(file=jsonl(tmp_path / "t.jsonl", rows), negatives="wrong", mode="asymmetric")
+    found, passages = examples.judged("s", settings, rng())
+    pairs = {(a, b): label for a, b, label in zip(found["a"], found["b"], found["label"], strict=True)}
+    assert pairs == {("q", "p"): True, ("r", "p"): True, ("q", "n"): False, ("r", "m"): False, ("r", "n"): False}
+    assert set(passages) == {"p", "n", "m"}
+
+
+def retrieval(folder: Path, **changes: list[dict]) -> Retrieval:
+    parts = {
+        "queries": [{"id": 1, "text": "q1"}, {"id": 2, "text": "q2"}],
+        "corpus": [{"id": "d1", "text": "p1"}, {"id": "d2", "text": "p2"}, {"id": "d3", "text": "p3"}],
+        "qrels": [
+            {"query_id": 1, "doc_id": "d1", "relevance": 1}, {"query_id": 1, "doc_id": "d3", "relevance": 0},
+            {"query_id": 2, "doc_id": "d2", "relevance": 2.6}, {"query_id": 2, "doc_id": "d3", "relevance": 0.2},
+        ],
+    } | changes  # fmt: skip
+    return Retrieval(**{name: jsonl(folder / f"{name}.jsonl", rows) for name, rows in parts.items()})
+
+
+def test_a_retrieval_set(tmp_path: Path) -> None:
+    queries, corpus, qrels = examples.retrieval(retrieval(tmp_path))
+    assert queries["id"].tolist() == ["1", "2"] and len(corpus) == 3
+    # mteb wants whole numbers: what is relevant at all stays so.
+    assert qrels.values.tolist() == [["1", "d1", 1], ["2", "d2", 3], ["2", "d3", 1]]
+    found, passages = examples.judged("s", TrainingSet(mode="asymmetric", retrieval=retrieval(tmp_path)), rng())
+    assert found[["a", "b"]].values.tolist() == [["q1", "p1"], ["q2", "p2"], ["q2", "p3"]]
+    assert passages.tolist() == ["p1", "p2", "p3"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"corpus": [{"id": "d", "text": "a"}, {"id": "d", "text": "b"}]},
+            r"corpus\.jsonl: line 2, column 'id': .*'d' again",
+        ),
+        (
+            {"qrels": [{"query_id": 9, "doc_id": "d1", "relevance": 1}]},
+            r"qrels\.jsonl: line 1: expected an id of .*queries.*'9'",
+        ),
+        (
+            {"qrels": [{"query_id": 1, "doc_id": "dx", "relevance": 1}]},
+            r"qrels\.jsonl: line 1: expected an id of .*corpus.*'dx'",
+        ),
+        ({"qrels": [{"query_id": 1, "doc": "d1"}]}, r"no column 'doc_id'; found query_id, doc"),
+        ({"qrels": [{"query_id": 1, "doc_id": "d1", "relevance": "high"}]}, r"column 'relevance': expected a number"),
+    ],
+)
+def test_a_wrong_retrieval_set(changes: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        examples.retrieval(retrieval(tmp_path, **changes))
+
+
+def test_parts_of_one_file_share_no_pair_in_any_order() -> None:
+    pairs = pd.DataFrame({"a": [f"t{i}" for i in range(400)], "b": [f"t{399 - i}" for i in range(400)]})
+    first, second = (examples.within(pairs, part, "a", "b") for part in ((0.0, 0.3), (0.3, 1.0)))
+    assert len(first) + len(second) == 400 and 80 < len(first) < 160
+    one, two = ({frozenset(row) for row in part.values.tolist()} for part in (first, second))
+    assert not one & two  # (t1, t398) and (t398, t1) are in the table both
+    assert examples.within(pairs, None, "a", "b") is pairs
+
+
+# ------------------------------------------------------------------------------------------------------------- teacher
+def pairs_of(rows: list[tuple[str, str, bool]], mode: str = "symmetric") -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=["a", "b", "label"]).assign(dataset="s", mode=mode)
+    return frame.assign(target=frame["label"].astype(float))
+
+
+def test_queries_without_wrong_candidates_get_some_from_the_pool() -> None:
+    pairs = pairs_of([(f"q{i}", f"p{i}", True) for i in range(60)] + [("q0", "p1", True)])
+    pool = pd.DataFrame({"dataset": "s", "text": [f"p{i}" for i in range(60)]})
+    groups = examples.teacher_groups(pairs, pool, wrong=3, held=0.2, seed=1)
+    assert len(groups["train"]) + len(groups["dev"]) == 60
+    assert not set(groups["train"]["a"]) & set(groups["dev"]["a"])
+    for frame in groups.values():
+        for a, b, label, target in zip(frame["a"], frame["b"], frame["label"], frame["target"], strict=True):
+            right = {"q0": {"p0", "p1"}}.get(a, {"p" + a[1:]})
+            assert {text for text, yes in zip(b, label, strict=True) if yes} == right
+            assert len(b) == len(set(b)) == len(right) + 3
+            assert target == [float(yes) for yes in label]
+
+
+def test_long_groups_are_cut_without_losing_or_doubling_a_candidate() -> None:
+    rows = [(f"q{i}", f"p{i}-{j}", j < 5) for i in range(30) for j in range(19)]
+    groups = examples.teacher_groups(pairs_of(rows), pd.DataFrame({"dataset": ["s"], "text": ["x"]}), 2, 0.3, 1)
+    whole = pd.concat(groups.values())
+    assert (whole["b"].str.len() <= examples.GROUP).all()
+    found = sorted(
+        (a, b, yes)
+        for a, bs, ys in zip(whole["a"], whole["b"], whole["label"], strict=True)
+        for b, yes in zip(bs, ys, strict=True)
+    )
+    assert found == sorted(rows)
+
+
+def test_a_teacher_cannot_be_judged_by_one_kind_of_pair() -> None:
+    with pytest.raises(DataError, match="the symmetric training sets leave the teacher's dev part without"):
+        examples.teacher_groups(
+            pairs_of([("q", "p", True)]), pd.DataFrame({"dataset": ["s"], "text": ["x"]}), 2, 0.05, 1
+        )
+
+
+# --------------------------------------------------------------------------------------------------------------- leaks
+def test_what_an_evaluation_set_holds_leaves_training() -> None:
+    pairs = pd.concat(
+        [pairs_of([("a", "b", True), ("c", "d", True), ("a", "d", True)]), pairs_of([("asked", "x", True), ("y", "x", True)], "asymmetric")]
+    )  # fmt: skip
+    tasks = {
+        "test": {
+            "t": {"pairs": pd.DataFrame({"sentence1": ["b", "d"], "sentence2": ["a", "e"], "phenomenon": ["", "own"]})},
+            "r": {"queries": pd.DataFrame({"text": ["asked", "new"], "phenomenon": ["", ""]})},
+        }
+    }
+    kept = examples.without(pairs, tasks)
+    assert kept[["a", "b"]].values.tolist() == [["c", "d"], ["a", "d"], ["y", "x"]]  # (a, b) is there as (b, a)
+    marked = examples.with_familiarity(tasks, examples.seen(kept, {"s": pd.Series(["b"])}))["test"]
+    assert marked["t"]["pairs"]["phenomenon"].tolist() == [examples.BOTH, "own"]
+    assert marked["r"]["queries"]["phenomenon"].tolist() == [examples.NEW, examples.NEW]
+
+
+# ------------------------------------------------------------------------------------------------------------ the stage
+def own(folder: Path, **changes: object) -> dict:
+    """Settings over files made here: pairs with labels, graded pairs, a retrieval set."""
+    made = np.random.default_rng(3)
+    nouns = [
+        f"{place} {thing}"
+        for place in ("red", "old", "new", "big")
+        for thing in ("house", "street", "garden", "bridge")
+    ]
+    for name, count in (("train", 90), ("dev", 30), ("test", 30)):
+        rows = []
+        for i in range(count):
+            a, b = made.choice(nouns, 2)
+            rows.append(
+                {
+                    "s1": f"{a} near {b} {name} {i}",
+                    "s2": f"{a} {name} {i}" if i % 3 else f"{b} {name}",
+                    "l": int(i % 3 > 0),
+                    "score": float(i % 5),
+                }
+            )
+        jsonl(folder / f"{name}.jsonl", rows)
+        (folder / name).mkdir()
+        retrieval(
+            folder / name,
+            queries=[{"id": i, "text": f"where is {nouns[i]} {name}?"} for i in range(16)],
+            corpus=[{"id": f"d{i}", "text": f"{nouns[i % 16]} lies here {i}"} for i in range(30)],
+            qrels=[{"query_id": i, "doc_id": f"d{i}", "relevance": 1} for i in range(16)],
+        )
+
+    def three(name: str) -> dict:
+        return {part: str(folder / name / f"{part}.jsonl") for part in ("queries", "corpus", "qrels")}
+
+    columns = {"sentence1": "s1", "sentence2": "s2"}
+    train = {"file": str(folder / "train.jsonl"), "query": "s1", "passage": "s2"}
+    splits = {split: str(folder / f"{split}.jsonl") for split in ("dev", "test")}
+    data = {
+        "source": "files",
+        "files": {
+            "train": {
+                "nli": train | {"label": "l", "yes": [1]},
+                "graded": train | {"score": "score", "scores": [0.0, 4.0], "yes_from": 3.0},
+                "find": {"mode": "asymmetric", "retrieval": three("train")},
+            },
+            "tasks": {
+                "entail": {"type": "pair_classification", "group": "nli", "label": "l", **columns, **splits},
+                "related": {"type": "sts", "group": "sts", "scores": [0.0, 4.0], "sample": 20, **columns, **splits},
+                "lookup": {"type": "retrieval", "group": "ir", "title": "Look-up", "dev": three("dev"), "test": three("test")},
+            },
+            "teacher_dev": 0.2,
+        },
+    }  # fmt: skip
+    return tiny_settings(folder / "results", **({"data": data} | changes))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return load([], own(tmp_path))
+
+
+def test_the_data_stage_over_files(config: Config) -> None:
+    build.run_texts(config)
+    build.run(config)
+    paths = Paths.of(config)
+    train = pd.read_parquet(paths.train_pairs)
+    # By hand: two of three rows say yes; two of five scores are 3 or 4; a passage for each of 16 queries.
+    assert train.groupby("dataset").size().to_dict() == {"nli": 60, "graded": 36, "find": 16}
+    assert dict(zip(train["dataset"], train["mode"], strict=True)) == {
+        "nli": "symmetric",
+        "graded": "symmetric",
+        "find": "asymmetric",
+    }
+    pool = pd.read_parquet(paths.pool)
+    assert (pool["dataset"] == "find").sum() == 30
+    texts = pd.read_parquet(paths.pretraining)["text"]
+    assert texts.is_unique and set(train["query"]) | set(pool["text"]) <= set(texts)
+    found = {name: evaluation_tasks.read(paths.task(name), "test") for name in evaluation_tasks.names(paths.tasks)}
+    assert {name: task.title for name, task in found.items()} == {
+        "entail": "entail", "related": "related (sample of 20)", "lookup": "Look-up",
+    }  # fmt: skip
+    assert len(found["related"].pairs) == 20 and found["related"].max_score == 4.0
+    assert found["entail"].pairs["label"].sum() == 20
+    assert set(found["lookup"].queries["phenomenon"]) == {examples.NEW}
+    assert read_json(paths.leaks)["removed_from"] == "training"
+    again = pd.read_parquet(paths.task("related") / "test.parquet")
+    build.run(config)
+    pd.testing.assert_frame_equal(pd.read_parquet(paths.task("related") / "test.parquet"), again)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"train": {"nli": {"label": None}}},
+            r"data\.files\.train\.nli: expected label \(a column\) together with yes",
+        ),
+        (
+            {"train": {"nli": {"retrieval": {"queries": "a", "corpus": "b", "qrels": "c"}}}},
+            "either file .* or retrieval",
+        ),
+        ({"train": {"graded": {"yes_from": None}}}, "score .* together with scores"),
+        ({"train": {"nli": {"part": [0.5, 0.2]}}}, r"data\.files\.train\.nli\.part: expected \[from, to\]"),
+        ({"train": {"nli": {"lable": "l"}}}, r"data\.files\.train\.nli\.lable: unknown key"),
+        (
+            {"tasks": {"entail": {"test": None}}},
+            r"data\.files\.tasks\.entail: no file for test, which evaluation\.split asks for",
+        ),
+        (
+            {"tasks": {"entail": {"dev": None}}},
+            r"data\.files\.tasks\.entail: no file for dev, which training\.dev_every asks for",
+        ),
+        ({"tasks": {"lookup": {"test": "t.jsonl"}}}, "for retrieval a section of queries, corpus and qrels"),
+    ],
+)
+def test_a_wrong_section_is_refused_before_anything_runs(changes: dict, message: str, tmp_path: Path) -> None:
+    from d2llm.config import merged
+
+    settings = own(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        load([], merged(settings, {"data": {"files": changes}}))
+
+
+def test_files_without_sets_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data: expected files\.train and files\.tasks"):
+        load([], {"data": {"source": "files"}, "methods": {"d2llm": {}}})
