@@ -18,6 +18,7 @@ from torch import Tensor
 
 from d2llm.artifacts import MEND
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
+from d2llm.models.device import default_device
 from d2llm.models.tokens import token_ids
 from d2llm.prompts import Prompt, prompts
 
@@ -151,7 +152,7 @@ class Teacher:
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # transformers and safetensors raise many kinds for a damaged folder
             raise ArtifactError(f"{folder}: cannot load the teacher ({str(error).splitlines()[0]}); {MEND}") from error
-        return cls(model.eval(), tokenizer, settings)
+        return cls(model.eval().to(default_device()), tokenizer, settings)
 
     def tokens(self, texts: Iterable[str]) -> list[list[int]]:
         """Token ids without special tokens; each distinct text is tokenised once."""
@@ -170,14 +171,15 @@ class Teacher:
 
     def forward(self, rows: Sequence[Row], mode: str) -> tuple[Tensor, Tensor, Tensor]:
         """States of a batch of rows: logits (m, 2) yes/no and answer states (m, d) of all candidates in order, and all states (n, t, d)."""
-        batch = collate(rows, self.tokenizer.pad_token_id)
+        device = self.model.device
+        batch = {key: value.to(device) for key, value in collate(rows, self.tokenizer.pad_token_id).items()}
         states = self.model.base_model(**batch, use_cache=False).last_hidden_state
         where = [(i, answer) for i, row in enumerate(rows) for answer in row.answers]
-        index = torch.tensor(where)
+        index = torch.tensor(where, device=device)
         answer = states[index[:, 0], index[:, 1]]
         prompt = self.prompts[mode]
         head = self.model.get_output_embeddings()
-        choice = torch.tensor([prompt.yes, prompt.no])
+        choice = torch.tensor([prompt.yes, prompt.no], device=device)
         logits = answer @ head.weight[choice].T
         if head.bias is not None:
             logits = logits + head.bias[choice]
@@ -210,7 +212,7 @@ class Teacher:
                 raise TrainingError(
                     "the teacher's scores are not finite; its checkpoint is damaged; remove teacher/model and run snakemake again"
                 )
-            logits, answer = logits.float().numpy(), answer.float().numpy()
+            logits, answer = logits.float().cpu().numpy(), answer.float().cpu().numpy()
             at = 0
             for i in batch:
                 number, start, (_, candidates) = pieces[i]

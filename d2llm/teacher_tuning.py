@@ -127,7 +127,8 @@ def tune(teacher: Teacher, frame: pd.DataFrame, settings: TeacherSettings, log_f
     """Train the teacher in place."""
     examples = _Examples(teacher, frame)
     hidden = teacher.model.config.hidden_size
-    relation = nn.Linear(hidden, RELATIONS)
+    device = teacher.model.device
+    relation = nn.Linear(hidden, RELATIONS).to(device)
     if settings.tuning.kind == "lora":
         teacher.model.requires_grad_(False)
         teacher.model = add_lora(teacher.model, settings.tuning)
@@ -141,7 +142,7 @@ def tune(teacher: Teacher, frame: pd.DataFrame, settings: TeacherSettings, log_f
     for number, (mode, index) in enumerate(progress(loop, "tuning the teacher"), 1):
         rows = [examples.rows[mode][i] for i in index]
         logits, _, states = teacher.forward(rows, mode)
-        wanted = torch.from_numpy(np.concatenate([examples.targets[mode][i] for i in index]))
+        wanted = torch.from_numpy(np.concatenate([examples.targets[mode][i] for i in index])).to(device)
         terms = {"answer": F.binary_cross_entropy_with_logits(logits[:, 0] - logits[:, 1], wanted)}
         if settings.relation_weight:
             picked, labels = _words(states, rows, [examples.relations[mode][i] for i in index])
@@ -163,7 +164,8 @@ def _words(states: Tensor, rows: list[Row], labels: list[list[list[int]]]) -> tu
                 if digit != -100:
                     at.append(i * width + start + offset)
                     value.append(digit)
-    return states.flatten(0, 1)[torch.tensor(at, dtype=torch.long)], torch.tensor(value)
+    index = torch.tensor(at, dtype=torch.long, device=states.device)
+    return states.flatten(0, 1)[index], torch.tensor(value, device=states.device)
 
 
 def assess(teacher: Teacher, dev: pd.DataFrame, bins: int = 10) -> dict[str, dict]:

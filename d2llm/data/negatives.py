@@ -82,6 +82,7 @@ def base_encoder(config: Config) -> Student:
     """The pipeline's encoder as a dense retriever: mean of its states, cosine, texts framed as it was pre-trained on them."""
     from d2llm.methods import MaxLengths
     from d2llm.models.backbone import Backbone
+    from d2llm.models.device import default_device
     from d2llm.models.student import Student, same_formats
 
     backbone = Backbone.load(Paths.of(config).base("encoder"), "encoder")
@@ -89,7 +90,7 @@ def base_encoder(config: Config) -> Student:
     formats = same_formats(
         MaxLengths(query=length, passage=length, symmetric=length), backbone.token("cls"), backbone.token("sep")
     )
-    return Student(backbone, ("mean", {}), ("cosine", {}), formats, normalize=True).eval()
+    return Student(backbone, ("mean", {}), ("cosine", {}), formats, normalize=True).eval().to(default_device())
 
 
 def draw(

@@ -67,12 +67,13 @@ def load(config: Config, method: str, variant: str, seed: int) -> PairScorer:
     if method in REFERENCES:
         return REFERENCES[method](config)
     from d2llm.evaluation.adapter import StudentScorer
+    from d2llm.models.device import default_device
     from d2llm.models.student import Student
 
     folder = Paths.of(config).run(method, variant, seed) / "model"
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: missing; run `snakemake --cores all` to train it")
-    return StudentScorer(Student.load(folder), config.evaluation.batch_size)
+    return StudentScorer(Student.load(folder).to(default_device()), config.evaluation.batch_size)
 
 
 def evaluate(

@@ -87,12 +87,13 @@ def run(config: Config) -> None:
 
 def systems(config: Config, texts: Texts) -> Iterator[tuple[str, Callable[[], Iterator[Timing]]]]:
     """What is measured, by name: methods, then reference rows."""
+    from d2llm.models.device import default_device
     from d2llm.models.student import Student
     from d2llm.teacher import Teacher
 
     paths, settings, evaluation = Paths.of(config), config.runtime, config.evaluation
     for method in config.methods:
-        student = Student.load(paths.run(method, "base", config.seeds[0]) / "model")
+        student = Student.load(paths.run(method, "base", config.seeds[0]) / "model").to(default_device())
         yield method, partial(student_timings, student, texts, settings, evaluation.batch_size)
     # Both reference rows look words up in the same indexes.
     bm25 = partial(Bm25, kind=evaluation.bm25.tokens, k1=evaluation.bm25.k1, b=evaluation.bm25.b)
@@ -146,7 +147,7 @@ def student_timings(student: Any, texts: Texts, settings: RuntimeSettings, batch
     """A bi-encoder: queries one at a time, passages in batches, one query with a batch of passages, whole searches."""
     import torch
 
-    from d2llm.search import Index
+    from d2llm.search import Index, on_device
 
     some = texts.queries[: settings.repeats + 1]
     seconds = clock(lambda query: student.encode([query], "query", "asymmetric", 1), some, settings)
@@ -160,12 +161,13 @@ def student_timings(student: Any, texts: Texts, settings: RuntimeSettings, batch
     yield Timing("encode_passage", batch, 0, seconds / batch)
 
     vectors, scorer = np.concatenate(encoded), student.scorer
-    queries = torch.as_tensor(student.encode(some, "query", "asymmetric", batch))
+    queries = on_device(student, student.encode(some, "query", "asymmetric", batch))
     with torch.inference_mode():
         left = scorer.query_cache(queries)
         right = Index.of_vectors(student, vectors, np.arange(batch) % len(vectors)).cache
         lines = [left[number : number + 1] for number in range(len(left))]
-        seconds = clock(lambda query: scorer.matrix_cached(query, right, "asymmetric"), lines, settings)
+        # Brought back, which on a GPU is when they are there.
+        seconds = clock(lambda query: scorer.matrix_cached(query, right, "asymmetric").cpu(), lines, settings)
     yield Timing("score", batch, 0, seconds / batch)
     for size in settings.corpus_sizes:
         index = Index.of_vectors(student, vectors, np.arange(size) % len(vectors))
