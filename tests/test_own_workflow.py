@@ -1,0 +1,157 @@
+"""The whole suite on one's own files and checkpoints in real formats: Qwen2 with a byte-level BPE tokenizer, BERT."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+import yaml
+from test_pipeline import run
+from test_workflow import fresh  # noqa: F401 - a fixture
+
+WHO, DOES, WHERE = (
+    ("A man", "A woman", "The girl", "Two dogs"),
+    ("is playing", "is eating", "is asleep"),
+    ("in the park", "near the lake", "at home"),
+)
+
+
+def sentence(rng: np.random.Generator) -> str:
+    return " ".join(rng.choice(part) for part in (WHO, DOES, WHERE))
+
+
+def write_files(folder: Path) -> None:
+    """Labelled and graded pairs (JSONL), a retrieval set (CSV), for train, dev and test."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 110), ("dev", 40), ("test", 40)):
+        rows = []
+        for number in range(count):
+            a = sentence(rng)
+            entailed = number % 5 < 2
+            b = a.rpartition(" ")[0].rpartition(" ")[0] if entailed else sentence(rng)
+            rows.append(
+                {
+                    "sentence1": a,
+                    "sentence2": b,
+                    "label": "yes" if entailed else "no",
+                    "score": 5 if entailed else number % 3,
+                }
+            )
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        texts = [f"{sentence(rng)} {number}" for number in range(20)]
+        pd.DataFrame({"id": range(20), "text": [f"who {text.split(' ', 2)[2]} {split}?" for text in texts]}).to_csv(
+            folder / f"q_{split}.csv", index=False
+        )
+        pd.DataFrame({"id": range(20), "text": texts}).to_csv(folder / f"c_{split}.csv", index=False)
+        pd.DataFrame({"query_id": range(20), "doc_id": range(20)}).to_csv(folder / f"r_{split}.csv", index=False)
+
+
+def write_models(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    rng = np.random.default_rng(1)
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=380, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+    bpe.train_from_iterator([sentence(rng) + " yes no" for _ in range(200)], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "max_position_embeddings": 256}
+    qwen = Qwen2Config(
+        vocab_size=len(tokenizer), num_hidden_layers=3, num_key_value_heads=2, tie_word_embeddings=True, **sizes
+    )
+    Qwen2ForCausalLM(qwen).save_pretrained(folder / "qwen")
+    tokenizer.save_pretrained(folder / "qwen")
+    words = tiny.tokenizer(sorted({word for part in (WHO, DOES, WHERE) for phrase in part for word in phrase.split()}))
+    BertForMaskedLM(BertConfig(vocab_size=len(words), num_hidden_layers=2, pad_token_id=0, **sizes)).save_pretrained(
+        folder / "bert"
+    )
+    words.save_pretrained(folder / "bert")
+
+
+def three(split: str) -> dict[str, object]:
+    names = {"queries": "q", "corpus": "c", "qrels": "r"}
+    return {part: f"own/{letter}_{split}.csv" for part, letter in names.items()} | {"relevance": None}
+
+
+ASKED = {"yes": " yes", "no": " no"}
+TRAIN = {"file": "own/train.jsonl", "query": "sentence1", "passage": "sentence2"}
+SPLITS = {split: f"own/{split}.jsonl" for split in ("dev", "test")}
+SETTINGS = {
+    "tier": "own",
+    "data": {
+        "source": "files",
+        "files": {
+            "train": {
+                "nli": TRAIN | {"label": "label", "yes": ["yes"]},
+                "sts": TRAIN | {"score": "score", "scores": [0, 5], "yes_from": 4.0},
+                "ir": {"mode": "asymmetric", "retrieval": three("train")},
+            },
+            "tasks": {
+                "entail": {"type": "pair_classification", "group": "nli", "yes": ["yes"], **SPLITS},
+                "related": {"type": "sts", "group": "sts", "scores": [0, 5], "sample": 30, "title": "Related", **SPLITS},
+                "find": {"type": "retrieval", "group": "ir", "dev": three("dev"), "test": three("test")},
+            },
+            "teacher_dev": 0.1,
+        },
+    },
+    "models": {
+        "teacher": {"source": "./own/qwen", "layers": 2},
+        "decoder": {"source": "./own/qwen", "layers": 1},
+        "encoder": {"source": "./own/bert"},
+    },
+    "teacher": {
+        "symmetric": {"template": "Does A imply B?\nA: {a}\nB: {b}\nanswer:", **ASKED},
+        "asymmetric": {"template": "Does the text answer the question?\nquestion: {a}\ntext: {b}\nanswer:", **ASKED},
+        "max_length": 200, "tuning": {"kind": "lora", "r": 4, "alpha": 8.0, "first_layer": 1}, "steps": 8, "batch_pairs": 16, "min_ap": 0.0,
+    },
+    "negatives": {"per_query": 2, "bm25_ranks": [1, 5], "dense_ranks": [1, 8]},
+    "training": {"steps": 8, "batch_size": 8, "pack": 4, "max_length": 64, "log_every": 2, "dev_every": 4, "dev_sample": 20, "texts_at_once": 8},
+    "methods": {
+        "d2llm": {"warmup": 1, "pooling": {"heads": 4}, "interaction": {"hidden": 16}},
+        "retromae": {"pretraining": {"steps": 2, "batch_size": 8}},
+        "udever": {},
+    },
+    "evaluation": {"teacher_candidates": {"bm25": 5, "dense": 5}},
+    "runtime": {"corpus_sizes": [20, 60], "repeats": 3, "seconds": 0.2, "teacher_pairs": 20},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_own_files_and_checkpoints_through_the_whole_workflow(fresh: Path) -> None:  # noqa: F811
+    (fresh / "own").mkdir()
+    write_files(fresh / "own")
+    write_models(fresh / "own")
+    (fresh / "own.yaml").write_text(yaml.safe_dump(SETTINGS), encoding="utf-8")
+    done = run(fresh, "--configfile", "own.yaml", "-C", "results=out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = fresh / "out" / "own"
+    scores = pd.read_csv(out / "scores.csv")
+    assert set(scores["method"]) == {"d2llm", "retromae", "udever", "teacher", "bm25"}
+    assert set(scores["task"]) == {"entail", "related", "find"} and scores["value"].notna().all()
+    assert "Related (sample of 30)" in set(scores["task_title"])
+    assert (out / "report.html").is_file() and (out / "results.ipynb").is_file()
+    assert "decoder, qwen, lowest 1 layer" in (out / "tables" / "settings.md").read_text(encoding="utf-8")
+    # A changed file makes what is made of it stale; a checkpoint that exists stays.
+    with (fresh / "own" / "train.jsonl").open("a") as stream:
+        stream.write(
+            json.dumps({"sentence1": "A man is here", "sentence2": "A man is", "label": "yes", "score": 5}) + "\n"
+        )
+    again = run(fresh, "--configfile", "own.yaml", "-C", "results=out", "--dry-run")
+    assert again.returncode == 0, again.stdout + again.stderr
+    rules = {line.split()[0] for line in again.stdout.splitlines() if line.split()[1:] and line.split()[-1].isdigit()}
+    assert {"texts", "data", "teacher", "train_udever", "evaluate"} <= rules and not any(
+        rule.startswith("base") for rule in rules
+    )
+    # One that is gone is told before anything runs.
+    (fresh / "own" / "test.jsonl").unlink()
+    gone = run(fresh, "--configfile", "own.yaml", "-C", "results=out")
+    assert gone.returncode != 0
+    assert "error: data.files: no such file: own/test.jsonl" in gone.stdout + gone.stderr
