@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from d2llm.errors import TrainingError
+from d2llm.errors import ConfigError, TrainingError
 from d2llm.methods import Batch, Embedded, MaxLengths, Method, Positive, Recipe, Schedule, Tuning, Warmup, Weight
 from d2llm.section import Pair, Section
 
@@ -85,6 +85,8 @@ class D2LLMRecipe(Recipe):
     rank_over: Literal["query", "batch"] = "query"
     # Weight of an in-batch contrast of each passage over the queries (variant; not in the paper).
     passage_to_query: Weight = 0.0
+    # A token before every text that the pooling leaves out: the tokenizer's first or, without one, its last (variant).
+    sink: Literal["none", "bos"] = "none"
     pooling: Pooling = Pooling()
     interaction: Interaction = Interaction()
 
@@ -107,8 +109,14 @@ class D2LLM(Method):
     Recipe = D2LLMRecipe
 
     def build(self, backbone: Backbone, recipe: D2LLMRecipe) -> Student:
-        """Raw text, no prompt and no special token."""
+        """Raw text, no prompt and no special token but a sink."""
         from d2llm.models.student import Student, same_formats
+
+        sink = (backbone.token("bos") or backbone.token("eos"))[:1] if recipe.sink == "bos" else []
+        if recipe.sink == "bos" and not sink:
+            raise ConfigError(
+                "methods.d2llm.sink: bos, but the tokenizer has neither a first nor a last token; set it to none"
+            )
 
         backbone.tune(recipe.tuning)
         if recipe.gradient_checkpointing:
@@ -117,8 +125,9 @@ class D2LLM(Method):
             backbone,
             recipe.pooling.spec(),
             recipe.interaction.spec(),
-            same_formats(recipe.max_lengths),
+            same_formats(recipe.max_lengths, sink),
             method=self.name,
+            unpooled=len(sink),
         )
 
     def objective(self, student: Student, embedded: Embedded, batch: Batch, recipe: D2LLMRecipe) -> dict[str, Tensor]:

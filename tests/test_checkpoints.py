@@ -178,3 +178,64 @@ def test_a_hub_that_stays_away_and_a_model_it_does_not_have(tmp_path: Path) -> N
         done.stderr.strip().splitlines()[-1]
         == "error: models: the hub has no some-org/model_a; check source and revision"
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------- GGUF
+def write_gguf(model: torch.nn.Module, tokens: list[str], path: Path) -> None:
+    """A Qwen2 model as a GGUF file in float32, by the format's own library; tokens are those of a byte-level BPE without merges."""
+    import gguf
+
+    config = model.config
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(128)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * len(tokens))
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
+    for name, value in model.state_dict().items():
+        if name != "lm_head.weight":
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_becomes_an_ordinary_model(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    tokens = ["<|endoftext|>", *"abcdefgh", "ab"]
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    model = Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=len(tokens), tie_word_embeddings=True, rope_theta=10000.0, **sizes)
+    ).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    write_gguf(model, tokens, tmp_path / "tiny.gguf")
+    made = config(tmp_path, decoder={"source": str(tmp_path / "tiny.gguf"), "layers": 2})
+    pretraining.run(made, "decoder")
+    folder = Paths.of(made).base("decoder")
+    loaded = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+    ids = AutoTokenizer.from_pretrained(folder)("abca")["input_ids"]
+    assert [tokens[i] for i in ids] == ["ab", "c", "a"]
+    del model.model.layers[2:]
+    with torch.no_grad():
+        expected, found = (net(input_ids=torch.tensor([ids]), use_cache=False).logits for net in (model, loaded))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -70,7 +70,8 @@ def packs(model: nn.Module) -> bool:
     from transformers.masking_utils import sdpa_mask
 
     config = model.config
-    windows = [kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"]
+    kinds = getattr(config, "layer_types", None)
+    windows = any(kind != "full_attention" for kind in kinds) if kinds else getattr(config, "sliding_window", None)
     able = getattr(model, "_supports_attention_backend", False) and config._attn_implementation in ("sdpa", NAME)
     if not able or windows:
         return False

@@ -71,7 +71,8 @@ class Student(nn.Module):
     """Turns texts into embeddings (n, d) and scores pairs of embeddings.
 
     formats: for every (role, mode) the text format. padding: the side, as the method's published code has it.
-    normalize: whether embeddings are scaled to unit length. method: name, for the record.
+    normalize: whether embeddings are scaled to unit length. method: name, for the record. unpooled: how many leading
+    tokens the pooling leaves out (the first position of many decoders is where idle attention goes; its state is huge).
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Student(nn.Module):
         padding: Literal["right", "left"] = "right",
         normalize: bool = False,
         method: str = "",
+        unpooled: int = 0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -96,6 +98,7 @@ class Student(nn.Module):
         self.padding: Literal["right", "left"] = padding
         self.normalize = normalize
         self.method = method
+        self.unpooled = unpooled
         # Set by a training whose batches do not fit into memory at once.
         self.cache: GradientCache | None = None
 
@@ -118,6 +121,8 @@ class Student(nn.Module):
     def pool(self, rows: list[tuple[int, ...]]) -> Tensor:
         """Embeddings (n, d) of token id rows in one forward pass."""
         states, mask = self.backbone.states(rows, self.padding)
+        if self.unpooled:
+            mask = mask * (mask.cumsum(1) > self.unpooled)
         vectors = self.pooling(states, mask)
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
@@ -221,6 +226,7 @@ class Student(nn.Module):
             "scorer": {"name": self.scorer_spec[0], "options": self.scorer_spec[1]},
             "normalize": self.normalize,
             "padding": self.padding,
+            "unpooled": self.unpooled,
             "formats": [
                 {"role": role, "mode": mode, **asdict(form)} for (role, mode), form in sorted(self.formats.items())
             ],
@@ -253,6 +259,7 @@ class Student(nn.Module):
                 padding=described["padding"],
                 normalize=described["normalize"],
                 method=described["method"],
+                unpooled=described.get("unpooled", 0),
             )
             head = load_file(str(folder / "student.safetensors"))
             for part in ("pooling", "scorer"):

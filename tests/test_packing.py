@@ -1,0 +1,120 @@
+"""Passes without padding against Hugging Face's own forward of every text alone: states, gradients, and where it is not done."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from d2llm.methods import MaxLengths, Tuning
+from d2llm.models.backbone import Backbone
+from d2llm.models.packing import NAME, layout, padding_mask
+from d2llm.models.student import Student, same_formats
+
+ROWS = [tuple(range(7, 7 + size)) for size in (1, 1, 2, 4, 4, 4, 9)]
+
+
+def body(family: str, **changes: object) -> torch.nn.Module:
+    """A random transformers body of another family, attention heads shared in groups where it has that."""
+    import transformers
+
+    sizes = {
+        "vocab_size": 60,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    grouped = {"num_key_value_heads": 2} if family in ("Qwen2", "Llama", "Mistral", "Gemma2") else {}
+    config = getattr(transformers, f"{family}Config")(**(sizes | grouped | changes))
+    torch.manual_seed(0)
+    made = getattr(transformers, f"{family}Model")(config).eval()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return made
+
+
+@pytest.mark.parametrize(("family", "kind"), [("Qwen2", "decoder"), ("Llama", "decoder"), ("Bert", "encoder")])
+@pytest.mark.parametrize("padding", ["right", "left"])
+def test_states_and_gradients_are_those_of_texts_alone(family: str, kind: str, padding: str) -> None:
+    model = body(family)
+    backbone = Backbone(model, tiny.tokenizer(), kind)
+    assert backbone.packs and model.config._attn_implementation == NAME
+    states, mask = backbone.states(ROWS, padding)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(len(row), 32, generator=generator) for row in ROWS]
+    loss = sum((state[real.bool()] * weight).sum() for state, real, weight in zip(states, mask, weights, strict=True))
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.set_attn_implementation("eager")  # another implementation altogether
+    for row, state, real, weight in zip(ROWS, states, mask, weights, strict=True):
+        assert int(real.sum()) == len(row)
+        alone = model(input_ids=torch.tensor([row])).last_hidden_state[0]
+        torch.testing.assert_close(state[real.bool()], alone, rtol=1e-4, atol=1e-4)
+        (alone * weight).sum().backward()
+    largest = max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-5 * largest)
+
+
+def test_checkpointed_gradients_stay_apart_as_well() -> None:
+    found = []
+    for checkpointed in (False, True):
+        backbone = Backbone(body("Llama"), tiny.tokenizer(), "decoder")
+        backbone.tune(Tuning())
+        backbone.train()
+        if checkpointed:
+            backbone.checkpoint_gradients()
+        states, _ = backbone.states(ROWS)
+        states.square().mean().backward()
+        found.append({name: p.grad for name, p in backbone.named_parameters() if p.grad is not None})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_saved_model_knows_nothing_of_it(tmp_path) -> None:
+    backbone = tiny.backbone("decoder")
+    backbone.save(tmp_path)
+    assert NAME not in (tmp_path / "config.json").read_text()
+    from transformers import AutoModel
+
+    assert AutoModel.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("Mistral", {"sliding_window": 3}), ("Gemma2", {"sliding_window": 3, "head_dim": 8})]
+)
+def test_models_with_windows_are_padded(family: str, changes: dict) -> None:
+    model = body(family, **changes)
+    backbone = Backbone(model, tiny.tokenizer(), "decoder")
+    states, mask = backbone.states(ROWS)
+    for row, state, real in zip(ROWS, states, mask, strict=True):
+        alone = model(input_ids=torch.tensor([row])).last_hidden_state[0]
+        torch.testing.assert_close(state[real.bool()], alone, rtol=1e-4, atol=1e-4)
+    assert not backbone.packs
+
+
+def test_the_layout_by_hand() -> None:
+    groups, positions = layout([1, 2, 2, 3])
+    assert groups == ((1, 1), (2, 2), (1, 3))
+    assert positions.tolist() == [[0, 0, 1, 0, 1, 0, 1, 2]]
+    assert padding_mask([1, 3], "right").tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert padding_mask([1, 3], "left").tolist() == [[0, 0, 1], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+def test_a_sink_is_fed_but_not_pooled(padding, tmp_path) -> None:
+    backbone = tiny.backbone("decoder")
+    formats = same_formats(MaxLengths(), [5])
+    student = Student(backbone, ("mean", {}), ("cosine", {}), formats, padding=padding, unpooled=1).eval()
+    found = student.encode(["甲乙丙", "山"], "query", "symmetric")
+    for vector, text in zip(found, ["甲乙丙", "山"], strict=True):
+        with torch.no_grad():
+            alone = backbone.model(input_ids=torch.tensor([[5, *tiny.ids(text)]])).last_hidden_state[0]
+        torch.testing.assert_close(torch.from_numpy(vector), alone[1:].mean(0), rtol=1e-4, atol=1e-5)
+    student.save(tmp_path)
+    torch.testing.assert_close(
+        torch.from_numpy(Student.load(tmp_path).encode(["山"], "query", "symmetric")), torch.from_numpy(found[1:])
+    )
