@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 run: $(READY) ## train, evaluate and render everything (CONFIG=config/<tier>.yaml for another tier)
 	$(SNAKEMAKE)
 
-study: $(READY) ## the full study: five seeds, every ablation (about 80 minutes; goes on from what `make` has made)
+study: $(READY) ## the full study: five seeds, every ablation (about 66 minutes in all; goes on from what `make` has made)
 	$(SNAKEMAKE) --configfile config/study.yaml
 
 main: $(READY) ## the main comparison alone, without sweeps and ablations

@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from d2llm.config import CheckpointSettings
 
 
-def size(model: BaseSettings | CheckpointSettings, heads: bool = False) -> str:
+def size(model: BaseSettings | CheckpointSettings, between: str = " of ", heads: bool = False) -> str:
     """Layers and width, and attention heads if asked; or the name of a checkpoint, and how much of it is kept."""
     if isinstance(model, BaseSettings):
-        return f"{layers(model.layers)} of width {model.hidden_size}" + (f", {model.heads} heads" if heads else "")
+        said = f"{layers(model.layers)}{between}width {model.hidden_size}"
+        return said + (f", {model.heads} heads" if heads else "")
     return name(model.source) + (f", lowest {layers(model.layers)}" if model.layers else "")
 
 

@@ -101,7 +101,9 @@ def _teacher(axis: Axes, config: Config) -> None:
         axis.text(
             PROMPT.left[0] + 0.07, PROMPT.top[1] - 0.13 - 0.19 * place, line, fontsize=SMALL, family=fonts, va="center"
         )
-    _box(axis, T_DECODER, f"Decoder reads both texts together\n{size(config.models.teacher, heads=True)}", TEACHER)
+    _box(
+        axis, T_DECODER, f"Decoder reads both texts together\n{size(config.models.teacher, ', ', heads=True)}", TEACHER
+    )
     _box(
         axis,
         STATE,
@@ -147,7 +149,7 @@ def _student(axis: Axes, decoder: BaseSettings | CheckpointSettings, recipe: D2L
     for (side, x), text, vector in zip(SIDES.items(), ("a", "b"), ("i", "j"), strict=True):
         source, tower, pool = Box(x, 0.26, 1.22, 0.26), Box(x, 0.85, 1.22, 0.4), Box(x, 1.41, 1.22, 0.36)
         _box(axis, source, f"{side.capitalize()}: text {text}", TEXT)
-        _box(axis, tower, f"Decoder\n{size(decoder)}", STUDENT)
+        _box(axis, tower, f"Decoder\n{size(decoder, ', ')}", STUDENT)
         _box(axis, pool, _pooling(recipe, width(decoder)), STUDENT)
         _arrow(axis, source.top, tower.bottom)
         _arrow(axis, tower.top, pool.bottom)
