@@ -6,7 +6,6 @@ What comes out is a folder in Hugging Face format, so that every later stage run
 from __future__ import annotations
 
 import importlib.util
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 
     from d2llm.config import CheckpointSettings, Config
 
-# A hub that fails is asked again after so many seconds each time; the environment variable may say others.
-WAITS, WAITS_VARIABLE = "2 10 30 60", "D2LLM_HUB_WAITS"
+# A hub that fails is asked again after so many seconds each time.
+WAITS = (2.0, 10.0, 30.0, 60.0)
 # What a model needs of a repository: never pickles, never another framework's weights.
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 CODE = ("*.py",)
@@ -31,11 +30,12 @@ CODE = ("*.py",)
 def run(config: Config, model: str) -> None:
     """Bring base model `model` of the config below `models/`."""
     settings = config.models.of(model)
-    folder, file = located(settings)
-    network, tokenizer = load(folder, file, settings, encoder=model == "encoder")
+    where = f"models.{model}.source"
+    folder, file = located(settings, where)
+    network, tokenizer = load(folder, file, settings, model == "encoder", where)
     whole = len(layers_of(network))
     if settings.layers is not None:
-        cut(network, settings.layers, settings.source)
+        cut(network, settings.layers, f"models.{model}.layers")
     count = sum(p.numel() for p in network.parameters())
     get_logger(__name__).info(
         "%s: %s, %d of %d layers, %d parameters", model, settings.source, len(layers_of(network)), whole, count
@@ -48,29 +48,32 @@ def run(config: Config, model: str) -> None:
         )
 
 
-def located(settings: CheckpointSettings) -> tuple[Path, str | None]:
-    """(folder, GGUF file in it or None). Raises ConfigError for what is not there, ArtifactError for a hub that stays away."""
+def located(settings: CheckpointSettings, where: str) -> tuple[Path, str | None]:
+    """(folder, GGUF file in it or None); `where` is the key that names it, for errors.
+
+    Raises ConfigError for what is not there, ArtifactError for a hub that stays away.
+    """
     if settings.origin == "hub":
-        return fetched(settings), None
+        return fetched(settings, where), None
     path = Path(settings.source).expanduser()
     if settings.origin == "package":
         module, _, inside = settings.source.removeprefix("package:").partition("/")
         found = importlib.util.find_spec(module)
         if found is None or not found.submodule_search_locations:
-            raise ConfigError(
-                f"models: source {settings.source!r}: no Python package {module!r} here; install it (pip)"
-            )
+            raise ConfigError(f"{where}: {settings.source!r}: no Python package {module!r} here; install it (pip)")
         path = Path(found.submodule_search_locations[0]) / inside
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise ConfigError(f"models: source {settings.source!r}: no such file ({path})")
+            raise ConfigError(f"{where}: {settings.source!r}: no such file ({path}); correct the path")
         return path.parent, path.name
     if not (path / "config.json").is_file():
-        raise ConfigError(f"models: source {settings.source!r}: no model in {path} (config.json is missing)")
+        raise ConfigError(
+            f"{where}: {settings.source!r}: no model in {path} (config.json is missing); correct the path"
+        )
     return path, None
 
 
-def fetched(settings: CheckpointSettings) -> Path:
+def fetched(settings: CheckpointSettings, where: str) -> Path:
     """The hub's files in the local cache; a download that broke off goes on where it stopped."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -81,18 +84,17 @@ def fetched(settings: CheckpointSettings) -> Path:
     )
 
     patterns = list(WANTED + (CODE if settings.trust_remote_code else ()))
-    waits = [float(value) for value in os.environ.get(WAITS_VARIABLE, WAITS).split()]
-    for wait in (*waits, None):
+    for wait in (*WAITS, None):
         try:
             found = snapshot_download(settings.source, revision=settings.revision, allow_patterns=patterns)
             return Path(found)
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             at = f" at {settings.revision}" if settings.revision else ""
-            raise ConfigError(f"models: the hub has no {settings.source}{at}; check source and revision") from error
+            raise ConfigError(f"{where}: the hub has no {settings.source}{at}; check source and revision") from error
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             if wait is None:
                 raise ArtifactError(
-                    f"models: {settings.source} cannot be fetched ({str(error).strip().splitlines()[0]}); what has come is kept; "
+                    f"{where}: {settings.source} cannot be fetched ({str(error).strip().splitlines()[0]}); what has come is kept; "
                     "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and run again"
                 ) from error
             get_logger(__name__).warning("%s: %s; again in %d s", settings.source, str(error).splitlines()[0], wait)
@@ -100,8 +102,10 @@ def fetched(settings: CheckpointSettings) -> Path:
     raise AssertionError("unreachable")
 
 
-def load(folder: Path, file: str | None, settings: CheckpointSettings, encoder: bool) -> tuple[PreTrainedModel, Any]:
-    """The model with its language-model head (an encoder without one: its body), in float32, and its tokenizer."""
+def load(
+    folder: Path, file: str | None, settings: CheckpointSettings, encoder: bool, where: str
+) -> tuple[PreTrainedModel, Any]:
+    """The model with its language-model head (a fresh one where it has none), in float32, and its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -113,11 +117,13 @@ def load(folder: Path, file: str | None, settings: CheckpointSettings, encoder: 
         network = (AutoModelForMaskedLM if encoder else AutoModelForCausalLM).from_pretrained(folder, **options)
     except ImportError as error:
         raise ConfigError(
-            f"models: source {settings.source!r} needs a package: {str(error).strip().splitlines()[0]}"
+            f"{where}: {settings.source!r} needs a package: {str(error).strip().splitlines()[0]}"
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ArtifactError(f"models: source {settings.source!r}: cannot be loaded ({first})") from error
+        raise ArtifactError(
+            f"{where}: {settings.source!r}: cannot be loaded ({first}); get the checkpoint again"
+        ) from error
     return (plain(network) if file else network), tokenizer
 
 
@@ -145,11 +151,11 @@ def layers_of(network: PreTrainedModel) -> Any:
     raise ConfigError(f"models: the layers of {type(body).__name__} were not found")
 
 
-def cut(network: PreTrainedModel, keep: int, source: str) -> None:
-    """Leave the lowest `keep` layers, in place."""
+def cut(network: PreTrainedModel, keep: int, where: str) -> None:
+    """Leave the lowest `keep` layers, in place; `where` is the key that says how many."""
     layers = layers_of(network)
     if keep > len(layers):
-        raise ConfigError(f"models: source {source!r} has {len(layers)} layers; layers asks for {keep}")
+        raise ConfigError(f"{where}: expected at most the {len(layers)} layers the checkpoint has; found {keep}")
     del layers[keep:]
     config = network.config
     config.num_hidden_layers = keep

@@ -138,7 +138,7 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
     entry = stages.STAGES[stage]
     paths = Paths.of(config)
     seed = arguments.get("seed", config.seeds[0])
-    quiet(config, paths)
+    quiet(config, paths, stage)
     prepare(config.threads, seed, entry.torch)
     logger = get_logger("cli")
     job = " ".join([stage, *(f"{name}={value}" for name, value in arguments.items())])
@@ -180,7 +180,7 @@ def alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def quiet(config: Config, paths: Paths) -> None:
+def quiet(config: Config, paths: Paths, stage: str) -> None:
     """Keep libraries from chatting, from the network where nothing of it is needed, and from caches of other runs."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -189,7 +189,7 @@ def quiet(config: Config, paths: Paths) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # mteb's shared cache would hand back the scores of an older model of the same name.
     os.environ["MTEB_CACHE"] = str((paths.cache / "mteb").resolve())
-    if config.offline:
+    if config.offline or stage != "base":  # only base models are fetched
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 

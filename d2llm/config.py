@@ -161,6 +161,12 @@ class TeacherSettings(Section):
     shards: Positive = 1
     seed: Count = 1
 
+    @model_validator(mode="after")
+    def _tunable(self) -> "TeacherSettings":
+        if self.tuning.kind == "bitfit":
+            raise ValueError("tuning.kind full or lora: a teacher's biases alone are not tuned")
+        return self
+
 
 class TrainingSettings(Section):
     """Shared by all methods: a fair comparison has one budget, one batch, one sampler."""

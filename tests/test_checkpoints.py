@@ -58,6 +58,7 @@ def test_a_whole_checkpoint_is_that_checkpoint(kind: str, models: Path, tmp_path
 def test_a_cut_checkpoint_gives_the_states_of_a_lower_layer(kind: str, models: Path, tmp_path: Path) -> None:
     made = config(tmp_path, **{kind: {"source": str(models / kind), "layers": 1}})
     pretraining.run(made, kind)
+    assert read_json(Paths.of(made).base(kind) / "summary.json")["layers"] == 1  # none is saved that is not used
     whole = Backbone.load(models / kind, kind).model
     with torch.no_grad():
         out = whole(input_ids=torch.tensor([tiny.ids("甲乙丙丁")]), output_hidden_states=True)
@@ -71,13 +72,17 @@ def test_a_cut_checkpoint_gives_the_states_of_a_lower_layer(kind: str, models: P
     ("settings", "error", "message"),
     [
         ({"source": "./nowhere"}, ConfigError, r"no model in nowhere \(config.json is missing\)"),
-        ({"source": "./none.gguf"}, ConfigError, r"'./none.gguf': no such file"),
+        ({"source": "./none.gguf"}, ConfigError, r"models\.decoder\.source: './none.gguf': no such file"),
         (
             {"source": "package:no_such_package/model"},
             ConfigError,
             "no Python package 'no_such_package' here; install it",
         ),
-        ({"source": "{models}/decoder", "layers": 4}, ConfigError, "has 3 layers; layers asks for 4"),
+        (
+            {"source": "{models}/decoder", "layers": 4},
+            ConfigError,
+            r"models\.decoder\.layers: expected at most the 3 layers the checkpoint has; found 4",
+        ),
         ({"source": "{models}/broken"}, ArtifactError, "cannot be loaded"),
     ],
 )
@@ -141,8 +146,9 @@ def base(folder: Path, address: str, **model: object) -> subprocess.CompletedPro
     settings["models"] = {"teacher": BASE, "encoder": BASE, "decoder": {"source": "some-org/model_a", **model}}
     (folder / "c.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "D2LLM_HUB_WAITS": "0.1 0.1"}
-    command = [sys.executable, "-m", "d2llm.cli", "base", "--model", "decoder", "--config", str(folder / "c.yaml")]
+    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home")}
+    code = "import sys; from d2llm import checkpoints, cli; checkpoints.WAITS = (0.1, 0.1); sys.exit(cli.main())"
+    command = [sys.executable, "-c", code, "base", "--model", "decoder", "--config", str(folder / "c.yaml")]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
 
 
@@ -170,13 +176,15 @@ def test_a_hub_that_stays_away_and_a_model_it_does_not_have(tmp_path: Path) -> N
     done = base(tmp_path, "http://127.0.0.1:9")
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: models: some-org/model_a cannot be fetched (") and "HF_ENDPOINT" in last
+    assert (
+        last.startswith("error: models.decoder.source: some-org/model_a cannot be fetched (") and "HF_ENDPOINT" in last
+    )
     with hub.serving(tmp_path) as (address, _):
         done = base(tmp_path, address)
     assert done.returncode == 2
     assert (
         done.stderr.strip().splitlines()[-1]
-        == "error: models: the hub has no some-org/model_a; check source and revision"
+        == "error: models.decoder.source: the hub has no some-org/model_a; check source and revision"
     )
 
 

@@ -169,6 +169,7 @@ def test_a_retrieval_set(tmp_path: Path) -> None:
             {"qrels": [{"query_id": 1, "doc_id": "dx", "relevance": 1}]},
             r"qrels\.jsonl: line 1: expected an id of .*corpus.*'dx'",
         ),
+        ({"queries": [{"id": None, "text": "a"}]}, r"queries\.jsonl: line 1, column 'id': expected an id; found None"),
         ({"qrels": [{"query_id": 1, "doc": "d1"}]}, r"no column 'doc_id'; found query_id, doc"),
         ({"qrels": [{"query_id": 1, "doc_id": "d1", "relevance": "high"}]}, r"column 'relevance': expected a number"),
     ],
@@ -218,6 +219,8 @@ def test_long_groups_are_cut_without_losing_or_doubling_a_candidate() -> None:
         for b, yes in zip(bs, ys, strict=True)
     )
     assert found == sorted(rows)
+    # Five right and fourteen wrong ones over three pieces: each piece has both.
+    assert all(len(set(label)) == 2 for label in whole["label"])
 
 
 def test_a_teacher_cannot_be_judged_by_one_kind_of_pair() -> None:
@@ -356,6 +359,8 @@ def test_the_data_stage_over_files(config: Config) -> None:
             {"tasks": {"entail": {"dev": None}}},
             r"data\.files\.tasks\.entail: no file for dev, which training\.dev_every asks for",
         ),
+        ({"train": {"find": {"part": [0.0, 0.5]}}}, "label, score, negatives and part with a file of pairs only"),
+        ({"tasks": {"lookup": {"test_part": [0.0, 0.5]}}}, "dev_part and test_part with files of pairs only"),
         ({"tasks": {"lookup": {"test": "t.jsonl"}}}, "for retrieval a section of queries, corpus and qrels"),
     ],
 )

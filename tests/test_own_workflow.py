@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +156,8 @@ def test_own_files_and_checkpoints_through_the_whole_workflow(fresh: Path) -> No
     gone = run(fresh, "--configfile", "own.yaml", "-C", "results=out")
     assert gone.returncode != 0
     assert "error: data.files: no such file: own/test.jsonl" in gone.stdout + gone.stderr
+    shutil.rmtree(fresh / "own" / "bert")
+    gone = run(fresh, "--configfile", "own.yaml", "-C", "results=out")
+    assert (
+        gone.returncode != 0 and "error: models.encoder.source: './own/bert': no model in" in gone.stdout + gone.stderr
+    )

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 
+from d2llm.errors import ConfigError
 from d2llm.methods import MaxLengths, Tuning
 from d2llm.models.backbone import Backbone
 from d2llm.models.packing import NAME, layout, padding_mask
@@ -118,3 +119,12 @@ def test_a_sink_is_fed_but_not_pooled(padding, tmp_path) -> None:
     torch.testing.assert_close(
         torch.from_numpy(Student.load(tmp_path).encode(["山"], "query", "symmetric")), torch.from_numpy(found[1:])
     )
+
+
+def test_lora_from_a_layer_on_leaves_the_lower_ones_alone() -> None:
+    backbone = tiny.backbone("decoder", num_hidden_layers=3)
+    backbone.tune(Tuning(kind="lora", r=2, first_layer=2))
+    trained = {name for name, p in backbone.model.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 7 and all(name.startswith("layers.2.") for name in trained)
+    with pytest.raises(ConfigError, match="first_layer: 3: the model has no layer as high"):
+        tiny.backbone("decoder", num_hidden_layers=3).tune(Tuning(kind="lora", r=2, first_layer=3))

@@ -490,3 +490,12 @@ def test_shards_hold_the_same_scores(tiny_scores: Config, tmp_path: Path) -> Non
         np.testing.assert_allclose(np.stack(parts[name]), np.stack(whole[name]), atol=1e-5)
     with pytest.raises(ArtifactError, match=r"no teacher scores for 2 training queries \(first 'new-1'\)"):
         teacher_scores.read_scores(config, [*qids, "new-1", "new-2"])
+
+
+def test_a_teacher_is_not_tuned_by_its_biases_alone() -> None:
+    from d2llm.config import load
+    from d2llm.errors import ConfigError
+
+    settings = {"methods": {"d2llm": {}}, "teacher": {"tuning": {"kind": "bitfit"}}}
+    with pytest.raises(ConfigError, match=r"teacher: expected tuning\.kind full or lora"):
+        load([], settings)

@@ -1,6 +1,6 @@
 """From judged pairs of one's own files to what every source makes: training pairs, pool, teacher's groups, evaluation sets.
 
-Pure: frames in, frames out. A judged pair is a row `dataset, mode, a, b, label, target`: whether b is right for a, and the
+Files are read through `files`; nothing is written. A judged pair is a row `dataset, mode, a, b, label, target`: whether b is right for a, and the
 probability of yes the teacher is taught, above one half exactly where the label is yes.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from d2llm.data.files import labels, lists, numbers, read_pairs, read_table, texts
+from d2llm.data.files import ids, labels, lists, numbers, read_pairs, read_table, texts
 from d2llm.data.leaks import Seen, Tasks, bag
 from d2llm.errors import DataError
 
@@ -78,8 +78,7 @@ def retrieval(settings: Retrieval) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataF
     found = []
     for path in (settings.queries, settings.corpus):
         frame = read_table(path)
-        ids = frame[settings.id].map(str) if settings.id in frame else texts(path, frame, settings.id)
-        made = pd.DataFrame({"id": ids, "text": texts(path, frame, settings.text)})
+        made = pd.DataFrame({"id": ids(path, frame, settings.id), "text": texts(path, frame, settings.text)})
         if made["id"].duplicated().any():
             line = made.index[made["id"].duplicated()][0]
             raise DataError(
@@ -88,10 +87,7 @@ def retrieval(settings: Retrieval) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataF
         found.append(made.reset_index(drop=True))
     queries, corpus = found
     frame = read_table(settings.qrels)
-    for column in (settings.query_id, settings.doc_id):
-        if column not in frame:
-            texts(settings.qrels, frame, column)
-    made = {"query_id": frame[settings.query_id].map(str), "doc_id": frame[settings.doc_id].map(str)}
+    made = {name: ids(settings.qrels, frame, getattr(settings, name)) for name in ("query_id", "doc_id")}
     relevance = 1.0 if settings.relevance is None else numbers(settings.qrels, frame, settings.relevance, -10.0, 1000.0)
     qrels = pd.DataFrame(made).assign(relevance=relevance)
     for column, known, path in (("query_id", queries, settings.queries), ("doc_id", corpus, settings.corpus)):
@@ -130,18 +126,14 @@ def teacher_groups(
         if all(label):
             rng = np.random.default_rng([seed, *f"{dataset} {a}".encode()])
             known, candidates = {a, *b}, texts[str(dataset)]
-            drawn = [candidates[i] for i in rng.permutation(len(candidates))[: wrong + len(known)]]
+            count = min(len(candidates), wrong + len(known))
+            drawn = [candidates[i] for i in rng.choice(len(candidates), count, replace=False)]
             drawn = [text for text in drawn if text not in known][:wrong]
             b, target, label = b + drawn, target + [0.0] * len(drawn), label + [False] * len(drawn)
-        # Right and wrong ones side by side, so that no row of a longer list is of one kind.
-        order = (
-            sorted(range(len(b)), key=lambda i: (i % 2 if label[i] else 1 - i % 2, i))
-            if len(b) > GROUP
-            else range(len(b))
-        )
+        order = mixed(label) if len(b) > GROUP else list(range(len(b)))
         split = "dev" if share(f"{seed} {a}") < held else "train"
         for start in range(0, len(b), GROUP):
-            chosen = list(order)[start : start + GROUP]
+            chosen = order[start : start + GROUP]
             rows[split].append(
                 {"mode": mode, "a": a, "b": [b[i] for i in chosen], "target": [target[i] for i in chosen],
                  "label": [bool(label[i]) for i in chosen],
@@ -159,6 +151,16 @@ def teacher_groups(
                     f"{'right' if True not in kinds else 'wrong'} pairs; give more rows, or change teacher_dev"
                 )
     return groups
+
+
+def mixed(label: list[bool]) -> list[int]:
+    """Places of a list's members, right and wrong ones spread evenly, so that a piece of it holds both where there are enough."""
+    seen, total = {True: 0, False: 0}, {kind: max(1, label.count(kind)) for kind in (True, False)}
+    place = []
+    for kind in label:
+        seen[kind] += 1
+        place.append((seen[kind] - 0.5) / total[kind])
+    return sorted(range(len(label)), key=lambda i: (place[i], i))
 
 
 def share(text: str) -> float:

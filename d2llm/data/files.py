@@ -94,6 +94,13 @@ def labels(path: str | Path, frame: pd.DataFrame, column: str, yes: list[Any]) -
     return found
 
 
+def ids(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
+    """A column of ids as texts, none missing; 1, 1.0 and "1" are one id, as formats differ in what they keep."""
+    values = _column(path, frame, column)
+    _each(path, column, values, lambda value: not _missing(value), "an id")
+    return values.map(lambda value: str(int(value)) if isinstance(value, float) and value.is_integer() else str(value))
+
+
 def lists(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
     """A column of lists of texts; a single text is a list of one."""
     values = _column(path, frame, column).map(

@@ -98,6 +98,8 @@ class TrainingSet(Section):
             raise ValueError("label (a column) together with yes (its values that mean yes)")
         if len({self.score is None, self.scores is None, self.yes_from is None}) > 1:
             raise ValueError("score (a column) together with scores (least and most) and yes_from")
+        if self.retrieval is not None and {self.label, self.score, self.negatives, self.part} != {None}:
+            raise ValueError("label, score, negatives and part with a file of pairs only, not with retrieval")
         if sum(key is not None for key in (self.label, self.score, self.negatives)) > 1:
             raise ValueError("one of label, score and negatives")
         return self
@@ -142,6 +144,8 @@ class TaskSet(Section):
             raise ValueError("a file for dev, for test, or for both")
         if any(isinstance(split, Retrieval) != (self.type == "retrieval") for split in given):
             raise ValueError("for retrieval a section of queries, corpus and qrels, for pairs a file")
+        if self.type == "retrieval" and (self.dev_part or self.test_part):
+            raise ValueError("dev_part and test_part with files of pairs only, not with retrieval")
         return self
 
     def paths(self) -> list[str]:

@@ -12,8 +12,8 @@ for variable, folder in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", P
     os.environ[variable] = os.pathsep.join([str(folder), *others])
 sys.path.insert(0, workflow.basedir)
 
+from d2llm import checkpoints, stages
 from d2llm import config as schema
-from d2llm import stages
 from d2llm.artifacts import write_text
 from d2llm.errors import ConfigError
 from d2llm.methods import method as find_method
@@ -32,8 +32,17 @@ def resolve():
     return schema.load(files, workflow.config_settings.config)
 
 
+def check_checkpoints(config):
+    """Refuse a base model that is not where the config says; its own job might come after hours of others."""
+    for name in config.models.names():
+        model = config.models.of(name)
+        if hasattr(model, "source") and model.origin != "hub":
+            checkpoints.located(model, f"models.{name}.source")
+
+
 try:
     CONFIG = resolve()
+    check_checkpoints(CONFIG)
 except ConfigError as error:
     sys.exit(f"error: {error}")  # one line; an exception would come wrapped in this file's name
 PATHS = Paths.of(CONFIG)
