@@ -6,10 +6,10 @@ What comes out is a folder in Hugging Face format, so that every later stage run
 from __future__ import annotations
 
 import importlib.util
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from d2llm import hub
 from d2llm.artifacts import atomic, write_json
 from d2llm.errors import ArtifactError, ConfigError
 from d2llm.logs import get_logger
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from d2llm.config import CheckpointSettings, Config
 
-# A hub that fails is asked again after so many seconds each time.
-WAITS = (2.0, 10.0, 30.0, 60.0)
 # What a model needs of a repository: never pickles, never another framework's weights.
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 CODE = ("*.py",)
@@ -74,42 +72,27 @@ def located(settings: CheckpointSettings, where: str) -> tuple[Path, str | None]
 
 
 def fetched(settings: CheckpointSettings, where: str) -> Path:
-    """The hub's files in the local cache; a download that broke off goes on where it stopped."""
+    """The hub's files in the local cache, checked against the hub's digests."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
     patterns = list(WANTED + (CODE if settings.trust_remote_code else ()))
-    for wait in (*WAITS, None):
-        try:
-            found = snapshot_download(settings.source, revision=settings.revision, allow_patterns=patterns)
-            return Path(found)
-        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-            at = f" at {settings.revision}" if settings.revision else ""
-            raise ConfigError(f"{where}: the hub has no {settings.source}{at}; check source and revision") from error
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            if wait is None:
-                raise ArtifactError(
-                    f"{where}: {settings.source} cannot be fetched ({str(error).strip().splitlines()[0]}); what has come is kept; "
-                    "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and run again"
-                ) from error
-            get_logger(__name__).warning("%s: %s; again in %d s", settings.source, str(error).splitlines()[0], wait)
-            time.sleep(wait)
-    raise AssertionError("unreachable")
+
+    def fetch() -> Path:
+        found = snapshot_download(settings.source, revision=settings.revision, allow_patterns=patterns)
+        hub.check(settings.source, "model")
+        return Path(found)
+
+    return hub.patiently(fetch, settings.source + (f" at {settings.revision}" if settings.revision else ""), where)
 
 
 def load(
     folder: Path, file: str | None, settings: CheckpointSettings, encoder: bool, where: str
 ) -> tuple[PreTrainedModel, Any]:
-    """The model with its language-model head (a fresh one where it has none), in float32, and its tokenizer."""
+    """The model with its language-model head (a fresh one where it has none), and its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "dtype": torch.float32}
+    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "dtype": getattr(torch, settings.dtype)}
     options |= {"gguf_file": file} if file else {"use_safetensors": True}
     try:
         tokens = {"trust_remote_code": settings.trust_remote_code} | ({"gguf_file": file} if file else {})
@@ -124,7 +107,7 @@ def load(
         raise ArtifactError(
             f"{where}: {settings.source!r}: cannot be loaded ({first}); get the checkpoint again"
         ) from error
-    return (plain(network) if file else network), tokenizer
+    return (plain(network).to(getattr(torch, settings.dtype)) if file else network), tokenizer
 
 
 def plain(network: PreTrainedModel) -> PreTrainedModel:

@@ -22,10 +22,12 @@ from d2llm.artifacts import write_json
 from d2llm.config import Config, dump, load
 from d2llm.errors import D2LLMError
 from d2llm.logs import configure, get_logger
+from d2llm.models import remote
 from d2llm.paths import Paths
 from d2llm.provenance import content_digest, environment, peak_memory_mb
 
 HELP = {
+    "download": "fetch one data set of the hub",
     "texts": "make the unlabelled text for the base models",
     "data": "make the training pairs, the evaluation sets and the data card",
     "base": "make or fetch a base model",
@@ -45,6 +47,7 @@ HELP = {
     "figure": "render a figure",
     "report": "make the page that shows the whole run",
     "notebook": "execute notebooks/results.ipynb on a run's scores",
+    "plan": "estimate what a config needs: memory, hours, disk",
     "check-config": "validate config files and print them resolved",
     "adopt": "write the settings that `tune` chose into a tier's file",
     "keep": "copy the small files of a finished run to a folder, as results/reference/<tier> holds them",
@@ -58,6 +61,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "method": {"help": "a method of the config"},
     "variant": {"default": "base", "help": "a variant of the config (default: base, the method itself)"},
     "seed": {"type": int, "help": "a seed of the config"},
+    "download": {"help": "a data set of the hub, by its name in results/<tier>/downloads"},
     "name": {"help": "which table or figure"},
 }
 
@@ -70,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
     for name, help_line in HELP.items():
         command = commands.add_parser(name, help=help_line, description=help_line)
         command.add_argument("--config", required=True, nargs="+", metavar="FILE", help="later files win, key by key")
+        if name == "plan":
+            command.add_argument("--device", default="h100", help="h100, a100, l40s, rtx4090 or cpu (default: h100)")
+            command.add_argument("--queries", type=int, default=50_000, metavar="N", help="assumed of a training set without a sample (default: 50000)")  # fmt: skip
         if name == "keep":
             command.add_argument("--to", required=True, metavar="FOLDER", help="replaced whole")
         if name == "adopt":
@@ -94,6 +101,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.stage == "check-config":
             sys.stdout.write(dump(load(options.config)))
+            return 0
+        if options.stage == "plan":
+            from d2llm.plan import run as plan
+
+            print(plan(load(options.config), options.device, options.queries))
             return 0
         if options.stage == "adopt":
             from d2llm.tuning import adopt_file
@@ -140,9 +152,14 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
     seed = arguments.get("seed", config.seeds[0])
     quiet(config, paths, stage)
     prepare(config.threads, seed, entry.torch)
+    remote.allow(config.remote_code)
     logger = get_logger("cli")
     job = " ".join([stage, *(f"{name}={value}" for name, value in arguments.items())])
     logger.info(job)
+    if int(os.environ.get("RANK", "0")):  # of the processes that share a training, the first one keeps the records
+        module, _, function = entry.function.partition(":")
+        getattr(importlib.import_module(module), function)(config, **arguments)
+        return
     with alone(paths.locks / job.replace(" ", ".")):
         record = {
             "stage": stage,
@@ -189,7 +206,7 @@ def quiet(config: Config, paths: Paths, stage: str) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # mteb's shared cache would hand back the scores of an older model of the same name.
     os.environ["MTEB_CACHE"] = str((paths.cache / "mteb").resolve())
-    if config.offline or stage != "base":  # only base models are fetched
+    if config.offline or stage not in ("base", "download"):  # what fetches
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 

@@ -68,6 +68,8 @@ class CheckpointSettings(Section):
     revision: str | None = None
     # How many of its lowest layers are kept; null: all.
     layers: Positive | None = None
+    # Of the weights as they are kept. The teacher computes in it; students are held in float32 whatever it is.
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     # Whether Python code that comes with the checkpoint may run.
     trust_remote_code: bool = False
 
@@ -147,6 +149,8 @@ class TeacherSettings(Section):
     symmetric: PromptSettings = PromptSettings(template=SYMMETRIC_ZH, yes="是", no="不是")
     asymmetric: PromptSettings = PromptSettings(template=ASYMMETRIC_ZH, yes="能", no="不能")
     max_length: Positive = 500
+    # Its weights while it answers, by bitsandbytes; only for one that is not tuned.
+    quantization: Literal["none", "8bit", "4bit"] = "none"
     # What of it trains: all of it, or LoRA adapters; steps 0: nothing, it answers as it is.
     tuning: Tuning = Tuning()
     steps: Count = 3000
@@ -165,6 +169,8 @@ class TeacherSettings(Section):
     def _tunable(self) -> "TeacherSettings":
         if self.tuning.kind == "bitfit":
             raise ValueError("tuning.kind full or lora: a teacher's biases alone are not tuned")
+        if self.quantization != "none" and self.steps:
+            raise ValueError("steps 0 where quantization is set: a quantised teacher answers as it is")
         return self
 
 
@@ -172,16 +178,24 @@ class TrainingSettings(Section):
     """Shared by all methods: a fair comparison has one budget, one batch, one sampler."""
 
     steps: Positive = 1000
+    # Updates of the encoder methods; null: as many. A small encoder does more of them in the minutes a decoder needs.
+    encoder_steps: Positive | None = None
     batch_size: Positive = 32
     pack: Annotated[int, Field(ge=2)] = 4
     max_length: Positive = 250
     # Of forward and backward passes; weights and optimiser stay in float32. float16 needs a GPU.
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    # That share a training, each with a GPU of its own where there are some; batch and loss stay those of one.
+    processes: Positive = 1
     # Texts embedded at a time where a batch does not fit into memory; null: all, or as many as fit once memory has run out.
     texts_at_once: Positive | None = None
     log_every: Positive = 20
     dev_every: Count = 200
     dev_sample: Positive = 200
+
+    def updates(self, kind: Literal["decoder", "encoder"]) -> int:
+        """Updates of a method by the kind of its base model."""
+        return self.encoder_steps if kind == "encoder" and self.encoder_steps is not None else self.steps
 
     @model_validator(mode="after")
     def _whole_packs(self) -> "TrainingSettings":
@@ -380,10 +394,16 @@ class Config(Section):
         return sorted({phrase for name, variant in runs for phrase in find(name).phrases(self.recipe(name, variant))})
 
     @property
+    def remote_code(self) -> bool:
+        """Whether Python code that comes with one of the base models may run."""
+        return any(getattr(self.models.of(name), "trust_remote_code", False) for name in self.models.names())
+
+    @property
     def offline(self) -> bool:
         """Whether nothing this config needs comes from a hub."""
         bases = [self.models.of(name) for name in self.models.names()]
-        return not any(isinstance(base, CheckpointSettings) and base.origin == "hub" for base in bases)
+        fetched = self.data.source == "files" and self.data.files.downloads()
+        return not fetched and not any(isinstance(base, CheckpointSettings) and base.origin == "hub" for base in bases)
 
 
 def load(files: Iterable[str | Path], overrides: Mapping[str, Any] | None = None) -> Config:
@@ -534,19 +554,20 @@ def check_grids(config: Config, origin: Callable[[Key], str]) -> None:
 
 
 def check_files(config: Config, origin: Callable[[Key], str]) -> None:
-    """Refuse an evaluation set of files without a split that is read: the one evaluated, and dev, by which trainings are watched."""
+    """Refuse an evaluation set without the split that is evaluated, and a lack of dev splits where they are asked for."""
     if config.data.source != "files":
         return
-    wanted = {config.evaluation.split: "evaluation.split"}
-    if config.training.dev_every:
-        wanted.setdefault("dev", "training.dev_every")
-    if config.tuning.grids:
-        wanted.setdefault("dev", "tuning.grids")
+    split = config.evaluation.split
+    wanted = config.data.files.tasks if config.evaluation.tasks == "all" else config.evaluation.tasks
     for name, task in config.data.files.tasks.items():
-        for split, reader in wanted.items():
-            if getattr(task, split) is None:
-                key: Key = ("data", "files", "tasks", name)
-                raise ConfigError(f"{origin(key)}: {dotted(key)}: no file for {split}, which {reader} asks for")
+        if name in wanted and getattr(task, split) is None:
+            key: Key = ("data", "files", "tasks", name)
+            raise ConfigError(f"{origin(key)}: {dotted(key)}: no {split} split, which evaluation.split asks for")
+    if not any(task.dev for task in config.data.files.tasks.values()):
+        for asked, reader in ((config.training.dev_every, "training.dev_every"), (config.tuning.grids, "tuning.grids")):
+            if asked:
+                key = ("data", "files", "tasks")
+                raise ConfigError(f"{origin(key)}: {dotted(key)}: no set has a dev split, which {reader} asks for")
 
 
 def plain(value: Any) -> str:

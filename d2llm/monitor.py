@@ -18,7 +18,7 @@ import torch
 
 from d2llm.errors import DataError, TrainingError
 from d2llm.evaluation.headline import HEADLINE
-from d2llm.evaluation.tasks import MODES, Task, names, read
+from d2llm.evaluation.tasks import MODES, Task, has, names, read
 from d2llm.paths import Paths
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ class Monitor:
         if not settings.dev_every:
             return cls([], 0)
         folder = Paths.of(config).tasks
-        return cls([sample(folder / name, settings.dev_sample) for name in names(folder)], settings.dev_every)
+        watched = [folder / name for name in names(folder) if has(folder / name, "dev")]
+        return cls([sample(task, settings.dev_sample) for task in watched], settings.dev_every)
 
     def due(self, update: int, updates: int) -> bool:
         """Whether to measure after this update, of so many."""

@@ -98,6 +98,15 @@ class Paths:
     def task(self, name: str) -> Path:
         return self.tasks / name
 
+    # what comes from a hub
+    @property
+    def downloads(self) -> Path:
+        """One folder a data set."""
+        return self.root / "downloads"
+
+    def download(self, name: str) -> Path:
+        return self.downloads / name
+
     # models made or fetched before any method is trained
     def base(self, model: str) -> Path:
         """Folder of a base model: `teacher`, `decoder`, `encoder` or another of the config."""

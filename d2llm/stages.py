@@ -20,7 +20,7 @@ from d2llm.section import Section
 
 RUN = ("method", "variant", "seed")
 # Of the settings of a teacher: how it is asked. The others, but for `shards`, are how it is tuned.
-ASKING = ("symmetric", "asymmetric", "max_length", "pack_size", "batch_tokens")
+ASKING = ("symmetric", "asymmetric", "max_length", "pack_size", "batch_tokens", "quantization")
 ASKED = tuple(f"teacher.{key}" for key in ASKING)
 # What decides results: all but where they lie and how many threads make them.
 WHOLE = tuple(name for name in Config.model_fields if name not in ("results", "threads"))
@@ -38,6 +38,11 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
+    "download": Stage(
+        "d2llm.data.download:run",
+        lambda paths, download: paths.download(download) / PROVENANCE,
+        arguments=("download",),
+    ),
     "texts": Stage(
         "d2llm.data.build:run_texts",
         lambda paths: beside(paths.pretraining),
@@ -173,6 +178,8 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
         found[f"models.{arguments['model']}"] = values_of(config.models.of(arguments["model"]))
         if "source" not in found[f"models.{arguments['model']}"]:
             found["phrases"] = config.phrases()
+    if stage == "download":
+        found["download"] = values_of(config.data.files.downloads()[arguments["download"]])
     if stage in ("teacher", "teacher-scores"):
         asked = values_of(config.teacher_of(arguments["teacher"]))
         found |= {
@@ -233,6 +240,9 @@ def check_arguments(config: Config, stage: str, arguments: Mapping[str, Any]) ->
     if stage == "base" and arguments["model"] not in config.models.names():
         known = ", ".join(config.models.names())
         raise ConfigError(f"--model: expected one of {known}; found {arguments['model']!r}")
+    if stage == "download" and arguments["download"] not in config.data.files.downloads():
+        known = ", ".join(config.data.files.downloads()) or "none"
+        raise ConfigError(f"--download: expected one of {known}; found {arguments['download']!r}")
     if "teacher" in STAGES[stage].arguments:
         config.teacher_of(arguments["teacher"])
     if stage == "pretext" and (arguments["method"], arguments["variant"]) not in config.pretexts():

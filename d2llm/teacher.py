@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from d2llm.artifacts import MEND
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
+from d2llm.models import remote
 from d2llm.models.device import default_device
 from d2llm.models.tokens import token_ids
 from d2llm.prompts import Prompt, prompts
@@ -143,16 +144,23 @@ class Teacher:
         self._cache: dict[str, list[int]] = {}
 
     @classmethod
-    def load(cls, folder: str | Path, settings: TeacherSettings) -> Teacher:
-        """Load a saved teacher. Raises ArtifactError when the folder is missing or damaged."""
+    def load(cls, folder: str | Path, settings: TeacherSettings, dtype: str | torch.dtype = "auto") -> Teacher:
+        """Load a saved teacher, in the type its weights are kept in or another, or quantised.
+
+        Raises ArtifactError when the folder is missing or damaged, ConfigError where quantisation lacks its package.
+        """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": remote.allowed()}
+        if settings.quantization != "none":
+            options["quantization_config"] = quantized(settings.quantization)
         try:
-            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote.allowed())
         except Exception as error:  # transformers and safetensors raise many kinds for a damaged folder
             raise ArtifactError(f"{folder}: cannot load the teacher ({str(error).splitlines()[0]}); {MEND}") from error
-        return cls(model.eval().to(default_device()), tokenizer, settings)
+        model = model.eval() if settings.quantization != "none" else model.eval().to(default_device())
+        return cls(model, tokenizer, settings)
 
     def tokens(self, texts: Iterable[str]) -> list[list[int]]:
         """Token ids without special tokens; each distinct text is tokenised once."""
@@ -224,6 +232,19 @@ class Teacher:
                     states[number][start : start + len(candidates)] = answer[block]
                 at += len(candidates)
         return (out, states) if features else out
+
+
+def quantized(kind: str) -> Any:
+    """How transformers is told to load weights in 8 or 4 bits. Raises ConfigError without the package that does it."""
+    import importlib.util
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"teacher.quantization: {kind} needs the package bitsandbytes; install it (pip), or set it to none"
+        )
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_8bit=kind == "8bit", load_in_4bit=kind == "4bit")
 
 
 def token_batches(order: Sequence[int], rows: Sequence[Row], budget: int) -> Iterable[list[int]]:

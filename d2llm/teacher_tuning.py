@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from d2llm.artifacts import append_jsonl, atomic, read_frame, write_json
 from d2llm.errors import TrainingError
 from d2llm.logs import get_logger, progress
+from d2llm.models import remote
 from d2llm.models.lora import add_lora, merged_state
 from d2llm.models.tokens import encodings
 from d2llm.optimization import groups, optimizer, schedule, step
@@ -42,12 +43,14 @@ RELATIONS = 6  # d2llm.data.events.relation
 
 def run(config: Config, teacher: str) -> None:
     """Tune a teacher of the config, check it on dev, save model and report."""
+    from transformers import AutoConfig
+
     paths, settings = Paths.of(config), config.teacher_of(teacher)
     folder = paths.teacher(teacher)
     train = read_frame(paths.teacher_train, COLUMNS)
     dev = read_frame(paths.teacher_dev, COLUMNS)
     torch.manual_seed(settings.seed)
-    judge = Teacher.load(paths.base("teacher"), settings)
+    judge = Teacher.load(paths.base("teacher"), settings, torch.float32 if settings.steps else "auto")
     log_file, report_file = folder / "log.jsonl", folder / "report.json"
     log_file.unlink(missing_ok=True)
     if settings.steps:
@@ -63,8 +66,14 @@ def run(config: Config, teacher: str) -> None:
                 f"the teacher is not good enough to learn from: {mode} dev AP {found['ap']:.3f} is below teacher.min_ap "
                 f"{settings.min_ap}; raise teacher.steps, or lower the bar knowingly ({report_file} has the details)"
             )
+    if settings.quantization != "none":
+        # What is kept are the weights themselves; every stage quantises them anew, alike.
+        judge = Teacher.load(paths.base("teacher"), settings.model_copy(update={"quantization": "none"}))
     with atomic(folder / "model") as place:
-        judge.model.save_pretrained(place, state_dict=merged_state(judge.model))
+        kept = AutoConfig.from_pretrained(paths.base("teacher"), trust_remote_code=remote.allowed()).dtype
+        judge.model.config.dtype = kept  # what `Teacher.load` takes
+        state = {name: value.to(kept) for name, value in merged_state(judge.model).items()}
+        judge.model.save_pretrained(place, state_dict=state)
         judge.tokenizer.save_pretrained(place)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from d2llm.artifacts import append_jsonl, atomic, read_frame, read_json, read_jsonl, write_json
-from d2llm.errors import ConfigError, DataError
+from d2llm.errors import ConfigError, DataError, TrainingError
 from d2llm.gradient_cache import GradientCache, random_state, set_random_state
 from d2llm.logs import get_logger, progress
 from d2llm.methods import Batch, TeacherTargets
@@ -22,6 +22,7 @@ from d2llm.methods import method as find_method
 from d2llm.models.backbone import Backbone
 from d2llm.monitor import Monitor
 from d2llm.optimization import optimizer, schedule, step
+from d2llm.parallel import Shares
 from d2llm.paths import Paths
 
 if TYPE_CHECKING:
@@ -53,10 +54,18 @@ def run(config: Config, method: str, variant: str, seed: int) -> None:
     paths, settings = Paths.of(config), config.training
     chosen, recipe = find_method(method), config.recipe(method, variant)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed(settings.precision))
+    if accelerator.num_processes != settings.processes:
+        raise ConfigError(
+            f"training.processes: {settings.processes} processes, started were {accelerator.num_processes}; "
+            "start them by torchrun, as the workflow does"
+        )
     set_seed(seed)
     folder = paths.run(method, variant, seed)
-    log_file = folder / "log.jsonl"
-    log_file.unlink(missing_ok=True)
+    # All processes know the same; the first one tells it.
+    first = accelerator.is_main_process
+    log_file = folder / "log.jsonl" if first else None
+    if first:
+        log_file.unlink(missing_ok=True)
     data = PairData.load(config, chosen, getattr(recipe, "teacher", "teacher"))
     monitor = Monitor.load(config)
     started = time.perf_counter()
@@ -66,7 +75,7 @@ def run(config: Config, method: str, variant: str, seed: int) -> None:
     if config.pretext_of(method, variant):
         # A run's log tells all of its story; what is shared with others is told in each of theirs.
         pretext_seconds = read_json(origin / "summary.json")["seconds"]
-        for record in read_jsonl(origin / "log.jsonl") if (origin / "log.jsonl").exists() else []:
+        for record in read_jsonl(origin / "log.jsonl") if first and (origin / "log.jsonl").exists() else []:
             append_jsonl(log_file, record)
     student = chosen.build(Backbone.load(origin, chosen.kind), recipe)
     student.limit_length(settings.max_length)
@@ -75,39 +84,54 @@ def run(config: Config, method: str, variant: str, seed: int) -> None:
     get_logger(__name__).info("%s/%s seed %d: %s", method, variant, seed, counts)
 
     made = optimizer(chosen.parameter_groups(student, recipe), recipe.betas, recipe.epsilon)
-    plan = schedule(made, recipe.schedule, recipe.warmup, settings.steps)
-    wrapped, made = accelerator.prepare(student, made)
+    steps = settings.updates(chosen.kind)
+    plan = schedule(made, recipe.schedule, recipe.warmup, steps)
+    # Not wrapped for several processes: `parallel` divides the texts of a step, and averages the gradients.
+    wrapped = accelerator.prepare_model(student, evaluation_mode=True)
+    made = accelerator.prepare(made)
+    if settings.processes > 1:
+        student.shares = Shares(accelerator.process_index, settings.processes)
     student.train()
     tail: list[dict[str, float]] = []
     if settings.texts_at_once is not None:
         student.cache = GradientCache(embedder(student, accelerator), settings.texts_at_once)
-    batches = data.batches(settings.batch_size, settings.steps, seed)
+    batches = data.batches(settings.batch_size, steps, seed)
     for number, batch in enumerate(progress(batches, f"training {method}/{variant} seed {seed}"), 1):
         where = f"{method}/{variant} seed {seed}, step {number}"
 
         def update(batch: Batch = batch, where: str = where) -> dict[str, float]:
             terms = chosen.objective(student, wrapped(batch), batch, recipe)
-            cache = student.cache
-            return step(accelerator, terms, made, plan, recipe.clip, where, cache and cache.backward)
+            return step(accelerator, terms, made, plan, recipe.clip, where, lambda: finish(student))
 
         record = fitting(update, student, made, len(batch) * (2 + batch.negative_count), accelerator, where)
-        if number > 0.9 * settings.steps:
+        if number > 0.9 * steps:
             tail.append(record)
-        if number % settings.log_every == 0 or number == settings.steps:
+        if first and (number % settings.log_every == 0 or number == steps):
             append_jsonl(log_file, {"stage": "fine-tuning", "step": number, "dataset": batch.dataset, **record})
-        if monitor.due(number, settings.steps):
+        if monitor.due(number, steps):
             measured = monitor.measure(student, f"{method}/{variant} seed {seed}, step {number}")
-            append_jsonl(log_file, {"stage": "dev", "step": number, **measured})
+            if first:
+                append_jsonl(log_file, {"stage": "dev", "step": number, **measured})
+    if not first:
+        return
     with atomic(folder / "model") as place:
         accelerator.unwrap_model(wrapped).save(place)
     write_json(
         folder / "summary.json",
         {"method": method, "variant": variant, "seed": seed, "kind": chosen.kind,
-         "pooling": student.pooling_spec, "scorer": student.scorer_spec, "parameters": counts, "updates": settings.steps,
-         "queries": settings.steps * settings.batch_size, "negatives_per_query": data.width, "pretext_seconds": pretext_seconds,
+         "pooling": student.pooling_spec, "scorer": student.scorer_spec, "parameters": counts, "updates": steps,
+         "queries": steps * settings.batch_size, "negatives_per_query": data.width, "pretext_seconds": pretext_seconds,
          "seconds": round(time.perf_counter() - started, 1),
          "last_losses": {key: float(np.mean([r[key] for r in tail if key in r])) for key in sorted({k for r in tail for k in r})}},
     )  # fmt: skip
+
+
+def finish(student: Student) -> None:
+    """What is left of a backward pass once the loss's own is done."""
+    if student.cache is not None:
+        student.cache.backward()
+    if student.shares is not None:
+        student.shares.average(student.parameters())
 
 
 def mixed(precision: str) -> str:
@@ -143,7 +167,9 @@ def fitting(
     while True:
         try:
             return update()
-        except (torch.OutOfMemoryError, MemoryError):
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if student.shares is not None:  # the others wait for this one
+                raise TrainingError(f"{where}: out of memory; lower training.texts_at_once") from error
             made.zero_grad(set_to_none=True)
             if student.cache is None:
                 student.cache = GradientCache(embedder(student, accelerator), texts)

@@ -16,8 +16,8 @@ from d2llm.section import Section
 
 S = TypeVar("S", bound=Section)
 Key = tuple[str | int, ...]
-# How the members of unions are tagged (`config.Base`).
-TAGS = ("made", "checkpoint")
+# How the members of unions are tagged (`config.Base`, `data.settings`).
+TAGS = ("made", "checkpoint", "path", "hub", "three", "files", "mteb")
 
 
 def validate(schema: type[S], values: Any, origin: Callable[[Key], str], prefix: Key = ()) -> S:

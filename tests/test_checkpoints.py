@@ -147,7 +147,7 @@ def base(folder: Path, address: str, **model: object) -> subprocess.CompletedPro
     (folder / "c.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home")}
-    code = "import sys; from d2llm import checkpoints, cli; checkpoints.WAITS = (0.1, 0.1); sys.exit(cli.main())"
+    code = "import sys; from d2llm import cli, hub; hub.WAITS = (0.1, 0.1); sys.exit(cli.main())"
     command = [sys.executable, "-c", code, "base", "--model", "decoder", "--config", str(folder / "c.yaml")]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
 
@@ -184,7 +184,7 @@ def test_a_hub_that_stays_away_and_a_model_it_does_not_have(tmp_path: Path) -> N
     assert done.returncode == 2
     assert (
         done.stderr.strip().splitlines()[-1]
-        == "error: models.decoder.source: the hub has no some-org/model_a; check source and revision"
+        == "error: models.decoder.source: the hub has no some-org/model_a; check name and revision"
     )
 
 

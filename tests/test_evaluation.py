@@ -218,8 +218,8 @@ def test_mteb_result_is_kept_and_equal_runs_leave_equal_files(tmp_path):
     contents = []
     for name in ("first", "second"):
         _, values, _ = evaluate(FakeStudent(), *folders, results=tmp_path / name)
-        contents.append({path.name: path.read_bytes() for path in sorted((tmp_path / name).iterdir())})
-    assert contents[0] == contents[1] and list(contents[0]) == ["ir_x.json", "nli_x.json"]
+        contents.append({path.name: path.read_bytes() for path in sorted((tmp_path / name).rglob("*.json"))})
+    assert contents[0] == contents[1] and list(contents[0]) == ["ir_x.json", "model_meta.json", "nli_x.json"]
     result = json.loads(contents[0]["nli_x.json"])
     assert result["task_name"] == "nli_x" and len(result["dataset_revision"]) == 40
     assert result["scores"]["test"][0]["similarity_ap"] == values["nli_x", "all", "ap"]
@@ -422,7 +422,7 @@ def test_a_saved_student_is_loaded_and_scored_by_its_own_scorer(tmp_path):
     np.testing.assert_allclose(predictions.score, expected, rtol=1e-4, atol=1e-6)
     assert expected.std() > 1e-3
     scores = pd.read_parquet(done / "scores.parquet")
-    assert set(scores.scorer) == {"iem"} and (done / "mteb" / "nli_x.json").is_file()
+    assert set(scores.scorer) == {"iem"} and (done / "mteb/results/d2llm__d2llm-base-seed1/local/nli_x.json").is_file()
     first = (done / "scores.parquet").read_bytes(), (done / "predictions.parquet").read_bytes()
     run(config, "d2llm", "base", 1)
     assert first == ((done / "scores.parquet").read_bytes(), (done / "predictions.parquet").read_bytes())

@@ -353,11 +353,11 @@ def test_the_data_stage_over_files(config: Config) -> None:
         ({"train": {"nli": {"lable": "l"}}}, r"data\.files\.train\.nli\.lable: unknown key"),
         (
             {"tasks": {"entail": {"test": None}}},
-            r"data\.files\.tasks\.entail: no file for test, which evaluation\.split asks for",
+            r"data\.files\.tasks\.entail: no test split, which evaluation\.split asks for",
         ),
         (
-            {"tasks": {"entail": {"dev": None}}},
-            r"data\.files\.tasks\.entail: no file for dev, which training\.dev_every asks for",
+            {"tasks": {name: {"dev": None} for name in ("entail", "related", "lookup")}},
+            r"data\.files\.tasks: no set has a dev split, which training\.dev_every asks for",
         ),
         ({"train": {"find": {"part": [0.0, 0.5]}}}, "label, score, negatives and part with a file of pairs only"),
         ({"tasks": {"lookup": {"test_part": [0.0, 0.5]}}}, "dev_part and test_part with files of pairs only"),

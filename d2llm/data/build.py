@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from d2llm.artifacts import atomic, read_frame, write_frame, write_json, write_text
+from d2llm.artifacts import atomic, read_frame, read_json, write_frame, write_json, write_text
 from d2llm.data import card, examples, leaks, surface, world
+from d2llm.data.settings import SOURCE, MtebSet
 from d2llm.logs import get_logger
 from d2llm.paths import Paths
 
@@ -93,7 +94,7 @@ def from_world(config: Config) -> Made:
 
 def from_files(config: Config) -> Made:
     """One's own files; what an evaluation set shares with training is removed from training, so that the set stays whole."""
-    settings = config.data.files
+    settings = config.data.files.local(Paths.of(config).downloads)
     tasks = files_tasks(settings)
     everything, passages = judged_pairs(settings)
     kept = examples.without(everything, tasks)
@@ -104,13 +105,19 @@ def from_files(config: Config) -> Made:
         row["removed"] = 0
     report |= {"removed": len(everything) - len(kept), "removed_from": "training"}
     tasks = examples.with_familiarity(tasks, examples.seen(kept, passages))
-    return Made(train, pool, groups, tasks, {name: header(name, task) for name, task in settings.tasks.items()}, report)
+    headers = {name: header(name, task) for name, task in settings.tasks.items()}
+    for name, task in config.data.files.tasks.items():
+        if isinstance(task, MtebSet) and task.sample is None:
+            about = read_json(Paths.of(config).download(task.name) / SOURCE)
+            headers[name]["mteb"] = about | {"split": {"dev": task.dev, "test": task.test}}
+    return Made(train, pool, groups, tasks, headers, report)
 
 
 def header(name: str, task: TaskSet) -> dict[str, object]:
     """task.json of a set of files."""
     title = (task.title or name) + (f" (sample of {task.sample})" if task.sample else "")
     bounds = {"min_score": task.scores[0], "max_score": task.scores[1]} if task.type == "sts" else {}
+    bounds["splits"] = [split for split in ("dev", "test") if getattr(task, split) is not None]
     said = {"title": title, "description": task.description or title, "language": task.language}
     return {"name": name, "type": task.type, "group": task.group, **said, **bounds}
 
@@ -141,8 +148,9 @@ def run_texts(config: Config) -> None:
     Of files: every text of the training sets, once; no order of theirs is known.
     """
     if config.data.source == "files":
-        pairs, passages = judged_pairs(config.data.files)
-        pairs = examples.without(pairs, files_tasks(config.data.files))
+        settings = config.data.files.local(Paths.of(config).downloads)
+        pairs, passages = judged_pairs(settings)
+        pairs = examples.without(pairs, files_tasks(settings))
         found = pd.concat([pairs["a"], pairs["b"], *passages.values()]).drop_duplicates().reset_index(drop=True)
         unlabelled = pd.DataFrame({"text": found, "next_text": ""})
     else:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from d2llm.data.files import ids, labels, lists, numbers, read_pairs, read_table, texts
+from d2llm.data.files import among, complete, ids, labels, lists, numbers, read_pairs, read_table, texts
 from d2llm.data.leaks import Seen, Tasks, bag
 from d2llm.errors import DataError
+from d2llm.logs import get_logger
 
 if TYPE_CHECKING:
     from d2llm.data.settings import Retrieval, TaskSet, TrainingSet
@@ -29,28 +30,14 @@ ONE, BOTH = "one text in training", "both texts in training"
 def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.Series]:
     """(judged pairs of one training set, every text that is a passage in it). Raises DataError for a file that is wrong."""
     if settings.retrieval is not None:
-        queries, corpus, qrels = retrieval(settings.retrieval)
+        queries, corpus, qrels = retrieval(settings.retrieval, settings.incomplete == "drop")
         by_id = corpus.set_index("id")["text"]
         pairs = pd.DataFrame(
             {"a": qrels["query_id"].map(queries.set_index("id")["text"]), "b": qrels["doc_id"].map(by_id)}
         )
         pairs, passages = pairs.assign(label=True, target=1.0), corpus["text"]
     else:
-        frame, pairs = read_pairs(settings.file, {"a": settings.query, "b": settings.passage})
-        pairs = pairs.assign(label=True, target=1.0)
-        if settings.label is not None:
-            right = labels(settings.file, frame, settings.label, settings.yes)
-            pairs = pairs.assign(label=right, target=right.astype(float))
-        elif settings.score is not None:
-            score = numbers(settings.file, frame, settings.score, *settings.scores)
-            pairs = pairs.assign(
-                label=score >= settings.yes_from, target=target(score, settings.scores, settings.yes_from)
-            )
-        elif settings.negatives is not None:
-            wrong = lists(settings.file, frame, settings.negatives)
-            more = pd.DataFrame({"a": pairs["a"], "b": wrong}).explode("b").dropna()
-            pairs = pd.concat([pairs, more.assign(label=False, target=0.0)])
-        pairs = within(pairs, settings.part, "a", "b")
+        pairs = within(judged_rows(name, settings), settings.part, "a", "b")
         passages = pairs["b"]
     pairs = pairs[pairs["a"] != pairs["b"]].drop_duplicates(["a", "b"]).reset_index(drop=True)
     chosen = pairs["a"].drop_duplicates()
@@ -61,7 +48,36 @@ def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> tuple[
         raise DataError(f"data.files.train.{name}: no pair of it is right; check label and yes, or score and yes_from")
     pairs.insert(0, "dataset", name)
     pairs.insert(1, "mode", settings.mode)
-    return pairs, passages.drop_duplicates().reset_index(drop=True)
+    passages = passages.drop_duplicates()
+    if settings.pool is not None:
+        own = passages.isin(set(pairs["b"]))
+        passages = pd.concat([passages[own], sampled(passages[~own], settings.pool, rng)])
+    return pairs, passages.reset_index(drop=True)
+
+
+def judged_rows(name: str, settings: TrainingSet) -> pd.DataFrame:
+    """a, b, label and target of a file of pairs or triples, in its order."""
+    frame = read_table(settings.file)
+    if settings.incomplete == "drop":
+        whole = len(frame)
+        frame = complete(frame, [settings.query, settings.passage, *filter(None, (settings.label, settings.score))])
+        if settings.no is not None and settings.label in frame:
+            frame = among(frame, settings.label, [*settings.yes, *settings.no])
+        get_logger(__name__).info("%s: %d of %d rows are incomplete and left out", name, whole - len(frame), whole)
+    query = texts(settings.file, frame, settings.query)
+    if settings.label is None and settings.score is None:
+        passages = lists(settings.file, frame, settings.passage)
+        right = pd.DataFrame({"a": query, "b": passages}).explode("b").dropna().assign(label=True, target=1.0)
+        if settings.negatives is None:
+            return right
+        wrong = pd.DataFrame({"a": query, "b": lists(settings.file, frame, settings.negatives)})
+        return pd.concat([right, wrong.explode("b").dropna().assign(label=False, target=0.0)])
+    pairs = pd.DataFrame({"a": query, "b": texts(settings.file, frame, settings.passage)})
+    if settings.label is not None:
+        found = labels(settings.file, frame, settings.label, settings.yes, settings.no)
+        return pairs.assign(label=found, target=found.astype(float))
+    score = numbers(settings.file, frame, settings.score, *settings.scores)
+    return pairs.assign(label=score >= settings.yes_from, target=target(score, settings.scores, settings.yes_from))
 
 
 def target(score: pd.Series, scores: tuple[float, float], yes_from: float) -> pd.Series:
@@ -73,16 +89,20 @@ def target(score: pd.Series, scores: tuple[float, float], yes_from: float) -> pd
     return above.where(score >= yes_from, below).clip(0.0, 1.0).where(score != yes_from, 0.5 + 1e-6)
 
 
-def retrieval(settings: Retrieval) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """(queries, corpus) with id and text, and qrels (query_id, doc_id, relevance). Raises DataError for ids that do not fit."""
+def retrieval(settings: Retrieval, drop: bool = False) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """(queries, corpus) with id and text, and qrels (query_id, doc_id, relevance). Raises DataError for ids that do not fit.
+
+    With `drop`, what lacks a text goes instead, and what the qrels say of it.
+    """
     found = []
-    for path in (settings.queries, settings.corpus):
+    for path, key in ((settings.queries, settings.id), (settings.corpus, settings.corpus_id or settings.id)):
         frame = read_table(path)
-        made = pd.DataFrame({"id": ids(path, frame, settings.id), "text": texts(path, frame, settings.text)})
+        frame = complete(frame, [key, settings.text]) if drop else frame
+        made = pd.DataFrame({"id": ids(path, frame, key), "text": texts(path, frame, settings.text)})
         if made["id"].duplicated().any():
             line = made.index[made["id"].duplicated()][0]
             raise DataError(
-                f"{path}: line {line}, column {settings.id!r}: expected every id once; found {made['id'][line]!r} again"
+                f"{path}: line {line}, column {key!r}: expected every id once; found {made['id'][line]!r} again"
             )
         found.append(made.reset_index(drop=True))
     queries, corpus = found
@@ -92,7 +112,9 @@ def retrieval(settings: Retrieval) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataF
     qrels = pd.DataFrame(made).assign(relevance=relevance)
     for column, known, path in (("query_id", queries, settings.queries), ("doc_id", corpus, settings.corpus)):
         lost = ~qrels[column].isin(set(known["id"]))
-        if lost.any():
+        if drop:
+            qrels = qrels[~lost]
+        elif lost.any():
             line = qrels.index[lost][0]
             raise DataError(f"{settings.qrels}: line {line}: expected an id of {path}; found {qrels[column][line]!r}")
     qrels = qrels[qrels["relevance"] > 0].reset_index(drop=True)

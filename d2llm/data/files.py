@@ -5,8 +5,10 @@ Rows are counted as an editor counts lines: from 1, the header of a CSV file inc
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +21,44 @@ from d2llm.errors import DataError
 FIRST = {".jsonl": 1, ".csv": 2, ".tsv": 2, ".parquet": 1}
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
-    """A file as a frame whose index holds the lines. Raises DataError for one that is missing, damaged or of no known format."""
+def read_table(
+    path: str | Path, columns: Sequence[str] | None = None, kind: str | None = None, keep: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """A file as a frame whose index holds the lines, packed (.gz) or not; `columns` names those of a CSV or TSV file that has no header.
+
+    `kind` is its format where its ending does not say it; of `keep`, where given, only these columns are read, as far as they are there.
+
+    Raises DataError for one that is missing, damaged or of no known format.
+    """
     path = Path(path)
-    if path.suffix not in FIRST:
-        raise DataError(
-            f"{path}: expected a file that ends in {', '.join(FIRST)}; found {path.suffix or 'no ending'!r}"
-        )
+    kind = f".{kind}" if kind else path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if kind not in FIRST:
+        raise DataError(f"{path}: expected a file that ends in {', '.join(FIRST)}; found {kind or 'no ending'!r}")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        frame = {".jsonl": _jsonl, ".parquet": pd.read_parquet}.get(path.suffix, _csv)(path)
+        if kind in (".csv", ".tsv"):
+            frame = _csv(path, columns, kind, keep)
+        elif kind == ".jsonl":
+            frame = _jsonl(path, keep)
+        else:
+            frame = pd.read_parquet(path)
+            frame = frame if keep is None else frame[[column for column in frame if column in keep]]
     except DataError:
         raise
     except Exception as error:  # pandas and pyarrow raise many kinds for a damaged file
-        raise DataError(f"{path}: cannot be read as {path.suffix[1:]} ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{path}: cannot be read as {kind[1:]} ({str(error).splitlines()[0]})") from error
     if not len(frame):
         raise DataError(f"{path}: no rows")
-    if path.suffix != ".jsonl":
-        frame.index = pd.RangeIndex(FIRST[path.suffix], FIRST[path.suffix] + len(frame))
+    if kind != ".jsonl":
+        first = FIRST[kind] - (columns is not None)
+        frame.index = pd.RangeIndex(first, first + len(frame))
     return frame
 
 
-def _jsonl(path: Path) -> pd.DataFrame:
+def _jsonl(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
     rows, lines = [], []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         try:
@@ -52,15 +67,26 @@ def _jsonl(path: Path) -> pd.DataFrame:
             raise DataError(f"{path}: line {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}: line {number}: expected an object of columns and values; found {str(row)[:60]!r}")
-        rows.append(row)
+        rows.append(row if keep is None else {name: row[name] for name in keep if name in row})
         lines.append(number)
     return pd.DataFrame(pd.Series(rows, dtype=object).tolist(), index=lines, dtype=object)
 
 
-def _csv(path: Path) -> pd.DataFrame:
-    separator = "\t" if path.suffix == ".tsv" else ","
+def _lines(path: Path) -> Iterator[bytes]:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        yield from stream
+
+
+def _csv(path: Path, columns: Sequence[str] | None, kind: str, keep: Sequence[str] | None) -> pd.DataFrame:
     # As text: which columns are numbers is the configuration's to say, and "NA" is a word.
-    return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8")
+    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8"}
+    if columns is not None:
+        options |= {"header": None, "names": list(columns)}
+    if keep is not None:
+        options["usecols"] = lambda name: name in keep
+    if kind == ".tsv":  # its fields hold no tabs, so quotation marks are text
+        options |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
+    return pd.read_csv(path, **options)
 
 
 def texts(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
@@ -79,14 +105,19 @@ def numbers(path: str | Path, frame: pd.DataFrame, column: str, least: float, mo
     return found
 
 
-def labels(path: str | Path, frame: pd.DataFrame, column: str, yes: list[Any]) -> pd.Series:
+def labels(
+    path: str | Path, frame: pd.DataFrame, column: str, yes: list[Any], no: list[Any] | None = None
+) -> pd.Series:
     """A column of labels as booleans: whether each is among `yes`. 1 and "1" are one label, as CSV knows texts only.
 
-    Raises DataError for a row without a label, and where no row has one of `yes`.
+    Raises DataError for a row without a label, or with one that is neither among `yes` nor, where given, among `no`; and where no row has one of `yes`.
     """
     values = _column(path, frame, column)
     _each(path, column, values, lambda value: not _missing(value), "a label")
     known = {_plain(value) for value in yes}
+    if no is not None:
+        judged = known | {_plain(value) for value in no}
+        _each(path, column, values, lambda value: _plain(value) in judged, f"one of {', '.join(sorted(judged))}")
     found = values.map(lambda value: _plain(value) in known).astype(bool)
     if not found.any():
         seen = ", ".join(map(repr, list(dict.fromkeys(values))[:5]))
@@ -102,17 +133,40 @@ def ids(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
 
 
 def lists(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
-    """A column of lists of texts; a single text is a list of one."""
-    values = _column(path, frame, column).map(
-        lambda value: (
-            [value] if isinstance(value, str) else list(value) if isinstance(value, list | np.ndarray) else value
-        )
-    )
+    """A column of lists of texts; a single text is a list of one, an object counts by its `text`."""
+    values = _column(path, frame, column).map(_texts)
     right = values.map(
         lambda value: isinstance(value, list) and all(isinstance(text, str) and text.strip() for text in value)
     )
     _each(path, column, values, right, "a text or a list of texts")
     return values
+
+
+def _texts(value: Any) -> Any:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list | np.ndarray):
+        return [item.get("text") if isinstance(item, dict) else item for item in value]
+    return value
+
+
+def complete(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """The rows with something in each of these columns: no blank text, no empty list, no missing value. Blank members leave their lists."""
+    kept = frame
+    for column in columns:
+        if column not in kept:
+            continue  # named by whoever reads it
+        values = kept[column]
+        if values.map(lambda value: isinstance(value, list | np.ndarray)).any():
+            values = values.map(lambda value: [x for x in _texts(value) or [] if isinstance(x, str) and x.strip()])
+            kept = kept.assign(**{column: values})
+        there = values.map(lambda value: bool(value.strip()) if isinstance(value, str) else _there(value))
+        kept = kept[there.astype(bool)]
+    return kept
+
+
+def _there(value: Any) -> bool:
+    return len(value) > 0 if isinstance(value, list) else not _missing(value)
 
 
 def _column(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
@@ -151,6 +205,12 @@ def _plain(value: Any) -> str:
 def _shown(value: Any) -> str:
     text = repr(value.item() if isinstance(value, np.generic) else value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def among(frame: pd.DataFrame, column: str, known: Iterable[Any]) -> pd.DataFrame:
+    """The rows whose label in this column is one of `known`."""
+    plain = {_plain(value) for value in known}
+    return frame[frame[column].map(lambda value: not _missing(value) and _plain(value) in plain)]
 
 
 def read_pairs(path: str, columns: Mapping[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:

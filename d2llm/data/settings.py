@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from d2llm.section import Pair, Section
+from d2llm.section import Names, Pair, Section
 
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=8)]
@@ -14,6 +17,11 @@ Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Values = Annotated[list[str | int | bool | float], Field(min_length=1)]
 Mode = Literal["symmetric", "asymmetric"]
+Key = tuple[str, ...]
+# A hub's table below its download's folder.
+TABLE = "table.parquet"
+# What a download is of, in the same folder.
+SOURCE = "source.json"
 
 
 def _range(value: tuple[float, float]) -> tuple[float, float]:
@@ -47,23 +55,68 @@ class WorldSettings(Section):
     test_queries: Size = 500
 
 
-class Retrieval(Section):
-    """A retrieval set as three files: texts with ids, and which passage is relevant to which query."""
+class HubTable(Section):
+    """A table of a data set on the hub: a split of one of its subsets, or one of its files. Fetched once, by a rule of its own."""
 
-    queries: Text
-    corpus: Text
-    qrels: Text
-    # Columns of the three.
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    # A commit, best; a tag or a branch may change below one's feet.
+    revision: Text
+    subset: Text | None = None
+    split: Text | None = None
+    # JSONL, CSV, TSV or Parquet, by its ending or as `format` says; `columns` names those of a CSV or TSV file without a header.
+    file: Text | None = None
+    format: Literal["jsonl", "csv", "tsv", "parquet"] | None = None
+    columns: Names | None = None
+    # Columns that stay; rows that are then equal stay once. Null: all.
+    keep: Names | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> HubTable:
+        if (self.file is None) == (self.split is None):
+            raise ValueError("either split (with subset, where there are several) or file")
+        if self.file is None and (self.columns or self.format) or self.file is not None and self.subset is not None:
+            raise ValueError("subset with split; format and columns with file")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What it is called in the results folder; another revision has another."""
+        parts = [self.repo, self.subset, self.split, self.file, self.revision[:12]]
+        plain = "--".join(re.sub(r"[^\w.-]+", "--", part) for part in parts if part)
+        return plain.lower()
+
+
+def _tag(value: Any) -> str:
+    if isinstance(value, str):
+        return "path"
+    return "hub" if "repo" in (value if isinstance(value, dict) else vars(value)) else "three"
+
+
+# A file of one's own, or a table of the hub.
+Table = Annotated[
+    Annotated[Text, Tag("path")] | Annotated[HubTable, Tag("hub")],
+    Discriminator(lambda value: "path" if isinstance(value, str) else "hub"),
+]
+
+
+class Retrieval(Section):
+    """A retrieval set as three tables: texts with ids, and which passage is relevant to which query."""
+
+    queries: Table
+    corpus: Table
+    qrels: Table
+    # Columns of the three; null: the corpus names its ids as the queries do.
     id: Text = "id"
+    corpus_id: Text | None = None
     text: Text = "text"
     query_id: Text = "query_id"
     doc_id: Text = "doc_id"
     # Null: every row of qrels is relevant.
     relevance: Text | None = "relevance"
 
-    def paths(self) -> list[str]:
-        """The three files."""
-        return [self.queries, self.corpus, self.qrels]
+    def tables(self) -> dict[str, Table]:
+        """The three, by key."""
+        return {"queries": self.queries, "corpus": self.corpus, "qrels": self.qrels}
 
 
 class TrainingSet(Section):
@@ -71,16 +124,17 @@ class TrainingSet(Section):
 
     # Symmetric: two texts of one kind; asymmetric: a query and a passage. It picks the teacher's prompt and the IEM's branch.
     mode: Mode = "symmetric"
-    file: Text | None = None
+    file: Table | None = None
     # Rows of `file` used, as a range of shares: a pair lies in it by a digest of its two texts, whatever their order.
     part: Part | None = None
     retrieval: Retrieval | None = None
-    # Columns of `file`.
+    # Columns of `file`. A passage may be a text, a list of texts, or a list of objects with a text.
     query: Text = "query"
     passage: Text = "passage"
-    # Values of column `label` that mean yes.
+    # Values of column `label` that mean yes, and that mean no; null: every other means no.
     label: Text | None = None
     yes: Values | None = None
+    no: Values | None = None
     # Scores of column `score`, from the least to the most there can be; from `yes_from` on they mean yes.
     score: Text | None = None
     scores: Pair | None = None
@@ -89,6 +143,10 @@ class TrainingSet(Section):
     negatives: Text | None = None
     # Queries used, drawn at random; null: all.
     sample: Annotated[int, Field(ge=1)] | None = None
+    # Passages that negatives are drawn from beside the right ones, drawn at random; null: all there are.
+    pool: Annotated[int, Field(ge=1)] | None = None
+    # Rows without a text, label or score: an error, as in one's own files, or left out and counted, as large public sets have some.
+    incomplete: Literal["refuse", "drop"] = "refuse"
 
     @model_validator(mode="after")
     def _one_kind(self) -> TrainingSet:
@@ -96,6 +154,8 @@ class TrainingSet(Section):
             raise ValueError("either file (pairs or triples) or retrieval (queries, corpus, qrels)")
         if (self.label is None) != (self.yes is None):
             raise ValueError("label (a column) together with yes (its values that mean yes)")
+        if self.no is not None and self.label is None:
+            raise ValueError("no together with label and yes")
         if len({self.score is None, self.scores is None, self.yes_from is None}) > 1:
             raise ValueError("score (a column) together with scores (least and most) and yes_from")
         if self.retrieval is not None and {self.label, self.score, self.negatives, self.part} != {None}:
@@ -104,9 +164,16 @@ class TrainingSet(Section):
             raise ValueError("one of label, score and negatives")
         return self
 
-    def paths(self) -> list[str]:
-        """Every file it reads."""
-        return [self.file] if self.file else self.retrieval.paths()
+    def tables(self) -> dict[str, Table]:
+        """Every table it reads, by key."""
+        return {"file": self.file} if self.file else self.retrieval.tables()
+
+
+# What a split of an evaluation set is read from.
+Split = Annotated[
+    Annotated[Text, Tag("path")] | Annotated[HubTable, Tag("hub")] | Annotated[Retrieval, Tag("three")],
+    Discriminator(_tag),
+]
 
 
 class TaskSet(Section):
@@ -119,8 +186,8 @@ class TaskSet(Section):
     description: str = ""
     # mteb's code of the language.
     language: str = "eng-Latn"
-    dev: Text | Retrieval | None = None
-    test: Text | Retrieval | None = None
+    dev: Split | None = None
+    test: Split | None = None
     # Of pairs: the part of the file's rows that is each split, where one file holds several (see `part` of a training set).
     dev_part: Part | None = None
     test_part: Part | None = None
@@ -148,29 +215,144 @@ class TaskSet(Section):
             raise ValueError("dev_part and test_part with files of pairs only, not with retrieval")
         return self
 
-    def paths(self) -> list[str]:
-        """Every file it reads."""
-        found = []
-        for split in (self.dev, self.test):
-            found += split.paths() if isinstance(split, Retrieval) else [split] if split else []
+    def tables(self) -> dict[str, Table]:
+        """Every table it reads, by key."""
+        found: dict[str, Table] = {}
+        for name, split in (("dev", self.dev), ("test", self.test)):
+            if isinstance(split, Retrieval):
+                found |= {f"{name}.{key}": table for key, table in split.tables().items()}
+            elif split is not None:
+                found[name] = split
         return found
+
+
+class MtebSet(Section):
+    """An evaluation set that mteb knows: fetched by its own task class at its pinned revision, by a rule of its own."""
+
+    # mteb's name of the task.
+    mteb: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    type: Literal["pair_classification", "sts", "retrieval"]
+    group: Literal["nli", "sts", "ir"]
+    # In tables; null: mteb's name.
+    title: str | None = None
+    description: str = ""
+    language: str = "cmn-Hans"
+    # mteb's names of the splits that serve as dev and as test here; where it has one only, there is no dev.
+    dev: Text | None = None
+    test: Text | None = "test"
+    # Bounds of an STS set's scores.
+    scores: Pair = (0.0, 1.0)
+    # Pairs or queries of a split used, drawn at random and said so in every output; null: all.
+    sample: Annotated[int, Field(ge=2)] | None = None
+
+    @model_validator(mode="after")
+    def _splits(self) -> MtebSet:
+        if self.dev is None and self.test is None:
+            raise ValueError("a split of mteb's for dev, for test, or for both")
+        if self.dev == self.test:
+            raise ValueError("two splits of mteb's; one cannot be both dev and test")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What its download is called."""
+        return f"mteb--{self.mteb.lower()}"
+
+    def tables(self) -> dict[str, Table]:
+        """No table of its own: mteb knows where it lies."""
+        return {}
+
+    def as_files(self, folder: str) -> TaskSet:
+        """The set as files, once fetched into `folder`."""
+
+        def split(name: str | None) -> str | Retrieval | None:
+            if name is None or self.type != "retrieval":
+                return name and f"{folder}/{name}.parquet"
+            return Retrieval(**{part: f"{folder}/{name}/{part}.parquet" for part in ("queries", "corpus", "qrels")})
+
+        shared = self.model_dump(include={"type", "group", "description", "language", "sample"})
+        return TaskSet(
+            **shared,
+            title=self.title or self.mteb,
+            dev=split(self.dev),
+            test=split(self.test),
+            scores=self.scores,
+        )
+
+
+AnyTask = Annotated[
+    Annotated[TaskSet, Tag("files")] | Annotated[MtebSet, Tag("mteb")],
+    Discriminator(lambda value: "mteb" if "mteb" in (value if isinstance(value, dict) else vars(value)) else "files"),
+]
 
 
 class FilesSettings(Section):
     """One's own files: training sets and evaluation sets by name."""
 
+    # What relative paths below are seen from; itself seen from where Snakemake is started.
+    folder: Text = "."
     train: dict[Name, TrainingSet] = {}
-    tasks: dict[Name, TaskSet] = {}
+    tasks: dict[Name, AnyTask] = {}
     # Wrong passages drawn at random for a query of a set that names none, for the teacher to learn from.
     teacher_negatives: Annotated[int, Field(ge=1)] = 4
     # Share of the queries kept from the teacher to judge it by.
     teacher_dev: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
     seed: Count = 1
 
-    def paths(self) -> list[str]:
-        """Every file it reads, in order, each once."""
-        sets = [*self.train.values(), *self.tasks.values()]
-        return list(dict.fromkeys(path for part in sets for path in part.paths()))
+    def sets(self) -> dict[Key, TrainingSet | TaskSet | MtebSet]:
+        """Every set, by its key below `data.files`."""
+        return {("train", name): found for name, found in self.train.items()} | {
+            ("tasks", name): found for name, found in self.tasks.items()
+        }
+
+    def paths(self) -> dict[Key, str]:
+        """Every file of one's own, as it is opened, by the key that names it."""
+        return {
+            (*key, *name.split(".")): self.located(table)
+            for key, found in self.sets().items()
+            for name, table in found.tables().items()
+            if isinstance(table, str)
+        }
+
+    def downloads(self) -> dict[str, HubTable | MtebSet]:
+        """Everything that comes from the hub, by its name in the results folder."""
+        tables = [table for found in self.sets().values() for table in found.tables().values()]
+        wanted = [table for table in tables if isinstance(table, HubTable)]
+        wanted += [task for task in self.tasks.values() if isinstance(task, MtebSet)]
+        return {table.name: table for table in wanted}
+
+    def located(self, path: str) -> str:
+        """A file's path as it is opened."""
+        return os.path.normpath(os.path.join(self.folder, os.path.expanduser(path)))
+
+    def local(self, downloads: Path) -> FilesSettings:
+        """The same with every table a file: one's own as they are opened, those of the hub as they lie below `downloads`."""
+
+        def path(table: str | HubTable) -> str:
+            return self.located(table) if isinstance(table, str) else str(downloads / table.name / TABLE)
+
+        def three(found: Retrieval) -> Retrieval:
+            return found.model_copy(update={name: path(table) for name, table in found.tables().items()})
+
+        def split(found: str | HubTable | Retrieval | None) -> str | Retrieval | None:
+            return found if found is None else three(found) if isinstance(found, Retrieval) else path(found)
+
+        train = {
+            name: found.model_copy(
+                update={
+                    "file": found.file and path(found.file),
+                    "retrieval": found.retrieval and three(found.retrieval),
+                }
+            )
+            for name, found in self.train.items()
+        }
+        tasks = {
+            name: found.as_files(str(downloads / found.name))
+            if isinstance(found, MtebSet)
+            else found.model_copy(update={"dev": split(found.dev), "test": split(found.test)})
+            for name, found in self.tasks.items()
+        }
+        return self.model_copy(update={"folder": ".", "train": train, "tasks": tasks})
 
 
 class DataSettings(Section):

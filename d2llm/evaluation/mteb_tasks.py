@@ -13,7 +13,7 @@ from d2llm.evaluation.tasks import Task
 
 
 def mteb_task(task: Task) -> AbsTask:
-    """The mteb task that evaluates `task`; its only split is `task.split`."""
+    """The mteb task that evaluates `task`; its only split is its `split`."""
     return {"pair_classification": _Pairs, "sts": _STS, "retrieval": _Retrieval}[task.type](task)
 
 
@@ -25,15 +25,21 @@ class _Local:
 
     def __init__(self, task: Task, **kwargs: Any) -> None:
         self.task = task
+        # One of mteb's own sets goes by mteb's names, so that mteb's tools take its results for what they are.
+        known = task.mteb or {}
+        self.split = known.get("split", task.split)
         self.metadata = TaskMetadata(
-            name=task.name,
+            name=known.get("name", task.name),
             description=task.description,
             type=self.mteb_type,
             category="t2t",
-            main_score=self.main,
+            main_score=known.get("main_score", self.main),
             eval_langs=[task.language],
-            eval_splits=[task.split],
-            dataset={"path": f"local/{task.name}", "revision": task.revision},
+            eval_splits=[self.split],
+            dataset={
+                "path": known.get("repo", f"local/{task.name}"),
+                "revision": known.get("revision", task.revision),
+            },
         )
         super().__init__(**kwargs)
 
@@ -49,9 +55,7 @@ class _Pairs(_Local, AbsTaskPairClassification):
 
     def _data(self) -> DatasetDict:
         columns = {name: self.task.pairs[name].tolist() for name in ("sentence1", "sentence2")}
-        return DatasetDict(
-            {self.task.split: Dataset.from_dict(columns | {"labels": self.task.pairs["label"].tolist()})}
-        )
+        return DatasetDict({self.split: Dataset.from_dict(columns | {"labels": self.task.pairs["label"].tolist()})})
 
 
 class _STS(_Local, AbsTaskSTS):
@@ -64,7 +68,7 @@ class _STS(_Local, AbsTaskSTS):
 
     def _data(self) -> DatasetDict:
         columns = {name: self.task.pairs[name].tolist() for name in ("sentence1", "sentence2", "score")}
-        return DatasetDict({self.task.split: Dataset.from_dict(columns)})
+        return DatasetDict({self.split: Dataset.from_dict(columns)})
 
 
 class _Retrieval(_Local, AbsTaskRetrieval):
@@ -86,4 +90,4 @@ class _Retrieval(_Local, AbsTaskRetrieval):
             "relevant_docs": relevant,
             "top_ranked": None,
         }
-        return {"default": {self.task.split: split}}
+        return {"default": {self.split: split}}

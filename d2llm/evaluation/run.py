@@ -54,6 +54,8 @@ def measure(
     """Scores and predictions of a run on all configured tasks, each row with what it is of."""
     paths, settings = Paths.of(config), config.evaluation
     names = tasks.names(paths.tasks, settings.tasks)
+    if split == "dev":  # some sets have none
+        names = [name for name in names if tasks.has(paths.task(name), split)]
     # All tasks are read before any model: a damaged one is told in a second.
     read = [tasks.read(paths.task(name), split) for name in names]
     scorer = load(config, method, variant, seed)
@@ -114,12 +116,16 @@ def _mteb(model: SearchModel, task: Task, batch_size: int, results: Path | None)
         # Said in our own words by `_defined`.
         warnings.simplefilter("ignore", ConstantInputWarning)
         # Not mteb.evaluate: its cache may answer for a model that was trained again, and it imports twice as much.
-        scores = evaluated.evaluate(model, split=task.split, encode_kwargs=options)
+        scores = evaluated.evaluate(model, split=evaluated.split, encode_kwargs=options)
     if results is not None:
         # No times in it: they are the provenance's, and two equal runs shall leave equal files.
-        result = TaskResult.from_task_results(evaluated, {task.split: scores}, evaluation_time=0.0)
+        result = TaskResult.from_task_results(evaluated, {evaluated.split: scores}, evaluation_time=0.0)
         content = result.model_dump(mode="json", exclude={"evaluation_time", "date", "evaluation_phases"})
-        write_json(results / f"{task.name}.json", _plain(content))
+        about = model.mteb_model_meta
+        # As mteb's own cache lays them out: with MTEB_CACHE set to `results`, mteb.load_results reads them.
+        place = results / "results" / about.model_name_as_path() / about.revision
+        write_json(place / f"{evaluated.metadata.name}.json", _plain(content))
+        write_json(place / "model_meta.json", {"name": about.name, "revision": about.revision})
     return dict(scores["default"])
 
 

@@ -32,7 +32,8 @@ class Task:
 
     `pairs` (id, sentence1, sentence2, label int | score float, phenomenon) belongs to pair classification and STS;
     `corpus` (id, text), `queries` (id, text, phenomenon) and `qrels` (query_id, doc_id, relevance) to retrieval.
-    `revision` is a digest of the files, so that a result names the very data it was measured on.
+    `revision` is a digest of the files, so that a result names the very data it was measured on. `mteb` is what mteb calls the
+    set, where it is one of mteb's own in full: name, repo, revision, main_score, and the name of this split.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Task:
     corpus: pd.DataFrame | None = None
     queries: pd.DataFrame | None = None
     qrels: pd.DataFrame | None = None
+    mteb: dict[str, str] | None = None
 
     @property
     def mode(self) -> str:
@@ -93,7 +95,15 @@ def read(folder: Path, split: str) -> Task:
     else:
         files = {"pairs": folder / f"{split}.parquet"}
         frames = {"pairs": _pairs(files["pairs"], about)}
-    return Task(**about, split=split, revision=_digest(files.values()), **frames)
+    known = about.pop("mteb", None)
+    if known is not None:
+        known = {**known, "split": known["split"][split]}
+    return Task(**about, split=split, revision=_digest(files.values()), mteb=known, **frames)
+
+
+def has(folder: Path, split: str) -> bool:
+    """Whether a task is to have this split: `splits` of its task.json, both where that says nothing. A file that is missing is not asked here."""
+    return split in read_json(Path(folder) / "task.json").get("splits", ["dev", "test"])
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -109,6 +119,8 @@ def _about(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: key 'name' is {raw['name']!r}, but the folder is {path.parent.name!r}")
     about = {key: raw[key] for key in expected}
     about["language"] = raw.get("language", "cmn-Hans")
+    if "mteb" in raw:
+        about["mteb"] = raw["mteb"]
     if raw["type"] == "sts":
         low, high = raw.get("min_score"), raw.get("max_score")
         if not all(isinstance(x, int | float) and np.isfinite(x) for x in (low, high)) or low >= high:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
+from d2llm.models import remote
 from d2llm.models.lora import adapters, add_lora, merged_state
 from d2llm.models.packing import layout, packs, padding_mask
 from d2llm.models.tokens import token_ids
@@ -51,11 +52,10 @@ class Backbone(nn.Module):
         kind: Kind,
         *,
         dtype: str | torch.dtype = "float32",
-        trust_remote_code: bool = False,
         revision: str | None = None,
         attention: str | None = None,
     ) -> Backbone:
-        """Load a body from a folder or hub id. Only safetensors are read; remote code runs only when asked for.
+        """Load a body from a folder or hub id. Only safetensors are read; remote code runs only where the configuration says so.
 
         A checkpoint with a language-model head (a causal or masked one) loads as its body. Raises ArtifactError for a
         missing or damaged folder.
@@ -64,7 +64,7 @@ class Backbone(nn.Module):
 
         if isinstance(folder, Path) and not (folder / "config.json").is_file():
             raise ArtifactError(f"{folder}: no model here (config.json is missing); remove it and run snakemake again")
-        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        options: dict[str, Any] = {"trust_remote_code": remote.allowed()}
         if revision is not None:
             options["revision"] = revision
         try:
@@ -277,7 +277,8 @@ class Backbone(nn.Module):
             if self.source is None:
                 full = auto.from_config(self.model.config)
             else:
-                full = auto.from_pretrained(self.source, use_safetensors=True, dtype=self.model.dtype)
+                options = {"use_safetensors": True, "dtype": self.model.dtype, "trust_remote_code": remote.allowed()}
+                full = auto.from_pretrained(self.source, **options)
             rows = self.model.get_input_embeddings().num_embeddings
             if full.get_input_embeddings().num_embeddings != rows:
                 full.resize_token_embeddings(rows, mean_resizing=False)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
     from d2llm.gradient_cache import GradientCache
+    from d2llm.parallel import Shares
 
 # A part by name and options, as its builder takes them and as student.json keeps them.
 Spec = tuple[str, dict[str, Any]]
@@ -101,6 +102,8 @@ class Student(nn.Module):
         self.unpooled = unpooled
         # Set by a training whose batches do not fit into memory at once.
         self.cache: GradientCache | None = None
+        # Set by a training over several processes.
+        self.shares: Shares | None = None
 
     # ------------------------------------------------------------------------------------------------------ embedding
     @property
@@ -131,8 +134,9 @@ class Student(nn.Module):
         if not rows:
             return torch.zeros(0, self.backbone.hidden_size, device=self.device)
         unique = sorted(dict.fromkeys(rows), key=len)
-        cached = self.cache is not None and torch.is_grad_enabled()
-        vectors = self.cache.forward(unique) if cached else self.passes(unique)
+        training = torch.is_grad_enabled()
+        embed = self.cache.forward if self.cache is not None and training else self.passes
+        vectors = self.shares.embed(unique, embed) if self.shares is not None and training else embed(unique)
         place = {row: index for index, row in enumerate(unique)}
         index = torch.tensor([place[row] for row in rows], device=self.device)
         return vectors.index_select(0, index)

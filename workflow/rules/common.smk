@@ -96,12 +96,14 @@ def code_of(stage):
 
 # -------------------------------------------------------------------------------------------------- what a job needs
 def files():
-    """One's own files, where the source is files. Refuses one that is not there; Snakemake would not say which key names it."""
-    found = CONFIG.data.files.paths() if CONFIG.data.source == "files" else []
-    missing = [path for path in found if not Path(path).is_file()]
-    if missing:
-        sys.exit(f"error: data.files: no such file: {missing[0]} (seen from {Path.cwd()})")
-    return found
+    """What a source of files reads: one's own files, and what is fetched. Refuses a file that is not there; Snakemake would not say which key names it."""
+    if CONFIG.data.source != "files":
+        return []
+    own = CONFIG.data.files.paths()
+    for key, path in own.items():
+        if not Path(path).is_file():
+            sys.exit(f"error: data.files.{'.'.join(key)}: no such file: {path} (seen from {Path.cwd()})")
+    return sorted(set(own.values())) + [PATHS.download(name) for name in CONFIG.data.files.downloads()]
 
 
 def base_inputs(wildcards):
@@ -134,6 +136,12 @@ def evaluation_inputs(wildcards):
     if wildcards.method == "teacher":
         return [PATHS.tasks, PATHS.teacher_model, PATHS.base("encoder")]
     return [PATHS.tasks, PATHS.run(wildcards.method, wildcards.variant, wildcards.seed) / "model"]
+
+
+def launcher():
+    """What starts a training: Python, or torchrun for several processes."""
+    count = CONFIG.training.processes
+    return "python" if count == 1 else f"python -m torch.distributed.run --standalone --nproc_per_node {count}"
 
 
 def teacher_scores(teacher):

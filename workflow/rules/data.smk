@@ -4,6 +4,26 @@ Priorities put the longest chain first: texts, decoder, teacher, its scores, D2L
 """
 
 
+# The only rule besides `base` that uses the network, and only for what the config names.
+rule download:
+    output:
+        directory(PATHS.download("{download}")),
+    log:
+        PATHS.logs("download", "{download}"),
+    priority: 105
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads
+    resources:
+        mem_mb=4000,
+    params:
+        config=str(PATHS.config),
+        settings=settings_of("download"),
+        code=code_of("download"),
+    shell:
+        "python -m d2llm.cli download --download {wildcards.download} --config {params.config} --log {log:q}"
+
+
 rule texts:
     input:
         files(),

@@ -39,13 +39,14 @@ rule train:
     priority: 75
     conda:
         ENVIRONMENT
-    threads: CONFIG.threads
+    threads: CONFIG.threads * CONFIG.training.processes
     resources:
         mem_mb=4000,
     params:
         config=str(PATHS.config),
         settings=settings_of("train"),
         code=code_of("train"),
+        python=launcher(),
     shell:
-        "python -m d2llm.cli train --method {wildcards.method} --variant {wildcards.variant} --seed {wildcards.seed}"
+        "{params.python} -m d2llm.cli train --method {wildcards.method} --variant {wildcards.variant} --seed {wildcards.seed}"
         " --config {params.config} --log {log:q} --inputs {input:q}"

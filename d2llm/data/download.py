@@ -1,0 +1,180 @@
+"""Stage `download`: one data set of the hub into Parquet files of the results folder, which is all that later stages read.
+
+A table of the configuration (`HubTable`) keeps its columns. An evaluation set of mteb (`MtebSet`) is loaded by mteb's own task class, with
+that class's renaming of columns, and written in the columns of one's own files (docs/data.md). Nothing is sampled or dropped here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pandas as pd
+
+from d2llm import hub
+from d2llm.artifacts import atomic, write_frame, write_json
+from d2llm.data.files import read_table
+from d2llm.data.settings import SOURCE, TABLE, HubTable, MtebSet
+from d2llm.errors import ConfigError
+from d2llm.logs import get_logger
+from d2llm.paths import Paths
+
+if TYPE_CHECKING:
+    from d2llm.config import Config
+
+T = TypeVar("T")
+
+KINDS = {"PairClassification": "pair_classification", "STS": "sts", "Retrieval": "retrieval"}
+
+
+def run(config: Config, download: str) -> None:
+    """Fetch one data set of the config by its name among the downloads."""
+    paths = Paths.of(config)
+    wanted = config.data.files.downloads()[download]
+    place = paths.download(download)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    where = "data.files." + next(
+        ".".join(key)
+        for key, found in config.data.files.sets().items()
+        if found == wanted or wanted in found.tables().values()
+    )
+    with tempfile.TemporaryDirectory(prefix=f".{download}-", dir=place.parent) as scratch:
+        if isinstance(wanted, HubTable):
+            frames, about = {TABLE: table(wanted, Path(scratch), where)}, wanted.model_dump(mode="json")
+        else:
+            frames, about = mteb_set(wanted, Path(scratch), where)
+    about |= {"rows": {name: len(frame) for name, frame in frames.items()}}
+    get_logger(__name__).info("%s: %s", download, about)
+    with atomic(place) as folder:
+        for name, frame in frames.items():
+            write_frame(folder / name, frame)
+        write_json(folder / SOURCE, about)
+
+
+def table(wanted: HubTable, scratch: Path, where: str) -> pd.DataFrame:
+    """A table as the hub has it. Raises ConfigError for a subset, split or file it has not, ArtifactError for a hub that stays away."""
+    what = f"data set {wanted.repo} at {wanted.revision}"
+    if wanted.file is not None:
+        from huggingface_hub import hf_hub_download
+
+        path = checked(
+            lambda: hf_hub_download(wanted.repo, wanted.file, repo_type="dataset", revision=wanted.revision),
+            wanted.repo,
+            what,
+            where,
+        )
+        return kept(read_table(path, wanted.columns, wanted.format, wanted.keep), wanted, where)
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    def load() -> pd.DataFrame:
+        try:
+            # A cache of its own: the libraries' shared one may hold another revision under the same name.
+            found = load_dataset(
+                wanted.repo, wanted.subset, split=wanted.split, revision=wanted.revision, cache_dir=str(scratch)
+            )
+        except DatasetNotFoundError as error:
+            if "Couldn't reach" in str(error) or hub.passing(error.__cause__ or ValueError()):
+                raise
+            raise ConfigError(f"{where}: the hub has no {what}; check repo and revision") from error
+        except (ValueError, RuntimeError) as error:  # an unknown subset or split; a set that needs a loading script
+            if hub.passing(error):
+                raise
+            raise ConfigError(f"{where}: {what}: {hub.first_line(error)}") from error
+        return found.to_pandas()
+
+    return kept(checked(load, wanted.repo, what, where), wanted, where)
+
+
+def kept(frame: pd.DataFrame, wanted: HubTable, where: str) -> pd.DataFrame:
+    """The columns that stay, rows that are then equal once."""
+    if wanted.keep is not None:
+        missing = [column for column in wanted.keep if column not in frame]
+        if missing:
+            raise ConfigError(f"{where}: keep: {wanted.repo} has no column {missing[0]!r}; it has {', '.join(frame)}")
+        frame = frame[list(wanted.keep)]
+        plain = frame.map(lambda value: value if isinstance(value, str | int | float) else repr(value))
+        frame = frame[~plain.duplicated()]
+    return frame.reset_index(drop=True)
+
+
+def checked(fetch: Callable[[], T], repo: str, what: str, where: str) -> T:
+    """What `fetch` returns, with the files it came from compared with the hub's digests."""
+
+    def once() -> T:
+        found = fetch()
+        hub.check(repo, "dataset")
+        return found
+
+    return hub.patiently(once, what, where)
+
+
+def mteb_set(wanted: MtebSet, scratch: Path, where: str) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """({file: frame} of the splits asked for, what it is). Raises ConfigError for a task, type or split that mteb does not have."""
+    import datasets
+    import mteb
+
+    datasets.config.HF_DATASETS_CACHE = scratch  # mteb's loaders take no other
+    try:
+        task = mteb.get_task(wanted.mteb)
+    except KeyError as error:
+        raise ConfigError(f"{where}.mteb: {str(error).strip(chr(34))}") from error
+    kind = KINDS.get(task.metadata.type)
+    if kind != wanted.type:
+        raise ConfigError(f"{where}.type: mteb has {wanted.mteb} as {task.metadata.type}; found {wanted.type!r}")
+    about = task.metadata.dataset
+    splits = [split for split in (wanted.dev, wanted.test) if split is not None]
+
+    def load() -> Any:
+        fresh = mteb.get_task(wanted.mteb, eval_splits=splits)
+        fresh.load_data()
+        return fresh
+
+    what = f"data set {about['path']} at {about['revision']}"
+    task = checked(load, about["path"], what, where)
+    frames: dict[str, pd.DataFrame] = {}
+    for split in splits:
+        if kind == "retrieval":
+            frames |= {f"{split}/{part}.parquet": frame for part, frame in retrieval(task, split, where).items()}
+        else:
+            frames[f"{split}.parquet"] = pairs(task, split, where)
+    said = {"name": wanted.mteb, "repo": about["path"], "revision": about["revision"]}
+    return frames, said | {"main_score": task.metadata.main_score}
+
+
+def pairs(task: Any, split: str, where: str) -> pd.DataFrame:
+    """sentence1, sentence2 and label or score of a split that mteb has loaded."""
+    data = task.dataset.get("default", task.dataset)
+    if split not in data:
+        raise ConfigError(f"{where}: mteb's {task.metadata.name} has no split {split!r}; it has {', '.join(data)}")
+    frame = data[split].to_pandas()
+    if task.metadata.type == "STS":
+        one, two = getattr(task, "column_names", ("sentence1", "sentence2"))
+        return pd.DataFrame({"sentence1": frame[one], "sentence2": frame[two], "score": frame["score"].astype(float)})
+    one, two, label = task.input1_column_name, task.input2_column_name, task.label_column_name
+    if len(frame) == 1 and not isinstance(frame[one][0], str):  # the older layout: one row that holds lists
+        frame = pd.DataFrame({column: list(frame[column][0]) for column in (one, two, label)})
+    return pd.DataFrame({"sentence1": frame[one], "sentence2": frame[two], "label": frame[label].astype(int)})
+
+
+def retrieval(task: Any, split: str, where: str) -> dict[str, pd.DataFrame]:
+    """queries and corpus (id, text) and qrels (query_id, doc_id, relevance) of a split that mteb has loaded; a title stands before its text."""
+    data = task.dataset["default"]
+    if split not in data:
+        raise ConfigError(f"{where}: mteb's {task.metadata.name} has no split {split!r}; it has {', '.join(data)}")
+    found = data[split]
+    corpus = found["corpus"].to_pandas()
+    titles = corpus["title"].fillna("") if "title" in corpus else ""
+    corpus["text"] = (titles + " " + corpus["text"]).str.strip()
+    rows = [
+        (query, doc, int(relevance))
+        for query, docs in found["relevant_docs"].items()
+        for doc, relevance in docs.items()
+    ]
+    return {
+        "queries": found["queries"].to_pandas()[["id", "text"]],
+        "corpus": corpus[["id", "text"]],
+        "qrels": pd.DataFrame(rows, columns=["query_id", "doc_id", "relevance"]),
+    }

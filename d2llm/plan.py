@@ -1,0 +1,391 @@
+"""`d2llm plan`: what a configuration will cost, before anything runs: tokens, FLOPs, hours, memory and disk of every stage.
+
+Sizes of base models are read from their configurations (of the hub: that one small file); numbers of examples from what has been
+downloaded, else from `sample`, else assumed. The arithmetic is the usual one (Kaplan et al. 2020, section 2.1; Korthikanti et al. 2022,
+section 4.1 for activations): 2 FLOPs a weight and token forward, plus attention; a backward pass twice a forward, once where the weights stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from d2llm.data.settings import HubTable, MtebSet
+from d2llm.errors import ConfigError, D2LLMError
+from d2llm.methods import method as find
+from d2llm.paths import Paths
+
+if TYPE_CHECKING:
+    from d2llm.config import BaseSettings, CheckpointSettings, Config
+    from d2llm.methods import Recipe, Tuning
+
+GIGA = 1e9
+
+
+@dataclass(frozen=True)
+class Device:
+    """What computes: dense matrix products a second by precision, and its memory in bytes."""
+
+    title: str
+    half: float
+    single: float
+    memory: float
+
+
+# Of the makers' data sheets, without sparsity; the CPU's as measured on the machine of docs/performance.md.
+DEVICES = {
+    "h100": Device("NVIDIA H100 SXM", 989e12, 495e12, 80e9),
+    "a100": Device("NVIDIA A100 SXM", 312e12, 156e12, 80e9),
+    "l40s": Device("NVIDIA L40S", 362e12, 183e12, 48e9),
+    "rtx4090": Device("NVIDIA RTX 4090", 165e12, 83e12, 24e9),
+    "cpu": Device("one core of a server's CPU", 1.2e11, 1.2e11, 4e9),
+}
+# Share of that rate a training or an encoding reaches; of a CPU most, as its rate is a measured one.
+UTILISATION = {"cpu": 0.6}
+USUAL_UTILISATION = 0.35
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A transformer's sizes."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_width: int
+    intermediate: int
+    vocabulary: int
+    gated: bool
+    tied: bool
+
+    @property
+    def layer(self) -> int:
+        """Weights of the matrices of one layer."""
+        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * self.kv_width
+        return attention + (3 if self.gated else 2) * self.hidden * self.intermediate
+
+    @property
+    def body(self) -> int:
+        """Weights of all layers."""
+        return self.layers * self.layer
+
+    @property
+    def embeddings(self) -> int:
+        """Weights of input embeddings, and of the head where it has its own."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        return self.body + self.embeddings
+
+    def forward(self, tokens: float, length: float) -> float:
+        """FLOPs of a forward pass over texts of about `length` tokens, without a head."""
+        return tokens * (2 * self.body + 4 * self.layers * self.hidden * length)
+
+    def lora(self, rank: int, first: int = 0) -> int:
+        """Weights of adapters on every matrix from a layer on."""
+        ends = 2 * (2 * self.hidden) + 2 * (self.hidden + self.kv_width)
+        ends += (3 if self.gated else 2) * (self.hidden + self.intermediate)
+        return rank * ends * max(0, self.layers - first)
+
+    def activations(self, tokens: float, length: float, size: int) -> float:
+        """Bytes kept of a forward pass for the backward one, attention by blocks (nothing kept of its matrix)."""
+        return tokens * self.layers * (12 * self.hidden + 4 * self.intermediate) * size
+
+
+def sizes(settings: BaseSettings | CheckpointSettings, where: str) -> Sizes:
+    """The sizes of a base model. Raises ConfigError or ArtifactError where its configuration cannot be had."""
+    if not hasattr(settings, "source"):
+        return Sizes(settings.hidden_size, settings.layers, settings.heads, settings.hidden_size, settings.intermediate_size, 2000, True, True)  # fmt: skip
+    from transformers import AutoConfig
+
+    from d2llm import checkpoints, hub
+
+    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    if settings.origin == "hub":
+        what = f"{settings.source} at {settings.revision or 'its newest revision'}"
+        config = hub.patiently(
+            lambda: AutoConfig.from_pretrained(settings.source, revision=settings.revision, **options), what, where
+        )
+    else:
+        folder, file = checkpoints.located(settings, where)
+        config = AutoConfig.from_pretrained(folder, **options, **({"gguf_file": file} if file else {}))
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    decoder = config.model_type not in ("bert", "roberta", "xlm-roberta", "electra")
+    return Sizes(
+        hidden=config.hidden_size,
+        layers=min(settings.layers or config.num_hidden_layers, config.num_hidden_layers),
+        heads=heads,
+        kv_width=(getattr(config, "num_key_value_heads", None) or heads) * width,
+        intermediate=config.intermediate_size,
+        vocabulary=config.vocab_size,
+        gated=decoder and config.model_type not in ("gpt2", "bloom", "opt"),
+        tied=bool(config.tie_word_embeddings),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- examples
+@dataclass(frozen=True)
+class Amounts:
+    """How much text there is: training queries, texts of the pools, pairs and corpora of the evaluation sets; tokens a text."""
+
+    queries: int
+    pool: int
+    pairs: int
+    corpus: int
+    asked: int
+    scored: float
+    symmetric: float
+    asymmetric: float
+    assumed: tuple[str, ...]
+
+
+def amounts(config: Config, usual: int) -> Amounts:
+    """From the data stage where it has run; else from samples; else `usual` queries a training set is assumed, and said."""
+    paths = Paths.of(config)
+    if paths.train_pairs.exists():
+        return measured(paths)
+    if config.data.source == "world":
+        w = config.data.world
+        queries = int(1.5 * w.nli_premises + 1.5 * w.sts_pairs + 3 * w.queries)
+        return Amounts(queries, 3 * queries, 5 * w.test_pairs, 6 * w.test_queries, 3 * w.test_queries, 6.0 * w.test_queries**2, 12, 20, ("all numbers of texts",))  # fmt: skip
+    assumed, queries, pool = [], 0, 0
+    for name, found in config.data.files.train.items():
+        if found.sample is None:
+            assumed.append(f"{usual} queries of {name}")
+        queries += found.sample or usual
+        pool += (found.pool or 0) + 2 * (found.sample or usual)
+    pairs = corpus = asked = 0
+    scored = 0.0
+    for task in config.data.files.tasks.values():
+        known = MTEB.get(task.mteb) if isinstance(task, MtebSet) else None
+        first, second = known or ((1000, 100_000) if task.type == "retrieval" else (5000, 0))
+        if known is None:
+            assumed.append(f"the size of {task.title or task.type}")
+        first = min(first, task.sample or first)
+        if task.type == "retrieval":
+            asked, corpus, scored = asked + first, corpus + second, scored + float(first) * second
+        else:
+            pairs += first
+    assumed.append("20 tokens a text of symmetric sets, 120 a passage")
+    return Amounts(queries, pool, pairs, corpus, asked, scored, 20, 120, tuple(assumed))
+
+
+# Pairs, or queries and passages, of the test splits of C-MTEB (mteb's own statistics).
+MTEB = {
+    "Ocnli": (1847, 0), "Cmnli": (8315, 0), "ATEC": (20000, 0), "BQ": (10000, 0), "LCQMC": (12500, 0), "PAWSX": (2000, 0),
+    "STSB": (1361, 0), "AFQMC": (4316, 0), "QBQTC": (5000, 0), "T2Retrieval": (22812, 118605), "MMarcoRetrieval": (6980, 106813),
+    "DuRetrieval": (2000, 100001), "CovidRetrieval": (949, 100001), "CmedqaRetrieval": (3999, 100001),
+    "EcomRetrieval": (1000, 100902), "MedicalRetrieval": (1000, 100999), "VideoRetrieval": (1000, 100930),
+}  # fmt: skip
+
+
+def measured(paths: Paths) -> Amounts:
+    """From what the data stage wrote; a token is taken for 1.5 characters of Chinese or 4 of others."""
+    import pandas as pd
+
+    train = pd.read_parquet(paths.train_pairs)
+    pool = pd.read_parquet(paths.pool)
+
+    def tokens(column: pd.Series) -> float:
+        sample = column.sample(min(len(column), 500), random_state=0)
+        return float(sample.map(lambda text: sum(1 / 1.5 if ord(c) > 0x2E80 else 0.25 for c in text)).mean())
+
+    modes = {mode: tokens(part["positive"]) for mode, part in train.groupby("mode")}
+    pairs = corpus = asked = 0
+    scored = 0.0
+    for folder in sorted(path.parent for path in paths.tasks.glob("*/task.json")):
+        if (folder / "test.parquet").exists():
+            pairs += len(pd.read_parquet(folder / "test.parquet"))
+        elif (folder / "test").is_dir():
+            first, second = (
+                len(pd.read_parquet(folder / "test" / f"{part}.parquet")) for part in ("queries", "corpus")
+            )
+            asked, corpus, scored = asked + first, corpus + second, scored + float(first) * second
+    return Amounts(len(train), len(pool), pairs, corpus, asked, scored, modes.get("symmetric", 0.0), modes.get("asymmetric", 0.0), ())  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------------------- costs
+@dataclass(frozen=True)
+class Cost:
+    """One line of the plan: a kind of job, how many there are, and what one of them takes."""
+
+    stage: str
+    jobs: int
+    tokens: float
+    flops: float
+    memory: float
+    hours: float
+
+
+def plan(config: Config, device: str = "h100", usual: int = 50_000) -> dict[str, Any]:
+    """{"device", "models", "costs", "disk", "assumed"} of a configuration on a device. Raises ConfigError for an unknown one."""
+    if device not in DEVICES:
+        raise ConfigError(f"--device: expected one of {', '.join(DEVICES)}; found {device!r}")
+    models = {name: sizes(config.models.of(name), f"models.{name}.source") for name in config.models.names()}
+    found = amounts(config, usual)
+    length = max(1.0, (found.symmetric + found.asymmetric) / (2 if found.symmetric and found.asymmetric else 1))
+    costs = [
+        *teacher_costs(config, models["teacher"], found, device),
+        *run_costs(config, models, found, length, device),
+    ]
+    return {
+        "device": DEVICES[device],
+        "models": models,
+        "amounts": found,
+        "costs": costs,
+        "disk": disk(config, models, found),
+        "assumed": found.assumed,
+    }
+
+
+def hours(flops: float, device: str, half: bool) -> float:
+    """Hours of so many FLOPs on a device."""
+    known = DEVICES[device]
+    return flops / ((known.half if half else known.single) * UTILISATION.get(device, USUAL_UTILISATION)) / 3600
+
+
+def teacher_costs(config: Config, teacher: Sizes, found: Amounts, device: str) -> list[Cost]:
+    """Tuning the teacher, and its judgement of every training pair, shard by shard."""
+    settings, k = config.teacher, config.negatives.per_query
+    dtype = getattr(config.models.teacher, "dtype", "float32")
+    half = dtype != "float32"
+    prompt = 60
+    text = (found.symmetric + found.asymmetric) / 2
+    weights = teacher.parameters * {"8bit": 1, "4bit": 0.5}.get(settings.quantization, 2 if half else 4)
+    costs = []
+    if settings.steps:
+        tokens = settings.steps * settings.batch_pairs * (prompt + 2 * text)
+        flops = passes(settings.tuning) * teacher.forward(tokens, prompt + 2 * text)
+        trained = trainable(teacher, settings.tuning)
+        batch = settings.batch_pairs * (prompt + 2 * text)
+        memory = teacher.parameters * 4 + trained * 12 + teacher.activations(batch, 0, 4)
+        costs.append(
+            Cost("teacher, tuning", 1 + len(config.teachers), tokens, flops, memory, hours(flops, device, half))
+        )
+    # Candidates of a query share its prompt: the query once, then each candidate with its cue.
+    candidates = 1 + k + config.training.pack - 1
+    tokens = found.queries * (prompt + text + candidates * (text + 8))
+    flops = teacher.forward(tokens, prompt + 2 * text)
+    memory = weights + settings.batch_tokens * (teacher.hidden * 8 + teacher.intermediate * 2) * (2 if half else 4)
+    shards = settings.shards
+    costs.append(
+        Cost(
+            "teacher scores, a shard",
+            shards * (1 + len(config.teachers)),
+            tokens / shards,
+            flops / shards,
+            memory,
+            hours(flops, device, half) / shards,
+        )  # fmt: skip
+    )
+    return costs
+
+
+def passes(tuning: Tuning) -> float:
+    """Forward passes a training step is worth: one forward, one backward to the activations, one to the weights that train."""
+    return 3.0 if tuning.kind == "full" else 2.1
+
+
+def trainable(model: Sizes, tuning: Tuning) -> int:
+    """Weights that train."""
+    if tuning.kind == "full":
+        return model.parameters
+    if tuning.kind == "bitfit":
+        return 10 * model.hidden * model.layers
+    return model.lora(tuning.r, tuning.first_layer)
+
+
+def run_costs(config: Config, models: dict[str, Sizes], found: Amounts, length: float, device: str) -> list[Cost]:
+    """Training and evaluation of every method, with its variants and seeds."""
+    settings, k = config.training, config.negatives.per_query
+    half = settings.precision != "float32"
+    costs = []
+    for name in config.methods:
+        chosen = find(name)
+        recipe: Recipe = config.recipe(name)
+        model = models[chosen.base(recipe)]
+        jobs = sum(run.method == name for run in config.runs())
+        negatives = k if recipe.hard_negatives is None else min(k, recipe.hard_negatives)
+        texts = settings.batch_size * (2 + negatives)
+        tokens = settings.updates(chosen.kind) * texts * length
+        again = 1.0 if settings.texts_at_once or recipe.gradient_checkpointing else 0.0
+        flops = (passes(recipe.tuning) + again) * model.forward(tokens, length)
+        at_once = min(texts, settings.texts_at_once or texts)
+        kept = model.activations(at_once * length, length, 2 if half else 4)
+        memory = 4 * model.parameters + 12 * trainable(model, recipe.tuning) + kept / (model.layers if recipe.gradient_checkpointing else 1)  # fmt: skip
+        costs.append(Cost(f"train {name}", jobs, tokens, flops, memory, hours(flops, device, half)))
+        read = 2 * found.pairs * found.symmetric + found.corpus * found.asymmetric + found.asked * 15
+        flops = model.forward(read, length)
+        if name == "d2llm":  # two products of width h a pair are left where the passage's side is stored
+            flops += found.scored * 2 * (recipe.interaction.hidden**2 + 2 * recipe.interaction.hidden)
+        else:
+            flops += found.scored * 2 * model.hidden
+        # Vectors of the largest corpus, in float32.
+        memory = 4 * model.parameters + found.corpus / 8 * 4 * max(model.hidden, 512)
+        costs.append(Cost(f"evaluate {name}", jobs, read, flops, memory, hours(flops, device, False)))
+    return costs
+
+
+def disk(config: Config, models: dict[str, Sizes], found: Amounts) -> dict[str, float]:
+    """Bytes by what they hold."""
+    kept = {name: 2 if getattr(config.models.of(name), "dtype", "float32") != "float32" else 4 for name in models}
+    runs = config.runs()
+    bases = sum(models[name].parameters * kept[name] for name in models)
+    students = sum(4 * models[find(run.method).base(config.recipe(run.method, run.variant))].body for run in runs)
+    students += sum(
+        4 * models[find(run.method).base(config.recipe(run.method, run.variant))].embeddings / 2 for run in runs
+    )
+    scores = found.queries * 4 * (2 * (config.negatives.per_query + config.training.pack) + (config.negatives.per_query + 1) ** 2)  # fmt: skip
+    predictions = len(config.evaluations()) * (found.pairs * 40 + found.asked * config.evaluation.keep * 30)
+    fetched = sum(1 for table in config.data.files.downloads().values() if isinstance(table, HubTable))
+    return {
+        "base models": bases + models["teacher"].parameters * kept["teacher"],
+        "trained students": students,
+        "teacher scores": scores,
+        "predictions": predictions,
+    } | ({"downloads of the hub, not known before they are there": 0.0} if fetched else {})
+
+
+# ---------------------------------------------------------------------------------------------------------------- words
+def text(found: dict[str, Any]) -> str:
+    """The plan as a table for a terminal."""
+    device: Device = found["device"]
+    lines = [f"On {device.title} ({device.memory / GIGA:.0f} GB):", ""]
+    for name, size in found["models"].items():
+        lines.append(
+            f"  {name:9} {size.parameters / 1e6:9.1f} M parameters, {size.layers} layers of width {size.hidden}"
+        )
+    lines += ["", f"  {'stage':24} {'jobs':>5} {'M tokens':>10} {'TFLOP':>12} {'GB':>7} {'hours':>8} {'all':>8}"]
+    for cost in found["costs"]:
+        over = "  more than it has: see texts_at_once, dtype, quantization, gradient_checkpointing" if cost.memory > device.memory else ""  # fmt: skip
+        lines.append(
+            f"  {cost.stage:24} {cost.jobs:5} {cost.tokens / 1e6:10.1f} {cost.flops / 1e12:12.1f} "
+            f"{cost.memory / GIGA:7.1f} {cost.hours:8.2f} {cost.jobs * cost.hours:8.1f}{over}"
+        )
+    total = sum(cost.jobs * cost.hours for cost in found["costs"])
+    lines += [
+        "",
+        f"  together {total:.1f} hours of one device (tokens, FLOPs, GB and hours: of one job)",
+        "",
+        "  disk, GB:",
+    ]
+    lines += [f"    {value / GIGA:9.2f}  {name}" for name, value in found["disk"].items()]
+    if found["assumed"]:
+        lines += ["", "  assumed: " + "; ".join(found["assumed"])]
+    lines += [
+        "  Estimates: real runs differ by a factor of two and more, mostly by what share of the device's rate is reached."
+    ]
+    return "\n".join(lines)
+
+
+def run(config: Config, device: str, queries: int) -> str:
+    """The plan in words."""
+    try:
+        return text(plan(config, device, queries))
+    except D2LLMError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"models: a model's configuration cannot be read ({error})") from error

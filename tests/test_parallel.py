@@ -1,0 +1,70 @@
+"""One training over two processes (gloo): the losses, the weights and the records of one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_training import prepared, train, tuned
+
+from d2llm.artifacts import read_json
+from d2llm.config import Config, dump
+from d2llm.paths import Paths
+
+ROOT = Path(__file__).resolve().parent.parent
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "d2llm.cli"]
+
+
+def launched(config: Config, method: str) -> subprocess.CompletedProcess[str]:
+    file = Path(config.results) / "config.yaml"
+    file.write_text(dump(config))
+    command = [*LAUNCH, "train", "--method", method, "--seed", "1", "--config", str(file)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [("d2llm", {}), ("d2llm", {"texts_at_once": 4}), ("retromae", {}), ("udever", {})],
+    ids=["d2llm", "d2llm by parts", "retromae", "udever"],
+)
+def test_two_processes_train_as_one(method: str, changes: dict, tiny_scores: Config, tmp_path: Path) -> None:
+    recipe = {"methods": {"d2llm": {"tuning": {"dropout": 0.0}}}}
+    one = prepared(tiny_scores, tmp_path / "one", training={"log_every": 1} | changes, **recipe)
+    two = prepared(tiny_scores, tmp_path / "two", training={"log_every": 1, "processes": 2} | changes, **recipe)
+    if method == "retromae":
+        from d2llm import pretext
+
+        for config in (one, two):
+            pretext.run(config, method, "base")
+    train(one, method, "base", 1)
+    done = launched(two, method)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    folders = [Paths.of(config).run(method, "base", 1) for config in (one, two)]
+    first, second = (tuned(folder / "log.jsonl") for folder in folders)
+    assert len(first) == len(second) == one.training.steps  # the other process writes none
+    for expected, found in zip(first, second, strict=True):
+        assert set(expected) == set(found)
+        for key, value in expected.items():
+            if isinstance(value, float):
+                assert found[key] == pytest.approx(value, rel=2e-4, abs=1e-6), (expected["step"], key)
+    weights = [load_file(folder / "model" / "student.safetensors") for folder in folders]
+    for name, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][name], expected, rtol=1e-3, atol=2e-4, msg=lambda said, n=name: f"{n}: {said}")  # fmt: skip
+    assert read_json(folders[1] / "provenance.json")["settings"]["training"]["processes"] == 2
+
+
+@pytest.mark.slow
+def test_processes_that_were_not_started_are_refused(tiny_scores: Config, tmp_path: Path) -> None:
+    from d2llm.errors import ConfigError
+
+    config = prepared(tiny_scores, tmp_path / "run", training={"processes": 2})
+    with pytest.raises(ConfigError, match="training.processes: 2 processes, started were 1"):
+        train(config, "sgpt", "base", 1)
