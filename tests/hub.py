@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine for tests: serves folders as model repositories, and fails on request."""
+"""A Hugging Face hub on this machine for tests: serves folders as repositories of models and data sets, and fails on request."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """`root/org/name/…` is repository org/name; each file's first `failures` requests get 503, first `cuts` downloads half of it."""
+    """`root/org/name/…` is model org/name, `root/datasets/org/name/…` a data set.
+
+    Each file's first `failures` requests get 503, its first `cuts` downloads half of it; `damage` names files that come with a byte changed.
+    """
 
     protocol_version = "HTTP/1.1"
     root: Path
     failures = cuts = 0
+    damage: set[str]
     asked: Counter
     lock = threading.Lock()
 
@@ -29,35 +34,68 @@ class Hub(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = urlsplit(self.path).path.strip("/").split("/")  # api, datasets, org, name, paths-info, revision
+        try:
+            wanted = json.loads(body)["paths"]
+        except (ValueError, KeyError):
+            wanted = parse_qs(body.decode()).get("paths", [])
+        folder = self.folder(parts[1], "/".join(parts[2:4]))
+        wanted = [wanted] if isinstance(wanted, str) else wanted
+        self.json([self.entry(folder, folder / name) for name in wanted if (folder / name).exists()])
+
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
+        address = urlsplit(self.path)
+        path = unquote(address.path)
         with self.lock:
             self.asked[self.command, path] += 1
             count = self.asked[self.command, path]
         if count <= self.failures:
             self.reply(503, b"busy")
-        elif path.startswith("/api/models/"):
-            self.about("/".join(path.split("/")[3:5]), tree="/tree/" in path)
+        elif path.startswith("/api/"):
+            self.about(path.strip("/").split("/")[1:], parse_qs(address.query))
         else:
             self.file(path, count)
 
-    def about(self, repository: str, tree: bool) -> None:
-        folder = self.root / repository
+    def folder(self, kind: str, repository: str) -> Path:
+        return (self.root / "datasets" if kind == "datasets" else self.root) / repository
+
+    def about(self, parts: list[str], query: dict[str, list[str]]) -> None:
+        """kind, org, name, then nothing, `revision/…` or `tree/revision/folder`."""
+        folder = self.folder(parts[0], "/".join(parts[1:3]))
         if not folder.is_dir():
             return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        if parts[3:4] == ["tree"]:
+            below = folder / "/".join(parts[5:])
+            if not below.is_dir():
+                return self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            deep = query.get("recursive", ["false"])[0].lower() in ("true", "1")
+            return self.json(
+                [self.entry(folder, path) for path in sorted(below.rglob("*") if deep else below.iterdir())]
+            )
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        answer: object = {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
-        if tree:
-            blobs = {name: (folder / name).read_bytes() for name in files}
-            answer = [
-                {"type": "file", "path": name, "size": len(blob), "oid": hashlib.sha1(blob).hexdigest()}
-                for name, blob in blobs.items()
-            ]
-        self.reply(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+        self.json(
+            {
+                "id": "/".join(parts[1:3]), "sha": COMMIT, "private": False, "gated": False, "disabled": False, "downloads": 0,
+                "likes": 0, "tags": [], "siblings": [{"rfilename": name} for name in files],
+            }
+        )  # fmt: skip
+
+    @staticmethod
+    def entry(folder: Path, path: Path) -> dict[str, object]:
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir():
+            return {"type": "directory", "path": name, "size": 0, "oid": COMMIT}
+        blob = path.read_bytes()
+        return {"type": "file", "path": name, "size": len(blob), "oid": hashlib.sha1(blob).hexdigest()}
 
     def file(self, path: str, count: int) -> None:
         repository, _, rest = path.lstrip("/").partition("/resolve/")
-        found = self.root / repository / rest.partition("/")[2]
+        folder = self.root / repository
+        if not folder.is_dir():
+            return self.reply(404, b"", {"X-Error-Code": "RepoNotFound"})
+        found = folder / rest.partition("/")[2]
         if not found.is_file():
             return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
         content = found.read_bytes()
@@ -66,12 +104,19 @@ class Hub(BaseHTTPRequestHandler):
             "X-Repo-Commit": COMMIT,
             "Accept-Ranges": "bytes",
         }
+        if found.name in self.damage and self.command == "GET":
+            with self.lock:
+                self.damage.remove(found.name)  # once
+            content = content[:-1] + bytes([content[-1] ^ 1])
         start = self.headers.get("Range", "").removeprefix("bytes=").partition("-")[0]
         part = content[int(start) :] if start else content
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         cut = self.command == "GET" and count <= self.failures + self.cuts
         self.reply(206 if start else 200, part, headers, len(part) // 2 if cut else None)
+
+    def json(self, value: object) -> None:
+        self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None, sent: int | None = None) -> None:
         self.send_response(status)
@@ -86,11 +131,13 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(root: Path, failures: int = 0, cuts: int = 0) -> Iterator[tuple[str, Counter]]:
+def serving(
+    root: Path, failures: int = 0, cuts: int = 0, damage: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Counter]]:
     """(address, requests so far) of a hub over `root` for a while."""
     asked: Counter = Counter()
-    kind = type("Serving", (Hub,), {"root": root, "failures": failures, "cuts": cuts, "asked": asked})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    own = {"root": root, "failures": failures, "cuts": cuts, "asked": asked, "damage": set(damage)}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Serving", (Hub,), own))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

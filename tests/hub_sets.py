@@ -1,6 +1,6 @@
 """A small hub on disk: the paper's training sets, C-MTEB's tasks and the models, in the layouts the real repositories have.
 
-Texts are made up. `root/datasets/<org>/<name>` and `root/models/<org>/<name>` is what a loopback hub serves.
+Texts are made up. `root/datasets/<org>/<name>` and, of models, `root/<org>/<name>`: as tests/hub.py serves them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ WHO = ("男孩", "老人", "护士", "厨师", "司机", "学生")
 WHERE = ("在公园里", "在学校里", "在医院里", "在街上", "在家里", "在河边")
 DOES = ("读一本书", "吃一个苹果", "修一辆车", "画一幅画", "喝一杯茶", "等一个朋友")
 OTHER = ("睡觉", "跑步", "唱歌", "哭")
+# That the sets above use beside these words.
+MARKS = ("甲乙丙丁号做什么，然后", "0123456789", "trainvalidationest", "T2MMarcoDuCovidCmedqaEcomMedicalVideo")
 
 
 def events(rng: np.random.Generator) -> Iterator[tuple[str, str, str]]:
@@ -167,7 +169,7 @@ def tsv(path: Path, rows: list[tuple[object, ...]]) -> None:
 
 
 def write_models(root: Path) -> None:
-    """Tiny Qwen2 with a byte-level BPE tokenizer as teacher and student, a tiny BERT as encoder, below root/models."""
+    """Tiny Qwen2 with a byte-level BPE tokenizer as teacher and student, a tiny BERT as encoder, below root."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import (
@@ -179,11 +181,13 @@ def write_models(root: Path) -> None:
         Qwen2ForCausalLM,
     )
 
+    from baselines.bge import INSTRUCTION
     from d2llm.prompts import ASYMMETRIC_ZH, SYMMETRIC_ZH
 
     rng = np.random.default_rng(1)
     said = [ASYMMETRIC_ZH, SYMMETRIC_ZH] * 20 + [text for row in labelled(rng, 200) for text in row[:2]]
     said += [text for row in questions(rng, 100, "") for text in row] + ["是", "不是", "能", "不能"] * 50
+    said += [INSTRUCTION, *MARKS]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -195,11 +199,11 @@ def write_models(root: Path) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "max_position_embeddings": 1024}
     for repo, layers in (("Qwen/Qwen1.5-7B-Chat", 3), ("Qwen/Qwen1.5-1.8B-Chat", 2)):
         qwen = Qwen2Config(vocab_size=len(tokenizer), num_hidden_layers=layers, num_key_value_heads=4, **sizes)
-        place = root / "models" / repo
+        place = root / repo
         Qwen2ForCausalLM(qwen).to(torch.bfloat16).save_pretrained(place)  # as the real ones are stored
         tokenizer.save_pretrained(place)
-    characters = sorted({character for text in said for character in text})
-    place = root / "models" / "BAAI/bge-large-zh-v1.5"
+    characters = sorted({character for text in said for character in text if not character.isspace()})
+    place = root / "BAAI/bge-large-zh-v1.5"
     place.mkdir(parents=True)
     (place / "vocab.txt").write_text(
         "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters]), encoding="utf-8"

@@ -213,7 +213,7 @@ def test_vectors_of_another_pair_are_not_scored(tmp_path):
         model.similarity_pairwise(np.ones((2, 6)), np.ones((2, 6)))
 
 
-def test_mteb_result_is_kept_and_equal_runs_leave_equal_files(tmp_path):
+def test_mteb_result_is_kept_and_equal_runs_leave_equal_files(tmp_path, monkeypatch):
     folders = [pair_task(tmp_path / "tasks"), retrieval_task(tmp_path / "tasks")]
     contents = []
     for name in ("first", "second"):
@@ -223,6 +223,12 @@ def test_mteb_result_is_kept_and_equal_runs_leave_equal_files(tmp_path):
     result = json.loads(contents[0]["nli_x.json"])
     assert result["task_name"] == "nli_x" and len(result["dataset_revision"]) == 40
     assert result["scores"]["test"][0]["similarity_ap"] == values["nli_x", "all", "ap"]
+    # mteb finds and reads them.
+    import mteb
+
+    monkeypatch.setenv("MTEB_CACHE", str(tmp_path / "first"))
+    [model] = mteb.load_results(download_latest=False, validate_and_filter=False).model_results
+    assert {found.task_name: found.scores for found in model.task_results}["nli_x"] == result["scores"]
 
 
 # --------------------------------------------------------------------------------------------------------- task folders

@@ -119,8 +119,8 @@ def _mteb(model: SearchModel, task: Task, batch_size: int, results: Path | None)
         scores = evaluated.evaluate(model, split=evaluated.split, encode_kwargs=options)
     if results is not None:
         # No times in it: they are the provenance's, and two equal runs shall leave equal files.
-        result = TaskResult.from_task_results(evaluated, {evaluated.split: scores}, evaluation_time=0.0)
-        content = result.model_dump(mode="json", exclude={"evaluation_time", "date", "evaluation_phases"})
+        result = TaskResult.from_task_results(evaluated, {evaluated.split: scores}, evaluation_time=None)
+        content = result.model_dump(mode="json", exclude={"date", "evaluation_phases"})
         about = model.mteb_model_meta
         # As mteb's own cache lays them out: with MTEB_CACHE set to `results`, mteb.load_results reads them.
         place = results / "results" / about.model_name_as_path() / about.revision
