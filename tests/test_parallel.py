@@ -31,8 +31,8 @@ def launched(config: Config, method: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "changes"),
-    [("d2llm", {}), ("d2llm", {"texts_at_once": 4}), ("retromae", {}), ("udever", {})],
-    ids=["d2llm", "d2llm by parts", "retromae", "udever"],
+    [("d2llm", {}), ("d2llm", {"texts_at_once": 4}), ("retromae", {})],
+    ids=["d2llm", "d2llm by parts", "retromae"],
 )
 def test_two_processes_train_as_one(method: str, changes: dict, tiny_scores: Config, tmp_path: Path) -> None:
     recipe = {"methods": {"d2llm": {"tuning": {"dropout": 0.0}}}}

@@ -22,11 +22,16 @@ FIRST = {".jsonl": 1, ".csv": 2, ".tsv": 2, ".parquet": 1}
 
 
 def read_table(
-    path: str | Path, columns: Sequence[str] | None = None, kind: str | None = None, keep: Sequence[str] | None = None
+    path: str | Path,
+    columns: Sequence[str] | None = None,
+    kind: str | None = None,
+    keep: Sequence[str] | None = None,
+    quoted: bool = True,
 ) -> pd.DataFrame:
     """A file as a frame whose index holds the lines, packed (.gz) or not; `columns` names those of a CSV or TSV file that has no header.
 
     `kind` is its format where its ending does not say it; of `keep`, where given, only these columns are read, as far as they are there.
+    `quoted`: whether quotation marks around a field of a TSV file belong to the format, as spreadsheets write it, or to the text.
 
     Raises DataError for one that is missing, damaged or of no known format.
     """
@@ -38,7 +43,7 @@ def read_table(
         raise DataError(f"{path}: no such file")
     try:
         if kind in (".csv", ".tsv"):
-            frame = _csv(path, columns, kind, keep)
+            frame = _csv(path, columns, kind, keep, quoted)
         elif kind == ".jsonl":
             frame = _jsonl(path, keep)
         else:
@@ -77,15 +82,17 @@ def _lines(path: Path) -> Iterator[bytes]:
         yield from stream
 
 
-def _csv(path: Path, columns: Sequence[str] | None, kind: str, keep: Sequence[str] | None) -> pd.DataFrame:
+def _csv(
+    path: Path, columns: Sequence[str] | None, kind: str, keep: Sequence[str] | None, quoted: bool
+) -> pd.DataFrame:
     # As text: which columns are numbers is the configuration's to say, and "NA" is a word.
     options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8"}
     if columns is not None:
         options |= {"header": None, "names": list(columns)}
     if keep is not None:
         options["usecols"] = lambda name: name in keep
-    if kind == ".tsv":  # its fields hold no tabs, so quotation marks are text
-        options |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
+    if kind == ".tsv":
+        options |= {"sep": "\t"} | ({} if quoted else {"quoting": csv.QUOTE_NONE})
     return pd.read_csv(path, **options)
 
 
