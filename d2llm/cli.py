@@ -31,6 +31,7 @@ HELP = {
     "texts": "make the unlabelled text for the base models",
     "data": "make the training pairs, the evaluation sets and the data card",
     "base": "make or fetch a base model",
+    "vectors": "embed a share of the texts that dense negatives are found among",
     "negatives": "mine hard negatives",
     "teacher": "tune the teacher as a prompted yes/no cross-encoder",
     "teacher-scores": "store the teacher's judgement of the training pairs",

@@ -132,6 +132,8 @@ class NegativeSettings(Section):
     bm25_ranks: Ranks = [1, 10]
     dense_ranks: Ranks = [2, 101]
     bm25_tokens: Literal["words", "characters"] = "words"
+    # Jobs that share the embedding of queries and passages; one: no job of its own.
+    shards: Positive = 1
     seed: Count = 1
 
 

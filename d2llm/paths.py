@@ -126,6 +126,10 @@ class Paths:
     def negatives_report(self) -> Path:
         return self.root / "pairs" / "report.json"
 
+    def vectors(self, shard: int | str, shards: int | str) -> Path:
+        """A share of the texts' vectors, where they are made by jobs of their own."""
+        return self.root / "pairs" / "vectors" / f"{shard}-of-{shards}.safetensors"
+
     # teacher
     def teacher(self, name: str = "teacher") -> Path:
         """Folder of a teacher: model/, log.jsonl, report.json, scores/."""

@@ -60,6 +60,13 @@ STAGES: dict[str, Stage] = {
         arguments=("model",),
         torch=True,
     ),
+    "vectors": Stage(
+        "d2llm.data.vectors:run",
+        lambda paths, shard, shards: beside(paths.vectors(shard, shards)),
+        settings=("negatives.shards", "training.max_length"),
+        arguments=("shard", "shards"),
+        torch=True,
+    ),
     "negatives": Stage(
         "d2llm.data.negatives:run",
         lambda paths: paths.pairs.with_name(PROVENANCE),

@@ -290,3 +290,22 @@ def test_a_pool_without_texts_is_an_artifact_error(tmp_path: Path) -> None:
     config = Config(results=str(tmp_path), methods={"bge": {}})
     with pytest.raises(ArtifactError, match=r"train.parquet: missing"):
         negatives.run(config)
+
+
+def test_texts_embedded_by_several_jobs_give_the_same_negatives(tiny_pairs: Config, tmp_path: Path) -> None:
+    from d2llm.data import vectors
+
+    copy = changed_results(tiny_pairs, tmp_path)
+    sharded = changed(copy, negatives={"shards": 3})
+    for shard in range(3):
+        vectors.run(sharded, shard, 3)
+    negatives.run(sharded)
+    expected, found = (pd.read_parquet(Paths.of(config).pairs) for config in (tiny_pairs, sharded))
+    pd.testing.assert_frame_equal(found, expected)
+    # A shard that is of other texts is refused.
+    from safetensors.numpy import load_file, save_file
+
+    place = Paths.of(sharded).vectors(1, 3)
+    save_file({"vectors": load_file(place)["vectors"][:-1]}, place)
+    with pytest.raises(ArtifactError, match=r"vectors of \d+ texts"):
+        negatives.run(sharded)

@@ -25,7 +25,7 @@ def test_a_profile_gives_resources_to_rules_there_are(name: str) -> None:
     assert set(profile["set-resources"]) <= rules
     # Whoever loads a model gets a GPU: all trainings, the teacher, the negatives, evaluations, the measurement of times.
     wanted = {rule for rule in rules if rule.startswith("train")}
-    wanted |= {"teacher", "teacher_scores", "negatives", "pretext", "evaluate", "runtime"}
+    wanted |= {"teacher", "teacher_scores", "vectors", "negatives", "pretext", "evaluate", "runtime"}
     assert {rule for rule, found in profile["set-resources"].items() if found.get("gpu")} == wanted
     assert profile["executor"] == name
 

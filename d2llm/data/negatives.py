@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from d2llm.artifacts import read_frame, write_frame, write_json
+from d2llm.data import vectors
 from d2llm.data.bm25 import Bm25
 from d2llm.errors import DataError
 from d2llm.logs import get_logger, progress
@@ -31,13 +32,14 @@ def run(config: Config) -> None:
     paths, settings = Paths.of(config), config.negatives
     train, pool = read_frame(paths.train_pairs, TRAIN), read_frame(paths.pool, POOL)
     parts, report = [], {}
+    encode = vectors.reader(config) if settings.shards > 1 else None
     for dataset, rows in train.groupby("dataset", sort=False):
         texts = pool.loc[pool["dataset"] == dataset, "text"].drop_duplicates().tolist()
         queries = rows["query"].drop_duplicates().tolist()
         low, high = settings.dense_ranks
         ranks = {
             "bm25": bm25_ranks(queries, texts, settings.bm25_ranks, settings.bm25_tokens),
-            "dense": [found[low - 1 : high] for found in dense_ranks(config, queries, texts, high)],
+            "dense": [found[low - 1 : high] for found in dense_ranks(config, queries, texts, high, encode)],
         }
         rng = np.random.default_rng([settings.seed, *str(dataset).encode()])
         made = draw(rows, queries, texts, ranks, settings, rng)
@@ -61,16 +63,24 @@ def bm25_ranks(queries: Sequence[str], texts: Sequence[str], ranks: Sequence[int
     return [index.top(query, high)[0][low - 1 :] for query in progress(queries, "BM25 negatives")]
 
 
-def dense_ranks(config: Config, queries: Sequence[str], passages: Sequence[str], depth: int) -> list[np.ndarray]:
+def dense_ranks(
+    config: Config, queries: Sequence[str], passages: Sequence[str], depth: int, encode: vectors.Encode | None = None
+) -> list[np.ndarray]:
     """Indices of the `depth` nearest passages of every query, best first: cosine of the base encoder's mean states.
+
+    `encode` gives vectors that are there already (`vectors.reader`); without it they are made.
 
     The encoder is the pipeline's own base checkpoint, before any method trains, so no method's training pairs are its own choice.
     """
     import torch
 
-    encoder = base_encoder(config)
-    q = torch.from_numpy(encoder.encode(list(queries), "query", "symmetric"))
-    p = torch.from_numpy(encoder.encode(list(passages), "passage", "symmetric"))
+    if encode is None:
+        encoder = base_encoder(config)
+
+        def encode(texts: Sequence[str], role: str) -> np.ndarray:
+            return encoder.encode(list(texts), role, "symmetric")
+
+    q, p = torch.from_numpy(encode(queries, "query")), torch.from_numpy(encode(passages, "passage"))
     out: list[np.ndarray] = []
     for start in range(0, len(q), 512):
         similarity = q[start : start + 512] @ p.T

@@ -114,6 +114,12 @@ def base_inputs(wildcards):
     return [PATHS.pretraining] + ([PATHS.base(model.grown_from)] if model.grown_from else [])
 
 
+def vector_shards():
+    """Vectors of the texts, where jobs of their own make them."""
+    shards = CONFIG.negatives.shards
+    return [PATHS.vectors(shard, shards) for shard in range(shards)] if shards > 1 else []
+
+
 def training_inputs(wildcards):
     """Training pairs, a base model, and dev sets to watch it by; the teacher's scores only for a method that imitates one."""
     method, variant = find_method(wildcards.method), wildcards.variant

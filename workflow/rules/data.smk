@@ -118,11 +118,37 @@ use rule base as base_encoder with:
     priority: 65
 
 
+rule vectors:
+    input:
+        PATHS.train_pairs,
+        PATHS.pool,
+        PATHS.base("encoder"),
+    output:
+        PATHS.vectors("{shard}", "{shards}"),
+        beside(PATHS.vectors("{shard}", "{shards}")),
+    log:
+        PATHS.logs("vectors", "{shard}-of-{shards}"),
+    priority: 62
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads
+    resources:
+        mem_mb=4000,
+    params:
+        config=str(PATHS.config),
+        settings=settings_of("vectors"),
+        code=code_of("vectors"),
+    shell:
+        "python -m d2llm.cli vectors --shard {wildcards.shard} --shards {wildcards.shards} --config {params.config} --log {log:q}"
+        " --inputs {input:q}"
+
+
 rule negatives:
     input:
         PATHS.train_pairs,
         PATHS.pool,
         PATHS.base("encoder"),
+        vector_shards(),
     output:
         PATHS.pairs,
         PATHS.negatives_report,
