@@ -155,7 +155,7 @@ def test_own_files_and_checkpoints_through_the_whole_workflow(fresh: Path) -> No
     (fresh / "own" / "test.jsonl").unlink()
     gone = run(fresh, "--configfile", "own.yaml", "-C", "results=out")
     assert gone.returncode != 0
-    assert "error: data.files: no such file: own/test.jsonl" in gone.stdout + gone.stderr
+    assert "error: data.files.tasks.entail.test: no such file: own/test.jsonl" in gone.stdout + gone.stderr
     shutil.rmtree(fresh / "own" / "bert")
     gone = run(fresh, "--configfile", "own.yaml", "-C", "results=out")
     assert (
