@@ -58,7 +58,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_every_set_of_the_paper_tier_from_a_hub_that_fails(sets: Path, tmp_path: Path) -> None:
-    with hub.serving(sets, failures=1, cuts=1, damage=("ChineseTextualInference-train.txt",)) as (address, _):
+    with hub.serving(sets, failures=1, cuts=1) as (address, _):
         done = fetch(tmp_path, address, ("{}", None))
     assert {code for code, _ in done} == {0}, [line for code, line in done if code]
     config = load([ROOT / "config/paper.yaml", tmp_path / "place.yaml"])
@@ -100,6 +100,15 @@ def test_every_set_of_the_paper_tier_from_a_hub_that_fails(sets: Path, tmp_path:
     made_task = mteb_task(tasks.read(Paths.of(config).task("ocnli"), "test"))
     assert (made_task.metadata.name, made_task.split) == ("Ocnli", "validation")
     assert made_task.metadata.main_score == "max_accuracy"
+
+
+@pytest.mark.slow
+def test_a_file_that_came_damaged_is_fetched_again(sets: Path, tmp_path: Path) -> None:
+    name = "shibing624--snli-zh--chinesetextualinference-train.txt--b0aa839a5138"
+    with hub.serving(sets, damage=("ChineseTextualInference-train.txt",)) as (address, _):
+        assert [code for code, _ in fetch(tmp_path, address, ("{}", name))] == [0]
+    made = pd.read_parquet(tmp_path / "results" / "paper" / "downloads" / name / "table.parquet")
+    assert made["gold_label"].iloc[-1] == "-"  # the byte that was changed is the one after it
 
 
 @pytest.mark.slow
@@ -220,3 +229,15 @@ def test_tables_become_files_below_downloads() -> None:
     assert (local.tasks["ocnli"].dev, local.tasks["ocnli"].test) == (None, "d/mteb--ocnli/validation.parquet")
     assert local.tasks["t2"].test.qrels == "d/mteb--t2retrieval/dev/qrels.parquet"
     assert not local.downloads()
+
+
+def test_two_ways_of_reading_one_file_are_refused(tmp_path: Path) -> None:
+    table = {"repo": "a/b", "revision": "x", "file": "f.csv", "keep": ["query", "passage"]}
+    tasks = {"t": {"mteb": "Ocnli", "type": "pair_classification", "group": "nli", "test": "validation"}}
+    train = {"one": {"file": table}, "two": {"file": table}}
+    settings = {"data": {"source": "files", "files": {"train": train, "tasks": tasks}}, "methods": {"bge": {}}}
+    settings["training"] = {"dev_every": 0}
+    assert len(load([], settings).data.files.downloads()) == 2  # equal ones are one download
+    train["two"] = {"file": table | {"keep": ["query"]}}
+    with pytest.raises(ConfigError, match="data.files: expected one way of reading a/b"):
+        load([], settings)

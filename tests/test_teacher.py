@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -499,3 +500,16 @@ def test_a_teacher_is_not_tuned_by_its_biases_alone() -> None:
     settings = {"methods": {"d2llm": {}}, "teacher": {"tuning": {"kind": "bitfit"}}}
     with pytest.raises(ConfigError, match=r"teacher: expected tuning\.kind full or lora"):
         load([], settings)
+
+
+def test_a_teacher_kept_in_half_precision_computes_in_it(tmp_path: Path, teacher: Teacher) -> None:
+    expected = teacher.score(GROUPS, "asymmetric")
+    copy.deepcopy(teacher.model).to(torch.bfloat16).save_pretrained(tmp_path)
+    teacher.tokenizer.save_pretrained(tmp_path)
+    again = Teacher.load(tmp_path, teacher.settings)
+    assert again.model.dtype == torch.bfloat16
+    found, states = again.score(GROUPS, "asymmetric", features=True)
+    for one, two, features in zip(expected, found, states, strict=True):
+        assert two.dtype == np.float32 and features.dtype == np.float32
+        np.testing.assert_allclose(two, one, atol=0.05)
+    assert Teacher.load(tmp_path, teacher.settings, torch.float32).model.dtype == torch.float32  # to be tuned

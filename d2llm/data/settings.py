@@ -299,6 +299,18 @@ class FilesSettings(Section):
     teacher_dev: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
     seed: Count = 1
 
+    @model_validator(mode="after")
+    def _each_once(self) -> FilesSettings:
+        """Two tables of one name would be one download, and one of them lost."""
+        seen: dict[str, HubTable | MtebSet] = {}
+        for found in self.sets().values():
+            for table in [found, *found.tables().values()]:
+                if isinstance(table, HubTable | MtebSet) and seen.setdefault(table.name, table) != table:
+                    raise ValueError(
+                        f"one way of reading {getattr(table, 'repo', None) or table.mteb} (columns, format, keep; of mteb's sets all keys), as both share a download"
+                    )
+        return self
+
     def sets(self) -> dict[Key, TrainingSet | TaskSet | MtebSet]:
         """Every set, by its key below `data.files`."""
         return {("train", name): found for name, found in self.train.items()} | {
