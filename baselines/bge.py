@@ -140,6 +140,7 @@ def contrast_pairs(
             context=context,
             warmup=stage.warmup,
             schedule_kind=stage.schedule,
+            generators=[generator],
         )
 
 

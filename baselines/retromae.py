@@ -124,6 +124,7 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
             context=context,
             warmup=stage.warmup,
             schedule_kind=stage.schedule,
+            generators=[generator],
         )
 
 

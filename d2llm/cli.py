@@ -12,7 +12,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from d2llm.errors import D2LLMError
 from d2llm.logs import configure, get_logger
 from d2llm.models import remote
 from d2llm.paths import Paths
-from d2llm.provenance import content_digest, environment, peak_memory_mb
+from d2llm.provenance import COMPUTING, content_digest, environment, peak_memory_mb, versions
+from d2llm.resume import Resume
 
 HELP = {
     "download": "fetch one data set of the hub",
@@ -157,11 +158,15 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
     logger = get_logger("cli")
     job = " ".join([stage, *(f"{name}={value}" for name, value in arguments.items())])
     logger.info(job)
+    module, _, function = entry.function.partition(":")
+    # Without inputs named, nothing would tell whether a checkpoint is of the same ones.
+    minutes = config.training.checkpoint_minutes if inputs else None
+    state = paths.state(job.replace(" ", "."))
     if int(os.environ.get("RANK", "0")):  # of the processes that share a training, the first one keeps the records
-        module, _, function = entry.function.partition(":")
-        getattr(importlib.import_module(module), function)(config, **arguments)
+        given = {"resume": Resume(state, None, minutes)} if entry.resumes else {}
+        getattr(importlib.import_module(module), function)(config, **arguments, **given)
         return
-    with alone(paths.locks / job.replace(" ", ".")):
+    with alone(paths.locks / job.replace(" ", ".")) as awaited:
         record = {
             "stage": stage,
             **arguments,
@@ -174,17 +179,24 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         clock = time.monotonic()
-        module, _, function = entry.function.partition(":")
-        getattr(importlib.import_module(module), function)(config, **arguments)
-        record["seconds"] = round(time.monotonic() - clock, 2)
+        same = {key: record[key] for key in ("settings", "code", "inputs", "threads")}
+        resume = Resume(state, same | {"versions": versions(COMPUTING)}, minutes)
+        given = {"resume": resume} if entry.resumes else {}
+        getattr(importlib.import_module(module), function)(config, **arguments, **given)
+        record["seconds"] = round(resume.before + time.monotonic() - clock, 2)
         record["peak_memory_mb"] = peak_memory_mb()
+        if resume.resumed:
+            record["resumed"] = resume.resumed  # after how many updates of each loop
         write_json(entry.provenance(paths, **arguments), record | environment())
+        # Snakemake removes what a job has made that it did not see end. The last checkpoint lets that job be done again in seconds.
+        if not awaited() and locked(paths.guard):
+            resume.remove()
     logger.info(f"done in {record['seconds']} s, at most {record['peak_memory_mb']:.0f} MB")
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Wait until no other process does the same job.
+def alone(lock: Path) -> Iterator[Callable[[], bool]]:
+    """Wait until no other process does the same job. Yields what tells whether another waits by now, to do it again.
 
     A workflow that is killed leaves its jobs behind: started again, it would run each beside its own ghost.
     """
@@ -194,8 +206,23 @@ def alone(lock: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             get_logger("cli").warning("another process is doing this job; waiting for it to end")
+            stream.write("awaited\n")
+            stream.flush()
             fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+        stream.truncate(0)
+        yield lambda: lock.stat().st_size > 0
+
+
+def locked(file: Path) -> bool:
+    """Whether some process holds the lock of a file."""
+    if not file.exists():
+        return False
+    with file.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def quiet(config: Config, paths: Paths, stage: str) -> None:

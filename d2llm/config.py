@@ -191,6 +191,8 @@ class TrainingSettings(Section):
     processes: Positive = 1
     # Texts embedded at a time where a batch does not fit into memory; null: all, or as many as fit once memory has run out.
     texts_at_once: Positive | None = None
+    # Minutes between checkpoints of any training of the run (its base models' and teacher's too); 0 or null: none.
+    checkpoint_minutes: Weight | None = 10
     log_every: Positive = 20
     dev_every: Count = 200
     dev_sample: Positive = 200

@@ -1,9 +1,11 @@
 """Log lines and progress: a file a job, and bars where a person is watching.
 
-On a terminal progress is a tqdm bar; elsewhere it is a log line every ten seconds, so that a log stays readable.
+On a terminal progress is a tqdm bar; elsewhere it is a log line every ten seconds of the first minute and every minute from then on
+(or after each item, where one takes longer): a day's work is 150 KB of log.
 """
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -13,7 +15,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-EVERY = 10.0  # seconds between progress lines
+EVERY = (10.0, 60.0)  # seconds between progress lines: in the first minute, later
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -26,6 +28,7 @@ def configure(log: str | Path | None) -> None:
 
     With a file, stderr gets warnings, and only on a terminal; without one, everything.
     """
+    others = int(os.environ.get("RANK", "0")) > 0  # of the processes that share a training, the first one tells of it
     root = logging.getLogger()
     root.setLevel(logging.WARNING)  # of other libraries, what is wrong
     logging.getLogger("d2llm").setLevel(logging.INFO)
@@ -37,10 +40,11 @@ def configure(log: str | Path | None) -> None:
     handlers: list[logging.Handler] = []
     if log is not None:
         Path(log).parent.mkdir(parents=True, exist_ok=True)
-        Path(log).write_text("")
+        if not others:
+            Path(log).write_text("")
         # Appending: a job whose workflow was killed may still be writing to the same file.
         file = logging.FileHandler(log, mode="a", encoding="utf-8")
-        file.setLevel(logging.INFO)
+        file.setLevel(logging.WARNING if others else logging.INFO)
         handlers.append(file)
     if log is None or terminal():
         stderr = logging.StreamHandler()
@@ -59,16 +63,19 @@ def terminal() -> bool:
 class Progress(Generic[T]):
     """Counts work done; made by `progress`. Iterate over it, or call `update` inside a `with` block."""
 
-    def __init__(self, items: Iterable[T] | None, total: int | None, description: str) -> None:
+    def __init__(self, items: Iterable[T] | None, total: int | None, description: str, before: int = 0) -> None:
         self.items, self.total, self.description = items, total, description
-        self.done = 0
+        self.done = self.before = before
+        self.numbers: dict[str, float] = {}
         self.started = self.spoken = time.monotonic()
         self.logger = get_logger("progress")
         self.bar: Any = None
         if terminal():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, desc=description, leave=False, dynamic_ncols=True, file=sys.stderr)
+            self.bar = tqdm(
+                total=total, initial=before, desc=description, leave=False, dynamic_ncols=True, file=sys.stderr
+            )
 
     def __iter__(self) -> Iterator[T]:
         if self.items is None:
@@ -85,29 +92,55 @@ class Progress(Generic[T]):
         if self.bar is not None:
             self.bar.close()
 
-    def update(self, count: int = 1, **numbers: float) -> None:
-        """Count `count` more; `numbers` (a loss, a rate) are shown beside it."""
+    def show(self, **numbers: float) -> None:
+        """Numbers (a loss, a rate) to show beside the count from now on."""
+        self.numbers = numbers
+
+    def update(self, count: int = 1) -> None:
+        """Count `count` more."""
         self.done += count
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in self.numbers.items())
         if self.bar is not None:
             if shown:
                 self.bar.set_postfix_str(shown, refresh=False)
             self.bar.update(count)
             return
         now = time.monotonic()
-        if now - self.spoken >= EVERY:
+        if now - self.spoken >= EVERY[now - self.started > 60.0]:
             self.spoken = now
-            goal = f" of {self.total}" if self.total else ""
-            line = f"{self.description}: {self.done}{goal} in {now - self.started:.0f} s"
-            self.logger.info(f"{line}, {shown}" if shown else line)
+            self.logger.info(self.line(now - self.started, shown))
+
+    def line(self, seconds: float, shown: str) -> str:
+        """How far it is after so many seconds: items done, items a second, seconds left, memory held."""
+        goal = f" of {self.total}" if self.total else ""
+        parts = [f"{self.description}: {self.done}{goal} in {seconds:.0f} s"]
+        rate = (self.done - self.before) / max(seconds, 1e-9)
+        parts.append(f"{rate:.3g}/s")
+        if self.total and rate:
+            parts.append(f"about {(self.total - self.done) / rate:.0f} s left")
+        parts.append(f"{memory_mb():.0f} MB")
+        return ", ".join([*parts, *([shown] if shown else [])])
 
 
-def progress(items: Iterable[T] | int, description: str) -> Progress[T]:
-    """Progress over an iterable, or towards a total that `update` counts up to."""
+def progress(items: Iterable[T] | int, description: str, done: int = 0) -> Progress[T]:
+    """Progress over an iterable, or towards a total that `update` counts up to; `done` items were done before."""
     if isinstance(items, int):
-        return Progress(None, items, description)
+        return Progress(None, items, description, done)
     try:
-        total = len(items)  # type: ignore[arg-type]
+        total = len(items) + done  # type: ignore[arg-type]
     except TypeError:
         total = None
-    return Progress(items, total, description)
+    return Progress(items, total, description, done)
+
+
+def memory_mb() -> float:
+    """The memory this process holds now, in MB (10⁶ bytes), and on a GPU what torch holds there besides; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        held = pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        held = 0
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        held += torch.cuda.memory_reserved()
+    return held / 1e6

@@ -11,13 +11,15 @@ import difflib
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
 from d2llm.errors import ConfigError
+from d2llm.resume import Resume
 from d2llm.section import Names, Pair, Section
 from d2llm.validation import validate
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from d2llm.models.backbone import Backbone
     from d2llm.models.student import Student
+    from d2llm.resume import Loop
 
 Mode = Literal["symmetric", "asymmetric"]
 Role = Literal["query", "passage"]
@@ -198,24 +201,20 @@ class Embedded:
     n: Tensor
 
 
-def _quiet(items: Iterable[Any], description: str = "") -> Iterable[Any]:
-    return items
-
-
 @dataclass(frozen=True)
 class PretextContext:
     """What a pretext stage may use besides texts.
 
     `next_texts[i]` follows the i-th text in its document ("" where nothing does; None where the source knows no order).
-    `progress(items, description)` wraps a loop (`d2llm.logs.progress`); `log(record)` appends one record to the run's log.
+    `log(record)` appends one record to the run's log; `loop` is `d2llm.resume.Resume.loop` of the job, for that log.
     """
 
     seed: int = 0
     next_texts: list[str] | None = None
     device: torch.device | str = "cpu"
     accelerator: Any = None
-    progress: Callable[..., Iterable[Any]] = _quiet
     log: Callable[[dict[str, Any]], None] = field(default=lambda record: None)
+    loop: Callable[..., Loop] = field(default=partial(Resume().loop, log_file=None))
 
 
 # ----------------------------------------------------------------------------------------------------------- method

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from d2llm.errors import TrainingError
+from d2llm.logs import progress
 
 if TYPE_CHECKING:
     from d2llm.methods import PretextContext
@@ -154,15 +156,21 @@ def fit(
     clip: float | None = 1.0,
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
+    generators: Sequence[torch.Generator] = (),
 ) -> None:
     """A small training of its own (pretext stages): `loss(batch)` gives named terms for each batch of `loader`.
 
-    `name` says method and stage ("retromae, pre-training"); it appears in errors, in the bar and in `context.log`.
+    `name` says method and stage ("retromae, pre-training"); it appears in errors, in the bar and in `context.log`. `generators` are those that
+    `loss` draws from: with them, a stage that was killed goes on where it was. A `loader` of its own draws from none of these.
     """
     made = optimizer(parameter_groups, betas, epsilon)
     plan = schedule(made, schedule_kind, warmup, steps)
-    source = iter(loader)
-    for number in context.progress(range(1, steps + 1), name):
+    loop = context.loop(name, steps, made, plan, generators=generators)
+    source = islice(loader, loop.done, None)
+    bar = progress(range(loop.done + 1, steps + 1), name, loop.done)
+    for number in bar:
         terms = loss(next(source))
         log = step(context.accelerator, terms, made, plan, clip, f"{name}, step {number}")
         context.log({"stage": name, "step": number, **log})
+        bar.show(loss=log["loss"])
+        loop.after(number)

@@ -46,6 +46,10 @@ class Paths:
         """One empty file a job that ever ran, locked while it runs."""
         return self.root / "locks"
 
+    def state(self, job: str) -> Path:
+        """Folder of a job's checkpoints while it trains. No rule's output: what a job failed to finish is to survive."""
+        return self.root / "state" / job
+
     def logs(self, *parts: str) -> Path:
         """`logs("train", "d2llm", "base", "seed1")` → logs/train/d2llm/base/seed1.log"""
         folder = self.root.joinpath("logs", *parts[:-1])

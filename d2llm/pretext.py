@@ -7,16 +7,17 @@ format, from which `d2llm.training` starts as it starts from any other.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from d2llm.artifacts import append_jsonl, atomic, read_frame, write_json
-from d2llm.logs import progress
 from d2llm.methods import PretextContext
 from d2llm.methods import method as find_method
 from d2llm.models.backbone import Backbone
 from d2llm.paths import Paths
+from d2llm.resume import Resume
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 LOG_EVERY = 50
 
 
-def run(config: Config, method: str, variant: str) -> None:
+def run(config: Config, method: str, variant: str, resume: Resume | None = None) -> None:
     """Pre-train and save the backbone, with its log and a summary. The seed is the config's first."""
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
-    paths, seed = Paths.of(config), config.seeds[0]
+    paths, seed, resume = Paths.of(config), config.seeds[0], resume or Resume()
     chosen, recipe = find_method(method), config.recipe(method, variant)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     set_seed(seed)
@@ -47,11 +48,13 @@ def run(config: Config, method: str, variant: str) -> None:
         following = texts["next_text"].tolist() if texts["next_text"].astype(bool).any() else None
         context = PretextContext(
             seed=seed, next_texts=following, device=accelerator.device, accelerator=accelerator,
-            progress=progress, log=thinned(lambda record: append_jsonl(folder / "log.jsonl", record)),
+            loop=partial(resume.loop, log_file=folder / "log.jsonl"),
+            log=thinned(lambda record: append_jsonl(folder / "log.jsonl", record)),
         )  # fmt: skip
         chosen.pretext(student, texts["text"].tolist(), recipe, context)
         student.backbone.save(folder)
-        write_json(folder / "summary.json", {"method": method, "seconds": round(time.perf_counter() - started, 2)})
+        seconds = resume.before + time.perf_counter() - started
+        write_json(folder / "summary.json", {"method": method, "seconds": round(seconds, 2)})
 
 
 def thinned(write: Callable[[dict[str, Any]], None], every: int = LOG_EVERY) -> Callable[[dict[str, Any]], None]:

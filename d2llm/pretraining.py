@@ -27,6 +27,7 @@ from d2llm.models.tokens import token_ids
 from d2llm.models.vocabulary import build_tokenizer
 from d2llm.optimization import groups, optimizer, schedule, step
 from d2llm.paths import Paths
+from d2llm.resume import Resume
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +49,7 @@ COLUMNS = {
 }
 
 
-def run(config: Config, model: str) -> None:
+def run(config: Config, model: str, resume: Resume | None = None) -> None:
     """Make base checkpoint `model` ("teacher", "decoder", "encoder" or one of `models.others`), or take it from where it is."""
     paths = Paths.of(config)
     settings = config.models.of(model)
@@ -67,7 +68,8 @@ def run(config: Config, model: str) -> None:
         folder.mkdir(parents=True)
         losses = {}
         if settings.steps:
-            losses = pretrain(network, tokenizer, frame, settings, folder / "log.jsonl", f"pre-training {model}")
+            name = f"pre-training {model}"
+            losses = pretrain(network, tokenizer, frame, settings, folder / "log.jsonl", name, resume)
         network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / "summary.json", {"parameters": sum(p.numel() for p in network.parameters()), **losses})
@@ -202,8 +204,9 @@ def pretrain(
     tokenizer: PreTrainedTokenizerFast,
     frame: object,
     settings: BaseSettings,
-    log_file: object,
+    log_file: Path,
     name: str,
+    resume: Resume | None = None,
 ) -> dict[str, float]:
     """Train `network` in place; returns the last losses (means over the final tenth)."""
     from transformers import BertConfig
@@ -232,8 +235,10 @@ def pretrain(
     generator = torch.Generator().manual_seed(settings.seed)
     half = settings.batch_size
     order = np.random.default_rng(settings.seed)
-    tail: list[dict[str, float]] = []
-    for number in progress(range(1, settings.steps + 1), name):
+    loop = (resume or Resume()).loop(name, settings.steps, made, plan, log_file, (generator, order))
+    tail: list[dict[str, float]] = loop.notes.get("tail", [])
+    bar = progress(range(loop.done + 1, settings.steps + 1), name, loop.done)
+    for number in bar:
         rows = order.integers(0, len(texts), half)
         sequences = [*(texts[i] for i in rows), *(again[i] for i in rows), *(apart[i] for i in rows)]
         pooling = poolings[number % len(poolings)]
@@ -252,6 +257,8 @@ def pretrain(
             tail.append(log)
         if number % 50 == 0 or number == settings.steps:
             append_jsonl(log_file, {"step": number, **log})
+        bar.show(loss=log["loss"])
+        loop.after(number, tail=tail)
     return {key: float(np.mean([record[key] for record in tail])) for key in tail[0] if key not in ("learning_rate",)}
 
 

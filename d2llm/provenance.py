@@ -34,6 +34,7 @@ PLUMBING = frozenset(
         "d2llm.paths",
         "d2llm.provenance",
         "d2llm.reporting.catalogue",
+        "d2llm.resume",
         "d2llm.section",
         "d2llm.stages",
         "d2llm.validation",
@@ -61,6 +62,9 @@ RECORDED = (
     "torch",
     "transformers",
 )
+
+# Of them, those a training's bits depend on.
+COMPUTING = ("accelerate", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
 
 # ------------------------------------------------------------------------------------------------------------- code

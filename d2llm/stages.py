@@ -35,6 +35,7 @@ class Stage:
     settings: tuple[str, ...] = ()  # the parts of the config it reads; `{argument}` is filled in
     arguments: tuple[str, ...] = ()
     torch: bool = False  # whether it computes with torch, which is then seeded before it starts
+    resumes: bool = False  # whether its function takes `resume` and goes on from a checkpoint
 
 
 STAGES: dict[str, Stage] = {
@@ -59,6 +60,7 @@ STAGES: dict[str, Stage] = {
         settings=("teacher.symmetric", "teacher.asymmetric"),  # the vocabulary holds the prompts
         arguments=("model",),
         torch=True,
+        resumes=True,
     ),
     "vectors": Stage(
         "d2llm.data.vectors:run",
@@ -78,6 +80,7 @@ STAGES: dict[str, Stage] = {
         lambda paths, teacher: paths.teacher(teacher) / PROVENANCE,
         arguments=("teacher",),
         torch=True,
+        resumes=True,
     ),
     "teacher-scores": Stage(
         "d2llm.teacher_scores:run",
@@ -92,6 +95,7 @@ STAGES: dict[str, Stage] = {
         settings=("training.max_length",),
         arguments=("method", "variant"),
         torch=True,
+        resumes=True,
     ),
     "train": Stage(
         "d2llm.training:run",
@@ -99,6 +103,7 @@ STAGES: dict[str, Stage] = {
         settings=("training",),
         arguments=RUN,
         torch=True,
+        resumes=True,
     ),
     "evaluate": Stage(
         "d2llm.evaluation.run:run",
@@ -173,6 +178,7 @@ STAGES: dict[str, Stage] = {
 def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
     """The settings a job's result depends on, by their keys; a change of any other makes nothing of it stale."""
     values = config.model_dump(mode="json")
+    del values["training"]["checkpoint_minutes"]  # decides how much is lost by a kill, and no result
     wanted = [key.format(**arguments) for key in STAGES[stage].settings]
     if stage == "evaluate" and arguments["method"] == "teacher":
         wanted += [*ASKED, "training.max_length"]

@@ -22,9 +22,12 @@ from d2llm.models.lora import add_lora, merged_state
 from d2llm.models.tokens import encodings
 from d2llm.optimization import groups, optimizer, schedule, step
 from d2llm.paths import Paths
+from d2llm.resume import Resume
 from d2llm.teacher import Row, Teacher
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
     from d2llm.config import Config, TeacherSettings
@@ -41,7 +44,7 @@ COLUMNS = {
 RELATIONS = 6  # d2llm.data.events.relation
 
 
-def run(config: Config, teacher: str) -> None:
+def run(config: Config, teacher: str, resume: Resume | None = None) -> None:
     """Tune a teacher of the config, check it on dev, save model and report."""
     from transformers import AutoConfig
 
@@ -54,7 +57,7 @@ def run(config: Config, teacher: str) -> None:
     log_file, report_file = folder / "log.jsonl", folder / "report.json"
     log_file.unlink(missing_ok=True)
     if settings.steps:
-        tune(judge, train, settings, log_file)
+        tune(judge, train, settings, log_file, resume)
     report = assess(judge, dev)
     write_json(report_file, report)
     for mode, found in report.items():
@@ -132,7 +135,13 @@ class _Examples:
         return out
 
 
-def tune(teacher: Teacher, frame: pd.DataFrame, settings: TeacherSettings, log_file: object) -> None:
+def tune(
+    teacher: Teacher,
+    frame: pd.DataFrame,
+    settings: TeacherSettings,
+    log_file: Path,
+    resume: Resume | None = None,
+) -> None:
     """Train the teacher in place."""
     examples = _Examples(teacher, frame)
     hidden = teacher.model.config.hidden_size
@@ -147,8 +156,10 @@ def tune(teacher: Teacher, frame: pd.DataFrame, settings: TeacherSettings, log_f
         (0.9, 0.98),
     )
     plan = schedule(made, "linear", settings.warmup, settings.steps)
-    loop = examples.batches(settings.batch_pairs, settings.steps, settings.seed, settings.asymmetric_share)
-    for number, (mode, index) in enumerate(progress(loop, "tuning the teacher"), 1):
+    batches = examples.batches(settings.batch_pairs, settings.steps, settings.seed, settings.asymmetric_share)
+    loop = (resume or Resume()).loop("tuning the teacher", settings.steps, made, plan, log_file)
+    bar = progress(batches[loop.done :], loop.name, loop.done)
+    for number, (mode, index) in enumerate(bar, loop.done + 1):
         rows = [examples.rows[mode][i] for i in index]
         logits, _, states = teacher.forward(rows, mode)
         wanted = torch.from_numpy(np.concatenate([examples.targets[mode][i] for i in index])).to(device)
@@ -160,6 +171,8 @@ def tune(teacher: Teacher, frame: pd.DataFrame, settings: TeacherSettings, log_f
         log = step(None, terms, made, plan, 1.0, f"teacher, step {number}")
         if number % 50 == 0 or number == settings.steps:
             append_jsonl(log_file, {"step": number, "mode": mode, **log})
+        bar.show(loss=log["loss"])
+        loop.after(number)
     teacher.model.eval()
 
 

@@ -24,6 +24,7 @@ from d2llm.monitor import Monitor
 from d2llm.optimization import optimizer, schedule, step
 from d2llm.parallel import Shares
 from d2llm.paths import Paths
+from d2llm.resume import Resume
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,12 +47,12 @@ PAIRS = {
 }
 
 
-def run(config: Config, method: str, variant: str, seed: int) -> None:
+def run(config: Config, method: str, variant: str, seed: int, resume: Resume | None = None) -> None:
     """Train one run and save its student, its log and a summary."""
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
-    paths, settings = Paths.of(config), config.training
+    paths, settings, resume = Paths.of(config), config.training, resume or Resume()
     chosen, recipe = find_method(method), config.recipe(method, variant)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed(settings.precision))
     if accelerator.num_processes != settings.processes:
@@ -92,11 +93,14 @@ def run(config: Config, method: str, variant: str, seed: int) -> None:
     if settings.processes > 1:
         student.shares = Shares(accelerator.process_index, settings.processes)
     student.train()
-    tail: list[dict[str, float]] = []
-    if settings.texts_at_once is not None:
-        student.cache = GradientCache(embedder(student, accelerator), settings.texts_at_once)
-    batches = data.batches(settings.batch_size, steps, seed)
-    for number, batch in enumerate(progress(batches, f"training {method}/{variant} seed {seed}"), 1):
+    loop = resume.loop("fine-tuning", steps, made, plan, log_file, scaler=accelerator.scaler)
+    tail: list[dict[str, float]] = loop.notes.get("tail", [])
+    at_once = loop.notes.get("texts_at_once", settings.texts_at_once)
+    if at_once is not None:
+        student.cache = GradientCache(embedder(student, accelerator), at_once)
+    batches = data.batches(settings.batch_size, steps, seed, loop.done)
+    bar = progress(batches, f"training {method}/{variant} seed {seed}", loop.done)
+    for number, batch in enumerate(bar, loop.done + 1):
         where = f"{method}/{variant} seed {seed}, step {number}"
 
         def update(batch: Batch = batch, where: str = where) -> dict[str, float]:
@@ -112,6 +116,8 @@ def run(config: Config, method: str, variant: str, seed: int) -> None:
             measured = monitor.measure(student, f"{method}/{variant} seed {seed}, step {number}")
             if first:
                 append_jsonl(log_file, {"stage": "dev", "step": number, **measured})
+        bar.show(loss=record["loss"])
+        loop.after(number, tail=tail, texts_at_once=None if student.cache is None else student.cache.size)
     if not first:
         return
     with atomic(folder / "model") as place:
@@ -121,7 +127,7 @@ def run(config: Config, method: str, variant: str, seed: int) -> None:
         {"method": method, "variant": variant, "seed": seed, "kind": chosen.kind,
          "pooling": student.pooling_spec, "scorer": student.scorer_spec, "parameters": counts, "updates": steps,
          "queries": steps * settings.batch_size, "negatives_per_query": data.width, "pretext_seconds": pretext_seconds,
-         "seconds": round(time.perf_counter() - started, 1),
+         "seconds": round(resume.before + time.perf_counter() - started, 1),
          "last_losses": {key: float(np.mean([r[key] for r in tail if key in r])) for key in sorted({k for r in tail for k in r})}},
     )  # fmt: skip
 
@@ -239,9 +245,9 @@ class PairData:
             del queue[:per_batch]
         return out
 
-    def batches(self, size: int, steps: int, seed: int) -> Batches:
-        """The batches of `plan`, made one at a time."""
-        return Batches(self, self.plan(size, steps, seed))
+    def batches(self, size: int, steps: int, seed: int, done: int = 0) -> Batches:
+        """The batches of `plan` after the first `done`, made one at a time."""
+        return Batches(self, self.plan(size, steps, seed)[done:])
 
     def batch(self, dataset: str, packs: list[int]) -> Batch:
         """The batch of some packs; easy negatives are the other positives of a query's pack."""

@@ -42,7 +42,7 @@ def test_provenance_is_written_last_and_tells_inputs_settings_and_machine(
 ) -> None:
     provenance = tmp_path / "results/mini/runs/bge/base/seed1/provenance.json"
 
-    def run(config: Config, method: str, variant: str, seed: int) -> None:
+    def run(config: Config, method: str, variant: str, seed: int, resume: object) -> None:
         assert not provenance.exists()
         write_text(Paths.of(config).run(method, variant, seed) / "summary.json", "{}")
 
