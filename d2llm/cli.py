@@ -12,7 +12,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,8 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
         given = {"resume": Resume(state, None, minutes)} if entry.resumes else {}
         getattr(importlib.import_module(module), function)(config, **arguments, **given)
         return
-    with alone(paths.locks / job.replace(" ", ".")) as awaited:
+    workflow = running_workflow(paths.guard)
+    with alone(paths.locks / job.replace(" ", ".")):
         record = {
             "stage": stage,
             **arguments,
@@ -188,15 +189,15 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
         if resume.resumed:
             record["resumed"] = resume.resumed  # after how many updates of each loop
         write_json(entry.provenance(paths, **arguments), record | environment())
-        # Snakemake removes what a job has made that it did not see end. The last checkpoint lets that job be done again in seconds.
-        if not awaited() and locked(paths.guard):
+        # What a job made whose workflow has ended meanwhile, the next one makes again: from the last checkpoint, in seconds.
+        if workflow and running_workflow(paths.guard) == workflow:
             resume.remove()
     logger.info(f"done in {record['seconds']} s, at most {record['peak_memory_mb']:.0f} MB")
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[Callable[[], bool]]:
-    """Wait until no other process does the same job. Yields what tells whether another waits by now, to do it again.
+def alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process does the same job.
 
     A workflow that is killed leaves its jobs behind: started again, it would run each beside its own ghost.
     """
@@ -206,23 +207,20 @@ def alone(lock: Path) -> Iterator[Callable[[], bool]]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             get_logger("cli").warning("another process is doing this job; waiting for it to end")
-            stream.write("awaited\n")
-            stream.flush()
             fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.truncate(0)
-        yield lambda: lock.stat().st_size > 0
+        yield
 
 
-def locked(file: Path) -> bool:
-    """Whether some process holds the lock of a file."""
-    if not file.exists():
-        return False
-    with file.open("a") as stream:
+def running_workflow(guard: Path) -> str:
+    """What names the run of the workflow that is working in this results folder (workflow/rules/common.smk); empty where none is."""
+    if not guard.exists():
+        return ""
+    with guard.open() as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            return True
-    return False
+            return stream.read()
+    return ""
 
 
 def quiet(config: Config, paths: Paths, stage: str) -> None:

@@ -23,7 +23,18 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 def launched(config: Config, method: str) -> subprocess.CompletedProcess[str]:
     file = Path(config.results) / "config.yaml"
     file.write_text(dump(config))
-    command = [*LAUNCH, "train", "--method", method, "--seed", "1", "--config", str(file)]
+    command = [
+        *LAUNCH,
+        "train",
+        "--method",
+        method,
+        "--seed",
+        "1",
+        "--config",
+        str(file),
+        "--inputs",
+        str(Paths.of(config).pairs),
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 

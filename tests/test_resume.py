@@ -8,8 +8,7 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import time
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_negatives import changed_results
-from test_parallel import LAUNCH, ROOT
 from test_training import prepared, tuned
-from tiny_run import changed
 
-from d2llm import optimization, pretext, pretraining, resume, teacher_tuning, training
-from d2llm.artifacts import read_json
-from d2llm.config import Config, dump
+from d2llm import optimization, pretext, pretraining, teacher_tuning, training
+from d2llm.config import Config
 from d2llm.models.student import Student
 from d2llm.paths import Paths
 from d2llm.resume import Loop, Resume
@@ -92,7 +87,7 @@ CASES: dict[str, Case] = {
     "udever": (
         lambda config, kept: training.run(config, "udever", "base", 1, kept),
         lambda paths: paths.run("udever", "base", 1),
-        {"training": {"log_every": 1}},
+        {"training": {"steps": 30, "log_every": 1}},
     ),
     "teacher": (
         lambda config, kept: teacher_tuning.run(config, "teacher-own", kept),
@@ -107,7 +102,7 @@ CASES: dict[str, Case] = {
     "decoder": (
         lambda config, kept: pretraining.run(config, "decoder", kept),
         lambda paths: paths.base("decoder"),
-        {"models": {"decoder": {"steps": 6}}},
+        {"models": {"decoder": {"steps": 30}}},
     ),
     "encoder": (
         lambda config, kept: pretraining.run(config, "encoder", kept),
@@ -125,6 +120,8 @@ CASES: dict[str, Case] = {
         {"methods": {"llara": {"adaptation": {"steps": 6}}}},
     ),
 }
+# Within the last tenth, whose losses the summary tells.
+STOPS = {"udever": 29, "decoder": 29}
 
 
 def place(config: Config, folder: Path, **changes: Any) -> Config:
@@ -157,7 +154,7 @@ def test_stopped_anywhere_the_same_bytes(
     total = len(done)
     every_second(monkeypatch)
     states = Paths.of(cut).state("job")
-    for stop in (random.Random(name).randrange(3, total), 1):
+    for stop in (STOPS.get(name) or random.Random(name).randrange(3, total), 1):
         with monkeypatch.context() as patched, pytest.raises(Stopped):
             stop_at(patched, stop)
             disturb()
@@ -174,3 +171,195 @@ def test_stopped_anywhere_the_same_bytes(
     assert any("safetensors" in file for file in found[0])
     last.remove()
     assert not states.exists()
+
+
+# ------------------------------------------------------------------------------------------------------- one small loop
+def toy(owner: Resume, log: Path, scaler: Any = None) -> tuple[Loop, torch.nn.Parameter]:
+    """A loop over one parameter."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    made = optimization.optimizer([{"params": [weight], "lr": 0.1, "weight_decay": 0.0}])
+    plan = optimization.schedule(made, "linear", 0.0, 10)
+    return owner.loop("toy", 10, made, plan, log, [np.random.default_rng(3)], scaler), weight
+
+
+def advance(loop: Loop, weight: torch.nn.Parameter, updates: int, **notes: Any) -> None:
+    for number in range(loop.done + 1, loop.done + 1 + updates):
+        drawn = torch.from_numpy(loop.generators[0].random(3)) + torch.rand(3) * random.random() * np.random.random()  # noqa: NPY002
+        (weight * drawn.float()).sum().backward()
+        loop.optimizer.step()
+        loop.schedule.step()
+        loop.optimizer.zero_grad()
+        loop.after(number, **notes)
+
+
+def test_every_generator_goes_on_where_it_stood(tmp_path: Path) -> None:
+    disturb()
+    loop, whole = toy(Resume(), tmp_path / "log.jsonl")
+    advance(loop, whole, 9)
+    disturb()
+    advance(*toy(Resume(tmp_path / "state", JOB, 1e-9), tmp_path / "log.jsonl"), 3)
+    for part in (random.random, np.random.random, lambda: torch.rand(1)):
+        part()
+    loop, cut = toy(Resume(tmp_path / "state", JOB, 1e-9), tmp_path / "log.jsonl")
+    advance(loop, cut, 6)
+    assert torch.equal(whole, cut)
+
+
+def test_a_checkpoint_of_anything_else_is_ignored_with_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, log = tmp_path / "state", tmp_path / "log.jsonl"
+    loop, weight = toy(Resume(folder, JOB, 1e-9), log)
+    advance(loop, weight, 3, note=[1.5])
+    file = loop.file
+    kept = file.read_bytes()
+    again, same = toy(Resume(folder, JOB, 1e-9), log)
+    assert (again.done, again.notes) == (3, {"note": [1.5]})
+    assert torch.equal(same, weight)
+
+    def refused(owner: Resume) -> str:
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="d2llm"):
+            fresh, untouched = toy(owner, log)
+        assert fresh.done == 0 and torch.equal(untouched, torch.ones(3))
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert line.startswith(str(file)) and line.endswith("; starting from the beginning")
+        return line
+
+    for key in JOB:
+        assert f"a checkpoint of other {key};" in refused(Resume(folder, JOB | {key: "another"}, 1e-9))
+    rng = random.Random(5)
+    for _ in range(30):  # a byte of it anywhere, or its end
+        broken = bytearray(kept)
+        broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
+        file.write_bytes(broken)
+        assert "a damaged checkpoint" in refused(Resume(folder, JOB, 1e-9))
+        file.write_bytes(kept[: rng.randrange(len(kept))])
+        assert "a damaged checkpoint" in refused(Resume(folder, JOB, 1e-9))
+    file.write_bytes(kept)
+    assert toy(Resume(folder, JOB, 1e-9), log)[0].done == 3
+
+
+def test_nothing_is_kept_before_its_time_or_without_a_folder(tmp_path: Path) -> None:
+    for owner in (Resume(tmp_path / "a", JOB, 10.0), Resume(tmp_path / "b", JOB, 0), Resume(tmp_path / "c", JOB, None), Resume()):  # fmt: skip
+        loop, weight = toy(owner, tmp_path / "log.jsonl")
+        advance(loop, weight, 10)
+    assert not list(tmp_path.iterdir())
+    owner = Resume(tmp_path / "a", JOB, 10.0)
+    loop, weight = toy(owner, tmp_path / "log.jsonl")
+    advance(loop, weight, 4)
+    owner.last -= 601.0
+    advance(loop, weight, 1)
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["1-toy.safetensors"]
+    assert toy(Resume(tmp_path / "a", JOB, 10.0), tmp_path / "log.jsonl")[0].done == 1  # the update it was called with
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop, weight = toy(Resume(tmp_path / "state", JOB, 1e-9), tmp_path / "log.jsonl")
+    advance(loop, weight, 1)
+    kept = loop.file.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("safetensors.torch.save_file", full)
+        loop.done = 1
+        advance(loop, weight, 1)
+    assert "toy, update 2: no checkpoint could be kept (OSError: [Errno 28]" in caplog.text
+    assert loop.file.read_bytes() == kept
+    assert [file.name for file in loop.file.parent.iterdir()] == [loop.file.name]
+
+
+def test_the_scale_of_half_precision_is_kept(tmp_path: Path) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    loop, weight = toy(Resume(tmp_path, JOB, 1e-9), tmp_path / "log.jsonl", scaler)
+    scaler.scale(torch.ones(()))  # which makes it
+    scaler.update(2.0)
+    advance(loop, weight, 2)
+    fresh = torch.amp.GradScaler("cpu", init_scale=8.0)
+    toy(Resume(tmp_path, JOB, 1e-9), tmp_path / "log.jsonl", fresh)
+    assert fresh.get_scale() == scaler.get_scale() == 2.0
+
+
+def test_texts_at_a_time_stay_halved(tiny_scores: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that ran out before the kill is not tried again: 40 texts (8 queries with 5 passages) halve to 24."""
+    config = prepared(tiny_scores, tmp_path)
+    real, failed = Student.pool, []
+
+    def pool(self: Student, rows: list[tuple[int, ...]]) -> torch.Tensor:
+        if not failed and torch.is_grad_enabled():
+            failed.append(1)
+            raise torch.OutOfMemoryError
+        return real(self, rows)
+
+    sizes = []
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(Student, "pool", pool)
+        stop_at(patched, 3)
+        training.run(config, "sgpt", "base", 1, Resume(tmp_path / "state", JOB, 1e-9))
+    monkeypatch.setattr(Loop, "after", lambda self, update, **notes: sizes.append(notes["texts_at_once"]))
+    training.run(config, "sgpt", "base", 1, Resume(tmp_path / "state", JOB, 1e-9))
+    assert len(set(sizes)) == 1 and sizes[0] is not None
+    assert len(sizes) == config.training.steps - 2
+
+
+# ------------------------------------------------------------------------------------------------------------ processes
+def process(rank: int, port: int, config: Config, states: Path, killed_at: int) -> None:
+    """One of two processes that share a training of D2LLM; with `killed_at`, both are killed after that many updates."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), ACCELERATE_USE_CPU="1")
+    real, calls = training.step, []
+
+    def step(*arguments: Any, **options: Any) -> dict[str, float]:
+        record = real(*arguments, **options)
+        calls.append(1)
+        if len(calls) == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return record
+
+    training.step = step
+    disturb()
+    kept = Resume(states, JOB if rank == 0 else None, 1e-9)
+    training.run(config, "d2llm", "base", 1, kept)
+    os._exit(10 + kept.resumed.get("fine-tuning", 0))
+
+
+def two(config: Config, states: Path, killed_at: int = 0) -> list[int]:
+    """Exit codes of two processes, started as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pair = [torch.multiprocessing.get_context("fork").Process(target=process, args=(rank, port, config, states, killed_at)) for rank in (0, 1)]  # fmt: skip
+    for one in pair:
+        one.start()
+    for one in pair:
+        one.join(120)
+    return [one.exitcode for one in pair]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU cannot be used after a fork")
+def test_two_processes_killed_and_started_again(
+    tiny_scores: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout draws in each process for its own texts, so each has its own random state to go on with."""
+    settings = {"log_every": 1, "dev_every": 0, "processes": 2}
+    whole, cut = (prepared(tiny_scores, tmp_path / side, training=settings) for side in ("whole", "cut"))
+    assert whole.recipe("d2llm").tuning.dropout > 0
+    states = tmp_path / "states"
+    assert two(whole, tmp_path / "none") == [10, 10]
+    every_second(monkeypatch)
+    assert two(cut, states, killed_at=3) == [-signal.SIGKILL, -signal.SIGKILL]
+    folders = [Paths.of(config).run("d2llm", "base", 1) for config in (whole, cut)]
+    assert [line["step"] for line in tuned(folders[1] / "log.jsonl")] in ([1, 2], [1, 2, 3])
+    assert not (folders[1] / "model").exists()
+    assert [file.name for file in states.iterdir()] == ["1-fine-tuning.safetensors"]  # the first process's alone
+    assert two(cut, states) == [12, 12]  # both went on after the second update
+    assert digests(folders[1]) == digests(folders[0])

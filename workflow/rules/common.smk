@@ -4,6 +4,8 @@ import fcntl
 import os
 import re
 import sys
+import time
+import uuid
 from pathlib import Path
 
 # Jobs run `python -m d2llm.cli`: let that be this interpreter and this repository's code, installed or not.
@@ -66,14 +68,22 @@ def guard():
     """Refuse a second run in one results folder, and write the config that this run's jobs read.
 
     The main process alone holds the lock, while jobs run: unlike Snakemake's own it ends with the process, even a killed one.
+    What stands in the file names this run, so that a job can tell whether the run that started it is still there.
     """
     global GUARD
     PATHS.root.mkdir(parents=True, exist_ok=True)
     GUARD = PATHS.guard.open("a")
-    try:
-        fcntl.flock(GUARD, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    for wait in (0.1, 0.1, 0):
+        try:
+            fcntl.flock(GUARD, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            time.sleep(wait)  # a job that looks whether a run is there holds it for a moment
+    else:
         sys.exit(f"error: another run is working in {PATHS.root}; wait for it, or choose another: -C results=FOLDER")
+    GUARD.truncate(0)
+    GUARD.write(uuid.uuid4().hex)
+    GUARD.flush()
     text = schema.dump(CONFIG)
     if not PATHS.config.exists() or PATHS.config.read_text(encoding="utf-8") != text:
         write_text(PATHS.config, text)

@@ -1,0 +1,273 @@
+"""Kill campaign: a whole run in miniature, killed again and again at seeded moments of every stage, must end with the scores of one left alone.
+
+    python tests/campaigns/kill.py --folder FOLDER [--kills 36] [--seed 1]
+
+Works on a copy of the repository below FOLDER whose own config is a miniature, so that what follows every kill is a plain `snakemake --cores 2`.
+Prints a line a kill and a summary, writes both to FOLDER/report.md, and exits with 1 where scores or models differ, a training that Snakemake saw
+finish was done again, or a restart did not go on. Takes about 20 minutes; pytest does not run it. What it found: docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from test_workflow import PARTS  # noqa: E402
+from tiny_run import BASE, tiny_settings  # noqa: E402
+
+# Trainings long enough to be hit in their middle, with a checkpoint every few updates.
+LONGER = {
+    "training": {"steps": 60, "checkpoint_minutes": 0.002},
+    "models": {model: BASE | {"steps": 120} for model in ("decoder", "encoder")},
+    "teacher": {"steps": 80},
+    "methods": {
+        "bge": {"pretraining": {"steps": 30}, "unsupervised": {"steps": 30}},
+        "retromae": {"pretraining": {"steps": 40}},
+        "llara": {"adaptation": {"steps": 40}},
+    },
+    "teachers": {},
+}
+# In the order in which a run comes to them.
+STAGES = (
+    "texts", "data", "base", "negatives", "teacher", "teacher-scores", "pretext", "train", "evaluate", "collect",
+    "comparison", "runtime", "table", "figure", "report", "notebook",
+)  # fmt: skip
+TRAINING = ("base", "teacher", "pretext", "train")
+TARGETS = ("main", "job", "group")
+
+
+@dataclass
+class Kill:
+    """One kill: when (seconds after the start of its Snakemake), in which stage, by what, of what, and what became of it."""
+
+    after: float
+    stage: str
+    delay: float
+    signal: str
+    target: str
+    outcome: str = ""
+
+
+class Campaign:
+    """A copy of the repository, and every start of Snakemake in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.repository = folder, folder / "repository"
+        self.starts = 0
+        self.said: list[str] = []
+        shutil.rmtree(folder, ignore_errors=True)
+        for part in PARTS:
+            source = ROOT / part
+            if source.is_dir():
+                shutil.copytree(source, self.repository / part, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                self.repository.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, self.repository / part)
+        settings = tiny_settings(Path("results"), **LONGER)
+        (self.repository / "config" / "mini.yaml").write_text(
+            yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8"
+        )
+
+    @property
+    def results(self) -> Path:
+        return self.repository / "results" / "tiny"
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """A plain `snakemake --cores 2`, in a process group of its own."""
+        self.starts += 1
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        with (self.folder / f"start{self.starts}.log").open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "snakemake", "--cores", "2"],
+                cwd=self.repository, stdout=log, stderr=log, env=environment, start_new_session=True,
+            )  # fmt: skip
+
+    def log(self, number: int) -> str:
+        return (self.folder / f"start{number}.log").read_text(encoding="utf-8", errors="replace")
+
+    def jobs(self) -> dict[int, list[str]]:
+        """Our own jobs that are running, orphans included: their command lines by process."""
+        found = {}
+        for process in psutil.process_iter():
+            try:
+                line = process.cmdline()
+                if (
+                    "d2llm.cli" in line
+                    and Path(process.cwd()) == self.repository
+                    and Path(line[0]).name.startswith("python")
+                ):
+                    found[process.pid] = line[line.index("d2llm.cli") + 1 :]
+            except (psutil.Error, OSError):
+                continue
+        return found
+
+    def wait_for(self, stage: str, main: subprocess.Popen[bytes], seconds: float = 600.0) -> int | None:
+        """A process that runs a job of the stage, as soon as there is one; None when Snakemake ends before."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and main.poll() is None:
+            for pid, line in self.jobs().items():
+                if line[0] == stage:
+                    return pid
+            time.sleep(0.02)
+        return None
+
+    def kill(self, plan: Kill) -> bool:
+        """Start a run, kill it as planned, and wait until Snakemake has ended; False when the run ended before."""
+        main, started = self.start(), time.monotonic()
+        job = self.wait_for(plan.stage, main)
+        if job is None:
+            main.wait()
+            plan.outcome = f"the run ended before, exit code {main.returncode}"
+            return False
+        time.sleep(plan.delay)
+        plan.after = time.monotonic() - started
+        number = getattr(signal, plan.signal)
+        try:
+            if plan.target == "main":
+                main.send_signal(number)
+            elif plan.target == "group":
+                os.killpg(main.pid, number)
+            else:
+                os.kill(job, number)
+        except ProcessLookupError:
+            plan.outcome = "the job had just ended; "
+        main.wait(timeout=600)
+        left = [line[0] for line in self.jobs().values()]
+        plan.outcome += f"exit code {main.returncode}" + (f", left behind: {', '.join(left)}" if left else "")
+        return True
+
+
+def history(campaign: Campaign) -> tuple[Counter[str], Counter[str]]:
+    """By training: how often it was started, and how often again after a Snakemake had seen it finish."""
+    finished: set[str] = set()
+    started, again = Counter[str](), Counter[str]()
+    for number in range(1, campaign.starts + 1):
+        names: dict[str, str] = {}
+        for line in re.split(r"\n(?=(?:local)?rule |\[|Finished jobid)", campaign.log(number)):
+            rule = re.match(r"(?:local)?rule (\w+):", line)
+            if rule and rule[1].startswith(("base", "teacher", "pretext", "train")) and rule[1] != "teacher_scores":
+                wildcards = re.search(r"wildcards: (.*)", line)
+                name = f"{rule[1]}({wildcards[1] if wildcards else ''})"
+                names[re.search(r"jobid: (\d+)", line)[1]] = name
+                started[name] += 1
+                again[name] += name in finished
+            for jobid in re.findall(r"Finished jobid: (\d+)", line):
+                finished |= {names[jobid]} if jobid in names else set()
+    return started, again
+
+
+def digests(results: Path) -> dict[str, str]:
+    """Of the scores and of all weights."""
+    files = [results / "scores.csv", results / "predictions.parquet", *results.rglob("*.safetensors")]
+    return {
+        str(file.relative_to(results)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(files)
+        if "state" not in file.relative_to(results).parts
+    }
+
+
+def plans(count: int, seed: int) -> list[Kill]:
+    """Kills in the order of the stages, those that train more often; every signal meets every target."""
+    rng = random.Random(seed)
+    kinds = [(name, target) for name in ("SIGKILL", "SIGTERM") for target in TARGETS]
+    weights = {stage: 4 if stage in TRAINING else 1 for stage in STAGES}
+    share = count / sum(weights.values())
+    each = {stage: max(1, round(weight * share)) for stage, weight in weights.items()}
+    stages = [stage for stage in STAGES for _ in range(each[stage])]
+    while len(stages) < count:
+        stages.insert(stages.index("train"), "train")
+    made, order = [], []
+    for stage in stages:
+        order = order or rng.sample(kinds, len(kinds))
+        name, target = order.pop()
+        # Start-up takes some seconds; a third of the kills falls into it.
+        made.append(
+            Kill(
+                0.0,
+                stage,
+                rng.choice((rng.uniform(0.0, 3.0), rng.uniform(2.5, 6.0), rng.uniform(3.5, 8.0))),
+                name,
+                target,
+            )
+        )
+    return made
+
+
+def table(kills: list[Kill]) -> list[str]:
+    lines = [
+        "| | stage | seconds into its job | seconds into the run | signal | to | outcome |",
+        "|---:|---|---:|---:|---|---|---|",
+    ]
+    for number, kill in enumerate(kills, 1):
+        lines.append(
+            f"| {number} | {kill.stage} | {kill.delay:.1f} | {kill.after:.1f} | {kill.signal} | {kill.target} | {kill.outcome} |"
+        )
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--folder", type=Path, required=True, help="is emptied")
+    parser.add_argument("--kills", type=int, default=36)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    whole = Campaign(options.folder.resolve() / "whole")
+    if whole.start().wait() != 0:
+        print(whole.log(1)[-3000:])
+        return 1
+    cut = Campaign(options.folder.resolve() / "cut")
+    kills, problems = plans(options.kills, options.seed), []
+    for number, kill in enumerate(kills, 1):
+        if not cut.kill(kill) and "exit code 0" not in kill.outcome:
+            problems.append(f"kill {number}: {kill.outcome}")
+        if "error: " in cut.log(cut.starts) and kill.target != "job":
+            problems.append(f"kill {number}: {re.search('error: .*', cut.log(cut.starts))[0]}")
+        print(table([kill])[-1], flush=True)
+    end = cut.start().wait()
+    if end != 0:
+        problems.append(f"the last, undisturbed start ended with {end}")
+    started, again = history(cut)
+    found, expected = digests(cut.results), digests(whole.results)
+    differing = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
+    resumed = {
+        str(file.parent.relative_to(cut.results)): told["resumed"]
+        for file in sorted(cut.results.rglob("provenance.json"))
+        if "resumed" in (told := json.loads(file.read_text(encoding="utf-8")))
+    }
+    hit = Counter((kill.signal, kill.target) for kill in kills if kill.after)
+    problems += [f"{name} differs" for name in differing]
+    problems += [f"{name}: done again {times} times after it had finished" for name, times in again.items() if times]
+    lines = [
+        *table(kills), "",
+        f"Kills: {sum(hit.values())} ({', '.join(f'{name} {target} {times}' for (name, target), times in sorted(hit.items()))}), seed {options.seed}.",
+        f"Stages hit: {', '.join(dict.fromkeys(kill.stage for kill in kills if kill.after))}.",
+        f"Starts of trainings: {sum(started.values())} for {len(started)} trainings; of those that had finished, done again: {sum(again.values())}.",
+        f"Went on from a checkpoint (last start of each): {len(resumed)}: " + "; ".join(f"{name} {told}" for name, told in resumed.items()) + ".",
+        f"Files compared (scores.csv, predictions, all weights): {len(expected)}; different: {len(differing)}.",
+        *(problems or ["No problem."]),
+    ]  # fmt: skip
+    (options.folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines[len(kills) + 2 :]))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
