@@ -1,7 +1,9 @@
 """The command line prepares a stage, records where its result comes from, and turns user errors into one line."""
 
+import fcntl
 import json
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -9,14 +11,16 @@ import types
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
-from d2llm import cli, stages
+from d2llm import cli, logs, stages
 from d2llm.artifacts import write_text
 from d2llm.config import Config, dump
 from d2llm.errors import ArtifactError
 from d2llm.logs import progress
 from d2llm.paths import Paths
+from d2llm.resume import Resume
 
 ROOT = Path(__file__).parent.parent
 
@@ -96,14 +100,99 @@ def test_a_job_waits_for_its_ghost(tmp_path: Path) -> None:
             assert time.monotonic() - started > 0.3
 
 
-def test_progress_away_from_a_terminal_is_log_lines(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("then", "kept"), [("same", False), ("another", True), ("none", True), ("never", True)])
+def test_the_last_checkpoint_goes_only_where_the_workflow_sees_the_job_end(
+    then: str, kept: bool, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workflow that started a job is still there, was killed and another runs, was killed, or never was."""
+    guard = tmp_path / "results/mini/.running"
+    guard.parent.mkdir(parents=True)
+    state = tmp_path / "results/mini/state/train.method=bge.variant=base.seed=1"
+    with guard.open("a") as main:
+
+        def run(config: Config, method: str, variant: str, seed: int, resume: Resume) -> None:
+            write_text(resume.folder / "1-fine-tuning.safetensors", "")
+            if then == "another":
+                guard.write_text("the next")
+            elif then == "none":
+                fcntl.flock(main, fcntl.LOCK_UN)
+
+        stand_in(monkeypatch, "train", run)
+        guard.write_text("the first")
+        if then != "never":
+            fcntl.flock(main, fcntl.LOCK_EX)
+        arguments = ["train", "--config", str(config), "--method", "bge", "--seed", "1", "--inputs", str(config)]
+        assert cli.main(arguments) == 0
+    assert state.exists() == kept
+
+
+def test_without_named_inputs_no_checkpoint_is_kept(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Resume] = []
+    stand_in(monkeypatch, "train", lambda config, method, variant, seed, resume: given.append(resume))
+    run = ["train", "--config", str(config), "--method", "bge", "--seed", "1"]
+    for arguments in (run, [*run, "--inputs", str(config)]):
+        assert cli.main(arguments) == 0
+    assert [resume.folder is None for resume in given] == [True, False]
+    assert set(given[1].job) == {"settings", "code", "inputs", "threads", "versions"}
+    assert "torch" in given[1].job["versions"]
+
+
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time by which progress is told, to be set."""
+    now = [1000.0]
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_progress_away_from_a_terminal_is_log_lines(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = clock(monkeypatch)
     with caplog.at_level(logging.INFO, logger="d2llm"):
-        bar = progress(range(4), "counting")
-        seen = []
-        for item in bar:
-            seen.append(item)
-            bar.spoken -= 11.0  # as if eleven seconds had passed
-    assert seen == [0, 1, 2, 3]
-    assert [record.message.split(" in ")[0] for record in caplog.records] == [
-        f"counting: {n} of 4" for n in (1, 2, 3, 4)
+        for _ in progress(range(600), "counting"):
+            now[0] += 1.0
+    told = [int(record.message.split(": ")[1].split(" of ")[0]) for record in caplog.records]
+    assert told == [10, 20, 30, 40, 50, 60, *range(120, 601, 60)]
+
+
+def test_a_heartbeat_tells_how_far_how_fast_how_long_and_how_much(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = clock(monkeypatch)
+    with caplog.at_level(logging.INFO, logger="d2llm"):
+        bar = progress(range(60, 300), "training", 60)  # goes on after 60 updates that another process did
+        for number in bar:
+            if number == 80:
+                break
+            now[0] += 0.5
+            bar.show(loss=number / 100)
+    (line,) = [record.message for record in caplog.records]
+    found = re.fullmatch(r"training: 80 of 300 in 10 s, 2/s, about 110 s left, (\d+) MB, loss 0.79", line)
+    assert found, line
+    assert float(found[1]) == pytest.approx(psutil.Process().memory_info().rss / 1e6, rel=0.1)
+
+
+def test_of_processes_that_share_a_training_the_first_one_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers, level = logging.getLogger().handlers[:], logging.getLogger("d2llm").level
+    log = tmp_path / "log"
+    try:
+        for rank in ("0", "1"):
+            monkeypatch.setenv("RANK", rank)
+            logs.configure(log)
+            logs.get_logger("x").info("told by %s", rank)
+            logs.get_logger("x").warning("wrong in %s", rank)
+    finally:
+        for handler in logging.getLogger().handlers[:]:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+        logging.getLogger().handlers[:] = handlers
+        logging.getLogger("d2llm").setLevel(level)
+    assert [line.split(": ", 1)[1] for line in log.read_text().splitlines()] == [
+        "told by 0",
+        "wrong in 0",
+        "wrong in 1",
     ]
