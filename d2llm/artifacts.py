@@ -11,8 +11,9 @@ import json
 import os
 import platform
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,28 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def ahead(path: Path) -> bool:
+    """Whether a file's time, or the one Snakemake gave a folder, lies in the future: the clock has been set back since."""
+    now = time.time_ns()
+    marks = (path, path / ".snakemake_timestamp")
+    return any(mark.lstat().st_mtime_ns > now for mark in marks if mark.exists())
+
+
+def settle_times(folder: Path) -> int:
+    """Give everything in a folder whose time lies in the future the present time, keeping its order; how many there were.
+
+    Snakemake takes a job for failed, and removes what it has made, when an input is newer than its output.
+    """
+    now = time.time_ns()
+    found = [(path.lstat().st_mtime_ns, path) for path in folder.rglob("*") if not path.is_symlink() and path.exists()]
+    late = sorted((when, path) for when, path in found if when > now)
+    for place, (_, path) in enumerate(late):
+        stamp = now - 1000 * (len(late) - place)  # a microsecond apart
+        with suppress(FileNotFoundError):
+            os.utime(path, ns=(stamp, stamp))
+    return len(late)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from d2llm import __version__, stages
-from d2llm.artifacts import write_json
+from d2llm.artifacts import ahead, settle_times, write_json
 from d2llm.config import Config, dump, load
 from d2llm.errors import D2LLMError
 from d2llm.logs import configure, get_logger
@@ -189,6 +189,10 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
         if resume.resumed:
             record["resumed"] = resume.resumed  # after how many updates of each loop
         write_json(entry.provenance(paths, **arguments), record | environment())
+        if any(ahead(Path(path)) for path in inputs):
+            logger.warning(
+                "the clock has been set back; %d files of the future got the present time", settle_times(paths.root)
+            )
         # What a job made whose workflow has ended meanwhile, the next one makes again: from the last checkpoint, in seconds.
         if workflow and running_workflow(paths.guard) == workflow:
             resume.remove()

@@ -5,13 +5,24 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from d2llm.artifacts import append_jsonl, atomic, read_frame, read_json, read_jsonl, write_frame, write_json
+from d2llm.artifacts import (
+    ahead,
+    append_jsonl,
+    atomic,
+    read_frame,
+    read_json,
+    read_jsonl,
+    settle_times,
+    write_frame,
+    write_json,
+)
 from d2llm.errors import ArtifactError
 
 
@@ -53,6 +64,27 @@ def test_atomic_removes_what_a_killed_writer_left_and_spares_a_living_one(tmp_pa
     with atomic(tmp_path / "model") as temporary:
         temporary.mkdir()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([alive.name, "model"])
+
+
+def test_times_of_the_future_become_the_present_in_their_order(tmp_path: Path) -> None:
+    now = time.time()
+    wanted = {
+        "past": now - 100,
+        "b/late": now + 7200,
+        "a": now + 3600,
+        "b/.snakemake_timestamp": now + 9000,
+        "c": now + 3601,
+    }
+    (tmp_path / "b").mkdir()
+    for name, when in wanted.items():
+        (tmp_path / name).write_text(name)
+        os.utime(tmp_path / name, (when, when))
+    assert ahead(tmp_path / "a") and ahead(tmp_path / "b") and not ahead(tmp_path / "past")
+    assert settle_times(tmp_path) == 4
+    times = {name: (tmp_path / name).stat().st_mtime for name in wanted}
+    assert times["past"] == pytest.approx(now - 100)
+    assert now <= times["a"] < times["c"] < times["b/late"] < times["b/.snakemake_timestamp"] <= time.time()
+    assert settle_times(tmp_path) == 0
 
 
 def test_writing_nothing_is_an_error(tmp_path: Path) -> None:

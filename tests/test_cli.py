@@ -3,6 +3,7 @@
 import fcntl
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -124,6 +125,18 @@ def test_the_last_checkpoint_goes_only_where_the_workflow_sees_the_job_end(
         arguments = ["train", "--config", str(config), "--method", "bge", "--seed", "1", "--inputs", str(config)]
         assert cli.main(arguments) == 0
     assert state.exists() == kept
+
+
+def test_a_clock_set_back_fails_no_job(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An input written before the clock was set back would be newer than what is made of it."""
+    given = tmp_path / "results/mini/pairs/pairs.parquet"
+    given.parent.mkdir(parents=True)
+    given.touch()
+    later = time.time() + 7200
+    os.utime(given, (later, later))
+    stand_in(monkeypatch, "train", lambda config, method, variant, seed, resume: None)
+    assert cli.main(["train", "--config", str(config), "--method", "bge", "--seed", "1", "--inputs", str(given)]) == 0
+    assert given.stat().st_mtime <= time.time()
 
 
 def test_without_named_inputs_no_checkpoint_is_kept(
