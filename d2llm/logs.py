@@ -1,7 +1,7 @@
 """Log lines and progress: a file a job, and bars where a person is watching.
 
 On a terminal progress is a tqdm bar; elsewhere it is a log line every ten seconds of the first minute and every minute from then on
-(or after each item, where one takes longer): a day's work is 150 KB of log.
+(or after each item, where one takes longer): a day's work is a quarter of a megabyte.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """Kill campaign: a whole run in miniature, killed again and again at seeded moments of every stage, must end with the scores of one left alone.
 
-    python tests/campaigns/kill.py --folder FOLDER [--kills 36] [--seed 1]
+    python tests/campaigns/kill.py --folder FOLDER [--kills 36] [--seed 1] [--whole RESULTS]
 
 Works on a copy of the repository below FOLDER whose own config is a miniature, so that what follows every kill is a plain `snakemake --cores 2`.
 Prints a line a kill and a summary, writes both to FOLDER/report.md, and exits with 1 where scores or models differ, a training that Snakemake saw
@@ -52,6 +52,8 @@ STAGES = (
 )  # fmt: skip
 TRAINING = ("base", "teacher", "pretext", "train")
 TARGETS = ("main", "job", "group")
+# Seconds to wait for a job of the planned stage, which may have none left.
+PATIENCE = 25.0
 
 
 @dataclass
@@ -103,10 +105,14 @@ class Campaign:
     def log(self, number: int) -> str:
         return (self.folder / f"start{number}.log").read_text(encoding="utf-8", errors="replace")
 
-    def jobs(self) -> dict[int, list[str]]:
-        """Our own jobs that are running, orphans included: their command lines by process."""
+    def jobs(self, main: subprocess.Popen[bytes] | None = None) -> dict[int, list[str]]:
+        """Jobs that are running, of a Snakemake or, without one, of this folder, orphans included: their command lines by process."""
         found = {}
-        for process in psutil.process_iter():
+        try:
+            processes = psutil.process_iter() if main is None else psutil.Process(main.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return {}
+        for process in processes:
             try:
                 line = process.cmdline()
                 if (
@@ -119,24 +125,29 @@ class Campaign:
                 continue
         return found
 
-    def wait_for(self, stage: str, main: subprocess.Popen[bytes], seconds: float = 600.0) -> int | None:
-        """A process that runs a job of the stage, as soon as there is one; None when Snakemake ends before."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and main.poll() is None:
-            for pid, line in self.jobs().items():
-                if line[0] == stage:
-                    return pid
+    def wait_for(self, stage: str, main: subprocess.Popen[bytes], patience: float) -> int | None:
+        """A process that runs a job of the stage, as soon as there is one; after so many seconds of any; None when Snakemake ends before."""
+        seen = None
+        while main.poll() is None:
+            running = self.jobs(main)
+            wanted = [pid for pid, line in running.items() if line[0] == stage]
+            seen = seen or (time.monotonic() if running else None)
+            if not wanted and running and time.monotonic() - seen > patience:
+                wanted = list(running)
+            if wanted:
+                return wanted[0]
             time.sleep(0.02)
         return None
 
     def kill(self, plan: Kill) -> bool:
         """Start a run, kill it as planned, and wait until Snakemake has ended; False when the run ended before."""
         main, started = self.start(), time.monotonic()
-        job = self.wait_for(plan.stage, main)
+        job = self.wait_for(plan.stage, main, PATIENCE)
         if job is None:
             main.wait()
             plan.outcome = f"the run ended before, exit code {main.returncode}"
             return False
+        plan.stage = self.jobs().get(job, [plan.stage])[0]
         time.sleep(plan.delay)
         plan.after = time.monotonic() - started
         number = getattr(signal, plan.signal)
@@ -226,13 +237,20 @@ def table(kills: list[Kill]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, required=True, help="is emptied")
+    parser.add_argument(
+        "--whole", type=Path, help="results of an undisturbed campaign run, <folder>/whole/repository/results/tiny"
+    )
     parser.add_argument("--kills", type=int, default=36)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    whole = Campaign(options.folder.resolve() / "whole")
-    if whole.start().wait() != 0:
-        print(whole.log(1)[-3000:])
-        return 1
+    if options.whole is None:
+        campaign = Campaign(options.folder.resolve() / "whole")
+        if campaign.start().wait() != 0:
+            print(campaign.log(1)[-3000:])
+            return 1
+        whole = campaign.results
+    else:
+        whole = options.whole
     cut = Campaign(options.folder.resolve() / "cut")
     kills, problems = plans(options.kills, options.seed), []
     for number, kill in enumerate(kills, 1):
@@ -240,12 +258,12 @@ def main() -> int:
             problems.append(f"kill {number}: {kill.outcome}")
         if "error: " in cut.log(cut.starts) and kill.target != "job":
             problems.append(f"kill {number}: {re.search('error: .*', cut.log(cut.starts))[0]}")
-        print(table([kill])[-1], flush=True)
+        print(table(kills[:number])[-1], flush=True)
     end = cut.start().wait()
     if end != 0:
         problems.append(f"the last, undisturbed start ended with {end}")
     started, again = history(cut)
-    found, expected = digests(cut.results), digests(whole.results)
+    found, expected = digests(cut.results), digests(whole)
     differing = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
     resumed = {
         str(file.parent.relative_to(cut.results)): told["resumed"]
