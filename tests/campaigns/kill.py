@@ -1,6 +1,6 @@
 """Kill campaign: a whole run in miniature, killed again and again at seeded moments of every stage, must end with the scores of one left alone.
 
-    python tests/campaigns/kill.py --folder FOLDER [--kills 36] [--seed 1] [--whole RESULTS]
+    python tests/campaigns/kill.py --folder FOLDER [--kills 36] [--seed 1] [--stages STAGE …] [--whole RESULTS]
 
 Works on a copy of the repository below FOLDER whose own config is a miniature, so that what follows every kill is a plain `snakemake --cores 2`.
 Prints a line a kill and a summary, writes both to FOLDER/report.md, and exits with 1 where scores or models differ, a training that Snakemake saw
@@ -47,13 +47,13 @@ LONGER = {
 }
 # In the order in which a run comes to them.
 STAGES = (
-    "texts", "data", "base", "negatives", "teacher", "teacher-scores", "pretext", "train", "evaluate", "collect",
+    "texts", "data", "base", "teacher", "negatives", "teacher-scores", "pretext", "train", "evaluate", "collect",
     "comparison", "runtime", "table", "figure", "report", "notebook",
 )  # fmt: skip
 TRAINING = ("base", "teacher", "pretext", "train")
 TARGETS = ("main", "job", "group")
 # Seconds to wait for a job of the planned stage, which may have none left.
-PATIENCE = 25.0
+PATIENCE = 15.0
 
 
 @dataclass
@@ -147,20 +147,32 @@ class Campaign:
             main.wait()
             plan.outcome = f"the run ended before, exit code {main.returncode}"
             return False
-        plan.stage = self.jobs().get(job, [plan.stage])[0]
         time.sleep(plan.delay)
+        running = self.jobs(main)
+        if job not in running and plan.target == "job":  # it has ended
+            while not running and main.poll() is None:
+                running = self.jobs(main)
+            if not running:
+                plan.outcome = f"the run ended before, exit code {main.wait()}"
+                return False
+            job = next(iter(running))
+        plan.stage = (
+            ", ".join(dict.fromkeys(line[0] for line in running.values())) if plan.target != "job" else running[job][0]
+        )
         plan.after = time.monotonic() - started
         number = getattr(signal, plan.signal)
+        if plan.target == "main":
+            main.send_signal(number)
+        elif plan.target == "group":
+            os.killpg(main.pid, number)
+        else:
+            os.kill(job, number)
         try:
-            if plan.target == "main":
-                main.send_signal(number)
-            elif plan.target == "group":
-                os.killpg(main.pid, number)
-            else:
-                os.kill(job, number)
-        except ProcessLookupError:
-            plan.outcome = "the job had just ended; "
-        main.wait(timeout=600)
+            main.wait(timeout=90)
+        except subprocess.TimeoutExpired:  # the job had come to its end, and the run went on
+            os.killpg(main.pid, signal.SIGKILL)
+            main.wait()
+            plan.outcome = "went on, killed as a group; "
         left = [line[0] for line in self.jobs().values()]
         plan.outcome += f"exit code {main.returncode}" + (f", left behind: {', '.join(left)}" if left else "")
         return True
@@ -195,16 +207,17 @@ def digests(results: Path) -> dict[str, str]:
     }
 
 
-def plans(count: int, seed: int) -> list[Kill]:
+def plans(count: int, seed: int, among: list[str]) -> list[Kill]:
     """Kills in the order of the stages, those that train more often; every signal meets every target."""
     rng = random.Random(seed)
     kinds = [(name, target) for name in ("SIGKILL", "SIGTERM") for target in TARGETS]
-    weights = {stage: 4 if stage in TRAINING else 1 for stage in STAGES}
+    weights = {stage: 4 if stage in TRAINING else 1 for stage in STAGES if stage in among}
     share = count / sum(weights.values())
     each = {stage: max(1, round(weight * share)) for stage, weight in weights.items()}
-    stages = [stage for stage in STAGES for _ in range(each[stage])]
+    stages = [stage for stage in STAGES if stage in among for _ in range(each[stage])]
+    most = max(weights, key=weights.get)
     while len(stages) < count:
-        stages.insert(stages.index("train"), "train")
+        stages.insert(stages.index(most), most)
     made, order = [], []
     for stage in stages:
         order = order or rng.sample(kinds, len(kinds))
@@ -242,6 +255,9 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=36)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--stages", nargs="+", choices=STAGES, default=STAGES, help="where to kill (default: everywhere)"
+    )
     options = parser.parse_args()
     if options.whole is None:
         campaign = Campaign(options.folder.resolve() / "whole")
@@ -252,7 +268,7 @@ def main() -> int:
     else:
         whole = options.whole
     cut = Campaign(options.folder.resolve() / "cut")
-    kills, problems = plans(options.kills, options.seed), []
+    kills, problems = plans(options.kills, options.seed, options.stages), []
     for number, kill in enumerate(kills, 1):
         if not cut.kill(kill) and "exit code 0" not in kill.outcome:
             problems.append(f"kill {number}: {kill.outcome}")
