@@ -85,15 +85,15 @@ class Backbone(nn.Module):
         self.tokenizer.save_pretrained(str(folder))
 
     # ------------------------------------------------------------------------------------------------------ tokenizer
-    def tokenize(self, texts: list[str]) -> list[tuple[int, ...]]:
-        """Token ids of each text without any special token. Repeated texts come from memory."""
+    def tokenize(self, texts: list[str], remember: bool = True) -> list[tuple[int, ...]]:
+        """Token ids of each text without any special token. Repeated texts come from memory, where they are to be remembered."""
         unknown = [text for text in dict.fromkeys(texts) if text not in self._cache]
         if not unknown:
             return [self._cache[text] for text in texts]
         encoded = token_ids(self.tokenizer, unknown)
         fresh = {text: tuple(ids) for text, ids in zip(unknown, encoded, strict=True)}
         known = {**{text: self._cache[text] for text in texts if text in self._cache}, **fresh}
-        if len(self._cache) + len(fresh) <= CACHED_TEXTS:
+        if remember and len(self._cache) + len(fresh) <= CACHED_TEXTS:
             self._cache.update(fresh)
         return [known[text] for text in texts]
 

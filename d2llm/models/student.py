@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,6 +32,8 @@ Spec = tuple[str, dict[str, Any]]
 PASS_COST, MOST_PASSES = 64, 5
 # Places considered for a cut; of more, every other (third, …) is.
 MOST_CUTS = 64
+# Of a corpus, texts that are tokenised at a time.
+TEXTS_AT_ONCE = 4096
 # Bump when the layout of a saved student changes.
 LAYOUT = 1
 
@@ -111,10 +114,10 @@ class Student(nn.Module):
         """Where the backbone lives."""
         return next(self.backbone.parameters()).device
 
-    def ids(self, texts: list[str], role: Role, mode: Mode) -> list[tuple[int, ...]]:
+    def ids(self, texts: list[str], role: Role, mode: Mode, remember: bool = True) -> list[tuple[int, ...]]:
         """The exact token ids fed for each text; a text without any token is one padding token, as attention needs one."""
         form = self.formats[role, mode]
-        return [form.ids(ids) or (self.backbone.pad_id,) for ids in self.backbone.tokenize(texts)]
+        return [form.ids(ids) or (self.backbone.pad_id,) for ids in self.backbone.tokenize(texts, remember)]
 
     def limit_length(self, tokens: int) -> None:
         """Shorten every format that allows more than this many tokens (the limit all methods of a comparison share)."""
@@ -170,13 +173,15 @@ class Student(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            rows = self.ids(texts, role, mode)
+            # A corpus is held as numbers of four bytes: as tuples its token ids would take ten times that.
+            parts = (texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE))
+            rows = [array("i", ids) for part in parts for ids in self.ids(part, role, mode, remember=False)]
             order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
             out = np.zeros((len(rows), self.backbone.hidden_size), dtype=np.float32)
             starts = range(0, len(order), batch_size)
             for start in progress(starts) if progress else starts:
                 members = order[start : start + batch_size]
-                out[members] = self.pool([rows[index] for index in members]).float().cpu().numpy()
+                out[members] = self.pool([tuple(rows[index]) for index in members]).float().cpu().numpy()
         finally:
             self.train(was_training)
         return out
