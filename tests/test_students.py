@@ -80,6 +80,19 @@ def test_an_encoder_never_gets_more_tokens_than_it_has_positions():
     assert len(student.ids(["甲" * 300], "query", "symmetric")[0]) == 10
 
 
+def test_a_corpus_is_encoded_in_parts_and_not_remembered(monkeypatch):
+    student = student_of(tiny.backbone("decoder"))
+    expected = student.encode(TEXTS, "passage", "asymmetric", batch_size=3)
+    monkeypatch.setattr("d2llm.models.student.TEXTS_AT_ONCE", 2)
+    asked, real = [], student.backbone.tokenize
+    monkeypatch.setattr(
+        student.backbone, "tokenize", lambda texts, *more: asked.append(len(texts)) or real(texts, *more)
+    )
+    np.testing.assert_array_equal(student.encode(TEXTS, "passage", "asymmetric", batch_size=3), expected)
+    assert max(asked) == 2 and sum(asked) == len(TEXTS)
+    assert not student.backbone._cache
+
+
 def test_splitting_by_length_is_the_cheapest_of_all_splits():
     def cost(lengths, ends):
         return sum((b - a) * lengths[b - 1] + PASS_COST for a, b in itertools.pairwise([0, *ends]))
