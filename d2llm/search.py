@@ -39,8 +39,8 @@ Precision = Literal["full", "float16", "int8"]
 class Index:
     """Passages ready to be searched by one student.
 
-    `cache` (m, c) is the scorer's passage cache, a row a passage in the order given, in `precision`; `scale` (m, 1) what a row of int8 is
-    multiplied by. `vector_bytes` is what one plain embedding takes. Passages are told by their row: texts are the caller's.
+    `cache` (m, c) is the scorer's passage cache, a row a passage in the order given, in `precision`; `scale` (m, parts) what each
+    part of a row of int8 is multiplied by. `vector_bytes` is what one plain embedding takes. Passages are told by their row: texts are the caller's.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Index:
         chosen = torch.as_tensor(np.asarray(rows, dtype=np.int64), device=table.device)
         with torch.inference_mode():
             parts = [
-                stored(student.scorer.passage_cache(table[chosen[start : start + PASSAGE_BLOCK]]), precision)
+                stored(student.scorer, table[chosen[start : start + PASSAGE_BLOCK]], precision)
                 for start in range(0, max(1, len(chosen)), PASSAGE_BLOCK)
             ]
         cache = torch.cat([part for part, _ in parts])
@@ -110,7 +110,7 @@ class Index:
     def bytes_per_passage(self) -> int:
         """What the index holds of one passage."""
         row = self.cache.shape[1] * self.cache.element_size()
-        return row + (0 if self.scale is None else self.scale.element_size())
+        return row + (0 if self.scale is None else self.scale.shape[1] * self.scale.element_size())
 
     # --------------------------------------------------------------------------------------------------------- search
     def search(self, queries: Sequence[str], depth: int, share: float | None = None) -> Hits:
@@ -198,7 +198,11 @@ class Index:
         which = which.to(self.cache.device) if isinstance(which, Tensor) else which
         chosen = on_device(self.student, self.cache[which])
         if self.scale is not None:
-            chosen = chosen.float() * on_device(self.student, self.scale[which])
+            scale = on_device(self.student, self.scale[which])
+            parts = self.student.scorer.cache_parts(chosen.shape[1])
+            chosen = torch.cat(
+                [part.float() * scale[:, i : i + 1] for i, part in enumerate(chosen.split(list(parts), dim=1))], dim=1
+            )
         parameter = next(iter(self.student.scorer.parameters()), None)
         return chosen.to(torch.float32 if parameter is None else parameter.dtype)
 
@@ -242,17 +246,20 @@ class Index:
         return cls(student, cache, vector_bytes, mode, scale)
 
 
-def stored(cache: Tensor, precision: Precision) -> tuple[Tensor, Tensor | None]:
-    """(m, c) → as kept in a precision, with (m, 1) what each row is multiplied by in int8 (its largest entry becomes 127).
+def stored(scorer: Any, vectors: Tensor, precision: Precision) -> tuple[Tensor, Tensor | None]:
+    """(m, d) → the scorer's (m, c) as kept in a precision, and (m, parts), by which int8 is multiplied (the largest entry of a part becomes 127).
 
     Raises ConfigError for a precision there is not.
     """
     if precision not in get_args(Precision):
         raise ConfigError(f"precision: expected one of {', '.join(get_args(Precision))}; found {precision!r}")
-    if precision == "int8":
-        scale = (cache.abs().amax(1, keepdim=True) / 127).clamp(min=1e-12).float()
-        return (cache / scale).round().to(torch.int8), scale
-    return cache.to(torch.float16) if precision == "float16" else cache, None
+    cache = scorer.passage_cache(vectors)
+    if precision != "int8":
+        return cache.to(torch.float16) if precision == "float16" else cache, None
+    parts = cache.float().split(list(scorer.cache_parts(cache.shape[1])), dim=1)
+    scales = [(part.abs().amax(1, keepdim=True) / 127).clamp(min=1e-12) for part in parts]
+    kept = [(part / scale).round().to(torch.int8) for part, scale in zip(parts, scales, strict=True)]
+    return torch.cat(kept, dim=1), torch.cat(scales, dim=1)
 
 
 def finite(scores: Tensor) -> Tensor:
