@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from d2llm.artifacts import MEND, read_json, write_json
-from d2llm.candidates import Approximation, score
+from d2llm.candidates import Approximation
 from d2llm.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -160,20 +160,34 @@ class Index:
         """The same, with at most `budget` passages scored for a query."""
         if budget not in self._approximations:
             self._approximations[budget] = Approximation(self.rows, len(self), budget)
-        fitted, scorer = self._approximations[budget], self.student.scorer
+        fitted = self._approximations[budget]
         sampled = fitted.sample.to(block.device)
-        known = finite(scorer.matrix_cached(block, self.rows(fitted.sample), self.mode).float())
-        linear, square = fitted.weights(known.nan_to_num(posinf=0.0))
-        _, candidates = self._best(len(block), budget - len(sampled), lambda rows: score(linear, square, rows))
+        known = self._exact(block, fitted.sample)
+        weights = fitted.weights(known.nan_to_num(posinf=0.0))
+        _, near = self._best(len(block), fitted.second, fitted.scan(weights))
+        second = [self._exact(query[None], chosen)[0] for query, chosen in zip(block, near, strict=True)]
+        weights = torch.stack(
+            [
+                fitted.corrected(weight, self.rows(chosen), scores.nan_to_num(posinf=0.0))
+                for weight, chosen, scores in zip(weights, near, second, strict=True)
+            ]
+        )
+        left = budget - len(sampled) - fitted.second
+        _, candidates = self._best(len(block), left, fitted.scan(weights))
         best, index = [], []
-        for query, own, chosen in zip(block, known, candidates, strict=True):
-            chosen = chosen[torch.isin(chosen, sampled, invert=True)]
-            exact = finite(scorer.matrix_cached(query[None], self.rows(chosen), self.mode).float())[0]
-            scores, rows = torch.cat([own, exact]), torch.cat([sampled, chosen])
+        for query, drawn, other, chosen, more in zip(block, known, second, near, candidates, strict=True):
+            new = torch.isin(chosen, sampled, invert=True)
+            rows, scores = torch.cat([sampled, chosen[new]]), torch.cat([drawn, other[new]])
+            chosen = more[torch.isin(more, rows, invert=True)]
+            rows, scores = torch.cat([rows, chosen]), torch.cat([scores, self._exact(query[None], chosen)[0]])
             top, order = scores.topk(min(depth, len(scores)))
             best.append(top)
             index.append(rows[order])
         return torch.stack(best), torch.stack(index)
+
+    def _exact(self, block: Tensor, which: Tensor) -> Tensor:
+        """(n, c) queries → (n, k) scores of these passages."""
+        return finite(self.student.scorer.matrix_cached(block, self.rows(which), self.mode).float())
 
     def _best(self, count: int, depth: int, scores_of: Any) -> tuple[Tensor, Tensor]:
         """Scores and rows (count, depth) of what `scores_of` finds best, a block of passages at a time."""

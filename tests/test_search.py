@@ -11,7 +11,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from d2llm import search
-from d2llm.candidates import RIDGE, Approximation, score
+from d2llm.candidates import RIDGE, Approximation
 from d2llm.errors import ArtifactError, ConfigError
 from d2llm.models.interaction import IEM
 from d2llm.models.student import Student, TextFormat
@@ -235,22 +235,30 @@ def test_a_twentieth_of_the_scores_finds_what_all_of_them_find(monkeypatch, opti
 def test_the_weights_are_those_of_a_ridge_regression():
     torch.manual_seed(0)
     table = torch.randn(500, 6) * torch.linspace(0.1, 3, 6) + 1
-    fitted = Approximation(lambda rows: table[rows], 500, 400)
+    fitted = Approximation(lambda rows: table[rows], 500, 250)
     assert len(fitted.sample) == 100 == len(set(fitted.sample.tolist()))
-    scores = torch.randn(3, 100)
-    drawn = table[fitted.sample]
-    x = (drawn - drawn.mean(0)) / drawn.std(0, correction=0)
-    features = torch.cat([x, x**2, torch.ones(100, 1)], 1).double()
-    strength = RIDGE * float((features @ features.T).diagonal().mean())
-    reference = Ridge(alpha=strength, fit_intercept=False).fit(features.numpy(), scores.T.numpy())
+    scores, drawn = torch.randn(3, 100), table[fitted.sample]
     x = (table - drawn.mean(0)) / drawn.std(0, correction=0)
-    expected = reference.predict(torch.cat([x, x**2, torch.ones(500, 1)], 1).numpy()).T
-    found = score(*fitted.weights(scores), table).numpy()
-    # Equal but for a constant of each query, which no ranking sees.
-    np.testing.assert_allclose(
-        found - found.mean(1, keepdims=True), expected - expected.mean(1, keepdims=True), atol=2e-3
-    )
-    assert expected.std() > 0.1
+    features = torch.cat([x, x**2, torch.ones(500, 1)], 1).double().numpy()
+
+    def ridge(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """What scikit-learn predicts of all rows, one query a column."""
+        chosen = features[rows]
+        strength = RIDGE * float(np.mean((chosen**2).sum(1)))
+        return Ridge(alpha=strength, fit_intercept=False, solver="cholesky").fit(chosen, values).predict(features)
+
+    def same(found: torch.Tensor, expected: np.ndarray) -> None:
+        # Equal but for a constant of each query, which no ranking sees.
+        found = found.numpy() - found.numpy().mean(1, keepdims=True)
+        np.testing.assert_allclose(found, expected - expected.mean(1, keepdims=True), atol=2e-3)
+        assert expected.std() > 0.1
+
+    first = ridge(fitted.sample.numpy(), scores.T.numpy()).T
+    weights = fitted.weights(scores)
+    same(fitted.scan(weights)(table), first)
+    near, exact = torch.arange(40, 90), torch.randn(50)
+    second = first[0] + ridge(near.numpy(), exact.numpy() - first[0][near.numpy()])
+    same(fitted.scan(fitted.corrected(weights[0], table[near], exact)[None])(table), second[None])
 
 
 def test_few_passages_and_plain_scorers_are_searched_whole():
