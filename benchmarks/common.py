@@ -108,4 +108,6 @@ def publish(name: str, rows: list[dict[str, Any]], settings: dict[str, Any], pat
     print(table(rows))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"benchmark": name, "settings": settings, "machine": facts, "rows": rows}, indent=1) + "\n")
+        path.write_text(
+            json.dumps({"benchmark": name, "settings": settings, "machine": facts, "rows": rows}, indent=1) + "\n"
+        )

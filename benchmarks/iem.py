@@ -87,7 +87,9 @@ def main() -> None:
     share = timed.ratio(fastest, "suite")
     print(f"share of the machine's product rate ({fastest}): {share[1]:.3f} ({share[0]:.3f} to {share[2]:.3f})")
     print(f"largest difference from the release's formula: {error:.2e} of the largest score")
-    print(f"an index in float16: largest difference {float((halved - exact).abs().max() / exact.abs().max()):.2e}; {2 * h} bytes a passage, embedding {4 * d}")
+    print(
+        f"an index in float16: largest difference {float((halved - exact).abs().max() / exact.abs().max()):.2e}; {2 * h} bytes a passage, embedding {4 * d}"
+    )
 
 
 if __name__ == "__main__":

@@ -82,11 +82,22 @@ def main() -> None:
     started = time.perf_counter()
     index, queries = trained(options) if options.student else synthetic(options)
     built = time.perf_counter() - started
-    print(f"{len(index)} passages indexed in {built:.0f} s, {index.bytes_per_passage} bytes each, {PASSAGE_BLOCK} a block")
+    print(
+        f"{len(index)} passages indexed in {built:.0f} s, {index.bytes_per_passage} bytes each, {PASSAGE_BLOCK} a block"
+    )
     started = time.perf_counter()
     exact = index.search_vectors(queries, 10)
     whole = (time.perf_counter() - started) / len(queries)
-    rows = [{"part scored exactly": 1.0, "recall@10": 1.0, "least": 1.0, "ms a query": 1000 * whole, "times faster": 1.0, "first, ms": None}]
+    rows = [
+        {
+            "part scored exactly": 1.0,
+            "recall@10": 1.0,
+            "least": 1.0,
+            "ms a query": 1000 * whole,
+            "times faster": 1.0,
+            "first, ms": None,
+        }
+    ]
     for share in SHARES:
         started = time.perf_counter()
         index.search_vectors(queries[:1], 10, share)  # fits what all queries share
@@ -100,9 +111,17 @@ def main() -> None:
              "times faster": whole / seconds, "first, ms": 1000 * fitted}
         )  # fmt: skip
     settings = {"passages": len(index), "queries": len(queries), "precision": options.precision}
-    settings |= {"student": "trained"} if options.student else {
-        "d": options.width, "h": options.hidden, "heaps": options.heaps, "iem": options.iem, "noise": options.noise
-    }
+    settings |= (
+        {"student": "trained"}
+        if options.student
+        else {
+            "d": options.width,
+            "h": options.hidden,
+            "heaps": options.heaps,
+            "iem": options.iem,
+            "noise": options.noise,
+        }
+    )
     publish("search", rows, settings, options.json)
 
 
