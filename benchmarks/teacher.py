@@ -73,7 +73,11 @@ def main() -> None:
         count={"type": int, "default": 512, "help": "pairs"},
         slow={"type": int, "default": 32, "help": "pairs the release's procedure is timed on"},
         rounds={"type": int, "default": 3},
-        tokens={"type": int, "default": 1024, "help": "of a batch of this suite (teacher.batch_tokens); on a CPU they should fit its caches"},
+        tokens={
+            "type": int,
+            "default": 1024,
+            "help": "of a batch of this suite (teacher.batch_tokens); on a CPU they should fit its caches",
+        },
     )
     settings = TeacherSettings(symmetric=PROMPT, asymmetric=PROMPT, max_length=500, batch_tokens=options.tokens)
     teacher = Teacher.load(options.model, settings, "float32")
