@@ -180,6 +180,26 @@ def test_the_card_holds_the_runs_own_scores(tmp_path):
     )
 
 
+def test_attention_is_what_the_pooling_weighs_states_with(folder):
+    student = d2llm.load(folder)
+    tokens, shares = student.attention(QUESTION)
+    assert "".join(tokens).replace(" ", "").endswith(QUESTION) and shares.shape == (len(tokens), student.pooling.heads)
+    np.testing.assert_allclose(shares.sum(0), 1.0, atol=1e-5)
+    assert (shares[: student.unpooled] == 0).all() and (shares[student.unpooled :] > 0).all()
+    # From the shares alone, the embedding: values of all tokens projected, weighted, normed.
+    pma = student.pooling
+    states, _ = student.backbone.states(student.ids([QUESTION], "query", "asymmetric"))
+    with torch.no_grad():
+        values = pma.value(states[0]).view(len(tokens), pma.heads, -1)
+        pooled = (torch.from_numpy(shares)[:, :, None] * values).sum(0).flatten()
+        out = pma.norm0(pma.seed + pooled)
+        out = pma.norm1(out + pma.output(out).relu())
+    np.testing.assert_allclose(student.encode([QUESTION], "query")[0], out, rtol=1e-4, atol=1e-5)
+    student.pooling_spec, student.pooling = ("mean", {}), torch.nn.Identity()
+    with pytest.raises(ConfigError, match="pooling mean has no attention to show"):
+        student.attention(QUESTION)
+
+
 def test_every_command_shows_an_example():
     for name in ("encode", "index", "search", "export"):
         made = parser()._subparsers._group_actions[0].choices[name]  # noqa: SLF001

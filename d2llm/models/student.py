@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2llm.artifacts import write_json
-from d2llm.errors import ArtifactError, TrainingError
+from d2llm.errors import ArtifactError, ConfigError, TrainingError
 from d2llm.methods import Batch, Embedded, MaxLengths, Mode, Role
 from d2llm.models.backbone import Backbone
 from d2llm.models.interaction import build_scorer
-from d2llm.models.pooling import build_pooling
+from d2llm.models.pooling import PMA, build_pooling
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -204,6 +204,18 @@ class Student(nn.Module):
             vectors = torch.from_numpy(self.encode(distinct, role, mode, batch_size)).to(self.device)  # type: ignore[arg-type]
             sides.append(part(vectors)[[place[text] for text in texts]])
         return self.scorer.pairs_cached(*sides, mode).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def attention(self, text: str, role: Role = "query", mode: Mode = "asymmetric") -> tuple[list[str], np.ndarray]:
+        """(tokens, (tokens, heads) shares) of a text under PMA: what the pooled value of each head is made of. Other poolings raise ConfigError."""
+        if not isinstance(self.pooling, PMA):
+            raise ConfigError(f"pooling {self.pooling_spec[0]} has no attention to show; only pma has")
+        rows = self.ids([text], role, mode)
+        states, mask = self.backbone.states(rows, self.padding)
+        if self.unpooled:
+            mask = mask * (mask.cumsum(1) > self.unpooled)
+        tokens = [self.backbone.tokenizer.decode([token]) for token in rows[0]]
+        return tokens, self.pooling.attention(states, mask)[0].float().cpu().numpy()
 
     # ------------------------------------------------------------------------------------------------------- training
     def head_parameters(self) -> Iterator[tuple[str, Parameter]]:
