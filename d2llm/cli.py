@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from d2llm import __version__, stages
+from d2llm import commands as commands_of_use
 from d2llm.artifacts import ahead, settle_times, write_json
 from d2llm.config import Config, dump, load
 from d2llm.errors import D2LLMError
@@ -69,8 +70,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line, one subcommand a stage."""
-    top = argparse.ArgumentParser(prog="d2llm", description="Run one stage of the D2LLM benchmark suite.")
+    """The command line: one subcommand a stage, and those that use a trained student."""
+    top = argparse.ArgumentParser(
+        prog="d2llm", description="Run one stage of the D2LLM benchmark suite, or use a trained student."
+    )
     top.add_argument("--version", action="version", version=f"d2llm {__version__}")
     commands = top.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name, help_line in HELP.items():
@@ -94,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
         for argument in stages.STAGES[name].arguments:
             options = ARGUMENTS[argument]
             command.add_argument(f"--{argument}", required="default" not in options, **options)
+    commands_of_use.add_parsers(commands)
     return top
 
 
@@ -101,6 +105,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parser().parse_args(argv)
     try:
+        if hasattr(options, "call"):
+            return options.call(options)
         if options.stage == "check-config":
             sys.stdout.write(dump(load(options.config)))
             return 0

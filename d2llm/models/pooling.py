@@ -142,17 +142,26 @@ class PMA(Pooling):
             self.output.weight.mul_(0.05)
             self.output.bias.zero_()
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        size, heads = self.seed.numel(), self.heads
+    def attention(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """(n, t, d), (n, t) → (n, t, heads): what share of each head's pooled value a token has; over the tokens of a text it sums to 1."""
         mask = mask.bool()
-        hidden = hidden.to(self.seed.dtype).masked_fill(~mask[:, :, None], 0.0)
+        return self._attention(hidden.to(self.seed.dtype).masked_fill(~mask[:, :, None], 0.0), mask)
+
+    def _attention(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        size, heads = self.seed.numel(), self.heads
         query = self.query(self.seed).view(heads, -1)  # (heads, d/heads)
         key_weight = self.key.weight.view(heads, -1, size)
         folded = torch.einsum("hk,hkd->hd", query, key_weight) / self.divisor  # q_h·W_k,h
         offset = (query * self.key.bias.view(heads, -1)).sum(1) / self.divisor  # q_h·b_k,h: cancels in the softmax
         scores = hidden @ folded.T + offset  # (n, t, heads)
         hide = ~mask[:, :, None]
-        attention = scores.masked_fill(hide, torch.finfo(scores.dtype).min).softmax(1).masked_fill(hide, 0.0)
+        return scores.masked_fill(hide, torch.finfo(scores.dtype).min).softmax(1).masked_fill(hide, 0.0)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        size, heads = self.seed.numel(), self.heads
+        mask = mask.bool()
+        hidden = hidden.to(self.seed.dtype).masked_fill(~mask[:, :, None], 0.0)
+        attention = self._attention(hidden, mask)
         states = attention.transpose(1, 2) @ hidden  # (n, heads, d): per head the weighted mean of the states
         value_weight = self.value.weight.view(heads, -1, size)
         value = torch.einsum("nhd,hkd->nhk", states, value_weight)

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2llm.artifacts import write_json
-from d2llm.errors import ArtifactError, TrainingError
+from d2llm.errors import ArtifactError, ConfigError, TrainingError
 from d2llm.methods import Batch, Embedded, MaxLengths, Mode, Role
 from d2llm.models.backbone import Backbone
 from d2llm.models.interaction import build_scorer
-from d2llm.models.pooling import build_pooling
+from d2llm.models.pooling import PMA, build_pooling
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -167,9 +167,12 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self, texts: list[str], role: Role, mode: Mode, batch_size: int = 256, progress: Any = None
+        self, texts: list[str], role: Role, mode: Mode = "asymmetric", batch_size: int = 256, progress: Any = None
     ) -> np.ndarray:
-        """Embeddings (n, d), float32, in evaluation mode; batches hold texts of like length. `progress` wraps them."""
+        """Embeddings (n, d), float32, in evaluation mode; batches hold texts of like length. `progress` wraps them.
+
+        role: "query" or "passage"; mode: "asymmetric" for a question and what answers it, "symmetric" for two sentences of a kind.
+        """
         was_training = self.training
         self.eval()
         try:
@@ -185,6 +188,39 @@ class Student(nn.Module):
         finally:
             self.train(was_training)
         return out
+
+    @torch.inference_mode()
+    def score(
+        self, queries: list[str], passages: list[str], mode: Mode = "asymmetric", batch_size: int = 256
+    ) -> np.ndarray:
+        """(n,) scores of query i with passage i, float32: the IEM's logits (a sigmoid makes them probabilities), or cosines.
+
+        Raises ValueError for lists of different lengths.
+        """
+        if len(queries) != len(passages):
+            raise ValueError(f"{len(queries)} queries and {len(passages)} passages: expected one passage a query")
+        sides = []
+        for texts, role, part in (
+            (queries, "query", self.scorer.query_cache),
+            (passages, "passage", self.scorer.passage_cache),
+        ):
+            distinct = list(dict.fromkeys(texts))
+            place = {text: row for row, text in enumerate(distinct)}
+            vectors = torch.from_numpy(self.encode(distinct, role, mode, batch_size)).to(self.device)  # type: ignore[arg-type]
+            sides.append(part(vectors)[[place[text] for text in texts]])
+        return self.scorer.pairs_cached(*sides, mode).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def attention(self, text: str, role: Role = "query", mode: Mode = "asymmetric") -> tuple[list[str], np.ndarray]:
+        """(tokens, (tokens, heads) shares) of a text under PMA: what the pooled value of each head is made of. Other poolings raise ConfigError."""
+        if not isinstance(self.pooling, PMA):
+            raise ConfigError(f"pooling {self.pooling_spec[0]} has no attention to show; only pma has")
+        rows = self.ids([text], role, mode)
+        states, mask = self.backbone.states(rows, self.padding)
+        if self.unpooled:
+            mask = mask * (mask.cumsum(1) > self.unpooled)
+        tokens = [self.backbone.tokenizer.decode([token]) for token in rows[0]]
+        return tokens, self.pooling.attention(states, mask)[0].float().cpu().numpy()
 
     # ------------------------------------------------------------------------------------------------------- training
     def head_parameters(self) -> Iterator[tuple[str, Parameter]]:
