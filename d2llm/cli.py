@@ -46,6 +46,7 @@ HELP = {
     "ablations": "compare D2LLM with each of its variants, by paired bootstrap",
     "table": "render a table",
     "figure": "render a figure",
+    "examples": "pick the examples on which methods disagree most",
     "report": "make the page that shows the whole run",
     "notebook": "execute notebooks/results.ipynb on a run's scores",
     "plan": "estimate what a config needs: memory, hours, disk",
