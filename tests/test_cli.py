@@ -13,6 +13,7 @@ import pytest
 
 from d2llm import cli, stages
 from d2llm.artifacts import write_text
+from d2llm.commands import COMMANDS
 from d2llm.config import Config, dump
 from d2llm.errors import ArtifactError
 from d2llm.logs import progress
@@ -107,3 +108,18 @@ def test_progress_away_from_a_terminal_is_log_lines(caplog: pytest.LogCaptureFix
     assert [record.message.split(" in ")[0] for record in caplog.records] == [
         f"counting: {n} of 4" for n in (1, 2, 3, 4)
     ]
+
+
+def test_every_command_shows_an_example_that_parses(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in [*stages.STAGES, *COMMANDS]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([name, "--help"])
+        said = capsys.readouterr().out
+        assert ended.value.code == 0 and "\nexample:\n  d2llm " in said, name
+        example = said.rsplit("example:\n", 1)[1].split()
+        assert example[1] == name
+        cli.parser().parse_args(example[1:])
+
+
+def test_every_stage_has_its_help() -> None:
+    assert set(cli.HELP) == set(stages.STAGES)
