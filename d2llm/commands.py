@@ -91,6 +91,14 @@ def compare(options: Namespace) -> int:
     return 0
 
 
+def new_baseline(options: Namespace) -> int:
+    """Write the files of one more baseline."""
+    from d2llm.new_baseline import new_baseline as write
+
+    print(write(options.name, options.title, options.kind))
+    return 0
+
+
 COMMANDS: dict[str, Command] = {
     "doctor": Command(
         "check this machine, and a config where one is given; exit code 1 where something is missing",
@@ -135,6 +143,17 @@ COMMANDS: dict[str, Command] = {
             "--exact": {"type": float, "default": 1e-6, "metavar": "X", "help": "for rows without training (default: 1e-6)"},
             "--tolerance": {"type": float, "default": 0.02, "metavar": "X", "help": "for trained rows (default: 0.02)"},
         },
+    ),
+    "new-baseline": Command(
+        "write what one more baseline needs, from templates: its file, rule, config and test (docs/extending.md)",
+        "d2llm new-baseline mymethod --title MyMethod --kind encoder",
+        new_baseline,
+        {
+            "name": {"metavar": "NAME", "help": "of the file and in configs: lower case, e.g. mymethod"},
+            "--title": {"help": "in tables (default: the name)"},
+            "--kind": {"choices": ["decoder", "encoder"], "default": "decoder", "help": "of its base model (default: decoder)"},
+        },
+        config="none",
     ),
     "adopt": Command(
         "write the settings that `tune` chose into a tier's file",
