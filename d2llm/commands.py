@@ -99,6 +99,18 @@ def new_baseline(options: Namespace) -> int:
     return 0
 
 
+def config_docs(options: Namespace) -> int:
+    """Print the page of all keys, or write it."""
+    from d2llm.artifacts import write_text
+    from d2llm.config_docs import page
+
+    if options.to:
+        write_text(options.to, page())
+    else:
+        sys.stdout.write(page())
+    return 0
+
+
 COMMANDS: dict[str, Command] = {
     "doctor": Command(
         "check this machine, and a config where one is given; exit code 1 where something is missing",
@@ -160,6 +172,13 @@ COMMANDS: dict[str, Command] = {
         "d2llm adopt --config results/mini/config.yaml --to config/mini.yaml",
         adopt,
         {"--to": {"required": True, "metavar": "FILE", "help": "the tier's file; its comments stay"}},
+    ),
+    "config-docs": Command(
+        "print every config key with its type, default and meaning, or write docs/configuration.md",
+        "d2llm config-docs --to docs/configuration.md",
+        config_docs,
+        {"--to": {"metavar": "FILE", "help": "write it there"}},
+        config="none",
     ),
     "keep": Command(
         "copy the small files of a finished run to a folder, as results/reference/<tier> holds them",
