@@ -1,4 +1,4 @@
-"""`d2llm STAGE --config FILE …`: runs one stage of the suite, by hand or as a job of the workflow; commands for people are in `d2llm.commands`.
+"""`d2llm STAGE --config FILE …`: runs one stage of the suite, by hand or as a job of the workflow; commands for people are in `d2llm.tools`.
 
 Prepares the process (threads, seeds, log, quiet libraries), runs the stage, and writes its provenance last. A wrong
 config or a damaged file ends in one line `error: …` and exit code 2; any other exception keeps its traceback.
@@ -19,13 +19,13 @@ from typing import Any
 
 from d2llm import __version__, stages
 from d2llm.artifacts import write_json
-from d2llm.commands import COMMANDS
 from d2llm.config import Config, load
 from d2llm.errors import D2LLMError
 from d2llm.logs import configure, get_logger
 from d2llm.models import remote
 from d2llm.paths import Paths
 from d2llm.provenance import content_digest, environment, peak_memory_mb
+from d2llm.tools import COMMANDS
 
 HELP = {
     "download": "fetch one data set of the hub",

@@ -13,11 +13,11 @@ import pytest
 
 from d2llm import cli, stages
 from d2llm.artifacts import write_text
-from d2llm.commands import COMMANDS
 from d2llm.config import Config, dump
 from d2llm.errors import ArtifactError
 from d2llm.logs import progress
 from d2llm.paths import Paths
+from d2llm.tools import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,9 +14,9 @@ import yaml
 from test_workflow import fresh, snakemake  # noqa: F401 - fresh is a fixture
 
 from d2llm import cli, config_docs, stages
-from d2llm.commands import COMMANDS
 from d2llm.config import Config
 from d2llm.methods import Recipe, method, names
+from d2llm.tools import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob(".github/**/*.md")])

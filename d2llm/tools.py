@@ -1,4 +1,4 @@
-"""The commands of `d2llm` that are no stage: each with its help, its arguments, an example, and what it does.
+"""The commands of `d2llm` for those who run the suite, none of them a stage: each with its help, its arguments, an example, and what it does.
 
 They are for people: none makes an artifact of a run, none leaves provenance. Each returns the exit code.
 """
