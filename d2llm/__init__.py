@@ -1,6 +1,47 @@
 """D2LLM: a bi-encoder student that keeps a cross-encoder's judgement, and a suite to compare it with others.
 
-The package knows nothing of Snakemake: every stage is a function of a validated config (`d2llm.stages` lists them).
+The package knows nothing of Snakemake: every stage is a function of a validated config (`d2llm.stages` lists them). To use a trained student:
+`d2llm.load(folder)` and `d2llm.Index` (docs/searching.md). Importing the package imports no torch.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from d2llm.models.student import Student
+    from d2llm.search import Index
+
+__all__ = ["Index", "__version__", "load"]
 __version__ = "0.1.0"
+
+
+def load(folder: str | Path, dtype: str = "float32", device: str | None = None) -> Student:
+    """A trained student, ready to encode, score and be searched with.
+
+    `folder` is a run's `model` folder (results/<tier>/runs/<method>/<variant>/seed<n>/model) or what `d2llm export` wrote. `device`: a GPU where
+    there is one. Raises ArtifactError for a folder that holds no student.
+    """
+    from pathlib import Path
+
+    from d2llm.models.device import default_device
+    from d2llm.models.student import Student
+
+    place = Path(folder)
+    # Of an exported folder, the part that is the student.
+    inside = place / STUDENT if (place / STUDENT).is_dir() else place
+    return Student.load(inside, dtype=dtype).to(device or default_device())
+
+
+# Where an exported model holds its student: the name sentence-transformers gives the folder as well.
+STUDENT = "0_Embedder"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Index":
+        from d2llm.search import Index
+
+        return Index
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from d2llm import __version__, stages
+from d2llm import commands as commands_of_use
 from d2llm.artifacts import write_json
 from d2llm.config import Config, load
 from d2llm.errors import D2LLMError
@@ -72,7 +73,7 @@ TOP = """\
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line, one subcommand a stage or command."""
+    """The command line: a subcommand a stage, those that use a trained student, and those of upkeep."""
     top = argparse.ArgumentParser(
         prog="d2llm", description="The D2LLM benchmark suite.", epilog=TOP, formatter_class=argparse.RawDescriptionHelpFormatter
     )  # fmt: skip
@@ -84,6 +85,8 @@ def parser() -> argparse.ArgumentParser:
             add_config(command, required=entry.config == "needed")
         for argument, options in entry.arguments.items():
             command.add_argument(argument, **options)
+        command.set_defaults(call=entry.run)
+    commands_of_use.add_parsers(commands)
     for name, help_line in HELP.items():
         stage = stages.STAGES[name]
         given = [f"--{argument} {EXAMPLES[argument]}" for argument in stage.arguments if "default" not in ARGUMENTS[argument]]  # fmt: skip
@@ -118,8 +121,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parser().parse_args(argv)
     try:
-        if options.stage in COMMANDS:
-            return COMMANDS[options.stage].run(options)
+        if hasattr(options, "call"):
+            return options.call(options)
         configure(options.log)
         arguments = {name: getattr(options, name) for name in stages.STAGES[options.stage].arguments}
         run_stage(load(options.config), options.stage, arguments, options.inputs)

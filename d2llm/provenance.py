@@ -28,6 +28,7 @@ PLUMBING = frozenset(
         "d2llm",
         "d2llm.artifacts",
         "d2llm.cli",
+        "d2llm.commands",
         "d2llm.config",
         "d2llm.errors",
         "d2llm.logs",

@@ -1,22 +1,24 @@
 """A searchable index of passages for a trained student: what its scorer needs of every passage, computed once.
 
-For D2LLM that is Wp·p + b1 of every passage (`passage_cache`), from which its scores follow exactly; for a cosine the unit
-vector. A search is exhaustive: every passage is scored, in blocks of both sides that bound the memory.
+For D2LLM that is Wp·p + b1 of every passage (`passage_cache`), from which its scores follow exactly; for a cosine the unit vector. It may be kept in
+half or eight-bit precision. A search scores every passage, in blocks of both sides that bound the memory, or, with `share`, only so large a part of
+them as inner products say is worth it (`candidates`). A saved index is mapped, not read: it may be larger than the memory.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from d2llm.artifacts import MEND, read_json, write_json
-from d2llm.errors import ArtifactError
+from d2llm.candidates import Approximation
+from d2llm.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from d2llm.models.interaction import Mode
@@ -24,44 +26,82 @@ if TYPE_CHECKING:
 # A block of 256 queries × 4096 passages is 4 MB of float32 scores.
 QUERY_BLOCK = 256
 PASSAGE_BLOCK = 4096
+# Texts embedded at a time while an index is built.
+BUILD_BLOCK = 8192
 # Bump when the layout of a saved index changes.
-LAYOUT = 1
+LAYOUT = 2
 
 Hits = list[tuple[np.ndarray, np.ndarray]]
+# "full": the type the scorer computes in.
+Precision = Literal["full", "float16", "int8"]
 
 
 class Index:
     """Passages ready to be searched by one student.
 
-    `cache` (m, c) is the scorer's passage cache, a row a passage in the order given; `vector_bytes` what one plain embedding
-    takes. Passages are told by their row: texts are the caller's.
+    `cache` (m, c) is the scorer's passage cache, a row a passage in the order given, in `precision`; `scale` (m, parts) what each
+    part of a row of int8 is multiplied by. `vector_bytes` is what one plain embedding takes. Passages are told by their row: texts are the caller's.
     """
 
-    def __init__(self, student: Any, cache: Tensor, vector_bytes: int = 0, mode: Mode = "asymmetric") -> None:
-        self.student, self.cache, self.vector_bytes, self.mode = student, cache, vector_bytes, mode
+    def __init__(
+        self,
+        student: Any,
+        cache: Tensor,
+        vector_bytes: int = 0,
+        mode: Mode = "asymmetric",
+        scale: Tensor | None = None,
+    ) -> None:
+        self.student, self.cache, self.vector_bytes, self.mode, self.scale = student, cache, vector_bytes, mode, scale
+        self._approximations: dict[int, Approximation] = {}
 
     @classmethod
-    def build(cls, student: Any, passages: Sequence[str], batch_size: int = 256, mode: Mode = "asymmetric") -> Index:
+    def build(
+        cls,
+        student: Any,
+        passages: Sequence[str],
+        batch_size: int = 256,
+        mode: Mode = "asymmetric",
+        precision: Precision = "full",
+    ) -> Index:
         """Encode passages, each distinct text once, and keep what the student's scorer needs of them."""
         distinct = list(dict.fromkeys(passages))
-        place = {text: row for row, text in enumerate(distinct)}
-        vectors = student.encode(distinct, "passage", mode, batch_size)
-        return cls.of_vectors(student, vectors, [place[text] for text in passages], mode)
+        parts = [
+            cls.of_vectors(
+                student, student.encode(chunk, "passage", mode, batch_size), range(len(chunk)), mode, precision
+            )
+            for chunk in (distinct[start : start + BUILD_BLOCK] for start in range(0, len(distinct), BUILD_BLOCK))
+        ] or [cls.of_vectors(student, student.encode([], "passage", mode), [], mode, precision)]
+        made = cls(
+            student, torch.cat([part.cache for part in parts]), parts[0].vector_bytes, mode,
+            None if parts[0].scale is None else torch.cat([part.scale for part in parts]),
+        )  # fmt: skip
+        if len(distinct) < len(passages):
+            place = {text: row for row, text in enumerate(distinct)}
+            chosen = torch.tensor([place[text] for text in passages], device=made.cache.device)
+            made.cache = made.cache[chosen]
+            made.scale = None if made.scale is None else made.scale[chosen]
+        return made
 
     @classmethod
     def of_vectors(
-        cls, student: Any, vectors: np.ndarray, rows: Sequence[int] | np.ndarray, mode: Mode = "asymmetric"
+        cls,
+        student: Any,
+        vectors: np.ndarray,
+        rows: Sequence[int] | np.ndarray,
+        mode: Mode = "asymmetric",
+        precision: Precision = "full",
     ) -> Index:
         """An index whose passage i has the embedding `vectors[rows[i]]`; vectors (n, d) as the student encodes them."""
         table = on_device(student, vectors)
         chosen = torch.as_tensor(np.asarray(rows, dtype=np.int64), device=table.device)
         with torch.inference_mode():
             parts = [
-                student.scorer.passage_cache(table[chosen[start : start + PASSAGE_BLOCK]])
-                for start in range(0, len(chosen), PASSAGE_BLOCK)
+                stored(student.scorer, table[chosen[start : start + PASSAGE_BLOCK]], precision)
+                for start in range(0, max(1, len(chosen)), PASSAGE_BLOCK)
             ]
-        cache = torch.cat(parts) if parts else student.scorer.passage_cache(table[:0])
-        return cls(student, cache, table.shape[1] * table.element_size(), mode)
+        cache = torch.cat([part for part, _ in parts])
+        scale = None if parts[0][1] is None else torch.cat([part for _, part in parts])
+        return cls(student, cache, table.shape[1] * table.element_size(), mode, scale)
 
     def __len__(self) -> int:
         return len(self.cache)
@@ -69,33 +109,116 @@ class Index:
     @property
     def bytes_per_passage(self) -> int:
         """What the index holds of one passage."""
-        return self.cache.shape[1] * self.cache.element_size()
+        row = self.cache.shape[1] * self.cache.element_size()
+        return row + (0 if self.scale is None else self.scale.shape[1] * self.scale.element_size())
 
-    def search(self, queries: Sequence[str], depth: int) -> Hits:
-        """For every query the rows of the `depth` best passages and their scores, best first."""
-        return self.search_vectors(self.student.encode(list(queries), "query", self.mode), depth)
+    # --------------------------------------------------------------------------------------------------------- search
+    def search(self, queries: Sequence[str], depth: int, share: float | None = None) -> Hits:
+        """For every query the rows of the `depth` best passages and their scores, best first.
 
-    def search_vectors(self, queries: np.ndarray, depth: int) -> Hits:
+        `share`: the part of the passages whose exact score may be computed for a query, e.g. 0.02; None: all of them. Scores are exact either way,
+        and which passages are found is approximate with it (`recall` measures how much so).
+        """
+        return self.search_vectors(self.student.encode(list(queries), "query", self.mode), depth, share)
+
+    def search_vectors(self, queries: np.ndarray, depth: int, share: float | None = None) -> Hits:
         """The same for embedded queries (n, d). Scores that are not finite come as +inf, first, for the caller to refuse."""
         q = on_device(self.student, queries)
-        scorer = self.student.scorer
         hits: Hits = []
         with torch.inference_mode():
             for first in range(0, len(q), QUERY_BLOCK):
-                block = scorer.query_cache(q[first : first + QUERY_BLOCK])
-                best = torch.empty(len(block), 0, device=q.device)
-                index = torch.empty(len(block), 0, dtype=torch.long, device=q.device)
-                for start in range(0, len(self.cache), PASSAGE_BLOCK):
-                    chosen = self.cache[start : start + PASSAGE_BLOCK]
-                    scores = scorer.matrix_cached(block, chosen, self.mode).float()
-                    # What is not finite sorts first, so that the check of what is kept cannot miss it.
-                    scores = scores.masked_fill(~scores.isfinite(), torch.inf)
-                    ids = torch.arange(start, start + len(chosen), device=q.device).expand(len(block), -1)
-                    best, index = torch.cat([best, scores], dim=1), torch.cat([index, ids], dim=1)
-                    best, order = best.topk(min(depth, best.shape[1]), dim=1)
-                    index = index.gather(1, order)
+                block = self.student.scorer.query_cache(q[first : first + QUERY_BLOCK])
+                budget = self._budget(share, depth)
+                best, index = self._all(block, depth) if budget is None else self._some(block, depth, budget)
                 hits.extend(zip(index.cpu().numpy(), best.cpu().numpy(), strict=True))
         return hits
+
+    def recall(self, queries: Sequence[str], depth: int = 10, share: float = 0.02) -> float:
+        """Part of the `depth` best passages that a search with `share` finds, in the mean of some queries."""
+        vectors = self.student.encode(list(queries), "query", self.mode)
+        exact, found = self.search_vectors(vectors, depth), self.search_vectors(vectors, depth, share)
+        return float(
+            np.mean([len(set(a) & set(b)) / max(1, len(a)) for (a, _), (b, _) in zip(exact, found, strict=True)])
+        )
+
+    def _budget(self, share: float | None, depth: int) -> int | None:
+        """How many passages may be scored exactly for a query; None: all."""
+        if share is None:
+            return None
+        if not 0 < share <= 1:
+            raise ConfigError(f"share: expected a number above 0 and at most 1; found {share!r}")
+        budget = max(int(share * len(self)), 2 * depth)
+        return None if budget >= len(self) or self.student.scorer.name != "iem" else budget
+
+    def _all(self, block: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+        """(n, c) queries → scores and rows (n, depth) of the best passages, all of them scored."""
+        return self._best(
+            len(block), depth, lambda rows: finite(self.student.scorer.matrix_cached(block, rows, self.mode).float())
+        )
+
+    def _some(self, block: Tensor, depth: int, budget: int) -> tuple[Tensor, Tensor]:
+        """The same, with at most `budget` passages scored for a query."""
+        if budget not in self._approximations:
+            self._approximations[budget] = Approximation(self.rows, len(self), budget)
+        fitted = self._approximations[budget]
+        sampled = fitted.sample.to(block.device)
+        known = self._exact(block, fitted.sample)
+        weights = fitted.weights(known.nan_to_num(posinf=0.0))
+        _, near = self._best(len(block), fitted.second, fitted.scan(weights))
+        second = [self._exact(query[None], chosen)[0] for query, chosen in zip(block, near, strict=True)]
+        weights = torch.stack(
+            [
+                fitted.corrected(weight, self.rows(chosen), scores.nan_to_num(posinf=0.0))
+                for weight, chosen, scores in zip(weights, near, second, strict=True)
+            ]
+        )
+        left = budget - len(sampled) - fitted.second
+        _, candidates = self._best(len(block), left, fitted.scan(weights))
+        best, index = [], []
+        for query, drawn, other, chosen, more in zip(block, known, second, near, candidates, strict=True):
+            new = torch.isin(chosen, sampled, invert=True)
+            rows, scores = torch.cat([sampled, chosen[new]]), torch.cat([drawn, other[new]])
+            chosen = more[torch.isin(more, rows, invert=True)]
+            rows, scores = torch.cat([rows, chosen]), torch.cat([scores, self._exact(query[None], chosen)[0]])
+            top, order = scores.topk(min(depth, len(scores)))
+            best.append(top)
+            index.append(rows[order])
+        return torch.stack(best), torch.stack(index)
+
+    def _exact(self, block: Tensor, which: Tensor) -> Tensor:
+        """(n, c) queries → (n, k) scores of these passages."""
+        return finite(self.student.scorer.matrix_cached(block, self.rows(which), self.mode).float())
+
+    def _best(self, count: int, depth: int, scores_of: Any) -> tuple[Tensor, Tensor]:
+        """Scores and rows (count, depth) of what `scores_of` finds best, a block of passages at a time."""
+        device = on_device(self.student, self.cache[:0]).device
+        best = torch.empty(count, 0, device=device)
+        index = torch.empty(count, 0, dtype=torch.long, device=device)
+        for start, rows in self.blocks():
+            scores = scores_of(rows)
+            ids = torch.arange(start, start + len(rows), device=device).expand(count, -1)
+            best, index = torch.cat([best, scores], dim=1), torch.cat([index, ids], dim=1)
+            best, order = best.topk(min(depth, best.shape[1]), dim=1)
+            index = index.gather(1, order)
+        return best, index
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """(first row, (≤ PASSAGE_BLOCK, c) in the scorer's type) of all passages in order."""
+        for start in range(0, len(self.cache), PASSAGE_BLOCK):
+            yield start, self.rows(slice(start, start + PASSAGE_BLOCK))
+
+    def rows(self, which: Tensor | slice) -> Tensor:
+        """(k, c) rows of the index where the scorer computes, as it made them, up to the loss of the precision they are kept in."""
+        which = which.to(self.cache.device) if isinstance(which, Tensor) else which
+        chosen = on_device(self.student, self.cache[which])
+        if self.scale is not None:
+            scale = on_device(self.student, self.scale[which])
+            parts = self.student.scorer.cache_parts(chosen.shape[1])
+            chosen = torch.cat(
+                [part.float() * scale[:, i : i + 1] for i, part in enumerate(chosen.split(list(parts), dim=1))], dim=1
+            )
+        parameter = next(iter(self.student.scorer.parameters()), None)
+        return chosen.to(torch.float32 if parameter is None else parameter.dtype)
 
     # -------------------------------------------------------------------------------------------------- save and load
     def save(self, folder: str | Path) -> None:
@@ -104,19 +227,25 @@ class Index:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"cache": self.cache.cpu().contiguous()}, str(folder / "index.safetensors"))
+        parts = {"cache": self.cache} | ({} if self.scale is None else {"scale": self.scale})
+        save_file({name: part.cpu().contiguous() for name, part in parts.items()}, str(folder / "index.safetensors"))
         about = {"layout": LAYOUT, "mode": self.mode, "vector_bytes": self.vector_bytes}
         write_json(folder / "index.json", about | {"shape": list(self.cache.shape), "student": weights(self.student)})
 
     @classmethod
-    def load(cls, folder: str | Path, student: Any) -> Index:
-        """A saved index of this very student. Raises ArtifactError when it is damaged or another student's."""
-        from safetensors.torch import load_file
+    def load(cls, folder: str | Path, student: Any, mapped: bool = True) -> Index:
+        """A saved index of this very student. Raises ArtifactError when it is damaged or another student's.
+
+        `mapped`: it stays in its file, and a search reads of it what it needs; otherwise it is brought where the student computes.
+        """
+        from safetensors import safe_open
 
         folder = Path(folder)
         about = read_json(folder / "index.json")
         try:
-            cache = load_file(str(folder / "index.safetensors"))["cache"]
+            with safe_open(str(folder / "index.safetensors"), framework="pt") as parts:
+                cache = parts.get_tensor("cache")
+                scale = parts.get_tensor("scale") if "scale" in parts.keys() else None  # noqa: SIM118 - not a dict
             fits = about["layout"] == LAYOUT and about["shape"] == list(cache.shape)
             mode, vector_bytes, owner = about["mode"], int(about["vector_bytes"]), about["student"]
         except Exception as error:  # noqa: BLE001 - any way a file can be broken ends in the same advice
@@ -125,7 +254,31 @@ class Index:
             raise ArtifactError(f"{folder}: index.json is not of index.safetensors or of another layout; {MEND}")
         if owner != weights(student):
             raise ArtifactError(f"{folder}: the index of another student; build it again with this one")
-        return cls(student, on_device(student, cache), vector_bytes, mode)
+        if not mapped:
+            cache = on_device(student, cache.clone())
+            scale = None if scale is None else on_device(student, scale.clone())
+        return cls(student, cache, vector_bytes, mode, scale)
+
+
+def stored(scorer: Any, vectors: Tensor, precision: Precision) -> tuple[Tensor, Tensor | None]:
+    """(m, d) → the scorer's (m, c) as kept in a precision, and (m, parts), by which int8 is multiplied (the largest entry of a part becomes 127).
+
+    Raises ConfigError for a precision there is not.
+    """
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision: expected one of {', '.join(get_args(Precision))}; found {precision!r}")
+    cache = scorer.passage_cache(vectors)
+    if precision != "int8":
+        return cache.to(torch.float16) if precision == "float16" else cache, None
+    parts = cache.float().split(list(scorer.cache_parts(cache.shape[1])), dim=1)
+    scales = [(part.abs().amax(1, keepdim=True) / 127).clamp(min=1e-12) for part in parts]
+    kept = [(part / scale).round().to(torch.int8) for part, scale in zip(parts, scales, strict=True)]
+    return torch.cat(kept, dim=1), torch.cat(scales, dim=1)
+
+
+def finite(scores: Tensor) -> Tensor:
+    """What is not finite sorts first, so that the check of what is kept cannot miss it."""
+    return scores.masked_fill(~scores.isfinite(), torch.inf)
 
 
 def on_device(student: Any, array: np.ndarray | Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The teacher: a decoder that reads a prompt with both texts and answers yes or no (paper, section on the teacher model).
 
 Scores many candidates of one query in one row: the candidates share the prompt's beginning and do not see each other, which gives the
-logits of separate prompts with the shared part computed once. Only the answer positions reach the two rows of the LM head that matter.
+logits of separate prompts with the shared part computed once; what all rows begin with, the instruction, is computed once a call.
+Only the answer positions reach the two rows of the LM head that matter.
 Tuning is in `teacher_tuning.py`, the stage that stores scores in `teacher_scores.py`.
 """
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from d2llm.config import TeacherSettings
 
 Group = tuple[str, Sequence[str]]  # a query and its candidates
+# Fewer tokens of instruction than this are computed with every row: handing them on costs as much.
+SHORTEST = 8
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,11 @@ def answer_ids(tokenizer: PreTrainedTokenizerFast, prompt: Prompt) -> tuple[int,
     return found[0], found[1]
 
 
-def collate(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
-    """Ids and positions (n, t) and a boolean mask (n, 1, t, t): causal, and candidates see only the shared part and themselves."""
+def collate(rows: Sequence[Row], pad_id: int, known: int = 0) -> dict[str, Tensor]:
+    """Ids and positions (n, t) and a boolean mask (n, 1, t, t): causal, and candidates see only the shared part and themselves.
+
+    The first `known` tokens of all rows are left out of all but the mask's last axis: their keys and values are there.
+    """
     longest = max(len(row.ids) for row in rows)
     ids = np.full((len(rows), longest), pad_id)
     positions = np.zeros((len(rows), longest), dtype=np.int64)
@@ -127,9 +133,9 @@ def collate(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
     visible = (seg[:, None, :] == 0) | (seg[:, None, :] == seg[:, :, None])
     mask = visible & torch.ones(longest, longest, dtype=torch.bool).tril()
     return {
-        "input_ids": torch.from_numpy(ids),
-        "position_ids": torch.from_numpy(positions),
-        "attention_mask": mask[:, None],
+        "input_ids": torch.from_numpy(ids[:, known:]),
+        "position_ids": torch.from_numpy(positions[:, known:]),
+        "attention_mask": mask[:, None, known:],
     }
 
 
@@ -177,12 +183,35 @@ class Teacher:
         self.tokens(text for a, candidates in groups for text in (a, *candidates))
         return [prompt.row(self.tokens([a])[0], self.tokens(candidates)) for a, candidates in groups]
 
-    def forward(self, rows: Sequence[Row], mode: str) -> tuple[Tensor, Tensor, Tensor]:
-        """States of a batch of rows: logits (m, 2) yes/no and answer states (m, d) of all candidates in order, and all states (n, t, d)."""
+    @torch.no_grad()
+    def instruction(self, mode: str) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (1, heads, k, d) of every layer for the k tokens each row of a mode begins with; empty for an architecture of its own."""
+        from transformers import DynamicCache
+
+        prefix = self.prompts[mode].prefix
+        if len(prefix) < SHORTEST or not type(self.model).__module__.startswith("transformers."):
+            return []  # code from a hub may cache in any way
+        ids = torch.tensor([prefix], device=self.model.device)
+        # A plain cache: an architecture's own may keep the last tokens only.
+        cache = self.model.base_model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True).past_key_values
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def forward(
+        self, rows: Sequence[Row], mode: str, begun: Sequence[tuple[Tensor, Tensor]] = ()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """States of a batch of rows: logits (m, 2) yes/no and answer states (m, d) of all candidates in order, and all states (n, t, d).
+
+        With `begun`, what `instruction` gave for these very weights, the states lack the instruction's k tokens.
+        """
         device = self.model.device
-        batch = {key: value.to(device) for key, value in collate(rows, self.tokenizer.pad_token_id).items()}
-        states = self.model.base_model(**batch, use_cache=False).last_hidden_state
-        where = [(i, answer) for i, row in enumerate(rows) for answer in row.answers]
+        known = begun[0][0].shape[2] if begun else 0
+        batch: dict[str, Any] = {
+            key: value.to(device) for key, value in collate(rows, self.tokenizer.pad_token_id, known).items()
+        }
+        if begun:
+            batch["past_key_values"] = repeated(begun, len(rows))
+        states = self.model.base_model(**batch, use_cache=bool(begun)).last_hidden_state
+        where = [(i, answer - known) for i, row in enumerate(rows) for answer in row.answers]
         index = torch.tensor(where, device=device)
         answer = states[index[:, 0], index[:, 1]]
         prompt = self.prompts[mode]
@@ -214,8 +243,9 @@ class Teacher:
         order = np.argsort([len(row.ids) for row in rows], kind="stable")
         out = [np.zeros((len(candidates), 2), dtype=np.float32) for _, candidates in groups]
         states = [None] * len(groups)
+        begun = self.instruction(mode) if len(rows) > 1 else []
         for batch in progress(list(token_batches(order, rows, self.settings.batch_tokens)), description):
-            logits, answer, _ = self.forward([rows[i] for i in batch], mode)
+            logits, answer, _ = self.forward([rows[i] for i in batch], mode, begun)
             if not torch.isfinite(logits).all():
                 raise TrainingError(
                     "the teacher's scores are not finite; its checkpoint is damaged; remove teacher/model and run snakemake again"
@@ -232,6 +262,16 @@ class Teacher:
                     states[number][start : start + len(candidates)] = answer[block]
                 at += len(candidates)
         return (out, states) if features else out
+
+
+def repeated(begun: Sequence[tuple[Tensor, Tensor]], rows: int) -> Any:
+    """A cache that holds the same beginning for every row; nothing is copied until a layer adds to it."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for number, (keys, values) in enumerate(begun):
+        cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), number)
+    return cache
 
 
 def quantized(kind: str) -> Any:

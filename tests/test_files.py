@@ -135,6 +135,21 @@ def test_triples_with_one_wrong_text_or_several(tmp_path: Path) -> None:
     assert set(passages) == {"p", "n", "m"}
 
 
+def test_what_is_judged_wrong_for_a_query_goes_with_each_of_its_right_passages(tmp_path: Path) -> None:
+    rows = [
+        {"query": "q", "passage": "p", "wrong": ["n", "m"]}, {"query": "q", "passage": "o", "wrong": "l"},
+        {"query": "r", "passage": "p", "wrong": []}, {"query": "n", "passage": "q", "wrong": "p"},
+    ]  # fmt: skip
+    settings = TrainingSet(file=jsonl(tmp_path / "t.jsonl", rows), negatives="wrong")
+    found, passages = examples.judged("s", settings, rng())
+    train, _ = examples.training_pairs(found, {"s": passages})
+    made = {(row.query, row.positive): (row.marked, row.wrong) for row in train.itertuples()}
+    assert made == {
+        ("q", "p"): (["p", "o"], ["n", "m", "l"]), ("q", "o"): (["p", "o"], ["n", "m", "l"]),
+        ("r", "p"): (["p"], []), ("n", "q"): (["q"], ["p"]),
+    }  # fmt: skip
+
+
 def retrieval(folder: Path, **changes: list[dict]) -> Retrieval:
     parts = {
         "queries": [{"id": 1, "text": "q1"}, {"id": 2, "text": "q2"}],

@@ -155,6 +155,33 @@ def test_quotas_where_a_source_runs_dry() -> None:
     assert Counter(odd["sources"][0]) == {"bm25": 2, "dense": 3}
 
 
+def test_what_is_judged_wrong_comes_before_what_is_mined() -> None:
+    texts = [f"文{i}" for i in range(30)]
+    frame = rows(("甲", "文0", "文9"), ("乙", "文1")).assign(
+        wrong=[["文20", "文9", "文3"], [f"文{i}" for i in range(2, 9)]]
+    )
+    ranks = {"甲": list(range(20)), "乙": list(range(20))}
+    few, many = drawn(frame, texts, ranks, ranks, 6).itertuples()
+    # Judged both right and wrong: right, so no negative. Of the other four, half are BM25's.
+    assert Counter(few.sources) == {"judged": 2, "bm25": 2, "dense": 2}
+    assert {text for text, source in zip(few.negatives, few.sources, strict=True) if source == "judged"} == {
+        "文20",
+        "文3",
+    }
+    assert "文9" not in few.negatives and len(set(few.negatives)) == 6
+    assert Counter(many.sources) == {"judged": 6}
+    left = {
+        (set(frame["wrong"][1]) - set(drawn(frame, texts, ranks, ranks, 6, seed)["negatives"][1])).pop()
+        for seed in range(40)
+    }
+    assert left == set(frame["wrong"][1])  # any of the seven may be the one left out
+    # Nothing judged: what is drawn does not depend on whether anybody could have judged.
+    none = drawn(frame.assign(wrong=[[], []]), texts, ranks, ranks, 6)
+    pd.testing.assert_frame_equal(
+        none.drop(columns="wrong"), drawn(frame.drop(columns="wrong"), texts, ranks, ranks, 6)
+    )
+
+
 def test_every_candidate_of_a_source_has_its_chance() -> None:
     texts = [f"文{i}" for i in range(12)]
     seen: Counter[str] = Counter()

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from sklearn.linear_model import Ridge
 
 from d2llm import search
-from d2llm.errors import ArtifactError
+from d2llm.candidates import RIDGE, Approximation
+from d2llm.errors import ArtifactError, ConfigError
+from d2llm.models.interaction import IEM
 from d2llm.models.student import Student, TextFormat
 from d2llm.search import Index
 
@@ -136,3 +139,144 @@ def test_another_students_or_a_damaged_index_is_refused(tmp_path: Path):
     (tmp_path / "index.json").unlink()
     with pytest.raises(ArtifactError, match="index.json: missing"):
         Index.load(tmp_path, model)
+
+
+def test_a_loaded_index_stays_in_its_file(tmp_path: Path):
+    model = student(SCORERS[1])
+    Index.build(model, texts(2000, 2)).save(tmp_path)
+    file = str((tmp_path / "index.safetensors").resolve())
+    mapped = Index.load(tmp_path, model)
+    assert file in Path("/proc/self/maps").read_text()
+    expected = mapped.search(texts(3, 1), 5)
+    del mapped
+    read = Index.load(tmp_path, model, mapped=False)
+    assert file not in Path("/proc/self/maps").read_text()
+    for (rows, scores), (other, again) in zip(expected, read.search(texts(3, 1), 5), strict=True):
+        assert rows.tolist() == other.tolist() and scores.tolist() == again.tolist()
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+@pytest.mark.parametrize(("precision", "size", "error"), [("float16", 2, 1e-3), ("int8", 1, 2e-2)])
+def test_an_index_in_less_precision(tmp_path: Path, scorer, precision, size, error):
+    model, passages = student(scorer), texts(50, 2)
+    full, small = Index.build(model, passages), Index.build(model, passages, precision=precision)
+    parts = 2 if "skip" in scorer[1] else 1
+    assert small.bytes_per_passage == size * full.cache.shape[1] + (4 * parts if precision == "int8" else 0)
+    rounded = small.rows(slice(0, 50))
+    assert rounded.dtype == torch.float32
+    largest = (
+        torch.cat(
+            [
+                full.cache[:, :24].abs().amax(1, keepdim=True).expand(-1, 24),
+                full.cache[:, 24:].abs().amax(1, keepdim=True).expand(-1, full.cache.shape[1] - 24),
+            ],
+            1,
+        )
+        if parts == 2
+        else full.cache.abs().amax(1, keepdim=True)
+    )
+    assert ((rounded - full.cache).abs() <= largest * (2**-11 if precision == "float16" else 0.5001 / 127)).all()
+    small.save(tmp_path)
+    for index in (small, Index.load(tmp_path, model)):
+        for (rows, scores), (_, exact) in zip(index.search(texts(4, 1), 50), full.search(texts(4, 1), 50), strict=True):
+            assert sorted(rows.tolist()) == list(range(50))
+            np.testing.assert_allclose(scores, exact, atol=error * float(np.abs(exact).max()))
+    with pytest.raises(ConfigError, match="precision: expected one of full, float16, int8; found 'int4'"):
+        Index.build(model, passages, precision="int4")
+
+
+# ---------------------------------------------------------------------------------------------------------- candidates
+class Vectors:
+    """A student whose texts are numbers of rows: only its scorer matters."""
+
+    def __init__(self, scorer: torch.nn.Module) -> None:
+        self.scorer = scorer.eval()
+
+
+def clustered(count: int, width: int, seed: int) -> np.ndarray:
+    """Unit-variance vectors in fifty heaps, as texts about fifty things are."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).normal(size=(50, width))
+    heaps = centres[rng.integers(50, size=count)] * 0.8 + rng.normal(size=(count, width)) * 0.6
+    return heaps.astype(np.float32)
+
+
+def iem(**options: object) -> IEM:
+    """A module far from what it starts as: every weight moved by a tenth of its layer's spread."""
+    torch.manual_seed(1)
+    made = IEM(32, 64, **options)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.add_(0.1 * weight.std(correction=0) * torch.randn_like(weight))
+    return made
+
+
+@pytest.mark.parametrize("options", [{"init": "matcher", "activation": "squared_relu"}, {"init": "matcher"}, {}])
+def test_a_twentieth_of_the_scores_finds_what_all_of_them_find(monkeypatch, options):
+    model = Vectors(iem(**options))
+    index = Index.of_vectors(model, clustered(20_000, 32, 1), range(20_000))
+    queries = clustered(20, 32, 2)
+    exact = index.search_vectors(queries, 10)
+    scored: list[int] = []
+    whole = model.scorer.matrix_cached
+    monkeypatch.setattr(
+        model.scorer, "matrix_cached", lambda q, p, mode: scored.append(len(q) * len(p)) or whole(q, p, mode)
+    )
+    found = index.search_vectors(queries, 10, share=0.05)
+    assert sum(scored) <= 0.05 * 20 * 20_000
+    hit = [len(set(a.tolist()) & set(b.tolist())) / 10 for (a, _), (b, _) in zip(exact, found, strict=True)]
+    assert np.mean(hit) >= 0.99
+    table = whole(model.scorer.query_cache(torch.from_numpy(queries)), index.cache, "asymmetric").detach().numpy()
+    for row, (rows, scores) in zip(table, found, strict=True):
+        np.testing.assert_allclose(scores, row[rows], rtol=1e-4, atol=1e-4)  # what is found has its exact score
+        assert (np.diff(scores) <= 0).all() and len(set(rows.tolist())) == 10
+
+
+def test_the_weights_are_those_of_a_ridge_regression():
+    torch.manual_seed(0)
+    table = torch.randn(500, 6) * torch.linspace(0.1, 3, 6) + 1
+    fitted = Approximation(lambda rows: table[rows], 500, 250)
+    assert len(fitted.sample) == 100 == len(set(fitted.sample.tolist()))
+    scores, drawn = torch.randn(3, 100), table[fitted.sample]
+    x = (table - drawn.mean(0)) / drawn.std(0, correction=0)
+    features = torch.cat([x, x**2, torch.ones(500, 1)], 1).double().numpy()
+
+    def ridge(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """What scikit-learn predicts of all rows, one query a column."""
+        chosen = features[rows]
+        strength = RIDGE * float(np.mean((chosen**2).sum(1)))
+        return Ridge(alpha=strength, fit_intercept=False, solver="cholesky").fit(chosen, values).predict(features)
+
+    def same(found: torch.Tensor, expected: np.ndarray) -> None:
+        # Equal but for a constant of each query, which no ranking sees.
+        found = found.numpy() - found.numpy().mean(1, keepdims=True)
+        np.testing.assert_allclose(found, expected - expected.mean(1, keepdims=True), atol=2e-3)
+        assert expected.std() > 0.1
+
+    first = ridge(fitted.sample.numpy(), scores.T.numpy()).T
+    weights = fitted.weights(scores)
+    same(fitted.scan(weights)(table), first)
+    near, exact = torch.arange(40, 90), torch.randn(50)
+    second = first[0] + ridge(near.numpy(), exact.numpy() - first[0][near.numpy()])
+    same(fitted.scan(fitted.corrected(weights[0], table[near], exact)[None])(table), second[None])
+
+
+def test_few_passages_and_plain_scorers_are_searched_whole():
+    model = student(SCORERS[1])
+    index, queries = Index.build(model, texts(30, 2)), texts(3, 1)
+    for (a, _), (b, _) in zip(index.search(queries, 20), index.search(queries, 20, share=0.02), strict=True):
+        assert a.tolist() == b.tolist()  # twice the depth are scored in any case
+    assert index.recall(queries, 20) == 1.0
+    plain = Index.build(student(SCORERS[0]), texts(300, 2))
+    assert plain.recall(queries, 5, share=0.05) == 1.0
+    for share in (0.0, -1.0, 1.5):
+        with pytest.raises(ConfigError, match="share: expected a number above 0 and at most 1"):
+            index.search(queries, 5, share=share)
+
+
+def test_what_is_not_finite_comes_first_among_candidates_too():
+    vectors = clustered(2000, 32, 1)
+    vectors[7] = np.nan
+    index = Index.of_vectors(Vectors(iem()), vectors, range(2000))
+    rows, scores = index.search_vectors(clustered(1, 32, 2), 3, share=1999 / 2000)[0]
+    assert rows[0] == 7 and scores[0] == np.inf

@@ -210,6 +210,32 @@ def test_packed_scores_and_features_are_those_of_separate_prompts(mode: str, pac
     assert all((one == two).all() for one, two in zip(plain, logits, strict=True))
 
 
+def test_the_instruction_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("d2llm.teacher.SHORTEST", 1)
+    teacher = made(pack_size=2, batch_tokens=300)
+    fed: list[tuple[int, ...]] = []
+    body = teacher.model.base_model
+    whole = body.forward
+    monkeypatch.setattr(body, "forward", lambda **given: fed.append(given["input_ids"].shape) or whole(**given))
+    with_it = teacher.score(GROUPS, "symmetric")
+    known = len(teacher.prompts["symmetric"].prefix)
+    rows = [
+        row for a, b in GROUPS for row in teacher.pack([(a, b[i : i + 2]) for i in range(0, len(b), 2)], "symmetric")
+    ]
+    assert fed[0] == (1, known) and len(fed) > 2
+    assert (
+        sum(n for n, _ in fed[1:]) == len(rows)
+        and max(t for _, t in fed[1:]) == max(len(row.ids) for row in rows) - known
+    )
+    # Code from elsewhere may cache in any way: all of every row goes through it.
+    monkeypatch.setattr(type(teacher.model), "__module__", "transformers_modules.theirs")
+    fed.clear()
+    without = teacher.score(GROUPS, "symmetric")
+    assert sum(n for n, _ in fed) == len(rows) and max(t for _, t in fed) == max(len(row.ids) for row in rows)
+    for one, two in zip(with_it, without, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+
+
 def test_a_long_text_is_cut_and_its_cue_is_still_read(teacher: Teacher) -> None:
     a, b = "甲" * 150, "乙" * 150
     (found,) = teacher.score([(a, [b])], "symmetric")

@@ -122,12 +122,14 @@ def retrieval(settings: Retrieval, drop: bool = False) -> tuple[pd.DataFrame, pd
 
 
 def training_pairs(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(training queries with one right passage each, the pool negatives are drawn from)."""
+    """(training queries with one right passage each and what is judged `wrong` for them, the pool negatives are drawn from)."""
     right = pairs[pairs["label"]]
     marked = right.groupby(["dataset", "a"])["b"].agg(list)
+    wrong = pairs[~pairs["label"]].groupby(["dataset", "a"])["b"].agg(list).to_dict()
     train = pd.DataFrame(
         {"query": right["a"], "positive": right["b"], "dataset": right["dataset"], "mode": right["mode"],
-         "marked": [marked[dataset, a] for dataset, a in zip(right["dataset"], right["a"], strict=True)]}
+         "marked": [marked[dataset, a] for dataset, a in zip(right["dataset"], right["a"], strict=True)],
+         "wrong": [wrong.get((dataset, a), []) for dataset, a in zip(right["dataset"], right["a"], strict=True)]}
     ).reset_index(drop=True)  # fmt: skip
     train.insert(0, "qid", [f"{dataset}-{i}" for i, dataset in enumerate(train["dataset"])])
     pool = [pd.DataFrame({"dataset": name, "text": found}) for name, found in passages.items()]

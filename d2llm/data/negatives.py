@@ -2,6 +2,7 @@
 
 As in the release: candidates are the first ranks of BM25 and a range of ranks of a bi-encoder, without the query itself and every
 text the labels mark as right for the same query text. Unmarked positives stay in, as they do in real data; the teacher's scores are what tells them.
+Texts that one's own files judge wrong for the very query come before all that is mined.
 """
 
 from __future__ import annotations
@@ -107,17 +108,25 @@ def draw(
     rows: pd.DataFrame, queries: list[str], texts: list[str], ranks: dict[str, list[np.ndarray]], settings: NegativeSettings,
     rng: np.random.Generator,
 ) -> pd.DataFrame:  # fmt: skip
-    """`settings.per_query` negatives a row with their sources, half from each source where both have enough, topped up at random."""
+    """`settings.per_query` negatives a row with their sources: those judged wrong for the query (column `wrong`, where there is one), then half
+    of the rest from each source where both have enough, topped up at random.
+    """
     known: dict[str, set[str]] = {}
+    judged = rows["wrong"] if "wrong" in rows else [()] * len(rows)
     for query, positive, marked in zip(rows["query"], rows["positive"], rows["marked"], strict=True):
         known.setdefault(query, {query, positive}).update(marked)
     place = {query: i for i, query in enumerate(queries)}
     negatives, sources = [], []
-    for query in rows["query"]:
-        own, taken = known[query], dict[str, str]()
-        for source, quota in (("bm25", settings.per_query // 2), ("dense", settings.per_query)):
+    for query, wrong in zip(rows["query"], judged, strict=True):
+        own = known[query]
+        given = [text for text in wrong if text not in own]
+        if len(given) > settings.per_query:
+            given = [given[i] for i in rng.permutation(len(given))[: settings.per_query]]
+        taken = dict.fromkeys(given, "judged")
+        rest = settings.per_query - len(taken)
+        for source, quota in (("bm25", rest // 2), ("dense", settings.per_query)):
             found = [texts[i] for i in ranks[source][place[query]] if texts[i] not in own and texts[i] not in taken]
-            room = min(quota, settings.per_query) - len(taken) if source == "dense" else quota
+            room = quota - len(taken) if source == "dense" else quota
             for i in rng.permutation(len(found))[: max(0, room)]:
                 taken[found[i]] = source
         tries = 0

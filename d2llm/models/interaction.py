@@ -53,6 +53,10 @@ class Scorer(nn.Module):
         """(m, d) → (m, c): what an index stores."""
         return p
 
+    def cache_parts(self, width: int) -> tuple[int, ...]:
+        """How many of the `width` numbers of a cached row belong together: parts differ in their range."""
+        return (width,)
+
     def pairs_cached(self, query: Tensor, passage: Tensor, mode: Mode) -> Tensor:
         """(n, c), (n, c) → (n,), from the caches."""
         _check(mode)
@@ -197,6 +201,9 @@ class IEM(Scorer):
     def passage_cache(self, p: Tensor) -> Tensor:
         """(m, d) → (m, h): Wp·p + b1; with the cosine skip (m, h + d): followed by p/‖p‖."""
         return self._cache(p, self.first.weight[:, self.size :], self.first.bias)
+
+    def cache_parts(self, width: int) -> tuple[int, ...]:
+        return (width,) if self.skip_weight is None else (self.hidden, width - self.hidden)
 
     def _cache(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x = x.to(weight.dtype)

@@ -164,9 +164,12 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self, texts: list[str], role: Role, mode: Mode, batch_size: int = 256, progress: Any = None
+        self, texts: list[str], role: Role, mode: Mode = "asymmetric", batch_size: int = 256, progress: Any = None
     ) -> np.ndarray:
-        """Embeddings (n, d), float32, in evaluation mode; batches hold texts of like length. `progress` wraps them."""
+        """Embeddings (n, d), float32, in evaluation mode; batches hold texts of like length. `progress` wraps them.
+
+        role: "query" or "passage"; mode: "asymmetric" for a question and what answers it, "symmetric" for two sentences of a kind.
+        """
         was_training = self.training
         self.eval()
         try:
@@ -180,6 +183,27 @@ class Student(nn.Module):
         finally:
             self.train(was_training)
         return out
+
+    @torch.inference_mode()
+    def score(
+        self, queries: list[str], passages: list[str], mode: Mode = "asymmetric", batch_size: int = 256
+    ) -> np.ndarray:
+        """(n,) scores of query i with passage i, float32: the IEM's logits (a sigmoid makes them probabilities), or cosines.
+
+        Raises ValueError for lists of different lengths.
+        """
+        if len(queries) != len(passages):
+            raise ValueError(f"{len(queries)} queries and {len(passages)} passages: expected one passage a query")
+        sides = []
+        for texts, role, part in (
+            (queries, "query", self.scorer.query_cache),
+            (passages, "passage", self.scorer.passage_cache),
+        ):
+            distinct = list(dict.fromkeys(texts))
+            place = {text: row for row, text in enumerate(distinct)}
+            vectors = torch.from_numpy(self.encode(distinct, role, mode, batch_size)).to(self.device)  # type: ignore[arg-type]
+            sides.append(part(vectors)[[place[text] for text in texts]])
+        return self.scorer.pairs_cached(*sides, mode).float().cpu().numpy()
 
     # ------------------------------------------------------------------------------------------------------- training
     def head_parameters(self) -> Iterator[tuple[str, Parameter]]:

@@ -1,0 +1,197 @@
+"""Training: this suite's loop against sentence-transformers' trainer, on the same encoder, pairs, order of batches, loss, updates and rates.
+
+Method: BGE's fine-tuning ([CLS], cosine, cross-entropy over the batch's positives and hard negatives), which is `MultipleNegativesRankingLoss` there. Both run
+in float32 with AdamW and a linear schedule; quality is the mean of the headline scores on the run's development samples. A finished run (`make`)
+gives encoder and pairs; nothing of it is changed. The part of Python in a step is what is left of the suite's time after the time in torch's operators.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import arguments, publish
+
+from d2llm import pretext
+from d2llm.config import Config, load
+from d2llm.methods import method
+from d2llm.models.backbone import Backbone
+from d2llm.models.student import Student
+from d2llm.monitor import Monitor
+from d2llm.paths import Paths
+from d2llm.training import PairData, run
+
+
+def config_of(options: Any, folder: Path) -> Config:
+    """The tier's own settings, with BGE as it is there without stages before; inputs are linked into a folder of our own."""
+    settings = {
+        "include": [],
+        "results": str(folder),
+        "methods": {"bge": {"instruction": '""', "pretraining": {"steps": 0}, "unsupervised": {"steps": 0}}},
+    }
+    settings["training"] = {"steps": options.steps, "dev_every": 0, "log_every": options.steps}
+    config = load([options.config], settings)
+    here, there = Paths.of(config), Paths(options.results)
+    for name in ("data", "models/encoder", "pairs"):
+        (here.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (here.root / name).symlink_to((there.root / name).resolve())
+    pretext.run(config, "bge", "base")  # of no updates: the base encoder itself
+    return config
+
+
+def reference(config: Config, seed: int) -> tuple[float, Student]:
+    """(seconds, student): sentence-transformers' trainer over the very batches of the suite's plan."""
+    from datasets import Dataset
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    from tokenizers.processors import TemplateProcessing
+    from torch.utils.data import BatchSampler, SequentialSampler
+
+    recipe, settings = config.recipe("bge"), config.training
+    folder = str(Paths.of(config).base("encoder"))
+    words = Transformer(folder, max_seq_length=settings.max_length)
+    # The tier's tokenizer frames no text by itself: what stands around one is each method's to say.
+    ends = [
+        (token, words.tokenizer.convert_tokens_to_ids(token))
+        for token in (words.tokenizer.cls_token, words.tokenizer.sep_token)
+    ]
+    framing = TemplateProcessing(single=f"{ends[0][0]} $A {ends[1][0]}", special_tokens=ends)
+    words.tokenizer.backend_tokenizer.post_processor = framing
+    model = SentenceTransformer(
+        modules=[words, Pooling(words.get_embedding_dimension(), "cls"), Normalize()], device="cpu"
+    )
+    data = PairData.load(config, method("bge"))
+    rows: list[dict[str, str]] = []
+    for batch in data.batches(settings.batch_size, settings.steps, seed):
+        for query, positive, negatives in zip(batch.queries, batch.positives, batch.negatives, strict=True):
+            rows.append(
+                {"anchor": query, "positive": positive} | {f"negative_{i}": text for i, text in enumerate(negatives)}
+            )
+    with tempfile.TemporaryDirectory() as place:
+        given = SentenceTransformerTrainingArguments(
+            output_dir=place, per_device_train_batch_size=settings.batch_size, num_train_epochs=1, learning_rate=recipe.learning_rate,
+            lr_scheduler_type="linear", warmup_steps=int(recipe.warmup * settings.steps) if recipe.warmup < 1 else int(recipe.warmup),
+            weight_decay=recipe.weight_decay, adam_beta1=recipe.betas[0], adam_beta2=recipe.betas[1], adam_epsilon=recipe.epsilon,
+            max_grad_norm=recipe.clip or 0.0, save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no", use_cpu=not torch.cuda.is_available(),
+            seed=seed, dataloader_drop_last=False,
+            batch_sampler=lambda dataset, batch_size, drop_last, **_: BatchSampler(SequentialSampler(dataset), batch_size, drop_last),
+        )  # fmt: skip
+        loss = MultipleNegativesRankingLoss(model, scale=1 / recipe.temperature)
+        trainer = SentenceTransformerTrainer(model=model, args=given, train_dataset=Dataset.from_list(rows), loss=loss)
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+        words.model.save_pretrained(f"{place}/model")
+        words.tokenizer.save_pretrained(f"{place}/model")
+        student = method("bge").build(Backbone.load(f"{place}/model", "encoder"), recipe)
+    return seconds, student.eval()
+
+
+def suite(config: Config, seed: int) -> tuple[float, Student]:
+    """(seconds of the updates alone, student): the stage `train`, timed from its first update to its last."""
+    import d2llm.training as training
+
+    clock: list[float] = []
+    plain = training.progress
+
+    def watched(batches: Any, description: str) -> Any:
+        for batch in plain(batches, description):
+            clock.append(time.perf_counter())
+            yield batch
+        clock.append(time.perf_counter())
+
+    training.progress = watched  # type: ignore[assignment]
+    try:
+        run(config, "bge", "base", seed)
+    finally:
+        training.progress = plain
+    return clock[-1] - clock[0], Student.load(Paths.of(config).run("bge", "base", seed) / "model")
+
+
+def overhead(config: Config, seed: int, steps: int = 40) -> tuple[float, float]:
+    """(part of a step's time outside torch's operators, part of the reference-free step): by torch's own profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from d2llm.optimization import optimizer, schedule, step
+
+    recipe, settings = config.recipe("bge"), config.training
+    student = method("bge").build(Backbone.load(Paths.of(config).base("encoder"), "encoder"), recipe)
+    student.limit_length(settings.max_length)
+    student.train()
+    made = optimizer(method("bge").parameter_groups(student, recipe), recipe.betas, recipe.epsilon)
+    plan = schedule(made, recipe.schedule, recipe.warmup, steps)
+    batches = list(PairData.load(config, method("bge")).batches(settings.batch_size, steps, seed))
+
+    def go(batch: Any) -> None:
+        step(
+            None, method("bge").objective(student, student(batch), batch, recipe), made, plan, recipe.clip, "benchmark"
+        )
+
+    for batch in batches[:5]:
+        go(batch)
+    started = time.perf_counter()
+    for batch in batches[5:]:
+        go(batch)
+    plain = time.perf_counter() - started
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        for batch in batches[5:]:
+            go(batch)
+    inside = (
+        sum(
+            event.self_cpu_time_total
+            for event in found.key_averages()
+            if event.key.startswith(("aten::", "torch::")) or "Backward" in event.key
+        )
+        / 1e6
+    )
+    return max(0.0, 1 - inside / plain), plain / (steps - 5)
+
+
+def main() -> None:
+    options = arguments(
+        __doc__ or "",
+        config={"default": "config/mini.yaml", "help": "a tier"},
+        results={"type": Path, "default": Path("results/mini"), "help": "a finished run of it"},
+        steps={"type": int, "default": 200},
+        rounds={"type": int, "default": 3, "help": "seeds"},
+    )
+    found: dict[str, list[tuple[float, float]]] = {"sentence-transformers": [], "suite": []}
+    with tempfile.TemporaryDirectory() as place:
+        config = config_of(options, Path(place))
+        watch = Monitor.load(load([options.config], {"include": [], "results": str(place)}))
+        for seed in range(1, options.rounds + 1):
+            for name, call in (("sentence-transformers", reference), ("suite", suite)):
+                seconds, student = call(config, seed)
+                student.limit_length(config.training.max_length)
+                found[name].append((seconds, float(np.mean(list(watch.measure(student, name).values())))))
+        python, each = overhead(config, 1)
+    base = [seconds for seconds, _ in found["sentence-transformers"]]
+    rows = []
+    for name, values in found.items():
+        ratios = sorted(a / b for a, (b, _) in zip(base, values, strict=True))
+        rows.append(
+            {"what": name, "ms an update": 1000 * float(np.median([s for s, _ in values])) / options.steps, "times faster": float(np.median(ratios)),
+             "from": ratios[0], "to": ratios[-1], "quality on dev": float(np.mean([q for _, q in values])),
+             "spread": float(np.std([q for _, q in values]))}
+        )  # fmt: skip
+    settings = {
+        "tier": config.tier,
+        "updates": options.steps,
+        "seeds": options.rounds,
+        "batch": config.training.batch_size,
+    }
+    publish("training", rows, settings, options.json)
+    print(f"outside torch's operators: {python:.1%} of {1000 * each:.1f} ms a step")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""`d2llm encode`, `index`, `search` and `export`: a trained student at work, by hand.
+
+Each reads texts, asks the library, prints or writes; the work itself is in `models.student`, `search` and `export`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d2llm.errors import ArtifactError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Texts of an index, beside it.
+TEXTS = "passages.parquet"
+FILE = "JSONL, CSV, TSV or Parquet with a column of texts, or .txt with a text a line"
+RUN = "results/mini/runs/d2llm/base/seed1/model"
+
+
+def add_parsers(commands: Any) -> None:
+    """The subcommands, each with its `call`."""
+
+    def command(name: str, text: str, example: str, call: Any) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text, epilog=f"example: d2llm {name} {example}")
+        made.set_defaults(call=call)
+        return made
+
+    def shared(made: argparse.ArgumentParser) -> None:
+        made.add_argument(
+            "--student", required=True, metavar="FOLDER", help="a run's model folder, or what `export` wrote"
+        )
+        made.add_argument("--mode", choices=("asymmetric", "symmetric"), default="asymmetric", help="questions and what answers them, or sentences of a kind (default: asymmetric)")  # fmt: skip
+        made.add_argument("--device", help="default: a GPU where there is one")
+
+    made = command("encode", "embed texts with a trained student", f"--student {RUN} --texts queries.txt --role query --to queries.npy", encode)  # fmt: skip
+    shared(made)
+    made.add_argument("--texts", required=True, metavar="FILE", help=FILE)
+    made.add_argument("--column", default="text", help="its column (default: text)")
+    made.add_argument("--role", choices=("query", "passage"), default="passage", help="default: passage")
+    made.add_argument("--to", required=True, metavar="FILE", help="a .npy file: float32, a row a text")
+    made = command("index", "make passages ready to be searched", f"--student {RUN} --passages corpus.jsonl --to index", index)  # fmt: skip
+    shared(made)
+    made.add_argument("--passages", required=True, metavar="FILE", help=FILE)
+    made.add_argument("--column", default="text", help="its column (default: text)")
+    made.add_argument("--id", metavar="COLUMN", help="a column of ids (default: the number of the row, from 0)")
+    made.add_argument("--precision", choices=("full", "float16", "int8"), default="float16", help="what a passage is kept in (default: float16)")  # fmt: skip
+    made.add_argument("--to", required=True, metavar="FOLDER", help="replaced whole")
+    made = command("search", "find the best passages of an index", f'--student {RUN} --index index --query "谁修好了机器？"', search)  # fmt: skip
+    shared(made)
+    made.add_argument("--index", required=True, metavar="FOLDER", help="what `index` wrote")
+    made.add_argument("--query", action="append", default=[], metavar="TEXT", help="may be given several times")
+    made.add_argument("--queries", metavar="FILE", help=FILE)
+    made.add_argument("--depth", type=int, default=10, help="passages a query (default: 10)")
+    made.add_argument("--share", type=float, metavar="PART", help="score only so large a part of the passages exactly, e.g. 0.02 (default: all)")  # fmt: skip
+    made.add_argument("--json", action="store_true", help="a JSON object a hit")
+    made = command("export", "write a student as sentence-transformers loads it, with a model card", "--config results/mini/config.yaml --method d2llm --seed 1 --to exported", exported)  # fmt: skip
+    made.add_argument("--config", required=True, nargs="+", metavar="FILE", help="the run's resolved config")
+    made.add_argument("--method", required=True)
+    made.add_argument("--variant", default="base")
+    made.add_argument("--seed", type=int, required=True)
+    made.add_argument("--to", required=True, metavar="FOLDER", help="must not exist")
+
+
+def student_of(options: argparse.Namespace) -> Any:
+    """The student that is asked for."""
+    import d2llm
+
+    _quiet()
+    return d2llm.load(options.student, device=options.device)
+
+
+def _quiet() -> None:
+    import os
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def read_texts(path: str, column: str = "text", identity: str | None = None) -> pd.DataFrame:
+    """id and text of a file. Raises DataError for one that is wrong."""
+    import pandas as pd
+
+    from d2llm.data import files
+
+    place = Path(path)
+    if place.suffix == ".txt":
+        if not place.is_file():
+            raise DataError(f"{path}: no such file")
+        lines = [line for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not lines:
+            raise DataError(f"{path}: no lines")
+        return pd.DataFrame({"id": [str(i) for i in range(len(lines))], "text": lines})
+    frame = files.read_table(path)
+    found = files.texts(path, frame, column).tolist()
+    named = [str(i) for i in range(len(found))] if identity is None else files.ids(path, frame, identity).tolist()
+    return pd.DataFrame({"id": named, "text": found})
+
+
+def encode(options: argparse.Namespace) -> int:
+    """Embeddings into a .npy file."""
+    import numpy as np
+
+    texts = read_texts(options.texts, options.column)["text"].tolist()
+    vectors = student_of(options).encode(texts, options.role, options.mode)
+    to = Path(options.to)
+    if to.suffix != ".npy":
+        raise ConfigError(f"--to {options.to}: expected a file that ends in .npy")
+    np.save(to, vectors, allow_pickle=False)
+    print(f"{to}: {vectors.shape[0]} texts, {vectors.shape[1]} numbers each")
+    return 0
+
+
+def index(options: argparse.Namespace) -> int:
+    """An index and the texts it is of, in one folder."""
+    from d2llm.artifacts import atomic, write_frame
+    from d2llm.search import Index
+
+    passages = read_texts(options.passages, options.column, options.id)
+    made = Index.build(student_of(options), passages["text"].tolist(), mode=options.mode, precision=options.precision)
+    with atomic(options.to) as folder:
+        made.save(folder)
+        write_frame(folder / TEXTS, passages)
+    print(
+        f"{options.to}: {len(made)} passages, {made.bytes_per_passage} bytes each ({options.precision}; an embedding has {made.vector_bytes})"
+    )
+    return 0
+
+
+def search(options: argparse.Namespace) -> int:
+    """Hits to standard output, best first."""
+    from d2llm.artifacts import read_frame
+    from d2llm.search import Index
+
+    queries = options.query + (read_texts(options.queries)["text"].tolist() if options.queries else [])
+    if not queries:
+        raise ConfigError("nothing to search for; give --query TEXT or --queries FILE")
+    passages = read_frame(Path(options.index) / TEXTS, {"id": "str", "text": "str"})
+    loaded = Index.load(options.index, student_of(options))
+    if len(loaded) != len(passages):
+        raise ArtifactError(
+            f"{options.index}: {len(loaded)} passages and {len(passages)} texts; run `d2llm index` again"
+        )
+    for query, (rows, scores) in zip(queries, loaded.search(queries, options.depth, options.share), strict=True):
+        if not options.json:
+            print(query)
+        for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1):
+            hit = passages.iloc[int(row)]
+            if options.json:
+                found = {
+                    "query": query,
+                    "rank": rank,
+                    "score": round(float(score), 6),
+                    "id": hit["id"],
+                    "text": hit["text"],
+                }
+                print(json.dumps(found, ensure_ascii=False))
+            else:
+                print(f"  {rank:3d}  {score:9.4f}  {hit['id']}  {hit['text']}")
+    return 0
+
+
+def exported(options: argparse.Namespace) -> int:
+    """A folder others can load."""
+    from d2llm.config import load
+    from d2llm.export import export
+
+    _quiet()
+    print(
+        export(load(options.config), options.method, options.variant, options.seed, Path(options.to)), file=sys.stdout
+    )
+    return 0

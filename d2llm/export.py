@@ -1,0 +1,120 @@
+"""A trained student as a folder others can load: sentence-transformers' layout, with a model card that holds its scores and where it comes from.
+
+What the modules do is in `sentence_transformer`; nothing is sent anywhere (`hf upload OWNER/NAME FOLDER` does that).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d2llm import STUDENT, __version__
+from d2llm.artifacts import atomic, read_json, write_json, write_text
+from d2llm.errors import ConfigError
+from d2llm.paths import PROVENANCE, Paths
+
+if TYPE_CHECKING:
+    from d2llm.config import Config
+
+CARD = """---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, feature-extraction, d2llm, {method}]
+---
+
+# {title}
+
+A student trained by the D2LLM benchmark suite, version {version}: method `{method}`, variant `{variant}`, seed {seed}, tier `{tier}`.
+{kind}, {pooling} pooling, embeddings of {width} numbers; pairs are scored by {scorer}.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{folder}", trust_remote_code=True)   # needs the package d2llm; no code of this folder runs
+queries, documents = model.encode_query(["…"]), model.encode_document(["…", "…"])
+scores = model[1].matrix(queries, documents)
+```
+
+or, with d2llm alone, `d2llm.load("{folder}")`.
+
+## Scores
+
+{scores}
+
+## Where it comes from
+
+{origin}
+Settings of the run, as YAML:
+
+```yaml
+{settings}
+```
+"""
+
+
+def export(config: Config, method: str, variant: str, seed: int, to: Path) -> Path:
+    """Write a finished run's student to `to`, which must not exist. Raises ConfigError for a folder that is there, ArtifactError for no such run."""
+    import yaml
+
+    from d2llm.models.student import Student
+
+    if to.exists():
+        raise ConfigError(f"--to {to}: exists already; remove it or choose another folder")
+    paths = Paths.of(config)
+    run = paths.run(method, variant, seed)
+    record = read_json(run / PROVENANCE)
+    student = Student.load(run / "model")
+    about = student.description()
+    card = CARD.format(
+        title=f"{method}, {config.tier}", version=record.get("version", __version__), method=method, variant=variant, seed=seed,
+        tier=config.tier, folder=to.name, kind=about["kind"].capitalize(), pooling=about["pooling"]["name"],
+        width=about["hidden_size"], scorer={"iem": "the interaction emulation module"}.get(about["scorer"]["name"], about["scorer"]["name"]),
+        scores=scores(paths.scores_csv, method, variant, seed), origin=origin(record),
+        settings=yaml.safe_dump(json.loads(json.dumps(record["settings"])), sort_keys=False, allow_unicode=True).rstrip(),
+    )  # fmt: skip
+    with atomic(to) as folder:
+        student.save(folder / STUDENT)
+        (folder / "1_Interaction").mkdir()
+        write_json(folder / "1_Interaction" / "config.json", {"student": STUDENT})
+        write_json(folder / "modules.json", modules())
+        write_json(folder / "config_sentence_transformers.json", {"model_type": "SentenceTransformer", "prompts": {}})
+        write_text(folder / "README.md", card)
+    return to
+
+
+def modules() -> list[dict[str, Any]]:
+    """sentence-transformers' list of modules."""
+    return [
+        {"idx": i, "name": str(i), "path": path, "type": f"d2llm.sentence_transformer.{kind}"}
+        for i, (path, kind) in enumerate(((STUDENT, "Embedder"), ("1_Interaction", "Interaction")))
+    ]
+
+
+def scores(path: Path, method: str, variant: str, seed: int) -> str:
+    """The run's test scores as a table, or that there are none."""
+    import pandas as pd
+
+    if not path.exists():
+        return "Not evaluated."
+    table = pd.read_csv(path)
+    rows = table[(table["method"] == method) & (table["variant"] == variant) & (table["seed"] == seed)]
+    if rows.empty:
+        return "Not evaluated."
+    lines = ["| task | type | metric | value | n |", "|---|---|---|---|---|"]
+    lines += [f"| {r.task} | {r.task_type} | {r.metric} | {r.value:.4f} | {r.n} |" for r in rows.itertuples()]
+    return "\n".join(lines)
+
+
+def origin(record: dict[str, Any]) -> str:
+    """Provenance in words."""
+    code = record.get("code", "")
+    lines = [
+        f"- trained {record.get('started', '?')}, {record.get('seconds', '?')} s, process seed {record.get('process_seed', '?')}"
+    ]
+    lines += [f"- digest of the code: `{code}`"] if isinstance(code, str) else []
+    lines += [f"- {name}: {record[name]}" for name in ("device", "processor", "python", "platform") if name in record]
+    packages = record.get("packages", {})
+    if packages:
+        lines.append("- " + ", ".join(f"{name} {version}" for name, version in packages.items()))
+    return "\n".join(lines) + "\n"

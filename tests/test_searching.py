@@ -1,0 +1,187 @@
+"""What people do with a trained student: every block of docs/searching.md, the commands, and what sentence-transformers makes of an exported one."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny_run import changed
+
+import d2llm
+from d2llm.cli import main, parser
+from d2llm.config import Config, dump
+from d2llm.errors import ArtifactError, ConfigError
+from d2llm.paths import Paths
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "searching.md"
+NAMED = "results/mini/runs/d2llm/base/seed1/model"
+QUESTION = "谁修好了机器？"
+PASSAGES = ["工人修好了机器。", "老师没有修好机器。", "学生在公园看书。", "工人修好了机器。"]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_scores: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run of D2LLM with its provenance, in a results folder of its own."""
+    folder = tmp_path_factory.mktemp("searching")
+    shutil.copytree(Paths.of(tiny_scores).root, folder / tiny_scores.tier)
+    config = changed(tiny_scores, results=str(folder))
+    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+    assert main(["train", "--config", str(folder / "config.yaml"), "--method", "d2llm", "--seed", "1"]) == 0
+    return config
+
+
+@pytest.fixture
+def folder(trained: Config) -> Path:
+    return Paths.of(trained).run("d2llm", "base", 1) / "model"
+
+
+def test_the_blocks_of_the_document_run(trained, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = DOCUMENT.read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    assert len(blocks) == 4
+    (tmp_path / "queries.txt").write_text(QUESTION + "\n", encoding="utf-8")
+    pd.DataFrame({"text": PASSAGES}).to_json("corpus.jsonl", orient="records", lines=True, force_ascii=False)
+    names: dict = {}
+    commands = [
+        shlex.split(line) for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S) for line in block.splitlines()
+    ]
+    assert [command[:2] for command in commands] == [
+        ["d2llm", name] for name in ("encode", "index", "search", "export")
+    ]
+    for command in commands:
+        real = {NAMED: str(folder), "results/mini/config.yaml": str(Path(trained.results) / "config.yaml")}
+        # The document's Python builds `index` as well; the command's replaces it.
+        assert main([real.get(word, word) for word in command[1:]]) == 0
+    for block in blocks:
+        exec(compile(block.replace(NAMED, str(folder)), str(DOCUMENT), "exec"), names)  # noqa: S102 - our own document
+    assert names["vectors"].shape == (1, names["student"].backbone.hidden_size)
+    np.testing.assert_allclose(np.load("queries.npy"), names["vectors"], atol=1e-6)
+    assert names["scores"].shape == (1, 1) and 0 <= names["recall"] <= 1 and len(names["hits"][0][0]) == 2
+
+
+def test_scores_of_pairs_are_the_module_on_embeddings(folder):
+    student = d2llm.load(folder)
+    for mode in ("symmetric", "asymmetric"):
+        found = student.score([QUESTION] * 4, PASSAGES, mode)
+        q, p = (
+            torch.from_numpy(student.encode(x, role, mode))
+            for x, role in (([QUESTION], "query"), (PASSAGES, "passage"))
+        )
+        iem = student.scorer
+        x = iem.first(torch.cat([q.expand(4, -1), p], 1)).relu()
+        x = x.square() if iem.squared else x
+        expected = iem.head(iem.branches[mode](x).relu())[:, 0]
+        np.testing.assert_allclose(found, expected.detach(), rtol=1e-4, atol=1e-4)
+        assert found[0] == found[3]
+    with pytest.raises(ValueError, match="1 queries and 4 passages: expected one passage a query"):
+        student.score([QUESTION], PASSAGES)
+
+
+def test_an_index_on_the_command_line(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame({"nr": ["a", "b", "c", "d"], "says": PASSAGES}).to_csv("corpus.csv", index=False)
+    build = [
+        "index",
+        "--student",
+        str(folder),
+        "--passages",
+        "corpus.csv",
+        "--column",
+        "says",
+        "--id",
+        "nr",
+        "--to",
+        "made",
+    ]
+    assert main(build) == 0 and main(build) == 0  # the second replaces the first
+    assert "made: 4 passages" in capsys.readouterr().out
+    find = ["search", "--student", str(folder), "--index", "made", "--query", QUESTION, "--depth", "3", "--json"]
+    assert main(find) == 0
+    hits = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    student = d2llm.load(folder)
+    exact = dict(zip("abcd", student.score([QUESTION] * 4, PASSAGES).tolist(), strict=True))
+    assert [hit["rank"] for hit in hits] == [1, 2, 3]
+    for hit in hits:
+        assert hit["text"] == PASSAGES["abcd".index(hit["id"])] and hit["query"] == QUESTION
+        assert hit["score"] == pytest.approx(exact[hit["id"]], abs=0.02)  # kept in float16
+    assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
+    assert main([*find[:-1]]) == 0
+    assert capsys.readouterr().out.startswith(QUESTION + "\n    1  ")
+    for words, message in (
+        (["search", "--student", str(folder), "--index", "made"], "nothing to search for"),
+        ([*find, "--share", "2"], "share: expected a number above 0 and at most 1"),
+        (["search", "--student", str(folder), "--index", "none", "--query", "x"], "none/passages.parquet: missing"),
+        (
+            ["index", "--student", str(tmp_path), "--passages", "corpus.csv", "--column", "says", "--to", "x"],
+            "not a saved student",
+        ),
+        (["index", "--student", str(folder), "--passages", "corpus.csv", "--to", "x"], "no column 'text'"),
+        (["encode", "--student", str(folder), "--texts", "none.txt", "--to", "x.npy"], "none.txt: no such file"),
+    ):
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_export_in_sentence_transformers(trained, folder, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    from d2llm.export import export
+
+    place = export(trained, "d2llm", "base", 1, tmp_path / "out")
+    assert not list(place.rglob("*.bin")) + list(place.rglob("*.py")) + list(place.rglob("*.pt"))
+    card = (place / "README.md").read_text(encoding="utf-8")
+    record = json.loads((folder.parent / "provenance.json").read_text())
+    assert record["code"] in card and f"torch {record['packages']['torch']}" in card and "Not evaluated." in card
+    model = SentenceTransformer(str(place), trust_remote_code=True, device="cpu")
+    student = d2llm.load(folder)
+    both = d2llm.load(place)
+    for found, role, mode in (
+        (model.encode_query(PASSAGES), "query", "asymmetric"),
+        (model.encode_document(PASSAGES), "passage", "asymmetric"),
+        (model.encode(PASSAGES), "query", "symmetric"),
+    ):
+        np.testing.assert_allclose(found, student.encode(PASSAGES, role, mode), rtol=1e-4, atol=1e-5)
+        assert np.array_equal(both.encode(PASSAGES, role, mode), student.encode(PASSAGES, role, mode))
+    scores = model[1].matrix(model.encode_query([QUESTION]), model.encode_document(PASSAGES))
+    np.testing.assert_allclose(scores[0], student.score([QUESTION] * 4, PASSAGES), rtol=1e-4, atol=1e-4)
+    pairs = model[1].pairs(model.encode_query([QUESTION] * 4), model.encode_document(PASSAGES))
+    np.testing.assert_allclose(pairs, scores[0], rtol=1e-4, atol=1e-4)
+    assert model.get_embedding_dimension() == student.backbone.hidden_size
+    model.save(str(tmp_path / "again"))  # as its own `save` has it, too
+    again = SentenceTransformer(str(tmp_path / "again"), trust_remote_code=True, device="cpu")
+    np.testing.assert_allclose(again.encode_query(PASSAGES), model.encode_query(PASSAGES), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ConfigError, match="exists already"):
+        export(trained, "d2llm", "base", 1, place)
+    with pytest.raises(ArtifactError):
+        export(trained, "d2llm", "base", 77, tmp_path / "none")
+
+
+def test_the_card_holds_the_runs_own_scores(tmp_path):
+    from d2llm.export import scores
+
+    rows = [("d2llm", "base", 1, "a", "sts", "spearman", 0.51239, 7), ("d2llm", "base", 2, "a", "sts", "spearman", 0.6, 7), ("bge", "base", 1, "a", "sts", "spearman", 0.7, 7)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["method", "variant", "seed", "task", "task_type", "metric", "value", "n"])
+    table.to_csv(tmp_path / "scores.csv")
+    assert scores(tmp_path / "scores.csv", "d2llm", "base", 1).splitlines()[2:] == [
+        "| a | sts | spearman | 0.5124 | 7 |"
+    ]
+    assert (
+        scores(tmp_path / "scores.csv", "sgpt", "base", 1)
+        == scores(tmp_path / "no.csv", "d2llm", "base", 1)
+        == "Not evaluated."
+    )
+
+
+def test_every_command_shows_an_example():
+    for name in ("encode", "index", "search", "export"):
+        made = parser()._subparsers._group_actions[0].choices[name]  # noqa: SLF001
+        words = shlex.split(made.epilog.removeprefix("example: d2llm "))
+        assert parser().parse_args(words).call is not None
