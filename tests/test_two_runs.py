@@ -57,6 +57,9 @@ def test_differences_and_intervals(tmp_path: Path) -> None:
         assert found.loc[key, "a"] == pytest.approx(means[0][key])
     better = found.loc["bge"]
     assert (better["low"] > 0).all() and (better["p_holm"] >= better["p"]).all()
+    ordered = found.sort_values("p", kind="stable")  # Holm's: the smallest times 8, the next times 7, …, never falling
+    stepped = np.maximum.accumulate(ordered["p"].to_numpy() * np.arange(8, 0, -1))
+    assert ordered["p_holm"].tolist() == pytest.approx(np.minimum(stepped, 1).tolist())
     assert better.loc["average", "difference"] == pytest.approx(better.loc[["sts", "sts2"], "difference"].mean())
     assert (found.loc["bm25", ["difference", "low", "high"]] == 0).all(axis=None)  # the same scores in both
     assert (found.loc["bm25", "p_holm"] == 1).all() and (found.loc["bge", "seeds"] == 2).all()
