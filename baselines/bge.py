@@ -29,6 +29,7 @@ class UnsupervisedPairs(Stage):
     # The paper's batch of 19,200 needs a cluster; the other numbers are assumptions.
     batch_size: Annotated[int, Field(ge=2)] = 256
     learning_rate: Positive = 1e-4
+    # Of this stage's contrast.
     temperature: Positive = 0.01
     max_length: Annotated[int, Field(ge=4)] = 256
     # "next": a text and the one that follows it; "crop": two random spans of one text; "auto": next where known.
@@ -49,9 +50,11 @@ class BGERecipe(Recipe):
     hard_negatives: Count | None = 1
     tuning: Tuning = Tuning(kind="full")
     max_lengths: MaxLengths = MaxLengths(query=64, passage=256, symmetric=256)
+    # Before queries of retrieval.
     instruction: str = INSTRUCTION
     # The stages upstream; zero steps where the encoder at hand has been through them.
     pretraining: Autoencoding = Autoencoding()
+    # The second of its two pre-training stages.
     unsupervised: UnsupervisedPairs = UnsupervisedPairs()
 
 

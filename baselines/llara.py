@@ -28,6 +28,7 @@ PREDICTION_TOKENS = tuple(f"<s{number}>" for number in range(9, 17))
 class Prompts(Section):
     """What stands around a text; the eight tokens follow each suffix."""
 
+    # Before every text.
     prefix: str = '"'
     # Passages, and the auto-encoding task (EBAE).
     summary: str = '", summarize the above passage within eight words: '
@@ -52,6 +53,7 @@ class Adaptation(Stage):
     # Weights of the auto-regressive language-model loss and of the mean of EBAE and EBAR. The paper's sum is 1 and 1;
     # the released code divides both bag-of-words losses by 10.
     language_model: Weight = 1.0
+    # Weight of both bag-of-words losses; the release's is 0.1.
     bag_of_words: Weight = 1.0
 
 
@@ -66,7 +68,9 @@ class LLaRARecipe(Recipe):
     hard_negatives: Count | None = 15
     tuning: Tuning = Tuning(kind="lora", r=64, alpha=16.0, dropout=0.1)
     max_lengths: MaxLengths = MaxLengths(query=64, passage=160, symmetric=160)
+    # Words fed around texts.
     prompts: Prompts = Prompts()
+    # Its pre-training stage.
     adaptation: Adaptation = Adaptation()
 
 

@@ -35,6 +35,7 @@ class Autoencoding(Stage):
     max_length: Annotated[int, Field(ge=4)] = 512
     # Share of tokens hidden from the encoder, and from each position of the decoder.
     encoder_mask: Rate = 0.3
+    # Share of a text hidden from each position of the decoder.
     decoder_mask: Rate = 0.5
 
 
@@ -51,6 +52,7 @@ class RetroMAERecipe(Recipe):
     tuning: Tuning = Tuning(kind="full")
     # Not among our facts; assumed as BGE's.
     max_lengths: MaxLengths = MaxLengths(query=64, passage=256, symmetric=256)
+    # Its pre-training stage.
     pretraining: Autoencoding = Autoencoding()
 
 

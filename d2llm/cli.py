@@ -1,4 +1,4 @@
-"""`d2llm STAGE --config FILE …`: runs one stage of the suite, by hand or as a job of the workflow.
+"""`d2llm STAGE --config FILE …`: runs one stage of the suite, by hand or as a job of the workflow; commands for people are in `d2llm.tools`.
 
 Prepares the process (threads, seeds, log, quiet libraries), runs the stage, and writes its provenance last. A wrong
 config or a damaged file ends in one line `error: …` and exit code 2; any other exception keeps its traceback.
@@ -17,16 +17,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from d2llm import __version__, stages
+from d2llm import __version__, gpus, stages
 from d2llm import commands as commands_of_use
 from d2llm.artifacts import ahead, settle_times, write_json
-from d2llm.config import Config, dump, load
+from d2llm.config import Config, load
 from d2llm.errors import D2LLMError
 from d2llm.logs import configure, get_logger
 from d2llm.models import remote
 from d2llm.paths import Paths
 from d2llm.provenance import COMPUTING, content_digest, environment, peak_memory_mb, versions
 from d2llm.resume import Resume
+from d2llm.tools import COMMANDS
 
 HELP = {
     "download": "fetch one data set of the hub",
@@ -48,13 +49,9 @@ HELP = {
     "ablations": "compare D2LLM with each of its variants, by paired bootstrap",
     "table": "render a table",
     "figure": "render a figure",
+    "examples": "pick the examples on which methods disagree most",
     "report": "make the page that shows the whole run",
     "notebook": "execute notebooks/results.ipynb on a run's scores",
-    "plan": "estimate what a config needs: memory, hours, disk",
-    "check-config": "validate config files and print them resolved",
-    "adopt": "write the settings that `tune` chose into a tier's file",
-    "keep": "copy the small files of a finished run to a folder, as results/reference/<tier> holds them",
-    "verify": "compare a run's scores with a reference run's; exit code 1 where they differ by more than is tolerated",
 }
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "model": {"help": "teacher, decoder, encoder or one of models.others"},
@@ -69,36 +66,56 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
+# Of the arguments without a default, for the example of each stage's help.
+EXAMPLES = {"model": "decoder", "shard": "0", "shards": "1", "method": "bge", "seed": "1", "download": "NAME", "name": "NAME"}  # fmt: skip
+TOP = """\
+`snakemake --cores all` runs the stages that are out of date, in order; `d2llm STAGE` runs one by hand.
+`d2llm COMMAND --help` tells arguments and an example of each."""
+
+
 def parser() -> argparse.ArgumentParser:
-    """The command line: one subcommand a stage, and those that use a trained student."""
+    """The command line: a subcommand a stage, those that use a trained student, and those of upkeep."""
     top = argparse.ArgumentParser(
-        prog="d2llm", description="Run one stage of the D2LLM benchmark suite, or use a trained student."
-    )
+        prog="d2llm", description="The D2LLM benchmark suite.", epilog=TOP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )  # fmt: skip
     top.add_argument("--version", action="version", version=f"d2llm {__version__}")
-    commands = top.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    commands = top.add_subparsers(dest="stage", required=True, metavar="COMMAND")
+    for name, entry in COMMANDS.items():
+        command = subcommand(commands, name, entry.help, entry.example)
+        if entry.config != "none":
+            add_config(command, required=entry.config == "needed")
+        for argument, options in entry.arguments.items():
+            command.add_argument(argument, **options)
+        command.set_defaults(call=entry.run)
+    commands_of_use.add_parsers(commands)
     for name, help_line in HELP.items():
-        command = commands.add_parser(name, help=help_line, description=help_line)
-        command.add_argument("--config", required=True, nargs="+", metavar="FILE", help="later files win, key by key")
-        if name == "plan":
-            command.add_argument("--device", default="h100", help="h100, a100, l40s, rtx4090 or cpu (default: h100)")
-            command.add_argument("--queries", type=int, default=50_000, metavar="N", help="assumed of a training set without a sample (default: 50000)")  # fmt: skip
-        if name == "keep":
-            command.add_argument("--to", required=True, metavar="FOLDER", help="replaced whole")
-        if name == "adopt":
-            command.add_argument("--to", required=True, metavar="FILE", help="the tier's file; its comments stay")
-        if name == "verify":
-            command.add_argument("--against", required=True, metavar="FOLDER", help="e.g. results/reference/mini")
-            command.add_argument("--exact", type=float, default=1e-6, metavar="X", help="for rows without training")
-            command.add_argument("--tolerance", type=float, default=0.02, metavar="X", help="for trained rows")
-        if name not in stages.STAGES:
-            continue
+        stage = stages.STAGES[name]
+        given = [f"--{argument} {EXAMPLES[argument]}" for argument in stage.arguments if "default" not in ARGUMENTS[argument]]  # fmt: skip
+        example = " ".join([f"d2llm {name} --config results/mini/config.yaml", *given])
+        record = stage.provenance(Paths(Path("results/TIER")), **{argument: argument.upper() for argument in stage.arguments})  # fmt: skip
+        command = subcommand(commands, name, f"stage: {help_line}", example, f"Its record, written last: {record}")
+        add_config(command, required=True)
         command.add_argument("--log", metavar="FILE", help="write log lines there")
         command.add_argument("--inputs", nargs="*", default=[], metavar="PATH", help="name these in the provenance")
-        for argument in stages.STAGES[name].arguments:
+        for argument in stage.arguments:
             options = ARGUMENTS[argument]
-            command.add_argument(f"--{argument}", required="default" not in options, **options)
-    commands_of_use.add_parsers(commands)
+            command.add_argument(
+                f"--{argument}", required="default" not in options, metavar=argument.upper(), **options
+            )
     return top
+
+
+def subcommand(commands: Any, name: str, help_line: str, example: str, more: str = "") -> argparse.ArgumentParser:
+    """A parser whose help ends in an example."""
+    text = "\n".join(line for line in (more, f"example:\n  {example}") if line)
+    return commands.add_parser(
+        name, help=help_line, description=help_line, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_config(command: argparse.ArgumentParser, required: bool) -> None:
+    """--config, one file or several."""
+    command.add_argument("--config", required=required, nargs="+", metavar="FILE", help="later files win, key by key")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -107,31 +124,6 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if hasattr(options, "call"):
             return options.call(options)
-        if options.stage == "check-config":
-            sys.stdout.write(dump(load(options.config)))
-            return 0
-        if options.stage == "plan":
-            from d2llm.plan import run as plan
-
-            print(plan(load(options.config), options.device, options.queries))
-            return 0
-        if options.stage == "adopt":
-            from d2llm.tuning import adopt_file
-
-            print(f"{options.to}: {adopt_file(load(options.config), Path(options.to))}")
-            return 0
-        if options.stage == "keep":
-            from d2llm.reporting.reference import keep
-
-            kept = keep(load(options.config), Path(options.to))
-            print(f"{len(kept)} files in {options.to}")
-            return 0
-        if options.stage == "verify":
-            from d2llm.reporting.verification import verify
-
-            found = verify(load(options.config), Path(options.against), options.exact, options.tolerance)
-            print(found.text())
-            return 0 if found.passed else 1
         configure(options.log)
         arguments = {name: getattr(options, name) for name in stages.STAGES[options.stage].arguments}
         run_stage(load(options.config), options.stage, arguments, options.inputs)
@@ -159,6 +151,8 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
     paths = Paths.of(config)
     seed = arguments.get("seed", config.seeds[0])
     quiet(config, paths, stage)
+    # Held until this process ends.
+    gpu = gpus.claim() if entry.torch else None  # noqa: F841
     prepare(config.threads, seed, entry.torch)
     remote.allow(config.remote_code)
     logger = get_logger("cli")

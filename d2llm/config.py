@@ -42,20 +42,29 @@ Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 class BaseSettings(Section):
     """A base checkpoint made in the pipeline: its size and its pre-training."""
 
+    # Width of its states.
     hidden_size: Positive = 128
+    # Transformer layers.
     layers: Positive = 2
+    # Attention heads; they divide the width.
     heads: Positive = 4
+    # Width of the feed-forward layers.
     intermediate_size: Positive = 256
     # Another base checkpoint whose layers it starts with; null: random weights.
     grown_from: Literal["decoder"] | None = None
     # Updates; zero for a grown model that is tuned right away.
     steps: Count = 900
+    # Texts an update.
     batch_size: Positive = 64
+    # Of its pre-training.
     learning_rate: PositiveNumber = 3e-3
-    # Weights of the three objectives: slots read off the pooled states, paraphrase contrast, language modelling.
+    # Weight of reading who did what to whom, where and when off the pooled states.
     slot_weight: Weight = 1.0
+    # Telling a text's paraphrase from other texts.
     paraphrase_weight: Weight = 0.3
+    # Next-token loss of a decoder, masked-token loss of an encoder.
     language_weight: Weight = 0.2
+    # Of its weights and of the order of texts.
     seed: Count = 1
 
 
@@ -128,43 +137,64 @@ class ModelsSettings(Section):
 class NegativeSettings(Section):
     """Where hard negatives come from; ranks count from 1, both ends included."""
 
+    # Hard negatives kept of a training query.
     per_query: Positive = 8
+    # First and last rank of BM25's candidates, which give half of the negatives.
     bm25_ranks: Ranks = [1, 10]
+    # First and last rank of the encoder's candidates.
     dense_ranks: Ranks = [2, 101]
+    # What BM25 counts: words by jieba, or characters.
     bm25_tokens: Literal["words", "characters"] = "words"
     # Jobs that share the embedding of queries and passages; one: no job of its own.
     shards: Positive = 1
+    # Of the draw among candidates.
     seed: Count = 1
 
 
 class PromptSettings(Section):
     """How the teacher is asked: a template with {a}, then {b}, then the answer cue; and the two answers."""
 
+    # The prompt; {a} and {b} are replaced by the two texts, once each.
     template: str
+    # The answer that means yes.
     yes: str
+    # The answer that means no; it starts with another token.
     no: str
 
 
 class TeacherSettings(Section):
     """The prompted cross-encoder: how it is asked, tuned and run."""
 
+    # How it is asked of two texts of one kind.
     symmetric: PromptSettings = PromptSettings(template=SYMMETRIC_ZH, yes="是", no="不是")
+    # How it is asked of a query and a passage.
     asymmetric: PromptSettings = PromptSettings(template=ASYMMETRIC_ZH, yes="能", no="不能")
+    # Tokens of a prompt; texts are cut, never the answer cue.
     max_length: Positive = 500
     # Its weights while it answers, by bitsandbytes; only for one that is not tuned.
     quantization: Literal["none", "8bit", "4bit"] = "none"
     # What of it trains: all of it, or LoRA adapters; steps 0: nothing, it answers as it is.
     tuning: Tuning = Tuning()
     steps: Count = 3000
+    # Pairs an update, about.
     batch_pairs: Positive = 48
+    # Of the tuning.
     learning_rate: PositiveNumber = 1.5e-3
+    # Share of the updates.
     warmup: Share = 0.05
+    # Share of the updates on pairs of query and passage.
     asymmetric_share: Share = 0.4
+    # Weight of the loss on how words relate, which only generated text knows.
     relation_weight: Weight = 1.0
+    # Average precision on dev below which the run stops.
     min_ap: Share = 0.9
+    # Candidates of a query that share one row of a forward pass.
     pack_size: Positive = 8
+    # Padded tokens of a scoring batch.
     batch_tokens: Positive = 8192
+    # Jobs that share the scoring.
     shards: Positive = 1
+    # Of the order of pairs.
     seed: Count = 1
 
     @model_validator(mode="after")
@@ -179,11 +209,15 @@ class TeacherSettings(Section):
 class TrainingSettings(Section):
     """Shared by all methods: a fair comparison has one budget, one batch, one sampler."""
 
+    # Updates.
     steps: Positive = 1000
     # Updates of the encoder methods; null: as many. A small encoder does more of them in the minutes a decoder needs.
     encoder_steps: Positive | None = None
+    # Queries an update; a multiple of pack.
     batch_size: Positive = 32
+    # Queries that always travel together: their positives are each other's easy negatives.
     pack: Annotated[int, Field(ge=2)] = 4
+    # Tokens of a text; caps every limit of a recipe.
     max_length: Positive = 250
     # Of forward and backward passes; weights and optimiser stay in float32. float16 needs a GPU.
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -193,8 +227,11 @@ class TrainingSettings(Section):
     texts_at_once: Positive | None = None
     # Minutes between checkpoints of any training of the run (its base models' and teacher's too); 0 or null: none.
     checkpoint_minutes: Weight | None = 10
+    # Updates between lines of log.jsonl.
     log_every: Positive = 20
+    # Updates between measurements on a sample of the dev sets, which change no weight; 0: none.
     dev_every: Count = 200
+    # Pairs of that sample in each set; of retrieval a quarter as many queries.
     dev_sample: Positive = 200
 
     def updates(self, kind: Literal["decoder", "encoder"]) -> int:
@@ -211,16 +248,20 @@ class TrainingSettings(Section):
 class VariantSettings(Section):
     """A method with some settings of its recipe changed."""
 
+    # The method that is varied.
     method: Name
+    # Keys of its recipe, laid over those below methods.
     settings: dict[str, Any] = {}
     # Its line in the ablation table, and what it stands under there; without a title: its name.
     title: str = ""
+    # What it stands under in the ablation table.
     group: str = ""
 
 
 class TuningSettings(Section):
     """`snakemake tune`: as many trials for every method, over a grid of its own, judged on the development splits."""
 
+    # Of all trials.
     seed: Count = 1
     # Method: {key of its recipe, dotted within sections: values}. Every combination is a trial.
     grids: dict[Name, dict[str, Annotated[list[Any], Field(min_length=1)]]] = {}
@@ -231,7 +272,9 @@ class StatisticsSettings(Section):
 
     # At least; as many more as the number of comparisons needs.
     resamples: Annotated[int, Field(ge=100)] = 2500
+    # Of intervals; what is significant is judged at 1 minus it.
     level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    # Of the resamples.
     seed: Count = 1
 
 
@@ -253,17 +296,25 @@ class Trial(NamedTuple):
 class Config(Section):
     """Everything that decides a result. `root` of its files: `results`/`tier`."""
 
+    # Names the folder below results that a run writes to.
     tier: Name = "mini"
+    # Folder of all results.
     results: Annotated[str, Field(min_length=1)] = "results"
+    # One training of every method a seed.
     seeds: Annotated[list[Count], Field(min_length=1)] = [1]
+    # Threads of a job.
     threads: Positive = 1
+    # What is trained: method: {keys that change its published recipe} (below).
     methods: dict[Name, dict[str, Any]] = {}
+    # Rows that frame the methods: the teacher (upper) and BM25 (lower).
     references: list[Literal["teacher", "bm25"]] = ["teacher", "bm25"]
+    # Methods with some settings changed, by name.
     variants: dict[Name, VariantSettings] = {}
     # Method: {key of its recipe, dotted within sections: values}. One key at a time is changed.
     sweeps: dict[Name, dict[str, Annotated[list[Any], Field(min_length=2)]]] = {}
-    # Which of the two are trained, and with which seeds (null: the first).
+    # Which of variants and sweeps are trained.
     include: list[Literal["variants", "sweeps"]] = ["variants", "sweeps"]
+    # Seeds of variants and sweeps, among seeds; null: the first.
     variant_seeds: Annotated[list[Count], Field(min_length=1)] | None = None
     data: DataSettings = DataSettings()
     models: ModelsSettings = ModelsSettings()

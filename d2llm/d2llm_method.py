@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 class Pooling(Section):
     """PMA, or one of the plain poolings for an ablation."""
 
+    # How states become one vector.
     name: Literal["pma", "mean", "weighted_mean", "last_token"] = "pma"
     # PMA only: attention heads (release), divisor of the scores (release: root of the full width), initial weights.
     heads: Annotated[int, Field(ge=1)] = 32
+    # What PMA's attention scores are divided by: the root of the whole width (release) or of a head's.
     scale: Literal["model", "head"] = "model"
+    # PMA's first weights: as released, or starting as a mean.
     init: Literal["random", "mean"] = "random"
 
     def spec(self) -> tuple[str, dict[str, Any]]:
@@ -37,15 +40,21 @@ class Pooling(Section):
 class Interaction(Section):
     """IEM, or one of the plain scorers for an ablation."""
 
+    # How a pair is scored.
     name: Literal["iem", "cosine", "dot", "bilinear"] = "iem"
     # IEM only: width, first activation, initial weights, branches per mode, a cosine added to the logit (variant).
     hidden: Annotated[int, Field(ge=1)] = 512
+    # Of the IEM's first layer.
     activation: Literal["relu", "squared_relu"] = "relu"
+    # The IEM's first weights: random, or starting as a matcher of embeddings.
     init: Literal["random", "matcher"] = "random"
+    # One branch a mode (paper), or one for both.
     branches: Literal["both", "shared"] = "both"
+    # A cosine added to the logit (variant).
     skip: Literal["none", "cosine"] = "none"
     # Size of the first logits with init "matcher", and of the cosine with skip "cosine".
     scale: Positive = 10.0
+    # Size of that cosine.
     skip_scale: Positive = 10.0
 
     def spec(self) -> tuple[str, dict[str, Any]]:
@@ -70,8 +79,11 @@ class D2LLMRecipe(Recipe):
     teacher: str = "teacher"
     # Weights: CI (release: alpha), α (beta), β (gamma), γ (eta). Zero removes the term.
     ci: Weight = 1.0
+    # Weight of RI-PHN; zero removes the term.
     alpha: Weight = 1.0
+    # Weight of RI-EHN; zero removes the term.
     beta: Weight = 0.01
+    # Weight of FI; zero removes the term.
     gamma: Weight = 0.001
     # What CI weighs logits with: the teacher's probabilities (paper), or 1, which leaves plain contrast (ablation).
     ci_weighting: Literal["teacher", "none"] = "teacher"
@@ -87,7 +99,9 @@ class D2LLMRecipe(Recipe):
     passage_to_query: Weight = 0.0
     # A token before every text that the pooling leaves out: the tokenizer's first or, without one, its last (variant).
     sink: Literal["none", "bos"] = "none"
+    # How states become one vector.
     pooling: Pooling = Pooling()
+    # How a pair is scored.
     interaction: Interaction = Interaction()
 
     @model_validator(mode="after")

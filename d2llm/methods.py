@@ -54,10 +54,13 @@ Count = Annotated[int, Field(ge=0)]
 class Tuning(Section):
     """Which of the backbone's parameters train. Pooling and scorer always train in full."""
 
+    # All weights, adapters of low rank, or biases alone.
     kind: Literal["full", "lora", "bitfit"] = "full"
     # LoRA only:
     r: Annotated[int, Field(ge=1)] = 8
+    # Its scale: alpha divided by r.
     alpha: Positive = 8.0
+    # On what goes into the adapters.
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     # "auto": every linear projection of attention and feed-forward; otherwise the last parts of module names.
     targets: Literal["auto"] | Names = "auto"
@@ -68,8 +71,11 @@ class Tuning(Section):
 class MaxLengths(Section):
     """Longest inputs in tokens, prefix and suffix included. The text is cut, never the prefix or suffix."""
 
+    # Of a query of retrieval.
     query: Annotated[int, Field(ge=1)] = 512
+    # Of a passage.
     passage: Annotated[int, Field(ge=1)] = 512
+    # Of either text of a symmetric pair.
     symmetric: Annotated[int, Field(ge=1)] = 512
 
     def of(self, role: Role, mode: Mode) -> int:
@@ -82,12 +88,19 @@ class Stage(Section):
 
     # Updates; null: from `epochs`.
     steps: Count | None = None
+    # Passes over the unlabelled text, where steps is null.
     epochs: Weight = 1.0
+    # Texts an update.
     batch_size: Annotated[int, Field(ge=1)] = 32
+    # Its highest rate.
     learning_rate: Positive = 1e-4
+    # Of matrices, not of biases and norms.
     weight_decay: Weight = 0.01
+    # Whole steps, or a fraction of all steps.
     warmup: Warmup = 0.1
+    # Of the rate after warm-up.
     schedule: Schedule = "linear"
+    # Tokens of a text.
     max_length: Annotated[int, Field(ge=4)] = 512
 
     def updates(self, texts: int) -> int:
@@ -103,22 +116,33 @@ class Recipe(Section):
     The number of updates, the batch and the sampler are not here: they are shared by all methods (section `training`).
     """
 
+    # The highest rate of what trains in the base model.
     learning_rate: Positive = 1e-4
     # Pooling and scorer; null: the same rate.
     head_learning_rate: Positive | None = None
+    # Of matrices, not of biases and norms.
     weight_decay: Weight = 0.01
+    # Adam's.
     betas: Pair = (0.9, 0.999)
+    # Adam's.
     epsilon: Positive = 1e-8
+    # Largest norm of the gradient; null: not clipped.
     clip: Positive | None = 1.0
+    # Whole steps, or a fraction of all steps.
     warmup: Warmup = 0.1
+    # Of the rate after warm-up.
     schedule: Schedule = "linear"
+    # Scores are divided by it in the contrastive loss.
     temperature: Positive = 0.05
+    # Which of the base model's weights train.
     tuning: Tuning = Tuning()
+    # Longest inputs.
     max_lengths: MaxLengths = MaxLengths()
     # The base model it starts from, by its name in section `models`; null: the one of the method's kind.
     base: str | None = None
     # Hard negatives used per query; null: all that the batch holds.
     hard_negatives: Count | None = None
+    # Forget activations and compute them again: less memory, more time.
     gradient_checkpointing: bool = False
 
     @model_validator(mode="before")

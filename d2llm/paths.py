@@ -217,6 +217,11 @@ class Paths:
         """D2LLM as configured against each of its variants, like `comparisons`."""
         return self.root / "ablations.csv"
 
+    @property
+    def examples(self) -> Path:
+        """The examples on which methods disagree most, with their texts."""
+        return self.root / "examples.json"
+
     def figure(self, name: str, ext: str) -> Path:
         return self.root / "figures" / f"{name}.{ext}"
 

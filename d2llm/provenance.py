@@ -31,6 +31,7 @@ PLUMBING = frozenset(
         "d2llm.commands",
         "d2llm.config",
         "d2llm.errors",
+        "d2llm.gpus",
         "d2llm.logs",
         "d2llm.paths",
         "d2llm.provenance",

@@ -163,6 +163,11 @@ STAGES: dict[str, Stage] = {
         settings=("references", "data.source", "evaluation.symmetric_order", "statistics"),
         arguments=("name",),
     ),
+    "examples": Stage(
+        "d2llm.reporting.disagreement:run",
+        lambda paths: beside(paths.examples),
+        settings=("references", "evaluation.split", "evaluation.tasks"),
+    ),
     "report": Stage(
         "d2llm.reporting.report:run",
         lambda paths: beside(paths.report),
@@ -207,7 +212,7 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
             found["seed"] = config.seeds[0]
     if stage == "train":
         found["recipe"] = config.recipe(arguments["method"], arguments["variant"]).model_dump(mode="json")
-    if stage in ("table", "figure", "comparison", "ablations", "runtime"):
+    if stage in ("table", "figure", "comparison", "ablations", "runtime", "examples"):
         found.setdefault("methods", list(config.methods))
     if stage == "ablations" or arguments.get("name") in ("ablation", "sweep_nli", "sweep_ir"):
         # Which training stands for which variant.

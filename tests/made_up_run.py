@@ -97,8 +97,9 @@ def comparisons(methods: tuple[str, ...], seeds: tuple[int, ...]) -> pd.DataFram
 
 
 def extras(config: Config) -> None:
-    """What a run may have besides: card, leaks, reports, summaries, a record, a tuning record."""
+    """What a run may have besides: card, leaks, reports, summaries, a record, a tuning record, examples."""
     paths = Paths.of(config)
+    made_up_examples(config)
     write_json(
         paths.card_json,
         {"training": [{"dataset": "nli", "pairs": 7466, "queries": 3656, "pool": 14676, "examples": [{"query": "甲 <b>", "positive": "乙"}]}]},
@@ -129,3 +130,25 @@ def extras(config: Config) -> None:
     frame = pd.DataFrame(trials, columns=["method", "setting", "pair_classification", "chosen"])
     paths.trials.parent.mkdir(parents=True, exist_ok=True)
     frame.assign(mean=frame["pair_classification"]).to_csv(paths.trials, index=False)
+
+
+def made_up_examples(config: Config) -> None:
+    """`examples.json` of one set of pairs and one of queries; text that a page has to escape."""
+    names = ["teacher", "bm25", *config.methods]
+    pair = {
+        "id": "p1",
+        "phenomenon": "role swap",
+        "spread": 0.75,
+        "query": "甲 <script>alert(1)</script>",
+        "passage": "乙 & 丙",
+        "label": 1,
+    }
+    other = pair | {"id": "p2", "phenomenon": "negation", "spread": 0.5, "query": "丁", "label": 0}
+    query = {"id": "q1", "phenomenon": "all", "spread": 1.0, "query": "谁？", "passage": "是他。", "right": 2, "instead": [{"methods": ["bge"], "text": "是她。"}]}  # fmt: skip
+    pairs = {name: {"standing": 0.01 * place + 0.5, "score": -0.25 - place} for place, name in enumerate(names)}
+    ranks = {name: {"standing": 0.5, "ranks": [1, None, 37]} for name in names}
+    tasks = [
+        {"task": "ir_a", "title": "IR-A", "type": "retrieval", "of": 500, "examples": [query | {"methods": ranks}]},
+        {"task": "nli_a", "title": "NLI <A>", "type": "pair_classification", "of": 1200, "examples": [pair | {"methods": pairs}, other | {"methods": pairs}]},
+    ]  # fmt: skip
+    write_json(Paths.of(config).examples, {"kept": 40, "characters": 300, "tasks": tasks})

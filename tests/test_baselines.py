@@ -1,4 +1,4 @@
-"""The five baselines: exact inputs, trained parameters, pooling, objective and pretext tasks, against naive computations."""
+"""The five baselines and the example of a sixth: exact inputs, trained parameters, pooling, objective and pretext tasks, against naive computations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OVERRIDES = {
     "bge": {"instruction": "给书看"},
     "llara": {"prompts": {"prefix": '"', "summary": "吃，", "prediction": "看，"}},
 }
-BASELINES = ["bge", "llara", "retromae", "sgpt", "udever"]
+BASELINES = ["bge", "llara", "retromae", "sgpt", "simcse", "udever"]
 Q, P = "甲乙", "山水火"
 
 
@@ -50,7 +50,7 @@ def test_the_published_phrases():
         '", summarize the above passage within eight words: ',
         '", predict the following passage within eight words: ',
     )
-    assert default("udever") == default("retromae") == ()
+    assert default("udever") == default("retromae") == default("simcse") == ()
     assert (*llara.SUMMARY_TOKENS, *llara.PREDICTION_TOKENS) == tuple(f"<s{n}>" for n in range(1, 17))
 
 
@@ -83,7 +83,7 @@ def test_the_token_ids_fed():
             ("passage", "symmetric"): ((BOS, *ids('"')), (*ids("吃，"), *new[:8])),
         },
     }
-    around["retromae"] = dict.fromkeys(around["bge"], ((CLS,), (SEP,)))
+    around["retromae"] = around["simcse"] = dict.fromkeys(around["bge"], ((CLS,), (SEP,)))
     for name, expected in around.items():
         _, _, student = built(name)
         assert set(student.formats) == set(expected)
@@ -121,7 +121,7 @@ def test_a_phrase_the_tokenizer_cannot_spell_is_refused(name):
 
 # --------------------------------------------------------------------------------------------------- what trains, how
 def test_trained_parameters():
-    for name in ("bge", "retromae"):
+    for name in ("bge", "retromae", "simcse"):
         _, _, student = built(name)
         assert student.trainable() == [key for key, _ in student.named_parameters()]
         assert not any("pooler" in key for key in student.trainable())
@@ -154,6 +154,7 @@ def test_pooling_scorer_padding():
         "llara": (("last_token", {"k": 8}), "cosine", "left", True),
         "retromae": (("cls", {}), "dot", "right", False),
         "sgpt": (("weighted_mean", {}), "cosine", "right", False),
+        "simcse": (("cls_mlp", {}), "cosine", "right", False),
         "udever": (("last_token", {"k": 1}), "cosine", "left", False),
     }
 
@@ -168,6 +169,7 @@ def test_published_numbers():
         "llara": (3e-4, 0.01, 15, "lora"),
         "retromae": (2e-5, 1.0, 15, "full"),
         "sgpt": (4e-4, 0.05, 1, "bitfit"),
+        "simcse": (5e-5, 0.05, 1, "full"),
         "udever": (1e-4, 0.05, 8, "bitfit"),
     }
 

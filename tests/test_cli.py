@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from d2llm.errors import ArtifactError
 from d2llm.logs import progress
 from d2llm.paths import Paths
 from d2llm.resume import Resume
+from d2llm.tools import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 
@@ -209,3 +211,20 @@ def test_of_processes_that_share_a_training_the_first_one_tells(
         "wrong in 0",
         "wrong in 1",
     ]
+
+
+def test_every_command_shows_an_example_that_parses(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [name for action in cli.parser()._actions for name in getattr(action, "choices", None) or ()]
+    assert {*stages.STAGES, *COMMANDS, "search"} <= set(names)
+    for name in names:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([name, "--help"])
+        said = capsys.readouterr().out
+        assert ended.value.code == 0 and "example:" in said, name
+        example = shlex.split(said.rsplit("example:", 1)[1])
+        assert example[:2] == ["d2llm", name]
+        cli.parser().parse_args(example[1:])
+
+
+def test_every_stage_has_its_help() -> None:
+    assert set(cli.HELP) == set(stages.STAGES)

@@ -115,7 +115,7 @@ def test_the_whole_workflow_twice(fresh: Path) -> None:  # noqa: F811
     records = [json.loads(path.read_text(encoding="utf-8")) for path in one.rglob("*provenance.json")]
     assert {record["stage"] for record in records} == {
         "texts", "data", "base", "negatives", "teacher", "teacher-scores", "pretext", "train", "evaluate", "collect", "comparison", "ablations", "runtime", "table",
-        "figure", "report", "notebook",
+        "figure", "examples", "report", "notebook",
     }  # fmt: skip
     again = run(fresh, "-C", "results=one")
     assert again.returncode == 0

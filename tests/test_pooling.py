@@ -45,6 +45,18 @@ CASES = [("mean", {}), ("weighted_mean", {}), ("last_token", {}), ("last_token",
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
+def test_the_tanh_layer_is_over_the_first_token(side):
+    torch.manual_seed(0)
+    pooling = build_pooling("cls_mlp", D)
+    weight, bias = pooling.dense.weight.detach(), pooling.dense.bias.detach()
+    assert 0.01 < weight.std() < 0.03 and not bias.any()
+    bias.normal_()
+    texts, hidden, mask = padded(side, math.nan)
+    expected = torch.stack([torch.tanh(weight @ text[0] + bias) for text in texts])
+    torch.testing.assert_close(pooling(hidden, mask), expected)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_matches_its_definition(name, settings, side):
     texts, hidden, mask = padded(side)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -99,7 +101,8 @@ def test_nothing_is_fetched(page: Page, whole) -> None:
     assert all(reference.startswith("data:") for reference in page.references)
     assert all(link.startswith("#") for link in page.links)
     text = Paths.of(whole).report.read_text(encoding="utf-8")
-    assert "@import" not in text and "url(" not in text and "<script" not in text
+    assert "@import" not in text and "url(" not in text and text.count("<script") == 1
+    assert "default-src 'none'" in text and not re.search(r"fetch\(|XMLHttp|import\(|eval\(|innerHTML", text)
 
 
 def test_numbers_are_the_scores(page: Page) -> None:
@@ -142,6 +145,47 @@ def test_how_it_was_run_is_told(page: Page) -> None:
     ):
         assert said in page.text, said
     assert "\ntier: mini\n" in "\n" + page.text.split("(YAML)")[1] and "results:" not in page.text.split("(YAML)")[1]
+
+
+def test_all_scores_are_there_to_browse(page: Page, whole) -> None:
+    """Without a script: every collected score of the methods is in a row of its task, metric and phenomenon."""
+    rows = {tuple(row[:4]): row[4:] for row in page.rows if len(row) == 10 and row[3] == "1"}
+    assert len(rows) == 4 + 4 + 2 + 3 + 2  # metrics of four tasks, a phenomenon of two
+    assert rows["NLI <A>", "AP", "all", "1"] == [*(f"{value(name, 1, 0, 1):.4f}" for name in ("teacher", "bm25", "bge", "sgpt", "d2llm")), "1,200"]  # fmt: skip
+    assert rows["NLI-B", "AUC", "role swap", "1"][2] == f"{value('bge', 1, 1, 8):.4f}"
+
+
+def test_seeds_can_be_told_apart(tmp_path: Path) -> None:
+    page = Page(report.html(make(tmp_path, seeds=(1, 2, 4))))
+    rows = {row[3]: row[6] for row in page.rows if row[:3] == ["STS-A", "Spearman", "all"]}
+    values = [value("bge", seed, 2, 1) for seed in (1, 2, 4)]
+    assert [rows[seed] for seed in "124"] == [f"{one:.4f}" for one in values]
+    assert rows["mean"] == f"{sum(values) / 3:.4f}±\xa0{statistics.stdev(values):.4f}"
+
+
+def test_variants_stand_beside_their_method(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    path = Paths.of(config).scores_csv
+    scores = pd.read_csv(path, keep_default_na=False)
+    varied = scores[scores["method"] == "d2llm"].assign(variant="no_rank", value=0.125)
+    pd.concat([scores, varied]).to_csv(path, index=False)
+    page = Page(report.html(config))
+    assert [row for row in page.rows if row and row[0] == "no_rank"] == [["no_rank", "D2LLM", *["0.1250"] * 4]]
+    assert ["base", "D2LLM"] in [row[:2] for row in page.rows]
+
+
+def test_examples_are_shown_and_escaped(page: Page) -> None:
+    pair = next(row for row in page.rows if row and row[0].startswith("甲 <script>"))
+    assert pair == [
+        "甲 <script>alert(1)</script>and 乙 & 丙",
+        "1",
+        "role swap",
+        "0.75",
+        *(f"{50 + n}−{n}.250" for n in range(5)),
+    ]
+    query = next(row for row in page.rows if row and row[0].startswith("谁"))
+    assert query[0] == "谁？right (one of 2): 是他。first with BGE: 是她。" and query[3] == "0.501 – 37"
+    assert "2 of 1,200 pairs" in page.text and "1 of 500 queries" in page.text
 
 
 def test_bytes_are_the_same_twice(whole) -> None:
@@ -245,6 +289,57 @@ def browse(browser: str, folder: Path, *arguments: str) -> str:
     done = subprocess.run([browser, *flags, *arguments], capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+USED = """<!DOCTYPE html><meta charset="utf-8"><body><pre id="found"></pre>
+<iframe src="report.html" style="width:1280px;height:900px" onload="
+  const page = this.contentDocument, table = page.getElementById('browse-scores-table'), found = {};
+  const rows = () => [...table.tBodies[0].rows].filter(row => !row.hidden).map(row => [...row.cells].slice(0, 3).map(cell => cell.textContent).join(' '));
+  const shown = (cell) => cell.getClientRects().length > 0;
+  const set = (name, value) => { const field = page.querySelector('form[data-rows=browse-scores-table] [name=' + name + ']'); field.value = value; field.dispatchEvent(new Event('input', {bubbles: true})); };
+  const head = (text, where = table) => [...where.querySelectorAll('thead th')].find(cell => cell.textContent.startsWith(text));
+  found.first = rows();
+  set('metric', ''); set('task', 'IR-A'); found.one = rows(); found.said = page.querySelector('form[data-rows=browse-scores-table] output').textContent;
+  set('task', ''); set('phenomenon', '*'); found.hard = rows();
+  page.querySelector('form[data-rows=browse-scores-table]').reset();
+  const box = page.querySelector('input[value=sgpt]'); box.click();
+  found.off = [...page.querySelectorAll('#browse-section [data-method=sgpt]')].filter(shown).length;
+  found.on = shown(head('BGE'));
+  found.reachable = head('BGE').querySelector('button').tabIndex;
+  head('BGE').querySelector('button').click(); found.down = [...table.tBodies[0].rows].map(row => row.cells[6].textContent); found.sorted = head('BGE').getAttribute('aria-sort');
+  head('BGE').querySelector('button').click(); found.up = [...table.tBodies[0].rows].map(row => row.cells[6].textContent);
+  head('BGE').querySelector('button').click(); found.back = head('BGE').getAttribute('aria-sort');
+  const wide = [...page.querySelectorAll('table')].find(table => table.querySelector('thead th[colspan]'));
+  const leaf = wide.querySelectorAll('thead tr:last-child th')[1]; leaf.querySelector('button').click();
+  found.blocks = [...wide.tBodies].map(body => [...body.rows].map(row => row.cells[2].textContent));
+  const find = page.querySelector('input[type=search]'); find.value = '丁'; find.dispatchEvent(new Event('input', {bubbles: true}));
+  found.examples = [...page.querySelectorAll('table.examples tbody tr')].filter(row => !row.hidden).length;
+  setTimeout(() => { found.again = rows(); document.getElementById('found').textContent = JSON.stringify(found); });
+"></iframe>"""
+
+
+def test_a_browser_sorts_and_filters(whole, browser: str, tmp_path: Path) -> None:
+    shutil.copy(Paths.of(whole).report, tmp_path / "report.html")
+    (tmp_path / "probe.html").write_text(USED, encoding="utf-8")
+    dom = browse(browser, tmp_path, "--virtual-time-budget=10000", "--dump-dom", (tmp_path / "probe.html").as_uri())
+    found = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', dom, re.S)[1]))
+    heads = ["NLI <A> AP all", "NLI-B AP all", "STS-A Spearman all", "IR-A MRR@10 all"]
+    assert found["first"] == heads and sorted(found["again"]) == sorted(heads)
+    assert (
+        found["one"] == ["IR-A MRR@10 all", "IR-A nDCG@10 all", "IR-A Recall@10 all"]
+        and found["said"] == "3 of 15 rows"
+    )
+    assert found["hard"] == ["NLI <A> AUC role swap", "NLI-B AUC role swap"]
+    assert found["off"] == 0 and found["on"] and found["reachable"] == 0
+    numbers = [float(text) for text in found["down"]]
+    assert numbers == sorted(numbers, reverse=True) and found["up"] == [f"{number:.4f}" for number in sorted(numbers)]
+    assert found["sorted"] == "descending" and found["back"] is None
+    # A sorted table with heads over several columns: reference rows stay a block of their own.
+    assert [len(block) for block in found["blocks"]] == [2, 3]
+    assert all(
+        block == sorted(block, key=lambda text: -float(text.split("↑")[0].split("↓")[0])) for block in found["blocks"]
+    )
+    assert found["examples"] == 1
 
 
 @pytest.mark.parametrize("width", [1280, 400])

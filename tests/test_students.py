@@ -34,7 +34,7 @@ def test_the_registry_finds_every_method_without_torch():
         "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules); assert not heavy, heavy; print(*names)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.split() == ["d2llm", "bge", "llara", "retromae", "sgpt", "udever"]
+    assert out.split() == ["d2llm", "bge", "llara", "retromae", "sgpt", "simcse", "udever"]
 
 
 def test_an_unknown_method_names_the_nearest():

@@ -26,6 +26,7 @@ SCORED = [name for name, files in catalogue.FIGURES.items() if set(files) - {"ru
 RENDERED = [
     "comparison",
     "ablations",
+    "examples",
     *["table"] * len(TABLES),
     *["figure"] * len(SCORED),
     "html_report",

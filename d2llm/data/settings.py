@@ -36,6 +36,7 @@ Part = Annotated[Pair, AfterValidator(_range)]
 class WorldSettings(Section):
     """How much of the generated world is made; splits never share a composition of people, verb and object."""
 
+    # Of the events and of their wording.
     seed: Count = 1
     # Of the test sets alone: others draw test sets that no earlier run has been evaluated on.
     test_seed: Count = 1
@@ -43,29 +44,40 @@ class WorldSettings(Section):
     pretraining_texts: Size = 40000
     # Groups (a query and its candidates) the teacher is tuned on.
     teacher_symmetric: Size = 20000
+    # Groups of a query and passages the teacher is tuned on.
     teacher_asymmetric: Size = 12000
     # Training pairs: premises (four hypotheses each), pairs of each STS set, queries of each retrieval set.
     nli_premises: Size = 2500
+    # Pairs made for each STS set; those that match become training pairs.
     sts_pairs: Size = 3000
+    # Training queries of each retrieval set.
     queries: Size = 2200
     # Pairs of each NLI and STS set, queries of each retrieval set.
     dev_pairs: Size = 600
+    # Queries of each retrieval set's dev split.
     dev_queries: Size = 200
+    # Pairs of each NLI and STS set's test split.
     test_pairs: Size = 2000
+    # Queries of each retrieval set's test split.
     test_queries: Size = 500
 
 
 class HubTable(Section):
     """A table of a data set on the hub: a split of one of its subsets, or one of its files. Fetched once, by a rule of its own."""
 
+    # org/name on the hub.
     repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
     # A commit, best; a tag or a branch may change below one's feet.
     revision: Text
+    # Of the data set, where it has several.
     subset: Text | None = None
+    # Of the data set.
     split: Text | None = None
     # JSONL, CSV, TSV or Parquet, by its ending or as `format` says; `columns` names those of a CSV or TSV file without a header.
     file: Text | None = None
+    # Of a file; null: by its ending.
     format: Literal["jsonl", "csv", "tsv", "parquet"] | None = None
+    # Names of columns of a CSV or TSV file without a header.
     columns: Names | None = None
     # Columns that stay; rows that are then equal stay once. Null: all.
     keep: Names | None = None
@@ -102,14 +114,21 @@ Table = Annotated[
 class Retrieval(Section):
     """A retrieval set as three tables: texts with ids, and which passage is relevant to which query."""
 
+    # Table of queries.
     queries: Table
+    # Table of passages.
     corpus: Table
+    # Table of what is relevant to which query.
     qrels: Table
     # Columns of the three; null: the corpus names its ids as the queries do.
     id: Text = "id"
+    # Column of the passages' ids.
     corpus_id: Text | None = None
+    # Column of the texts of both.
     text: Text = "text"
+    # Column of qrels.
     query_id: Text = "query_id"
+    # Column of qrels.
     doc_id: Text = "doc_id"
     # Null: every row of qrels is relevant.
     relevance: Text | None = "relevance"
@@ -124,20 +143,27 @@ class TrainingSet(Section):
 
     # Symmetric: two texts of one kind; asymmetric: a query and a passage. It picks the teacher's prompt and the IEM's branch.
     mode: Mode = "symmetric"
+    # Pairs or triples: a path (JSONL, CSV, TSV, Parquet), or a table of the hub. Either this or retrieval.
     file: Table | None = None
     # Rows of `file` used, as a range of shares: a pair lies in it by a digest of its two texts, whatever their order.
     part: Part | None = None
+    # Queries, passages and what is relevant, as three tables.
     retrieval: Retrieval | None = None
     # Columns of `file`. A passage may be a text, a list of texts, or a list of objects with a text.
     query: Text = "query"
+    # Column of the right, or judged, passage.
     passage: Text = "passage"
-    # Values of column `label` that mean yes, and that mean no; null: every other means no.
+    # Column of labels.
     label: Text | None = None
+    # Values of column label that mean yes.
     yes: Values | None = None
+    # Values that mean no; null: every other means no.
     no: Values | None = None
     # Scores of column `score`, from the least to the most there can be; from `yes_from` on they mean yes.
     score: Text | None = None
+    # The least and the most a score can be.
     scores: Pair | None = None
+    # The score from which on a pair counts as right.
     yes_from: float | None = None
     # A text, or a list of texts, that are wrong for the query.
     negatives: Text | None = None
@@ -179,25 +205,35 @@ Split = Annotated[
 class TaskSet(Section):
     """Files one evaluation set is made of."""
 
+    # What is measured: pair classification, correlation of pairs, or retrieval.
     type: Literal["pair_classification", "sts", "retrieval"]
+    # The table it stands in.
     group: Literal["nli", "sts", "ir"]
     # In tables; null: its name.
     title: str | None = None
+    # One line, for the data card.
     description: str = ""
     # mteb's code of the language.
     language: str = "eng-Latn"
+    # Its dev split: a path or a table of the hub; for retrieval three.
     dev: Split | None = None
+    # Its test split, likewise.
     test: Split | None = None
     # Of pairs: the part of the file's rows that is each split, where one file holds several (see `part` of a training set).
     dev_part: Part | None = None
+    # Likewise of the test split.
     test_part: Part | None = None
     # Columns of pairs.
     sentence1: Text = "sentence1"
+    # Column of the second text.
     sentence2: Text = "sentence2"
+    # Column of labels (pair classification).
     label: Text = "label"
     # Values of column `label` that mean yes.
     yes: Values = [1]
+    # Column of scores (STS).
     score: Text = "score"
+    # The least and the most a score can be.
     scores: Pair = (0.0, 1.0)
     # What the breakdowns are by; null: whether the pair's texts occur in training.
     phenomenon: Text | None = None
@@ -231,14 +267,19 @@ class MtebSet(Section):
 
     # mteb's name of the task.
     mteb: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    # What is measured; as mteb's task.
     type: Literal["pair_classification", "sts", "retrieval"]
+    # The table it stands in.
     group: Literal["nli", "sts", "ir"]
     # In tables; null: mteb's name.
     title: str | None = None
+    # One line, for the data card.
     description: str = ""
+    # mteb's code of the language.
     language: str = "cmn-Hans"
     # mteb's names of the splits that serve as dev and as test here; where it has one only, there is no dev.
     dev: Text | None = None
+    # Split that serves as test.
     test: Text | None = "test"
     # Bounds of an STS set's scores.
     scores: Pair = (0.0, 1.0)
@@ -291,12 +332,15 @@ class FilesSettings(Section):
 
     # What relative paths below are seen from; itself seen from where Snakemake is started.
     folder: Text = "."
+    # Training sets by name.
     train: dict[Name, TrainingSet] = {}
+    # Evaluation sets by name: files, or sets that mteb knows.
     tasks: dict[Name, AnyTask] = {}
     # Wrong passages drawn at random for a query of a set that names none, for the teacher to learn from.
     teacher_negatives: Annotated[int, Field(ge=1)] = 4
     # Share of the queries kept from the teacher to judge it by.
     teacher_dev: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    # Of what is drawn at random.
     seed: Count = 1
 
     @model_validator(mode="after")
@@ -370,8 +414,11 @@ class FilesSettings(Section):
 class DataSettings(Section):
     """Where texts come from."""
 
+    # Text generated by this repository, or files.
     source: Literal["world", "files"] = "world"
+    # How much is generated.
     world: WorldSettings = WorldSettings()
+    # What is read.
     files: FilesSettings = FilesSettings()
 
     @model_validator(mode="after")

@@ -18,7 +18,9 @@ class SymmetricOrder(Section):
     `average`: the mean of both orders, fit for a relation without direction. `as_given`: (sentence1, sentence2) only.
     """
 
+    # Of similarity, which has no direction.
     sts: Order = "average"
+    # Of entailment, which has one.
     pair_classification: Order = "as_given"
 
     def of(self, task_type: str) -> Order:
@@ -29,7 +31,9 @@ class SymmetricOrder(Section):
 class TeacherCandidates(Section):
     """How many passages of each retriever the teacher re-ranks for a query; it cannot read a whole corpus."""
 
+    # Passages of BM25.
     bm25: Depth = 30
+    # Passages of the pipeline's encoder.
     dense: Depth = 30
 
     def __str__(self) -> str:
@@ -39,8 +43,11 @@ class TeacherCandidates(Section):
 class Bm25Settings(Section):
     """The lexical reference row: Lucene's BM25 over jieba words or over characters."""
 
+    # What it counts.
     tokens: Literal["words", "characters"] = "words"
+    # How soon a repeated word stops to count.
     k1: Annotated[float, Field(ge=0.0)] = 1.5
+    # How much long passages are held back.
     b: Annotated[float, Field(ge=0.0, le=1.0)] = 0.75
 
 
@@ -49,12 +56,17 @@ class EvaluationSettings(Section):
 
     # "all": every folder below data/tasks.
     tasks: Literal["all"] | Names = "all"
+    # Test is read once, at the end; dev is to choose settings by.
     split: Literal["dev", "test"] = "test"
+    # Texts encoded at once.
     batch_size: Annotated[int, Field(ge=1)] = 256
     # Documents of a query that are kept in the predictions; metrics need 10.
     keep: Annotated[int, Field(ge=10)] = 100
+    # How pairs of like texts are scored.
     symmetric_order: SymmetricOrder = SymmetricOrder()
+    # What the teacher re-ranks.
     teacher_candidates: TeacherCandidates = TeacherCandidates()
+    # The lexical reference row.
     bm25: Bm25Settings = Bm25Settings()
 
 
@@ -65,6 +77,7 @@ class RuntimeSettings(Section):
     corpus_sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [1000, 10000, 100000]
     # Calls of each kind that are timed, at most; and the seconds they may take together (never fewer than three calls).
     repeats: Annotated[int, Field(ge=3)] = 20
+    # Seconds that the calls of a kind may take together; never fewer than three calls.
     seconds: Annotated[float, Field(gt=0.0)] = 2.0
     # Pairs of one query the cross-encoder reads; what more would take is extrapolated.
     teacher_pairs: Annotated[int, Field(ge=1)] = 1000

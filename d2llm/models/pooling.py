@@ -19,6 +19,7 @@ from d2llm.errors import ConfigError
 __all__ = [
     "PMA",
     "POOLINGS",
+    "ClsMLPPooling",
     "ClsPooling",
     "LastTokenPooling",
     "MeanPooling",
@@ -81,6 +82,21 @@ class ClsPooling(Pooling):
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         mask = mask.long()
         return _weighted_mean(hidden, ((mask.cumsum(1) == 1) & mask.bool()).to(hidden.dtype))
+
+
+class ClsMLPPooling(ClsPooling):
+    """tanh(W·[CLS] + b), made new with BERT's initial weights (supervised SimCSE, Gao et al. 2021)."""
+
+    name = "cls_mlp"
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        nn.init.normal_(self.dense.weight, std=0.02)
+        nn.init.zeros_(self.dense.bias)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return torch.tanh(self.dense(super().forward(hidden, mask).to(self.dense.weight.dtype)))
 
 
 class PMA(Pooling):
@@ -172,7 +188,7 @@ class PMA(Pooling):
 
 
 POOLINGS: dict[str, type[Pooling]] = {
-    kind.name: kind for kind in (MeanPooling, WeightedMeanPooling, LastTokenPooling, ClsPooling, PMA)
+    kind.name: kind for kind in (MeanPooling, WeightedMeanPooling, LastTokenPooling, ClsPooling, ClsMLPPooling, PMA)
 }
 
 
@@ -184,7 +200,7 @@ def build_pooling(name: str, hidden_size: int, **settings: Any) -> Pooling:
         raise ConfigError(f"pooling: unknown {name!r}, expected one of {', '.join(POOLINGS)} (nearest: {near})")
     kind = POOLINGS[name]
     try:
-        return kind(hidden_size, **settings) if kind is PMA else kind(**settings)
+        return kind(hidden_size, **settings) if kind in (ClsMLPPooling, PMA) else kind(**settings)
     except TypeError as error:
         raise ConfigError(f"pooling {name}: {error}") from error
 

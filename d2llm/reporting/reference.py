@@ -33,6 +33,7 @@ def keep(config: Config, folder: Path) -> list[Path]:
         paths.ablations,
         paths.trainings,
         paths.curves,
+        paths.examples,
         paths.runtime,
         paths.card_md,
         paths.card_json,

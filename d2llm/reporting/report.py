@@ -19,7 +19,7 @@ from d2llm.evaluation.collect import SCORES
 from d2llm.evaluation.headline import HEADLINE
 from d2llm.logs import get_logger
 from d2llm.paths import Paths, beside
-from d2llm.reporting import captions, catalogue
+from d2llm.reporting import browse, captions, catalogue
 from d2llm.reporting.claims import claims, sentence
 from d2llm.reporting.context import context
 from d2llm.reporting.history import by_stage, jobs, machine
@@ -80,6 +80,7 @@ def facts(config: Config) -> dict[str, Any]:
     trained = scores[scores["method"].isin(about.methods) & (scores["variant"] == "base")]
     return {
         "style": (TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        "script": (TEMPLATES / "report.js").read_text(encoding="utf-8"),
         "tier": config.tier,
         "generated": about.generated,
         "controlled": CONTROLLED_TEXT,
@@ -91,6 +92,7 @@ def facts(config: Config) -> dict[str, Any]:
         "compared": len(compared),
         "overview": overview(scores, about),
         "sections": sections(config, paths),
+        "browse": browsed(scores, optional(paths.examples), about),
         "methods": [described(config, name, about) for name in about.methods],
         "references": [about.titles.get(name, name) for name in about.references],
         "subject": about.titles.get(SUBJECT) if SUBJECT in about.methods else None,
@@ -141,6 +143,25 @@ def overview(scores: pd.DataFrame, about: Context) -> dict[str, Any]:
     return {
         "columns": [(row.task_title, METRIC_TITLES.get(row.metric, row.metric), row.n) for row in heads.itertuples()],
         "rows": rows,
+    }
+
+
+def browsed(scores: pd.DataFrame, found: dict[str, Any] | None, about: Context) -> dict[str, Any]:
+    """What the part to browse shows, and what its filters offer."""
+    rows = browse.score_rows(scores, about)
+    columns, variants = browse.variant_rows(scores, about)
+    choices = {key: list(dict.fromkeys(getattr(row, key) for row in rows)) for key in ("task", "metric", "seed")}
+    examples = browse.example_tables(found, choices["task"], about) if found else []
+    hard = sorted({row["phenomenon"] for task in examples for row in task["examples"]})
+    return {
+        "titles": [(name, about.titles.get(name, name)) for name in (*about.references, *about.methods)],
+        "scores": rows,
+        "choices": choices | {"phenomenon": sorted({row.phenomenon for row in rows} - {"all"}), "hard": hard},
+        "variant_columns": columns,
+        "variants": variants,
+        "examples": examples,
+        "language": "zh" if about.generated else "",
+        **({key: found[key] for key in ("kept", "characters")} if found else {}),
     }
 
 

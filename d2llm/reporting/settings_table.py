@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from d2llm.config import Config
 
 NOTHING = "–"
-POOLINGS = {"pma": "PMA", "cls": "[CLS]", "weighted_mean": "position-weighted mean", "last_token": "last tokens"}
+POOLINGS = {
+    "pma": "PMA",
+    "cls": "[CLS]",
+    "cls_mlp": "[CLS], tanh layer",
+    "weighted_mean": "position-weighted mean",
+    "last_token": "last tokens",
+}
 SCORERS = {"iem": "IEM", "dot": "dot product"}
 KINDS = {"full": "all weights", "lora": "LoRA", "bitfit": "biases, and embeddings of new tokens if any"}
 # Weights of D2LLM's terms: title, key of its recipe.

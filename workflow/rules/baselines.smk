@@ -32,3 +32,10 @@ use rule train as train_udever with:
     wildcard_constraints:
         method="udever",
     priority: 10
+
+
+# An example of a further one, in no tier unless config/simcse.yaml is laid over it.
+use rule train as train_simcse with:
+    wildcard_constraints:
+        method="simcse",
+    priority: 10

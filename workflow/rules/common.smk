@@ -51,7 +51,7 @@ PATHS = Paths.of(CONFIG)
 ENVIRONMENT = "../../environment.yml"
 REPORTING = Path(os.path.relpath(workflow.basedir)) / "d2llm" / "reporting"
 STYLE_SHEET = str(REPORTING / "suite.mplstyle")
-TEMPLATES = [str(REPORTING / "templates" / name) for name in ("report.html", "report.css")]
+TEMPLATES = sorted(str(path) for path in (REPORTING / "templates").iterdir())
 REFERENCE = Path(os.path.relpath(workflow.basedir)) / "results" / "reference" / CONFIG.tier
 NOTEBOOK = os.path.relpath(Path(workflow.basedir) / "notebooks" / "results.ipynb")
 

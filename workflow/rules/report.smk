@@ -105,11 +105,34 @@ rule figure:
         "python -m d2llm.cli figure --name {wildcards.name} --config {params.config} --log {log:q} --inputs {input:q}"
 
 
+rule examples:
+    input:
+        PATHS.predictions,
+        PATHS.tasks,
+    output:
+        PATHS.examples,
+        beside(PATHS.examples),
+    log:
+        PATHS.logs("examples"),
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads
+    resources:
+        mem_mb=3000,
+    params:
+        config=str(PATHS.config),
+        settings=settings_of("examples"),
+        code=code_of("examples"),
+    shell:
+        "python -m d2llm.cli examples --config {params.config} --log {log:q} --inputs {input:q}"
+
+
 rule html_report:
     input:
         TEMPLATES,
         PATHS.scores_csv,
         PATHS.comparisons,
+        PATHS.examples,
         every_table(),
         every_figure(),
     output:

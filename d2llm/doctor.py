@@ -1,0 +1,317 @@
+"""`d2llm doctor`: whether this machine can run the suite, and a config where one is given; what is amiss, with what mends it.
+
+Looks and measures nothing: no model is loaded, no data set read, nothing written. The hub is asked for only where a config needs it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from d2llm.config import load
+from d2llm.errors import D2LLMError
+from d2llm.paths import Paths
+from d2llm.provenance import ROOT
+
+if TYPE_CHECKING:
+    from d2llm.config import Config
+
+Level = Literal["ok", "warning", "error"]
+GIGA = 1e9
+# Of the mini tier: a job takes 4 GB at most, two of them run beside each other; a finished run of the full study takes 0.3 GB.
+JOB, COMFORT, DISK = 4 * GIGA, 8 * GIGA, 2 * GIGA
+SECONDS = 5.0  # to wait for the hub
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, what was found, and, unless it is ok, what mends it."""
+
+    level: Level
+    subject: str
+    found: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level:8} {self.subject:12} {self.found}" + (f"; {self.fix}" if self.fix else "")
+
+
+def examine(files: Sequence[str | Path] = ()) -> list[Finding]:
+    """Every finding about the machine, and about the config of these files."""
+    found = [*python(), *packages(), *workflow(), *cores(), *memory(), *gpu(), *fonts()]
+    if not files:
+        return [*found, *disk(Path("results"), DISK, "the mini tier")]
+    try:
+        config = load(files)
+    except D2LLMError as error:
+        return [*found, Finding("error", "config", str(error), "correct the file")]
+    said = f"tier {config.tier}, {len(config.methods)} methods, {len(config.runs())} trainings"
+    return [*found, Finding("ok", "config", said), *of_config(config)]
+
+
+# --------------------------------------------------------------------------------------------------------- the software
+def python() -> Iterator[Finding]:
+    """Which Python this is; one that is too old does not get so far."""
+    yield Finding("ok", "python", f"{platform.python_version()} in {sys.prefix}")
+
+
+def requirements() -> list[str]:
+    """What the project asks for: of pyproject.toml in a clone, of the package's metadata elsewhere."""
+    project = ROOT / "pyproject.toml"
+    if project.is_file():
+        return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    return [line for line in importlib.metadata.requires("d2llm") or [] if "extra ==" not in line]
+
+
+def packages(
+    wanted: Callable[[], list[str]] = requirements, version: Callable[[str], str] = importlib.metadata.version
+) -> Iterator[Finding]:
+    """Whether installed versions are the pinned ones. A build's own part (+cpu, +cu128) may differ."""
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    asked = [Requirement(line) for line in wanted()]
+    asked = [one for one in asked if one.marker is None or one.marker.evaluate()]
+    good = 0
+    for one in asked:
+        try:
+            installed = version(one.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("error", "packages", f"{one.name} is not installed", f"pip install '{one.name}{one.specifier}', or `make setup`")  # fmt: skip
+            continue
+        pins = [Version(pin.version).public for pin in one.specifier]
+        if pins and Version(installed).public not in pins:
+            yield Finding("warning", "packages", f"{one.name} {installed}, pinned is {one.specifier}", "results may differ from the reference; `make setup` installs the pinned versions")  # fmt: skip
+        else:
+            good += 1
+    yield Finding("ok", "packages", f"{good} of {len(asked)} as pinned")
+
+
+def workflow() -> Iterator[Finding]:
+    """Whether this interpreter's `snakemake` can be called by its name."""
+    called = shutil.which("snakemake")
+    if called is None:
+        fix = f"use {Path(sys.executable).parent}/snakemake, or activate the environment"
+        yield Finding("warning", "snakemake", "not on PATH", fix)
+    elif Path(called).parent.resolve() != Path(sys.executable).parent.resolve():
+        fix = f"call {Path(sys.executable).parent}/snakemake"
+        yield Finding("warning", "snakemake", f"{called} is of another environment than this Python", fix)
+    else:
+        yield Finding("ok", "snakemake", called)
+
+
+def fonts() -> Iterator[Finding]:
+    """Whether some font of the machine has Chinese."""
+    import logging
+
+    from d2llm.reporting.fonts import families
+
+    logging.getLogger("d2llm.reporting.fonts").setLevel(logging.ERROR)  # it warns of what is said here
+    family = families("中文问答")
+    if family is None:
+        fix = "install one (Debian: apt-get install fonts-wqy-microhei); figures show English instead"
+        yield Finding("warning", "fonts", "none has Chinese characters", fix)
+    else:
+        yield Finding("ok", "fonts", f"Chinese in {family[-1]}")
+
+
+# ---------------------------------------------------------------------------------------------------------- the machine
+def cores() -> Iterator[Finding]:
+    """How many cores this process may use."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if count < 2:
+        yield Finding("warning", "cores", "one", "times in the README are of two; everything runs, one job at a time")
+    else:
+        yield Finding("ok", "cores", str(count))
+
+
+def memory_bytes(
+    proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup/memory.max")
+) -> tuple[float, float] | None:
+    """(total, free) memory of the machine, or what its container is limited to; None where the system does not tell."""
+    try:
+        lines = dict(line.split(":", 1) for line in proc.read_text(encoding="utf-8").splitlines())
+        total, free = (float(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    except (OSError, KeyError, ValueError):
+        return None
+    try:
+        limit = float(group.read_text(encoding="utf-8"))  # "max" is no number
+    except (OSError, ValueError):
+        limit = total
+    return min(total, limit), min(free, limit)
+
+
+def memory(found: tuple[float, float] | None | Literal["look"] = "look") -> Iterator[Finding]:
+    """Whether the mini tier's jobs fit into memory."""
+    found = memory_bytes() if found == "look" else found
+    if found is None:
+        yield Finding("warning", "memory", "this system does not tell", "a job of the mini tier takes 4 GB at most")
+        return
+    total, free = found
+    said = f"{total / GIGA:.1f} GB, {free / GIGA:.1f} free"
+    if total < JOB:
+        yield Finding("error", "memory", said, "a job of the mini tier takes up to 4 GB; use a larger machine")
+    elif free < JOB or total < COMFORT:
+        fix = "8 GB are asked for; end other programs, or run one job at a time: snakemake --cores 1"
+        yield Finding("warning", "memory", said, fix)
+    else:
+        yield Finding("ok", "memory", said)
+
+
+def disk(folder: Path, needed: float, of: str) -> Iterator[Finding]:
+    """Whether a folder, there or not, can be written and has room for so many bytes."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK):
+        yield Finding("error", "disk", f"{place} cannot be written", "choose another: -C results=FOLDER")
+        return
+    free = shutil.disk_usage(place).free
+    said = f"{free / GIGA:.1f} GB free for {folder}, {of} takes about {max(needed, 0.05 * GIGA) / GIGA:.1f}"
+    if free < needed:
+        yield Finding("error", "disk", said, "make room, or choose another folder: -C results=FOLDER")
+    elif free < 2 * needed:
+        yield Finding("warning", "disk", said, "the estimate is rough; make room")
+    else:
+        yield Finding("ok", "disk", said)
+
+
+def gpus() -> list[tuple[str, float]]:
+    """(name, bytes) of every GPU torch can use."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    every = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
+    return [(one.name, float(one.total_memory)) for one in every]
+
+
+def gpu() -> Iterator[Finding]:
+    """The GPUs there are; the mini tier needs none."""
+    found = gpus()
+    if found:
+        yield Finding("ok", "gpu", ", ".join(f"{name} ({size / GIGA:.0f} GB)" for name, size in found))
+    elif Path("/proc/driver/nvidia").exists():
+        fix = "install a build of torch with CUDA (README, Real models, GPUs, clusters)"
+        yield Finding("warning", "gpu", "there is one that this torch cannot use", fix)
+    else:
+        yield Finding("ok", "gpu", "none; the mini and laptop tiers need none")
+
+
+# ----------------------------------------------------------------------------------------------------------- the config
+def of_config(config: Config) -> Iterator[Finding]:
+    """Whether the files, models, packages and sizes of a config fit this machine."""
+    yield from files(config)
+    yield from checkpoints(config)
+    yield from extras(config)
+    reachable = True
+    if not config.offline:
+        for one in hub():
+            reachable = reachable and one.level == "ok"
+            yield one
+    if any(getattr(config.models.of(name), "origin", "") == "hub" for name in config.models.names()) and not reachable:
+        fix = "run doctor again with the hub in reach"
+        yield Finding("warning", "sizes", "not estimated, as sizes of models are on the hub", fix)
+    else:
+        yield from sizes(config)
+
+
+def files(config: Config) -> Iterator[Finding]:
+    """Whether the user's own files are there."""
+    if config.data.source != "files":
+        return
+    keys: dict[str, list[str]] = {}
+    for key, path in config.data.files.paths().items():
+        keys.setdefault(path, []).append("data.files." + ".".join(key))
+    missing = [path for path in keys if not Path(path).is_file()]
+    for path in missing:
+        fix = f"put it there or correct {', '.join(keys[path])} (seen from {Path.cwd()})"
+        yield Finding("error", "files", f"no such file: {path}", fix)
+    if keys and not missing:
+        yield Finding("ok", "files", f"all {len(keys)} are there")
+    if config.data.files.downloads():
+        yield Finding("ok", "files", f"{len(config.data.files.downloads())} sets will come from the hub")
+
+
+def checkpoints(config: Config) -> Iterator[Finding]:
+    """Whether base models that are not on the hub are where the config says."""
+    from d2llm.checkpoints import located
+
+    for name in config.models.names():
+        model = config.models.of(name)
+        if not hasattr(model, "source") or model.origin == "hub":
+            continue
+        try:
+            folder, file = located(model, f"models.{name}.source")
+            yield Finding("ok", "models", f"{name}: {folder / file if file else folder}")
+        except D2LLMError as error:
+            yield Finding("error", "models", str(error))
+
+
+def extras(config: Config) -> Iterator[Finding]:
+    """Packages that only some configs need."""
+    sources = [getattr(config.models.of(name), "source", "") for name in config.models.names()]
+    needed = [("gguf", any(source.endswith(".gguf") for source in sources), "pip install gguf (extra `gguf`)")]
+    needed.append(("bitsandbytes", config.teacher.quantization != "none", "pip install bitsandbytes, on a GPU"))
+    for package, wanted, fix in needed:
+        if wanted and importlib.util.find_spec(package) is None:
+            yield Finding("error", "packages", f"{package} is not installed, which this config needs", fix)
+    on_gpu = [key for key, value in (("training.precision float16", config.training.precision == "float16"), ("teacher.quantization", config.teacher.quantization != "none")) if value]  # fmt: skip
+    if on_gpu and not gpus():
+        yield Finding("error", "gpu", f"none, and {' and '.join(on_gpu)} need one", "change the key, or the machine")
+
+
+def hub() -> Iterator[Finding]:
+    """Whether the hub answers."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        yield Finding("error", "hub", "HF_HUB_OFFLINE is set, and this config needs the hub", "unset HF_HUB_OFFLINE")
+        return
+    try:
+        with urllib.request.urlopen(constants.ENDPOINT, timeout=SECONDS):
+            pass
+    except urllib.error.HTTPError:  # it answers
+        pass
+    except (OSError, ValueError) as error:
+        fix = "check network and proxy, or name a mirror in HF_ENDPOINT"
+        yield Finding("error", "hub", f"{constants.ENDPOINT} cannot be reached ({error})", fix)
+        return
+    yield Finding("ok", "hub", f"{constants.ENDPOINT} answers")
+
+
+def sizes(config: Config, found: tuple[float, float] | None | Literal["look"] = "look") -> Iterator[Finding]:
+    """Whether the estimated memory of each job, and the disk of all, are there (`d2llm plan`, which is rough)."""
+    from d2llm.plan import plan
+
+    try:
+        planned = plan(config, "cpu")
+    except (D2LLMError, OSError) as error:
+        yield Finding("error", "sizes", f"cannot be estimated: {error}", "see models.*.source")
+        return
+    most = max(planned["costs"], key=lambda cost: cost.memory)
+    said = f"the largest job ({most.stage}) takes about {most.memory / GIGA:.1f} GB"
+    devices = gpus()
+    room = min(size for _, size in devices) if devices else None
+    if room is None:
+        look = memory_bytes() if found == "look" else found
+        room = look[0] if look else None
+    place = "its GPU" if devices else "this machine"
+    if room is not None and most.memory > room:
+        fix = "set training.texts_at_once, a recipe's gradient_checkpointing, models.*.dtype or teacher.quantization, or take a larger machine"  # fmt: skip
+        yield Finding("error", "sizes", f"{said}, {place} has {room / GIGA:.1f}", fix)
+    else:
+        yield Finding("ok", "sizes", said)
+    needed = sum(planned["disk"].values())
+    yield from disk(Paths.of(config).root, 1.2 * needed, f"tier {config.tier}")

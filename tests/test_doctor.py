@@ -1,0 +1,131 @@
+"""`d2llm doctor`: each check finds what is amiss and says what mends it; an error ends with exit code 1."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from d2llm import cli, doctor
+from d2llm.config import Config, load, read
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def levels(found) -> dict[str, str]:
+    return {one.subject: one.level for one in found}
+
+
+def test_this_machine_is_seen() -> None:
+    found = doctor.examine()
+    assert {"python", "packages", "snakemake", "cores", "memory", "gpu", "fonts", "disk"} == set(levels(found))
+    assert all(one.fix for one in found if one.level != "ok")
+
+
+def test_versions_are_compared_with_the_pins() -> None:
+    installed = {"a": "1.2+cpu", "b": "2.0", "c": "3"}
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    wanted = ["a==1.2+cu128", "b==2.1", "gone==1", "c>=1; python_version < '3'"]
+    found = list(doctor.packages(lambda: wanted, version))
+    assert [(one.level, one.found) for one in found] == [
+        ("warning", "b 2.0, pinned is ==2.1"),
+        ("error", "gone is not installed"),
+        ("ok", "1 of 3 as pinned"),
+    ]
+    assert "pip install 'gone==1'" in found[1].fix
+
+
+def test_memory_is_the_containers_where_that_is_less(tmp_path: Path) -> None:
+    info, group = tmp_path / "meminfo", tmp_path / "memory.max"
+    info.write_text("MemTotal:       16000000 kB\nMemFree: 1 kB\nMemAvailable:    8000000 kB\n")
+    assert doctor.memory_bytes(info, group) == (16_000_000 * 1024, 8_000_000 * 1024)
+    group.write_text("max\n")
+    assert doctor.memory_bytes(info, group) == (16_000_000 * 1024, 8_000_000 * 1024)
+    group.write_text("2000000000\n")
+    assert doctor.memory_bytes(info, group) == (2e9, 2e9)
+    assert doctor.memory_bytes(tmp_path / "no") is None
+
+
+@pytest.mark.parametrize(
+    ("found", "level"), [((16e9, 12e9), "ok"), ((16e9, 2e9), "warning"), ((6e9, 5e9), "warning"), ((3e9, 3e9), "error"), (None, "warning")]
+)  # fmt: skip
+def test_memory_is_judged(found, level: str) -> None:
+    assert [one.level for one in doctor.memory(found)] == [level]
+
+
+def test_room_on_disk_is_judged(tmp_path: Path) -> None:
+    def level(needed: float) -> str:
+        return next(doctor.disk(tmp_path / "not" / "there", needed, "it")).level
+
+    free = next(doctor.disk(tmp_path, 1.0, "it")).found
+    assert level(1.0) == "ok" and level(1e18) == "error" and "GB free" in free
+
+
+def test_missing_files_are_named_with_their_keys(tmp_path: Path) -> None:
+    values = read(ROOT / "config" / "local.yaml")
+    values["models"] = {name: {"source": f"./{name}"} for name in ("teacher", "decoder", "encoder")}
+    (tmp_path / "own.yaml").write_text(json.dumps(values), encoding="utf-8")
+    found = doctor.examine([tmp_path / "own.yaml"])
+    missing = [one for one in found if one.subject == "files" and one.level == "error"]
+    config = load([tmp_path / "own.yaml"])
+    assert len(missing) == len(set(config.data.files.paths().values()))
+    assert "data.files.train." in missing[0].fix
+    assert [one.level for one in found if one.subject == "models"] == ["error"] * 3
+
+
+def test_jobs_that_do_not_fit_are_an_error() -> None:
+    config = load([ROOT / "config" / "mini.yaml"])
+    assert levels(doctor.sizes(config, (8e9, 8e9)))["sizes"] == "ok"
+    assert levels(doctor.sizes(config, (1e6, 1e6)))["sizes"] == "error"
+
+
+def test_what_needs_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(methods={"bge": {}}, training={"precision": "float16"})
+    monkeypatch.setattr(doctor, "gpus", list)
+    assert [one.found for one in doctor.extras(config)] == ["none, and training.precision float16 need one"]
+    monkeypatch.setattr(doctor, "gpus", lambda: [("one", 24e9)])
+    assert not list(doctor.extras(config))
+
+
+class Answers(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        """Quiet."""
+
+
+def test_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert next(doctor.hub()).fix == "unset HF_HUB_OFFLINE"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        assert next(doctor.hub()).level == "ok"  # even a 404 is an answer
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert next(doctor.hub()).level == "error"
+
+
+def test_an_error_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--config", str(ROOT / "config" / "mini.yaml")]) == 0
+    assert "tier mini, 6 methods" in capsys.readouterr().out
+    (tmp_path / "wrong.yaml").write_text("trainin: {}\n")
+    assert cli.main(["doctor", "--config", str(tmp_path / "wrong.yaml")]) == 1
+    said = capsys.readouterr().out
+    assert "error    config" in said and "nearest valid key: training" in said
