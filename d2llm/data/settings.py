@@ -9,13 +9,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from d2llm.section import Names, Pair, Section
+from d2llm.section import Names, Pair, Section, has
 
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=8)]
 Text = Annotated[str, Field(min_length=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
 Values = Annotated[list[str | int | bool | float], Field(min_length=1)]
+# Of a data set: becomes a file's name.
+SplitName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
 Mode = Literal["symmetric", "asymmetric"]
 Key = tuple[str, ...]
 # A hub's table below its download's folder.
@@ -89,7 +91,7 @@ class HubTable(Section):
 def _tag(value: Any) -> str:
     if isinstance(value, str):
         return "path"
-    return "hub" if "repo" in (value if isinstance(value, dict) else vars(value)) else "three"
+    return "hub" if has(value, "repo") else "three"
 
 
 # A file of one's own, or a table of the hub.
@@ -238,8 +240,8 @@ class MtebSet(Section):
     description: str = ""
     language: str = "cmn-Hans"
     # mteb's names of the splits that serve as dev and as test here; where it has one only, there is no dev.
-    dev: Text | None = None
-    test: Text | None = "test"
+    dev: SplitName | None = None
+    test: SplitName | None = "test"
     # Bounds of an STS set's scores.
     scores: Pair = (0.0, 1.0)
     # Pairs or queries of a split used, drawn at random and said so in every output; null: all.
@@ -282,7 +284,7 @@ class MtebSet(Section):
 
 AnyTask = Annotated[
     Annotated[TaskSet, Tag("files")] | Annotated[MtebSet, Tag("mteb")],
-    Discriminator(lambda value: "mteb" if "mteb" in (value if isinstance(value, dict) else vars(value)) else "files"),
+    Discriminator(lambda value: "mteb" if has(value, "mteb") else "files"),
 ]
 
 
