@@ -36,8 +36,9 @@ def validate(schema: type[S], values: Any, origin: Callable[[Key], str], prefix:
         return schema.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         problems = [problem | {"loc": untagged(values, problem["loc"])} for problem in error.errors(include_url=False)]
-    # An unknown key first: when a key is misspelt, whatever else is wrong usually follows from it.
-    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+    # An unknown key first, and one that is known nowhere: when a key is misspelt, whatever else is wrong usually follows from it.
+    known = set(keys(schema))
+    first = min(problems, key=lambda problem: (problem["type"] != "extra_forbidden", problem["loc"] in known))
     message = explain(schema, values, first["type"], first["msg"], first["loc"], prefix)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     raise ConfigError(f"{origin(prefix + first['loc'])}: {message}{more}")

@@ -234,7 +234,8 @@ def plan(config: Config) -> int:
     if config.data.source == "files":
         for path in config.data.files.paths().values():
             Path(path).is_file()
-    for count, (stage, arguments) in enumerate(jobs(config), 1):
+    for stage, arguments in jobs(config):
+        count += 1
         stages.settings_line(config, stage, **arguments)
         place = stages.STAGES[stage].provenance(Paths.of(config), **arguments)
         assert ".." not in place.relative_to(root).parts, place
