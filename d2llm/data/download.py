@@ -17,7 +17,7 @@ from d2llm import hub
 from d2llm.artifacts import atomic, write_frame, write_json
 from d2llm.data.files import read_table
 from d2llm.data.settings import SOURCE, TABLE, HubTable, MtebSet
-from d2llm.errors import ConfigError
+from d2llm.errors import ConfigError, first_line
 from d2llm.logs import get_logger
 from d2llm.paths import Paths
 
@@ -84,7 +84,7 @@ def table(wanted: HubTable, scratch: Path, where: str) -> pd.DataFrame:
         except (ValueError, RuntimeError) as error:  # an unknown subset or split; a set that needs a loading script
             if hub.passing(error):
                 raise
-            raise ConfigError(f"{where}: {what}: {hub.first_line(error)}") from error
+            raise ConfigError(f"{where}: {what}: {first_line(error)}") from error
         return found.to_pandas()
 
     return kept(checked(load, wanted.repo, what, where), wanted, where)
