@@ -13,18 +13,18 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from d2llm import __version__, stages
 from d2llm.artifacts import write_json
 from d2llm.config import Config, dump, load
-from d2llm.errors import D2LLMError
+from d2llm.errors import D2LLMError, fault
 from d2llm.logs import configure, get_logger
 from d2llm.models import remote
 from d2llm.paths import Paths
-from d2llm.provenance import content_digest, environment, peak_memory_mb
+from d2llm.provenance import checked_inputs, environment, output_digests, peak_memory_mb
 
 HELP = {
     "download": "fetch one data set of the hub",
@@ -131,16 +131,19 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except D2LLMError as error:
         return report(error, getattr(options, "log", None))
-    except Exception:
+    except Exception as error:
+        line = fault(error)
+        if line is not None:
+            return report(line, getattr(options, "log", None))
         get_logger("cli").exception("this is a bug in the suite, or a fault of the machine")
         raise
 
 
-def report(error: D2LLMError, log: str | None) -> int:
-    """One line for the user, and the same in the log."""
+def report(error: D2LLMError | str, log: str | None) -> int:
+    """One line for the user, and the same in the log, where there is room for it."""
     print(f"error: {error}", file=sys.stderr)
     if log is not None:
-        with Path(log).open("a", encoding="utf-8") as stream:
+        with suppress(OSError), Path(log).open("a", encoding="utf-8") as stream:
             stream.write(f"error: {error}\n")
     return 2
 
@@ -167,7 +170,7 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
             **arguments,
             "settings": stages.settings(config, stage, **arguments),
             "code": stages.code(stage, **arguments),
-            "inputs": {path: content_digest(path) for path in inputs},
+            "inputs": checked_inputs(inputs),
             "process_seed": seed,
             "version": __version__,
             "threads": config.threads,
@@ -178,7 +181,9 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
         getattr(importlib.import_module(module), function)(config, **arguments)
         record["seconds"] = round(time.monotonic() - clock, 2)
         record["peak_memory_mb"] = peak_memory_mb()
-        write_json(entry.provenance(paths, **arguments), record | environment())
+        place = entry.provenance(paths, **arguments)
+        record["outputs"] = output_digests(place, stages.outputs(stage, paths, **arguments))
+        write_json(place, record | environment())
     logger.info(f"done in {record['seconds']} s, at most {record['peak_memory_mb']:.0f} MB")
 
 

@@ -61,7 +61,7 @@ def check_plain(values: Any, origin: str) -> None:
                     raise ConfigError(
                         f"{origin}: {dotted((*key, name))}: expected text as a key (in quotes, where needed); found {show(name)}"
                     )
-                walk(name, key)
+                walk(name, (*key, name))
                 walk(inner, (*key, name))
         elif isinstance(value, list):
             for place, inner in enumerate(value):

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import strategies as st
 
 from d2llm import checkpoints, stages
-from d2llm.config import Config, load, read
+from d2llm.config import Config, load, loader, read
 from d2llm.errors import ConfigError
 from d2llm.paths import Paths
 from d2llm.validation import dotted
@@ -276,7 +276,7 @@ def outcome(below: list[Path], text: str, folder: Path) -> str:
 def sections(text: str) -> list[str]:
     """The first parts of the keys that a config has, or lacks."""
     try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError):
+        values = yaml.load(text, Loader=loader())
+    except (yaml.YAMLError, RecursionError):
         return [""]
     return [*Config.model_fields, *(dotted((name,)) for name in values)] if isinstance(values, dict) else [""]

@@ -16,6 +16,8 @@ Size = Annotated[int, Field(ge=8)]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
 Values = Annotated[list[str | int | bool | float], Field(min_length=1)]
+# Without what Snakemake takes for a pattern, and a command for an option.
+FilePath = Annotated[str, Field(pattern=r"^[^{}\x00-\x1f-][^{}\x00-\x1f]*$")]
 # Of a data set: becomes a file's name.
 SplitName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
 Mode = Literal["symmetric", "asymmetric"]
@@ -96,7 +98,7 @@ def _tag(value: Any) -> str:
 
 # A file of one's own, or a table of the hub.
 Table = Annotated[
-    Annotated[Text, Tag("path")] | Annotated[HubTable, Tag("hub")],
+    Annotated[FilePath, Tag("path")] | Annotated[HubTable, Tag("hub")],
     Discriminator(lambda value: "path" if isinstance(value, str) else "hub"),
 ]
 
@@ -173,7 +175,7 @@ class TrainingSet(Section):
 
 # What a split of an evaluation set is read from.
 Split = Annotated[
-    Annotated[Text, Tag("path")] | Annotated[HubTable, Tag("hub")] | Annotated[Retrieval, Tag("three")],
+    Annotated[FilePath, Tag("path")] | Annotated[HubTable, Tag("hub")] | Annotated[Retrieval, Tag("three")],
     Discriminator(_tag),
 ]
 
@@ -292,7 +294,7 @@ class FilesSettings(Section):
     """One's own files: training sets and evaluation sets by name."""
 
     # What relative paths below are seen from; itself seen from where Snakemake is started.
-    folder: Text = "."
+    folder: FilePath = "."
     train: dict[Name, TrainingSet] = {}
     tasks: dict[Name, AnyTask] = {}
     # Wrong passages drawn at random for a query of a set that names none, for the teacher to learn from.

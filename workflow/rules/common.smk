@@ -15,7 +15,7 @@ sys.path.insert(0, workflow.basedir)
 from d2llm import checkpoints, stages
 from d2llm import config as schema
 from d2llm.artifacts import write_text
-from d2llm.errors import ConfigError
+from d2llm.errors import ConfigError, fault
 from d2llm.methods import method as find_method
 from d2llm.paths import PROVENANCE, Paths, beside
 from d2llm.provenance import content_digest
@@ -68,15 +68,21 @@ def guard():
     The main process alone holds the lock, while jobs run: unlike Snakemake's own it ends with the process, even a killed one.
     """
     global GUARD
-    PATHS.root.mkdir(parents=True, exist_ok=True)
-    GUARD = PATHS.guard.open("a")
+    try:
+        PATHS.root.mkdir(parents=True, exist_ok=True)
+        GUARD = PATHS.guard.open("a")
+    except OSError as error:
+        sys.exit(f"error: {PATHS.root}: cannot be written ({error.strerror}); choose another: -C results=FOLDER")
     try:
         fcntl.flock(GUARD, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         sys.exit(f"error: another run is working in {PATHS.root}; wait for it, or choose another: -C results=FOLDER")
-    text = schema.dump(CONFIG)
-    if not PATHS.config.exists() or PATHS.config.read_text(encoding="utf-8") != text:
-        write_text(PATHS.config, text)
+    text = schema.dump(CONFIG).encode()
+    try:
+        if not PATHS.config.exists() or PATHS.config.read_bytes() != text:
+            write_text(PATHS.config, text.decode())
+    except OSError as error:
+        sys.exit(f"error: {fault(error) or error}")
 
 
 onstart:
