@@ -191,13 +191,16 @@ def combined(path: Path, digests: Mapping[Path, str]) -> str:
 def checked_inputs(paths: Iterable[str]) -> dict[str, str]:
     """The content digest of each of a job's inputs.
 
-    Raises ArtifactError for a file whose bytes are not those that the record of its own job names: damaged since, or changed by hand.
+    Raises ArtifactError for a file whose bytes are not those that the record of its own job names: damaged since, or changed by hand. Where an input is
+    such a record, the files beside it count as well: they are what its readers read.
     """
     found: dict[str, str] = {}
     for name in paths:
         path = present(name)
         digests = {file: file_digest(file) for file in contents(path)}
-        for file, digest in digests.items():
+        beside_it = (file for file in claimed(path.parent) if file.parent == path.parent and file.is_file())
+        others = {file: file_digest(file) for file in beside_it} if path.name == PROVENANCE else {}
+        for file, digest in (digests | others).items():
             if recorded(file) not in (None, digest):
                 raise ArtifactError(
                     f"{file}: damaged, or changed since its job wrote it (sha256 {digest[:12]}…, recorded {recorded(file)[:12]}…); "
