@@ -2,7 +2,7 @@
 
 Every kind of artifact is truncated and has one bit flipped; the job that reads it is then asked for. Disk, memory and hub are made to fail. Of each it is
 told whether the fault is named in one line, whether finished work is kept, and whether doing what the line says and calling `snakemake` again ends with
-the scores of the undisturbed run. Prints a Markdown table; WORD picks cases by name. Needs `unshare` and mounts for the disk's faults.
+the scores of the undisturbed run. Prints a Markdown table; WORD, a regular expression, picks cases by name. Needs `unshare` and mounts for the disk's faults.
 """
 
 from __future__ import annotations
@@ -162,18 +162,16 @@ def harmed(base: Path, copy: Path, artifact: str, target: str, how: str) -> Told
         text = done.stdout + done.stderr
         lines += [line.strip() for line in text.splitlines() if line.startswith("Not what their jobs wrote")][:1]
     after = times(copy)
-    lost = [
-        name
-        for name in before
-        if name not in after and "log" not in name and not name.startswith(f"{RUN}/{Path(target).parent}/")
-    ]
+    # What the failing job itself makes goes with it.
+    own = (copy / RUN / target).parent
+    lost = [name for name in before if name not in after and "/logs/" not in name and (copy / name).parent != own]
     kept = "yes" if not lost else f"lost {len(lost)}: {lost[0]}"
     if done.returncode == 0:
         right = "made good by the run" if same(base, copy, target) else "NOT NOTICED"
         return Told(f"{artifact}, {how}", right, kept, "–")
     said = "; ".join(lines) or "NO LINE"
-    remove = re.search(r"remove (\S+?) and run", said)
-    names = [remove[1].rstrip(";,")] if remove else []
+    remove = re.search(r"error: (\S+): .*?remove (\S+?),? and run", said)
+    names = [remove[1 if remove[2] == "it" else 2]] if remove else []
     if target == "verify":
         names = [f"{RUN}/{artifact}"]
         goal = "all"
@@ -390,7 +388,7 @@ def main(folder: Path, word: str) -> int:
     cases += [*machine(base, copy), *hubs(base, copy)]
     print("| fault | what is said | finished work kept | mended by doing so and `snakemake` |\n|---|---|---|---|")
     for name, case in cases:
-        if word not in name:
+        if not re.search(word, name):
             continue
         began = time.perf_counter()
         told = case()
