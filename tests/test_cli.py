@@ -114,7 +114,7 @@ def test_progress_away_from_a_terminal_is_log_lines(caplog: pytest.LogCaptureFix
     ("error", "told"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "results/x"), "error: the disk is full, or files may not grow further ("),
-        (OSError(errno.EFBIG, "File too large"), "error: the disk is full, or files may not grow further ("),
+        (OSError(errno.EFBIG, "x"), "error: the disk is full, or files may not grow further ("),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "error: the disk is full, or files may not grow further ("),
         (OSError(errno.EROFS, "Read-only file system", "results/x"), "error: a file or folder may not be read or written ("),
         (MemoryError(), "error: memory is used up (MemoryError); run fewer jobs at a time"),

@@ -18,7 +18,7 @@ from d2llm.config import Config, dump, load
 from d2llm.paths import Paths
 from d2llm.provenance import content_digest
 
-RUN = {"method": "sgpt", "variant": "base", "seed": 1}
+RUN = {"method": "d2llm", "variant": "base", "seed": 1}
 TASK = "sts_graded"
 
 
@@ -52,15 +52,16 @@ def cell(config: Config) -> float:
 
 
 @pytest.mark.slow
-def test_a_cell_follows_from_its_records(tiny_pairs: Config, tmp_path: Path, process: None) -> None:
+def test_a_cell_follows_from_its_records(tiny_scores: Config, tmp_path: Path, process: None) -> None:
     first = tmp_path / "first"
-    shutil.copytree(tiny_pairs.results, first)
+    shutil.copytree(tiny_scores.results, first)
     config = load(
         [],
-        tiny_pairs.model_dump(mode="json") | {"results": str(first), "evaluation": {"tasks": [TASK], "batch_size": 32}},
+        tiny_scores.model_dump(mode="json")
+        | {"results": str(first), "evaluation": {"tasks": [TASK], "batch_size": 32}},
     )
     paths = Paths.of(config)
-    inputs = [paths.pairs, paths.base("decoder"), paths.tasks]
+    inputs = [paths.pairs, paths.base("decoder"), paths.tasks, paths.teacher_scores(0, 1)]
     trained = job(config, "train", *inputs)
     evaluated = job(config, "evaluate", paths.tasks, paths.run(**RUN) / "model")
     wanted = cell(config)
