@@ -63,9 +63,10 @@ def dangers(text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_module_runs_or_unpacks_what_others_wrote(file: Path) -> None:
-    assert not dangers(file.read_text(encoding="utf-8"))
+def test_no_module_runs_or_unpacks_what_others_wrote() -> None:
+    found = {str(file.relative_to(ROOT)): dangers(file.read_text(encoding="utf-8")) for file in SOURCES}
+    assert len(found) > 100
+    assert not {file: wrong for file, wrong in found.items() if wrong}
 
 
 @pytest.mark.parametrize(
