@@ -97,8 +97,8 @@ def contrast_pairs(
     """Cross-entropy of each text's partner among all partners of the batch."""
     import torch
 
+    from d2llm.contrastive_losses import in_batch_contrast
     from d2llm.errors import TrainingError
-    from d2llm.losses import in_batch_contrast
     from d2llm.models.student import TextFormat
     from d2llm.optimization import batches, fit, groups
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2llm.errors import ArtifactError
+from d2llm.errors import ArtifactError, first_line
 
 if TYPE_CHECKING:
     import pandas
@@ -167,7 +167,7 @@ def read_frame(path: str | Path, columns: Mapping[str, str] | None = None) -> pa
     try:
         frame = pandas.read_parquet(path, engine="pyarrow")
     except Exception as error:  # pyarrow raises many kinds for a damaged file
-        raise ArtifactError(f"{path}: damaged Parquet ({str(error).splitlines()[0]}); {MEND}") from error
+        raise ArtifactError(f"{path}: damaged Parquet ({first_line(error)}); {MEND}") from error
     if columns is None:
         return frame
     if not len(frame):
@@ -197,7 +197,7 @@ def read_csv(path: str | Path, columns: Mapping[str, str]) -> pandas.DataFrame:
             raise ValueError(f"column {missing[0]!r} is missing")
         return frame.astype({name: kinds[kind] for name, kind in columns.items()})
     except (ValueError, UnicodeDecodeError, pandas.errors.ParserError) as error:
-        raise ArtifactError(f"{path}: damaged CSV ({str(error).splitlines()[0]}); {MEND}") from error
+        raise ArtifactError(f"{path}: damaged CSV ({first_line(error)}); {MEND}") from error
 
 
 def check_column(path: Path, column: pandas.Series, kind: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from d2llm import hub
 from d2llm.artifacts import atomic, write_json
-from d2llm.errors import ArtifactError, ConfigError
+from d2llm.errors import ArtifactError, ConfigError, first_line
 from d2llm.logs import get_logger
 from d2llm.paths import Paths
 
@@ -99,13 +99,10 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(folder, **tokens)
         network = (AutoModelForMaskedLM if encoder else AutoModelForCausalLM).from_pretrained(folder, **options)
     except ImportError as error:
-        raise ConfigError(
-            f"{where}: {settings.source!r} needs a package: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise ConfigError(f"{where}: {settings.source!r} needs a package: {first_line(error)}") from error
     except (OSError, ValueError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArtifactError(
-            f"{where}: {settings.source!r}: cannot be loaded ({first}); get the checkpoint again"
+            f"{where}: {settings.source!r}: cannot be loaded ({first_line(error)}); get the checkpoint again"
         ) from error
     return (plain(network).to(getattr(torch, settings.dtype)) if file else network), tokenizer
 

@@ -13,7 +13,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from d2llm import __version__, gpus, stages
 from d2llm import commands as commands_of_use
 from d2llm.artifacts import ahead, settle_times, write_json
 from d2llm.config import Config, load
-from d2llm.errors import D2LLMError
+from d2llm.errors import D2LLMError, fault
 from d2llm.logs import configure, get_logger
 from d2llm.models import remote
 from d2llm.paths import Paths
-from d2llm.provenance import COMPUTING, content_digest, environment, peak_memory_mb, versions
+from d2llm.provenance import COMPUTING, checked_inputs, environment, output_digests, peak_memory_mb, versions
 from d2llm.resume import Resume
 from d2llm.tools import COMMANDS
 
@@ -130,16 +130,19 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except D2LLMError as error:
         return report(error, getattr(options, "log", None))
-    except Exception:
+    except Exception as error:
+        line = fault(error)
+        if line is not None:
+            return report(line, getattr(options, "log", None))
         get_logger("cli").exception("this is a bug in the suite, or a fault of the machine")
         raise
 
 
-def report(error: D2LLMError, log: str | None) -> int:
-    """One line for the user, and the same in the log."""
+def report(error: D2LLMError | str, log: str | None) -> int:
+    """One line for the user, and the same in the log, where there is room for it."""
     print(f"error: {error}", file=sys.stderr)
     if log is not None:
-        with Path(log).open("a", encoding="utf-8") as stream:
+        with suppress(OSError), Path(log).open("a", encoding="utf-8") as stream:
             stream.write(f"error: {error}\n")
     return 2
 
@@ -173,7 +176,7 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
             **arguments,
             "settings": stages.settings(config, stage, **arguments),
             "code": stages.code(stage, **arguments),
-            "inputs": {path: content_digest(path) for path in inputs},
+            "inputs": checked_inputs(inputs),
             "process_seed": seed,
             "version": __version__,
             "threads": config.threads,
@@ -188,7 +191,9 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
         record["peak_memory_mb"] = peak_memory_mb()
         if resume.resumed:
             record["resumed"] = resume.resumed  # after how many updates of each loop
-        write_json(entry.provenance(paths, **arguments), record | environment())
+        place = entry.provenance(paths, **arguments)
+        record["outputs"] = output_digests(place, stages.outputs(stage, paths, **arguments))
+        write_json(place, record | environment())
         if any(ahead(Path(path)) for path in inputs):
             logger.warning(
                 "the clock has been set back; %d files of the future got the present time", settle_times(paths.root)

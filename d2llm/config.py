@@ -21,8 +21,8 @@ from d2llm.errors import ConfigError
 from d2llm.evaluation.settings import EvaluationSettings, RuntimeSettings
 from d2llm.methods import Tuning
 from d2llm.prompts import ASYMMETRIC_ZH, SYMMETRIC_ZH
-from d2llm.section import Section
-from d2llm.validation import Key, at, dotted, show, validate
+from d2llm.section import Section, has
+from d2llm.validation import Key, at, check_plain, dotted, show, validate
 
 if TYPE_CHECKING:
     from d2llm.methods import Recipe
@@ -35,8 +35,10 @@ PositiveNumber = Annotated[float, Field(gt=0.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Ranks = Annotated[list[Positive], Field(min_length=2, max_length=2)]
-NAME = r"[a-z0-9][a-z0-9_.=+-]*"
+# Names become folders, and words of shell commands; a folder's name has 255 bytes at most, some of which others need.
+NAME = r"[a-z0-9][a-z0-9_.=+-]{0,149}"
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+Folder = Annotated[str, Field(pattern=r"^[\w./=+,@][\w./=+,@-]*$", max_length=500)]
 
 
 class BaseSettings(Section):
@@ -108,9 +110,7 @@ class CheckpointSettings(Section):
 # A base model: what a checkpoint lacks in `source`, it is made with.
 Base = Annotated[
     Annotated[BaseSettings, Tag("made")] | Annotated[CheckpointSettings, Tag("checkpoint")],
-    Discriminator(
-        lambda value: "checkpoint" if "source" in (value if isinstance(value, dict) else vars(value)) else "made"
-    ),
+    Discriminator(lambda value: "checkpoint" if has(value, "source") else "made"),
 ]
 
 
@@ -299,7 +299,7 @@ class Config(Section):
     # Names the folder below results that a run writes to.
     tier: Name = "mini"
     # Folder of all results.
-    results: Annotated[str, Field(min_length=1)] = "results"
+    results: Folder = "results"
     # One training of every method a seed.
     seeds: Annotated[list[Count], Field(min_length=1)] = [1]
     # Threads of a job.
@@ -321,7 +321,7 @@ class Config(Section):
     negatives: NegativeSettings = NegativeSettings()
     teacher: TeacherSettings = TeacherSettings()
     # More teachers, each as `teacher` with some settings changed, for variants that learn from another.
-    teachers: dict[Annotated[str, Field(pattern="^teacher-[a-z0-9_]+$")], dict[str, Any]] = {}
+    teachers: dict[Annotated[str, Field(pattern="^teacher-[a-z0-9_]{1,100}$")], dict[str, Any]] = {}
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     statistics: StatisticsSettings = StatisticsSettings()
@@ -470,7 +470,8 @@ def load(files: Iterable[str | Path], overrides: Mapping[str, Any] | None = None
     if overrides:
         layers.append(("command line", typed(dict(overrides))))
     values: dict[str, Any] = {}
-    for _, layer in layers:
+    for name, layer in layers:
+        check_plain(layer, name)
         values = merged(values, layer)
 
     def origin(key: Key) -> str:
@@ -678,7 +679,7 @@ def typed(value: Any) -> Any:
     if isinstance(value, str):
         try:
             return yaml.load(value, Loader=loader())
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             return value
     return value
 
@@ -694,6 +695,12 @@ def read(file: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ConfigError(f"{file}: {line}not valid YAML ({error.problem})") from None
+    except yaml.reader.ReaderError as error:
+        raise ConfigError(
+            f"{file}: not valid YAML (character {error.character:#06x} at place {error.position})"
+        ) from None
+    except RecursionError:
+        raise ConfigError(f"{file}: nested too deep") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -703,7 +710,7 @@ def read(file: Path) -> dict[str, Any]:
 
 @cache
 def loader() -> type[yaml.SafeLoader]:
-    """YAML's safe loader, three traps of YAML 1.1 closed: 1e-4 is a number, yes and no are text, a key comes once."""
+    """YAML's safe loader, three traps of YAML 1.1 closed: 1e-4 is a number, yes and no are text, a key comes once. What cannot be read names its line."""
 
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers = {
@@ -714,10 +721,18 @@ def loader() -> type[yaml.SafeLoader]:
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             seen: set[str] = set()
             for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise yaml.constructor.ConstructorError(None, None, "a key that is no text", key.start_mark)
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
                 seen.add(key.value)
             return super().construct_mapping(node, deep)
+
+        def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except (ValueError, TypeError, AttributeError) as error:  # a day that is none, a number of 5000 digits
+                raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
 
     number = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))

@@ -23,7 +23,7 @@ class ContrastiveMethod(Method):
         """−log softmax over [own positive, all other passages of the batch] / τ at the positive, mean over queries."""
         import torch
 
-        from d2llm.losses import info_nce, off_diagonal
+        from d2llm.contrastive_losses import info_nce, off_diagonal
 
         q, p, n, mask = use_negatives(embedded, batch, recipe)
         size, count = n.shape[:2]

@@ -3,6 +3,48 @@
 The command line prints them as one line and exits with 2. Everything else that is raised is a bug and keeps its traceback.
 """
 
+import errno
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of another library's message as part of one of ours: its first line, nothing unprintable in it, 300 letters at most."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+
+
+# What other libraries call a full disk, where they keep no error number.
+FULL = (
+    "No space left on device",
+    "os error 28",
+    "Disk quota exceeded",
+    "os error 122",
+    "File too large",
+    "os error 27",
+)
+NO_MEMORY = (
+    "not enough memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "bad_alloc",
+    "out of memory",
+    "malloc of size",
+)
+
+
+def fault(error: BaseException) -> str | None:
+    """One line for a fault of the machine (disk full or read-only, memory used up); None for any other error, which is a bug."""
+    seen: BaseException | None = error
+    while seen is not None:
+        said, number = first_line(seen), getattr(seen, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(word in said for word in FULL):
+            return f"the disk is full, or files may not grow further ({said}); make room and run again: finished jobs are kept"
+        if isinstance(seen, MemoryError) or any(word in said for word in NO_MEMORY):
+            return f"memory is used up ({said}); run fewer jobs at a time (--cores 1), or lower batch sizes (docs/scaling.md)"
+        if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+            return f"a file or folder may not be read or written ({said}); change its permissions, or choose another folder: -C results=FOLDER"
+        seen = seen.__cause__
+    return None
+
 
 class D2LLMError(Exception):
     """Base of every error whose message alone is enough for a user to act on."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from d2llm.errors import ArtifactError, ConfigError
+from d2llm.errors import ArtifactError, ConfigError, first_line
 from d2llm.logs import get_logger
 
 T = TypeVar("T")
@@ -75,11 +75,6 @@ def passing(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
-
-
-def first_line(error: BaseException) -> str:
-    """The beginning of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check(repo: str, kind: str) -> None:

@@ -1,4 +1,4 @@
-"""D2LLM's losses, one pure function per equation, and the InfoNCE that the baselines share.
+"""D2LLM's losses, one pure function per equation; the plain contrast among them is the baselines' too (`contrastive_losses`).
 
 Tensors in, a scalar out; no I/O, no randomness, no state, no weights (`weighted_total` applies those). Symbols, config
 keys, the release's flags and every divergence from it are tabled in docs/method.md.
@@ -22,6 +22,17 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from d2llm.contrastive_losses import (
+    hide,
+    in_batch_contrast,
+    info_nce,
+    mean_over,
+    nothing,
+    off_diagonal,
+    softmax_loss,
+    wide,
+)
 
 __all__ = [
     "contrastive_imitation",
@@ -57,61 +68,15 @@ def contrastive_imitation(
     (`in_batch: joint`; not in the release). A query is valid with at least one competitor. The release divides by B·K,
     this by the number of valid queries.
     """
-    negatives, mask = _hide(negatives, mask)
-    negative_probability, _ = _hide(negative_probability, mask)
-    positive_logits = _wide(positive_probability) * _wide(positive)
+    negatives, mask = hide(negatives, mask)
+    negative_probability, _ = hide(negative_probability, mask)
+    positive_logits = wide(positive_probability) * wide(positive)
     competitors, masks = [(1.0 - negative_probability) * negatives], [mask]
     if others is not None:
-        others, others_mask = _hide(others, others_mask)
+        others, others_mask = hide(others, others_mask)
         competitors.append(others)
         masks.append(others_mask)
-    return _softmax_loss(positive_logits, competitors, masks, temperature)
-
-
-def in_batch_contrast(logits: Tensor, temperature: float = 1.0, mask: Tensor | None = None) -> Tensor:
-    """CL: −log softmax over each row of the batch's logits at its own passage (release: `cal_loss_in_batch`).
-
-    logits (B, B): z of query i with the positive of query j; the diagonal holds the positives. mask (B, B): which
-    passages count as negatives (hide another query's passage when it is also right for this one); the diagonal always
-    counts, whatever the mask says there. A query is valid with at least one other passage. The release divides by B²,
-    this by the number of valid queries.
-    """
-    others_mask = None if mask is None else off_diagonal(mask)
-    return info_nce(logits.diagonal(), None, off_diagonal(logits), temperature=temperature, in_batch_mask=others_mask)
-
-
-def info_nce(
-    positive: Tensor,
-    negatives: Tensor | None = None,
-    in_batch: Tensor | None = None,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    in_batch_mask: Tensor | None = None,
-) -> Tensor:
-    """InfoNCE (van den Oord et al. 2018), the baselines' loss: −log softmax over [z_p, negatives, in-batch]/τ at z_p.
-
-    positive (B,); negatives (B, K) or None: each query's own; in_batch (B, M) or None: passages of other queries,
-    *without* the query's own positive (`off_diagonal` cuts it from a square matrix, or hide it by the mask).
-    mask (B, K), in_batch_mask (B, M). A query is valid with at least one competitor.
-    """
-    competitors, masks = [], []
-    for logits, keep in ((negatives, mask), (in_batch, in_batch_mask)):
-        if logits is not None:
-            logits, keep = _hide(logits, keep)
-            competitors.append(logits)
-            masks.append(keep)
-    return _softmax_loss(_wide(positive), competitors, masks, temperature)
-
-
-def off_diagonal(matrix: Tensor) -> Tensor:
-    """(B, B) → (B, B − 1): each row without its diagonal entry, order kept. Any dtype, masks included."""
-    size = matrix.shape[0]
-    if matrix.dim() != 2 or matrix.shape[1] != size:
-        raise ValueError(f"off_diagonal needs a square matrix, found {tuple(matrix.shape)}")
-    if size < 2:
-        return matrix[:, :0]
-    # Dropping the first entry leaves rows of "B others, then the next diagonal": the diagonal is then the last column.
-    return matrix.reshape(-1)[1:].view(size - 1, size + 1)[:, :-1].reshape(size, size - 1)
+    return softmax_loss(positive_logits, competitors, masks, temperature)
 
 
 # ------------------------------------------------------------------------------------------------------- rank imitation
@@ -131,17 +96,17 @@ def rank_imitation_hard(
     over: "query" is the release's. "batch" takes one correlation over all entries of all queries: it fixes the one
     offset and scale per query that "query" leaves free. It departs from the paper and is a variant.
     """
-    student, mask = _hide(student, mask)
-    probability, _ = _hide(probability, mask)
+    student, mask = hide(student, mask)
+    probability, _ = hide(probability, mask)
     if over == "batch":
         student, probability, mask = student.reshape(1, -1), probability.reshape(1, -1), mask.reshape(1, -1)
     elif over != "query":
         raise ValueError(f'over is "query" or "batch", found {over!r}')
     if mask.shape[1] == 0:
-        return _nothing(student)
+        return nothing(student)
     # A probability's own scale is 1: differences below rounding at 1 are no ranking, even among tiny probabilities.
     correlation = (_standardise(student, mask, 0.0) * _standardise(probability, mask, 1.0)).sum(1)
-    return _mean_over(1.0 - correlation, mask.sum(1) >= 2)
+    return mean_over(1.0 - correlation, mask.sum(1) >= 2)
 
 
 def rank_imitation_easy(
@@ -158,16 +123,16 @@ def rank_imitation_easy(
     masks likewise. A query's value is averaged over its pairs (h, e) that count, those of weight 0 included; a query is
     valid with at least one pair.
     """
-    hard, hard_mask = _hide(hard, hard_mask)
-    easy, easy_mask = _hide(easy, easy_mask)
-    hard_probability, _ = _hide(hard_probability, hard_mask)
-    easy_probability, _ = _hide(easy_probability, easy_mask)
+    hard, hard_mask = hide(hard, hard_mask)
+    easy, easy_mask = hide(easy, easy_mask)
+    hard_probability, _ = hide(hard_probability, hard_mask)
+    easy_probability, _ = hide(easy_probability, easy_mask)
     weight = (hard_probability[:, :, None] - easy_probability[:, None, :]).clamp_min(0.0)
     # softplus(−x) = −log σ(x), exact for every x; the release's −log(σ(x) + 1e-8) stops at 18.4, without gradient.
     loss = weight * F.softplus(easy[:, None, :] - hard[:, :, None])
     pairs = hard_mask[:, :, None] & easy_mask[:, None, :]
     count = pairs.sum((1, 2))
-    return _mean_over((loss * pairs).sum((1, 2)) / count.clamp_min(1), count > 0)
+    return mean_over((loss * pairs).sum((1, 2)) / count.clamp_min(1), count > 0)
 
 
 # ---------------------------------------------------------------------------------------------------- feature imitation
@@ -179,7 +144,7 @@ def cosine_matrix(features: Tensor) -> Tensor:
     A feature that is zero up to rounding (a pair at which every unit of the IEM's branch is off) has cosine 0 with
     everything, itself included, and no gradient; the release divides by zero there.
     """
-    features = _wide(features)
+    features = wide(features)
     squares = features.square().sum(-1, keepdim=True)
     dead = squares <= torch.finfo(features.dtype).eps ** 2  # the gradient grows as 1/norm: it must have an end
     unit = features.masked_fill(dead, 0.0) * squares.masked_fill(dead, 1.0).rsqrt()
@@ -193,14 +158,14 @@ def feature_imitation(teacher: Tensor, student: Tensor, mask: Tensor | None = No
     is valid with at least two candidates. The mean over queries is taken; the release sums over the batch, which makes
     its weight B times as strong.
     """
-    teacher, student = _wide(teacher), _wide(student)
+    teacher, student = wide(teacher), wide(student)
     if mask is None:
         mask = torch.ones(student.shape[:2], dtype=torch.bool, device=student.device)
     mask = mask.bool()
     pairs = mask[:, :, None] & mask[:, None, :]
     difference = student.masked_fill(~pairs, 0.0) - teacher.masked_fill(~pairs, 0.0)
     count = mask.sum(1)
-    return _mean_over(difference.square().sum((1, 2)) / count.clamp_min(1).square(), count >= 2)
+    return mean_over(difference.square().sum((1, 2)) / count.clamp_min(1).square(), count >= 2)
 
 
 # --------------------------------------------------------------------------------------------------------- weighted sum
@@ -230,45 +195,6 @@ def weighted_total(
 
 
 # --------------------------------------------------------------------------------------------------------------- shared
-
-
-def _wide(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _hide(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The tensor with 0 where the mask is False (not x·0: that keeps NaN and inf), and the mask, made if None."""
-    x = _wide(x)
-    if mask is None:
-        return x, torch.ones_like(x, dtype=torch.bool)
-    if mask.shape != x.shape:
-        raise ValueError(f"mask {tuple(mask.shape)} does not fit a tensor {tuple(x.shape)}")
-    mask = mask.bool()
-    return x.masked_fill(~mask, 0.0), mask
-
-
-def _nothing(x: Tensor) -> Tensor:
-    """Zero, attached to x's graph without touching its values (an empty sum)."""
-    return _wide(x).reshape(-1)[:0].sum()
-
-
-def _mean_over(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of values (B,) where valid (B,). Selecting, unlike multiplying by 0, keeps the rest out of the gradient."""
-    chosen = values[valid]
-    return chosen.mean() if chosen.numel() else _nothing(values)
-
-
-def _softmax_loss(positive: Tensor, competitors: list[Tensor], masks: list[Tensor], temperature: float) -> Tensor:
-    """Mean of −log softmax at the positive (B,) among competitors [(B, M)…], over rows with at least one competitor."""
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, found {temperature}")
-    if not competitors:
-        return _nothing(positive)
-    keep = torch.cat(masks, 1)
-    rest = torch.cat(competitors, 1).masked_fill(~keep, -math.inf)
-    logits = torch.cat([positive[:, None], rest], 1) / temperature
-    return _mean_over(-F.log_softmax(logits, 1)[:, 0], keep.any(1))
 
 
 def _standardise(x: Tensor, mask: Tensor, floor: float) -> Tensor:

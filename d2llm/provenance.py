@@ -1,4 +1,4 @@
-"""Where an artifact comes from: digests of the code behind it and of its inputs, and facts about machine and software.
+"""Where an artifact comes from: digests of the code behind it, of its inputs and of itself, and facts about machine and software.
 
 Code is read, never imported, so that a digest costs milliseconds and needs nothing installed.
 """
@@ -6,17 +6,19 @@ Code is read, never imported, so that a digest costs milliseconds and needs noth
 import ast
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import resource
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from d2llm.artifacts import present
-from d2llm.paths import PROVENANCE
+from d2llm.artifacts import present, read_json
+from d2llm.errors import ArtifactError
+from d2llm.paths import PROVENANCE, beside
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("d2llm", "baselines")
@@ -162,18 +164,108 @@ def is_text(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-# ------------------------------------------------------------------------------------------------------------ inputs
+# ------------------------------------------------------------------------------------------------- inputs and outputs
 def content_digest(path: str | Path) -> str:
     """sha256 of a file, or of a folder's file names and contents without provenance records."""
     path = present(path)
+    return combined(path, {file: file_digest(file) for file in contents(path)})
+
+
+def contents(path: Path) -> list[Path]:
+    """A file itself, or all files of a folder but provenance records and hidden ones, in order."""
     if path.is_file():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return [path]
+    return sorted(f for f in path.rglob("*") if f.is_file() and f.name != PROVENANCE and not f.name.startswith("."))
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def combined(path: Path, digests: Mapping[Path, str]) -> str:
+    """The digest of a path by those of its files."""
+    if path in digests:
+        return digests[path]
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and file.name != PROVENANCE and not file.name.startswith("."):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{content_digest(file)}\n".encode())
+    for file, found in digests.items():
+        digest.update(f"{file.relative_to(path).as_posix()}\0{found}\n".encode())
     return digest.hexdigest()
+
+
+def checked_inputs(paths: Iterable[str]) -> dict[str, str]:
+    """The content digest of each of a job's inputs.
+
+    Raises ArtifactError for a file whose bytes are not those that the record of its own job names: damaged since, or changed by hand. Where an input is
+    such a record, the files beside it count as well: they are what its readers read.
+    """
+    found: dict[str, str] = {}
+    for name in paths:
+        path = present(name)
+        digests = {file: file_digest(file) for file in contents(path)}
+        beside_it = (file for file in claimed(path.parent) if file.parent == path.parent and file.is_file())
+        others = {file: file_digest(file) for file in beside_it} if path.name == PROVENANCE else {}
+        for file, digest in (digests | others).items():
+            if recorded(file) not in (None, digest):
+                raise ArtifactError(
+                    f"{file}: damaged, or changed since its job wrote it (sha256 {digest[:12]}…, recorded {recorded(file)[:12]}…); "
+                    f"remove {name} and run `snakemake --cores all` again"
+                )
+        found[name] = combined(path, digests)
+    return found
+
+
+def recorded(file: Path) -> str | None:
+    """The digest that the nearest record names for a file; None where no record does."""
+    for folder in file.parents:
+        claims = claimed(folder)
+        if file in claims:
+            return claims[file]
+        if len(folder.parts) < 2:
+            break
+    return None
+
+
+def claimed(folder: Path) -> dict[Path, str]:
+    """What the records that lie in a folder say of their outputs. One that is no record says nothing: its own job will be asked again."""
+    found: dict[Path, str] = {}
+    for record in folder.glob(f"*{PROVENANCE}"):
+        stamp = record.stat()
+        found |= _outputs(record, stamp.st_mtime_ns, stamp.st_size)
+    return found
+
+
+@cache
+def _outputs(record: Path, *stamp: int) -> dict[Path, str]:
+    try:
+        said = json.loads(record.read_text(encoding="utf-8")).get("outputs", {})
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return {record.parent / name: digest for name, digest in said.items()}
+
+
+def output_digests(record: Path, files: Iterable[Path]) -> dict[str, str]:
+    """For a record: the digest of each of these files, or of all files of these folders, by its place seen from the record.
+
+    Files that have a record beside them are that one's.
+    """
+    every = (file for path in files if path.exists() for file in contents(path))
+    own = (f for f in every if not f.name.endswith(PROVENANCE) and (beside(f) == record or not beside(f).exists()))
+    return {file.relative_to(record.parent).as_posix(): file_digest(file) for file in own}
+
+
+def damaged(root: Path) -> list[str]:
+    """Files below a results folder that are not what their records say: changed, or gone."""
+    wrong = []
+    for record in sorted(root.rglob(f"*{PROVENANCE}")):
+        for name, digest in read_json(record).get("outputs", {}).items():
+            file = record.parent / name
+            if not file.is_file():
+                wrong.append(f"{file.relative_to(root)} (gone)")
+            elif file_digest(file) != digest:
+                wrong.append(f"{file.relative_to(root)} (changed)")
+    return wrong
 
 
 # ------------------------------------------------------------------------------------------------------------ record

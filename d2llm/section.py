@@ -6,13 +6,18 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-__all__ = ["Names", "Pair", "Section"]
+__all__ = ["Names", "Pair", "Section", "has"]
 
 
 class Section(BaseModel):
     """A frozen part of the configuration: unknown keys are refused, values are not converted (an int may be a float)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def has(value: Any, key: str) -> bool:
+    """Whether a section, or what is to become one, sets a key: which member of a union it is, is told by that."""
+    return key in value if isinstance(value, dict) else hasattr(value, key)
 
 
 def _as_tuple(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from d2llm.config import Config, canonical
 from d2llm.errors import ConfigError
 from d2llm.methods import method as find_method
-from d2llm.paths import PROVENANCE, beside
+from d2llm.paths import PROVENANCE, Paths, beside
 from d2llm.provenance import code_digest
 from d2llm.reporting.catalogue import FIGURE_SETTINGS, FIGURES, TABLE_SETTINGS, figure_module
 from d2llm.section import Section
@@ -36,6 +36,8 @@ class Stage:
     arguments: tuple[str, ...] = ()
     torch: bool = False  # whether it computes with torch, which is then seeded before it starts
     resumes: bool = False  # whether its function takes `resume` and goes on from a checkpoint
+    # Where its provenance lies beside one of several files: all of them.
+    files: Callable[..., list[Path]] | None = None
 
 
 STAGES: dict[str, Stage] = {
@@ -123,10 +125,12 @@ STAGES: dict[str, Stage] = {
         "d2llm.tuning:run",
         lambda paths: beside(paths.trials),
         settings=("methods", "tuning"),
+        files=lambda paths: [paths.trials, paths.trials_md, paths.chosen],
     ),
     "collect": Stage(
         "d2llm.evaluation.collect:run",
         lambda paths: beside(paths.scores),
+        files=lambda paths: [paths.scores, paths.scores_csv, paths.predictions, paths.trainings, paths.curves],
     ),
     "comparison": Stage(
         "d2llm.comparison:run",
@@ -156,12 +160,14 @@ STAGES: dict[str, Stage] = {
         lambda paths, name: beside(paths.figure(name, "svg")),
         settings=("references", "data.source", "statistics.level"),
         arguments=("name",),
+        files=lambda paths, name: [paths.figure(name, ext) for ext in ("pdf", "svg", "png")],
     ),
     "table": Stage(
         "d2llm.reporting.tables:run",
         lambda paths, name: beside(paths.table(name, "csv")),
         settings=("references", "data.source", "evaluation.symmetric_order", "statistics"),
         arguments=("name",),
+        files=lambda paths, name: [paths.table(name, ext) for ext in ("csv", "md", "tex", "html")],
     ),
     "examples": Stage(
         "d2llm.reporting.disagreement:run",
@@ -221,6 +227,17 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
         found |= {key: values[key] for key in ("models", "training", "negatives")}
         found["recipes"] = {name: config.recipe(name).model_dump(mode="json") for name in config.methods}
     return found
+
+
+def outputs(stage: str, paths: Paths, **arguments: Any) -> list[Path]:
+    """The files and folders that a job writes."""
+    entry = STAGES[stage]
+    if entry.files is not None:
+        return entry.files(paths, **arguments)
+    record = entry.provenance(paths, **arguments)
+    return [
+        record.parent if record.name == PROVENANCE else record.with_name(record.name.removesuffix(f".{PROVENANCE}"))
+    ]
 
 
 def values_of(section: Section) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +19,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub(BaseHTTPRequestHandler):
     """`root/org/name/…` is model org/name, `root/datasets/org/name/…` a data set.
 
-    Each file's first `failures` requests get 503, its first `cuts` downloads half of it; `damage` names files that come with a byte changed.
+    Each file's first `failures` requests get 503, its first `cuts` downloads half of it; `damage` names files that come with a byte changed; a file's bytes come
+    in pieces of a sixteenth, each after `delay` seconds.
     """
 
     protocol_version = "HTTP/1.1"
     root: Path
     failures = cuts = 0
+    delay = 0.0
     damage: set[str]
     asked: Counter
     lock = threading.Lock()
@@ -125,18 +128,22 @@ class Hub(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body if sent is None else body[:sent])
+            body = body if sent is None else body[:sent]
+            piece = len(body) // 16 + 1 if self.delay and "ETag" in (headers or {}) else len(body) or 1
+            for start in range(0, len(body), piece):
+                time.sleep(self.delay if piece < len(body) else 0.0)
+                self.wfile.write(body[start : start + piece])
         if sent is not None:
             self.close_connection = True
 
 
 @contextmanager
 def serving(
-    root: Path, failures: int = 0, cuts: int = 0, damage: tuple[str, ...] = ()
+    root: Path, failures: int = 0, cuts: int = 0, damage: tuple[str, ...] = (), delay: float = 0.0
 ) -> Iterator[tuple[str, Counter]]:
     """(address, requests so far) of a hub over `root` for a while."""
     asked: Counter = Counter()
-    own = {"root": root, "failures": failures, "cuts": cuts, "asked": asked, "damage": set(damage)}
+    own = {"root": root, "failures": failures, "cuts": cuts, "asked": asked, "damage": set(damage), "delay": delay}
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Serving", (Hub,), own))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -1,6 +1,7 @@
 """The command line prepares a stage, records where its result comes from, and turns user errors into one line."""
 
 import fcntl
+import errno
 import json
 import logging
 import os
@@ -228,3 +229,42 @@ def test_every_command_shows_an_example_that_parses(capsys: pytest.CaptureFixtur
 
 def test_every_stage_has_its_help() -> None:
     assert set(cli.HELP) == set(stages.STAGES)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "results/x"), "error: the disk is full, or files may not grow further ("),
+        (OSError(errno.EFBIG, "x"), "error: the disk is full, or files may not grow further ("),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "error: the disk is full, or files may not grow further ("),
+        (OSError(errno.EROFS, "Read-only file system", "results/x"), "error: a file or folder may not be read or written ("),
+        (MemoryError(), "error: memory is used up (MemoryError); run fewer jobs at a time"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried\nto"), "error: memory is used up ("),
+    ],
+)  # fmt: skip
+def test_a_fault_of_the_machine_is_one_line(
+    error: Exception,
+    told: str,
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(config: Config) -> None:
+        raise error
+
+    stand_in(monkeypatch, "data", run)
+    log = tmp_path / "log"
+    assert cli.main(["data", "--config", str(config), "--log", str(log)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(told)
+    assert log.read_text().splitlines()[-1] == line
+
+
+def test_a_bug_keeps_its_traceback(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(config: Config) -> None:
+        raise RuntimeError("x") from ValueError("y")
+
+    stand_in(monkeypatch, "data", run)
+    with pytest.raises(RuntimeError, match="x"):
+        cli.main(["data", "--config", str(config)])

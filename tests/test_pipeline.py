@@ -1,4 +1,4 @@
-"""The whole suite in miniature: Snakemake runs every stage for every method, twice, and both runs end with the same bytes."""
+"""The whole suite in miniature: Snakemake runs every stage for every method, twice, the second time without network, and both runs end with the same bytes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from offline import offline
 from test_workflow import fresh  # noqa: F401 - a fixture
 from tiny_run import BASE, tiny_settings
 
@@ -21,10 +22,11 @@ from d2llm.reporting.figures import FIGURES
 from d2llm.reporting.tables import TABLES
 
 
-def run(folder: Path, *arguments: str, target: str = "all") -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, target: str = "all", network: bool = True) -> subprocess.CompletedProcess[str]:
     files = [] if "--configfile" in arguments else ["--configfile", "tiny.yaml"]
     command = [sys.executable, "-m", "snakemake", target, "--cores", "2", *files, *arguments]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = command if network else offline(command)
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
 
 
@@ -65,7 +67,7 @@ def test_the_whole_workflow_twice(fresh: Path) -> None:  # noqa: F811
     tuned = tiny_settings(Path("one"), methods=RATES, tuning={"grids": GRIDS})
     (fresh / "tiny.yaml").write_text(yaml.safe_dump(tuned, allow_unicode=True), encoding="utf-8")
     for results in ("one", "two"):
-        done = run(fresh, "-C", f"results={results}")
+        done = run(fresh, "-C", f"results={results}", network=results == "one")
         assert done.returncode == 0, done.stdout + done.stderr
     one, two = (fresh / results / "tiny" for results in ("one", "two"))
     assert (one / "scores.csv").read_bytes() == (two / "scores.csv").read_bytes()

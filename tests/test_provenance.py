@@ -1,14 +1,27 @@
 """A code digest follows what code does and who imports it, not how it is written down."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from d2llm import stages
+from d2llm.artifacts import write_json
 from d2llm.config import Config, load
-from d2llm.provenance import closure, code_digest, content_digest, imports, module_digest
+from d2llm.errors import ArtifactError
+from d2llm.paths import Paths, beside
+from d2llm.provenance import (
+    checked_inputs,
+    closure,
+    code_digest,
+    content_digest,
+    damaged,
+    imports,
+    module_digest,
+    output_digests,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -149,3 +162,80 @@ def test_settings_of_a_training_are_its_own(tmp_path: Path) -> None:
         != stages.settings(after, "train", method=method, variant="base", seed=1)
     }
     assert changed == {"bge"}
+
+
+# ------------------------------------------------------------------------------------------------------------ outputs
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A folder with a record, and in it a file that another job wrote, with a record of its own."""
+    folder = tmp_path / "run"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "weights").write_bytes(b"weights")
+    (folder / "summary.json").write_text("{}")
+    other = folder / "scores.parquet"
+    other.write_bytes(b"scores")
+    write_json(beside(other), {"outputs": output_digests(beside(other), [other])})
+    record = folder / "provenance.json"
+    write_json(record, {"outputs": output_digests(record, [folder])})
+    return folder
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_a_record_speaks_for_what_its_job_wrote(made: Path) -> None:
+    said = json.loads((made / "provenance.json").read_text())["outputs"]
+    assert said == {
+        "model/weights": hashlib.sha256(b"weights").hexdigest(),
+        "summary.json": hashlib.sha256(b"{}").hexdigest(),
+    }
+    assert checked_inputs([str(made / "model")]) == {str(made / "model"): content_digest(made / "model")}
+    assert not damaged(made)
+
+
+def test_one_flipped_bit_of_an_input_is_told_with_the_input_to_remove(made: Path) -> None:
+    flip(made / "model" / "weights")
+    told = rf"model/weights: damaged, or changed since its job wrote it .*; remove {made}/model and run `snakemake --cores all` again"
+    with pytest.raises(ArtifactError, match=told):
+        checked_inputs([str(made / "summary.json"), str(made / "model")])
+    flip(made / "scores.parquet")
+    with pytest.raises(ArtifactError, match=r"scores\.parquet: damaged"):
+        checked_inputs([str(made / "scores.parquet")])
+    (made / "summary.json").unlink()
+    assert damaged(made) == ["model/weights (changed)", "summary.json (gone)", "scores.parquet (changed)"]
+
+
+def test_with_a_record_what_lies_beside_it_is_checked(made: Path) -> None:
+    """As a training's log, which is no output of its rule and is read beside its record."""
+    record = made / "provenance.json"
+    checked_inputs([str(record)])
+    flip(made / "model" / "weights")  # not beside it
+    checked_inputs([str(record)])
+    flip(made / "summary.json")
+    with pytest.raises(ArtifactError, match=rf"summary\.json: damaged.*; remove {record} and run"):
+        checked_inputs([str(record)])
+
+
+def test_what_no_record_names_is_taken_as_it_is(made: Path) -> None:
+    (made / "model" / "notes").write_text("mine")
+    checked_inputs([str(made / "model")])
+    flip(made / "model" / "weights")
+    (made / "provenance.json").write_text("{ no record")
+    checked_inputs([str(made / "model")])
+    (made / "provenance.json").write_text('{"stage": "train"}')  # of an earlier version, which named no outputs
+    checked_inputs([str(made / "model")])
+
+
+def test_every_stage_s_record_speaks_for_its_files() -> None:
+    paths = Paths(Path("r"))
+    for name, stage in stages.STAGES.items():
+        given = {argument: ARGUMENTS.get(argument, "x") for argument in stage.arguments}
+        record = stage.provenance(paths, **given)
+        for path in stages.outputs(name, paths, **given):
+            assert path.is_relative_to(record.parent), name
+    assert stages.outputs("texts", paths) == [Path("r/data/pretraining.parquet")]
+    assert stages.outputs("train", paths, method="bge", variant="base", seed=1) == [Path("r/runs/bge/base/seed1")]
+    assert len(stages.outputs("table", paths, name="nli")) == 4

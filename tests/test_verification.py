@@ -12,7 +12,8 @@ from made_up_run import extras, make, scores
 from d2llm import cli
 from d2llm.artifacts import read_json, write_json
 from d2llm.errors import ArtifactError
-from d2llm.paths import Paths
+from d2llm.paths import Paths, beside
+from d2llm.provenance import output_digests
 from d2llm.reporting.reference import keep
 from d2llm.reporting.verification import Verdict, compare, explain, verify
 
@@ -147,3 +148,20 @@ def test_reasons_are_said_once() -> None:
     found = explain({"a": old, "b": old, "c": old}, {"a": new, "b": new | {"stage": "data"}, "d": new})
     assert found == ["threads: 1 → 2 (train, data)", "training.steps: 5 → 6 (train, data)"]
     assert explain({"a": old}, {"a": old | {"seconds": 3}}) == []
+
+
+def test_a_file_that_its_job_did_not_write_so_fails_even_identical_scores(tmp_path: Path) -> None:
+    config = make(tmp_path / "run")
+    paths = Paths.of(config)
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    shutil.copy2(paths.scores_csv, reference / "scores.csv")
+    table = paths.table("nli", "md")
+    record = beside(paths.table("nli", "csv"))
+    write_json(record, {"stage": "table", "outputs": output_digests(record, [table])})
+    assert verify(config, reference, 1e-6, 0.02).passed
+    table.write_text(table.read_text(encoding="utf-8").replace("0.", "1.", 1), encoding="utf-8")
+    verdict = verify(config, reference, 1e-6, 0.02)
+    assert verdict.identical and not verdict.passed
+    assert "Not what their jobs wrote; remove them and run again: tables/nli.md (changed)" in verdict.text()
+    assert verdict.text().splitlines()[-1].startswith("failed: the scores are the reference's")

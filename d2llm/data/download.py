@@ -6,7 +6,6 @@ that class's renaming of columns, and written in the columns of one's own files 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pandas as pd
 
 from d2llm import hub
-from d2llm.artifacts import atomic, write_frame, write_json
+from d2llm.artifacts import atomic, remove, write_frame, write_json
 from d2llm.data.files import read_table
 from d2llm.data.settings import SOURCE, TABLE, HubTable, MtebSet
-from d2llm.errors import ConfigError
+from d2llm.errors import ConfigError, first_line
 from d2llm.logs import get_logger
 from d2llm.paths import Paths
 
@@ -40,11 +39,16 @@ def run(config: Config, download: str) -> None:
         for key, found in config.data.files.sets().items()
         if found == wanted or wanted in found.tables().values()
     )
-    with tempfile.TemporaryDirectory(prefix=f".{download}-", dir=place.parent) as scratch:
+    scratch = place.with_name(f".{download}.scratch")
+    remove(scratch)  # of a job that was killed; no other does this one
+    scratch.mkdir()
+    try:
         if isinstance(wanted, HubTable):
-            frames, about = {TABLE: table(wanted, Path(scratch), where)}, wanted.model_dump(mode="json")
+            frames, about = {TABLE: table(wanted, scratch, where)}, wanted.model_dump(mode="json")
         else:
-            frames, about = mteb_set(wanted, Path(scratch), where)
+            frames, about = mteb_set(wanted, scratch, where)
+    finally:
+        remove(scratch)
     about |= {"rows": {name: len(frame) for name, frame in frames.items()}}
     get_logger(__name__).info("%s: %s", download, about)
     with atomic(place) as folder:
@@ -84,7 +88,7 @@ def table(wanted: HubTable, scratch: Path, where: str) -> pd.DataFrame:
         except (ValueError, RuntimeError) as error:  # an unknown subset or split; a set that needs a loading script
             if hub.passing(error):
                 raise
-            raise ConfigError(f"{where}: {what}: {hub.first_line(error)}") from error
+            raise ConfigError(f"{where}: {what}: {first_line(error)}") from error
         return found.to_pandas()
 
     return kept(checked(load, wanted.repo, what, where), wanted, where)

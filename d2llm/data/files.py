@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from d2llm.errors import DataError
+from d2llm.errors import DataError, first_line
 
 # First line of the data, by format.
 FIRST = {".jsonl": 1, ".csv": 2, ".tsv": 2, ".parquet": 1}
+# Half of a pair that stands for one character: JSON can write it alone, no file of ours can hold it.
+HALF = re.compile("[\ud800-\udfff]")
 
 
 def read_table(
@@ -48,11 +51,13 @@ def read_table(
             frame = _jsonl(path, keep)
         else:
             frame = pd.read_parquet(path)
+            for column in frame.columns[frame.dtypes == "str"]:
+                frame[column].astype(object)  # decoded only now, where bytes may turn out to be no text
             frame = frame if keep is None else frame[[column for column in frame if column in keep]]
     except DataError:
         raise
     except Exception as error:  # pandas and pyarrow raise many kinds for a damaged file
-        raise DataError(f"{path}: cannot be read as {kind[1:]} ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{path}: cannot be read as {kind[1:]} ({first_line(error)})") from error
     if not len(frame):
         raise DataError(f"{path}: no rows")
     if kind != ".jsonl":
@@ -69,7 +74,7 @@ def _jsonl(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{path}: line {number}: not JSON ({error})") from None
+            raise DataError(f"{path}: line {number}: not JSON ({first_line(error)})") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}: line {number}: expected an object of columns and values; found {str(row)[:60]!r}")
         rows.append(row if keep is None else {name: row[name] for name in keep if name in row})
@@ -99,7 +104,7 @@ def _csv(
 def texts(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
     """A column of texts, none of them empty."""
     values = _column(path, frame, column)
-    _each(path, column, values, lambda value: isinstance(value, str) and bool(value.strip()), "a text")
+    _each(path, column, values, _is_text, "a text")
     return values.astype(object)
 
 
@@ -135,18 +140,20 @@ def labels(
 def ids(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
     """A column of ids as texts, none missing; 1, 1.0 and "1" are one id, as formats differ in what they keep."""
     values = _column(path, frame, column)
-    _each(path, column, values, lambda value: not _missing(value), "an id")
+    _each(path, column, values, lambda value: not _missing(value) and not HALF.search(str(value)), "an id")
     return values.map(lambda value: str(int(value)) if isinstance(value, float) and value.is_integer() else str(value))
 
 
 def lists(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
     """A column of lists of texts; a single text is a list of one, an object counts by its `text`."""
     values = _column(path, frame, column).map(_texts)
-    right = values.map(
-        lambda value: isinstance(value, list) and all(isinstance(text, str) and text.strip() for text in value)
-    )
+    right = values.map(lambda value: isinstance(value, list) and all(map(_is_text, value)))
     _each(path, column, values, right, "a text or a list of texts")
     return values
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and not HALF.search(value)
 
 
 def _texts(value: Any) -> Any:
@@ -178,7 +185,7 @@ def _there(value: Any) -> bool:
 
 def _column(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
     if column not in frame.columns:
-        raise DataError(f"{path}: no column {column!r}; found {', '.join(map(str, frame.columns))}")
+        raise DataError(f"{path}: no column {column!r}; found {', '.join(map(_name, frame.columns))}")
     return frame[column]
 
 
@@ -207,6 +214,11 @@ def _plain(value: Any) -> str:
         return str(int(value))
     text = str(value)
     return {"true": "1", "false": "0"}.get(text.lower(), text)
+
+
+def _name(column: Any) -> str:
+    """A column as it stands in a line."""
+    return text if (text := str(column)).isprintable() and len(text) <= 60 else _shown(column)
 
 
 def _shown(value: Any) -> str:

@@ -9,13 +9,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from d2llm.section import Names, Pair, Section
+from d2llm.section import Names, Pair, Section, has
 
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=8)]
 Text = Annotated[str, Field(min_length=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
 Values = Annotated[list[str | int | bool | float], Field(min_length=1)]
+# Without what Snakemake takes for a pattern, and a command for an option.
+FilePath = Annotated[str, Field(pattern=r"^[^{}\x00-\x1f-][^{}\x00-\x1f]*$")]
+# Of a data set: becomes a file's name.
+SplitName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
 Mode = Literal["symmetric", "asymmetric"]
 Key = tuple[str, ...]
 # A hub's table below its download's folder.
@@ -101,12 +105,12 @@ class HubTable(Section):
 def _tag(value: Any) -> str:
     if isinstance(value, str):
         return "path"
-    return "hub" if "repo" in (value if isinstance(value, dict) else vars(value)) else "three"
+    return "hub" if has(value, "repo") else "three"
 
 
 # A file of one's own, or a table of the hub.
 Table = Annotated[
-    Annotated[Text, Tag("path")] | Annotated[HubTable, Tag("hub")],
+    Annotated[FilePath, Tag("path")] | Annotated[HubTable, Tag("hub")],
     Discriminator(lambda value: "path" if isinstance(value, str) else "hub"),
 ]
 
@@ -197,7 +201,7 @@ class TrainingSet(Section):
 
 # What a split of an evaluation set is read from.
 Split = Annotated[
-    Annotated[Text, Tag("path")] | Annotated[HubTable, Tag("hub")] | Annotated[Retrieval, Tag("three")],
+    Annotated[FilePath, Tag("path")] | Annotated[HubTable, Tag("hub")] | Annotated[Retrieval, Tag("three")],
     Discriminator(_tag),
 ]
 
@@ -278,9 +282,9 @@ class MtebSet(Section):
     # mteb's code of the language.
     language: str = "cmn-Hans"
     # mteb's names of the splits that serve as dev and as test here; where it has one only, there is no dev.
-    dev: Text | None = None
+    dev: SplitName | None = None
     # Split that serves as test.
-    test: Text | None = "test"
+    test: SplitName | None = "test"
     # Bounds of an STS set's scores.
     scores: Pair = (0.0, 1.0)
     # Pairs or queries of a split used, drawn at random and said so in every output; null: all.
@@ -323,7 +327,7 @@ class MtebSet(Section):
 
 AnyTask = Annotated[
     Annotated[TaskSet, Tag("files")] | Annotated[MtebSet, Tag("mteb")],
-    Discriminator(lambda value: "mteb" if "mteb" in (value if isinstance(value, dict) else vars(value)) else "files"),
+    Discriminator(lambda value: "mteb" if has(value, "mteb") else "files"),
 ]
 
 
@@ -331,7 +335,7 @@ class FilesSettings(Section):
     """One's own files: training sets and evaluation sets by name."""
 
     # What relative paths below are seen from; itself seen from where Snakemake is started.
-    folder: Text = "."
+    folder: FilePath = "."
     # Training sets by name.
     train: dict[Name, TrainingSet] = {}
     # Evaluation sets by name: files, or sets that mteb knows.

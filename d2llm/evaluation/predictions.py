@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2llm.artifacts import MEND, check_column, present
-from d2llm.errors import ArtifactError
+from d2llm.errors import ArtifactError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ def read_predictions(path: Path, columns: Mapping[str, str], where: Mapping[str,
     try:
         frame = pd.read_parquet(path, engine="pyarrow", columns=list(columns), filters=wanted)
     except Exception as error:  # pyarrow raises many kinds for a damaged file
-        raise ArtifactError(f"{path}: damaged Parquet ({str(error).splitlines()[0]}); {MEND}") from error
+        raise ArtifactError(f"{path}: damaged Parquet ({first_line(error)}); {MEND}") from error
     if not len(frame):
         said = ", ".join(f"{name} {value}" for name, value in where.items())
         raise ArtifactError(f"{path}: no rows of {said}; {MEND}")

@@ -50,7 +50,11 @@ def keep(config: Config, folder: Path) -> list[Path]:
             target = place / source.relative_to(paths.root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-        write_json(place / PROVENANCE, records(paths.root))
+        # What is kept is small: digests of files that are not are left out.
+        kept = {
+            name: {k: v for k, v in record.items() if k != "outputs"} for name, record in records(paths.root).items()
+        }
+        write_json(place / PROVENANCE, kept)
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from d2llm.artifacts import present, read_csv
 from d2llm.evaluation.collect import SCORE_KEY, SCORES
 from d2llm.paths import Paths
+from d2llm.provenance import damaged
 from d2llm.reporting.records import records
 
 if TYPE_CHECKING:
@@ -41,10 +42,11 @@ class Verdict:
     only_reference: list[str] = field(default_factory=list)
     only_found: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        return self.compared > 0 and not len(self.wrong) and not self.lacking
+        return self.compared > 0 and not len(self.wrong) and not self.lacking and not self.damaged
 
     def text(self) -> str:
         """All of it for a reader, the outcome last."""
@@ -62,7 +64,11 @@ class Verdict:
             lines.append(f"Not in the reference, not compared: {listed(self.only_found)}")
         if self.reasons:
             lines += ["What differs between the two runs besides their scores:", *(f"- {why}" for why in self.reasons)]
-        if self.identical:
+        if self.damaged:
+            lines.append(f"Not what their jobs wrote; remove them and run again: {listed(self.damaged)}")
+        if self.identical and self.damaged:
+            lines.append("failed: the scores are the reference's, other files of the run are damaged")
+        elif self.identical:
             lines.append(f"identical: {self.compared} scores, byte for byte")
         elif not self.compared:
             lines.append("failed: the two have no score in common")
@@ -72,7 +78,7 @@ class Verdict:
             )
         else:
             lines.append(
-                f"failed: {len(self.wrong)} of {self.judged} scores out of tolerance, {len(self.lacking)} missing"
+                f"failed: {len(self.wrong)} of {self.judged} scores out of tolerance, {len(self.lacking)} missing, {len(self.damaged)} files damaged"
             )
         return "\n".join(lines)
 
@@ -89,10 +95,12 @@ def verify(config: Config, reference: Path, exact: float, tolerance: float) -> V
     """
     paths = Paths.of(config)
     files = present(reference / paths.scores_csv.name), present(paths.scores_csv)
+    harmed = damaged(paths.root)
     if files[0].read_bytes() == files[1].read_bytes():
         rows = len(read_csv(files[1], SCORES))
-        return Verdict(True, rows, rows, 0.0, pd.DataFrame())
+        return Verdict(True, rows, rows, 0.0, pd.DataFrame(), damaged=harmed)
     verdict = compare(*(read_csv(file, SCORES) for file in files), exact=exact, tolerance=tolerance)
+    verdict.damaged.extend(harmed)
     verdict.reasons.extend(explain(records(reference), records(paths.root)))
     return verdict
 

@@ -17,7 +17,7 @@ sys.path.insert(0, workflow.basedir)
 from d2llm import checkpoints, stages
 from d2llm import config as schema
 from d2llm.artifacts import write_text
-from d2llm.errors import ConfigError
+from d2llm.errors import ConfigError, fault
 from d2llm.methods import method as find_method
 from d2llm.paths import PROVENANCE, Paths, beside
 from d2llm.provenance import content_digest
@@ -71,8 +71,11 @@ def guard():
     What stands in the file names this run, so that a job can tell whether the run that started it is still there.
     """
     global GUARD
-    PATHS.root.mkdir(parents=True, exist_ok=True)
-    GUARD = PATHS.guard.open("a")
+    try:
+        PATHS.root.mkdir(parents=True, exist_ok=True)
+        GUARD = PATHS.guard.open("a")
+    except OSError as error:
+        sys.exit(f"error: {PATHS.root}: cannot be written ({error.strerror}); choose another: -C results=FOLDER")
     for wait in (0.1, 0.1, 0):
         try:
             fcntl.flock(GUARD, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,12 +84,15 @@ def guard():
             time.sleep(wait)  # a job that looks whether a run is there holds it for a moment
     else:
         sys.exit(f"error: another run is working in {PATHS.root}; wait for it, or choose another: -C results=FOLDER")
-    GUARD.truncate(0)
-    GUARD.write(uuid.uuid4().hex)
-    GUARD.flush()
-    text = schema.dump(CONFIG)
-    if not PATHS.config.exists() or PATHS.config.read_text(encoding="utf-8") != text:
-        write_text(PATHS.config, text)
+    text = schema.dump(CONFIG).encode()
+    try:
+        GUARD.truncate(0)
+        GUARD.write(uuid.uuid4().hex)
+        GUARD.flush()
+        if not PATHS.config.exists() or PATHS.config.read_bytes() != text:
+            write_text(PATHS.config, text.decode())
+    except OSError as error:
+        sys.exit(f"error: {fault(error) or error}")
 
 
 onstart:

@@ -1,0 +1,92 @@
+"""Thousands of spoiled configs and data files, by hand: `python tests/campaigns/spoil.py 2000 2000 [SEED]` (configs, data files). Prints what became of them.
+
+Anything but a plan or one clear line is printed with its cause, and the exit code is 1. What is tried is in `spoiled_configs` and `spoiled_data`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
+from spoiled_configs import outcome as config_outcome  # noqa: E402
+from spoiled_configs import spoiled as spoiled_config  # noqa: E402
+from spoiled_data import outcome as data_outcome  # noqa: E402
+from spoiled_data import spoiled as spoiled_data  # noqa: E402
+
+
+def campaign(name: str, strategy: Any, judge: Callable[[Any, Path], str], count: int, start: int) -> int:
+    """Try `count` examples; prints kinds of outcome by number, and returns how many were neither taken nor refused well."""
+    kinds: Counter[str] = Counter()
+    wrong: dict[str, str] = {}
+    folder = Path(tempfile.mkdtemp(prefix="spoil-"))
+
+    @seed(start)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(made=strategy)
+    def each(made: Any) -> None:
+        try:
+            told = judge(made, folder)
+        except Exception as error:
+            last = [
+                frame
+                for frame in traceback.extract_tb(error.__traceback__)
+                if "/d2llm/" in frame.filename or "spoiled" in frame.filename
+            ][-1]
+            where = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
+            kinds[f"WRONG: {where}"] += 1
+            wrong.setdefault(where, f"{error}\n{made}"[:1500])
+            return
+        kinds[kind(told)] += 1
+
+    began = time.perf_counter()
+    each()
+    print(f"\n{name}: {sum(kinds.values())} tried in {time.perf_counter() - began:.0f} s")
+    for what, number in kinds.most_common():
+        print(f"{number:6d}  {what}")
+    for where, example in wrong.items():
+        print(f"\n{where}: {example}")
+    return len(wrong)
+
+
+def kind(told: str) -> str:
+    """What a line is about, without names and values."""
+    for word in (
+        "planned",
+        "read",
+        "unknown key",
+        "not valid YAML",
+        "missing",
+        "no column",
+        "not JSON",
+        "cannot be read as",
+        "expected",
+    ):
+        if told.startswith(word) or f" {word}" in told:
+            return word
+    return re.sub(r"['(].*", "…", told.partition(": ")[2] or told)[:60]
+
+
+if __name__ == "__main__":
+    configs, data, start = (int(value) for value in [*sys.argv[1:], *("2000", "2000", "1")[len(sys.argv) - 1 :]])
+    bad = campaign("configs", spoiled_config(), lambda made, folder: config_outcome(*made, folder), configs, start)
+    bad += campaign("data files", spoiled_data(), data_outcome, data, start)
+    sys.exit(1 if bad else 0)

@@ -1,0 +1,97 @@
+"""One cell of a table, rebuilt from its records alone: the settings, seed, code and inputs they name lead to the same number."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from d2llm import cli, stages
+from d2llm.artifacts import read_json
+from d2llm.config import Config, dump, load
+from d2llm.paths import Paths
+from d2llm.provenance import content_digest
+
+RUN = {"method": "d2llm", "variant": "base", "seed": 1}
+TASK = "sts_graded"
+
+
+@pytest.fixture
+def process() -> Iterator[None]:
+    """What a job's process is prepared with is taken back."""
+    before, mode, threads = dict(os.environ), torch.get_deterministic_debug_mode(), torch.get_num_threads()
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    torch.set_deterministic_debug_mode(mode)
+    torch.set_num_threads(threads)
+
+
+def job(config: Config, stage: str, *inputs: Path) -> dict[str, Any]:
+    """Run a stage as the workflow does; returns its record."""
+    paths = Paths.of(config)
+    paths.root.mkdir(parents=True, exist_ok=True)
+    paths.config.write_text(dump(config), encoding="utf-8")
+    named = [word for key, value in RUN.items() for word in (f"--{key}", str(value))]
+    given = ["--config", str(paths.config), "--log", str(paths.logs(stage)), "--inputs", *map(str, inputs)]
+    assert cli.main([stage, *named, *given]) == 0
+    return read_json(stages.STAGES[stage].provenance(paths, **RUN))
+
+
+def cell(config: Config) -> float:
+    """The number in the table."""
+    frame = pd.read_parquet(Paths.of(config).evaluation(**RUN) / "scores.parquet")
+    [value] = frame.query(f"task == '{TASK}' and metric == 'spearman' and phenomenon == 'all'")["value"]
+    return value
+
+
+@pytest.mark.slow
+def test_a_cell_follows_from_its_records(tiny_scores: Config, tmp_path: Path, process: None) -> None:
+    first = tmp_path / "first"
+    shutil.copytree(tiny_scores.results, first)
+    config = load(
+        [],
+        tiny_scores.model_dump(mode="json")
+        | {"results": str(first), "evaluation": {"tasks": [TASK], "batch_size": 32}},
+    )
+    paths = Paths.of(config)
+    inputs = [paths.pairs, paths.base("decoder"), paths.tasks, paths.teacher_scores(0, 1)]
+    trained = job(config, "train", *inputs)
+    evaluated = job(config, "evaluate", paths.tasks, paths.run(**RUN) / "model")
+    wanted = cell(config)
+
+    # From the records alone: what they say was run, with which settings and seed, by which code.
+    told = {key: trained[key] for key in RUN}
+    assert told == RUN == {key: evaluated[key] for key in RUN}
+    for stage, record in (("train", trained), ("evaluate", evaluated)):
+        assert record["code"] == stages.code(stage, **RUN), "other code than the one that was recorded"
+    settings = {
+        "tier": config.tier,
+        "results": str(tmp_path / "again"),
+        "seeds": [told["seed"]],
+        "threads": trained["threads"],
+        "methods": {told["method"]: trained["settings"]["recipe"]},
+        "training": trained["settings"]["training"],
+        "evaluation": evaluated["settings"]["evaluation"],
+    }
+    again = load([], settings)
+    copies = []
+    for path, digest in trained["inputs"].items():
+        copy = Paths.of(again).root / Path(path).relative_to(paths.root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if Path(path).is_dir() else shutil.copy2)(path, copy)
+        assert content_digest(copy) == digest
+        copies.append(copy)
+    shutil.rmtree(first)
+    rebuilt = job(again, "train", *copies)
+    job(again, "evaluate", copies[2], Paths.of(again).run(**RUN) / "model")
+    assert cell(again) == wanted
+    # Not the number alone: every weight.
+    model = {name: digest for name, digest in trained["outputs"].items() if name.endswith(".safetensors")}
+    assert model and model.items() <= rebuilt["outputs"].items()

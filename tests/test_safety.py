@@ -1,0 +1,167 @@
+"""What a stranger's config, data or files could do: no code runs that they bring, no shell reads them, no path leads out, no page believes them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from made_up_run import extras, make
+
+from d2llm.artifacts import read_json, write_frame, write_json
+from d2llm.config import load, loader
+from d2llm.errors import ConfigError
+from d2llm.paths import Paths
+from d2llm.reporting import report
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted(path for part in ("d2llm", "baselines", "benchmarks", "tests") for path in (ROOT / part).rglob("*.py"))
+RULES = [ROOT / "Snakefile", *sorted((ROOT / "workflow" / "rules").glob("*.smk"))]
+
+MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "jsonpickle"}
+CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "os.system",
+    "os.popen",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "yaml.load_all",
+    "torch.jit.load",
+}
+ENDS = {"read_pickle", "to_pickle"}
+
+
+def dangers(text: str) -> list[str]:
+    """What in a module's text would run or unpack something of someone else's."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        names = (
+            [name.name for name in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+        found += [f"{node.lineno}: import {name}" for name in names if name.split(".")[0] in MODULES]
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        given = {key.arg: ast.unparse(key.value) for key in node.keywords}
+        wrong = name in CALLS or name.rpartition(".")[2] in ENDS
+        wrong |= name == "torch.load" and given.get("weights_only") != "True"
+        wrong |= name == "yaml.load" and given.get("Loader") not in ("loader()", "yaml.SafeLoader")
+        wrong |= given.get("shell", "False") != "False" or given.get("allow_pickle", "False") != "False"
+        wrong |= given.get("trust_remote_code") == "True"
+        if wrong:
+            found.append(f"{node.lineno}: {name}({', '.join(given)})")
+    return found
+
+
+def test_no_module_runs_or_unpacks_what_others_wrote() -> None:
+    found = {str(file.relative_to(ROOT)): dangers(file.read_text(encoding="utf-8")) for file in SOURCES}
+    assert len(found) > 100
+    assert not {file: wrong for file, wrong in found.items() if wrong}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["import pickle", "from dill import loads", "eval('1')", "torch.load('x')", "torch.load('x', weights_only=False)", "yaml.load(x)", "yaml.load(x, Loader=yaml.Loader)",
+     "subprocess.run('ls', shell=True)", "os.system('ls')", "pd.read_pickle('x')", "np.load('x', allow_pickle=True)", "AutoModel.from_pretrained('x', trust_remote_code=True)"],
+)  # fmt: skip
+def test_each_danger_is_seen(text: str) -> None:
+    assert dangers(text)
+
+
+def test_harmless_ones_are_not() -> None:
+    assert not dangers(
+        "model.eval()\nre.compile('x')\ntorch.load('x', weights_only=True)\nyaml.load(x, Loader=loader())\nsubprocess.run(['ls'])"
+    )
+    assert issubclass(loader(), yaml.SafeLoader)
+
+
+def test_rules_run_no_python_of_their_own_and_quote_what_the_shell_reads() -> None:
+    """Paths are quoted. What is not: wildcards and the config's path, whose letters the schema chooses (`test_spoiled_configs`)."""
+    plain = {"params.config", "params.python"} | {
+        f"wildcards.{name}"
+        for name in ("download", "method", "model", "name", "seed", "shard", "shards", "teacher", "variant")
+    }
+    commands = 0
+    for file in RULES:
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"^\s+(run|script|notebook|wrapper):", text, re.M), file
+        assert not re.search(r"\b(eval|exec|os\.system|os\.popen|shell)\(|shell=True|import pickle", text), file
+        for command in re.findall(r'^    shell:\n((?:        ".*"\n)+)', text, re.M):
+            commands += 1
+            for asked in re.findall(r"\{([^}]*)\}", command):
+                assert asked.endswith(":q") or asked in plain, f"{file.name}: {{{asked}}}"
+        assert len(re.findall(r"^    shell:", text, re.M)) == len(
+            re.findall(r'^    shell:\n(?:        ".*"\n)+', text, re.M)
+        )
+    assert commands >= 20
+
+
+@pytest.mark.parametrize("path", ["{x}.jsonl", "a}.csv", "-rf.csv", "a\nb.csv", "a\x07.csv", ""])
+def test_paths_that_a_command_or_snakemake_would_take_amiss_are_refused(path: str, tmp_path: Path) -> None:
+    files = {"train": {"t": {"file": path}}, "tasks": {"s": {"type": "sts", "group": "sts", "test": "x.csv"}}}
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(yaml.safe_dump({"methods": {"bge": {}}, "data": {"source": "files", "files": files}}))
+    with pytest.raises(ConfigError, match=r"data\.files\.train\.t\.file: expected text of"):
+        load([mine])
+
+
+def test_what_is_fetched_stays_below_downloads() -> None:
+    """Names of downloads are made of names that others chose."""
+    table = {"repo": "../..", "revision": "../../../x", "file": "../../etc/passwd"}
+    files = {"train": {"t": {"file": table}}, "tasks": {"s": {"mteb": "STSB", "type": "sts", "group": "sts"}}}
+    config = load(
+        [], {"methods": {"bge": {}}, "training": {"dev_every": 0}, "data": {"source": "files", "files": files}}
+    )
+    paths = Paths.of(config)
+    for name in config.data.files.downloads():
+        assert re.fullmatch(r"[\w.-]+", name) and name not in (".", "..")
+        assert paths.download(name).resolve().parent == paths.downloads.resolve()
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+HOSTILE = "</script></style><script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{7*7}}<!--"
+
+
+class Tags(HTMLParser):
+    """The tags of a page in order, with the names of their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, ...]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, *sorted(name for name, _ in attrs)))
+
+
+def page(folder: Path, word: str) -> str:
+    """The page of a run whose data say `word` wherever texts of data sets are shown."""
+    config = make(folder)
+    extras(config)
+    paths = Paths.of(config)
+    scores = pd.read_parquet(paths.scores)
+    scores["task_title"] = scores["task_title"].where(scores["task"] != "nli_b", word)
+    scores["phenomenon"] = scores["phenomenon"].where(scores["phenomenon"] == "all", word)
+    write_frame(paths.scores, scores)
+    scores.to_csv(paths.scores_csv, index=False)
+    card = read_json(paths.card_json)
+    card["training"][0] |= {"dataset": word, "examples": [{"query": word, "positive": word}]}
+    write_json(paths.card_json, card)
+    report.run(config)
+    return paths.report.read_text(encoding="utf-8")
+
+
+def test_the_page_believes_no_text_of_a_data_set(tmp_path: Path) -> None:
+    meek, hostile = page(tmp_path / "meek", "word"), page(tmp_path / "hostile", HOSTILE)
+    assert "alert(1)" in hostile and "49" not in re.findall(r"\d+", hostile.partition("alert(1)")[2][:60])
+    assert Tags(meek).found == Tags(hostile).found
