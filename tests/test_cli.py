@@ -1,7 +1,7 @@
 """The command line prepares a stage, records where its result comes from, and turns user errors into one line."""
 
-import fcntl
 import errno
+import fcntl
 import json
 import logging
 import os
