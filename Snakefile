@@ -41,6 +41,11 @@ rule notebook:
         PATHS.notebook,
 
 
+rule search_notebook:
+    input:
+        PATHS.search_notebook,
+
+
 include: "workflow/rules/data.smk"
 include: "workflow/rules/teacher.smk"
 include: "workflow/rules/train.smk"

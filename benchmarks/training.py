@@ -103,13 +103,20 @@ def suite(config: Config, seed: int) -> tuple[float, Student]:
     clock: list[float] = []
     plain = training.progress
 
-    def watched(batches: Any, description: str) -> Any:
-        for batch in plain(batches, description):
-            clock.append(time.perf_counter())
-            yield batch
-        clock.append(time.perf_counter())
+    class Watched:
+        """The loop's progress, with the time of every update."""
 
-    training.progress = watched  # type: ignore[assignment]
+        def __init__(self, *given: Any) -> None:
+            self.bar = plain(*given)
+            self.show = self.bar.show
+
+        def __iter__(self) -> Any:
+            for batch in self.bar:
+                clock.append(time.perf_counter())
+                yield batch
+            clock.append(time.perf_counter())
+
+    training.progress = Watched  # type: ignore[assignment]
     try:
         run(config, "bge", "base", seed)
     finally:

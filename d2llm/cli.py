@@ -52,6 +52,7 @@ HELP = {
     "examples": "pick the examples on which methods disagree most",
     "report": "make the page that shows the whole run",
     "notebook": "execute notebooks/results.ipynb on a run's scores",
+    "search-notebook": "execute notebooks/search.ipynb on a run's trained students",
 }
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "model": {"help": "teacher, decoder, encoder or one of models.others"},

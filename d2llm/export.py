@@ -29,9 +29,9 @@ A student trained by the D2LLM benchmark suite, version {version}: method `{meth
 {kind}, {pooling} pooling, embeddings of {width} numbers; pairs are scored by {scorer}.
 
 ```python
-from sentence_transformers import SentenceTransformer
+from d2llm.sentence_transformer import load   # or SentenceTransformer("{folder}", trust_remote_code=True): the classes are the package d2llm's
 
-model = SentenceTransformer("{folder}", trust_remote_code=True)   # needs the package d2llm; no code of this folder runs
+model = load("{folder}")
 queries, documents = model.encode_query(["…"]), model.encode_document(["…", "…"])
 scores = model[1].matrix(queries, documents)
 ```

@@ -238,6 +238,11 @@ class Paths:
         """The executed copy of notebooks/results.ipynb."""
         return self.root / "results.ipynb"
 
+    @property
+    def search_notebook(self) -> Path:
+        """The executed copy of notebooks/search.ipynb."""
+        return self.root / "search.ipynb"
+
 
 def beside(path: Path) -> Path:
     """The provenance of a single file that has no folder of its own: `<file>.provenance.json`."""

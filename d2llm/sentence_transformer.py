@@ -1,8 +1,8 @@
-"""A student as modules of sentence-transformers: `SentenceTransformer(folder, trust_remote_code=True)` loads what `d2llm export` writes.
+"""A student as modules of sentence-transformers: `load(folder)`, or that library's own `SentenceTransformer(folder, trust_remote_code=True)`.
 
 `Embedder` is the student's backbone and pooling with its text formats; `Interaction` lets embeddings pass and holds the scorer, as the IEM is no
-similarity that library knows: `model[1].matrix(queries, documents)`. The flag is needed because the classes are not sentence-transformers' own; the
-code that runs is this package, and nothing from the model's folder.
+similarity that library knows: `model[1].matrix(queries, documents)`. The flag is
+there because that library imports none but its own classes by itself; the code that runs is this package, and nothing from the model's folder.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import InputModule, Module
 from torch import Tensor
 
+import d2llm
 from d2llm import STUDENT
 from d2llm.methods import Mode, Role
 from d2llm.models.student import Student
@@ -112,3 +114,9 @@ def _folder(module: type[Module], model: str, subfolder: str, options: dict[str,
     known = ("token", "cache_folder", "revision", "local_files_only")
     found = module.load_dir_path(model, subfolder, **{key: options[key] for key in known if key in options})
     return Path(found)
+
+
+def load(folder: str | Path, device: str | None = None) -> SentenceTransformer:
+    """What `d2llm export` wrote, or a run's model folder, as a SentenceTransformer. Raises ArtifactError for a folder that holds no student."""
+    student = d2llm.load(folder, device=device)
+    return SentenceTransformer(modules=[Embedder(student), Interaction(student.scorer)], device=str(student.device))

@@ -183,6 +183,10 @@ STAGES: dict[str, Stage] = {
         "d2llm.reporting.notebook:run",
         lambda paths: beside(paths.notebook),
     ),
+    "search-notebook": Stage(
+        "d2llm.reporting.notebook:run_search",
+        lambda paths: beside(paths.search_notebook),
+    ),
 }
 
 

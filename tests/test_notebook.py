@@ -99,6 +99,18 @@ def test_a_failing_cell_is_one_error_that_names_it(tmp_path: Path, monkeypatch, 
     assert not Paths.of(config).notebook.exists()
 
 
+def test_the_search_notebook_is_committed_without_outputs() -> None:
+    book = nbformat.read(notebook.SEARCH, as_version=4)
+    nbformat.validate(book)
+    assert all(not cell.outputs and cell.execution_count is None for cell in book.cells if cell.cell_type == "code")
+
+
+def test_without_students_there_is_nothing_to_search_with(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    with pytest.raises(ArtifactError, match=r"search.ipynb: cell 2 .*FileNotFoundError: no trained students"):
+        notebook.run_search(config)
+
+
 def test_no_scores_no_notebook(tmp_path: Path) -> None:
     shutil.copy(REFERENCE / "config.yaml", tmp_path / "config.yaml")
     with pytest.raises(ArtifactError, match="scores.csv: missing"):

@@ -123,6 +123,16 @@ def test_the_whole_workflow_twice(fresh: Path) -> None:  # noqa: F811
     assert again.returncode == 0
     assert "Nothing to be done" in again.stdout + again.stderr
 
+    # Students at work: every cell of notebooks/search.ipynb runs on what was trained.
+    done = run(fresh, "-C", "results=one", target="search_notebook")
+    assert done.returncode == 0, done.stdout + done.stderr
+    cells = [
+        cell
+        for cell in json.loads((one / "search.ipynb").read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    ]
+    assert all(cell["outputs"] for cell in cells)
+
     study(fresh, one)
 
     # Tuning: two trials a method, of which one is the run that is there; the best on development data is adopted.

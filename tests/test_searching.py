@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -49,7 +50,6 @@ def test_the_blocks_of_the_document_run(trained, folder, tmp_path, monkeypatch):
     assert len(blocks) == 4
     (tmp_path / "queries.txt").write_text(QUESTION + "\n", encoding="utf-8")
     pd.DataFrame({"text": PASSAGES}).to_json("corpus.jsonl", orient="records", lines=True, force_ascii=False)
-    names: dict = {}
     commands = [
         shlex.split(line) for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S) for line in block.splitlines()
     ]
@@ -60,8 +60,10 @@ def test_the_blocks_of_the_document_run(trained, folder, tmp_path, monkeypatch):
         real = {NAMED: str(folder), "results/mini/config.yaml": str(Path(trained.results) / "config.yaml")}
         # The document's Python builds `index` as well; the command's replaces it.
         assert main([real.get(word, word) for word in command[1:]]) == 0
-    for block in blocks:
-        exec(compile(block.replace(NAMED, str(folder)), str(DOCUMENT), "exec"), names)  # noqa: S102 - our own document
+    # As one script, as a reader would paste them.
+    script = tmp_path / "document.py"
+    script.write_text("\n".join(blocks).replace(NAMED, str(folder)), encoding="utf-8")
+    names = runpy.run_path(str(script))
     assert names["vectors"].shape == (1, names["student"].backbone.hidden_size)
     np.testing.assert_allclose(np.load("queries.npy"), names["vectors"], atol=1e-6)
     assert names["scores"].shape == (1, 1) and 0 <= names["recall"] <= 1 and len(names["hits"][0][0]) == 2
@@ -133,6 +135,7 @@ def test_an_index_on_the_command_line(folder, tmp_path, monkeypatch, capsys):
 def test_the_export_in_sentence_transformers(trained, folder, tmp_path):
     from sentence_transformers import SentenceTransformer
 
+    from d2llm import sentence_transformer
     from d2llm.export import export
 
     place = export(trained, "d2llm", "base", 1, tmp_path / "out")
@@ -141,6 +144,10 @@ def test_the_export_in_sentence_transformers(trained, folder, tmp_path):
     record = json.loads((folder.parent / "provenance.json").read_text())
     assert record["code"] in card and f"torch {record['packages']['torch']}" in card and "Not evaluated." in card
     model = SentenceTransformer(str(place), trust_remote_code=True, device="cpu")
+    assert isinstance(sentence_transformer.load(place), SentenceTransformer)
+    np.testing.assert_array_equal(
+        sentence_transformer.load(place, "cpu").encode_query(PASSAGES), model.encode_query(PASSAGES)
+    )
     student = d2llm.load(folder)
     both = d2llm.load(place)
     for found, role, mode in (

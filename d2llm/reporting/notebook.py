@@ -1,4 +1,4 @@
-"""Stage `notebook`: executes notebooks/results.ipynb on a run's collected scores and keeps the executed copy.
+"""Stages `notebook` and `search-notebook`: execute notebooks/results.ipynb on a run's collected scores, and search.ipynb on its trained students, and keep the copies.
 
 The kernel is this interpreter's, whatever kernels the machine has, and leaves nothing in the user's home.
 """
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from d2llm.config import Config
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "results.ipynb"
+SEARCH = NOTEBOOK.with_name("search.ipynb")
 # Seconds a cell may take.
 PATIENCE = 300
 
@@ -32,11 +33,21 @@ def run(config: Config) -> None:
     write_text(paths.notebook, nbformat.writes(execute(book, paths.root)) + "\n")
 
 
-def execute(book: Any, results: Path) -> Any:
-    """The notebook with the outputs of its cells, all reading the folder `results`. Raises ArtifactError naming a cell."""
+def run_search(config: Config) -> None:
+    """Write `search.ipynb`. Raises ArtifactError naming the cell that failed, or when the notebook is missing."""
+    import nbformat
+
+    paths = Paths.of(config)
+    book = nbformat.read(present(SEARCH), as_version=4)
+    write_text(paths.search_notebook, nbformat.writes(execute(book, paths.root, SEARCH.name)) + "\n")
+
+
+def execute(book: Any, results: Path, name: str | None = None) -> Any:
+    """The notebook, called so in errors, with the outputs of its cells, all reading the folder `results`. Raises ArtifactError naming a cell."""
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+    name = name or NOTEBOOK.name
     with tempfile.TemporaryDirectory() as scratch:
         client = NotebookClient(
             book,
@@ -54,9 +65,9 @@ def execute(book: Any, results: Path) -> Any:
         try:
             client.execute(env=environment)
         except CellExecutionError as error:
-            raise ArtifactError(f"{failed(book)}: {error.ename}: {' '.join(error.evalue.split())}") from None
+            raise ArtifactError(f"{failed(book, name)}: {error.ename}: {' '.join(error.evalue.split())}") from None
         except (CellTimeoutError, DeadKernelError) as error:
-            raise ArtifactError(f"{failed(book)}: {str(error).strip().splitlines()[0]}") from None
+            raise ArtifactError(f"{failed(book, name)}: {str(error).strip().splitlines()[0]}") from None
     return book
 
 
@@ -82,9 +93,9 @@ def own_kernel(scratch: Path) -> type:
     return OwnKernel
 
 
-def failed(book: Any) -> str:
+def failed(book: Any, name: str) -> str:
     """The cell that was executed last, as a reader finds it: its number, counted from 1 with text cells, and its first line."""
     code = [(place, cell) for place, cell in enumerate(book.cells, 1) if cell.cell_type == "code"]
     done = [entry for entry in code if entry[1].get("execution_count") is not None or entry[1].outputs]
     place, cell = (done or code)[-1 if done else 0]
-    return f"{NOTEBOOK.name}: cell {place} ({cell.source.strip().splitlines()[0]!r})"
+    return f"{name}: cell {place} ({cell.source.strip().splitlines()[0]!r})"

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 logger = get_logger("report")
 TEMPLATES = Path(__file__).with_name("templates")
 # A page that is made of itself would never be the same twice.
-OWN = ("report", "notebook")
+OWN = ("report", "notebook", "search-notebook")
 
 
 def run(config: Config) -> None:

@@ -178,6 +178,30 @@ rule executed_notebook:
         "python -m d2llm.cli notebook --config {params.config} --log {log:q} --inputs {input:q}"
 
 
+# Trained students at work: D2LLM's of the first seed, and a baseline's to compare with.
+rule executed_search_notebook:
+    input:
+        SEARCH_NOTEBOOK,
+        PATHS.tasks,
+        [PATHS.run(method, "base", CONFIG.seeds[0]) / "summary.json" for method in CONFIG.methods],
+    output:
+        PATHS.search_notebook,
+        beside(PATHS.search_notebook),
+    log:
+        PATHS.logs("search-notebook"),
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads
+    resources:
+        mem_mb=4000,
+    params:
+        config=str(PATHS.config),
+        settings=settings_of("search-notebook"),
+        code=code_of("search-notebook"),
+    shell:
+        "python -m d2llm.cli search-notebook --config {params.config} --log {log:q} --inputs {input:q}"
+
+
 # A target of its own, with nothing to make: it runs whenever it is asked for.
 rule verify:
     input:
