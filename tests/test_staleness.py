@@ -111,7 +111,7 @@ def settings(changes: dict[str, Any]) -> dict[str, str]:
     return {name: stages.settings_line(config, stage, **arguments) for name, stage, arguments in named(config)}
 
 
-@pytest.mark.parametrize(("changes", "stale"), KEYS, ids=str)
+@pytest.mark.parametrize(("changes", "stale"), KEYS, ids=[str(changes) for changes, _ in KEYS])
 def test_a_changed_key(changes: dict[str, Any], stale: set[str]) -> None:
     before, after = settings_as_they_are(), settings(changes)
     assert before.keys() <= after.keys()
