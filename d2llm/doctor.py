@@ -117,8 +117,13 @@ def fonts() -> Iterator[Finding]:
 
     from d2llm.reporting.fonts import families
 
-    logging.getLogger("d2llm.reporting.fonts").setLevel(logging.ERROR)  # it warns of what is said here
-    family = families("中文问答")
+    logger = logging.getLogger("d2llm.reporting.fonts")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of what is said here
+    try:
+        family = families("中文问答")
+    finally:
+        logger.setLevel(level)
     if family is None:
         fix = "install one (Debian: apt-get install fonts-wqy-microhei); figures show English instead"
         yield Finding("warning", "fonts", "none has Chinese characters", fix)

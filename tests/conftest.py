@@ -23,6 +23,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.markexpr = ""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first, so that no worker is left alone with it in the end."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
 # One run of the pipeline's stages in miniature, made once and not to be changed. Each fixture is its config, once the stage is done.
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> "Config":
