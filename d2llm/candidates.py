@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 # Part of the passages to be scored exactly that goes into the sample, and into the second fit, and how many are of use at most.
-SAMPLE_SHARE, SECOND_SHARE = 0.4, 0.2
-MOST_SAMPLED, MOST_SECOND = 4000, 1000
+SAMPLE_SHARE, SECOND_SHARE = 0.5, 0.2
+MOST_SAMPLED, MOST_SECOND = 8000, 2000
 # λ, as a share of the mean of ΨΨᵀ's diagonal.
-RIDGE = 3e-3
+RIDGE = 1e-2
 
 # Rows of the index by their numbers.
 Rows = Callable[[Tensor], Tensor]
@@ -40,7 +40,7 @@ class Approximation:
         self.mean, self.scale = drawn.mean(0), drawn.std(0, correction=0).clamp(min=1e-6)
         features = self.features(drawn)
         # (f, s): takes the sample's scores to weights of the features.
-        self.fit = torch.linalg.solve(_ridge(features.double()), features.double()).T.float()
+        self.fit = ridge(features.double(), torch.eye(size, dtype=torch.float64, device=features.device)).float()
 
     def features(self, x: Tensor) -> Tensor:
         """(m, c) → (m, 2c + 1)."""
@@ -54,8 +54,7 @@ class Approximation:
     def corrected(self, weights: Tensor, rows: Tensor, scores: Tensor) -> Tensor:
         """(2c + 1,) weights of one query made right for some rows (k, c) of it whose exact scores (k,) are known."""
         features = self.features(rows)
-        missed = torch.linalg.solve(_ridge(features), scores - features @ weights)
-        return weights + missed @ features
+        return weights + ridge(features, (scores - features @ weights)[:, None])[:, 0]
 
     def scan(self, weights: Tensor) -> Callable[[Tensor], Tensor]:
         """A function of rows (m, c) that gives (n, m) approximate scores for weights (n, 2c + 1), up to a constant of each query."""
@@ -71,8 +70,10 @@ class Approximation:
         return scores
 
 
-def _ridge(features: Tensor) -> Tensor:
-    """ΨΨᵀ + λI."""
-    gram = features @ features.T
-    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-    return gram
+def ridge(features: Tensor, targets: Tensor) -> Tensor:
+    """(m, f), (m, t) → (f, t) weights Ψᵀ(ΨΨᵀ + λI)⁻¹T = (ΨᵀΨ + λI)⁻¹ΨᵀT, by the smaller of the two matrices."""
+    strength = RIDGE * features.square().sum(1).mean()
+    wide = features.shape[0] <= features.shape[1]
+    gram = features @ features.T if wide else features.T @ features
+    gram.diagonal().add_(strength)
+    return features.T @ torch.linalg.solve(gram, targets) if wide else torch.linalg.solve(gram, features.T @ targets)

@@ -235,7 +235,7 @@ def test_a_twentieth_of_the_scores_finds_what_all_of_them_find(monkeypatch, opti
 def test_the_weights_are_those_of_a_ridge_regression():
     torch.manual_seed(0)
     table = torch.randn(500, 6) * torch.linspace(0.1, 3, 6) + 1
-    fitted = Approximation(lambda rows: table[rows], 500, 250)
+    fitted = Approximation(lambda rows: table[rows], 500, 200)
     assert len(fitted.sample) == 100 == len(set(fitted.sample.tolist()))
     scores, drawn = torch.randn(3, 100), table[fitted.sample]
     x = (table - drawn.mean(0)) / drawn.std(0, correction=0)
