@@ -36,8 +36,8 @@ def heaps(count: int, width: int, centres: int, seed: int) -> np.ndarray:
 
 def synthetic(options: Any) -> tuple[Index, np.ndarray]:
     torch.manual_seed(0)
-    start = {"init": "matcher", "activation": "squared_relu"} if options.iem == "matcher" else {}
-    scorer = IEM(options.width, options.hidden, **start)
+    kind = {"init": "matcher", "activation": "squared_relu"} if options.iem == "matcher" else {}
+    scorer = IEM(options.width, options.hidden, **kind)
     with torch.no_grad():  # far from what it starts as
         for weight in scorer.parameters():
             weight.add_(options.noise * weight.std(correction=0) * torch.randn_like(weight))

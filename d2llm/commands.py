@@ -49,7 +49,7 @@ def add_parsers(commands: Any) -> None:
     made.add_argument("--column", default="text", help="its column (default: text)")
     made.add_argument("--id", metavar="COLUMN", help="a column of ids (default: the number of the row, from 0)")
     made.add_argument("--precision", choices=("full", "float16", "int8"), default="float16", help="what a passage is kept in (default: float16)")  # fmt: skip
-    made.add_argument("--to", required=True, metavar="FOLDER", help="replaced whole")
+    made.add_argument("--to", required=True, metavar="FOLDER", help="an index that is there is replaced")
     made = command("search", "find the best passages of an index", f'--student {RUN} --index index --query "谁修好了机器？"', search)  # fmt: skip
     shared(made)
     made.add_argument("--index", required=True, metavar="FOLDER", help="what `index` wrote")
@@ -110,11 +110,13 @@ def encode(options: argparse.Namespace) -> int:
     """Embeddings into a .npy file."""
     import numpy as np
 
-    texts = read_texts(options.texts, options.column)["text"].tolist()
-    vectors = student_of(options).encode(texts, options.role, options.mode)
     to = Path(options.to)
     if to.suffix != ".npy":
         raise ConfigError(f"--to {options.to}: expected a file that ends in .npy")
+    if not to.parent.is_dir():
+        raise ConfigError(f"--to {options.to}: no folder {to.parent}; make it, or choose another")
+    texts = read_texts(options.texts, options.column)["text"].tolist()
+    vectors = student_of(options).encode(texts, options.role, options.mode)
     np.save(to, vectors, allow_pickle=False)
     print(f"{to}: {vectors.shape[0]} texts, {vectors.shape[1]} numbers each")
     return 0
@@ -125,6 +127,11 @@ def index(options: argparse.Namespace) -> int:
     from d2llm.artifacts import atomic, write_frame
     from d2llm.search import Index
 
+    to = Path(options.to)
+    if to.exists() and not (to / "index.json").is_file():
+        raise ConfigError(
+            f"--to {options.to}: exists and is no index; an index is replaced, anything else is not: choose another folder"
+        )
     passages = read_texts(options.passages, options.column, options.id)
     made = Index.build(student_of(options), passages["text"].tolist(), mode=options.mode, precision=options.precision)
     with atomic(options.to) as folder:

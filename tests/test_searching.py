@@ -127,9 +127,17 @@ def test_an_index_on_the_command_line(folder, tmp_path, monkeypatch, capsys):
         ),
         (["index", "--student", str(folder), "--passages", "corpus.csv", "--to", "x"], "no column 'text'"),
         (["encode", "--student", str(folder), "--texts", "none.txt", "--to", "x.npy"], "none.txt: no such file"),
+        # Before anything is read: what is asked for cannot be written.
+        (
+            ["encode", "--student", "none", "--texts", "none.txt", "--to", "x.txt"],
+            "--to x.txt: expected a file that ends in .npy",
+        ),
+        (["encode", "--student", "none", "--texts", "none.txt", "--to", "no/x.npy"], "--to no/x.npy: no folder no"),
+        (["index", "--student", "none", "--passages", "none.txt", "--to", "."], "--to .: exists and is no index"),
     ):
         assert main(words) == 2
         assert message in capsys.readouterr().err
+    assert (tmp_path / "corpus.csv").exists()
 
 
 def test_the_export_in_sentence_transformers(trained, folder, tmp_path):
@@ -169,6 +177,27 @@ def test_the_export_in_sentence_transformers(trained, folder, tmp_path):
         export(trained, "d2llm", "base", 1, place)
     with pytest.raises(ArtifactError):
         export(trained, "d2llm", "base", 77, tmp_path / "none")
+
+
+def test_query_document_and_neither_are_framed_as_the_student_was_trained():
+    """A student whose four formats all differ: which one was used stands in the token ids."""
+    import tiny
+
+    from d2llm.models.student import Student, TextFormat
+    from d2llm.sentence_transformer import Embedder
+
+    frames = {
+        ("query", "asymmetric"): 5,
+        ("passage", "asymmetric"): 6,
+        ("query", "symmetric"): 7,
+        ("passage", "symmetric"): 8,
+    }
+    formats = {key: TextFormat((token,)) for key, token in frames.items()}
+    embedder = Embedder(Student(tiny.backbone("decoder"), ("mean", {}), ("cosine", {}), formats).eval())
+    text = " ".join(tiny.WORDS[:3])
+    for task, token in (("query", 5), ("document", 6), (None, 7)):
+        features = embedder.preprocess([text, text], task=task)
+        assert features["input_ids"][:, 0].tolist() == [token, token] and features["attention_mask"].all()
 
 
 def test_the_card_holds_the_runs_own_scores(tmp_path):

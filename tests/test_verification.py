@@ -11,7 +11,7 @@ from made_up_run import extras, make, scores
 
 from d2llm import cli
 from d2llm.artifacts import read_json, write_json
-from d2llm.errors import ArtifactError
+from d2llm.errors import ArtifactError, ConfigError
 from d2llm.paths import Paths, beside
 from d2llm.provenance import output_digests
 from d2llm.reporting.reference import keep
@@ -109,6 +109,17 @@ def run_and_reference(tmp_path: Path):
     shutil.rmtree(paths.trials.parent)
     keep(config, tmp_path / "kept")
     return config, tmp_path / "kept"
+
+
+def test_a_folder_that_holds_something_else_is_not_replaced(run_and_reference, tmp_path: Path) -> None:
+    config, kept = run_and_reference
+    keep(config, kept)  # an earlier copy is
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "work.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="mine: exists and holds no run's files"):
+        keep(config, other)
+    assert (other / "work.txt").read_text() == "mine"
 
 
 def test_equal_bytes_are_identical(run_and_reference) -> None:

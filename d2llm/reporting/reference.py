@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d2llm.artifacts import atomic, present, read_json, write_json
-from d2llm.errors import ArtifactError
+from d2llm.errors import ArtifactError, ConfigError
 from d2llm.paths import PROVENANCE, Paths, beside
 from d2llm.reporting.records import records
 
@@ -23,6 +23,10 @@ def keep(config: Config, folder: Path) -> list[Path]:
 
     All provenance records go into one file, keyed by the path of the record. Raises ArtifactError when the run is not finished.
     """
+    if folder.exists() and not (folder / "scores.csv").is_file():
+        raise ConfigError(
+            f"--to {folder}: exists and holds no run's files; it would be replaced whole: choose another folder"
+        )
     paths = Paths.of(config)
     present(paths.scores)
     tables = sorted(path for ext in ("csv", "md", "tex") for path in paths.root.glob(f"tables/*.{ext}"))
