@@ -8,6 +8,7 @@ import torch
 
 from d2llm.errors import ConfigError
 from d2llm.methods import MaxLengths, Tuning
+from d2llm.models import packing
 from d2llm.models.backbone import Backbone
 from d2llm.models.packing import NAME, layout, padding_mask
 from d2llm.models.student import Student, same_formats
@@ -35,7 +36,9 @@ def body(family: str, **changes: object) -> torch.nn.Module:
     return made
 
 
-@pytest.mark.parametrize(("family", "kind"), [("Qwen2", "decoder"), ("Llama", "decoder"), ("Bert", "encoder")])
+@pytest.mark.parametrize(
+    ("family", "kind"), [("Qwen2", "decoder"), ("Llama", "decoder"), ("GPT2", "decoder"), ("Bert", "encoder")]
+)
 @pytest.mark.parametrize("padding", ["right", "left"])
 def test_states_and_gradients_are_those_of_texts_alone(family: str, kind: str, padding: str) -> None:
     model = body(family)
@@ -58,6 +61,36 @@ def test_states_and_gradients_are_those_of_texts_alone(family: str, kind: str, p
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_one_node_gives_the_very_numbers_of_the_graph_it_replaces(causal: bool, monkeypatch) -> None:
+    groups, positions = layout([1, 1, 3, 3, 3, 8, 21])
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, positions.shape[1], 4, 16)
+    sides = [torch.randn(shape, generator=generator).requires_grad_() for _ in range(3)]
+    weight = torch.randn(shape, generator=generator)
+    found = []
+    for one in (True, False):
+        if not one:
+            monkeypatch.setattr(packing, "_one_node", lambda *_: False)
+        out, _ = packing.packed_attention(
+            torch.nn.Module(), *(x.transpose(1, 2) for x in sides), None, is_causal=causal, packed_groups=groups
+        )
+        assert ("PackedAttention" in type(out.grad_fn).__name__) is one
+        found.append([out, *torch.autograd.grad(out, sides, weight)])
+    for one, many in zip(*found, strict=True):
+        assert torch.equal(one, many)
+
+
+def test_shared_heads_dropout_and_mixed_numbers_take_the_general_way() -> None:
+    x = torch.zeros(1, 4, 5, 8)
+    assert packing._one_node(x, x, x, 0.0)
+    assert not packing._one_node(x, x[:, :2], x[:, :2], 0.0)
+    assert not packing._one_node(x, x, x, 0.1)
+    assert not packing._one_node(x, x, x.double(), 0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not packing._one_node(x, x, x, 0.0)
 
 
 def test_checkpointed_gradients_stay_apart_as_well() -> None:

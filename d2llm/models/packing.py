@@ -76,14 +76,15 @@ def _one_node(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool
 class _PackedAttention(torch.autograd.Function):
     """All groups as one node of the graph: its backward calls the kernel's own, and no view or copy of a group is a node.
 
-    Of short texts the kernel takes less time than the bookkeeping of a dozen groups, so that a training step is a tenth faster;
-    the numbers are the same to the last bit.
+    With short texts the bookkeeping of a dozen groups takes as long as their kernels. The numbers are the same to the last bit.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: Groups, causal: bool, scale: float | None) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: Groups, causal: bool, scale: float | None
+    ) -> Tensor:
         out, sums = [], []
-        for (count, length), members in zip(groups, _parts(groups, query, key, value), strict=True):
+        for (_, length), members in zip(groups, _parts(groups, query, key, value), strict=True):
             found, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 *members, 0.0, causal and length > 1, attn_mask=None, scale=scale
             )
