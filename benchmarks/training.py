@@ -1,14 +1,16 @@
 """Training: this suite's loop against sentence-transformers' trainer, on the same encoder, pairs, order of batches, loss, updates and rates.
 
-Method: BGE's fine-tuning ([CLS], cosine, cross-entropy over the batch's positives and hard negatives), which is `MultipleNegativesRankingLoss` there. Both run
-in float32 with AdamW and a linear schedule; quality is the mean of the headline scores on the run's development samples. A finished run (`make`)
-gives encoder and pairs; nothing of it is changed. The part of Python in a step is what is left of the suite's time after the time in torch's operators.
+Two baselines whose loss is `MultipleNegativesRankingLoss` there (cosine, cross-entropy over the batch's positives and hard negatives): BGE's fine-tuning, an encoder
+with [CLS] of which all weights train; and SGPT, a decoder with the weighted mean, here with LoRA adapters, as most trainings of the suite have them. Both sides run in float32 with
+AdamW and the method's schedule; quality is the mean of the headline scores on the run's development samples. A finished run (`make`)
+gives base models and pairs; nothing of it is changed. The part of Python in a step is what is left of the suite's time after the time in torch's operators.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ import numpy as np
 import torch
 from common import arguments, publish
 
+from baselines.sgpt import DOCUMENT_BRACKETS, QUERY_BRACKETS
 from d2llm import pretext
 from d2llm.config import Config, load
 from d2llm.methods import method
 from d2llm.models.backbone import Backbone
+from d2llm.models.lora import merged_state
 from d2llm.models.student import Student
 from d2llm.monitor import Monitor
 from d2llm.paths import Paths
@@ -27,25 +31,49 @@ from d2llm.training import PairData, run
 
 
 def config_of(options: Any, folder: Path) -> Config:
-    """The tier's own settings, with BGE as it is there without stages before; inputs are linked into a folder of our own."""
+    """The tier's own settings, with BGE without stages before and SGPT with adapters; inputs are linked into a folder of our own."""
     settings = {
         "include": [],
         "results": str(folder),
-        "methods": {"bge": {"instruction": '""', "pretraining": {"steps": 0}, "unsupervised": {"steps": 0}}},
+        "methods": {
+            "bge": {"instruction": '""', "pretraining": {"steps": 0}, "unsupervised": {"steps": 0}},
+            "sgpt": {"learning_rate": 2e-3, "tuning": {"kind": "lora", "r": 16, "alpha": 16.0}},
+        },
     }
     settings["training"] = {"steps": options.steps, "dev_every": 0, "log_every": options.steps}
     config = load([options.config], settings)
     here, there = Paths.of(config), Paths(options.results)
-    for name in ("data", "models/encoder", "pairs"):
+    for name in ("data", "models/encoder", "models/decoder", "pairs"):
         (here.root / name).parent.mkdir(parents=True, exist_ok=True)
         (here.root / name).symlink_to((there.root / name).resolve())
     pretext.run(config, "bge", "base")  # of no updates: the base encoder itself
     return config
 
 
-def reference(config: Config, seed: int) -> tuple[float, Student]:
+def framed(config: Config, name: str, words: Any) -> Callable[[list[str], str, str], list[str]]:
+    """What puts a method's tokens around texts for sentence-transformers: its tokenizer where one frame serves all, strings otherwise."""
+    from tokenizers.processors import TemplateProcessing
+
+    if name == "bge":
+        ends = [
+            (token, words.tokenizer.convert_tokens_to_ids(token))
+            for token in (words.tokenizer.cls_token, words.tokenizer.sep_token)
+        ]
+        words.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{ends[0][0]} $A {ends[1][0]}", special_tokens=ends
+        )
+        return lambda texts, role, mode: texts
+    words.tokenizer.padding_side = "right"
+    around = {"query": QUERY_BRACKETS, "passage": DOCUMENT_BRACKETS}
+    return lambda texts, role, mode: (
+        texts if mode == "symmetric" else [f"{around[role][0]}{text}{around[role][1]}" for text in texts]
+    )
+
+
+def reference(config: Config, name: str, seed: int) -> tuple[float, Student]:
     """(seconds, student): sentence-transformers' trainer over the very batches of the suite's plan."""
     from datasets import Dataset
+    from peft import LoraConfig, inject_adapter_in_model
     from sentence_transformers import (
         SentenceTransformer,
         SentenceTransformerTrainer,
@@ -53,33 +81,37 @@ def reference(config: Config, seed: int) -> tuple[float, Student]:
     )
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-    from tokenizers.processors import TemplateProcessing
     from torch.utils.data import BatchSampler, SequentialSampler
 
-    recipe, settings = config.recipe("bge"), config.training
-    folder = str(Paths.of(config).base("encoder"))
-    words = Transformer(folder, max_seq_length=settings.max_length)
-    # The tier's tokenizer frames no text by itself: what stands around one is each method's to say.
-    ends = [
-        (token, words.tokenizer.convert_tokens_to_ids(token))
-        for token in (words.tokenizer.cls_token, words.tokenizer.sep_token)
-    ]
-    framing = TemplateProcessing(single=f"{ends[0][0]} $A {ends[1][0]}", special_tokens=ends)
-    words.tokenizer.backend_tokenizer.post_processor = framing
+    chosen, recipe, settings = method(name), config.recipe(name), config.training
+    words = Transformer(str(Paths.of(config).base(chosen.kind)), max_seq_length=settings.max_length)
+    frame = framed(config, name, words)
+    if recipe.tuning.kind == "lora":
+        adapters = LoraConfig(r=recipe.tuning.r, lora_alpha=recipe.tuning.alpha, target_modules="all-linear")
+        words.model = inject_adapter_in_model(adapters, words.model)
+    pooling = {"bge": "cls", "sgpt": "weightedmean"}[name]
     model = SentenceTransformer(
-        modules=[words, Pooling(words.get_embedding_dimension(), "cls"), Normalize()], device="cpu"
+        modules=[words, Pooling(words.get_embedding_dimension(), pooling), Normalize()], device="cpu"
     )
-    data = PairData.load(config, method("bge"))
+    data = PairData.load(config, chosen)
+    plain = chosen.build(Backbone.load(Paths.of(config).base(chosen.kind), chosen.kind), recipe)
     rows: list[dict[str, str]] = []
     for batch in data.batches(settings.batch_size, settings.steps, seed):
-        for query, positive, negatives in zip(batch.queries, batch.positives, batch.negatives, strict=True):
+        passages = [[positive, *found] for positive, found in zip(batch.positives, batch.negatives, strict=True)]
+        queries = frame(batch.queries, "query", batch.mode)
+        if not rows:  # both sides read the same tokens
+            there = words.tokenizer(queries)["input_ids"]
+            assert [tuple(ids) for ids in there] == plain.ids(batch.queries, "query", batch.mode)
+        for query, texts in zip(queries, passages, strict=True):
+            positive, *negatives = frame(texts, "passage", batch.mode)
             rows.append(
                 {"anchor": query, "positive": positive} | {f"negative_{i}": text for i, text in enumerate(negatives)}
             )
     with tempfile.TemporaryDirectory() as place:
         given = SentenceTransformerTrainingArguments(
             output_dir=place, per_device_train_batch_size=settings.batch_size, num_train_epochs=1, learning_rate=recipe.learning_rate,
-            lr_scheduler_type="linear", warmup_steps=int(recipe.warmup * settings.steps) if recipe.warmup < 1 else int(recipe.warmup),
+            lr_scheduler_type={"constant": "constant_with_warmup"}.get(recipe.schedule, recipe.schedule),
+            warmup_steps=int(recipe.warmup * settings.steps) if recipe.warmup < 1 else int(recipe.warmup),
             weight_decay=recipe.weight_decay, adam_beta1=recipe.betas[0], adam_beta2=recipe.betas[1], adam_epsilon=recipe.epsilon,
             max_grad_norm=recipe.clip or 0.0, save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no", use_cpu=not torch.cuda.is_available(),
             seed=seed, dataloader_drop_last=False,
@@ -90,13 +122,13 @@ def reference(config: Config, seed: int) -> tuple[float, Student]:
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
-        words.model.save_pretrained(f"{place}/model")
-        words.tokenizer.save_pretrained(f"{place}/model")
-        student = method("bge").build(Backbone.load(f"{place}/model", "encoder"), recipe)
+        words.model.save_pretrained(f"{place}/model", state_dict=merged_state(words.model))
+        plain.backbone.tokenizer.save_pretrained(f"{place}/model")
+        student = chosen.build(Backbone.load(f"{place}/model", chosen.kind), recipe)
     return seconds, student.eval()
 
 
-def suite(config: Config, seed: int) -> tuple[float, Student]:
+def suite(config: Config, name: str, seed: int) -> tuple[float, Student]:
     """(seconds of the updates alone, student): the stage `train`, timed from its first update to its last."""
     import d2llm.training as training
 
@@ -118,30 +150,28 @@ def suite(config: Config, seed: int) -> tuple[float, Student]:
 
     training.progress = Watched  # type: ignore[assignment]
     try:
-        run(config, "bge", "base", seed)
+        run(config, name, "base", seed)
     finally:
         training.progress = plain
-    return clock[-1] - clock[0], Student.load(Paths.of(config).run("bge", "base", seed) / "model")
+    return clock[-1] - clock[0], Student.load(Paths.of(config).run(name, "base", seed) / "model")
 
 
-def overhead(config: Config, seed: int, steps: int = 40) -> tuple[float, float]:
+def overhead(config: Config, name: str, seed: int, steps: int = 40) -> tuple[float, float]:
     """(part of a step's time outside torch's operators, part of the reference-free step): by torch's own profiler."""
     from torch.profiler import ProfilerActivity, profile
 
     from d2llm.optimization import optimizer, schedule, step
 
-    recipe, settings = config.recipe("bge"), config.training
-    student = method("bge").build(Backbone.load(Paths.of(config).base("encoder"), "encoder"), recipe)
+    chosen, recipe, settings = method(name), config.recipe(name), config.training
+    student = chosen.build(Backbone.load(Paths.of(config).base(chosen.kind), chosen.kind), recipe)
     student.limit_length(settings.max_length)
     student.train()
-    made = optimizer(method("bge").parameter_groups(student, recipe), recipe.betas, recipe.epsilon)
+    made = optimizer(chosen.parameter_groups(student, recipe), recipe.betas, recipe.epsilon)
     plan = schedule(made, recipe.schedule, recipe.warmup, steps)
-    batches = list(PairData.load(config, method("bge")).batches(settings.batch_size, steps, seed))
+    batches = list(PairData.load(config, chosen).batches(settings.batch_size, steps, seed))
 
     def go(batch: Any) -> None:
-        step(
-            None, method("bge").objective(student, student(batch), batch, recipe), made, plan, recipe.clip, "benchmark"
-        )
+        step(None, chosen.objective(student, student(batch), batch, recipe), made, plan, recipe.clip, "benchmark")
 
     for batch in batches[:5]:
         go(batch)
@@ -170,26 +200,29 @@ def main() -> None:
         results={"type": Path, "default": Path("results/mini"), "help": "a finished run of it"},
         steps={"type": int, "default": 200},
         rounds={"type": int, "default": 3, "help": "seeds"},
+        methods={"nargs": "+", "default": ["bge", "sgpt"], "choices": ["bge", "sgpt"]},
     )
-    found: dict[str, list[tuple[float, float]]] = {"sentence-transformers": [], "suite": []}
+    rows = []
     with tempfile.TemporaryDirectory() as place:
         config = config_of(options, Path(place))
         watch = Monitor.load(load([options.config], {"include": [], "results": str(place)}))
-        for seed in range(1, options.rounds + 1):
-            for name, call in (("sentence-transformers", reference), ("suite", suite)):
-                seconds, student = call(config, seed)
-                student.limit_length(config.training.max_length)
-                found[name].append((seconds, float(np.mean(list(watch.measure(student, name).values())))))
-        python, each = overhead(config, 1)
-    base = [seconds for seconds, _ in found["sentence-transformers"]]
-    rows = []
-    for name, values in found.items():
-        ratios = sorted(a / b for a, (b, _) in zip(base, values, strict=True))
-        rows.append(
-            {"what": name, "ms an update": 1000 * float(np.median([s for s, _ in values])) / options.steps, "times faster": float(np.median(ratios)),
-             "from": ratios[0], "to": ratios[-1], "quality on dev": float(np.mean([q for _, q in values])),
-             "spread": float(np.std([q for _, q in values]))}
-        )  # fmt: skip
+        for name in options.methods:
+            found: dict[str, list[tuple[float, float]]] = {"sentence-transformers": [], "suite": []}
+            for seed in range(1, options.rounds + 1):
+                for side, call in (("sentence-transformers", reference), ("suite", suite)):
+                    seconds, student = call(config, name, seed)
+                    student.limit_length(config.training.max_length)
+                    found[side].append((seconds, float(np.mean(list(watch.measure(student, side).values())))))
+            python, each = overhead(config, name, 1)
+            print(f"{name}: outside torch's operators: {python:.1%} of {1000 * each:.1f} ms a step")
+            base = [seconds for seconds, _ in found["sentence-transformers"]]
+            for side, values in found.items():
+                ratios = sorted(a / b for a, (b, _) in zip(base, values, strict=True))
+                rows.append(
+                    {"method": name, "what": side, "ms an update": 1000 * float(np.median([s for s, _ in values])) / options.steps,
+                     "times faster": float(np.median(ratios)), "from": ratios[0], "to": ratios[-1],
+                     "quality on dev": float(np.mean([q for _, q in values])), "spread": float(np.std([q for _, q in values]))}
+                )  # fmt: skip
     settings = {
         "tier": config.tier,
         "updates": options.steps,
@@ -197,7 +230,6 @@ def main() -> None:
         "batch": config.training.batch_size,
     }
     publish("training", rows, settings, options.json)
-    print(f"outside torch's operators: {python:.1%} of {1000 * each:.1f} ms a step")
 
 
 if __name__ == "__main__":
