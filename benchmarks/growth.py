@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from common import arguments, publish
 
 from d2llm.config import Config, load
-from d2llm.methods import Batch, method
+from d2llm.methods import method
 from d2llm.models.backbone import Backbone
 from d2llm.models.interaction import IEM
 from d2llm.optimization import optimizer, schedule, step
@@ -90,21 +89,10 @@ def training(path: str, results: Paths, name: str, batch_size: int, negatives: i
     student.train()
     made = optimizer(chosen.parameter_groups(student, recipe), recipe.betas, recipe.epsilon)
     plan = schedule(made, "constant", 0, 1000)
-    batch = fewer(next(iter(PairData.load(config, chosen).batches(batch_size, 1, 1))), negatives)
+    batch = next(iter(PairData.load(config, chosen).batches(batch_size, 1, 1))).narrowed(negatives)
     return lambda: step(
         None, chosen.objective(student, student(batch), batch, recipe), made, plan, recipe.clip, "benchmark"
     )
-
-
-def fewer(batch: Batch, count: int) -> Batch:
-    """A batch as it is where the pairs hold `count` hard negatives a query: those that a recipe leaves out are embedded all the same."""
-    teacher = batch.teacher
-    if teacher is not None:
-        side = count + 1
-        teacher = replace(
-            teacher, negative_logits=teacher.negative_logits[:, :count], features=teacher.features[:, :side, :side]
-        )
-    return replace(batch, negatives=[row[:count] for row in batch.negatives], teacher=teacher)
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:

@@ -25,7 +25,8 @@ class ContrastiveMethod(Method):
 
         from d2llm.contrastive_losses import info_nce, off_diagonal
 
-        q, p, n, mask = use_negatives(embedded, batch, recipe)
+        q, p, n = embedded.q, embedded.p, embedded.n
+        mask = negative_mask(batch, q.device)
         size, count = n.shape[:2]
         matrix = student.scorer.matrix(q, torch.cat([p, n.flatten(0, 1)]), batch.mode)
         positives, hard = matrix.split([size, size * count], dim=1)
@@ -43,17 +44,13 @@ class ContrastiveMethod(Method):
         return {"info_nce": loss}
 
 
-def use_negatives(embedded: Embedded, batch: Batch, recipe: Recipe) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q, p, n (B, K', d) and mask (B, K'): the first `hard_negatives` of each query, all of them by default."""
+def negative_mask(batch: Batch, device: Any = None) -> Tensor:
+    """(B, K): whether a place among a query's hard negatives holds one; all do where the batch says nothing."""
     import torch
 
-    limit = batch.negative_count if recipe.hard_negatives is None else recipe.hard_negatives
-    n = embedded.n[:, :limit]
     if batch.negative_mask is None:
-        mask = torch.ones(n.shape[:2], dtype=torch.bool, device=n.device)
-    else:
-        mask = batch.negative_mask.to(n.device)[:, :limit]
-    return embedded.q, embedded.p, n, mask
+        return torch.ones(len(batch), batch.negative_count, dtype=torch.bool, device=device)
+    return batch.negative_mask.to(device)
 
 
 def allowed_positives(batch: Batch, device: Any = None) -> Tensor:

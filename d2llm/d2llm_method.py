@@ -149,9 +149,10 @@ class D2LLM(Method):
         import torch
 
         from d2llm import losses
-        from d2llm.contrast import allowed_positives, of_others, use_negatives
+        from d2llm.contrast import allowed_positives, negative_mask, of_others
 
-        q, p, n, mask = use_negatives(embedded, batch, recipe)
+        q, p, n = embedded.q, embedded.p, embedded.n
+        mask = negative_mask(batch, q.device)
         scorer, mode, (size, count) = student.scorer, batch.mode, n.shape[:2]
         full = torch.cat([torch.ones(size, 1, dtype=torch.bool, device=mask.device), mask], dim=1)
 
@@ -163,7 +164,7 @@ class D2LLM(Method):
             )
         if teacher is not None:
             positive_prob = probability(teacher.positive_logits)
-            negative_prob = probability(teacher.negative_logits)[:, :count]
+            negative_prob = probability(teacher.negative_logits)
 
         imitated, joint = recipe.ci_weighting == "teacher", recipe.in_batch == "joint"
         separate = recipe.in_batch == "separate" and recipe.in_batch_weight > 0
@@ -202,8 +203,7 @@ class D2LLM(Method):
 
         def features() -> Tensor:
             found = scorer.features(queries, candidates, mode).view(size, 1 + count, -1)
-            target = teacher.features[:, : 1 + count, : 1 + count]
-            return losses.feature_imitation(target, losses.cosine_matrix(found), full)
+            return losses.feature_imitation(teacher.features, losses.cosine_matrix(found), full)
 
         terms = {
             "ci": lambda: losses.contrastive_imitation(

@@ -12,7 +12,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -203,6 +203,24 @@ class Batch:
     def negative_count(self) -> int:
         """K, hard negatives of each query."""
         return len(self.negatives[0]) if self.negatives else 0
+
+    def narrowed(self, count: int | None) -> Batch:
+        """The batch with the first `count` hard negatives of each query (`Recipe.hard_negatives`); all of them for None."""
+        if count is None or count >= self.negative_count:
+            return self
+        teacher, mask = self.teacher, self.negative_mask
+        if teacher is not None:
+            teacher = replace(
+                teacher,
+                negative_logits=teacher.negative_logits[:, :count],
+                features=teacher.features[:, : 1 + count, : 1 + count],
+            )
+        return replace(
+            self,
+            negatives=[row[:count] for row in self.negatives],
+            teacher=teacher,
+            negative_mask=None if mask is None else mask[:, :count],
+        )
 
     def true_passages(self) -> list[set[str]]:
         """For every query the texts that must not serve as its in-batch negatives: positives of the same query text."""

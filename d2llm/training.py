@@ -100,7 +100,9 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
         student.cache = GradientCache(embedder(student, accelerator), at_once)
     batches = data.batches(settings.batch_size, steps, seed, loop.done)
     bar = progress(batches, f"training {method}/{variant} seed {seed}", loop.done)
-    for number, batch in enumerate(bar, loop.done + 1):
+    for number, drawn in enumerate(bar, loop.done + 1):
+        # What the method does not use is not embedded either.
+        batch = drawn.narrowed(recipe.hard_negatives)
         where = f"{method}/{variant} seed {seed}, step {number}"
 
         def update(batch: Batch = batch, where: str = where) -> dict[str, float]:
@@ -126,7 +128,7 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
         folder / "summary.json",
         {"method": method, "variant": variant, "seed": seed, "kind": chosen.kind,
          "pooling": student.pooling_spec, "scorer": student.scorer_spec, "parameters": counts, "updates": steps,
-         "queries": steps * settings.batch_size, "negatives_per_query": data.width, "pretext_seconds": pretext_seconds,
+         "queries": steps * settings.batch_size, "negatives_per_query": min(data.width, recipe.hard_negatives or data.width), "pretext_seconds": pretext_seconds,
          "seconds": round(resume.before + time.perf_counter() - started, 1),
          "last_losses": {key: float(np.mean([r[key] for r in tail if key in r])) for key in sorted({k for r in tail for k in r})}},
     )  # fmt: skip

@@ -432,16 +432,16 @@ def test_fewer_hard_negatives_and_no_teacher():
     method = methods.method("d2llm")
     batch, embedded = example()
     student = method.build(tiny.backbone("decoder"), method.recipe(SMALL))
-    two = method.objective(student, embedded, batch, method.recipe(SMALL | {"hard_negatives": 2, "gamma": 1.0}))
+    assert batch.narrowed(None) is batch and batch.narrowed(99) is batch
+    recipe, fewer = method.recipe(SMALL | {"gamma": 1.0}), replace(embedded, n=embedded.n[:, :2])
+    two = method.objective(student, fewer, batch.narrowed(2), recipe)
     teacher = replace(
         batch.teacher, negative_logits=batch.teacher.negative_logits[:, :2], features=batch.teacher.features[:, :3, :3]
     )
     cut = replace(
         batch, negatives=[r[:2] for r in batch.negatives], teacher=teacher, negative_mask=batch.negative_mask[:, :2]
     )
-    expected = method.objective(
-        student, replace(embedded, n=embedded.n[:, :2]), cut, method.recipe(SMALL | {"gamma": 1.0})
-    )
+    expected = method.objective(student, fewer, cut, recipe)
     assert {k: v.item() for k, v in two.items()} == pytest.approx({k: v.item() for k, v in expected.items()})
     with pytest.raises(TrainingError, match="need teacher scores"):
         method.objective(student, embedded, replace(batch, teacher=None), method.recipe(SMALL))
