@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -27,6 +28,7 @@ from d2llm.reporting import (
     agreement,
     figure_agreement,
     figure_architecture,
+    figure_main,
     figure_phenomena,
     figure_phenomena_ir,
     figure_phenomena_sts,
@@ -108,6 +110,13 @@ def test_a_cell_is_its_methods_mean_over_seeds_on_that_phenomenon(module: object
         # Easiest for the methods first; the teacher has no say in that.
         means = [np.mean([expected[row, method] for method in METHODS]) for row in rows]
         assert means == sorted(means, reverse=True)
+
+
+def test_methods_may_come_in_any_sequence() -> None:
+    data = data_of(scores())
+    found = figures.Data(data.collected, replace(data.context, methods=tuple(data.context.methods)), data.config)
+    for module in (figure_phenomena, figure_main):
+        assert words(module.draw(found)) == words(module.draw(data))
 
 
 def test_rows_say_on_how_many_examples_they_stand() -> None:

@@ -6,7 +6,7 @@ breakdown has is decided in d2llm/evaluation/metrics.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import TYPE_CHECKING
@@ -91,7 +91,7 @@ def _metric_of_task(used: pd.DataFrame, breakdown: Breakdown) -> dict[str, str]:
 
 
 def _tables(
-    used: pd.DataFrame, chosen: Mapping[str, str], names: list[str], methods: list[str], shared: bool
+    used: pd.DataFrame, chosen: Mapping[str, str], names: list[str], methods: Sequence[str], shared: bool
 ) -> dict[str, pd.DataFrame]:
     """(phenomenon × method) scores of every task."""
     tables: dict[str, pd.DataFrame] = {}
@@ -100,7 +100,7 @@ def _tables(
         own = used[(used["task"] == task) & (used["metric"] == metric)]
         table = own.pivot_table(index="phenomenon", columns="method", values="value").reindex(columns=names)
         if order is None or not shared:
-            order = table[methods].mean(axis=1).sort_values(ascending=False, kind="stable").index
+            order = table[list(methods)].mean(axis=1).sort_values(ascending=False, kind="stable").index
         tables[task] = table.reindex(order)
     return tables
 
