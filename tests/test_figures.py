@@ -21,7 +21,7 @@ from scipy import stats
 from d2llm import stages
 from d2llm.artifacts import write_frame
 from d2llm.config import Config
-from d2llm.errors import ArtifactError
+from d2llm.errors import ArtifactError, ConfigError
 from d2llm.paths import Paths
 from d2llm.prompts import ASYMMETRIC_ZH, SYMMETRIC_ZH
 from d2llm.reporting import (
@@ -117,6 +117,11 @@ def test_methods_may_come_in_any_sequence() -> None:
     found = figures.Data(data.collected, replace(data.context, methods=tuple(data.context.methods)), data.config)
     for module in (figure_phenomena, figure_main):
         assert words(module.draw(found)) == words(module.draw(data))
+
+
+def test_a_file_the_catalogue_does_not_name_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"collected file 'curves' without asking for it; name it in .*catalogue\.py"):
+        _ = data_of(scores()).curves
 
 
 def test_rows_say_on_how_many_examples_they_stand() -> None:
