@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,15 @@ import pandas as pd
 from d2llm.artifacts import read_frame, read_json
 from d2llm.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from d2llm.methods import Mode
+
 TaskType = Literal["pair_classification", "sts", "retrieval"]
 Split = Literal["dev", "test"]
 TASK_TYPES: tuple[str, ...] = ("pair_classification", "sts", "retrieval")
 GROUPS: tuple[str, ...] = ("nli", "sts", "ir")
 # Symmetric search compares two texts of one kind; retrieval compares a query with a passage.
-MODES: dict[str, str] = {"pair_classification": "symmetric", "sts": "symmetric", "retrieval": "asymmetric"}
+MODES: dict[str, Mode] = {"pair_classification": "symmetric", "sts": "symmetric", "retrieval": "asymmetric"}
 
 
 class Searched(NamedTuple):
@@ -61,7 +64,7 @@ class Task:
     mteb: dict[str, str] | None = None
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> Mode:
         return MODES[self.type]
 
     @property
