@@ -213,6 +213,25 @@ def test_vectors_of_another_pair_are_not_scored(tmp_path):
         model.similarity_pairwise(np.ones((2, 6)), np.ones((2, 6)))
 
 
+def test_nothing_is_searched_before_a_corpus_is_indexed():
+    from d2llm.evaluation.adapter import SearchModel, StudentScorer
+
+    model = SearchModel("toy", StudentScorer(FakeStudent()))
+    with pytest.raises(RuntimeError, match="corpus indexed last"):
+        model.search({"id": ["q"], "text": ["问"]}, task_metadata=None, top_k=1)
+
+
+def test_a_task_gives_the_frames_of_its_kind_only(tmp_path):
+    pairs, search = (tasks.read(make(tmp_path), "test") for make in (pair_task, retrieval_task))
+    assert list(pairs.paired()["id"]) == list(pairs.pairs["id"])
+    assert [list(frame.columns)[0] for frame in search.searched()] == ["id", "id", "query_id"]
+    assert search.searched().corpus is search.corpus
+    with pytest.raises(TypeError, match="task nli_x is of pairs and cannot be searched"):
+        pairs.searched()
+    with pytest.raises(TypeError, match="task ir_x is of retrieval and has no pairs"):
+        search.paired()
+
+
 def test_mteb_result_is_kept_and_equal_runs_leave_equal_files(tmp_path, monkeypatch):
     folders = [pair_task(tmp_path / "tasks"), retrieval_task(tmp_path / "tasks")]
     contents = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -20,13 +21,14 @@ from scipy import stats
 from d2llm import stages
 from d2llm.artifacts import write_frame
 from d2llm.config import Config
-from d2llm.errors import ArtifactError
+from d2llm.errors import ArtifactError, ConfigError
 from d2llm.paths import Paths
 from d2llm.prompts import ASYMMETRIC_ZH, SYMMETRIC_ZH
 from d2llm.reporting import (
     agreement,
     figure_agreement,
     figure_architecture,
+    figure_main,
     figure_phenomena,
     figure_phenomena_ir,
     figure_phenomena_sts,
@@ -108,6 +110,18 @@ def test_a_cell_is_its_methods_mean_over_seeds_on_that_phenomenon(module: object
         # Easiest for the methods first; the teacher has no say in that.
         means = [np.mean([expected[row, method] for method in METHODS]) for row in rows]
         assert means == sorted(means, reverse=True)
+
+
+def test_methods_may_come_in_any_sequence() -> None:
+    data = data_of(scores())
+    found = figures.Data(data.collected, replace(data.context, methods=tuple(data.context.methods)), data.config)
+    for module in (figure_phenomena, figure_main):
+        assert words(module.draw(found)) == words(module.draw(data))
+
+
+def test_a_file_the_catalogue_does_not_name_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"collected file 'curves' without asking for it; name it in .*catalogue\.py"):
+        _ = data_of(scores()).curves
 
 
 def test_rows_say_on_how_many_examples_they_stand() -> None:

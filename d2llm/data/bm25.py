@@ -49,7 +49,7 @@ class Bm25:
     def scores(self, query: str) -> np.ndarray:
         """(number of documents,) float32; a word the query repeats counts again, an unknown one not at all."""
         ids = [self._ids[word] for word in tokens(query, self.kind) if word in self._ids]
-        if not ids:
+        if self._index is None or not ids:
             return np.zeros(self._size, dtype=np.float32)
         return np.asarray(self._index.get_scores_from_ids(ids), dtype=np.float32)
 

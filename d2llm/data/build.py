@@ -7,7 +7,7 @@ what is made of one's own files in `examples.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from d2llm.config import Config
+    from d2llm.data.leaks import Report
     from d2llm.data.settings import FilesSettings, TaskSet, WorldSettings
 
 # Score from which a graded pair is a training positive (as NLI-zh takes its STS-B pairs).
@@ -50,7 +51,7 @@ class Made:
     teacher: dict[str, pd.DataFrame]
     tasks: leaks.Tasks
     headers: dict[str, dict[str, object]]
-    leaks: dict[str, object]
+    leaks: Report
 
 
 def run(config: Config) -> None:
@@ -84,7 +85,7 @@ def from_world(config: Config) -> Made:
     teacher = {split: teacher_groups(settings, split) for split in ("train", "dev")}
     unlabelled = read_frame(Paths.of(config).pretraining, {"text": "str"})
     found, tasks = leaks.remove(tasks, leaks.seen_texts(train, pool, teacher["train"], unlabelled))
-    headers = {}
+    headers: dict[str, dict[str, object]] = {}
     for name, (title, kind, group, description) in TASKS.items():
         headers[name] = {"name": name, "title": title, "type": kind, "group": group, "description": description}
         if kind == "sts":
@@ -103,9 +104,9 @@ def from_files(config: Config) -> Made:
     report, _ = leaks.remove(tasks, examples.seen(everything, passages))
     for row in report["tasks"].values():
         row["removed"] = 0
-    report |= {"removed": len(everything) - len(kept), "removed_from": "training"}
+    report["removed"], report["removed_from"] = len(everything) - len(kept), "training"
     tasks = examples.with_familiarity(tasks, examples.seen(kept, passages))
-    headers = {name: header(name, task) for name, task in settings.tasks.items()}
+    headers = {name: header(name, task) for name, task in local_tasks(settings).items()}
     for name, task in config.data.files.tasks.items():
         if isinstance(task, MtebSet) and task.sample is None:
             about = read_json(Paths.of(config).download(task.name) / SOURCE)
@@ -116,17 +117,22 @@ def from_files(config: Config) -> Made:
 def header(name: str, task: TaskSet) -> dict[str, object]:
     """task.json of a set of files."""
     title = (task.title or name) + (f" (sample of {task.sample})" if task.sample else "")
-    bounds = {"min_score": task.scores[0], "max_score": task.scores[1]} if task.type == "sts" else {}
+    bounds: dict[str, object] = {"min_score": task.scores[0], "max_score": task.scores[1]} if task.type == "sts" else {}
     bounds["splits"] = [split for split in ("dev", "test") if getattr(task, split) is not None]
     said = {"title": title, "description": task.description or title, "language": task.language}
     return {"name": name, "type": task.type, "group": task.group, **said, **bounds}
+
+
+def local_tasks(settings: FilesSettings) -> dict[str, TaskSet]:
+    """The evaluation sets of what `FilesSettings.local` gives, which has none of mteb's left."""
+    return cast("dict[str, TaskSet]", settings.tasks)
 
 
 def files_tasks(settings: FilesSettings) -> leaks.Tasks:
     """The evaluation sets of the files, by split and name."""
     tasks: leaks.Tasks = {"dev": {}, "test": {}}
     for split, made in tasks.items():
-        for name, task in settings.tasks.items():
+        for name, task in local_tasks(settings).items():
             frames = examples.evaluation_set(name, task, split, files_rng(settings, f"{split} {name}"))
             if frames is not None:
                 made[name] = frames
@@ -148,9 +154,9 @@ def run_texts(config: Config) -> None:
     Of files: every text of the training sets, once; no order of theirs is known.
     """
     if config.data.source == "files":
-        settings = config.data.files.local(Paths.of(config).downloads)
-        pairs, passages = judged_pairs(settings)
-        pairs = examples.without(pairs, files_tasks(settings))
+        files = config.data.files.local(Paths.of(config).downloads)
+        pairs, passages = judged_pairs(files)
+        pairs = examples.without(pairs, files_tasks(files))
         found = pd.concat([pairs["a"], pairs["b"], *passages.values()]).drop_duplicates().reset_index(drop=True)
         unlabelled = pd.DataFrame({"text": found, "next_text": ""})
     else:
@@ -234,7 +240,7 @@ def evaluation_tasks(settings: WorldSettings, split: str) -> dict[str, dict[str,
         out[name] = {"pairs": _pairs(name, split, frame).assign(score=frame["score"].astype(float).to_numpy())}
     for shape in SHAPES:
         made = world.retrieval(_rng(settings, f"{split} {shape}"), split, shape, queries)
-        out[f"ir_{shape}"] = {key: made[key] for key in ("queries", "corpus", "qrels")}
+        out[f"ir_{shape}"] = {"queries": made["queries"], "corpus": made["corpus"], "qrels": made["qrels"]}
     return out
 
 

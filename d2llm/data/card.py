@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any, TypedDict
+
 import numpy as np
 import pandas as pd
 
-from d2llm.data.leaks import Tasks
+from d2llm.data.leaks import Report, Tasks
 
 EXAMPLES = 2  # shown per phenomenon or data set
 
 
+class Card(TypedDict):
+    """The card: a row a training set, a split of a task, a split and mode of the teacher's examples; and the leak check's report."""
+
+    training: list[dict[str, Any]]
+    evaluation: list[dict[str, Any]]
+    teacher: list[dict[str, Any]]
+    leaks: Report
+
+
 def summarise(
-    train: pd.DataFrame, pool: pd.DataFrame, tasks: Tasks, teacher: dict[str, pd.DataFrame], leaks: dict[str, object]
-) -> dict[str, object]:
+    train: pd.DataFrame, pool: pd.DataFrame, tasks: Tasks, teacher: dict[str, pd.DataFrame], leaks: Report
+) -> Card:
     """The card as plain values."""
     return {
         "training": [_training(name, part, pool[pool["dataset"] == name]) for name, part in train.groupby("dataset", sort=False)],
@@ -64,7 +75,7 @@ def _retrieval(frames: dict[str, pd.DataFrame]) -> dict[str, object]:
             "characters": _length(queries["text"]), "passage_characters": _length(corpus["text"]), "phenomena": phenomena}  # fmt: skip
 
 
-def markdown(card: dict[str, object]) -> str:
+def markdown(card: Card) -> str:
     """The card for a reader."""
     lines = [
         "# Data card",

@@ -60,11 +60,11 @@ def run(config: Config, download: str) -> None:
 def table(wanted: HubTable, scratch: Path, where: str) -> pd.DataFrame:
     """A table as the hub has it. Raises ConfigError for a subset, split or file it has not, ArtifactError for a hub that stays away."""
     what = f"data set {wanted.repo} at {wanted.revision}"
-    if wanted.file is not None:
+    if (file := wanted.file) is not None:
         from huggingface_hub import hf_hub_download
 
         path = checked(
-            lambda: hf_hub_download(wanted.repo, wanted.file, repo_type="dataset", revision=wanted.revision),
+            lambda: hf_hub_download(wanted.repo, file, repo_type="dataset", revision=wanted.revision),
             wanted.repo,
             what,
             where,

@@ -19,7 +19,7 @@ from d2llm.errors import DataError
 from d2llm.logs import get_logger
 
 if TYPE_CHECKING:
-    from d2llm.data.settings import Retrieval, TaskSet, TrainingSet
+    from d2llm.data.settings import HubTable, Retrieval, TaskSet, TrainingSet
 
 # Candidates of one query that the teacher reads together, at most.
 GROUP = 8
@@ -57,27 +57,37 @@ def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> tuple[
 
 def judged_rows(name: str, settings: TrainingSet) -> pd.DataFrame:
     """a, b, label and target of a file of pairs or triples, in its order."""
-    frame = read_table(settings.file)
+    path = _path(settings.file)
+    frame = read_table(path)
     if settings.incomplete == "drop":
         whole = len(frame)
         frame = complete(frame, [settings.query, settings.passage, *filter(None, (settings.label, settings.score))])
-        if settings.no is not None and settings.label in frame:
+        if settings.no and settings.yes and settings.label and settings.label in frame:
             frame = among(frame, settings.label, [*settings.yes, *settings.no])
         get_logger(__name__).info("%s: %d of %d rows are incomplete and left out", name, whole - len(frame), whole)
-    query = texts(settings.file, frame, settings.query)
-    if settings.label is None and settings.score is None:
-        passages = lists(settings.file, frame, settings.passage)
-        right = pd.DataFrame({"a": query, "b": passages}).explode("b").dropna().assign(label=True, target=1.0)
-        if settings.negatives is None:
-            return right
-        wrong = pd.DataFrame({"a": query, "b": lists(settings.file, frame, settings.negatives)})
-        return pd.concat([right, wrong.explode("b").dropna().assign(label=False, target=0.0)])
-    pairs = pd.DataFrame({"a": query, "b": texts(settings.file, frame, settings.passage)})
-    if settings.label is not None:
-        found = labels(settings.file, frame, settings.label, settings.yes, settings.no)
+    query = texts(path, frame, settings.query)
+    # Label and yes come together, and so do score, scores and yes_from.
+    if settings.label is not None and settings.yes is not None:
+        pairs = pd.DataFrame({"a": query, "b": texts(path, frame, settings.passage)})
+        found = labels(path, frame, settings.label, settings.yes, settings.no)
         return pairs.assign(label=found, target=found.astype(float))
-    score = numbers(settings.file, frame, settings.score, *settings.scores)
-    return pairs.assign(label=score >= settings.yes_from, target=target(score, settings.scores, settings.yes_from))
+    if settings.score is not None and settings.scores is not None and settings.yes_from is not None:
+        pairs = pd.DataFrame({"a": query, "b": texts(path, frame, settings.passage)})
+        score = numbers(path, frame, settings.score, *settings.scores)
+        return pairs.assign(label=score >= settings.yes_from, target=target(score, settings.scores, settings.yes_from))
+    passages = lists(path, frame, settings.passage)
+    right = pd.DataFrame({"a": query, "b": passages}).explode("b").dropna().assign(label=True, target=1.0)
+    if settings.negatives is None:
+        return right
+    wrong = pd.DataFrame({"a": query, "b": lists(path, frame, settings.negatives)})
+    return pd.concat([right, wrong.explode("b").dropna().assign(label=False, target=0.0)])
+
+
+def _path(table: str | HubTable | None) -> str:
+    """A table as a file, which all are in what `FilesSettings.local` gives."""
+    if not isinstance(table, str):
+        raise TypeError(f"{table} is no file; read the settings that FilesSettings.local gives")
+    return table
 
 
 def target(score: pd.Series, scores: tuple[float, float], yes_from: float) -> pd.Series:
@@ -95,7 +105,8 @@ def retrieval(settings: Retrieval, drop: bool = False) -> tuple[pd.DataFrame, pd
     With `drop`, what lacks a text goes instead, and what the qrels say of it.
     """
     found = []
-    for path, key in ((settings.queries, settings.id), (settings.corpus, settings.corpus_id or settings.id)):
+    paths = {name: _path(table) for name, table in settings.tables().items()}
+    for path, key in ((paths["queries"], settings.id), (paths["corpus"], settings.corpus_id or settings.id)):
         frame = read_table(path)
         frame = complete(frame, [key, settings.text]) if drop else frame
         made = pd.DataFrame({"id": ids(path, frame, key), "text": texts(path, frame, settings.text)})
@@ -106,17 +117,18 @@ def retrieval(settings: Retrieval, drop: bool = False) -> tuple[pd.DataFrame, pd
             )
         found.append(made.reset_index(drop=True))
     queries, corpus = found
-    frame = read_table(settings.qrels)
-    made = {name: ids(settings.qrels, frame, getattr(settings, name)) for name in ("query_id", "doc_id")}
-    relevance = 1.0 if settings.relevance is None else numbers(settings.qrels, frame, settings.relevance, -10.0, 1000.0)
+    judged = paths["qrels"]
+    frame = read_table(judged)
+    made = {name: ids(judged, frame, getattr(settings, name)) for name in ("query_id", "doc_id")}
+    relevance = 1.0 if settings.relevance is None else numbers(judged, frame, settings.relevance, -10.0, 1000.0)
     qrels = pd.DataFrame(made).assign(relevance=relevance)
-    for column, known, path in (("query_id", queries, settings.queries), ("doc_id", corpus, settings.corpus)):
+    for column, known, path in (("query_id", queries, paths["queries"]), ("doc_id", corpus, paths["corpus"])):
         lost = ~qrels[column].isin(set(known["id"]))
         if drop:
             qrels = qrels[~lost]
         elif lost.any():
             line = qrels.index[lost][0]
-            raise DataError(f"{settings.qrels}: line {line}: expected an id of {path}; found {qrels[column][line]!r}")
+            raise DataError(f"{judged}: line {line}: expected an id of {path}; found {qrels[column][line]!r}")
     qrels = qrels[qrels["relevance"] > 0].reset_index(drop=True)
     return queries, corpus, qrels.assign(relevance=qrels["relevance"].round().clip(lower=1).astype(int))
 
@@ -239,7 +251,8 @@ def sampled(frame: pd.DataFrame, size: int | None, rng: np.random.Generator) -> 
 
 def without(pairs: pd.DataFrame, tasks: Tasks) -> pd.DataFrame:
     """Judged pairs that no evaluation set holds: neither the pair, in any order, nor the query of a retrieval set."""
-    held, asked = set(), set()
+    held: set[frozenset[str]] = set()
+    asked: set[str] = set()
     for made in tasks.values():
         for frames in made.values():
             if "pairs" in frames:

@@ -7,10 +7,19 @@ Three measures, from strict to loose: the same pair (in either order), a pair bo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 import pandas as pd
 
 Tasks = dict[str, dict[str, dict[str, pd.DataFrame]]]  # split -> task -> frames
+
+
+class Report(TypedDict):
+    """leaks.json: examples removed in all, the counts of every "task/split", and what they were removed from, if not the sets."""
+
+    removed: int
+    tasks: dict[str, dict[str, int]]
+    removed_from: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -40,13 +49,13 @@ def seen_texts(train: pd.DataFrame, pool: pd.DataFrame, teacher: pd.DataFrame, u
     return Seen(frozenset(texts), frozenset(pairs), frozenset(map(bag, texts)))
 
 
-def remove(tasks: Tasks, seen: Seen) -> tuple[dict[str, object], Tasks]:
+def remove(tasks: Tasks, seen: Seen) -> tuple[Report, Tasks]:
     """(report, tasks without leaked examples).
 
     Removed: a pair that is a training pair in some order or whose two texts both occur in training; a query whose text and one of
     whose relevant passages occur. Only counted: single texts seen, near-duplicate texts.
     """
-    report: dict[str, object] = {"removed": 0, "tasks": {}}
+    report: Report = {"removed": 0, "tasks": {}}
     kept: Tasks = {}
     for split, made in tasks.items():
         kept[split] = {}

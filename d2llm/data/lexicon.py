@@ -146,9 +146,9 @@ def lexicon() -> Lexicon:
     """Build the lexicon (milliseconds; deterministic, no seed)."""
     b = _Builder()
     leaves: list[np.ndarray] = [np.zeros(0, dtype=int)] * len(SLOTS)
-    for slot in (AGENT, PATIENT):
-        top = b.add(SOMEBODY if slot == AGENT else "别人", slot, 3, 0)
-        leaves[slot] = _interleave(b.tree(PEOPLE, slot, top))
+    for role in (AGENT, PATIENT):
+        top = b.add(SOMEBODY if role == AGENT else "别人", role, 3, 0)
+        leaves[role] = _interleave(b.tree(PEOPLE, role, top))
     object_verbs = [b.add(verb, VERB, 0, 0) for verb in OBJECT_VERBS]
     person_verbs = [b.add(verb, VERB, 0, 0) for verb in PERSON_VERBS]
     leaves[VERB] = np.array(object_verbs + person_verbs)

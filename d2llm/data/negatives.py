@@ -8,7 +8,7 @@ Texts that one's own files judge wrong for the very query come before all that i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from d2llm.paths import Paths
 
 if TYPE_CHECKING:
     from d2llm.config import Config, NegativeSettings
+    from d2llm.methods import Role
     from d2llm.models.student import Student
 
 TRAIN = {"qid": "str", "query": "str", "positive": "str", "dataset": "str", "mode": "str", "marked": "list"}
@@ -57,7 +58,9 @@ def run(config: Config) -> None:
     write_json(paths.negatives_report, report)
 
 
-def bm25_ranks(queries: Sequence[str], texts: Sequence[str], ranks: Sequence[int], tokens: str) -> list[np.ndarray]:
+def bm25_ranks(
+    queries: Sequence[str], texts: Sequence[str], ranks: Sequence[int], tokens: Literal["words", "characters"]
+) -> list[np.ndarray]:
     """Indices into `texts` of BM25 ranks `ranks[0]`..`ranks[1]` (from 1) of every query."""
     index = Bm25(texts, tokens)
     low, high = ranks
@@ -78,7 +81,7 @@ def dense_ranks(
     if encode is None:
         encoder = base_encoder(config)
 
-        def encode(texts: Sequence[str], role: str) -> np.ndarray:
+        def encode(texts: Sequence[str], role: Role) -> np.ndarray:
             return encoder.encode(list(texts), role, "symmetric")
 
     q, p = torch.from_numpy(encode(queries, "query")), torch.from_numpy(encode(passages, "passage"))

@@ -196,7 +196,9 @@ class TrainingSet(Section):
 
     def tables(self) -> dict[str, Table]:
         """Every table it reads, by key."""
-        return {"file": self.file} if self.file else self.retrieval.tables()
+        if self.retrieval is not None:
+            return self.retrieval.tables()
+        return {} if self.file is None else {"file": self.file}
 
 
 # What a split of an evaluation set is read from.
@@ -354,8 +356,9 @@ class FilesSettings(Section):
         for found in self.sets().values():
             for table in [found, *found.tables().values()]:
                 if isinstance(table, HubTable | MtebSet) and seen.setdefault(table.name, table) != table:
+                    name = table.repo if isinstance(table, HubTable) else table.mteb
                     raise ValueError(
-                        f"one way of reading {getattr(table, 'repo', None) or table.mteb} (columns, format, keep; of mteb's sets all keys), as both share a download"
+                        f"one way of reading {name} (columns, format, keep; of mteb's sets all keys), as both share a download"
                     )
         return self
 
@@ -377,7 +380,7 @@ class FilesSettings(Section):
     def downloads(self) -> dict[str, HubTable | MtebSet]:
         """Everything that comes from the hub, by its name in the results folder."""
         tables = [table for found in self.sets().values() for table in found.tables().values()]
-        wanted = [table for table in tables if isinstance(table, HubTable)]
+        wanted: list[HubTable | MtebSet] = [table for table in tables if isinstance(table, HubTable)]
         wanted += [task for task in self.tasks.values() if isinstance(task, MtebSet)]
         return {table.name: table for table in wanted}
 

@@ -16,8 +16,9 @@ from d2llm.paths import Paths
 
 if TYPE_CHECKING:
     from d2llm.config import Config
+    from d2llm.methods import Role
 
-Encode = Callable[[Sequence[str], str], np.ndarray]
+Encode = Callable[[Sequence[str], "Role"], np.ndarray]
 TRAIN, POOL = {"query": "str"}, {"text": "str"}
 
 
@@ -53,7 +54,7 @@ def reader(config: Config) -> Encode:
             )
     place = {text: row for row, text in enumerate(known)}
 
-    def encode(wanted: Sequence[str], role: str) -> np.ndarray:
+    def encode(wanted: Sequence[str], role: Role) -> np.ndarray:
         rows = [place[text] for text in wanted]
         return np.stack([parts[row % shards][row // shards] for row in rows])
 

@@ -6,6 +6,8 @@ phenomenon it was made for is dropped. Functions are pure given a Generator and 
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import numpy as np
 import pandas as pd
 
@@ -37,7 +39,7 @@ class Sentences:
 
     @property
     def double(self) -> np.ndarray:
-        return self.events[:, 1].any(-1)
+        return np.any(self.events[:, 1], axis=-1)
 
     def __len__(self) -> int:
         return len(self.events)
@@ -375,7 +377,20 @@ def role_swap(rng: np.random.Generator, split: str, n: int, partners: int = 1) -
 # Retrieval -------------------------------------------------------------------------------------------------------------
 
 
-def retrieval(rng: np.random.Generator, split: str, shape: str, queries: int) -> dict[str, object]:
+class Retrieval(TypedDict):
+    """A retrieval set: its frames, and the events behind its texts with what is relevant by their logic, (q, p) bool."""
+
+    queries: pd.DataFrame
+    corpus: pd.DataFrame
+    qrels: pd.DataFrame
+    query_events: np.ndarray
+    ask: np.ndarray
+    passage_events: np.ndarray
+    tags: list[tuple[str, ...]]
+    relevant: np.ndarray
+
+
+def retrieval(rng: np.random.Generator, split: str, shape: str, queries: int) -> Retrieval:
     """Queries, passages among confusable ones, and complete relevance judgements.
 
     Args:
@@ -625,9 +640,9 @@ def teacher_asymmetric(rng: np.random.Generator, split: str, groups: int, size: 
     return _grouped(pd.concat(parts, ignore_index=True), "asymmetric")
 
 
-def _passage_pairs(rng: np.random.Generator, world: dict[str, object], size: int, shape: str) -> pd.DataFrame:
+def _passage_pairs(rng: np.random.Generator, world: Retrieval, size: int, shape: str) -> pd.DataFrame:
     """Up to `size` passages a query: one relevant, the nearest irrelevant ones, one at random."""
-    query, ask, passages, relevant = (world[key] for key in ("query_events", "ask", "passage_events", "relevant"))
+    query, ask, passages, relevant = world["query_events"], world["ask"], world["passage_events"], world["relevant"]
     texts, words = world["corpus"]["text"].tolist(), world["queries"]["text"].tolist()
     rows, docs = [], []
     lex = lexicon()
@@ -641,16 +656,16 @@ def _passage_pairs(rng: np.random.Generator, world: dict[str, object], size: int
                 said[:, slot, None] * lex.similarity[query[block, slot]][:, sentence[:, slot]]
                 for slot in (AGENT, VERB, OBJECT, PATIENT, PLACE, TIME)
             )
-            near = np.maximum(near, hits.astype(np.float32))
+            near = np.maximum(near, np.asarray(hits, dtype=np.float32))
         near += 0.3 * rng.random(near.shape, dtype=np.float32)
         good = relevant[block]
         wrong = np.argsort(-np.where(good, -1, near), axis=1)[:, : size - 2]
-        for i, q in enumerate(block):
+        for i, row in enumerate(block):
             options = np.flatnonzero(good[i])
             chosen = [int(rng.choice(options))] if len(options) else []
             chosen += [int(d) for d in wrong[i]] + [int(rng.integers(len(passages)))]
             chosen = list(dict.fromkeys(chosen))
-            rows += [int(q)] * len(chosen)
+            rows += [int(row)] * len(chosen)
             docs += chosen
     q, d = np.array(rows), np.array(docs)
     label = relevant[q, d]

@@ -23,6 +23,8 @@ _ROLES = {"query": "query", "document": "passage"}
 _ORDER = ("query", "passage")
 
 PAIR_BLOCK = 4096
+# Of every model in mteb's results; which one it is, the run's provenance says.
+REVISION = "local"
 
 # A query's passages, as their rows and scores, best first.
 Hits = list[tuple[np.ndarray, np.ndarray]]
@@ -133,7 +135,7 @@ class SearchModel:
         self.mteb_model_meta = ModelMeta(
             loader=None,
             name=f"d2llm/{name.replace('/', '-')}",
-            revision="local",
+            revision=REVISION,
             release_date=None,
             languages=None,
             n_parameters=None,
@@ -200,6 +202,8 @@ class SearchModel:
         """{query id: {document id: score}} of the best documents, by the asymmetric head."""
         if top_ranked is not None:
             raise NotImplementedError("re-ranking tasks are not part of the suite")
+        if self._corpus is None:
+            raise RuntimeError("search looks through the corpus indexed last, and none was since the last search")
         ids, texts = self._corpus
         self._corpus = None
         hits = self.scorer.search(list(queries["text"]), texts, min(top_k, self.keep))

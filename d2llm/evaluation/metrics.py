@@ -54,9 +54,9 @@ def pair_breakdown(scores: np.ndarray, labels: np.ndarray, phenomena: Sequence[s
     positives have is set against all negatives. AP depends on the share of positives, so it compares methods within a
     phenomenon; AUC may also be compared between phenomena.
     """
-    phenomena = np.asarray(phenomena)
-    for name in sorted(set(phenomena.tolist())):
-        own = phenomena == name
+    of = np.asarray(phenomena)
+    for name in sorted(set(of.tolist())):
+        own = of == name
         label = 0 if (labels[own] == 0).any() else 1
         chosen = (own & (labels == label)) | (labels != label)
         yield name, "ap", float(average_precision_score(labels[chosen], scores[chosen])), int(chosen.sum())
@@ -72,9 +72,9 @@ def sts_breakdown(scores: np.ndarray, targets: np.ndarray, phenomena: Sequence[s
     if len(values) == 2:
         yield from pair_breakdown(scores, (targets == values[1]).astype(int), phenomena)
         return
-    phenomena = np.asarray(phenomena)
-    for name in sorted(set(phenomena.tolist())):
-        own = phenomena == name
+    of = np.asarray(phenomena)
+    for name in sorted(set(of.tolist())):
+        own = of == name
         if own.sum() < 3 or len(np.unique(targets[own])) < 2 or len(np.unique(scores[own])) < 2:
             continue
         yield name, "pearson", float(pearsonr(targets[own], scores[own])[0]), int(own.sum())

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal
 
 from datasets import Dataset, DatasetDict
 from mteb.abstasks import AbsTaskPairClassification, AbsTaskRetrieval, AbsTaskSTS
-from mteb.abstasks.abstask import AbsTask
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from d2llm.evaluation.tasks import Task
 
 
-def mteb_task(task: Task) -> AbsTask:
+def mteb_task(task: Task) -> LocalTask:
     """The mteb task that evaluates `task`; its only split is its `split`."""
-    return {"pair_classification": _Pairs, "sts": _STS, "retrieval": _Retrieval}[task.type](task)
+    classes: dict[str, Callable[[Task], LocalTask]] = {
+        "pair_classification": _Pairs,
+        "sts": _STS,
+        "retrieval": _Retrieval,
+    }
+    return classes[task.type](task)
 
 
-class _Local:
+class _Local(ABC):
     """What the three classes share: metadata and data come from a `Task` given to the constructor."""
 
-    mteb_type: str
+    mteb_type: Literal["PairClassification", "STS", "Retrieval"]
     main: str
+    # Of mteb's classes; they differ in what a data set is.
+    data_loaded: bool
+    dataset: Any
 
     def __init__(self, task: Task, **kwargs: Any) -> None:
         self.task = task
@@ -48,14 +57,19 @@ class _Local:
             self.dataset = self._data()
             self.data_loaded = True
 
+    @abstractmethod
+    def _data(self) -> Any:
+        """The data set in the form of its class in mteb."""
+
 
 class _Pairs(_Local, AbsTaskPairClassification):
     mteb_type = "PairClassification"
     main = "similarity_ap"
 
     def _data(self) -> DatasetDict:
-        columns = {name: self.task.pairs[name].tolist() for name in ("sentence1", "sentence2")}
-        return DatasetDict({self.split: Dataset.from_dict(columns | {"labels": self.task.pairs["label"].tolist()})})
+        pairs = self.task.paired()
+        columns = {name: pairs[name].tolist() for name in ("sentence1", "sentence2")}
+        return DatasetDict({self.split: Dataset.from_dict(columns | {"labels": pairs["label"].tolist()})})
 
 
 class _STS(_Local, AbsTaskSTS):
@@ -64,10 +78,13 @@ class _STS(_Local, AbsTaskSTS):
 
     def __init__(self, task: Task, **kwargs: Any) -> None:
         super().__init__(task, **kwargs)
-        self.min_score, self.max_score = task.min_score, task.max_score
+        # Declared as int by mteb, which computes with them as with any number.
+        self.min_score = task.min_score  # type: ignore[assignment]
+        self.max_score = task.max_score  # type: ignore[assignment]
 
     def _data(self) -> DatasetDict:
-        columns = {name: self.task.pairs[name].tolist() for name in ("sentence1", "sentence2", "score")}
+        pairs = self.task.paired()
+        columns = {name: pairs[name].tolist() for name in ("sentence1", "sentence2", "score")}
         return DatasetDict({self.split: Dataset.from_dict(columns)})
 
 
@@ -78,16 +95,19 @@ class _Retrieval(_Local, AbsTaskRetrieval):
     k_values = (1, 3, 5, 10, 20, 100)
 
     def _data(self) -> dict[str, Any]:
-        corpus = self.task.corpus
+        corpus, queries, qrels = self.task.searched()
         relevant: dict[str, dict[str, int]] = {}
-        for row in self.task.qrels.itertuples():
+        for row in qrels.itertuples():
             relevant.setdefault(row.query_id, {})[row.doc_id] = int(row.relevance)
         split = {
             "corpus": Dataset.from_dict(
                 {"id": corpus["id"].tolist(), "title": [""] * len(corpus), "text": corpus["text"].tolist()}
             ),
-            "queries": Dataset.from_dict({name: self.task.queries[name].tolist() for name in ("id", "text")}),
+            "queries": Dataset.from_dict({name: queries[name].tolist() for name in ("id", "text")}),
             "relevant_docs": relevant,
             "top_ranked": None,
         }
         return {"default": {self.split: split}}
+
+
+LocalTask = _Pairs | _STS | _Retrieval

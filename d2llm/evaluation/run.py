@@ -21,6 +21,8 @@ from d2llm.logs import get_logger, progress
 from d2llm.paths import Paths
 
 if TYPE_CHECKING:
+    from mteb.types import EncodeKwargs
+
     from d2llm.config import Config
     from d2llm.evaluation.adapter import PairScorer, SearchModel
 
@@ -107,11 +109,12 @@ def _mteb(model: SearchModel, task: Task, batch_size: int, results: Path | None)
     """mteb's scores of one task, all keys."""
     from mteb.results import TaskResult
 
+    from d2llm.evaluation.adapter import REVISION
     from d2llm.evaluation.mteb_tasks import mteb_task
 
     logging.getLogger("mteb").setLevel(logging.WARNING)
     evaluated = mteb_task(task)
-    options = {"batch_size": batch_size, "show_progress_bar": False}
+    options: EncodeKwargs = {"batch_size": batch_size, "show_progress_bar": False}
     with warnings.catch_warnings():
         # Said in our own words by `_defined`.
         warnings.simplefilter("ignore", ConstantInputWarning)
@@ -119,26 +122,31 @@ def _mteb(model: SearchModel, task: Task, batch_size: int, results: Path | None)
         scores = evaluated.evaluate(model, split=evaluated.split, encode_kwargs=options)
     if results is not None:
         # No times in it: they are the provenance's, and two equal runs shall leave equal files.
-        result = TaskResult.from_task_results(evaluated, {evaluated.split: scores}, evaluation_time=None)
+        result = TaskResult.from_task_results(
+            evaluated,
+            {evaluated.split: scores},
+            evaluation_time=None,  # type: ignore[arg-type]  # the field of the result takes None, its maker's hint forgets it
+        )
         content = result.model_dump(mode="json", exclude={"date", "evaluation_phases"})
         about = model.mteb_model_meta
         # As mteb's own cache lays them out: with MTEB_CACHE set to `results`, mteb.load_results reads them.
-        place = results / "results" / about.model_name_as_path() / about.revision
+        place = results / "results" / about.model_name_as_path() / REVISION
         write_json(place / f"{evaluated.metadata.name}.json", _plain(content))
-        write_json(place / "model_meta.json", {"name": about.name, "revision": about.revision})
+        write_json(place / "model_meta.json", {"name": about.name, "revision": REVISION})
     return dict(scores["default"])
 
 
 def _rows(model: SearchModel, task: Task, measured: dict[str, float]) -> tuple[list[metrics.Row], pd.DataFrame]:
     """Score rows of a task (its metrics, then its breakdown) and its predictions."""
     if task.type == "retrieval":
-        n = len(task.queries)
+        _, queries, judged = task.searched()
+        n = len(queries)
         qrels: dict[str, dict[str, int]] = {}
-        for row in task.qrels.itertuples():
+        for row in judged.itertuples():
             qrels.setdefault(row.query_id, {})[row.doc_id] = int(row.relevance)
         # Relevant documents, retrieved or not: what recall and nDCG from the predictions alone need.
         relevant = {query: sum(relevance > 0 for relevance in found.values()) for query, found in qrels.items()}
-        phenomena = dict(zip(task.queries["id"], task.queries["phenomenon"], strict=True))
+        phenomena = dict(zip(queries["id"], queries["phenomenon"], strict=True))
         breakdown = metrics.retrieval_breakdown(metrics.per_query(model.predictions, qrels), phenomena)
         predictions = pd.DataFrame(
             [
@@ -149,20 +157,21 @@ def _rows(model: SearchModel, task: Task, measured: dict[str, float]) -> tuple[l
             columns=["query_id", "doc_id", "cluster", "score", "label", "relevant", "phenomenon"],
         )
     else:
-        n = len(task.pairs)
-        target = task.pairs[task.target].to_numpy()
+        pairs = task.paired()
+        n = len(pairs)
+        target = pairs[task.target].to_numpy()
         split = metrics.pair_breakdown if task.type == "pair_classification" else metrics.sts_breakdown
-        breakdown = split(model.predictions, target, task.pairs["phenomenon"].tolist())
+        breakdown = split(model.predictions, target, pairs["phenomenon"].tolist())
         predictions = pd.DataFrame(
             {
-                "query_id": task.pairs["id"],
+                "query_id": pairs["id"],
                 "doc_id": "",
                 # Pairs with one first text, such as a premise's hypotheses, are not independent: named by the first of them.
-                "cluster": task.pairs.groupby("sentence1")["id"].transform("first"),
+                "cluster": pairs.groupby("sentence1")["id"].transform("first"),
                 "score": model.predictions,
                 "label": target.astype(float),
                 "relevant": 0,
-                "phenomenon": task.pairs["phenomenon"],
+                "phenomenon": pairs["phenomenon"],
             }
         )
     rows = [("all", name, _defined(model, task, name, measured[key]), n) for name, key in METRICS[task.type].items()]

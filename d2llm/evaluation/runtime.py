@@ -171,9 +171,18 @@ def student_timings(student: Any, texts: Texts, settings: RuntimeSettings, batch
     yield Timing("score", batch, 0, seconds / batch)
     for size in settings.corpus_sizes:
         index = Index.of_vectors(student, vectors, np.arange(size) % len(vectors))
-        seconds = clock(lambda query, index=index: index.search([query], DEPTH), some, settings)
-        stored = {"bytes_per_passage": index.bytes_per_passage, "embedding_bytes": index.vector_bytes}
-        yield Timing("search", 1, size, seconds, **stored)
+
+        def find(query: str, index: Index = index) -> Any:
+            return index.search([query], DEPTH)
+
+        yield Timing(
+            "search",
+            1,
+            size,
+            clock(find, some, settings),
+            bytes_per_passage=index.bytes_per_passage,
+            embedding_bytes=index.vector_bytes,
+        )
 
 
 def teacher_timings(config: Config, teacher: Teacher, texts: Texts, lexical: dict[int, Bm25]) -> Iterator[Timing]:
@@ -242,4 +251,4 @@ def bm25_timings(
     yield Timing("encode_passage", batch, 0, clock(build, [part], settings) / batch)
     yield Timing("score", batch, 0, clock(index.scores, some, settings) / batch)
     for size, own in lexical.items():
-        yield Timing("search", 1, size, clock(lambda query, own=own: own.top(query, DEPTH), some, settings))
+        yield Timing("search", 1, size, clock(partial(own.top, depth=DEPTH), some, settings))

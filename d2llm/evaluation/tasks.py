@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,23 @@ import pandas as pd
 from d2llm.artifacts import read_frame, read_json
 from d2llm.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from d2llm.methods import Mode
+
 TaskType = Literal["pair_classification", "sts", "retrieval"]
 Split = Literal["dev", "test"]
 TASK_TYPES: tuple[str, ...] = ("pair_classification", "sts", "retrieval")
 GROUPS: tuple[str, ...] = ("nli", "sts", "ir")
 # Symmetric search compares two texts of one kind; retrieval compares a query with a passage.
-MODES: dict[str, str] = {"pair_classification": "symmetric", "sts": "symmetric", "retrieval": "asymmetric"}
+MODES: dict[str, Mode] = {"pair_classification": "symmetric", "sts": "symmetric", "retrieval": "asymmetric"}
+
+
+class Searched(NamedTuple):
+    """The frames of a retrieval task; columns as in `Task`."""
+
+    corpus: pd.DataFrame
+    queries: pd.DataFrame
+    qrels: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -53,13 +64,25 @@ class Task:
     mteb: dict[str, str] | None = None
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> Mode:
         return MODES[self.type]
 
     @property
     def target(self) -> str:
         """The column of `pairs` that holds what is to be predicted."""
         return "label" if self.type == "pair_classification" else "score"
+
+    def paired(self) -> pd.DataFrame:
+        """`pairs`, of a task that has them. Raises TypeError for one of retrieval."""
+        if self.pairs is None:
+            raise TypeError(f"task {self.name} is of retrieval and has no pairs")
+        return self.pairs
+
+    def searched(self) -> Searched:
+        """`corpus`, `queries` and `qrels`, of a task that has them. Raises TypeError for one of pairs."""
+        if self.corpus is None or self.queries is None or self.qrels is None:
+            raise TypeError(f"task {self.name} is of pairs and cannot be searched")
+        return Searched(self.corpus, self.queries, self.qrels)
 
 
 def names(folder: Path, wanted: Literal["all"] | Sequence[str] = "all") -> list[str]:

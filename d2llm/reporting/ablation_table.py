@@ -11,7 +11,7 @@ from d2llm.comparison import AVERAGE, SUBJECT, judged_columns
 from d2llm.config import plain
 from d2llm.errors import ArtifactError
 from d2llm.evaluation.headline import HEADLINE
-from d2llm.reporting.collected import Collected
+from d2llm.reporting.collected import Collected, given
 from d2llm.reporting.context import Context
 from d2llm.reporting.layout import Cell, Column, Lead, Row, Table
 from d2llm.reporting.style import CONTROLLED_TEXT, GROUP_TITLES, METRIC_TITLES
@@ -40,14 +40,14 @@ class AblationTable:
         variants = {name: points[SUBJECT, name][1] for name in config.variants if (SUBJECT, name) in points}
         if not variants or SUBJECT not in config.methods:
             return Table(self.name, self.heading, "This run has no variant of D2LLM (section `variants`).", (), ())
-        scores = collected.scores
+        scores, ablations = given(collected.scores, "scores"), given(collected.ablations, "ablations")
         own = scores[(scores["method"] == SUBJECT) & (scores["phenomenon"] == "all")]
         own = own[own["metric"] == own["task_type"].map(HEADLINE)]
         tasks = own.drop_duplicates("task").set_index("task")
         judged = sorted(judged_columns(tasks[["task_type", "group"]]), key=lambda pair: GROUPS.index(pair[0]))
         columns = [_column(group, task, tasks) for group, task in judged]
         paired = config.seeds_of_variants()
-        base, leads = own[own["variant"] == "base"], _leads(collected.ablations, context.level)
+        base, leads = own[own["variant"] == "base"], _leads(ablations, context.level)
         rows = []
         if paired != config.seeds:
             title = f"D2LLM, {len(config.seeds)} seeds"
@@ -67,15 +67,18 @@ class AblationTable:
             )
             rows.append(Row(name, f"{about.group}: {title}" if about.group else title, about.group, marked))
         return Table(
-            self.name, self.heading, self._caption(collected, context, config, paired), tuple(columns), tuple(rows)
+            self.name,
+            self.heading,
+            self._caption(scores, len(ablations), context, config, paired),
+            tuple(columns),
+            tuple(rows),
         )
 
-    def _caption(self, collected: Collected, context: Context, config: Config, paired: list[int]) -> str:
+    def _caption(self, scores: pd.DataFrame, compared: int, context: Context, config: Config, paired: list[int]) -> str:
         said = [
-            f"Tier {context.tier}, {'/'.join(sorted(set(collected.scores['split'])))} split. D2LLM as configured (set apart), then with the settings "
+            f"Tier {context.tier}, {'/'.join(sorted(set(scores['split'])))} split. D2LLM as configured (set apart), then with the settings "
             f"in brackets changed and all else as before, nothing tuned anew{_seeds(paired)}. Average: over the tasks of a kind."
         ]
-        compared = len(collected.ablations)
         if compared:
             said.append(
                 f"↑ ↓: significantly above or below D2LLM{_seeds(paired)} (paired bootstrap over examples"

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from d2llm.artifacts import read_csv, read_frame, read_json
 from d2llm.comparison import COLUMNS as COMPARISONS
+from d2llm.errors import ConfigError
 from d2llm.evaluation import runtime_table
 from d2llm.evaluation.collect import PREDICTIONS, SCORES
 from d2llm.evaluation.curves import CURVES, RUNS
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from d2llm.paths import Paths
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,15 @@ _READ = {
     "trainings": lambda path: read_csv(path, RUNS),
     "curves": lambda path: read_frame(path, CURVES),
 }
+
+
+def given(file: T | None, name: str) -> T:
+    """A field of `Collected`. Raises ConfigError for a file that the catalogue does not name for this table or figure."""
+    if file is None:
+        raise ConfigError(
+            f"a table or figure uses the collected file {name!r} without asking for it; name it in d2llm/reporting/catalogue.py"
+        )
+    return file
 
 
 def collected(paths: Paths, names: Iterable[str]) -> Collected:

@@ -125,12 +125,13 @@ class TextsOf:
     def __init__(self, task: Task) -> None:
         self.name = task.name
         if task.type == "retrieval":
-            self.queries = task.queries.set_index("id")["text"].to_dict()
-            self.corpus = task.corpus.set_index("id")["text"].to_dict()
-            right = task.qrels[task.qrels["relevance"] > 0].sort_values(["relevance", "doc_id"], ascending=[False, True], kind="stable")  # fmt: skip
+            corpus, queries, qrels = task.searched()
+            self.queries = queries.set_index("id")["text"].to_dict()
+            self.corpus = corpus.set_index("id")["text"].to_dict()
+            right = qrels[qrels["relevance"] > 0].sort_values(["relevance", "doc_id"], ascending=[False, True], kind="stable")  # fmt: skip
             self.right = right.groupby("query_id")["doc_id"].agg(list).to_dict()
         else:
-            self.pairs = task.pairs.set_index("id").rename(columns={task.target: "target"}).to_dict("index")
+            self.pairs = task.paired().set_index("id").rename(columns={task.target: "target"}).to_dict("index")
 
     def of(self, identity: str) -> dict[str, Any]:
         """`query`, `passage` and `label` of a pair; of a query one right passage, the number of them as `right`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from d2llm.reporting.agreement import paired, spearman
+from d2llm.reporting.collected import given
 from d2llm.reporting.figures import empty, note
 from d2llm.reporting.style import BAND, GROUP_TITLES, look
 
@@ -24,7 +25,7 @@ def draw(data: Data) -> Figure:
     if "teacher" not in data.context.references:
         return empty("No agreement to show: this needs the teacher among the references.")
     known = [*data.context.methods, *data.context.references]
-    predictions = data.collected.predictions
+    predictions = given(data.collected.predictions, "predictions")
     pairs = paired(predictions[predictions["method"].isin(known)])
     tasks = data.scores.drop_duplicates("task").set_index("task")[["group", "task_title"]].sort_index()
     groups = [group for group in GROUP_TITLES if group in set(tasks["group"])]
@@ -33,7 +34,7 @@ def draw(data: Data) -> Figure:
         return empty("No agreement to show: no example was scored by the teacher and by a method.")
 
     figure = pyplot.figure(figsize=(6.9, 0.27 * len(order) + 3.35))
-    above, below = figure.subfigures(2, 1, height_ratios=[2.15, 0.27 * len(order) + 0.8])
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.15, 0.27 * len(order) + 0.8])[:, 0]
     subject = data.context.methods[-1]  # D2LLM where it is configured, else the last method
     own = pairs[pairs["method"] == subject]
     own = own[own["seed"] == own["seed"].min()]

@@ -6,13 +6,13 @@ Drawn from the settings alone (the paper's Figure 1 in our words, docs/method.md
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from d2llm.d2llm_method import METHOD
 from d2llm.prompts import prompts
 from d2llm.reporting.bases import size, width
 from d2llm.reporting.figures import empty, note
-from d2llm.reporting.fonts import FIRST_CHINESE, families
+from d2llm.reporting.fonts import FIRST_CHINESE, LATIN, families
 from d2llm.reporting.style import COLORS
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def draw(data: Data) -> Figure:
     axis = figure.add_axes((0.0, NOTE / (HEIGHT + NOTE), 1.0, HEIGHT / (HEIGHT + NOTE)))
     axis.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
     axis.axis("off")
-    recipe = data.config.recipe(METHOD.name)
+    recipe = cast("D2LLMRecipe", data.config.recipe(METHOD.name))
     _teacher(axis, data.config)
     _student(axis, data.config.models.decoder, recipe)
     _losses(axis, recipe)
@@ -127,7 +127,7 @@ def _shown(symmetric: Prompt, asymmetric: Prompt) -> tuple[list[str], str, list[
     answers = f"{symmetric.yes} / {symmetric.no} (or {asymmetric.yes} / {asymmetric.no})"
     fonts = families("".join([*lines, answers]))
     if fonts is None:
-        return ["[what is asked]", "[text a]", "[text b]", "[answer:]"], "yes / no", families("")
+        return ["[what is asked]", "[text a]", "[text b]", "[answer:]"], "yes / no", [LATIN]
     return [line for line in lines if line], answers, fonts
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from d2llm.evaluation.curves import DEV
 from d2llm.evaluation.headline import HEADLINE
+from d2llm.reporting.collected import given
 from d2llm.reporting.figures import empty, note
 from d2llm.reporting.style import GROUP_TITLES, METRIC_TITLES, look
 
@@ -19,7 +20,7 @@ def draw(data: Data) -> Figure:
     """A panel a kind of task, a line a method: mean over the kind's tasks and over seeds, band lowest to highest seed."""
     from matplotlib import pyplot
 
-    tasks = data.collected.scores.drop_duplicates("task").set_index("task")
+    tasks = given(data.collected.scores, "scores").drop_duplicates("task").set_index("task")
     curves = data.curves[(data.curves["stage"] == DEV) & data.curves["name"].isin(tasks.index)]
     if curves.empty:
         return empty("No development scores were measured in training (training.dev_every is 0).")

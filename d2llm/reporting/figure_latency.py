@@ -51,7 +51,9 @@ def draw(data: Data) -> Figure:
         if row.phase == "rerank"
     }
     colors = {name: point(name, data.context.methods)[0] for name in found["method"]}
-    _label(axis, [(row.median, row.quality, titles[row.method], colors[row.method]) for row in found.itertuples()])
+    _label(
+        figure, axis, [(row.median, row.quality, titles[row.method], colors[row.method]) for row in found.itertuples()]
+    )
     return figure
 
 
@@ -76,10 +78,10 @@ def table(data: Data) -> pd.DataFrame:
     return found.assign(quality=found["method"].map(quality), tasks=scores["task"].nunique()).reset_index(drop=True)
 
 
-def _label(axis: Axes, points: list[tuple[float, float, str, str]]) -> None:
+def _label(figure: Figure, axis: Axes, points: list[tuple[float, float, str, str]]) -> None:
     """Names beside their marks, pushed apart where they would overlap, each with a line to its mark when it had to move."""
-    axis.figure.draw_without_rendering()  # settles the layout, so that distances on the page are known
-    scale = 72 / axis.figure.dpi
+    figure.draw_without_rendering()  # settles the layout, so that distances on the page are known
+    scale = 72 / figure.dpi
     placed: list[tuple[float, float, float]] = []  # left, right, middle of a label, in points
     for x, y, title, color in sorted(points, key=lambda spot: -spot[1]):
         left, middle = axis.transData.transform((x, y)) * scale

@@ -53,7 +53,7 @@ def _panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> None:
         titles[AVERAGE] = AVERAGE_TITLE
     names = [*data.context.methods, *data.context.references]
     # The methods set the scale; a reference row far below them is named at the edge instead of squeezing them together.
-    inner = table.loc[data.context.methods]
+    inner = table.loc[list(data.context.methods)]
     low, high = float(inner.min(axis=None)), float(table.max(axis=None))
     low, high = low - 0.06 * (high - low), high + 0.03 * (high - low)
     for place, task in enumerate(table.columns):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from d2llm.reporting.figures import empty, note
 from d2llm.reporting.style import duration, point
@@ -89,7 +89,7 @@ def _scoring(axis: Axes, found: pd.DataFrame, names: list[str], data: Data) -> N
     axis.set_xlabel("time per pair")
 
 
-def _rows(axis: Axes, places: list[tuple[object, int, int]], data: Data) -> None:
+def _rows(axis: Axes, places: list[tuple[Any, int, int]], data: Data) -> None:
     """Marks with bars from quartile to quartile, the number beside; `places`: a measurement, its line, its place within."""
     for row, line, step in places:
         color, marker = point(row.method, data.context.methods)

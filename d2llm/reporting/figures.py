@@ -15,7 +15,7 @@ from d2llm.artifacts import atomic
 from d2llm.errors import ConfigError
 from d2llm.paths import Paths
 from d2llm.reporting.catalogue import FIGURES, figure_module
-from d2llm.reporting.collected import Collected, collected
+from d2llm.reporting.collected import Collected, collected, given
 from d2llm.reporting.context import Context, context
 from d2llm.reporting.style import CONTROLLED_TEXT
 
@@ -45,22 +45,24 @@ class Data:
     @property
     def scores(self) -> pd.DataFrame:
         """Scores of the methods as configured, no variants."""
-        return self.collected.scores[self.collected.scores["variant"] == "base"]
+        scores = given(self.collected.scores, "scores")
+        return scores[scores["variant"] == "base"]
 
     @property
     def curves(self) -> pd.DataFrame:
         """Losses and development scores of the methods as configured, no variants."""
-        return self.collected.curves[self.collected.curves["variant"] == "base"]
+        curves = given(self.collected.curves, "curves")
+        return curves[curves["variant"] == "base"]
 
     @property
     def comparisons(self) -> pd.DataFrame:
         """D2LLM against every baseline."""
-        return self.collected.comparisons
+        return given(self.collected.comparisons, "comparisons")
 
     @property
     def runtime(self) -> pd.DataFrame:
         """Times of the configured methods and reference rows."""
-        return self.collected.runtime
+        return given(self.collected.runtime, "runtime")
 
 
 def run(config: Config, name: str) -> None:

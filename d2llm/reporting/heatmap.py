@@ -6,7 +6,7 @@ breakdown has is decided in d2llm/evaluation/metrics.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import TYPE_CHECKING
@@ -56,11 +56,14 @@ def draw(data: Data, breakdown: Breakdown) -> Figure:
     names = [*data.context.methods, *(name for name in data.context.references if name in set(used["method"]))]
     tables = _tables(used, chosen, names, data.context.methods, breakdown.shared)
     figure, axes = _panels(tables, breakdown.shared)
+    lows = {
+        metric: _lowest(breakdown.metrics[metric], [tables[task] for task in tables if chosen[task] == metric])
+        for metric in dict.fromkeys(chosen.values())
+    }
     images: dict[str, list[AxesImage]] = {}
     for (task, table), axis in zip(tables.items(), axes, strict=True):
         own = used[(used["task"] == task) & (used["metric"] == chosen[task])]
-        low = _lowest(breakdown.metrics[chosen[task]], [tables[t] for t in tables if chosen[t] == chosen[task]])
-        images.setdefault(chosen[task], []).append(_map(axis, table, low))
+        images.setdefault(chosen[task], []).append(_map(axis, table, lows[chosen[task]]))
         counts = own.groupby("phenomenon")["n"].max()
         rows = list(table.index) if breakdown.shared else [f"{name} ({counts[name]})" for name in table.index]
         axis.set_yticks(range(len(table)), rows)
@@ -72,7 +75,7 @@ def draw(data: Data, breakdown: Breakdown) -> Figure:
         else:
             axis.set_xticks(range(len(names)), titles)
     for metric, drawn in images.items():
-        _colorbar(figure, drawn, breakdown.labels.get(metric, METRIC_TITLES.get(metric, metric)))
+        _colorbar(figure, drawn, lows[metric], breakdown.labels.get(metric, METRIC_TITLES.get(metric, metric)))
     said = (
         breakdown.said
         if breakdown.shared
@@ -91,7 +94,7 @@ def _metric_of_task(used: pd.DataFrame, breakdown: Breakdown) -> dict[str, str]:
 
 
 def _tables(
-    used: pd.DataFrame, chosen: Mapping[str, str], names: list[str], methods: list[str], shared: bool
+    used: pd.DataFrame, chosen: Mapping[str, str], names: list[str], methods: Sequence[str], shared: bool
 ) -> dict[str, pd.DataFrame]:
     """(phenomenon × method) scores of every task."""
     tables: dict[str, pd.DataFrame] = {}
@@ -100,7 +103,7 @@ def _tables(
         own = used[(used["task"] == task) & (used["metric"] == metric)]
         table = own.pivot_table(index="phenomenon", columns="method", values="value").reindex(columns=names)
         if order is None or not shared:
-            order = table[methods].mean(axis=1).sort_values(ascending=False, kind="stable").index
+            order = table[list(methods)].mean(axis=1).sort_values(ascending=False, kind="stable").index
         tables[task] = table.reindex(order)
     return tables
 
@@ -141,9 +144,9 @@ def _map(axis: Axes, table: pd.DataFrame, low: float) -> AxesImage:
     return image
 
 
-def _colorbar(figure: Figure, images: list[AxesImage], label: str) -> None:
+def _colorbar(figure: Figure, images: list[AxesImage], low: float, label: str) -> None:
     """One beside all maps of a metric; an arrow at its end where scores lie below its colours."""
-    low = images[0].norm.vmin
-    beyond = "min" if any(float(image.get_array().min()) < low for image in images) else "neither"
+    drawn = [found for image in images if (found := image.get_array()) is not None]
+    beyond = "min" if any(float(found.min()) < low for found in drawn) else "neither"
     axes = [image.axes for image in images]
     figure.colorbar(images[0], ax=axes, shrink=0.8, pad=0.01, aspect=12, extend=beyond, label=label)

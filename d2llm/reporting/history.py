@@ -38,8 +38,18 @@ def jobs(records: dict[str, dict[str, Any]], config: Config, without: Collection
         if record["stage"] in without or foreign:
             continue
         arguments = " ".join(f"{name}={record[name]}" for name in _ARGUMENTS if name in record)
-        about = [record["stage"], arguments, record["seconds"], record["peak_memory_mb"], record["code"]]
-        found.append(Job(*about, record["started"], record["version"], record))
+        found.append(
+            Job(
+                stage=record["stage"],
+                arguments=arguments,
+                seconds=record["seconds"],
+                memory_mb=record["peak_memory_mb"],
+                code=record["code"],
+                started=record["started"],
+                version=record["version"],
+                record=record,
+            )
+        )
     return sorted(found, key=lambda job: (job.started, job.stage, job.arguments))
 
 

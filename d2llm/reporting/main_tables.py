@@ -10,7 +10,7 @@ import pandas as pd
 
 from d2llm.comparison import AVERAGE
 from d2llm.errors import ArtifactError
-from d2llm.reporting.collected import Collected
+from d2llm.reporting.collected import Collected, given
 from d2llm.reporting.context import Context
 from d2llm.reporting.layout import Cell, Column, Lead, Row, Table
 from d2llm.reporting.marks import marks
@@ -36,7 +36,7 @@ class MainTable:
         Raises:
             ArtifactError: a configured method has no score for a task and metric that others have.
         """
-        scores, comparisons = collected.scores, collected.comparisons
+        scores, comparisons = given(collected.scores, "scores"), collected.comparisons
         used = scores[
             (scores["group"] == self.group)
             & (scores["variant"] == "base")

@@ -14,7 +14,7 @@ from d2llm.errors import ArtifactError
 from d2llm.evaluation.curves import TUNING
 from d2llm.methods import Recipe, Stage, method
 from d2llm.reporting.bases import size
-from d2llm.reporting.collected import Collected
+from d2llm.reporting.collected import Collected, given
 from d2llm.reporting.context import Context
 from d2llm.reporting.layout import Block, PlainTable
 from d2llm.reporting.style import CONTROLLED_TEXT, TERM_TITLES
@@ -48,7 +48,10 @@ class SettingsTable:
         Raises:
             ArtifactError: a configured method was not trained.
         """
-        blocks = (self._methods(collected, context, config), self._data(collected.card_json, collected.scores))
+        blocks = (
+            self._methods(collected, context, config),
+            self._data(given(collected.card_json, "card_json"), given(collected.scores, "scores")),
+        )
         said = [
             f"Tier {context.tier}. Methods as configured; every one sees the same pairs in the same order. "
             "Parameters count scalars; rates are the highest of their schedules."
@@ -58,7 +61,8 @@ class SettingsTable:
         return PlainTable(self.name, self.heading, " ".join(said), blocks)
 
     def _methods(self, collected: Collected, context: Context, config: Config) -> Block:
-        runs, curves = (frame[frame["variant"] == "base"] for frame in (collected.trainings, collected.curves))
+        runs, curves = given(collected.trainings, "trainings"), given(collected.curves, "curves")
+        runs, curves = (frame[frame["variant"] == "base"] for frame in (runs, curves))
         columns = []
         for name in context.methods:
             own = runs[runs["method"] == name]

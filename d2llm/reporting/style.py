@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 # Digits after the point of a score.
 DECIMALS = 4
 
@@ -91,7 +93,7 @@ AVERAGE_TITLE = "Average"
 GROUP_TITLES: dict[str, str] = {"nli": "NLI", "sts": "STS", "ir": "Retrieval"}
 
 
-def look(name: str, methods: list[str]) -> tuple[str, str]:
+def look(name: str, methods: Sequence[str]) -> tuple[str, str]:
     """Colour and marker of a method or reference row; methods without a fixed look take the spare ones in their order."""
     if name in COLORS:
         return COLORS[name], MARKERS[name]
@@ -103,7 +105,7 @@ def look(name: str, methods: list[str]) -> tuple[str, str]:
 POINTS: dict[str, str] = {"teacher": "p", "bm25": "8"}
 
 
-def point(name: str, methods: list[str]) -> tuple[str, str]:
+def point(name: str, methods: Sequence[str]) -> tuple[str, str]:
     """`look` for a mark in the plane."""
     color, marker = look(name, methods)
     return color, POINTS.get(name, marker)

@@ -9,6 +9,7 @@ import pandas as pd
 from d2llm.comparison import SUBJECT
 from d2llm.config import plain
 from d2llm.evaluation.headline import HEADLINE
+from d2llm.reporting.collected import given
 from d2llm.reporting.figures import empty, note
 from d2llm.reporting.style import AVERAGE_TITLE, GROUP_TITLES, METRIC_TITLES
 from d2llm.validation import at
@@ -29,7 +30,7 @@ def draw_group(data: Data, group: str) -> Figure:
     from matplotlib import pyplot
 
     axes_of = data.config.sweeps.get(SUBJECT, {}) if "sweeps" in data.config.include else {}
-    scores = data.collected.scores
+    scores = given(data.collected.scores, "scores")
     own = scores[(scores["method"] == SUBJECT) & (scores["group"] == group) & (scores["phenomenon"] == "all")]
     own = own[own["metric"] == own["task_type"].map(HEADLINE)]
     if not axes_of or own.empty:

@@ -53,7 +53,8 @@ def two_runs(
     tasks = first.scores[first.scores["task"].isin(shared["task"])].drop_duplicates("task").set_index("task")
     tasks = tasks[["task_type", "group"]]
     runs = [(str(m), str(v)) for m, v in shared[["method", "variant"]].drop_duplicates().itertuples(index=False)]
-    both = first.predictions is not None and second.predictions is not None
+    files = {name: part.predictions for name, part in ((A, first), (B, second)) if part.predictions is not None}
+    both = len(files) == 2
     columns = len(tasks) + int((tasks.groupby("group").size() > 1).sum())
     count = max(resamples, least(len(runs) * columns, level))
     rows = []
@@ -66,8 +67,7 @@ def two_runs(
             continue
         where = {"method": method, "variant": variant, "seed": seeds, "task": list(tasks.index)}
         predictions = pd.concat(
-            read_predictions(part.predictions, _PREDICTIONS, where).assign(method=name)
-            for name, part in ((A, first), (B, second))
+            read_predictions(file, _PREDICTIONS, where).assign(method=name) for name, file in files.items()
         )
         found = compare(predictions, tasks, [A, B], count, level, seed, subject=B)
         check(found, scores)
