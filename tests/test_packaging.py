@@ -95,6 +95,7 @@ def test_a_wheel_is_the_library_and_its_command(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in held if ".dist-info" not in name} == {"d2llm", "baselines"}
     code = {path.relative_to(ROOT).as_posix() for package in ("d2llm", "baselines") for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts}  # fmt: skip
     assert code <= held, sorted(code - held)
+    assert {"d2llm/py.typed", "baselines/py.typed"} <= held  # or type checkers take what is installed for untyped
 
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PYTHONDONTWRITEBYTECODE": "1"}
 
