@@ -18,6 +18,7 @@ from torch import Tensor
 
 import d2llm
 from d2llm import STUDENT
+from d2llm.errors import ArtifactError
 from d2llm.methods import Mode, Role
 from d2llm.models.interaction import Scorer
 from d2llm.models.student import Student
@@ -117,6 +118,8 @@ def _folder(module: type[Module], model: str, subfolder: str, places: tuple[Any,
     known = ("token", "cache_folder", "revision", "local_files_only")  # in this order, where they come without names
     asked = dict(zip(known, places, strict=False)) | {key: options[key] for key in known if key in options}
     found = module.load_dir_path(model, subfolder, **asked)
+    if found is None:
+        raise ArtifactError(f"{model}: no folder {subfolder} in it; export the student again (`d2llm export`)")
     return Path(found)
 
 
