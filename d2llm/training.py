@@ -125,11 +125,12 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
         return
     with atomic(folder / "model") as place:
         accelerator.unwrap_model(wrapped).save(place)
+    used = data.width if recipe.hard_negatives is None else min(data.width, recipe.hard_negatives)
     write_json(
         folder / "summary.json",
         {"method": method, "variant": variant, "seed": seed, "kind": chosen.kind,
          "pooling": student.pooling_spec, "scorer": student.scorer_spec, "parameters": counts, "updates": steps,
-         "queries": steps * settings.batch_size, "negatives_per_query": min(data.width, recipe.hard_negatives or data.width), "pretext_seconds": pretext_seconds,
+         "queries": steps * settings.batch_size, "negatives_per_query": used, "pretext_seconds": pretext_seconds,
          "seconds": round(resume.before + time.perf_counter() - started, 1),
          "last_losses": {key: float(np.mean([r[key] for r in tail if key in r])) for key in sorted({k for r in tail for k in r})}},
     )  # fmt: skip
