@@ -71,9 +71,10 @@ benchmarks: $(READY) ## time the suite against references (docs/performance.md);
 tune: $(READY) ## compare settings of every method on development data (docs/tuning.md)
 	$(SNAKEMAKE) tune
 
-lint: $(READY) ## check style of Python and of the workflow
+lint: $(READY) ## check style and types of Python, and style of the workflow
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 

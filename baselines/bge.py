@@ -58,7 +58,7 @@ class BGERecipe(Recipe):
     unsupervised: UnsupervisedPairs = UnsupervisedPairs()
 
 
-class BGE(ContrastiveMethod):
+class BGE(ContrastiveMethod[BGERecipe]):
     """[CLS] state scaled to unit length, cosine."""
 
     name = "bge"

@@ -82,7 +82,7 @@ class Layout(NamedTuple):
     prediction: tuple[int, ...]
 
 
-class LLaRA(ContrastiveMethod):
+class LLaRA(ContrastiveMethod[LLaRARecipe]):
     """Mean of the last eight final states, scaled to unit length, cosine."""
 
     name = "llara"

@@ -56,7 +56,7 @@ class RetroMAERecipe(Recipe):
     pretraining: Autoencoding = Autoencoding()
 
 
-class RetroMAE(ContrastiveMethod):
+class RetroMAE(ContrastiveMethod[RetroMAERecipe]):
     """[CLS] state, dot product without normalisation."""
 
     name = "retromae"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from d2llm.contrast import ContrastiveMethod
-from d2llm.methods import Count, MaxLengths, Positive, Recipe, Schedule, Tuning, Warmup, Weight
+from d2llm.methods import Count, MaxLengths, Positive, Recipe, Role, Schedule, Tuning, Warmup, Weight
 
 if TYPE_CHECKING:
     from d2llm.models.backbone import Backbone
@@ -32,7 +32,7 @@ class SGPTRecipe(Recipe):
     max_lengths: MaxLengths = MaxLengths(query=300, passage=300, symmetric=75)
 
 
-class SGPT(ContrastiveMethod):
+class SGPT(ContrastiveMethod[SGPTRecipe]):
     """Weight i for token i, cosine."""
 
     name = "sgpt"
@@ -51,7 +51,8 @@ class SGPT(ContrastiveMethod):
 
         lengths = recipe.max_lengths
         formats = same_formats(lengths)
-        for role, (left, right) in (("query", QUERY_BRACKETS), ("passage", DOCUMENT_BRACKETS)):
+        brackets: dict[Role, tuple[str, str]] = {"query": QUERY_BRACKETS, "passage": DOCUMENT_BRACKETS}
+        for role, (left, right) in brackets.items():
             formats[role, "asymmetric"] = TextFormat(
                 tuple(backbone.phrase(left)), tuple(backbone.phrase(right)), lengths.of(role, "asymmetric")
             )

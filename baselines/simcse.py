@@ -29,7 +29,7 @@ class SimCSERecipe(Recipe):
     max_lengths: MaxLengths = MaxLengths(query=64, passage=256, symmetric=32)
 
 
-class SimCSE(ContrastiveMethod):
+class SimCSE(ContrastiveMethod[SimCSERecipe]):
     """[CLS] through a tanh layer that stays at evaluation, cosine."""
 
     name = "simcse"

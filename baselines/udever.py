@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from d2llm.contrast import ContrastiveMethod
-from d2llm.methods import Count, MaxLengths, Positive, Recipe, Schedule, Tuning, Warmup, Weight
+from d2llm.methods import Count, MaxLengths, Mode, Positive, Recipe, Role, Schedule, Tuning, Warmup, Weight
 
 if TYPE_CHECKING:
     from d2llm.models.backbone import Backbone
@@ -32,7 +32,7 @@ class UdeverRecipe(Recipe):
     max_lengths: MaxLengths = MaxLengths(query=300, passage=300, symmetric=300)
 
 
-class Udever(ContrastiveMethod):
+class Udever(ContrastiveMethod[UdeverRecipe]):
     """State of the last token, cosine."""
 
     name = "udever"
@@ -51,14 +51,15 @@ class Udever(ContrastiveMethod):
         lengths = recipe.max_lengths
         new = backbone.add_tokens([*QUERY_TOKENS, *DOCUMENT_TOKENS])
         query, document = new[:2], new[2:]
+        around: dict[tuple[Role, Mode], list[int]] = {
+            ("query", "asymmetric"): query,
+            ("passage", "asymmetric"): document,
+            ("query", "symmetric"): document,
+            ("passage", "symmetric"): document,
+        }
         formats = {
             (role, mode): TextFormat((first,), (last,), lengths.of(role, mode))
-            for role, mode, (first, last) in (
-                ("query", "asymmetric", query),
-                ("passage", "asymmetric", document),
-                ("query", "symmetric", document),
-                ("passage", "symmetric", document),
-            )
+            for (role, mode), (first, last) in around.items()
         }
         backbone.tune(recipe.tuning, new_tokens=new)
         if recipe.gradient_checkpointing:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from d2llm import hub
 from d2llm.artifacts import atomic, write_json
+from d2llm.config import CheckpointSettings
 from d2llm.errors import ArtifactError, ConfigError, first_line
 from d2llm.logs import get_logger
 from d2llm.paths import Paths
@@ -18,7 +19,7 @@ from d2llm.paths import Paths
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from d2llm.config import CheckpointSettings, Config
+    from d2llm.config import Config
 
 # What a model needs of a repository: never pickles, never another framework's weights.
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -28,6 +29,7 @@ CODE = ("*.py",)
 def run(config: Config, model: str) -> None:
     """Bring base model `model` of the config below `models/`."""
     settings = config.models.of(model)
+    assert isinstance(settings, CheckpointSettings)  # all others are made (`pretraining`)
     where = f"models.{model}.source"
     folder, file = located(settings, where)
     network, tokenizer = load(folder, file, settings, model == "encoder", where)
@@ -123,7 +125,7 @@ def layers_of(network: PreTrainedModel) -> Any:
     """The list of a model's layers. Raises ConfigError for an architecture that keeps them where none is looked for."""
     body = network.base_model
     for path in (("layers",), ("encoder", "layer"), ("h",), ("transformer", "h")):
-        found = body
+        found: Any = body
         for part in path:
             found = getattr(found, part, None)
         if found is not None:

@@ -8,8 +8,8 @@ Holm's correction over all of them. How it is computed is in `d2llm.statistics`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,8 @@ SUBJECT = "d2llm"
 AVERAGE = "average"
 # Resamples computed at once: bounds the memory.
 BLOCK = 500
-RESAMPLED = {
+# (values, what they are compared with: targets of pairs, nothing of queries, counts) → a value a resample.
+RESAMPLED: dict[str, Callable[[np.ndarray, Any, np.ndarray], np.ndarray]] = {
     "pair_classification": statistics.average_precision,
     "sts": statistics.spearman,
     "retrieval": statistics.mean,

@@ -509,13 +509,13 @@ def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
     if not config.methods:
         raise ConfigError(f"{origin(('methods',))}: methods: expected at least one method; found none")
     names = [("methods", name) for name in config.methods]
-    for name, variant in config.variants.items():
+    for name, settings in config.variants.items():
         if name == "base" or name in config.references:
             raise ConfigError(f"{origin(('variants', name))}: variants.{name}: this name is taken; choose another")
-        if variant.method not in config.methods:
+        if settings.method not in config.methods:
             known = ", ".join(config.methods)
             where = origin(("variants", name, "method"))
-            raise ConfigError(f"{where}: variants.{name}.method: expected one of {known}; found {variant.method!r}")
+            raise ConfigError(f"{where}: variants.{name}.method: expected one of {known}; found {settings.method!r}")
         names.append(("variants", name))
     for section, name in names:
         prefix: Key = (section, name) if section == "methods" else (section, name, "settings")

@@ -121,10 +121,12 @@ def comments(section: type[Section]) -> dict[str, str]:
     """The comment right above each field in a class's own body; one above several fields in a row is of the first."""
     source = textwrap.dedent(inspect.getsource(section))
     lines = source.splitlines()
-    found = {}
-    for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
+    found: dict[str, str] = {}
+    (parsed,) = ast.parse(source).body
+    assert isinstance(parsed, ast.ClassDef)
+    for node in parsed.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            place, said = node.lineno - 2, []
+            place, said = node.lineno - 2, list[str]()
             while place >= 0 and lines[place].strip().startswith("# "):
                 said.insert(0, lines[place].strip().removeprefix("# "))
                 place -= 1

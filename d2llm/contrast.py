@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from d2llm.methods import Batch, Embedded, Method, Recipe
+from d2llm.methods import Batch, Embedded, Method, R
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from d2llm.models.student import Student
 
 
-class ContrastiveMethod(Method):
+class ContrastiveMethod(Method[R]):
     """A method trained by InfoNCE: every query against all positives and all hard negatives of the batch."""
 
-    def objective(self, student: Student, embedded: Embedded, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
+    def objective(self, student: Student, embedded: Embedded, batch: Batch, recipe: R) -> dict[str, Tensor]:
         """−log softmax over [own positive, all other passages of the batch] / τ at the positive, mean over queries."""
         import torch
 

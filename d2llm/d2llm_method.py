@@ -112,7 +112,7 @@ class D2LLMRecipe(Recipe):
         return self
 
 
-class D2LLM(Method):
+class D2LLM(Method[D2LLMRecipe]):
     """Decomposed and distilled LLM."""
 
     name = "d2llm"
@@ -175,7 +175,7 @@ class D2LLM(Method):
         matrix = allowed = others = others_mask = None
         if in_batch or recipe.passage_to_query > 0:
             allowed = allowed_positives(batch, q.device)
-        if in_batch and recipe.in_batch_passages == "all":
+        if in_batch and allowed is not None and recipe.in_batch_passages == "all":
             # Own pairs are among all pairs: each is scored once.
             matrix, hard = scorer.matrix(q, torch.cat([p, n.flatten(0, 1)]), mode).split([size, size * count], dim=1)
             hard = hard.view(size, size, count)
@@ -187,10 +187,11 @@ class D2LLM(Method):
             logits = scorer.pairs(queries, candidates, mode).view(size, 1 + count)
             if allowed is not None:
                 matrix = scorer.matrix(q, p, mode)
-            if in_batch:
-                others, others_mask = losses.off_diagonal(matrix), losses.off_diagonal(allowed)
+                if in_batch:
+                    others, others_mask = losses.off_diagonal(matrix), losses.off_diagonal(allowed)
 
         def easy() -> Tensor:
+            assert teacher is not None  # or `needed` had told
             index = teacher.easy_index
             if matrix is not None:
                 z = matrix.gather(1, index)
@@ -202,8 +203,13 @@ class D2LLM(Method):
             )
 
         def features() -> Tensor:
+            assert teacher is not None
             found = scorer.features(queries, candidates, mode).view(size, 1 + count, -1)
             return losses.feature_imitation(teacher.features, losses.cosine_matrix(found), full)
+
+        def passage_to_query() -> Tensor:
+            assert matrix is not None and allowed is not None  # made where this term has a weight
+            return losses.in_batch_contrast(matrix.T, recipe.temperature, allowed.T)
 
         terms = {
             "ci": lambda: losses.contrastive_imitation(
@@ -222,7 +228,7 @@ class D2LLM(Method):
             ),
             "ri_ehn": easy,
             "fi": features,
-            "p2q": lambda: losses.in_batch_contrast(matrix.T, recipe.temperature, allowed.T),
+            "p2q": passage_to_query,
         }
         weights = {
             "ci": recipe.ci,

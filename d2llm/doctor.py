@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from d2llm.config import load
+from d2llm.config import CheckpointSettings, load
 from d2llm.errors import D2LLMError
 from d2llm.paths import Paths
 from d2llm.provenance import ROOT
@@ -255,7 +255,7 @@ def checkpoints(config: Config) -> Iterator[Finding]:
 
     for name in config.models.names():
         model = config.models.of(name)
-        if not hasattr(model, "source") or model.origin == "hub":
+        if not isinstance(model, CheckpointSettings) or model.origin == "hub":
             continue
         try:
             folder, file = located(model, f"models.{name}.source")

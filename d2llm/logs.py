@@ -127,7 +127,7 @@ def progress(items: Iterable[T] | int, description: str, done: int = 0) -> Progr
     if isinstance(items, int):
         return Progress(None, items, description, done)
     try:
-        total = len(items) + done  # type: ignore[arg-type]
+        total = len(items) + done  # type: ignore[arg-type]  # what has no length says so, below
     except TypeError:
         total = None
     return Progress(items, total, description, done)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field, PlainValidator, model_validator
 
@@ -260,8 +260,11 @@ class PretextContext:
 
 
 # ----------------------------------------------------------------------------------------------------------- method
-class Method:
-    """Base class of all methods; stateless, so one instance serves every run."""
+R = TypeVar("R", bound=Recipe)
+
+
+class Method(Generic[R]):
+    """Base class of all methods, each with a recipe of its own type; stateless, so one instance serves every run."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -271,39 +274,40 @@ class Method:
     uses_teacher: ClassVar[bool] = False
     # Keys of the recipe that decide its pre-training stage; none: it has no such stage.
     pretext_keys: ClassVar[tuple[str, ...]] = ()
-    Recipe: ClassVar[type[Recipe]] = Recipe
+    # Of the class, like the others; ClassVar may not name a type variable.
+    Recipe: type[R] = Recipe  # type: ignore[assignment]  # what a method has without a recipe of its own
 
-    def recipe(self, settings: Mapping[str, Any] | None = None) -> Recipe:
+    def recipe(self, settings: Mapping[str, Any] | None = None) -> R:
         """The published recipe with `settings` laid over it, sub-sections key by key. Raises ConfigError."""
         return validate(self.Recipe, dict(settings or {}), lambda key: "config", ("methods", self.name))
 
-    def base(self, recipe: Recipe) -> str:
+    def base(self, recipe: R) -> str:
         """Name of the base model it starts from."""
         return recipe.base or self.kind
 
-    def pretext_recipe(self, recipe: Recipe) -> dict[str, Any] | None:
+    def pretext_recipe(self, recipe: R) -> dict[str, Any] | None:
         """What decides the outcome of its pre-training stage; None for a method without one."""
         return recipe.model_dump(mode="json", include={*self.pretext_keys, "base"}) if self.pretext_keys else None
 
-    def phrases(self, recipe: Recipe) -> tuple[str, ...]:
+    def phrases(self, recipe: R) -> tuple[str, ...]:
         """Strings fed besides the texts: a vocabulary made in the pipeline has to hold all their words."""
         return ()
 
-    def build(self, backbone: Backbone, recipe: Recipe) -> Student:
+    def build(self, backbone: Backbone, recipe: R) -> Student:
         """The student: special tokens added, pooling, scorer and formats chosen, trained parameters marked."""
         raise NotImplementedError
 
-    def objective(self, student: Student, embedded: Embedded, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
+    def objective(self, student: Student, embedded: Embedded, batch: Batch, recipe: R) -> dict[str, Tensor]:
         """The weighted loss terms of a batch, by name; the loop sums and logs them."""
         raise NotImplementedError
 
-    def pretext(self, student: Student, texts: list[str], recipe: Recipe, context: PretextContext) -> None:
+    def pretext(self, student: Student, texts: list[str], recipe: R, context: PretextContext) -> None:
         """Pre-training of the method's own on unlabelled texts, before fine-tuning; none by default.
 
         Runs alike on every process of a distributed run: texts and seeds are the same, so are the results.
         """
 
-    def parameter_groups(self, student: Student, recipe: Recipe) -> list[dict[str, Any]]:
+    def parameter_groups(self, student: Student, recipe: R) -> list[dict[str, Any]]:
         """Optimiser groups: the encoder at `learning_rate`, pooling and scorer at `head_learning_rate`."""
         from d2llm.optimization import groups
 

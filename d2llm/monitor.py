@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from d2llm.config import Config
-    from d2llm.methods import Mode
+    from d2llm.methods import Mode, Role
     from d2llm.models.student import Student
 
 # Of the samples: the same for every method and every seed of a training.
@@ -94,7 +94,7 @@ class Monitor:
 
     def _vectors(self, student: Student) -> tuple[list[Tensor], list[Tensor]]:
         """Embeddings of the left and of the right texts of every sample, computed together."""
-        sides = [("left", "query"), ("right", "passage")]
+        sides: tuple[tuple[str, Role], ...] = (("left", "query"), ("right", "passage"))
         rows = [[student.ids(list(getattr(s, side)), role, s.mode) for s in self.samples] for side, role in sides]
         sizes = [len(part) for side in rows for part in side]
         parts = vectors(student, [row for side in rows for part in side for row in part]).split(sizes)
@@ -110,7 +110,7 @@ def sample(folder: Path, size: int) -> Sample:
     task = read(folder, "dev")
     # By name, not by place: another task beside it changes nothing.
     rng = np.random.default_rng([SEED, zlib.crc32(task.name.encode())])
-    if task.type == "retrieval":
+    if task.pairs is None:
         return _search(task, rng, max(1, size // 4), size + size // 2)
     rows = np.sort(rng.permutation(len(task.pairs))[:size])
     pairs = task.pairs.iloc[rows]
@@ -125,6 +125,7 @@ def sample(folder: Path, size: int) -> Sample:
 
 def _search(task: Task, rng: np.random.Generator, queries: int, passages: int) -> Sample:
     """Some queries of a retrieval task over some of its corpus."""
+    assert task.corpus is not None and task.queries is not None and task.qrels is not None  # or it has pairs
     drawn = task.queries.iloc[np.sort(rng.permutation(len(task.queries))[:queries])]
     relevant: dict[str, set[str]] = {query: set() for query in drawn["id"]}
     for row in task.qrels[task.qrels["relevance"] > 0].itertuples():
@@ -157,7 +158,7 @@ def folded(module: nn.Module) -> Iterator[None]:
 
     No weight is computed back: the very tensors of before return to their places.
     """
-    adapted = [part for part in module.modules() if hasattr(part, "get_delta_weight") and not part.merged]
+    adapted: list[Any] = [part for part in module.modules() if hasattr(part, "get_delta_weight") and not part.merged]
     before = [part.base_layer.weight.data for part in adapted]
     try:
         for part, weight in zip(adapted, before, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ def optimizer(
     if not members:
         raise TrainingError("nothing to train: no parameter requires a gradient; check the method's tuning.kind")
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in members)
-    return torch.optim.AdamW(parameter_groups, betas=tuple(betas), eps=epsilon, fused=fused)
+    return torch.optim.AdamW(parameter_groups, betas=(betas[0], betas[1]), eps=epsilon, fused=fused)
 
 
 def warmup_steps(warmup: float | int, steps: int) -> int:
@@ -100,7 +100,7 @@ def step(
                 f"{where}: loss term {name!r} is {value}; lower the learning rate or raise the temperature, and check "
                 "the texts and teacher scores of this batch"
             )
-    loss = sum(terms.values())
+    loss = cast("Tensor", sum(terms.values()))  # there is at least one term
     if accelerator is None:
         loss.backward()
     else:
@@ -110,10 +110,9 @@ def step(
     members = [p for group in optimizer.param_groups for p in group["params"]]
     limit = math.inf if clip is None else clip
     if accelerator is None:
-        norm = torch.nn.utils.clip_grad_norm_(members, limit)
+        norm = float(torch.nn.utils.clip_grad_norm_(members, limit))
     else:
-        norm = accelerator.clip_grad_norm_(members, limit)
-    norm = float(norm)
+        norm = float(accelerator.clip_grad_norm_(members, limit))
     # In half precision the loss is scaled: accelerate skips an update that overflows, and lowers the scale.
     scaled = getattr(accelerator, "scaler", None) is not None
     if not math.isfinite(norm) and not scaled:

@@ -7,6 +7,7 @@ torchrun, found by accelerate, and differ in nothing but their rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -55,7 +56,7 @@ class _Gather(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, own: Tensor, count: int, rank: int, world: int) -> Tensor:
+    def forward(ctx: Any, own: Tensor, count: int, rank: int, world: int) -> Tensor:
         ctx.rank, ctx.world = rank, world
         longest = -(-count // world)
         padded = own.new_zeros(longest, own.shape[1])
@@ -65,5 +66,5 @@ class _Gather(torch.autograd.Function):
         return torch.stack(parts, dim=1).flatten(0, 1)[:count]
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return gradient[ctx.rank :: ctx.world] * ctx.world, None, None, None

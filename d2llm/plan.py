@@ -10,13 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from d2llm.config import BaseSettings
+from d2llm.d2llm_method import D2LLMRecipe
 from d2llm.data.settings import HubTable, MtebSet
 from d2llm.errors import ConfigError, D2LLMError
 from d2llm.methods import method as find
 from d2llm.paths import Paths
 
 if TYPE_CHECKING:
-    from d2llm.config import BaseSettings, CheckpointSettings, Config
+    from d2llm.config import CheckpointSettings, Config
     from d2llm.methods import Recipe, Tuning
 
 GIGA = 1e9
@@ -96,7 +98,7 @@ class Sizes:
 
 def sizes(settings: BaseSettings | CheckpointSettings, where: str) -> Sizes:
     """The sizes of a base model. Raises ConfigError or ArtifactError where its configuration cannot be had."""
-    if not hasattr(settings, "source"):
+    if isinstance(settings, BaseSettings):
         return Sizes(settings.hidden_size, settings.layers, settings.heads, settings.hidden_size, settings.intermediate_size, 2000, True, True)  # fmt: skip
     from transformers import AutoConfig
 
@@ -319,7 +321,8 @@ def run_costs(config: Config, models: dict[str, Sizes], found: Amounts, length: 
         costs.append(Cost(f"train {name}", jobs, tokens, flops, memory, hours(flops, device, half)))
         read = 2 * found.pairs * found.symmetric + found.corpus * found.asymmetric + found.asked * 15
         flops = model.forward(read, length)
-        if name == "d2llm":  # two products of width h a pair are left where the passage's side is stored
+        if isinstance(recipe, D2LLMRecipe):
+            # Two products of width h a pair are left where the passage's side is stored.
             flops += found.scored * 2 * (recipe.interaction.hidden**2 + 2 * recipe.interaction.hidden)
         else:
             flops += found.scored * 2 * model.hidden
@@ -334,7 +337,9 @@ def disk(config: Config, models: dict[str, Sizes], found: Amounts) -> dict[str, 
     kept = {name: 2 if getattr(config.models.of(name), "dtype", "float32") != "float32" else 4 for name in models}
     runs = config.runs()
     bases = sum(models[name].parameters * kept[name] for name in models)
-    students = sum(4 * models[find(run.method).base(config.recipe(run.method, run.variant))].body for run in runs)
+    students: float = sum(
+        4 * models[find(run.method).base(config.recipe(run.method, run.variant))].body for run in runs
+    )
     students += sum(
         4 * models[find(run.method).base(config.recipe(run.method, run.variant))].embeddings / 2 for run in runs
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,8 @@ from d2llm.resume import Resume
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from d2llm.config import BaseSettings, Config
 
@@ -86,7 +87,7 @@ def vocabulary(config: Config) -> list[str]:
     return [*words, *config.phrases()]
 
 
-def new_model(encoder: bool, settings: BaseSettings, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def new_model(encoder: bool, settings: BaseSettings, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A model with random weights. The decoder is a Llama with biases in all linear layers, which is what BitFit
     (SGPT, Udever) trains on the models those methods were published on."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, LlamaConfig
@@ -105,7 +106,7 @@ def new_model(encoder: bool, settings: BaseSettings, tokenizer: PreTrainedTokeni
     )  # fmt: skip
 
 
-def grown(source: Path, settings: BaseSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def grown(source: Path, settings: BaseSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A deeper copy of a saved decoder: its layers, then new ones whose outputs start near zero, so that it starts as its source.
 
     Teacher and student are then of one family that saw the same text, as Qwen 7B and 1.8B are, at the price of one pre-training.
@@ -190,7 +191,7 @@ def pooled_states(hidden: Tensor, mask: Tensor, kind: str) -> Tensor:
 
 
 def mask_tokens(
-    ids: Tensor, mask: Tensor, tokenizer: PreTrainedTokenizerFast, share: float, generator: torch.Generator
+    ids: Tensor, mask: Tensor, tokenizer: PreTrainedTokenizerBase, share: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """BERT masking without the 10% random and kept tokens: (input, labels with -100 where nothing is asked)."""
     special = (ids == tokenizer.cls_token_id) | (ids == tokenizer.sep_token_id) | (mask == 0)
@@ -201,8 +202,8 @@ def mask_tokens(
 
 def pretrain(
     network: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    frame: object,
+    tokenizer: PreTrainedTokenizerBase,
+    frame: pd.DataFrame,
     settings: BaseSettings,
     log_file: Path,
     name: str,
@@ -227,7 +228,8 @@ def pretrain(
     apart = [wrap(ids) for ids in token_ids(tokenizer, frame["distractor"])]
     poolings = ("cls", "mean") if encoder else ("mean", "weighted", "last")
     network.train()
-    body, head = Backbone(network.base_model, tokenizer, "encoder" if encoder else "decoder"), head_of(network)
+    inner = cast("PreTrainedModel", network.base_model)
+    body, head = Backbone(inner, tokenizer, "encoder" if encoder else "decoder"), head_of(network)
     made = optimizer(
         groups([*network.named_parameters(), *reader.named_parameters()], settings.learning_rate, 0.01), (0.9, 0.98)
     )

@@ -207,9 +207,10 @@ def checked_inputs(paths: Iterable[str]) -> dict[str, str]:
         beside_it = (file for file in claimed(path.parent) if file.parent == path.parent and file.is_file())
         others = {file: file_digest(file) for file in beside_it} if path.name == PROVENANCE else {}
         for file, digest in (digests | others).items():
-            if recorded(file) not in (None, digest):
+            claim = recorded(file)
+            if claim is not None and claim != digest:
                 raise ArtifactError(
-                    f"{file}: damaged, or changed since its job wrote it (sha256 {digest[:12]}…, recorded {recorded(file)[:12]}…); "
+                    f"{file}: damaged, or changed since its job wrote it (sha256 {digest[:12]}…, recorded {claim[:12]}…); "
                     f"remove {name} and run `snakemake --cores all` again"
                 )
         found[name] = combined(path, digests)

@@ -97,7 +97,7 @@ class Loop:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.done, self.notes, self.kept = 0, dict[str, Any](), False
         if file is not None:
-            self._resume()
+            self._resume(file)
 
     def after(self, update: int, **notes: Any) -> None:
         """Call at the end of every update: keeps a checkpoint when it is time, and of the last update if there was one before.
@@ -113,7 +113,7 @@ class Loop:
         self.kept = True
         if _rank() == 0:
             try:
-                self._write(update, notes, states)
+                self._write(self.file, update, notes, states)
             except Exception as error:  # noqa: BLE001 - a full disk is told in many ways; the training itself is sound
                 get_logger(__name__).warning(
                     "%s, update %d: no checkpoint could be kept (%s: %s); going on without",
@@ -126,11 +126,11 @@ class Loop:
         return self.parameters[0].device
 
     # ------------------------------------------------------------------------------------------------------- writing
-    def _write(self, update: int, notes: Mapping[str, Any], states: list[str]) -> None:
+    def _write(self, file: Path, update: int, notes: Mapping[str, Any], states: list[str]) -> None:
         from safetensors.torch import save_file
 
         found = self.optimizer.state_dict()
-        tensors = {f"parameter.{i}": p for i, p in enumerate(self.parameters)}
+        tensors: dict[str, torch.Tensor] = {f"parameter.{i}": p for i, p in enumerate(self.parameters)}
         numbers: dict[str, dict[str, Any]] = {}
         for i, values in found["state"].items():
             for key, value in values.items():
@@ -146,14 +146,16 @@ class Loop:
              "random": states, "generators": [_state(generator) for generator in self.generators],
              "log": self.log_file.read_text(encoding="utf-8") if self.log_file is not None and self.log_file.exists() else ""}
         )  # fmt: skip
-        with atomic(self.file) as temporary:
+        with atomic(file) as temporary:
             save_file(tensors, str(temporary), metadata={"state": text, "digest": _digest(text, tensors)})
 
     # ------------------------------------------------------------------------------------------------------- reading
-    def _resume(self) -> None:
+    def _resume(self, file: Path) -> None:
         """All processes go on from the same checkpoint, or none does."""
-        state, tensors, update = None, {}, -1
-        if _rank() == 0 and self.file.exists():
+        state: dict[str, Any] | None = None
+        tensors: dict[str, torch.Tensor] = {}
+        update = -1
+        if _rank() == 0 and file.exists():
             try:
                 state, tensors = self._read()
                 update = state["update"]
@@ -250,7 +252,8 @@ def _random_state() -> dict[str, Any]:
 
     from d2llm.gradient_cache import random_state
 
-    kind, words, *rest = numpy.random.get_state()  # noqa: NPY002 - libraries draw from this global state
+    state: Any = numpy.random.get_state()  # noqa: NPY002 - libraries draw from this global state
+    kind, words, *rest = state
     own, devices = random_state()
     return {
         "python": random.getstate(),
@@ -326,5 +329,5 @@ def _digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

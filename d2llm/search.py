@@ -73,7 +73,7 @@ class Index:
         ] or [cls.of_vectors(student, student.encode([], "passage", mode), [], mode, precision)]
         made = cls(
             student, torch.cat([part.cache for part in parts]), parts[0].vector_bytes, mode,
-            None if parts[0].scale is None else torch.cat([part.scale for part in parts]),
+            joined([part.scale for part in parts]),
         )  # fmt: skip
         if len(distinct) < len(passages):
             place = {text: row for row, text in enumerate(distinct)}
@@ -100,7 +100,7 @@ class Index:
                 for start in range(0, max(1, len(chosen)), PASSAGE_BLOCK)
             ]
         cache = torch.cat([part for part, _ in parts])
-        scale = None if parts[0][1] is None else torch.cat([part for _, part in parts])
+        scale = joined([part for _, part in parts])
         return cls(student, cache, table.shape[1] * table.element_size(), mode, scale)
 
     def __len__(self) -> int:
@@ -274,6 +274,12 @@ def stored(scorer: Any, vectors: Tensor, precision: Precision) -> tuple[Tensor, 
     scales = [(part.abs().amax(1, keepdim=True) / 127).clamp(min=1e-12) for part in parts]
     kept = [(part / scale).round().to(torch.int8) for part, scale in zip(parts, scales, strict=True)]
     return torch.cat(kept, dim=1), torch.cat(scales, dim=1)
+
+
+def joined(scales: Sequence[Tensor | None]) -> Tensor | None:
+    """The scales of all parts of an index, each (m, parts), as one; None where the precision has none."""
+    held = [scale for scale in scales if scale is not None]
+    return torch.cat(held) if held else None
 
 
 def finite(scores: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ from torch import Tensor
 
 import d2llm
 from d2llm import STUDENT
+from d2llm.errors import ArtifactError
 from d2llm.methods import Mode, Role
+from d2llm.models.interaction import Scorer
 from d2llm.models.student import Student
 
 
@@ -60,15 +62,15 @@ class Embedder(InputModule):
         self.student.save(output_path)
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **options: Any) -> Embedder:
+    def load(cls, model_name_or_path: str, subfolder: str = "", *places: Any, **options: Any) -> Embedder:
         """From a folder or a repository of the hub."""
-        return cls(Student.load(_folder(cls, model_name_or_path, subfolder, options)))
+        return cls(Student.load(_folder(cls, model_name_or_path, subfolder, places, options)))
 
 
 class Interaction(Module):
     """The scorer of pairs (for D2LLM the IEM). Its weights are in the student's file."""
 
-    def __init__(self, scorer: torch.nn.Module) -> None:
+    def __init__(self, scorer: Scorer) -> None:
         super().__init__()
         self.scorer = scorer
 
@@ -79,12 +81,14 @@ class Interaction(Module):
     @torch.inference_mode()
     def matrix(self, queries: Any, documents: Any, mode: Mode = "asymmetric") -> Tensor:
         """(n, d), (m, d) embeddings → (n, m) scores."""
-        return self.scorer.matrix(*self._tensors(queries, documents), mode)
+        left, right = self._tensors(queries, documents)
+        return self.scorer.matrix(left, right, mode)
 
     @torch.inference_mode()
     def pairs(self, queries: Any, documents: Any, mode: Mode = "asymmetric") -> Tensor:
         """(n, d), (n, d) embeddings → (n,) scores of row i with row i."""
-        return self.scorer.pairs(*self._tensors(queries, documents), mode)
+        left, right = self._tensors(queries, documents)
+        return self.scorer.pairs(left, right, mode)
 
     def _tensors(self, *sides: Any) -> list[Tensor]:
         parameter = next(iter(self.scorer.parameters()), None)
@@ -99,9 +103,9 @@ class Interaction(Module):
         return {"student": STUDENT}
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **options: Any) -> Interaction:
+    def load(cls, model_name_or_path: str, subfolder: str = "", *places: Any, **options: Any) -> Interaction:
         """From the student beside it."""
-        return cls(Student.load(_folder(cls, model_name_or_path, STUDENT, options)).scorer)
+        return cls(Student.load(_folder(cls, model_name_or_path, STUDENT, places, options)).scorer)
 
 
 def _frame(task: str | None) -> tuple[Role, Mode]:
@@ -110,9 +114,12 @@ def _frame(task: str | None) -> tuple[Role, Mode]:
     return ("query" if task == "query" else "passage"), "asymmetric"
 
 
-def _folder(module: type[Module], model: str, subfolder: str, options: dict[str, Any]) -> Path:
-    known = ("token", "cache_folder", "revision", "local_files_only")
-    found = module.load_dir_path(model, subfolder, **{key: options[key] for key in known if key in options})
+def _folder(module: type[Module], model: str, subfolder: str, places: tuple[Any, ...], options: dict[str, Any]) -> Path:
+    known = ("token", "cache_folder", "revision", "local_files_only")  # in this order, where they come without names
+    asked = dict(zip(known, places, strict=False)) | {key: options[key] for key in known if key in options}
+    found = module.load_dir_path(model, subfolder, **asked)
+    if found is None:
+        raise ArtifactError(f"{model}: no folder {subfolder} in it; export the student again (`d2llm export`)")
     return Path(found)
 
 

@@ -201,7 +201,7 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
         wanted += FIGURE_SETTINGS.get(arguments["name"], ())
     if stage == "table":
         wanted += TABLE_SETTINGS.get(arguments["name"], ())
-    found = {key: reduce(getitem, key.split("."), values) for key in wanted}
+    found: dict[str, Any] = {key: reduce(getitem, key.split("."), values) for key in wanted}
     if stage == "base":
         found[f"models.{arguments['model']}"] = values_of(config.models.of(arguments["model"]))
         if "source" not in found[f"models.{arguments['model']}"]:

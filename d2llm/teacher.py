@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from d2llm.models.tokens import token_ids
 from d2llm.prompts import Prompt, prompts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from d2llm.config import TeacherSettings
 
@@ -51,7 +51,7 @@ class Row:
 class PromptIds:
     """A mode's prompt as token ids, with its two answer ids checked."""
 
-    def __init__(self, prompt: Prompt, tokenizer: PreTrainedTokenizerFast, max_length: int) -> None:
+    def __init__(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         encode = _encoder(tokenizer)
         self.prefix = encode(prompt.instruction + prompt.query)
         self.middle = encode(prompt.passage)
@@ -93,11 +93,11 @@ class PromptIds:
         return Row(ids, positions, segments, answers, spans)
 
 
-def _encoder(tokenizer: PreTrainedTokenizerFast):  # noqa: ANN202
+def _encoder(tokenizer: PreTrainedTokenizerBase):  # noqa: ANN202
     return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def answer_ids(tokenizer: PreTrainedTokenizerFast, prompt: Prompt) -> tuple[int, int]:
+def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, int]:
     """First token ids of the two answers. Raises ConfigError when one is empty or unknown, or when they start alike."""
     found = []
     for word in (prompt.yes, prompt.no):
@@ -142,7 +142,7 @@ def collate(rows: Sequence[Row], pad_id: int, known: int = 0) -> dict[str, Tenso
 class Teacher:
     """A causal language model used as a prompted yes/no cross-encoder."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, settings: TeacherSettings) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: TeacherSettings) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.prompts = {
             mode: PromptIds(prompt, tokenizer, settings.max_length) for mode, prompt in prompts(settings).items()
@@ -222,6 +222,16 @@ class Teacher:
             logits = logits + head.bias[choice]
         return logits, answer, states
 
+    @overload
+    def score(
+        self, groups: Sequence[Group], mode: str, features: Literal[False] = False, description: str = ...
+    ) -> list[np.ndarray]: ...
+
+    @overload
+    def score(
+        self, groups: Sequence[Group], mode: str, features: Literal[True], description: str = ...
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]: ...
+
     @torch.no_grad()
     def score(
         self, groups: Sequence[Group], mode: str, features: bool = False, description: str = "teacher scores"
@@ -240,9 +250,9 @@ class Teacher:
                 (number, start, (a, candidates[start : start + size])) for start in range(0, len(candidates), size)
             ]
         rows = self.pack([piece for _, _, piece in pieces], mode)
-        order = np.argsort([len(row.ids) for row in rows], kind="stable")
+        order = np.argsort([len(row.ids) for row in rows], kind="stable").tolist()
         out = [np.zeros((len(candidates), 2), dtype=np.float32) for _, candidates in groups]
-        states = [None] * len(groups)
+        states: list[np.ndarray] = []
         begun = self.instruction(mode) if len(rows) > 1 else []
         for batch in progress(list(token_batches(order, rows, self.settings.batch_tokens)), description):
             logits, answer, _ = self.forward([rows[i] for i in batch], mode, begun)
@@ -250,16 +260,16 @@ class Teacher:
                 raise TrainingError(
                     "the teacher's scores are not finite; its checkpoint is damaged; remove teacher/model and run snakemake again"
                 )
-            logits, answer = logits.float().cpu().numpy(), answer.float().cpu().numpy()
+            judged, read = logits.float().cpu().numpy(), answer.float().cpu().numpy()
+            if features and not states:
+                states = [np.zeros((len(candidates), read.shape[1]), dtype=np.float32) for _, candidates in groups]
             at = 0
             for i in batch:
                 number, start, (_, candidates) = pieces[i]
                 block = slice(at, at + len(candidates))
-                out[number][start : start + len(candidates)] = logits[block]
+                out[number][start : start + len(candidates)] = judged[block]
                 if features:
-                    if states[number] is None:
-                        states[number] = np.zeros((len(groups[number][1]), answer.shape[1]), dtype=np.float32)
-                    states[number][start : start + len(candidates)] = answer[block]
+                    states[number][start : start + len(candidates)] = read[block]
                 at += len(candidates)
         return (out, states) if features else out
 

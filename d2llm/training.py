@@ -65,7 +65,7 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
     # All processes know the same; the first one tells it.
     first = accelerator.is_main_process
     log_file = folder / "log.jsonl" if first else None
-    if first:
+    if log_file is not None:
         log_file.unlink(missing_ok=True)
     data = PairData.load(config, chosen, getattr(recipe, "teacher", "teacher"))
     monitor = Monitor.load(config)
@@ -76,8 +76,9 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
     if config.pretext_of(method, variant):
         # A run's log tells all of its story; what is shared with others is told in each of theirs.
         pretext_seconds = read_json(origin / "summary.json")["seconds"]
-        for record in read_jsonl(origin / "log.jsonl") if first and (origin / "log.jsonl").exists() else []:
-            append_jsonl(log_file, record)
+        if log_file is not None and (origin / "log.jsonl").exists():
+            for record in read_jsonl(origin / "log.jsonl"):
+                append_jsonl(log_file, record)
     student = chosen.build(Backbone.load(origin, chosen.kind), recipe)
     student.limit_length(settings.max_length)
     student.to(accelerator.device)
@@ -112,11 +113,11 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
         record = fitting(update, student, made, len(batch) * (2 + batch.negative_count), accelerator, where)
         if number > 0.9 * steps:
             tail.append(record)
-        if first and (number % settings.log_every == 0 or number == steps):
+        if log_file is not None and (number % settings.log_every == 0 or number == steps):
             append_jsonl(log_file, {"stage": "fine-tuning", "step": number, "dataset": batch.dataset, **record})
         if monitor.due(number, steps):
             measured = monitor.measure(student, f"{method}/{variant} seed {seed}, step {number}")
-            if first:
+            if log_file is not None:
                 append_jsonl(log_file, {"stage": "dev", "step": number, **measured})
         bar.show(loss=record["loss"])
         loop.after(number, tail=tail, texts_at_once=None if student.cache is None else student.cache.size)
@@ -124,11 +125,12 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
         return
     with atomic(folder / "model") as place:
         accelerator.unwrap_model(wrapped).save(place)
+    used = data.width if recipe.hard_negatives is None else min(data.width, recipe.hard_negatives)
     write_json(
         folder / "summary.json",
         {"method": method, "variant": variant, "seed": seed, "kind": chosen.kind,
          "pooling": student.pooling_spec, "scorer": student.scorer_spec, "parameters": counts, "updates": steps,
-         "queries": steps * settings.batch_size, "negatives_per_query": min(data.width, recipe.hard_negatives or data.width), "pretext_seconds": pretext_seconds,
+         "queries": steps * settings.batch_size, "negatives_per_query": used, "pretext_seconds": pretext_seconds,
          "seconds": round(resume.before + time.perf_counter() - started, 1),
          "last_losses": {key: float(np.mean([r[key] for r in tail if key in r])) for key in sorted({k for r in tail for k in r})}},
     )  # fmt: skip

@@ -59,8 +59,11 @@ def test_no_registry_is_named() -> None:
 
 def test_hooks_have_the_locks_versions() -> None:
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
-    pins = [dict([version(requirement)]) for hook in hooks for requirement in hook["additional_dependencies"]]
+    own = [hook for hook in hooks if hook["language"] == "python"]
+    pins = [dict([version(requirement)]) for hook in own for requirement in hook["additional_dependencies"]]
     assert len(pins) == 3 and all(pin == {name: lock()[name] for name in pin} for pin in pins)
+    # All others are the environment's, which the lock made.
+    assert [hook["entry"] for hook in hooks if hook not in own] == [".venv/bin/mypy"]
 
 
 @pytest.mark.slow
@@ -92,6 +95,7 @@ def test_a_wheel_is_the_library_and_its_command(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in held if ".dist-info" not in name} == {"d2llm", "baselines"}
     code = {path.relative_to(ROOT).as_posix() for package in ("d2llm", "baselines") for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts}  # fmt: skip
     assert code <= held, sorted(code - held)
+    assert {"d2llm/py.typed", "baselines/py.typed"} <= held  # or type checkers take what is installed for untyped
 
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PYTHONDONTWRITEBYTECODE": "1"}
 

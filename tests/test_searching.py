@@ -16,6 +16,7 @@ import torch
 from tiny_run import changed
 
 import d2llm
+from d2llm import STUDENT
 from d2llm.cli import main, parser
 from d2llm.config import Config, dump
 from d2llm.errors import ArtifactError, ConfigError
@@ -177,6 +178,29 @@ def test_the_export_in_sentence_transformers(trained, folder, tmp_path):
         export(trained, "d2llm", "base", 1, place)
     with pytest.raises(ArtifactError):
         export(trained, "d2llm", "base", 77, tmp_path / "none")
+
+
+@pytest.mark.parametrize("kind", ["Embedder", "Interaction"])
+def test_an_exported_folder_without_its_student_is_one_line(kind: str, tmp_path: Path) -> None:
+    from d2llm import sentence_transformer
+
+    with pytest.raises(ArtifactError, match=rf"{tmp_path}: no folder {STUDENT} in it; export the student again"):
+        getattr(sentence_transformer, kind).load(str(tmp_path), STUDENT)
+
+
+def test_where_a_student_lies_may_come_with_or_without_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base class takes token, cache folder, revision and locality either way."""
+    from d2llm.sentence_transformer import Embedder
+
+    asked = []
+    monkeypatch.setattr(Embedder, "load_dir_path", lambda *places, **named: asked.append((places, named)))
+    for places, named in ((("t", "cache", "v1"), {"local_files_only": True}), ((), {"revision": "v1", "backend": "x"})):
+        with pytest.raises(ArtifactError):
+            Embedder.load("org/name", STUDENT, *places, **named)
+    assert asked == [
+        (("org/name", STUDENT), {"token": "t", "cache_folder": "cache", "revision": "v1", "local_files_only": True}),
+        (("org/name", STUDENT), {"revision": "v1"}),
+    ]
 
 
 def test_query_document_and_neither_are_framed_as_the_student_was_trained():

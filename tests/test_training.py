@@ -290,17 +290,18 @@ def test_each_loss_term_is_there_and_matters(tiny_scores: Config, tmp_path: Path
     assert len(set(found.values())) == len(found)  # no two of them trained alike
 
 
+@pytest.mark.parametrize("used", [0, 1])
 def test_negatives_that_a_method_leaves_out_are_not_embedded(
-    tiny_scores: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_scores: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: int
 ) -> None:
-    config = prepared(tiny_scores, tmp_path, methods={"d2llm": {"hard_negatives": 1}})
+    config = prepared(tiny_scores, tmp_path, methods={"d2llm": {"hard_negatives": used}})
     seen, plain = [], Student.embed_batch
     monkeypatch.setattr(
         Student, "embed_batch", lambda self, batch: seen.append(batch.negative_count) or plain(self, batch)
     )
     train(config, "d2llm", "base", 1)
-    assert seen == [1] * 6  # of the four that the pairs hold
-    assert read_json(Paths.of(config).run("d2llm", "base", 1) / "summary.json")["negatives_per_query"] == 1
+    assert seen == [used] * 6  # of the four that the pairs hold
+    assert read_json(Paths.of(config).run("d2llm", "base", 1) / "summary.json")["negatives_per_query"] == used
 
 
 def test_a_loss_that_is_not_a_number_names_method_step_and_term(

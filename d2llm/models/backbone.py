@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from d2llm.models import remote
 from d2llm.models.lora import adapters, add_lora, merged_state
 from d2llm.models.packing import layout, packs, padding_mask
 from d2llm.models.tokens import token_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Kind = Literal["decoder", "encoder"]
 Side = Literal["right", "left"]
@@ -29,7 +32,10 @@ class Backbone(nn.Module):
     `source` is the folder or hub id the weights came from; pretext stages take the language-model head from there.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, kind: Kind, source: str | None = None) -> None:
+    # A `PreTrainedModel`: its architecture, and with it most of its attributes, is not known before it is loaded.
+    model: Any
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, kind: Kind, source: str | None = None) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
@@ -141,7 +147,7 @@ class Backbone(nn.Module):
     # -------------------------------------------------------------------------------------------------------- forward
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Last hidden states (n, t, d) of padded ids (n, t); mask (n, t) is 1 on real tokens, padded on either side."""
-        options: dict[str, Tensor | None] = {"attention_mask": attention_mask}
+        options: dict[str, Tensor | bool | None] = {"attention_mask": attention_mask}
         if self.kind == "decoder":
             if bool(attention_mask[:, 0].all()):
                 # Padded on the right: causality already hides the padding from every real token, and no mask is fastest.
@@ -239,7 +245,9 @@ class Backbone(nn.Module):
         """Number of scalars that train, counting only the trained rows of a partly trained embedding."""
         partly = self.partly_trained()
         total = sum(p.numel() for p in self.model.parameters() if p.requires_grad and p is not partly)
-        return total + (0 if partly is None else len(self._trained_rows) * partly.shape[1])
+        if partly is None or self._trained_rows is None:
+            return total
+        return total + len(self._trained_rows) * partly.shape[1]
 
     @contextmanager
     def all_trainable(self) -> Iterator[None]:
@@ -295,7 +303,7 @@ def head_of(full: nn.Module) -> Callable[[Tensor], Tensor]:
     return heads[0]
 
 
-def _positions(model: nn.Module) -> int:
+def _positions(model: PreTrainedModel) -> int:
     """How many positions an encoder can tell apart; RoBERTa's kin count theirs from behind the padding index."""
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     if isinstance(table, nn.Embedding):

@@ -35,7 +35,8 @@ class ComposedLinear(Linear):
         """The one adapter that can be composed, or None."""
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1 or x.device.type != "cpu":
             return None
-        name, base = self.active_adapters[0], self.base_layer
+        name = self.active_adapters[0]
+        base: Any = self.base_layer  # of two sizes, linear; peft declares any module
         if name not in self.lora_A or name in self.lora_variant or self.fan_in_fan_out or self.lora_bias.get(name):
             return None
         if self.training and getattr(self.lora_dropout[name], "p", 0.0) > 0:

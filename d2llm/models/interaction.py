@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -159,18 +160,17 @@ class IEM(Scorer):
         self.squared = activation == "squared_relu"
         self.block_bytes = block_bytes
         self.first = nn.Linear(2 * size, hidden)
-        self.branches = nn.ModuleDict(
-            {name: nn.Linear(hidden, hidden) for name in (MODES if branches == "both" else ("shared",))}
-        )
+        made = {name: nn.Linear(hidden, hidden) for name in (MODES if branches == "both" else ("shared",))}
+        self.branches = nn.ModuleDict(made)
         self.head = nn.Linear(hidden, 1)
         self.skip_weight = nn.Parameter(torch.tensor(float(skip_scale))) if skip == "cosine" else None
-        for layer in (self.first, *self.branches.values(), self.head):
+        for layer in (self.first, *made.values(), self.head):
             nn.init.xavier_uniform_(layer.weight)
         if init == "matcher":
-            self._become_matcher(scale)
+            self._become_matcher(scale, made.values())
 
     @torch.no_grad()
-    def _become_matcher(self, scale: float) -> None:
+    def _become_matcher(self, scale: float, branches: Iterable[nn.Linear]) -> None:
         size, count = self.size, min(self.size, self.hidden // 2)
         if count == size:
             directions = torch.eye(size)
@@ -181,7 +181,7 @@ class IEM(Scorer):
         both = torch.cat([directions, -directions])
         self.first.weight[: 2 * count] = torch.cat([both, -both], 1)
         self.first.bias.zero_()
-        for branch in self.branches.values():
+        for branch in branches:
             nn.init.normal_(branch.weight, std=0.02 / math.sqrt(self.hidden))
             branch.weight.diagonal().add_(1.0)
             branch.bias.zero_()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
 from d2llm.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from d2llm.methods import Tuning
 
 
@@ -28,7 +30,7 @@ def linear_projections(model: nn.Module) -> list[str]:
     return found
 
 
-def add_lora(model: nn.Module, tuning: Tuning) -> nn.Module:
+def add_lora(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel:
     """The model with fresh adapters, which add nothing yet. Raises ConfigError where targets or first_layer fit no module."""
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -43,7 +45,7 @@ def add_lora(model: nn.Module, tuning: Tuning) -> nn.Module:
             raise ConfigError(f"tuning.first_layer: {tuning.first_layer}: the model has no layer as high")
     config = LoraConfig(
         r=tuning.r,
-        lora_alpha=tuning.alpha,
+        lora_alpha=tuning.alpha,  # type: ignore[arg-type]  # peft divides by r; it says int, and takes fractions
         lora_dropout=tuning.dropout,
         bias="none",
         target_modules=targets,
@@ -51,7 +53,7 @@ def add_lora(model: nn.Module, tuning: Tuning) -> nn.Module:
     )
     config._register_custom_module({nn.Linear: ComposedLinear})
     try:
-        return inject_adapter_in_model(config, model)
+        return cast("PreTrainedModel", inject_adapter_in_model(config, model))
     except ValueError as error:
         raise ConfigError(f"tuning.targets {targets}: {str(error).splitlines()[0]}") from error
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "packed_sdpa"
 
@@ -126,7 +129,7 @@ def _parts(groups: Groups, *sides: Tensor) -> Iterator[list[Tensor]]:
         start += count * length
 
 
-def packs(model: nn.Module) -> bool:
+def packs(model: PreTrainedModel) -> bool:
     """Whether a transformers body can run packed; if so, its attention is switched to one that can."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask

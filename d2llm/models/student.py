@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -199,16 +199,18 @@ class Student(nn.Module):
         """
         if len(queries) != len(passages):
             raise ValueError(f"{len(queries)} queries and {len(passages)} passages: expected one passage a query")
-        sides = []
-        for texts, role, part in (
+        sides: list[tuple[list[str], Role, Callable[[Tensor], Tensor]]] = [
             (queries, "query", self.scorer.query_cache),
             (passages, "passage", self.scorer.passage_cache),
-        ):
+        ]
+        parts = []
+        for texts, role, part in sides:
             distinct = list(dict.fromkeys(texts))
             place = {text: row for row, text in enumerate(distinct)}
-            vectors = torch.from_numpy(self.encode(distinct, role, mode, batch_size)).to(self.device)  # type: ignore[arg-type]
-            sides.append(part(vectors)[[place[text] for text in texts]])
-        return self.scorer.pairs_cached(*sides, mode).float().cpu().numpy()
+            vectors = torch.from_numpy(self.encode(distinct, role, mode, batch_size)).to(self.device)
+            parts.append(part(vectors)[[place[text] for text in texts]])
+        left, right = parts
+        return self.scorer.pairs_cached(left, right, mode).float().cpu().numpy()
 
     @torch.inference_mode()
     def attention(self, text: str, role: Role = "query", mode: Mode = "asymmetric") -> tuple[list[str], np.ndarray]:
