@@ -73,7 +73,7 @@ COMPUTING = ("accelerate", "numpy", "peft", "safetensors", "tokenizers", "torch"
 
 # ------------------------------------------------------------------------------------------------------------- code
 def code_digest(modules: list[str], root: Path = ROOT) -> str:
-    """Digest of modules and all of this project's modules they import, blind to comments, docstrings and layout.
+    """Digest of modules and all of this project's modules they import, blind to comments, docstrings, layout and `if TYPE_CHECKING:`.
 
     Which method a run trains is decided by name, so a method's file counts only where it is among `modules` or imported
     by a method that is. Thus editing one baseline touches its own trainings alone.
@@ -137,9 +137,19 @@ def imported_names(module: str, tree: ast.Module, root: Path) -> Iterator[str]:
 
 
 def parsed(module: str, root: Path) -> ast.Module:
-    """A module's syntax tree; an empty one for a module that is not there (running it will say so)."""
+    """A module's syntax tree as it runs; an empty one for a module that is not there (running it will say so)."""
     path = source(module, root)
-    return ast.parse(path.read_bytes(), filename=str(path)) if path else ast.Module(body=[], type_ignores=[])
+    tree = ast.parse(path.read_bytes(), filename=str(path)) if path else ast.Module(body=[], type_ignores=[])
+    return _Running().visit(tree)
+
+
+class _Running(ast.NodeTransformer):
+    """Leaves out what only type checkers read: an import there makes no job depend on a module."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        self.generic_visit(node)
+        name = node.test.attr if isinstance(node.test, ast.Attribute) else getattr(node.test, "id", "")
+        return node.orelse if name == "TYPE_CHECKING" else node
 
 
 def source(module: str, root: Path) -> Path | None:

@@ -82,6 +82,12 @@ def test_closure_follows_all_imports_but_plumbing_and_other_methods(project: Pat
         ("d2llm/losses.py", "# why\ndef loss(x):\n\n    'doc'\n    return (x)  # x\n", set()),
         ("d2llm/losses.py", "def loss(x):\n    return -x\n", {"bge", "sgpt", "udever"}),
         ("baselines/bge.py", "import d2llm.methods\nx = 2\n", {"bge"}),
+        ("d2llm/losses.py", "if TYPE_CHECKING:\n    import d2llm.unused\ndef loss(x):\n    return x\n", set()),
+        (
+            "d2llm/losses.py",
+            "if SOMETHING:\n    import d2llm.unused\ndef loss(x):\n    return x\n",
+            {"bge", "sgpt", "udever"},
+        ),
         ("baselines/sgpt.py", "import d2llm.methods\nx = 2\n", {"sgpt", "udever"}),
         ("d2llm/d2llm_method.py", "x = 2\n", set()),
         ("d2llm/unused.py", "x = 2\n", set()),
