@@ -432,6 +432,46 @@ def test_a_signal_while_the_disk_is_full_tells_what_is_lost(tmp_path: Path, monk
         advance(loop, weight, 1)
 
 
+STARTS = """
+import signal, subprocess, sys
+from d2llm.signals import pass_on
+signal.signal(signal.SIGTERM, lambda *_: sys.stdout.write("the starter: told\\n"))
+pass_on()
+jobs = [subprocess.Popen(["bash", "-c", '"$0" -c "$@"; true', sys.executable, sys.argv[1], *name.split()]) for name in sys.argv[2:]]
+for job in jobs:
+    job.wait()
+"""
+WAITS = """
+import signal, sys, time
+name = " ".join(sys.argv[1:])
+def say(word):
+    sys.stdout.write(name + ": " + word + "\\n")
+    sys.stdout.flush()
+def end(*_):
+    say("told")
+    sys.exit()
+if "deaf" not in name:
+    signal.signal(signal.SIGTERM, end)
+say("up")
+time.sleep(60 if name == "d2llm.cli train" else 2)
+say("not told")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what listens")
+def test_what_starts_a_job_passes_sigterm_on_to_a_training() -> None:
+    """On a cluster a scheduler tells the Snakemake that runs a job, not the job. A job that does not listen may still end by itself."""
+    names = ["d2llm.cli train", "d2llm.cli deaf", "another"]
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTS, WAITS, *names], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+    ) as starter:  # fmt: skip
+        up = {starter.stdout.readline() for _ in names}
+        assert up == {f"{name}: up\n" for name in names}
+        starter.send_signal(signal.SIGTERM)
+        said = starter.stdout.read()
+    assert sorted(said.splitlines()) == ["another: not told", "d2llm.cli deaf: not told", "d2llm.cli train: told", "the starter: told"]  # fmt: skip
+
+
 def job(config: Config, method: str, launcher: str = "") -> subprocess.Popen[str]:
     """A training as Snakemake starts it: by a shell, in a group of its own."""
     file = Path(config.results) / "config.yaml"
