@@ -130,11 +130,10 @@ class Loop:
         self.owner.last = time.monotonic()
         if word > 1:
             _highest(0, self._device)  # none ends before the first one has written
-            lost = f"; no checkpoint could be kept ({error}), so the next run goes on from the last one, if any"
-            raise Interrupted(
-                f"{self.name}: stopped by {signal.Signals(word).name} after update {update} of {self.steps}"
-                + (lost if error else "; the next run goes on from there")
-            )
+            name, then = signal.Signals(word).name, "the next run goes on from there"
+            if error:
+                then = f"no checkpoint could be kept ({error}), so the next run goes on from the last one, if any"
+            raise Interrupted(f"{self.name}: stopped by {name} after update {update} of {self.steps}; {then}")
         if error:
             get_logger(__name__).warning(
                 "%s, update %d: no checkpoint could be kept (%s); going on without", self.name, update, error
