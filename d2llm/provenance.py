@@ -40,6 +40,7 @@ PLUMBING = frozenset(
         "d2llm.reporting.catalogue",
         "d2llm.resume",
         "d2llm.section",
+        "d2llm.signals",
         "d2llm.stages",
         "d2llm.validation",
     )

@@ -3,6 +3,7 @@
 A checkpoint is one safetensors file with all that the rest of a loop depends on. It tells the job it belongs to (settings, code, inputs,
 versions), and is ignored by any other. The command line gives every job its own, and removes them in the end; what a loop
 computes is none of this module's business. Buffers are not kept, as no model here changes one in training.
+A signal that asks the job to end (`d2llm.signals`) is answered between two updates: a checkpoint, and one line.
 """
 
 from __future__ import annotations
@@ -11,18 +12,21 @@ import hashlib
 import json
 import random
 import re
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2llm.artifacts import atomic, remove, write_text
-from d2llm.errors import ArtifactError
+from d2llm.errors import ArtifactError, Interrupted, first_line
 from d2llm.logs import get_logger
 
 if TYPE_CHECKING:
     import numpy
     import torch
+
+    from d2llm.signals import Signals
 
 # Bump when what a checkpoint holds changes.
 LAYOUT = 1
@@ -38,6 +42,8 @@ class Resume:
         self, folder: Path | None = None, job: Mapping[str, Any] | None = None, minutes: float | None = None
     ) -> None:
         self.folder = folder if minutes else None
+        # Set by the command line: they listen while a loop runs that keeps checkpoints. Without, signals act as ever.
+        self.signals: Signals | None = None
         self.job = json.loads(json.dumps(job))
         self.interval = 60.0 * (minutes or 0.0)
         self.last = time.monotonic()
@@ -98,28 +104,48 @@ class Loop:
         self.done, self.notes, self.kept = 0, dict[str, Any](), False
         if file is not None:
             self._resume(file)
+            if owner.signals is not None and self.done < steps:
+                owner.signals.listen()
 
     def after(self, update: int, **notes: Any) -> None:
         """Call at the end of every update: keeps a checkpoint when it is time, and of the last update if there was one before.
 
-        `notes` are plain values the rest of the loop needs besides. All processes that share a training call it.
+        `notes` are plain values the rest of the loop needs besides. All processes that share a training call it. Raises
+        Interrupted, after a checkpoint, where a signal has come to any of them.
         """
         if self.file is None:
             return
+        signals = self.owner.signals
+        if signals is not None and update == self.steps:
+            signals.restore()  # what follows the loop keeps nothing, and need not be waited for
+        told = 0 if signals is None else signals.told
         last = update == self.steps and self.kept
-        if not last and not _agreed(int(time.monotonic() - self.owner.last >= self.owner.interval), self._device):
+        due = last or time.monotonic() - self.owner.last >= self.owner.interval
+        word = _highest(told or int(due), self._device)  # 0: go on; 1: a checkpoint is due; from 2 on: that signal came
+        if not word:
             return
         states = _gathered(json.dumps(_random_state()), self._device)
         self.kept = True
-        if _rank() == 0:
-            try:
-                self._write(self.file, update, notes, states)
-            except Exception as error:  # noqa: BLE001 - a full disk is told in many ways; the training itself is sound
-                get_logger(__name__).warning(
-                    "%s, update %d: no checkpoint could be kept (%s: %s); going on without",
-                    self.name, update, type(error).__name__, error,
-                )  # fmt: skip
+        error = self._written(self.file, update, notes, states) if _rank() == 0 else None
         self.owner.last = time.monotonic()
+        if word > 1:
+            _highest(0, self._device)  # none ends before the first one has written
+            name, then = signal.Signals(word).name, "the next run goes on from there"
+            if error:
+                then = f"no checkpoint could be kept ({error}), so the next run goes on from the last one, if any"
+            raise Interrupted(f"{self.name}: stopped by {name} after update {update} of {self.steps}; {then}")
+        if error:
+            get_logger(__name__).warning(
+                "%s, update %d: no checkpoint could be kept (%s); going on without", self.name, update, error
+            )
+
+    def _written(self, file: Path, update: int, notes: Mapping[str, Any], states: list[str]) -> str | None:
+        """Keep a checkpoint; what prevented it, if something did."""
+        try:
+            self._write(file, update, notes, states)
+        except Exception as error:  # noqa: BLE001 - a full disk is told in many ways; the training itself is sound
+            return f"{type(error).__name__}: {first_line(error)}"
+        return None
 
     @property
     def _device(self) -> torch.device:
@@ -303,6 +329,17 @@ def _agreed(value: int, device: torch.device) -> int:
 
     told = torch.tensor(value, device=device)
     torch.distributed.broadcast(told, 0)
+    return int(told)
+
+
+def _highest(value: int, device: torch.device) -> int:
+    """The highest of all processes' values, in all of them."""
+    if not _shared():
+        return value
+    import torch
+
+    told = torch.tensor(value, device=device)
+    torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
     return int(told)
 
 

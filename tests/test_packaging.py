@@ -1,5 +1,6 @@
 """The ways to install name the same versions, and none names a registry; a wheel holds the library and its command alone."""
 
+import importlib.util
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import types
 import zipfile
 from pathlib import Path
 
@@ -53,7 +55,14 @@ def test_linux_gets_the_cpu_build() -> None:
 
 
 def test_no_registry_is_named() -> None:
-    for name in ("requirements.lock", "pyproject.toml", "environment.yml", "Makefile", ".ci/run"):
+    for name in (
+        "requirements.lock",
+        "requirements.hashes.lock",
+        "pyproject.toml",
+        "environment.yml",
+        "Makefile",
+        ".ci/run",
+    ):
         assert "://" not in (ROOT / name).read_text(encoding="utf-8"), name
 
 
@@ -64,6 +73,66 @@ def test_hooks_have_the_locks_versions() -> None:
     assert len(pins) == 3 and all(pin == {name: lock()[name] for name in pin} for pin in pins)
     # All others are the environment's, which the lock made.
     assert [hook["entry"] for hook in hooks if hook not in own] == [".venv/bin/mypy"]
+
+
+# --------------------------------------------------------------------------------------------------------------- digests
+def test_the_hashed_lock_has_the_same_pins_and_a_digest_of_each() -> None:
+    """Renewed by `make hashes`, as its head says."""
+    text = (ROOT / "requirements.hashes.lock").read_text(encoding="utf-8")
+    plain = [line for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines() if line[:1] not in ("", "#")]  # fmt: skip
+    pins = [
+        re.split(r" \\\n\s+", pin) for pin in re.split(r"\n(?=\w)", re.sub(r"^#.*\n", "", text, flags=re.M).strip())
+    ]
+    assert [pin for pin, *_ in pins] == plain, "run `make hashes`"
+    for pin, *digests in pins:
+        assert digests and len(set(digests)) == len(digests), pin
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", digest) for digest in digests), pin
+    head = text[: text.index("accelerate==")]
+    assert "`make hashes`" in head and "requirements.lock" in head
+    assert re.search(r"^#   torch-[\d.]+\+cpu-cp311-cp311-manylinux_\w+_x86_64\.whl$", head, re.M)
+    assert "tools/hash_lock.py" in re.search(r"^hashes:.*\n\t(.*)$", (ROOT / "Makefile").read_text(), re.M)[1]
+
+
+@pytest.fixture
+def hash_lock() -> types.ModuleType:
+    """tools/hash_lock.py."""
+    spec = importlib.util.spec_from_file_location("hash_lock", ROOT / "tools" / "hash_lock.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_digests_are_of_the_pinned_versions_files_alone(hash_lock: types.ModuleType) -> None:
+    files = {
+        "a_b-1.0-py3-none-any.whl": "1", "a-b-1.0.tar.gz": "2", "a_b-1.0.1.tar.gz": "3", "a_b-1.0+cpu-cp311-cp311-linux_x86_64.whl": "4",
+        "a-b-1.0.exe": "5", "a_b_c-1.0.tar.gz": "6", "index.html": "7",
+    }  # fmt: skip
+    assert set(hash_lock.hashes(iter(files.items()), "A.b", "1.0").values()) == {"1", "2"}
+    assert set(hash_lock.hashes(iter(files.items()), "a_b", "1.0+cpu").values()) == {"4"}
+    pins = {("A.b", "1.0", " ; os"): {"x": "22", "y": "11"}, ("a_b", "1.0+cpu", ""): {"z.whl": "4"}}
+    assert hash_lock.written(pins).removeprefix(hash_lock.HEAD) == (
+        "#   z.whl\nA.b==1.0 ; os \\\n    --hash=sha256:11 \\\n    --hash=sha256:22\na_b==1.0+cpu \\\n    --hash=sha256:4\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([], "a==1.0: no file where pip looks"),
+        ([("a-2.0.tar.gz", "1")], "a==1.0: no file where pip looks"),
+        ([("a-1.0.tar.gz", None)], "a-1.0.tar.gz: listed without a SHA-256"),
+        ([("a-1.0.tar.gz", "1"), ("a-1.0.tar.gz", "2")], "a-1.0.tar.gz: two indexes list different bytes"),
+    ],
+)
+def test_a_release_that_cannot_be_vouched_for_is_refused(hash_lock: types.ModuleType, files: list, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        hash_lock.hashes(iter(files), "a", "1.0")
+
+
+def test_a_line_that_pins_nothing_is_refused(hash_lock: types.ModuleType) -> None:
+    assert hash_lock.pins("# a\n\na-b==1.0+cpu ; x == 'y'\n") == [("a-b", "1.0+cpu", " ; x == 'y'")]
+    with pytest.raises(ValueError, match="'a>=1': expected name==version"):
+        hash_lock.pins("a>=1")
 
 
 @pytest.mark.slow

@@ -7,8 +7,14 @@ import json
 import logging
 import os
 import random
+import re
+import shlex
 import signal
 import socket
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +24,15 @@ import pytest
 import torch
 from test_training import prepared, tuned
 
-from d2llm import optimization, pretext, pretraining, teacher_tuning, training
-from d2llm.config import Config
+from d2llm import optimization, pretext, pretraining, signals, teacher_tuning, training
+from d2llm.config import Config, dump
+from d2llm.errors import Interrupted
 from d2llm.models.student import Student
 from d2llm.paths import Paths
 from d2llm.resume import Loop, Resume
+from d2llm.signals import Signals
 
+ROOT = Path(__file__).resolve().parent.parent
 JOB = {"settings": {"a": 1}, "code": "c", "inputs": {}, "threads": 1, "versions": {}}
 
 
@@ -89,6 +98,16 @@ CASES: dict[str, Case] = {
         lambda paths: paths.run("udever", "base", 1),
         {"training": {"steps": 30, "log_every": 1}},
     ),
+    "bge": (
+        lambda config, kept: training.run(config, "bge", "base", 1, kept),
+        lambda paths: paths.run("bge", "base", 1),
+        {"training": {"log_every": 1, "dev_every": 3}},
+    ),
+    "retromae": (
+        lambda config, kept: training.run(config, "retromae", "base", 1, kept),
+        lambda paths: paths.run("retromae", "base", 1),
+        {"training": {"log_every": 1}},
+    ),
     "teacher": (
         lambda config, kept: teacher_tuning.run(config, "teacher-own", kept),
         lambda paths: paths.teacher("teacher-own"),
@@ -120,6 +139,8 @@ CASES: dict[str, Case] = {
         {"methods": {"llara": {"adaptation": {"steps": 6}}}},
     ),
 }
+# Fine-tuning of all weights, which starts from the method's own pre-training.
+FULL = ("bge", "retromae")
 # Within the last tenth, whose losses the summary tells.
 STOPS = {"udever": 29, "decoder": 29}
 
@@ -148,6 +169,9 @@ def test_stopped_anywhere_the_same_bytes(
         target = result(Paths.of(config))
         if target.is_symlink():
             target.unlink()
+        if name in FULL:
+            assert config.recipe(name).tuning.kind == "full"
+            pretext.run(config, name, "base")
     with monkeypatch.context() as patched:
         done = stop_at(patched)
         work(whole, Resume())
@@ -304,6 +328,199 @@ def test_texts_at_a_time_stay_halved(tiny_scores: Config, tmp_path: Path, monkey
     training.run(config, "sgpt", "base", 1, Resume(tmp_path / "state", JOB, 1e-9))
     assert len(set(sizes)) == 1 and sizes[0] is not None
     assert len(sizes) == config.training.steps - 2
+
+
+# -------------------------------------------------------------------------------------------------------------- signals
+def handlers() -> list[Any]:
+    return [signal.getsignal(number) for number in signals.NOTED]
+
+
+def listening(folder: Path, minutes: float | None = 10.0) -> Resume:
+    """As the command line makes one."""
+    owner = Resume(folder, JOB, minutes)
+    owner.signals = Signals()
+    return owner
+
+
+@pytest.mark.parametrize("number", signals.NOTED)
+def test_a_signal_ends_a_training_after_its_update_and_a_checkpoint(number: int, tmp_path: Path) -> None:
+    """Long before a checkpoint would be due."""
+    before = handlers()
+    loop, whole = toy(Resume(), tmp_path / "log.jsonl")
+    disturb()
+    advance(loop, whole, 9)
+    owner = listening(tmp_path / "state")
+    loop, weight = toy(owner, tmp_path / "log.jsonl")
+    disturb()
+    with owner.signals:
+        advance(loop, weight, 3)
+        loop.done = 3
+        signal.raise_signal(number)  # in the fourth update
+        name = signal.Signals(number).name
+        with pytest.raises(Interrupted, match=f"^toy: stopped by {name} after update 4 of 10; the next run goes on"):
+            advance(loop, weight, 1, tail=[2.5])
+    assert handlers() == before
+    disturb()
+    loop, cut = toy(Resume(tmp_path / "state", JOB, 10.0), tmp_path / "log.jsonl")
+    assert (loop.done, loop.notes) == (4, {"tail": [2.5]})
+    advance(loop, cut, 5)
+    assert torch.equal(whole, cut)
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is passed on by a parent at the same moment is not a second one."""
+
+    def end(*_: object) -> None:
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        owner = listening(tmp_path / "state")
+        with owner.signals:
+            toy(owner, tmp_path / "log.jsonl")
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            monkeypatch.setattr(signals, "SAME", 0.0)
+            with pytest.raises(Stopped):
+                signal.raise_signal(signal.SIGTERM)
+            assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not (tmp_path / "state").exists()
+
+
+def test_signals_act_as_ever_where_no_checkpoint_is_kept_and_outside_of_loops(tmp_path: Path) -> None:
+    before, log = handlers(), tmp_path / "log.jsonl"
+    for owner in (Resume(), Resume(tmp_path / "state", JOB, 10.0), listening(tmp_path / "state", 0)):
+        advance(*toy(owner, log), 3)
+        assert handlers() == before
+    owner = listening(tmp_path / "state")
+    assert handlers() == before
+    loop, weight = toy(owner, log)
+    assert handlers() == [owner.signals._note] * 2
+    advance(loop, weight, 9)
+    loop.done = 9
+    assert handlers() == [owner.signals._note] * 2
+    advance(loop, weight, 1)
+    assert handlers() == before
+
+    owner = listening(tmp_path / "state")
+    thread = threading.Thread(target=lambda: advance(*toy(owner, log), 3))
+    thread.start()
+    thread.join()
+    assert handlers() == before and owner.signals.told == 0
+
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts in the background
+    try:
+        with owner.signals:
+            toy(owner, log)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+
+
+def test_a_signal_while_the_disk_is_full_tells_what_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    owner = listening(tmp_path / "state")
+    loop, weight = toy(owner, tmp_path / "log.jsonl")
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    told = r"after update 1 of 10; no checkpoint could be kept \(OSError: \[Errno 28\] .*\), so the next run goes on from the last one"
+    with owner.signals, pytest.raises(Interrupted, match=told):
+        signal.raise_signal(signal.SIGTERM)
+        advance(loop, weight, 1)
+
+
+STARTS = """
+import signal, subprocess, sys
+from d2llm.signals import pass_on
+signal.signal(signal.SIGTERM, lambda *_: sys.stdout.write("the starter: told\\n"))
+pass_on()
+jobs = [subprocess.Popen(["bash", "-c", '"$0" -c "$@"; true', sys.executable, sys.argv[1], *name.split()]) for name in sys.argv[2:]]
+for job in jobs:
+    job.wait()
+"""
+WAITS = """
+import signal, sys, time
+name = " ".join(sys.argv[1:])
+def say(word):
+    sys.stdout.write(name + ": " + word + "\\n")
+    sys.stdout.flush()
+def end(*_):
+    say("told")
+    sys.exit()
+if "deaf" not in name:
+    signal.signal(signal.SIGTERM, end)
+say("up")
+time.sleep(60 if name == "d2llm.cli train" else 2)
+say("not told")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what listens")
+def test_what_starts_a_job_passes_sigterm_on_to_a_training() -> None:
+    """On a cluster a scheduler tells the Snakemake that runs a job, not the job. A job that does not listen may still end by itself."""
+    names = ["d2llm.cli train", "d2llm.cli deaf", "another"]
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTS, WAITS, *names], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+    ) as starter:  # fmt: skip
+        up = {starter.stdout.readline() for _ in names}
+        assert up == {f"{name}: up\n" for name in names}
+        starter.send_signal(signal.SIGTERM)
+        said = starter.stdout.read()
+    assert sorted(said.splitlines()) == ["another: not told", "d2llm.cli deaf: not told", "d2llm.cli train: told", "the starter: told"]  # fmt: skip
+
+
+def job(config: Config, method: str, launcher: str = "") -> subprocess.Popen[str]:
+    """A training as Snakemake starts it: by a shell, in a group of its own."""
+    file = Path(config.results) / "config.yaml"
+    file.write_text(dump(config), encoding="utf-8")
+    arguments = f"train --method {method} --seed 1 --config {shlex.quote(str(file))} --inputs {shlex.quote(str(Paths.of(config).pairs))}"
+    command = f"set -euo pipefail;  {shlex.quote(sys.executable)} {launcher} -m d2llm.cli {arguments}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        ["bash", "-c", command], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def signalled(started: subprocess.Popen[str], log: Path, updates: int) -> str:
+    """Its errors, after SIGTERM to its group once so many updates are logged."""
+    deadline = time.monotonic() + 240
+    while not log.exists() or log.read_bytes().count(b"\n") < updates:
+        assert started.poll() is None and time.monotonic() < deadline, started.communicate()[1]
+        time.sleep(0.005)
+    os.killpg(started.pid, signal.SIGTERM)
+    return started.communicate(timeout=120)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "processes"), [("sgpt", 1), ("d2llm", 2)])
+def test_a_job_told_to_end_goes_on_with_the_same_bytes(
+    method: str, processes: int, tiny_scores: Config, tmp_path: Path
+) -> None:
+    """Of two processes, torchrun gets the signal and tells both."""
+    steps = 200 // processes
+    settings = {"steps": steps, "log_every": 1, "dev_every": 0, "processes": processes}
+    whole, cut = (prepared(tiny_scores, tmp_path / side, training=settings) for side in ("whole", "cut"))
+    launcher = f"-m torch.distributed.run --standalone --nproc_per_node {processes}" if processes > 1 else ""
+    folders = [Paths.of(config).run(method, "base", 1) for config in (whole, cut)]
+    assert job(whole, method, launcher).wait(240) == 0
+    stopped = job(cut, method, launcher)
+    said = signalled(stopped, folders[1] / "log.jsonl", 3)
+    line = rf"error: fine-tuning: stopped by SIGTERM after update (\d+) of {steps}; the next run goes on from there"
+    at = int(re.search(line, said)[1])
+    assert stopped.returncode == (2 if processes == 1 else 1) and 3 <= at < steps
+    assert not (folders[1] / "model").exists()
+    again = job(cut, method, launcher)
+    assert again.wait(240) == 0, again.communicate()[1]
+    record = json.loads((folders[1] / "provenance.json").read_text(encoding="utf-8"))
+    assert record["resumed"] == {"fine-tuning": at}
+    found = []
+    for folder in folders:
+        found.append(digests(folder))
+        del found[-1]["provenance.json"]
+    assert found[0] == found[1] and any("safetensors" in file for file in found[0])
 
 
 # ------------------------------------------------------------------------------------------------------------ processes

@@ -1,10 +1,14 @@
 """Kill campaign: a whole run in miniature, killed again and again at seeded moments of every stage, must end with the scores of one left alone.
 
     python tests/campaigns/kill.py --folder FOLDER [--kills 36] [--seed 1] [--stages STAGE …] [--whole RESULTS]
+    python tests/campaigns/kill.py --folder FOLDER --aim collect runtime table report notebook [--seed 1] [--whole RESULTS]
 
 Works on a copy of the repository below FOLDER whose own config is a miniature, so that what follows every kill is a plain `snakemake --cores 2`.
 Prints a line a kill and a summary, writes both to FOLDER/report.md, and exits with 1 where scores or models differ, a training that Snakemake saw
 finish was done again, or a restart did not go on. Takes about 20 minutes; pytest does not run it. What it found: docs/reliability.md.
+
+With --aim, stages that are over in seconds are hit as well: whichever of the named ones starts a job is killed at once, six times each (either
+signal to the main process, the job, the process group), however long the run takes to come to it.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -21,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +56,16 @@ STAGES = (
     "texts", "data", "base", "teacher", "negatives", "teacher-scores", "pretext", "train", "evaluate", "collect",
     "comparison", "runtime", "table", "figure", "report", "notebook",
 )  # fmt: skip
+AIMS = (*STAGES, "ablations", "examples")
 TRAINING = ("base", "teacher", "pretext", "train")
 TARGETS = ("main", "job", "group")
 # Seconds to wait for a job of the planned stage, which may have none left.
 PATIENCE = 15.0
+# Of an aimed kill, at most: seconds into the job. Half of them are start-up.
+SOON = 2.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Kill:
     """One kill: when (seconds after the start of its Snakemake), in which stage, by what, of what, and what became of it."""
 
@@ -125,36 +134,45 @@ class Campaign:
                 continue
         return found
 
-    def wait_for(self, stage: str, main: subprocess.Popen[bytes], patience: float) -> int | None:
-        """A process that runs a job of the stage, as soon as there is one; after so many seconds of any; None when Snakemake ends before."""
+    def wait_for(self, stages: set[str], main: subprocess.Popen[bytes], patience: float) -> tuple[int, str] | None:
+        """A job of one of the stages and which, as soon as there is one; after so many seconds any job; None when Snakemake ends before."""
         seen = None
         while main.poll() is None:
-            running = self.jobs(main)
-            wanted = [pid for pid, line in running.items() if line[0] == stage]
+            running = {pid: line[0] for pid, line in self.jobs(main).items()}
+            wanted = {pid: stage for pid, stage in running.items() if stage in stages}
             seen = seen or (time.monotonic() if running else None)
             if not wanted and running and time.monotonic() - seen > patience:
-                wanted = list(running)
+                wanted = running
             if wanted:
-                return wanted[0]
+                return next(iter(wanted.items()))
             time.sleep(0.02)
         return None
 
-    def kill(self, plan: Kill) -> bool:
-        """Start a run, kill it as planned, and wait until Snakemake has ended; False when the run ended before."""
+    def kill(self, plans: list[Kill], patience: float) -> Kill:
+        """Start a run, carry out the first plan whose stage has a job running, and wait until Snakemake has ended.
+
+        Returns that plan; where the run ended before, the first one, its `after` still 0. With endless patience, a job that ends before
+        its kill was not hit, and the next is waited for.
+        """
         main, started = self.start(), time.monotonic()
-        job = self.wait_for(plan.stage, main, PATIENCE)
-        if job is None:
-            main.wait()
-            plan.outcome = f"the run ended before, exit code {main.returncode}"
-            return False
-        time.sleep(plan.delay)
-        running = self.jobs(main)
+        while True:
+            found = self.wait_for({plan.stage for plan in plans}, main, patience)
+            if found is None:
+                plans[0].outcome = f"the run ended before, exit code {main.wait()}"
+                return plans[0]
+            job, stage = found
+            plan = next((plan for plan in plans if plan.stage == stage), plans[0])
+            time.sleep(plan.delay)
+            running = self.jobs(main)
+            if job in running or patience < math.inf:
+                break
+            plan.delay /= 2
         if job not in running and plan.target == "job":  # it has ended
             while not running and main.poll() is None:
                 running = self.jobs(main)
             if not running:
                 plan.outcome = f"the run ended before, exit code {main.wait()}"
-                return False
+                return plan
             job = next(iter(running))
         plan.stage = (
             ", ".join(dict.fromkeys(line[0] for line in running.values())) if plan.target != "job" else running[job][0]
@@ -175,7 +193,12 @@ class Campaign:
             plan.outcome = "went on, killed as a group; "
         left = [line[0] for line in self.jobs().values()]
         plan.outcome += f"exit code {main.returncode}" + (f", left behind: {', '.join(left)}" if left else "")
-        return True
+        return plan
+
+    def error(self) -> str:
+        """The first error that the last start told, but for a training's word that it was told to end; empty where there is none."""
+        said = re.findall(r"error: .*", self.log(self.starts))
+        return next((line for line in said if "stopped by SIG" not in line), "")
 
 
 def history(campaign: Campaign) -> tuple[Counter[str], Counter[str]]:
@@ -235,6 +258,29 @@ def plans(count: int, seed: int, among: list[str]) -> list[Kill]:
     return made
 
 
+def aims(stages: list[str], seed: int) -> dict[str, list[Kill]]:
+    """By stage: every signal to every target once. Last what lets the job end, as there may be no other of its stage."""
+    rng = random.Random(seed)
+    kinds = [(name, target) for target in ("job", "group", "main") for name in ("SIGKILL", "SIGTERM")]
+    return {
+        stage: [Kill(0.0, stage, rng.uniform(0.0, SOON), name, target) for name, target in kinds] for stage in stages
+    }
+
+
+def carried_out(cut: Campaign, planned: list[Kill], aimed: dict[str, list[Kill]]) -> Iterator[Kill]:
+    """Every kill, once it is done: those that are planned, then those that are aimed, until the run has come to its end."""
+    for plan in planned:
+        yield cut.kill([plan], PATIENCE)
+    while left := [kills[0] for kills in aimed.values() if kills]:
+        done = cut.kill(left, math.inf)
+        yield done
+        if not done.after:
+            return
+        for kills in aimed.values():
+            if done in kills:
+                kills.remove(done)
+
+
 def table(kills: list[Kill]) -> list[str]:
     lines = [
         "| | stage | seconds into its job | seconds into the run | signal | to | outcome |",
@@ -258,6 +304,13 @@ def main() -> int:
     parser.add_argument(
         "--stages", nargs="+", choices=STAGES, default=STAGES, help="where to kill (default: everywhere)"
     )
+    parser.add_argument(
+        "--aim",
+        nargs="+",
+        choices=AIMS,
+        default=[],
+        help="instead: six kills of each of these, whenever it starts a job",
+    )
     options = parser.parse_args()
     if options.whole is None:
         campaign = Campaign(options.folder.resolve() / "whole")
@@ -268,13 +321,16 @@ def main() -> int:
     else:
         whole = options.whole
     cut = Campaign(options.folder.resolve() / "cut")
-    kills, problems = plans(options.kills, options.seed, options.stages), []
-    for number, kill in enumerate(kills, 1):
-        if not cut.kill(kill) and "exit code 0" not in kill.outcome:
+    planned = [] if options.aim else plans(options.kills, options.seed, options.stages)
+    aimed = aims(options.aim, options.seed)
+    kills, problems = [], []
+    for number, kill in enumerate(carried_out(cut, planned, aimed), 1):
+        kills.append(kill)
+        if not kill.after and "exit code 0" not in kill.outcome:
             problems.append(f"kill {number}: {kill.outcome}")
-        if "error: " in cut.log(cut.starts) and kill.target != "job":
-            problems.append(f"kill {number}: {re.search('error: .*', cut.log(cut.starts))[0]}")
-        print(table(kills[:number])[-1], flush=True)
+        if cut.error() and kill.target != "job":
+            problems.append(f"kill {number}: {cut.error()}")
+        print(table(kills)[-1], flush=True)
     end = cut.start().wait()
     if end != 0:
         problems.append(f"the last, undisturbed start ended with {end}")
@@ -293,6 +349,7 @@ def main() -> int:
         *table(kills), "",
         f"Kills: {sum(hit.values())} ({', '.join(f'{name} {target} {times}' for (name, target), times in sorted(hit.items()))}), seed {options.seed}.",
         f"Stages hit: {', '.join(dict.fromkeys(kill.stage for kill in kills if kill.after))}.",
+        *(f"Aimed at and not hit, as the run had ended: {stage}, {len(left)} times." for stage, left in aimed.items() if left),
         f"Starts of trainings: {sum(started.values())} for {len(started)} trainings; of those that had finished, done again: {sum(again.values())}.",
         f"Went on from a checkpoint (last start of each): {len(resumed)}: " + "; ".join(f"{name} {told}" for name, told in resumed.items()) + ".",
         f"Files compared (scores.csv, predictions, all weights): {len(expected)}; different: {len(differing)}.",

@@ -23,6 +23,12 @@ from d2llm.paths import PROVENANCE, Paths, beside
 from d2llm.provenance import content_digest
 from d2llm.reporting import captions
 from d2llm.reporting.catalogue import FIGURES, TABLES
+from d2llm.signals import pass_on
+
+# On a cluster every job has a Snakemake of its own. A scheduler may tell that alone to end, and Snakemake only waits for its job:
+# let a training hear of it, and keep a checkpoint.
+if not workflow.is_main_process:
+    pass_on()
 
 
 # ---------------------------------------------------------------------------------------------------------- config
