@@ -78,13 +78,16 @@ def pass_on() -> None:
 
 def listeners() -> list[int]:
     """Processes below this one that run the command line and handle SIGTERM. As Linux tells; none elsewhere."""
-    parents, found = {}, []
+    parents, found = dict[int, int](), list[int]()
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended
             status = (folder / "status").read_text(encoding="utf-8", errors="replace")
             process = int(folder.name)
-            parents[process] = int(re.search(r"^PPid:\s*(\d+)", status, re.M)[1])
-            handled = int(re.search(r"^SigCgt:\s*([0-9a-f]+)", status, re.M)[1], 16)
+            parent = re.search(r"^PPid:\s*(\d+)", status, re.M)
+            caught = re.search(r"^SigCgt:\s*([0-9a-f]+)", status, re.M)
+            if parent is None or caught is None:
+                continue
+            parents[process], handled = int(parent[1]), int(caught[1], 16)
             if handled >> signal.SIGTERM - 1 & 1 and b"d2llm.cli" in (folder / "cmdline").read_bytes().split(b"\0"):
                 found.append(process)
 
