@@ -28,13 +28,22 @@ def value(method: str, seed: int, task: int, metric: int) -> float:
     return SKILL[method] + 0.01 * task + 0.001 * metric + 0.0001 * seed
 
 
-def make(folder: Path, *, methods: tuple[str, ...] = ("bge", "sgpt", "d2llm"), seeds: tuple[int, ...] = (1,)) -> Config:
-    """Write scores, comparisons and tables of a run; returns its config."""
+def make(
+    folder: Path,
+    *,
+    methods: tuple[str, ...] = ("bge", "sgpt", "d2llm"),
+    seeds: tuple[int, ...] = (1,),
+    variants: dict[str, dict] | None = None,
+) -> Config:
+    """Write scores, comparisons and tables of a run; returns its config. The scores of the n-th variant are n hundredths above its method's."""
     settings = {"results": str(folder), "methods": {name: {} for name in methods}, "seeds": list(seeds)}
-    config = load([], settings)
+    config = load([], settings | ({"variants": variants} if variants else {}))
     paths = Paths.of(config)
     write_text(paths.config, dump(config))
     found = scores(methods, seeds)
+    for place, (name, about) in enumerate((variants or {}).items(), 1):
+        own = found[(found["method"] == about["method"]) & (found["variant"] == "base") & found["seed"].isin(seeds[:1])]
+        found = pd.concat([found, own.assign(variant=name, value=own["value"] + 0.01 * place)], ignore_index=True)
     write_frame(paths.scores, found)
     found.to_csv(paths.scores_csv, index=False)
     compared = comparisons(methods, seeds)
