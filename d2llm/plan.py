@@ -1,13 +1,14 @@
 """`d2llm plan`: what a configuration will cost, before anything runs: tokens, FLOPs, hours, memory and disk of every stage.
 
-Sizes of base models are read from their configurations (of the hub: that one small file); numbers of examples from what has been
-downloaded, else from `sample`, else assumed. The arithmetic is the usual one (Kaplan et al. 2020, section 2.1; Korthikanti et al. 2022,
+Sizes of base models are read from their configurations (of the hub: that one small file); numbers of examples from the data stage
+or one's own files, else from `sample`, else assumed. The arithmetic is the usual one (Kaplan et al. 2020, section 2.1; Korthikanti et al. 2022,
 section 4.1 for activations): 2 FLOPs a weight and token forward, plus attention; a backward pass twice a forward, once where the weights stay.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,10 @@ from d2llm.methods import method as find
 from d2llm.paths import Paths
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import pandas as pd
+
     from d2llm.config import BaseSettings, CheckpointSettings, Config
     from d2llm.methods import Recipe, Tuning
 
@@ -167,10 +172,17 @@ def tokens_of(text: str) -> float:
 
 
 def amounts(config: Config, usual: int) -> Amounts:
-    """From the data stage where it has run; else from samples; else `usual` queries a training set is assumed, and said."""
+    """From the data stage where it has run, or from one's own files where they are there; else from samples; else `usual` queries a training set
+    is assumed, and said. Raises DataError for a file that is wrong."""
     paths = Paths.of(config)
     if paths.train_pairs.exists():
         return measured(paths)
+    own = config.data.files
+    if config.data.source == "files" and not own.downloads() and all(map(os.path.isfile, own.paths().values())):
+        from d2llm.data import build
+
+        made = build.from_files(config)
+        return counted(made.train, made.pool, made.tasks["test"].values())
     if config.data.source == "world":
         w = config.data.world
         queries = int(1.5 * w.nli_premises + 1.5 * w.sts_pairs + 3 * w.queries)
@@ -215,28 +227,36 @@ def measured(paths: Paths) -> Amounts:
     """From what the data stage wrote, and the stage `texts` where it has run as well."""
     import pandas as pd
 
-    train = pd.read_parquet(paths.train_pairs)
-    pool = pd.read_parquet(paths.pool)
-
-    def tokens(column: pd.Series) -> float:
-        return float(column.sample(min(len(column), 500), random_state=0).map(tokens_of).mean())
-
-    modes = {mode: tokens(part["positive"]) for mode, part in train.groupby("mode")}
-    pairs = corpus = asked = 0
-    scored = 0.0
+    sets = []
     for folder in sorted(path.parent for path in paths.tasks.glob("*/task.json")):
         if (folder / "test.parquet").exists():
-            pairs += len(pd.read_parquet(folder / "test.parquet"))
+            sets.append({"pairs": pd.read_parquet(folder / "test.parquet")})
         elif (folder / "test").is_dir():
-            first, second = (
-                len(pd.read_parquet(folder / "test" / f"{part}.parquet")) for part in ("queries", "corpus")
-            )
+            sets.append({name: pd.read_parquet(folder / f"test/{name}.parquet") for name in ("queries", "corpus")})
+    plain = pd.read_parquet(paths.pretraining)["text"] if paths.pretraining.exists() else None
+    return counted(pd.read_parquet(paths.train_pairs), pd.read_parquet(paths.pool), sets, plain)
+
+
+def counted(
+    train: pd.DataFrame, pool: pd.DataFrame, sets: Iterable[dict[str, pd.DataFrame]], plain: pd.Series | None = None
+) -> Amounts:
+    """Of training pairs, pool, test sets ("pairs", or "queries" and "corpus") and unlabelled texts; without these, what training shows."""
+    import pandas as pd
+
+    def sample(column: pd.Series) -> pd.Series:
+        return column.sample(min(len(column), 500), random_state=0).map(tokens_of)
+
+    modes = {mode: float(sample(part["positive"]).mean()) for mode, part in train.groupby("mode")}
+    pairs = corpus = asked = 0
+    scored = 0.0
+    for frames in sets:
+        if "pairs" in frames:
+            pairs += len(frames["pairs"])
+        else:
+            first, second = len(frames["queries"]), len(frames["corpus"])
             asked, corpus, scored = asked + first, corpus + second, scored + float(first) * second
-    plain = pd.concat([train["query"], pool["text"]]).drop_duplicates()
-    if paths.pretraining.exists():
-        plain = pd.read_parquet(paths.pretraining)["text"]
-    lengths = plain.sample(min(len(plain), 500), random_state=0).map(tokens_of)
-    shares = lengths.value_counts(normalize=True).to_dict()
+    plain = pd.concat([train["query"], pool["text"]]).drop_duplicates() if plain is None else plain
+    shares = sample(plain).value_counts(normalize=True).to_dict()
     longest = tokens_of(max(plain, key=len))
     return Amounts(len(train), len(pool), len(plain), pairs, corpus, asked, scored, modes.get("symmetric", 0.0), modes.get("asymmetric", 0.0), shares, longest, ())  # fmt: skip
 

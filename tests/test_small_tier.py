@@ -45,8 +45,8 @@ for job in jobs:
 def test_from_the_hub_to_the_scores_of_d2llm(tmp_path: Path) -> None:
     """What differs from the paper tier, whose data half `test_download` holds, and what no other test joins to a hub.
 
-    A teacher whose weights are kept in bfloat16 is tuned, by adapters; a student whose width 32 heads do not divide; models
-    that share embeddings and key-value heads; samples of training sets and of mteb's retrieval sets.
+    A teacher whose weights are kept in bfloat16 is tuned, by adapters; models that share embeddings, and keys and values
+    among queries; samples of training sets and of mteb's retrieval sets.
     """
     hub_sets.write_sets(tmp_path / "hub", 24)
     hub_sets.write_models(tmp_path / "hub")
@@ -69,7 +69,7 @@ def test_from_the_hub_to_the_scores_of_d2llm(tmp_path: Path) -> None:
     assert Teacher.load(paths.teacher_model, config.teacher).model.dtype == torch.bfloat16  # tuned in float32
     assert set(json.loads(paths.teacher_report.read_text())) == {"symmetric", "asymmetric"}
     student = json.loads((paths.run("d2llm", "base", 1) / "summary.json").read_text())
-    assert student["pooling"][1]["heads"] == 14 and student["updates"] == 3
+    assert student["pooling"][1]["heads"] == 32 and student["updates"] == 3
     made = pd.read_parquet(paths.train_pairs)
     # Half of the 24 sentences entail something, of which at most four were not drawn; every question drawn has its answer.
     counts = made.groupby("dataset")["query"].nunique()
