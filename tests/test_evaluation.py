@@ -15,7 +15,7 @@ from task_folders import FakeStudent, pair_task, retrieval_task, sts_task, write
 from training_records import write_runs
 
 from d2llm.artifacts import read_json, write_json
-from d2llm.config import Config
+from d2llm.config import CheckpointSettings, Config, ModelsSettings
 from d2llm.errors import ArtifactError, ConfigError, DataError
 from d2llm.evaluation import collect, metrics, tasks
 from d2llm.evaluation.settings import EvaluationSettings
@@ -396,6 +396,9 @@ def test_what_is_behind_the_scores_is_collected_with_them(suite):
     paths = Paths.of(suite)
     write_json(paths.card_json, {"training": [1]})
     write_json(paths.teacher_report, {"symmetric": {"ap": 0.9}})
+    write_json(paths.base("teacher") / "config.json", {"hidden_size": 64})  # made by the pipeline: its settings say it
+    suite = suite.model_copy(update={"models": ModelsSettings(decoder=CheckpointSettings(source="a/b"), encoder=CheckpointSettings(source="a/c"))})  # fmt: skip
+    write_json(paths.base("decoder") / "config.json", {"hidden_size": 576})
     record = {"stage": "data", "seconds": 1.5, "outputs": {"card.json": "abc"}}
     train = {"stage": "train", "method": "bge", "variant": "base"}
     found = {
@@ -409,7 +412,7 @@ def test_what_is_behind_the_scores_is_collected_with_them(suite):
     collect.run(suite)
     about = read_json(paths.about)
     assert (about["card"], about["leaks"], about["negatives"]) == ({"training": [1]}, None, None)
-    assert about["teacher"] == {"symmetric": {"ap": 0.9}}
+    assert about["teacher"] == {"symmetric": {"ap": 0.9}} and about["widths"] == {"decoder": 576}
     assert set(about["records"]) == {"data/provenance.json", "runs/bge/base/seed2/provenance.json"}
     assert about["records"]["data/provenance.json"] == {"stage": "data", "seconds": 1.5}
 

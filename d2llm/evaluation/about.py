@@ -1,4 +1,4 @@
-"""What is behind the collected scores, in one file: data card, leaks, negatives, the teacher's report and the records of all jobs that led to them.
+"""What is behind the collected scores, in one file: data card, leaks, negatives, the teacher's report, widths of checkpoints, records of jobs.
 
 With it a run can be shown where the scores are and nothing else is. Reads JSON only; what is not there is None.
 """
@@ -22,7 +22,11 @@ BEHIND = frozenset(
 
 
 def behind(config: Config) -> dict[str, Any]:
-    """{"card", "leaks", "negatives", "teacher", "records"}; records by their path, without digests of outputs, of this config's runs alone."""
+    """{"card", "leaks", "negatives", "teacher", "widths", "records"}.
+
+    Widths are of base models that settings do not describe; records, by their path, of the jobs that led to this config's
+    scores, without the digests of what they wrote.
+    """
     paths = Paths.of(config)
     files = {"card": paths.card_json, "leaks": paths.leaks, "negatives": paths.negatives_report, "teacher": paths.teacher_report}  # fmt: skip
     runs = {tuple(run) for run in config.evaluations()}
@@ -32,7 +36,14 @@ def behind(config: Config) -> dict[str, Any]:
         if record.get("stage") in BEHIND
         and ("seed" not in record or (record["method"], record["variant"], record["seed"]) in runs)
     }
-    return {name: optional(path) for name, path in files.items()} | {"records": kept}
+    return {name: optional(path) for name, path in files.items()} | {"widths": widths(config), "records": kept}
+
+
+def widths(config: Config) -> dict[str, int]:
+    """Width of the states of every checkpoint that is there, by the name of the base model; their own configuration says it."""
+    checkpoints = [name for name in config.models.names() if hasattr(config.models.of(name), "source")]
+    said = {name: optional(Paths.of(config).base(name) / "config.json") or {} for name in checkpoints}
+    return {name: about["hidden_size"] for name, about in said.items() if "hidden_size" in about}
 
 
 def optional(path: Path) -> Any:

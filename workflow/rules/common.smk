@@ -22,7 +22,7 @@ from d2llm.methods import method as find_method
 from d2llm.paths import PROVENANCE, Paths, beside
 from d2llm.provenance import content_digest
 from d2llm.reporting import captions
-from d2llm.reporting.catalogue import FIGURES, TABLES
+from d2llm.reporting.catalogue import BESIDES, FIGURES, TABLES
 
 
 # ---------------------------------------------------------------------------------------------------------- config
@@ -195,7 +195,13 @@ def told_with_scores():
 
 def rendered_from(catalogue, *more):
     """The collected files a table or figure is made of."""
-    return lambda wildcards: [getattr(PATHS, name) for name in catalogue.get(wildcards.name, ("scores",))] + list(more)
+    checkpoints = any(hasattr(CONFIG.models.of(name), "source") for name in CONFIG.models.names())
+
+    def files(wildcards):
+        besides = BESIDES.get(wildcards.name, ()) if checkpoints and catalogue is FIGURES else ()
+        return [getattr(PATHS, name) for name in (*catalogue.get(wildcards.name, ("scores",)), *besides)] + list(more)
+
+    return files
 
 
 def every_table():
