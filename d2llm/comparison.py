@@ -69,31 +69,48 @@ def run(config: Config) -> None:
 
 
 def run_ablations(config: Config) -> None:
-    """Write `ablations.csv`: D2LLM as configured against each of its variants, on the columns of the ablation table.
+    """Write `ablations.csv`: every method as configured against each of its variants, on the columns of the ablation table.
 
-    `baseline` names the variant's training (`Config.points`). The seeds are the variants', which D2LLM itself has had as
-    well; without variants there is no row. Raises ArtifactError when the predictions do not fit each other or the scores.
+    `method` is `base` for D2LLM, another method's name for its variants; `baseline` names the variant's training
+    (`Config.points`). The seeds are the variants', which the method itself has had as well; without variants there is no
+    row. Raises ArtifactError when the predictions do not fit each other or the scores.
     """
     paths, settings = Paths.of(config), config.statistics
-    points = config.points()
-    owners = [points[SUBJECT, name][1] for name in config.variants if (SUBJECT, name) in points]
-    variants = [name for name in dict.fromkeys(owners) if name != "base"]
+    owners = {method: dict.fromkeys(found.values()) for method, found in varied(config).items()}
+    variants = {method: [name for name in found if name != "base"] for method, found in owners.items()}
+    variants = {method: found for method, found in variants.items() if found}
     scores = read_frame(paths.scores, _SCORES)
     tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
     seeds = config.seeds_of_variants()
     judged = judged_columns(tasks)
-    count = max(settings.resamples, least(len(variants) * len(judged), settings.level))
-    found = pd.DataFrame(columns=list(COLUMNS))
-    if variants and seeds:
-        where = {"method": SUBJECT, "seed": seeds, "variant": [*variants, "base"]}
+    differences = sum(map(len, variants.values())) * len(judged)
+    count = max(settings.resamples, least(differences, settings.level))
+    parts = [pd.DataFrame(columns=list(COLUMNS))]
+    for method, names in variants.items():
+        where = {"method": method, "seed": seeds, "variant": [*names, "base"]}
         predictions = read_predictions(paths.predictions, _PREDICTIONS, where)
         predictions = predictions.assign(method=predictions["variant"])
-        found = compare(predictions, tasks, [*variants, "base"], count, settings.level, settings.seed, "base", judged)
-        own = scores[(scores["method"] == SUBJECT) & scores["seed"].isin(seeds)]
-        check(found, own.assign(method=own["variant"], variant="base"))
+        part = compare(predictions, tasks, [*names, "base"], count, settings.level, settings.seed, "base", judged)
+        own = scores[(scores["method"] == method) & scores["seed"].isin(seeds)]
+        check(part, own.assign(method=own["variant"], variant="base"))
+        parts.append(part if method == SUBJECT else part.assign(method=method))
+    found = pd.concat(parts[1:] or parts, ignore_index=True)
+    if len(parts) > 2:
+        found = found.assign(p_holm=statistics.holm(found["p"]))
     with atomic(paths.ablations) as temporary:
         found.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
-    get_logger(__name__).info("%d ablations on %d columns", len(variants), len(judged))
+    get_logger(__name__).info("%d ablations on %d columns", differences // len(judged), len(judged))
+
+
+def varied(config: Config) -> dict[str, dict[str, str]]:
+    """{method: {variant: the training that stands for it}}: D2LLM's variants first, then the others' in the order of the methods."""
+    points = config.points()
+    found = {}
+    for method in sorted(config.methods, key=lambda name: name != SUBJECT):
+        own = {name: points[method, name][1] for name in config.variants if (method, name) in points}
+        if own:
+            found[method] = own
+    return found
 
 
 def judged_columns(tasks: pd.DataFrame) -> list[tuple[str, str]]:

@@ -14,18 +14,19 @@ import sys
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from d2llm.config import CheckpointSettings, load
-from d2llm.errors import D2LLMError
+from d2llm.errors import D2LLMError, DataError
 from d2llm.paths import Paths
 from d2llm.provenance import ROOT
 
 if TYPE_CHECKING:
     from d2llm.config import Config
+    from d2llm.plan import Sizes
 
 Level = Literal["ok", "warning", "error"]
 GIGA = 1e9
@@ -218,7 +219,8 @@ def gpu() -> Iterator[Finding]:
 def of_config(config: Config) -> Iterator[Finding]:
     """Whether the files, models, packages and sizes of a config fit this machine."""
     yield from files(config)
-    yield from checkpoints(config)
+    models = list(checkpoints(config))
+    yield from models
     yield from extras(config)
     reachable = True
     if not config.offline:
@@ -228,7 +230,7 @@ def of_config(config: Config) -> Iterator[Finding]:
     if any(getattr(config.models.of(name), "origin", "") == "hub" for name in config.models.names()) and not reachable:
         fix = "run doctor again with the hub in reach"
         yield Finding("warning", "sizes", "not estimated, as sizes of models are on the hub", fix)
-    else:
+    elif not any(one.level == "error" for one in models):  # else that is what is to be mended first
         yield from sizes(config)
 
 
@@ -296,15 +298,40 @@ def hub() -> Iterator[Finding]:
     yield Finding("ok", "hub", f"{constants.ENDPOINT} answers")
 
 
+def heads(config: Config, models: Mapping[str, Sizes]) -> Iterator[Finding]:
+    """Whether the heads of an attention pooling divide the width of the model below it; training would find out hours later."""
+    from d2llm.methods import method
+
+    for name, variant in dict.fromkeys((run.method, run.variant) for run in config.runs()):
+        recipe = config.recipe(name, variant)
+        pooling: Any = getattr(recipe, "pooling", None)
+        base = method(name).base(recipe)
+        if getattr(pooling, "name", None) == "pma" and models[base].hidden % pooling.heads:
+            where = f"methods.{name}.pooling.heads" if variant == "base" else f"variant {variant}: pooling.heads"
+            said = f"{where}: {pooling.heads} does not divide the width {models[base].hidden} of models.{base}"
+            yield Finding(
+                "error", "models", said, f"choose a divisor, e.g. {divisor(models[base].hidden, pooling.heads)}"
+            )
+
+
+def divisor(width: int, near: int) -> int:
+    """The divisor of a width that is nearest to a number, of two the larger."""
+    return min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: (abs(n - near), -n))
+
+
 def sizes(config: Config, found: tuple[float, float] | None | Literal["look"] = "look") -> Iterator[Finding]:
     """Whether the estimated memory of each job, and the disk of all, are there (`d2llm plan`, which is rough)."""
-    from d2llm.plan import plan
+    from d2llm.plan import plan, smaller
 
     try:
         planned = plan(config, "cpu")
-    except (D2LLMError, OSError) as error:
-        yield Finding("error", "sizes", f"cannot be estimated: {error}", "see models.*.source")
+    except DataError as error:  # plan reads one's own files
+        yield Finding("error", "files", str(error))
         return
+    except (D2LLMError, OSError) as error:
+        yield Finding("error", "sizes", f"cannot be estimated: {error}")
+        return
+    yield from heads(config, planned["models"])
     most = max(planned["costs"], key=lambda cost: cost.memory)
     said = f"the largest job ({most.stage}) takes about {most.memory / GIGA:.1f} GB"
     devices = gpus()
@@ -314,7 +341,7 @@ def sizes(config: Config, found: tuple[float, float] | None | Literal["look"] = 
         room = look[0] if look else None
     place = "its GPU" if devices else "this machine"
     if room is not None and most.memory > room:
-        fix = "set training.texts_at_once, a recipe's gradient_checkpointing, models.*.dtype or teacher.quantization, or take a larger machine"  # fmt: skip
+        fix = f"see {smaller(most.stage)}, or take a larger machine"
         yield Finding("error", "sizes", f"{said}, {place} has {room / GIGA:.1f}", fix)
     else:
         yield Finding("ok", "sizes", said)

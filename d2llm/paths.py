@@ -203,6 +203,11 @@ class Paths:
         return self.root / "curves.parquet"
 
     @property
+    def about(self) -> Path:
+        """What is behind the scores: data card, reports, the records of the jobs that led to them."""
+        return self.root / "about.json"
+
+    @property
     def comparisons(self) -> Path:
         """D2LLM against every baseline, with intervals and corrected p-values."""
         return self.root / "comparisons.csv"

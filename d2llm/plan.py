@@ -1,23 +1,31 @@
 """`d2llm plan`: what a configuration will cost, before anything runs: tokens, FLOPs, hours, memory and disk of every stage.
 
-Sizes of base models are read from their configurations (of the hub: that one small file); numbers of examples from what has been
-downloaded, else from `sample`, else assumed. The arithmetic is the usual one (Kaplan et al. 2020, section 2.1; Korthikanti et al. 2022,
+Sizes of base models are read from their configurations (of the hub: that one small file); numbers of examples from the data stage
+or one's own files, else from `sample`, else assumed. The arithmetic is the usual one (Kaplan et al. 2020, section 2.1; Korthikanti et al. 2022,
 section 4.1 for activations): 2 FLOPs a weight and token forward, plus attention; a backward pass twice a forward, once where the weights stay.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import os
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from d2llm.config import BaseSettings
 from d2llm.d2llm_method import D2LLMRecipe
 from d2llm.data.settings import HubTable, MtebSet
 from d2llm.errors import ConfigError, D2LLMError
+from d2llm.methods import Stage
 from d2llm.methods import method as find
 from d2llm.paths import Paths
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import pandas as pd
+
     from d2llm.config import CheckpointSettings, Config
     from d2llm.methods import Recipe, Tuning
 
@@ -131,34 +139,65 @@ def sizes(settings: BaseSettings | CheckpointSettings, where: str) -> Sizes:
 # ------------------------------------------------------------------------------------------------------------- examples
 @dataclass(frozen=True)
 class Amounts:
-    """How much text there is: training queries, texts of the pools, pairs and corpora of the evaluation sets; tokens a text."""
+    """How much text there is: training queries, texts of the pools, unlabelled texts, pairs and corpora of the evaluation sets; tokens a text.
+
+    `plain`: shares of the unlabelled texts by their tokens; `longest`: tokens of the longest, infinite where not known.
+    """
 
     queries: int
     pool: int
+    unlabelled: int
     pairs: int
     corpus: int
     asked: int
     scored: float
     symmetric: float
     asymmetric: float
+    plain: dict[float, float]
+    longest: float
     assumed: tuple[str, ...]
+
+    @property
+    def length(self) -> float:
+        """Tokens of a training text, by the mean of the two modes."""
+        found = [value for value in (self.symmetric, self.asymmetric) if value]
+        return max(1.0, sum(found) / max(1, len(found)))
+
+
+# Tokens taken for a text of a symmetric set, a question and a passage, as long as none can be counted.
+SENTENCE, QUESTION, PASSAGE = 20, 15, 120
+
+
+def tokens_of(text: str) -> float:
+    """A token is taken for 1.5 characters of Chinese or 4 of others."""
+    return sum(1 / 1.5 if ord(character) > 0x2E80 else 0.25 for character in text)
 
 
 def amounts(config: Config, usual: int) -> Amounts:
-    """From the data stage where it has run; else from samples; else `usual` queries a training set is assumed, and said."""
+    """From the data stage where it has run, or from one's own files where they are there; else from samples; else `usual` queries a training set
+    is assumed, and said. Raises DataError for a file that is wrong."""
     paths = Paths.of(config)
     if paths.train_pairs.exists():
         return measured(paths)
+    own = config.data.files
+    if config.data.source == "files" and not own.downloads() and all(map(os.path.isfile, own.paths().values())):
+        from d2llm.data import build
+
+        made = build.from_files(config)
+        return counted(made.train, made.pool, made.tasks["test"].values())
     if config.data.source == "world":
         w = config.data.world
         queries = int(1.5 * w.nli_premises + 1.5 * w.sts_pairs + 3 * w.queries)
-        return Amounts(queries, 3 * queries, 5 * w.test_pairs, 6 * w.test_queries, 3 * w.test_queries, 6.0 * w.test_queries**2, 12, 20, ("all numbers of texts",))  # fmt: skip
+        return Amounts(queries, 3 * queries, w.pretraining_texts, 5 * w.test_pairs, 6 * w.test_queries, 3 * w.test_queries, 6.0 * w.test_queries**2, 12, 20, {16.0: 1.0}, math.inf, ("all numbers of texts",))  # fmt: skip
     assumed, queries, pool = [], 0, 0
+    plain: Counter[float] = Counter()
     for name, found in config.data.files.train.items():
         if found.sample is None:
             assumed.append(f"{usual} queries of {name}")
-        queries += found.sample or usual
-        pool += (found.pool or 0) + 2 * (found.sample or usual)
+        asks, reads = found.sample or usual, (found.pool or 0) + 2 * (found.sample or usual)
+        queries, pool = queries + asks, pool + reads
+        plain[SENTENCE if found.mode == "symmetric" else QUESTION] += asks
+        plain[SENTENCE if found.mode == "symmetric" else PASSAGE] += reads
     pairs = corpus = asked = 0
     scored = 0.0
     for task in config.data.files.tasks.values():
@@ -171,8 +210,10 @@ def amounts(config: Config, usual: int) -> Amounts:
             asked, corpus, scored = asked + first, corpus + second, scored + float(first) * second
         else:
             pairs += first
-    assumed.append("20 tokens a text of symmetric sets, 120 a passage")
-    return Amounts(queries, pool, pairs, corpus, asked, scored, 20, 120, tuple(assumed))
+    assumed.append(f"{SENTENCE} tokens a text of symmetric sets, {QUESTION} a question, {PASSAGE} a passage")
+    unlabelled = queries + pool  # stages without labels read every text of training
+    shares = {float(tokens): count / unlabelled for tokens, count in plain.items()}
+    return Amounts(queries, pool, unlabelled, pairs, corpus, asked, scored, SENTENCE, PASSAGE, shares, math.inf, tuple(assumed))  # fmt: skip
 
 
 # Pairs, or queries and passages, of the test splits of C-MTEB (mteb's own statistics).
@@ -185,28 +226,41 @@ MTEB = {
 
 
 def measured(paths: Paths) -> Amounts:
-    """From what the data stage wrote; a token is taken for 1.5 characters of Chinese or 4 of others."""
+    """From what the data stage wrote, and the stage `texts` where it has run as well."""
     import pandas as pd
 
-    train = pd.read_parquet(paths.train_pairs)
-    pool = pd.read_parquet(paths.pool)
-
-    def tokens(column: pd.Series) -> float:
-        sample = column.sample(min(len(column), 500), random_state=0)
-        return float(sample.map(lambda text: sum(1 / 1.5 if ord(c) > 0x2E80 else 0.25 for c in text)).mean())
-
-    modes = {mode: tokens(part["positive"]) for mode, part in train.groupby("mode")}
-    pairs = corpus = asked = 0
-    scored = 0.0
+    sets = []
     for folder in sorted(path.parent for path in paths.tasks.glob("*/task.json")):
         if (folder / "test.parquet").exists():
-            pairs += len(pd.read_parquet(folder / "test.parquet"))
+            sets.append({"pairs": pd.read_parquet(folder / "test.parquet")})
         elif (folder / "test").is_dir():
-            first, second = (
-                len(pd.read_parquet(folder / "test" / f"{part}.parquet")) for part in ("queries", "corpus")
-            )
+            sets.append({name: pd.read_parquet(folder / f"test/{name}.parquet") for name in ("queries", "corpus")})
+    plain = pd.read_parquet(paths.pretraining)["text"] if paths.pretraining.exists() else None
+    return counted(pd.read_parquet(paths.train_pairs), pd.read_parquet(paths.pool), sets, plain)
+
+
+def counted(
+    train: pd.DataFrame, pool: pd.DataFrame, sets: Iterable[dict[str, pd.DataFrame]], plain: pd.Series | None = None
+) -> Amounts:
+    """Of training pairs, pool, test sets ("pairs", or "queries" and "corpus") and unlabelled texts; without these, what training shows."""
+    import pandas as pd
+
+    def sample(column: pd.Series) -> pd.Series:
+        return column.sample(min(len(column), 500), random_state=0).map(tokens_of)
+
+    modes = {mode: float(sample(part["positive"]).mean()) for mode, part in train.groupby("mode")}
+    pairs = corpus = asked = 0
+    scored = 0.0
+    for frames in sets:
+        if "pairs" in frames:
+            pairs += len(frames["pairs"])
+        else:
+            first, second = len(frames["queries"]), len(frames["corpus"])
             asked, corpus, scored = asked + first, corpus + second, scored + float(first) * second
-    return Amounts(len(train), len(pool), pairs, corpus, asked, scored, modes.get("symmetric", 0.0), modes.get("asymmetric", 0.0), ())  # fmt: skip
+    plain = pd.concat([train["query"], pool["text"]]).drop_duplicates() if plain is None else plain
+    shares = sample(plain).value_counts(normalize=True).to_dict()
+    longest = tokens_of(max(plain, key=len))
+    return Amounts(len(train), len(pool), len(plain), pairs, corpus, asked, scored, modes.get("symmetric", 0.0), modes.get("asymmetric", 0.0), shares, longest, ())  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------------- costs
@@ -228,10 +282,10 @@ def plan(config: Config, device: str = "h100", usual: int = 50_000) -> dict[str,
         raise ConfigError(f"--device: expected one of {', '.join(DEVICES)}; found {device!r}")
     models = {name: sizes(config.models.of(name), f"models.{name}.source") for name in config.models.names()}
     found = amounts(config, usual)
-    length = max(1.0, (found.symmetric + found.asymmetric) / (2 if found.symmetric and found.asymmetric else 1))
     costs = [
         *teacher_costs(config, models["teacher"], found, device),
-        *run_costs(config, models, found, length, device),
+        *pretext_costs(config, models, found, device),
+        *run_costs(config, models, found, device),
     ]
     return {
         "device": DEVICES[device],
@@ -300,9 +354,93 @@ def trainable(model: Sizes, tuning: Tuning) -> int:
     return model.lora(tuning.r, tuning.first_layer)
 
 
-def run_costs(config: Config, models: dict[str, Sizes], found: Amounts, length: float, device: str) -> list[Cost]:
+@dataclass(frozen=True)
+class Reading:
+    """What a pretext stage makes of a text: so many sequences of that share of it and the tokens around, by so many more layers than the model's;
+    it predicts `predicted` times the text's tokens and some besides."""
+
+    sequences: int = 1
+    share: float = 1.0
+    around: float = 0.0
+    layers: int = 0
+    predicted: float = 0.0
+    besides: int = 0
+
+
+def reading(recipe: Any, stage: Any, ordered: bool) -> Reading:
+    """Stages are told apart by their settings; one of a kind that is not known here reads each text once and predicts nothing.
+
+    `ordered`: whether the source knows what follows a text.
+    """
+    if hasattr(stage, "encoder_mask"):  # RetroMAE's: masked tokens are predicted, then all of them by one layer more
+        return Reading(around=2, predicted=1 + stage.encoder_mask, layers=1)
+    if hasattr(stage, "bag_of_words"):  # LLaRA's: a text and two prompts, which end in eight tokens each
+        prompts = recipe.prompts
+        around = sum(map(tokens_of, (prompts.prefix, prompts.summary, prompts.prediction)))
+        return Reading(around=16 + around, predicted=1, besides=16)
+    if hasattr(stage, "pairs"):  # BGE's second: a text and the next, or two spans of one
+        cropped = stage.pairs == "crop" or (stage.pairs == "auto" and not ordered)
+        return Reading(sequences=2, around=2, share=(1 + stage.shortest) / 2 if cropped else 1.0)
+    return Reading()
+
+
+def longest_of(shares: dict[float, float], count: int) -> float:
+    """The mean length of the longest of `count` texts drawn from {length: share}."""
+    found, below = 0.0, 0.0
+    for length, share in sorted(shares.items()):
+        found += length * ((below + share) ** count - below**count)
+        below += share
+    return found
+
+
+def pretext_costs(config: Config, models: dict[str, Sizes], found: Amounts, device: str) -> list[Cost]:
+    """The methods' own pre-training, of all weights and in float32; one job for all seeds and for all variants that leave it alone."""
+    jobs: Counter[Cost] = Counter()
+    runs = ((run.method, config.pretext_of(run.method, run.variant)) for run in config.runs())
+    for name, variant in dict.fromkeys(runs):
+        if variant is None:
+            continue
+        recipe = config.recipe(name, variant)
+        model = models[find(name).base(recipe)]
+        stages = (getattr(recipe, key) for key in find(name).pretext_keys)
+        costs = [
+            pretext_cost(f"pretext {name}", model, recipe, stage, found, config.data.source == "world", device)
+            for stage in stages
+            if isinstance(stage, Stage) and stage.updates(found.unlabelled)
+        ]
+        if costs:
+            whole = {key: sum(getattr(cost, key) for cost in costs) for key in ("tokens", "flops", "hours")}
+            jobs[replace(costs[0], memory=max(cost.memory for cost in costs), **whole)] += 1
+    return [replace(cost, jobs=count) for cost, count in jobs.items()]
+
+
+def pretext_cost(
+    title: str, model: Sizes, recipe: Recipe, stage: Stage, found: Amounts, ordered: bool, device: str
+) -> Cost:
+    """One stage of one job. A batch is padded to its longest text, and nothing makes it smaller where it does not fit."""
+    read, size, steps = reading(recipe, stage, ordered), stage.batch_size, stage.updates(found.unlabelled)
+    checkpointing = recipe.gradient_checkpointing
+    room = stage.max_length - read.around
+    own: dict[float, float] = defaultdict(float)
+    for length, share in found.plain.items():
+        own[min(read.share * length, room)] += share
+    padded = read.around + longest_of(own, size * read.sequences)
+    tokens = size * read.sequences * padded
+    predicted = size * (read.predicted * sum(length * share for length, share in own.items()) + read.besides)
+    deeper = replace(model, layers=model.layers + read.layers)
+    head = 2 * model.vocabulary * model.hidden
+    flops = steps * ((3 + checkpointing) * deeper.forward(tokens, padded) + 3 * head * predicted)
+    # The widest batch: of texts as long as they may be, with the head's logits and their gradient beside each other.
+    widest = min(found.longest, room)
+    kept = deeper.activations(size * read.sequences * (read.around + widest), 0, 4)
+    logits = 2 * 4 * model.vocabulary * size * (read.predicted * widest + read.besides)
+    memory = 16 * model.parameters + kept / (model.layers if checkpointing else 1) + logits
+    return Cost(title, 1, steps * tokens, flops, memory, hours(flops, device, False))
+
+
+def run_costs(config: Config, models: dict[str, Sizes], found: Amounts, device: str) -> list[Cost]:
     """Training and evaluation of every method, with its variants and seeds."""
-    settings, k = config.training, config.negatives.per_query
+    settings, k, length = config.training, config.negatives.per_query, found.length
     half = settings.precision != "float32"
     costs = []
     for name in config.methods:
@@ -313,13 +451,13 @@ def run_costs(config: Config, models: dict[str, Sizes], found: Amounts, length: 
         negatives = k if recipe.hard_negatives is None else min(k, recipe.hard_negatives)
         texts = settings.batch_size * (2 + negatives)
         tokens = settings.updates(chosen.kind) * texts * length
-        again = 1.0 if settings.texts_at_once or recipe.gradient_checkpointing else 0.0
+        again = bool(settings.texts_at_once) + recipe.gradient_checkpointing
         flops = (passes(recipe.tuning) + again) * model.forward(tokens, length)
         at_once = min(texts, settings.texts_at_once or texts)
         kept = model.activations(at_once * length, length, 2 if half else 4)
         memory = 4 * model.parameters + 12 * trainable(model, recipe.tuning) + kept / (model.layers if recipe.gradient_checkpointing else 1)  # fmt: skip
         costs.append(Cost(f"train {name}", jobs, tokens, flops, memory, hours(flops, device, half)))
-        read = 2 * found.pairs * found.symmetric + found.corpus * found.asymmetric + found.asked * 15
+        read = 2 * found.pairs * found.symmetric + found.corpus * found.asymmetric + found.asked * QUESTION
         flops = model.forward(read, length)
         if isinstance(recipe, D2LLMRecipe):
             # Two products of width h a pair are left where the passage's side is stored.
@@ -355,6 +493,17 @@ def disk(config: Config, models: dict[str, Sizes], found: Amounts) -> dict[str, 
 
 
 # ---------------------------------------------------------------------------------------------------------------- words
+def smaller(stage: str) -> str:
+    """The keys that make a job smaller."""
+    if stage.startswith("pretext"):
+        return "its stage's batch_size and max_length, gradient_checkpointing"
+    if stage == "teacher, tuning":
+        return "teacher.batch_pairs, teacher.tuning.first_layer"
+    if stage.startswith("teacher"):
+        return "teacher.batch_tokens, dtype, quantization"
+    return "texts_at_once, gradient_checkpointing"
+
+
 def text(found: dict[str, Any]) -> str:
     """The plan as a table for a terminal."""
     device: Device = found["device"]
@@ -365,7 +514,7 @@ def text(found: dict[str, Any]) -> str:
         )
     lines += ["", f"  {'stage':24} {'jobs':>5} {'M tokens':>10} {'TFLOP':>12} {'GB':>7} {'hours':>8} {'all':>8}"]
     for cost in found["costs"]:
-        over = "  more than it has: see texts_at_once, dtype, quantization, gradient_checkpointing" if cost.memory > device.memory else ""  # fmt: skip
+        over = f"  more than it has: see {smaller(cost.stage)}" if cost.memory > device.memory else ""
         lines.append(
             f"  {cost.stage:24} {cost.jobs:5} {cost.tokens / 1e6:10.1f} {cost.flops / 1e12:12.1f} "
             f"{cost.memory / GIGA:7.1f} {cost.hours:8.2f} {cost.jobs * cost.hours:8.1f}{over}"

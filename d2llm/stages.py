@@ -130,7 +130,14 @@ STAGES: dict[str, Stage] = {
     "collect": Stage(
         "d2llm.evaluation.collect:run",
         lambda paths: beside(paths.scores),
-        files=lambda paths: [paths.scores, paths.scores_csv, paths.predictions, paths.trainings, paths.curves],
+        files=lambda paths: [
+            paths.scores,
+            paths.scores_csv,
+            paths.predictions,
+            paths.trainings,
+            paths.curves,
+            paths.about,
+        ],
     ),
     "comparison": Stage(
         "d2llm.comparison:run",

@@ -74,9 +74,9 @@ def run(config: Config, teacher: str, resume: Resume | None = None) -> None:
         judge = Teacher.load(paths.base("teacher"), settings.model_copy(update={"quantization": "none"}))
     with atomic(folder / "model") as place:
         kept = AutoConfig.from_pretrained(paths.base("teacher"), trust_remote_code=remote.allowed()).dtype
-        judge.model.config.dtype = kept  # what `Teacher.load` takes
         state = {name: value.to(kept) for name, value in merged_state(judge.model).items()}
-        judge.model.save_pretrained(place, state_dict=state)
+        # The model itself as well: what `Teacher.load` computes in is what the saved config says of it.
+        judge.model.to(kept).save_pretrained(place, state_dict=state)
         judge.tokenizer.save_pretrained(place)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -80,7 +81,7 @@ class Hub(BaseHTTPRequestHandler):
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         self.json(
             {
-                "id": "/".join(parts[1:3]), "sha": COMMIT, "private": False, "gated": False, "disabled": False, "downloads": 0,
+                "id": "/".join(parts[1:3]), "sha": commit(parts[4] if parts[3:4] == ["revision"] else ""), "private": False, "gated": False, "disabled": False, "downloads": 0,
                 "likes": 0, "tags": [], "siblings": [{"rfilename": name} for name in files],
             }
         )  # fmt: skip
@@ -104,7 +105,7 @@ class Hub(BaseHTTPRequestHandler):
         content = found.read_bytes()
         headers = {
             "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
-            "X-Repo-Commit": COMMIT,
+            "X-Repo-Commit": commit(rest.partition("/")[0]),
             "Accept-Ranges": "bytes",
         }
         if found.name in self.damage and self.command == "GET":
@@ -135,6 +136,11 @@ class Hub(BaseHTTPRequestHandler):
                 self.wfile.write(body[start : start + piece])
         if sent is not None:
             self.close_connection = True
+
+
+def commit(revision: str) -> str:
+    """The commit that a revision means: itself where it is one."""
+    return revision if re.fullmatch("[0-9a-f]{40}", revision) else COMMIT
 
 
 @contextmanager

@@ -169,7 +169,7 @@ def tsv(path: Path, rows: list[tuple[object, ...]]) -> None:
 
 
 def write_models(root: Path) -> None:
-    """Tiny Qwen2 with a byte-level BPE tokenizer as teacher and student, a tiny BERT as encoder, below root."""
+    """Tiny Qwen2 with a byte-level BPE tokenizer as teachers and students of the paper and the small tier, a tiny BERT as encoders, below root."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import (
@@ -197,17 +197,26 @@ def write_models(root: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "max_position_embeddings": 1024}
-    for repo, layers in (("Qwen/Qwen1.5-7B-Chat", 3), ("Qwen/Qwen1.5-1.8B-Chat", 2)):
-        qwen = Qwen2Config(vocab_size=len(tokenizer), num_hidden_layers=layers, num_key_value_heads=4, **sizes)
+    # As the real ones: the later share their embeddings, and queries share keys and values.
+    later = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
+    earlier = {"num_key_value_heads": 4, "tie_word_embeddings": False}
+    for repo, layers, more in (
+        ("Qwen/Qwen1.5-7B-Chat", 3, earlier),
+        ("Qwen/Qwen1.5-1.8B-Chat", 2, earlier),
+        ("Qwen/Qwen2.5-1.5B-Instruct", 3, later),
+        ("Qwen/Qwen2.5-0.5B-Instruct", 2, later),
+    ):
+        qwen = Qwen2Config(vocab_size=len(tokenizer), num_hidden_layers=layers, **(sizes | more))
         place = root / repo
         Qwen2ForCausalLM(qwen).to(torch.bfloat16).save_pretrained(place)  # as the real ones are stored
         tokenizer.save_pretrained(place)
     characters = sorted({character for text in said for character in text if not character.isspace()})
-    place = root / "BAAI/bge-large-zh-v1.5"
-    place.mkdir(parents=True)
-    (place / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters]), encoding="utf-8"
-    )
-    bert = BertTokenizerFast(vocab=str(place / "vocab.txt"))
-    BertModel(BertConfig(vocab_size=len(bert), num_hidden_layers=2, **sizes)).save_pretrained(place)
-    bert.save_pretrained(place)
+    for repo in ("BAAI/bge-large-zh-v1.5", "BAAI/bge-base-zh-v1.5"):
+        place = root / repo
+        place.mkdir(parents=True)
+        (place / "vocab.txt").write_text(
+            "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters]), encoding="utf-8"
+        )
+        bert = BertTokenizerFast(vocab=str(place / "vocab.txt"))
+        BertModel(BertConfig(vocab_size=len(bert), num_hidden_layers=2, **sizes)).save_pretrained(place)
+        bert.save_pretrained(place)

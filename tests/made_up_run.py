@@ -9,6 +9,8 @@ import pandas as pd
 from d2llm.artifacts import write_frame, write_json, write_text
 from d2llm.comparison import COLUMNS
 from d2llm.config import Config, dump, load
+from d2llm.evaluation.about import behind
+from d2llm.evaluation.curves import RUNS
 from d2llm.paths import Paths
 from d2llm.reporting import tables
 from d2llm.reporting.catalogue import TABLES
@@ -28,13 +30,22 @@ def value(method: str, seed: int, task: int, metric: int) -> float:
     return SKILL[method] + 0.01 * task + 0.001 * metric + 0.0001 * seed
 
 
-def make(folder: Path, *, methods: tuple[str, ...] = ("bge", "sgpt", "d2llm"), seeds: tuple[int, ...] = (1,)) -> Config:
-    """Write scores, comparisons and tables of a run; returns its config."""
+def make(
+    folder: Path,
+    *,
+    methods: tuple[str, ...] = ("bge", "sgpt", "d2llm"),
+    seeds: tuple[int, ...] = (1,),
+    variants: dict[str, dict] | None = None,
+) -> Config:
+    """Write scores, comparisons and tables of a run; returns its config. The scores of the n-th variant are n hundredths above its method's."""
     settings = {"results": str(folder), "methods": {name: {} for name in methods}, "seeds": list(seeds)}
-    config = load([], settings)
+    config = load([], settings | ({"variants": variants} if variants else {}))
     paths = Paths.of(config)
     write_text(paths.config, dump(config))
     found = scores(methods, seeds)
+    for place, (name, about) in enumerate((variants or {}).items(), 1):
+        own = found[(found["method"] == about["method"]) & (found["variant"] == "base") & found["seed"].isin(seeds[:1])]
+        found = pd.concat([found, own.assign(variant=name, value=own["value"] + 0.01 * place)], ignore_index=True)
     write_frame(paths.scores, found)
     found.to_csv(paths.scores_csv, index=False)
     compared = comparisons(methods, seeds)
@@ -126,6 +137,9 @@ def extras(config: Config) -> None:
             {"stage": "train", "method": method, "variant": variant, "seed": seed, "settings": {}, "code": "c0de", "version": "0.1.0", "threads": 1,
              "started": "2026-01-01T00:00:00+00:00", "seconds": 12.3, "peak_memory_mb": 512.0, "python": "3.11", "packages": {"torch": "2.13.0"}},
         )  # fmt: skip
+    training = dict.fromkeys(RUNS, 0) | {"kind": "encoder", "pooling": "cls", "scorer": "cosine", "updates": 1600, "queries": 25600, "negatives_per_query": 4, "backbone_trained": 69632, "head_trained": 5, "parameters": 958337}  # fmt: skip
+    pd.DataFrame([training | run._asdict() for run in config.runs()]).to_csv(paths.trainings, index=False)
+    write_json(paths.about, behind(config))
     trials = [("bge", "learning_rate 0.1", 0.5, True), ("bge", "learning_rate 0.2", 0.4, False)]
     frame = pd.DataFrame(trials, columns=["method", "setting", "pair_classification", "chosen"])
     paths.trials.parent.mkdir(parents=True, exist_ok=True)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from made_up_run import make, value
 from test_comparison import compared, predictions, scores_of
 
 from d2llm import comparison, statistics
 from d2llm.artifacts import read_csv, write_frame
 from d2llm.config import Config
 from d2llm.paths import Paths
-from d2llm.reporting import figure_sweep_nli, figures
+from d2llm.reporting import figure_sweep_nli, figures, tables
 from d2llm.reporting.collected import Collected, collected
 from d2llm.reporting.context import context
 from d2llm.reporting.tables import TABLES
@@ -79,6 +80,70 @@ def test_the_ablation_table_shows_scores_and_what_is_significant(tmp_path: Path)
         assert [cell.mean for cell in row.cells] == [
             pytest.approx(own[column.task, column.metric]) for column in table.columns
         ]
+
+
+def test_variants_of_other_methods_are_compared_with_these(tmp_path: Path) -> None:
+    variants = {
+        "other": {"method": "d2llm", "settings": {"alpha": 0.5}},
+        "colder": {"method": "bge", "settings": {"temperature": 0.01}},
+    }
+    config = ablated(tmp_path, methods={"bge": {}, "d2llm": {}}, variants=variants)
+    paths = Paths.of(config)
+    # The variant of BGE has the predictions of D2LLM.
+    for path in (paths.predictions, paths.scores):
+        frame = pd.read_parquet(path)
+        own = frame[(frame["method"] == "d2llm") & (frame["variant"] == "base")]
+        write_frame(path, pd.concat([frame, own.assign(method="bge", variant="colder")], ignore_index=True))
+    comparison.run_ablations(config)
+    found = read_csv(paths.ablations, comparison.COLUMNS)
+    assert set(zip(found["method"], found["baseline"], strict=True)) == {("base", "other"), ("bge", "colder")}
+    against = compared(predictions())
+    against = against[against["baseline"] == "bge"].set_index("task")["difference"]
+    for row in found.itertuples():  # one way for D2LLM, the other way for BGE
+        assert row.difference == pytest.approx(against[row.task] * (1 if row.method == "base" else -1))
+    # Corrected over both together.
+    assert len(found) == 8 and found["p_holm"].to_numpy() == pytest.approx(statistics.holm(found["p"]))
+
+
+def test_variants_of_other_methods_stand_below_these(tmp_path: Path) -> None:
+    variants = {
+        "colder": {"method": "bge", "group": "Losses", "title": "colder", "settings": {"temperature": 0.01}},
+        "no_rank": {"method": "d2llm", "group": "Losses", "settings": {"alpha": 0.0}},
+        "wide": {"method": "bge", "group": "Training", "settings": {"hard_negatives": 3}},
+    }
+    config = make(tmp_path, seeds=(1, 2), variants=variants)
+    paths = Paths.of(config)
+    row = dict.fromkeys(comparison.COLUMNS, 0) | {"group": "nli", "metric": "ap", "strongest": False, "p_holm": 0.01}
+    marked = [("base", "no_rank", "nli_a", 0.1), ("bge", "colder", "nli_a", -0.1), ("bge", "wide", "nli_b", 0.1)]
+    rows = [
+        row | dict(zip(("method", "baseline", "task", "difference"), values, strict=True))
+        for values in [*marked, ("sgpt", "colder", "nli_b", 0.1)]  # of another method, by the same name
+    ]
+    pd.DataFrame(rows).to_csv(paths.ablations, index=False)
+    tables.run(config, "ablation")
+    shown = read_csv(paths.table("ablation", "csv"), {"method": "str", "task": "str", "mean": "float", "lead": "str"})
+    on = shown[shown["task"] == "nli_b"].set_index("method")
+    assert list(on.index) == ["base_all", "base", "no_rank", "bge_base_all", "bge_base", "colder", "wide"]
+    base = value("bge", 1, 1, 1)
+    assert on["mean"].tolist()[4:] == pytest.approx([base, base + 0.01, base + 0.03])
+    text = paths.table("ablation", "md").read_text(encoding="utf-8")
+    names = [line.split(" | ")[0].strip("| *") for line in text.splitlines() if line.startswith("| ")][2:]
+    assert names == [
+        "D2LLM, 2 seeds", "D2LLM, seed 1", "Losses: no\\_rank (alpha 0)",
+        "BGE, 2 seeds", "BGE, seed 1", "Losses: colder (temperature 0.01)", "Training: wide (hard\\_negatives 3)",
+    ]  # fmt: skip
+    leads = {(row.method, row.task): row.lead for row in shown.itertuples() if row.lead}
+    assert leads == {("no_rank", "nli_a"): "down", ("colder", "nli_a"): "up", ("wide", "nli_b"): "down"}
+    assert "Each method as configured" in text and "below its method as configured, seed 1" in text
+
+
+def test_a_run_without_d2llm_shows_the_variants_it_has(tmp_path: Path) -> None:
+    variants = {"colder": {"method": "bge", "settings": {"temperature": 0.01}}}
+    config = make(tmp_path, methods=("bge", "sgpt"), variants=variants)
+    pd.DataFrame(columns=list(comparison.COLUMNS)).to_csv(Paths.of(config).ablations, index=False)
+    tables.run(config, "ablation")
+    text = Paths.of(config).table("ablation", "md").read_text(encoding="utf-8")
+    assert "BGE as configured (set apart)" in text and "\n| colder (temperature 0.01) | 0." in text
 
 
 def test_sweeps_draw_every_point_where_it_is(tmp_path: Path) -> None:

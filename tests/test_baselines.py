@@ -454,8 +454,10 @@ STEPS = {
 RATES = {"pretraining": 5e-3, "unsupervised": 5e-3, "adaptation": 5e-3}
 
 
-def adapted(name, folder, **context):
-    settings = {stage: values | {"learning_rate": RATES[stage], "warmup": 2} for stage, values in STEPS[name].items()}
+def adapted(name, folder, more=None, **context):
+    settings = (more or {}) | {
+        stage: values | {"learning_rate": RATES[stage], "warmup": 2} for stage, values in STEPS[name].items()
+    }
     method, recipe, student = built(name, tiny.backbone(methods.method(name).kind, folder), **settings)
     marked, log = student.trainable(), []
     torch.manual_seed(7)
@@ -477,6 +479,20 @@ def test_pretext_learns_and_repeats_itself(name, tmp_path):
     for (key, one), two in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.equal(one, two), key
     assert all(p.grad is None for p in first.parameters())
+
+
+@pytest.mark.parametrize("name", ["retromae", "llara", "bge"])
+def test_pretext_is_the_same_with_checkpointed_gradients(name, tmp_path, monkeypatch):
+    """`gradient_checkpointing` holds for a method's own pre-training as well, and only the memory differs."""
+    from transformers import modeling_utils
+
+    calls, checkpoint = [], modeling_utils.checkpoint
+    monkeypatch.setattr(modeling_utils, "checkpoint", lambda *a, **k: (calls.append(1), checkpoint(*a, **k))[1])
+    _, log = adapted(name, tmp_path / "a")
+    assert not calls
+    _, same = adapted(name, tmp_path / "b", {"gradient_checkpointing": True})
+    assert len(calls) >= 2 * 30  # layers, updates
+    assert [record["loss"] for record in same] == pytest.approx([record["loss"] for record in log], rel=1e-4)
 
 
 def test_adaptation_trains_the_weights_that_lora_adapts(tmp_path):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import tiny
 
-from d2llm import cli, doctor
+from d2llm import cli, doctor, plan
 from d2llm.config import Config, load, read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,6 +82,58 @@ def test_missing_files_are_named_with_their_keys(tmp_path: Path) -> None:
     assert len(missing) == len(set(config.data.files.paths().values()))
     assert "data.files.train." in missing[0].fix
     assert [one.level for one in found if one.subject == "models"] == ["error"] * 3
+
+
+def test_the_template_serves_files_and_models_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """config/local.yaml as it is, over files of the columns it names: what doctor says of a wrong row, a wrong width, a model that is away."""
+    template = shutil.copy(ROOT / "config" / "local.yaml", tmp_path / "my.yaml")
+    monkeypatch.chdir(tmp_path)
+    write_own_files(tmp_path / "my")
+
+    def errors() -> list[str]:
+        return [
+            f"{one.subject}: {one.found}; {one.fix}"
+            for one in doctor.of_config(load([template]))
+            if one.level == "error"
+        ]
+
+    away = errors()
+    assert len(away) == 3 and all("no model in models/my-" in line for line in away)  # and nothing about sizes
+    tiny.backbone("decoder", tmp_path / "models/my-decoder", num_hidden_layers=4)
+    tiny.backbone("encoder", tmp_path / "models/my-encoder")
+    assert errors() == []
+    # Counted from the files, none of which was prepared: 60 of 90 pairs mean yes, 40 questions have an answer.
+    amounts = plan.amounts(load([template]), 50_000)
+    assert (amounts.queries, amounts.pairs, amounts.asked, amounts.assumed) == (60 + 40, 30 + 30, 15, ())
+    tiny.backbone("decoder", tmp_path / "models/my-decoder", num_hidden_layers=4, hidden_size=48)
+    assert errors() == [
+        "models: methods.d2llm.pooling.heads: 32 does not divide the width 48 of models.decoder; choose a divisor, e.g. 24"
+    ]
+    with (tmp_path / "my/train.jsonl").open("a") as stream:
+        stream.write('{"sentence1": "", "sentence2": "b", "label": "entailment"}\n')
+    [wrong] = errors()
+    assert wrong.startswith("files: my/train.jsonl: line 91, column 'sentence1': expected a text; found ''")
+
+
+def write_own_files(folder: Path) -> None:
+    """The files that config/local.yaml names."""
+    folder.mkdir()
+    for name, count in (("train", 90), ("dev", 30), ("test", 30)):
+        rows = [{"sentence1": f"{name} {i} is here", "sentence2": f"{name} {i}", "label": ("neutral", "entailment")[i % 3 > 0]} for i in range(count)]  # fmt: skip
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("sts_dev", "sts_test"):
+        lines = [f"{name} {i},{name} {i + 1},{i % 6}" for i in range(30)]
+        (folder / f"{name}.csv").write_text("\n".join(["sentence1,sentence2,score", *lines]))
+    (folder / "corpus.csv").write_text("\n".join(["id,text", *(f"{i},number {i} is read" for i in range(80))]))
+    for name, part in (("", range(40)), ("dev_", range(40, 55)), ("test_", range(55, 70))):
+        (folder / f"{name}queries.csv").write_text("\n".join(["id,text", *(f"{i},what is {i}?" for i in part)]))
+        (folder / f"{name}qrels.csv").write_text(
+            "\n".join(["query_id,doc_id,relevance", *(f"{i},{i},1" for i in part)])
+        )
+
+
+def test_a_divisor_is_the_nearest() -> None:
+    assert [doctor.divisor(*pair) for pair in ((896, 32), (48, 32), (30, 8), (7, 3))] == [32, 24, 10, 1]
 
 
 def test_jobs_that_do_not_fit_are_an_error() -> None:

@@ -14,7 +14,8 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from task_folders import FakeStudent, pair_task, retrieval_task, sts_task, write_task
 from training_records import write_runs
 
-from d2llm.config import Config
+from d2llm.artifacts import read_json, write_json
+from d2llm.config import CheckpointSettings, Config, ModelsSettings
 from d2llm.errors import ArtifactError, ConfigError, DataError
 from d2llm.evaluation import collect, metrics, tasks
 from d2llm.evaluation.settings import EvaluationSettings
@@ -368,7 +369,7 @@ def suite(tmp_path, monkeypatch):
 def test_collected_scores_are_tidy_sorted_and_byte_identical(suite):
     paths = Paths.of(suite)
     collect.run(suite)
-    files = [paths.scores_csv, paths.scores, paths.predictions, paths.trainings, paths.curves]
+    files = [paths.scores_csv, paths.scores, paths.predictions, paths.trainings, paths.curves, paths.about]
     first = [file.read_bytes() for file in files]
     collect.run(suite)
     assert first == [file.read_bytes() for file in files]
@@ -407,6 +408,32 @@ def test_collected_scores_are_tidy_sorted_and_byte_identical(suite):
     file.unlink()
     with pytest.raises(ArtifactError, match="bge/base/seed2/scores.parquet: missing"):
         collect.run(suite)
+
+
+def test_what_is_behind_the_scores_is_collected_with_them(suite):
+    """Reports, and the records of this config's jobs up to the evaluations; digests of what they wrote are left out."""
+    paths = Paths.of(suite)
+    write_json(paths.card_json, {"training": [1]})
+    write_json(paths.teacher_report, {"symmetric": {"ap": 0.9}})
+    write_json(paths.base("teacher") / "config.json", {"hidden_size": 64})  # made by the pipeline: its settings say it
+    suite = suite.model_copy(update={"models": ModelsSettings(decoder=CheckpointSettings(source="a/b"), encoder=CheckpointSettings(source="a/c"))})  # fmt: skip
+    write_json(paths.base("decoder") / "config.json", {"hidden_size": 576})
+    record = {"stage": "data", "seconds": 1.5, "outputs": {"card.json": "abc"}}
+    train = {"stage": "train", "method": "bge", "variant": "base"}
+    found = {
+        "data/provenance.json": record,
+        "runs/bge/base/seed2/provenance.json": read_json(paths.run("bge", "base", 2) / "provenance.json") | train | {"seed": 2},
+        "runs/bge/base/seed9/provenance.json": train | {"seed": 9},  # of a seed the config no longer has
+        "tables/nli.csv.provenance.json": {"stage": "table"},  # is made of the scores
+    }  # fmt: skip
+    for name, content in found.items():
+        write_json(paths.root / name, content)
+    collect.run(suite)
+    about = read_json(paths.about)
+    assert (about["card"], about["leaks"], about["negatives"]) == ({"training": [1]}, None, None)
+    assert about["teacher"] == {"symmetric": {"ap": 0.9}} and about["widths"] == {"decoder": 576}
+    assert set(about["records"]) == {"data/provenance.json", "runs/bge/base/seed2/provenance.json"}
+    assert about["records"]["data/provenance.json"] == {"stage": "data", "seconds": 1.5}
 
 
 def test_a_training_without_its_log_is_not_collected(suite):

@@ -268,6 +268,17 @@ def test_the_architecture_shows_the_settings(monkeypatch: pytest.MonkeyPatch, tm
     assert "CL" not in text and "off" not in text
 
 
+def test_the_architecture_knows_the_width_of_a_checkpoint_once_it_is_there() -> None:
+    source = {"source": "some-org/model"}
+    models = {"teacher": source, "decoder": source | {"layers": 4}}
+    data = data_of(methods={"d2llm": {"pooling": {"heads": 9}, "interaction": {"hidden": 384}}}, models=models)
+    text = words(figure_architecture.draw(data))
+    assert "pair feature, width d" in text and "→ width d" in text and "2d → 384" in text
+    known = replace(data, collected=Collected(about={"widths": {"teacher": 640, "decoder": 576}}))
+    text = words(figure_architecture.draw(known))
+    assert "pair feature, width 640" in text and "PMA, 9 heads\n→ width 576" in text and "1152 → 384" in text
+
+
 def test_a_loss_of_weight_zero_is_off_and_joins_nothing() -> None:
     def dashed(figure: Figure) -> int:
         return sum(1 for note in figure.axes[0].texts if getattr(note, "arrow_patch", None) and _is_dashed(note))

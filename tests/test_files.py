@@ -117,6 +117,25 @@ def test_labelled_pairs(tmp_path: Path) -> None:
     assert passages.tolist() == ["p", "n", "q"]
 
 
+def test_pairs_judged_both_ways_count_once_as_first_judged_and_are_told(tmp_path: Path) -> None:
+    rows = [
+        ("q", "p", "yes"), ("q", "p", "no"), ("q", "p", "yes"),  # contradicted, yes
+        ("q", "n", "no"), ("q", "n", "yes"),  # contradicted, no
+        ("r", "p", "yes"), ("r", "p", "yes"),  # twice the same
+        ("p", "r", "no"),  # the other direction is another pair
+        ("q", "q", "yes"), ("q", "q", "no"),  # no pair at all
+    ]  # fmt: skip
+    file = jsonl(tmp_path / "t.jsonl", [dict(zip(("query", "passage", "l"), row, strict=True)) for row in rows])
+    found, _ = examples.judged("s", TrainingSet(file=file, label="l", yes=["yes"]), rng())
+    assert found[["a", "b", "label", "contradicted"]].values.tolist() == [
+        ["q", "p", True, True], ["q", "n", False, True], ["r", "p", True, False], ["p", "r", False, False],
+    ]  # fmt: skip
+    graded = [{"query": "q", "passage": "p", "s": score} for score in (3.5, 4.0)]  # both below the bound
+    graded += [{"query": "q", "passage": "n", "s": score} for score in (4.8, 2.0)]
+    settings = TrainingSet(file=jsonl(tmp_path / "g.jsonl", graded), score="s", scores=(0.0, 5.0), yes_from=4.5)
+    assert examples.judged("s", settings, rng())[0]["contradicted"].tolist() == [False, True]
+
+
 def test_a_score_becomes_a_probability_that_is_above_one_half_where_it_means_yes() -> None:
     score = pd.Series([1.0, 2.5, 3.9, 4.0, 4.5, 5.0])
     found = examples.target(score, (1.0, 5.0), 4.0)
@@ -353,6 +372,23 @@ def test_the_data_stage_over_files(config: Config) -> None:
     again = pd.read_parquet(paths.task("related") / "test.parquet")
     build.run(config)
     pd.testing.assert_frame_equal(pd.read_parquet(paths.task("related") / "test.parquet"), again)
+
+
+def test_contradictions_are_in_the_card_and_the_log(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    build.run(config)
+    assert [row["contradictions"] for row in read_json(Paths.of(config).card_json)["training"]] == [0, 0, 0]
+    assert "right and wrong" not in Paths.of(config).card_md.read_text(encoding="utf-8") + caplog.text
+    file = Path(config.data.files.train["nli"].file)
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    with file.open("a", encoding="utf-8") as stream:  # the same pairs, judged the other way
+        stream.writelines(json.dumps(row | {"l": 1 - row["l"]}) + "\n" for row in rows[:5])
+    caplog.set_level("WARNING")
+    build.run(config)
+    card = read_json(Paths.of(config).card_json)
+    assert {row["dataset"]: row["contradictions"] for row in card["training"]} == {"nli": 5, "graded": 0, "find": 0}
+    said = "Pairs that a set judges right and wrong, of which the first row counts: 5 of nli."
+    assert said in Paths.of(config).card_md.read_text(encoding="utf-8")
+    assert "nli: 5 pairs are judged right and wrong by its rows; the first row counts" in caplog.text
 
 
 @pytest.mark.parametrize(

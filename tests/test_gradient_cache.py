@@ -50,10 +50,11 @@ def batch(size: int = 4, count: int = 2) -> Batch:
     return Batch("s", "symmetric", TEXTS[:size], TEXTS[size : 2 * size], negatives, targets)
 
 
-def student_of(name: str, **backbone: float):
+def student_of(name: str, more: dict | None = None, **backbone: float):
     method = methods.method(name)
     recipe = method.recipe(
-        {"pooling": {"heads": 4}, "interaction": {"hidden": 16}, "tuning": NO_DROPOUT} if name == "d2llm" else {}
+        ({"pooling": {"heads": 4}, "interaction": {"hidden": 16}, "tuning": NO_DROPOUT} if name == "d2llm" else {})
+        | (more or {})
     )
     torch.manual_seed(0)
     student = method.build(tiny.backbone(method.kind, **backbone), recipe)
@@ -63,8 +64,8 @@ def student_of(name: str, **backbone: float):
     return method, recipe, student.train()
 
 
-def gradients(name: str, size: int | None, **backbone: float) -> dict[str, torch.Tensor]:
-    method, recipe, student = student_of(name, **backbone)
+def gradients(name: str, size: int | None, more: dict | None = None, **backbone: float) -> dict[str, torch.Tensor]:
+    method, recipe, student = student_of(name, more, **backbone)
     torch.manual_seed(5)
     if size is not None:
         student.cache = GradientCache(student.passes, size)
@@ -85,6 +86,24 @@ def test_the_gradient_by_parts_is_that_of_the_whole_batch(name: str, size: int) 
         torch.testing.assert_close(
             parts[key], expected, rtol=1e-3, atol=1e-5 * largest, msg=lambda said, key=key: f"{key}: {said}"
         )
+
+
+@pytest.mark.parametrize("name", ["d2llm", "retromae"])
+@pytest.mark.parametrize("size", [None, 5])
+def test_checkpointed_gradients_are_the_same_and_go_together_with_parts(
+    name: str, size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import modeling_utils
+
+    calls, checkpoint = [], modeling_utils.checkpoint
+    monkeypatch.setattr(modeling_utils, "checkpoint", lambda *a, **k: (calls.append(1), checkpoint(*a, **k))[1])
+    whole = gradients(name, None)
+    assert not calls
+    found = gradients(name, size, {"gradient_checkpointing": True})
+    assert calls and set(whole) == set(found)
+    largest = max(float(g.abs().max()) for g in whole.values())
+    for key, expected in whole.items():
+        torch.testing.assert_close(found[key], expected, rtol=1e-3, atol=1e-5 * largest)
 
 
 def test_both_passes_drop_the_same() -> None:

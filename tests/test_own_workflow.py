@@ -140,6 +140,9 @@ def test_own_files_and_checkpoints_through_the_whole_workflow(fresh: Path) -> No
     assert "Related (sample of 30)" in set(scores["task_title"])
     assert (out / "report.html").is_file() and (out / "results.ipynb").is_file()
     assert "decoder, qwen, lowest 1 layer" in (out / "tables" / "settings.md").read_text(encoding="utf-8")
+    drawn = json.loads((out / "figures" / "architecture.svg.provenance.json").read_text(encoding="utf-8"))
+    about = json.loads((out / "about.json").read_text(encoding="utf-8"))
+    assert about["widths"] == {"teacher": 32, "decoder": 32, "encoder": 32} and any("about.json" in name for name in drawn["inputs"])  # fmt: skip
     # A changed file makes what is made of it stale; a checkpoint that exists stays.
     with (fresh / "own" / "train.jsonl").open("a") as stream:
         stream.write(

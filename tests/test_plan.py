@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,115 @@ def test_a_run_that_has_its_data_is_planned_from_it(tiny_data: Config) -> None:
     assert found["assumed"] == () and found["amounts"].queries > 0
     assert found["amounts"].pairs == 5 * 40  # test pairs of its five sets of pairs, less what leaked
     assert "one core" in plan.run(tiny_data, "cpu", 1)
+
+
+# ------------------------------------------------------------------------------------------------------ pretext stages
+# By hand: width 8, feed-forward 16, two layers of 4·64 + 3·8·16 = 640 weights, 2000 words of width 8; texts of 16 tokens.
+SMALL = {"hidden_size": 8, "layers": 2, "heads": 2, "intermediate_size": 16}
+
+
+def pretexts(methods: dict, **more: object) -> list[plan.Cost]:
+    """The lines of pretext stages of a run of the generated world with these methods."""
+    models = dict.fromkeys(("teacher", "decoder", "encoder"), SMALL)
+    world = {"source": "world", "world": {"pretraining_texts": 100}}
+    config = load([], {"data": world, "models": models, "methods": methods} | more)
+    found = plan.plan(config, "a100")["costs"]
+    assert all(cost.hours == pytest.approx(cost.flops / (156e12 * 0.35) / 3600) for cost in found if "pretext" in cost.stage)  # fmt: skip
+    return [cost for cost in found if cost.stage.startswith("pretext")]
+
+
+def test_autoencoding_by_hand() -> None:
+    recipe = {"pretraining": {"steps": 10, "batch_size": 4}}
+    [found] = pretexts({"retromae": recipe})
+    assert (found.stage, found.jobs, found.tokens) == ("pretext retromae", 1, 10 * 4 * 18)  # [CLS] and [SEP]
+    body = 720 * (2 * 3 * 640 + 4 * 3 * 8 * 18)  # one layer more decodes
+    head = 10 * 4 * (1 + 0.3) * 16 * 2 * 2000 * 8  # 30% of the tokens, then all
+    assert found.flops == pytest.approx(3 * (body + head)) == 91_898_880
+    # Sixteen bytes a weight, three layers' states and two copies of the logits of four texts of 512 tokens.
+    states, logits = 4 * 512 * 3 * (12 * 8 + 4 * 16) * 4, 2 * 4 * 2000 * 4 * 1.3 * 510
+    assert found.memory == pytest.approx(16 * (2 * 640 + 2000 * 8) + states + logits)
+    [spared] = pretexts({"retromae": recipe | {"gradient_checkpointing": True}})
+    assert spared.flops == pytest.approx(4 * body + 3 * head)
+    assert found.memory - spared.memory == pytest.approx(states / 2)
+
+
+def test_passes_over_the_texts_become_updates() -> None:
+    # 8 passes, as published, over 100 texts, 3 a time: 267 updates.
+    [found] = pretexts({"retromae": {"pretraining": {"batch_size": 3}}})
+    assert found.tokens == 267 * 3 * 18
+
+
+def test_unsupervised_pairs_by_hand() -> None:
+    recipe = {"pretraining": {"steps": 0}, "unsupervised": {"steps": 5, "batch_size": 6}}
+    [following] = pretexts({"bge": recipe})
+    assert following.tokens == 5 * 2 * 6 * 18
+    assert following.flops == 3 * 1080 * (2 * 2 * 640 + 4 * 2 * 8 * 18)
+    [spans] = pretexts({"bge": recipe | {"unsupervised": recipe["unsupervised"] | {"pairs": "crop"}}})
+    assert spans.tokens == 5 * 2 * 6 * 14  # from half of a text to all of it: 12 tokens on average
+    both = recipe | {"pretraining": {"steps": 10, "batch_size": 4}}
+    [whole] = pretexts({"bge": both})
+    assert whole.flops == following.flops + 91_898_880  # one job does both
+    assert not pretexts({"bge": recipe | {"unsupervised": {"steps": 0}}})
+
+
+def test_adaptation_by_hand() -> None:
+    # Four letters are a token, three Chinese characters two; eight tokens of its own after each prompt.
+    recipe = {"prompts": {"prefix": "wxyz", "summary": "abcd", "prediction": "接下来"}}
+    [found] = pretexts({"llara": recipe | {"adaptation": {"steps": 10, "batch_size": 2}}})
+    assert found.tokens == 10 * 2 * (16 + 1 + 1 + 2 + 16)
+    body, head = 720 * (2 * 2 * 640 + 4 * 2 * 8 * 36), 10 * 2 * (16 + 16) * 2 * 2000 * 8
+    assert found.flops == 3 * (body + head) == 71_946_240
+    [cut] = pretexts({"llara": recipe | {"adaptation": {"steps": 10, "batch_size": 2, "max_length": 30}}})
+    assert cut.tokens == 10 * 2 * 30
+
+
+def test_seeds_and_variants_share_a_pretext_stage() -> None:
+    variants = {
+        "fast": {"method": "retromae", "settings": {"learning_rate": 1e-3}},
+        "short": {"method": "retromae", "settings": {"pretraining": {"steps": 5}}},
+        "other": {"method": "retromae", "settings": {"pretraining": {"steps": 5, "learning_rate": 1e-3}}},
+    }
+    recipe = {"pretraining": {"steps": 10, "batch_size": 4}}
+    found = pretexts({"retromae": recipe, "sgpt": {}}, seeds=[1, 2, 3], variants=variants)
+    assert [(cost.jobs, cost.tokens) for cost in found] == [(1, 720), (2, 360)]
+
+
+def test_a_batch_is_as_long_as_its_longest_text() -> None:
+    assert plan.longest_of({1.0: 0.5, 3.0: 0.5}, 1) == 2
+    assert plan.longest_of({1.0: 0.5, 3.0: 0.5}, 2) == 2.5  # three times in four at least one is long
+    assert plan.longest_of({3.0: 0.25, 1.0: 0.75}, 1000) == pytest.approx(3)
+
+
+# Of the models' own config.json, as their pages show them.
+PUBLIC = {
+    "Qwen/Qwen1.5-7B-Chat": {"model_type": "qwen2", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "intermediate_size": 11008, "vocab_size": 151936, "tie_word_embeddings": False},
+    "Qwen/Qwen1.5-1.8B-Chat": {"model_type": "qwen2", "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "num_key_value_heads": 16, "intermediate_size": 5504, "vocab_size": 151936, "tie_word_embeddings": False},
+    "Qwen/Qwen2.5-1.5B-Instruct": {"model_type": "qwen2", "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "intermediate_size": 8960, "vocab_size": 151936, "tie_word_embeddings": True},
+    "Qwen/Qwen2.5-0.5B-Instruct": {"model_type": "qwen2", "hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864, "vocab_size": 151936, "tie_word_embeddings": True},
+    "BAAI/bge-large-zh-v1.5": {"model_type": "bert", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, "vocab_size": 21128},
+    "BAAI/bge-base-zh-v1.5": {"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "vocab_size": 21128},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("tier", "device"), [("paper", "h100"), ("small", "rtx4090")])
+def test_every_job_of_a_tier_fits_the_device_it_is_for(tier: str, device: str, tmp_path: Path) -> None:
+    values = load([ROOT / f"config/{tier}.yaml"]).model_dump(mode="json")
+    for name in ("teacher", "decoder", "encoder"):
+        (tmp_path / name).mkdir()
+        known = PUBLIC[values["models"][name]["source"]]
+        (tmp_path / name / "config.json").write_text(json.dumps(known), encoding="utf-8")
+        values["models"][name] |= {"source": str(tmp_path / name), "revision": None}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    found = plan.plan(load([tmp_path / "c.yaml"]), device)
+    assert {cost.stage: cost.memory for cost in found["costs"] if cost.memory > found["device"].memory} == {}
+
+
+def test_what_does_not_fit_names_the_keys_that_mend_it(tmp_path: Path) -> None:
+    found = plan.plan(made(tmp_path), "h100")
+    found["device"] = plan.Device("a thimble", 1.0, 1.0, 1.0)
+    lines = {line.split("  ")[1].strip(): line for line in plan.text(found).splitlines() if "more than it has" in line}
+    assert "batch_size and max_length" in lines["pretext llara"]
+    assert "texts_at_once" in lines["train sgpt"] and "batch_tokens" in lines["teacher scores, a shard"]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

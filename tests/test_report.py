@@ -147,6 +147,16 @@ def test_how_it_was_run_is_told(page: Page) -> None:
     assert "\ntier: mini\n" in "\n" + page.text.split("(YAML)")[1] and "results:" not in page.text.split("(YAML)")[1]
 
 
+def test_contradicted_pairs_are_told_where_labels_were_read(page: Page, tmp_path: Path) -> None:
+    assert "Contradicted" not in page.text  # a generated world has none
+    config = make(tmp_path)
+    row = {"dataset": "mine", "pairs": 60, "queries": 50, "pool": 70, "contradictions": 5, "examples": []}
+    write_json(Paths.of(config).about, {"card": {"training": [row]}})
+    told = Page(report.html(config))
+    assert ["Set", "Pairs", "Queries", "Texts to draw negatives from", "Contradicted", "Example"] in told.rows
+    assert ["mine", "60", "50", "70", "5", ""] in told.rows and "the first judgement counts" in told.text
+
+
 def test_all_scores_are_there_to_browse(page: Page, whole) -> None:
     """Without a script: every collected score of the methods is in a row of its task, metric and phenomenon."""
     rows = {tuple(row[:4]): row[4:] for row in page.rows if len(row) == 10 and row[3] == "1"}
@@ -190,6 +200,19 @@ def test_examples_are_shown_and_escaped(page: Page) -> None:
 
 def test_bytes_are_the_same_twice(whole) -> None:
     assert report.html(whole) == Paths.of(whole).report.read_text(encoding="utf-8")
+
+
+def test_the_page_reads_nothing_that_its_rule_does_not_name(whole, tmp_path: Path) -> None:
+    """Without data, runs, teacher and pairs, as `workflow/rules/report.smk` promises: the collected files hold all that is told."""
+    page = report.html(whole)
+    config = whole.model_copy(update={"results": str(tmp_path)})
+    shutil.copytree(Paths.of(whole).root, Paths.of(config).root)
+    for name in ("data", "runs", "teacher", "pairs"):
+        assert (Paths.of(config).root / name).is_dir()
+        shutil.rmtree(Paths.of(config).root / name)
+    assert report.html(config) == page
+    Paths.of(config).about.unlink()
+    assert "no data card" in report.html(config)
 
 
 def test_a_bare_run_is_shown_too(tmp_path: Path) -> None:

@@ -302,6 +302,19 @@ def test_an_edited_template_or_notebook_renders_its_own_page_again(copy: Path) -
     assert scheduled(copy) == Counter(["html_report", "executed_notebook", "all"])
 
 
+def test_what_the_page_tells_is_among_its_inputs(finished: Path) -> None:
+    done = snakemake(finished, "--dry-run", "--forcerun", "html_report")
+    [named] = re.findall(r"rule html_report:\n    input: (.*)", done.stdout + done.stderr)
+    inputs = {name.strip().removeprefix("results/mini/") for name in named.split(",")}
+    collected = {"about.json", "runs.csv", "scores.csv", "comparisons.csv", "examples.json"}
+    records = {
+        f"{name}.provenance.json" for name in ("runtime.csv", "ablations.csv", "tables/nli.csv", "figures/main.svg")
+    }
+    assert collected | records <= inputs
+    # And nothing that would need a model, or what models are made of.
+    assert not [name for name in inputs if re.match("(models|runs|data|teacher|pairs|evaluations)/", name)]
+
+
 def test_a_tuning_record_is_shown_but_never_brought_up_to_date(copy: Path) -> None:
     trials = copy / "results" / "mini" / "tuning" / "trials.csv"
     trials.parent.mkdir(exist_ok=True)

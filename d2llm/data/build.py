@@ -44,7 +44,10 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Made:
-    """What a source makes: training pairs and pool, the teacher's groups by split, the sets by split and name, and their headers."""
+    """What a source makes: training pairs and pool, the teacher's groups by split, the sets by split and name, and their headers.
+
+    `contradictions`: by training set, how many pairs it judges right and wrong; None where labels are made, not read.
+    """
 
     train: pd.DataFrame
     pool: pd.DataFrame
@@ -52,6 +55,7 @@ class Made:
     tasks: leaks.Tasks
     headers: dict[str, dict[str, object]]
     leaks: Report
+    contradictions: dict[str, int] | None = None
 
 
 def run(config: Config) -> None:
@@ -72,7 +76,10 @@ def run(config: Config) -> None:
                 if name in frames:
                     write_task(folder / name, split, frames[name])
     write_json(paths.leaks, made.leaks)
-    summary = card.summarise(made.train, made.pool, made.tasks, made.teacher, made.leaks)
+    for name, count in (made.contradictions or {}).items():
+        if count:
+            log.warning("%s: %d pairs are judged right and wrong by its rows; the first row counts", name, count)
+    summary = card.summarise(made.train, made.pool, made.tasks, made.teacher, made.leaks, made.contradictions)
     write_json(paths.card_json, summary)
     write_text(paths.card_md, card.markdown(summary))
 
@@ -111,7 +118,8 @@ def from_files(config: Config) -> Made:
         if isinstance(task, MtebSet) and task.sample is None:
             about = read_json(Paths.of(config).download(task.name) / SOURCE)
             headers[name]["mteb"] = about | {"split": {"dev": task.dev, "test": task.test}}
-    return Made(train, pool, groups, tasks, headers, report)
+    contradictions = kept.groupby("dataset", sort=False)["contradicted"].sum().astype(int).to_dict()
+    return Made(train, pool, groups, tasks, headers, report, contradictions)
 
 
 def header(name: str, task: TaskSet) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import numpy as np
@@ -22,11 +23,19 @@ class Card(TypedDict):
 
 
 def summarise(
-    train: pd.DataFrame, pool: pd.DataFrame, tasks: Tasks, teacher: dict[str, pd.DataFrame], leaks: Report
+    train: pd.DataFrame,
+    pool: pd.DataFrame,
+    tasks: Tasks,
+    teacher: dict[str, pd.DataFrame],
+    leaks: Report,
+    contradictions: Mapping[str, int] | None = None,
 ) -> Card:
-    """The card as plain values."""
+    """The card as plain values; `contradictions` by training set, where its labels were read."""
     return {
-        "training": [_training(name, part, pool[pool["dataset"] == name]) for name, part in train.groupby("dataset", sort=False)],
+        "training": [
+            _training(name, part, pool[pool["dataset"] == name]) | ({} if contradictions is None else {"contradictions": contradictions[name]})
+            for name, part in train.groupby("dataset", sort=False)
+        ],
         "evaluation": [
             {"task": name, "split": split, **(_pairs(frames["pairs"]) if "pairs" in frames else _retrieval(frames))}
             for split, made in tasks.items() for name, frames in made.items()
@@ -90,6 +99,10 @@ def markdown(card: Card) -> str:
         lines.append(
             f"| {row['dataset']} | {row['mode']} | {row['pairs']} | {row['queries']} | {row['pool']} | {shown['query']} → {shown['positive']} |"
         )
+    torn = {row["dataset"]: row["contradictions"] for row in card["training"] if row.get("contradictions")}
+    if torn:
+        said = ", ".join(f"{count} of {name}" for name, count in torn.items())
+        lines += ["", f"Pairs that a set judges right and wrong, of which the first row counts: {said}."]
     lines += ["", "## Evaluation sets", ""]
     for row in card["evaluation"]:
         size = (

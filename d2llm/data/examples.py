@@ -1,7 +1,7 @@
 """From judged pairs of one's own files to what every source makes: training pairs, pool, teacher's groups, evaluation sets.
 
-Files are read through `files`; nothing is written. A judged pair is a row `dataset, mode, a, b, label, target`: whether b is right for a, and the
-probability of yes the teacher is taught, above one half exactly where the label is yes.
+Files are read through `files`; nothing is written. A judged pair is a row `dataset, mode, a, b, label, target, contradicted`: whether b is right for a, the
+probability of yes the teacher is taught, above one half exactly where the label is yes, and whether its set says yes and no of it (the first counts).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> tuple[
     else:
         pairs = within(judged_rows(name, settings), settings.part, "a", "b")
         passages = pairs["b"]
-    pairs = pairs[pairs["a"] != pairs["b"]].drop_duplicates(["a", "b"]).reset_index(drop=True)
+    pairs = once(pairs[pairs["a"] != pairs["b"]])
     chosen = pairs["a"].drop_duplicates()
     if settings.sample is not None and settings.sample < len(chosen):
         kept = set(chosen.iloc[np.sort(rng.permutation(len(chosen))[: settings.sample])])
@@ -53,6 +53,15 @@ def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> tuple[
         own = passages.isin(set(pairs["b"]))
         passages = pd.concat([passages[own], sampled(passages[~own], settings.pool, rng)])
     return pairs, passages.reset_index(drop=True)
+
+
+def once(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Every pair once, as it is judged first; `contradicted` where a later row judges it the other way."""
+    again = pairs[pairs.duplicated(["a", "b"], keep=False)]
+    kinds = again.groupby(["a", "b"])["label"].nunique()
+    torn = set(kinds.index[kinds > 1])
+    found = pairs.drop_duplicates(["a", "b"]).reset_index(drop=True)
+    return found.assign(contradicted=[pair in torn for pair in zip(found["a"], found["b"], strict=True)])
 
 
 def judged_rows(name: str, settings: TrainingSet) -> pd.DataFrame:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from d2llm.artifacts import MEND, atomic, read_frame, write_frame
+from d2llm.artifacts import MEND, atomic, read_frame, write_frame, write_json
 from d2llm.errors import ArtifactError
+from d2llm.evaluation.about import behind
 from d2llm.evaluation.curves import curves, trainings
 from d2llm.logs import get_logger
 from d2llm.paths import Paths
@@ -55,7 +56,7 @@ PREDICTION_KEY = ["method", "variant", "seed", "task", "query_id", "doc_id"]
 
 
 def run(config: Config) -> None:
-    """Writes `predictions.parquet`, `runs.csv`, `curves.parquet`, `scores.csv` and `scores.parquet`.
+    """Writes `predictions.parquet`, `runs.csv`, `curves.parquet`, `about.json`, `scores.csv` and `scores.parquet`.
 
     Raises:
         ArtifactError: an evaluation is missing, damaged, of another run, doubled or measured on other examples; or a
@@ -74,6 +75,7 @@ def run(config: Config) -> None:
     logs = {r: [folder / "log.jsonl"] for r, folder in runs.items()}
     write_frame(paths.curves, curves(logs, dict(zip(runs, trained["updates"], strict=True))))
     _write_csv(paths.trainings, trained)
+    write_json(paths.about, behind(config))
     _write_csv(paths.scores_csv, scores)
     write_frame(paths.scores, scores)
     logger.info("collected %d scores of %d evaluations", len(scores), len(folders))

@@ -1,13 +1,17 @@
-"""Table 4 of the paper: D2LLM with one of its parts changed or left out, on each NLI set and on average over STS and retrieval."""
+"""Table 4 of the paper: D2LLM with one of its parts changed or left out, on each NLI set and on average over STS and retrieval.
+
+Variants of other methods that the config names stand below, each under its method as configured.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from d2llm.comparison import AVERAGE, SUBJECT, judged_columns
+from d2llm.comparison import AVERAGE, SUBJECT, judged_columns, varied
 from d2llm.config import plain
 from d2llm.errors import ArtifactError
 from d2llm.evaluation.headline import HEADLINE
@@ -19,13 +23,11 @@ from d2llm.reporting.style import CONTROLLED_TEXT, GROUP_TITLES, METRIC_TITLES
 GROUPS = list(GROUP_TITLES)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from d2llm.config import Config
 
 
 class AblationTable:
-    """D2LLM as configured, then a row a variant of the config, in its order, under the variant's group."""
+    """A method as configured, then a row a variant of it, in the config's order, under the variant's group; D2LLM first."""
 
     name = "ablation"
     heading = "Table 4. Ablations."
@@ -36,62 +38,100 @@ class AblationTable:
         Raises:
             ArtifactError: a variant of the config has no score for a column.
         """
-        points = config.points()
-        variants = {name: points[SUBJECT, name][1] for name in config.variants if (SUBJECT, name) in points}
-        if not variants or SUBJECT not in config.methods:
-            return Table(self.name, self.heading, "This run has no variant of D2LLM (section `variants`).", (), ())
+        methods = varied(config)
+        if not methods:
+            return Table(self.name, self.heading, "This run has no variant of a method (section `variants`).", (), ())
         scores, ablations = given(collected.scores, "scores"), given(collected.ablations, "ablations")
-        own = scores[(scores["method"] == SUBJECT) & (scores["phenomenon"] == "all")]
-        own = own[own["metric"] == own["task_type"].map(HEADLINE)]
-        tasks = own.drop_duplicates("task").set_index("task")
+        whole = scores[(scores["phenomenon"] == "all") & (scores["metric"] == scores["task_type"].map(HEADLINE))]
+        tasks = whole[whole["method"].isin(methods)].drop_duplicates("task").set_index("task")
         judged = sorted(judged_columns(tasks[["task_type", "group"]]), key=lambda pair: GROUPS.index(pair[0]))
         columns = [_column(group, task, tasks) for group, task in judged]
-        paired = config.seeds_of_variants()
-        base, leads = own[own["variant"] == "base"], _leads(ablations, context.level)
+        leads = _leads(ablations, context.level)
         rows = []
-        if paired != config.seeds:
-            title = f"D2LLM, {len(config.seeds)} seeds"
-            rows.append(Row("base_all", title, "reference", _cells(base, columns, tasks, config.seeds, "base")))
-        cells = _cells(base, columns, tasks, paired, "base")
-        rows.append(Row("base", f"D2LLM{_seeds(paired)}", "reference", cells))
-        # Together what is of one group, groups in the order of their first variant.
-        groups = list(dict.fromkeys(config.variants[name].group for name in variants))
-        for name, owner in sorted(variants.items(), key=lambda item: groups.index(config.variants[item[0]].group)):
-            about = config.variants[name]
-            title = f"{about.title or name} ({changes(about.settings)})"
-            found = own[own["variant"] == owner]
-            cells = _cells(found, columns, tasks, paired, owner)
-            marked = tuple(
-                Cell(cell.mean, cell.sd, cell.seeds, "", leads.get((owner, column.task, column.metric), ""))
-                for column, cell in zip(columns, cells, strict=True)
-            )
-            rows.append(Row(name, f"{about.group}: {title}" if about.group else title, about.group, marked))
-        return Table(
-            self.name,
-            self.heading,
-            self._caption(scores, len(ablations), context, config, paired),
-            tuple(columns),
-            tuple(rows),
-        )
+        for method, variants in methods.items():
+            shown = Shown(method, whole[whole["method"] == method], columns, tasks)
+            rows += _rows(shown, variants, leads, context, config)
+        caption = self._caption(scores, len(ablations), context, config, list(methods))
+        return Table(self.name, self.heading, caption, tuple(columns), tuple(rows))
 
-    def _caption(self, scores: pd.DataFrame, compared: int, context: Context, config: Config, paired: list[int]) -> str:
+    def _caption(
+        self, scores: pd.DataFrame, compared: int, context: Context, config: Config, methods: list[str]
+    ) -> str:
+        paired = config.seeds_of_variants()
+        one = context.titles.get(methods[0], methods[0])
+        whose, than, itself = (one, one, f"{one} itself") if len(methods) == 1 else ("Each method", "its method as configured", "the method itself")  # fmt: skip
         said = [
-            f"Tier {context.tier}, {'/'.join(sorted(set(scores['split'])))} split. D2LLM as configured (set apart), then with the settings "
+            f"Tier {context.tier}, {'/'.join(sorted(set(scores['split'])))} split. {whose} as configured (set apart), then with the settings "
             f"in brackets changed and all else as before, nothing tuned anew{_seeds(paired)}. Average: over the tasks of a kind."
         ]
         if compared:
             said.append(
-                f"↑ ↓: significantly above or below D2LLM{_seeds(paired)} (paired bootstrap over examples"
+                f"↑ ↓: significantly above or below {than}{_seeds(paired)} (paired bootstrap over examples"
                 f"{', spread of seeds' if len(paired) > 1 else ''}, {context.level:.0%}, Holm's correction over {compared} comparisons)."
             )
         if len(paired) < 2:
             said.append(
                 "One training a variant: what another seed would change is in no arrow"
-                + ("; the first row shows how much that is for D2LLM itself." if len(config.seeds) > 1 else ".")
+                + (f"; the first row shows how much that is for {itself}." if len(config.seeds) > 1 else ".")
             )
         if context.generated:
             said.append(CONTROLLED_TEXT)
         return " ".join(said)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Scores of one method by its headline metrics, the columns to show, and all tasks."""
+
+    method: str
+    scores: pd.DataFrame
+    columns: Sequence[Column]
+    tasks: pd.DataFrame
+
+    def cells(self, seeds: Sequence[int], variant: str) -> tuple[Cell, ...]:
+        """Mean and sample standard deviation over these seeds; an average is taken over tasks within a seed."""
+        found = self.scores[(self.scores["variant"] == variant) & self.scores["seed"].isin(seeds)]
+        wide = found.pivot(index="seed", columns=["metric", "task"], values="value")
+        cells = []
+        for column in self.columns:
+            members = self.tasks.index[self.tasks["task_type"].map(HEADLINE) == column.metric]
+            keys = [(column.metric, task) for task in (members if column.task == AVERAGE else [column.task])]
+            if len(wide) != len(set(seeds)) or any(key not in wide or wide[key].isna().any() for key in keys):
+                raise ArtifactError(
+                    f"the collected scores hold no {column.metric} of {self.method}, variant {variant}, for every seed and task; "
+                    "run `snakemake --cores all` again"
+                )
+            values = wide[keys].mean(axis=1)
+            spread = float(values.std(ddof=1)) if len(values) > 1 else None
+            cells.append(Cell(float(values.mean()), spread, len(values)))
+        return tuple(cells)
+
+
+def _rows(
+    shown: Shown,
+    variants: Mapping[str, str],
+    leads: Mapping[tuple[str, str, str, str], Lead],
+    context: Context,
+    config: Config,
+) -> list[Row]:
+    """A method as configured, and its variants: together what is of one group, groups in the order of their first variant."""
+    method, paired = shown.method, config.seeds_of_variants()
+    name, key = context.titles.get(method, method), "base" if method == SUBJECT else f"{method}_base"
+    rows = []
+    if paired != config.seeds:
+        title = f"{name}, {len(config.seeds)} seeds"
+        rows.append(Row(f"{key}_all", title, "reference", shown.cells(config.seeds, "base")))
+    rows.append(Row(key, f"{name}{_seeds(paired)}", "reference", shown.cells(paired, "base")))
+    groups = list(dict.fromkeys(config.variants[variant].group for variant in variants))
+    for variant, owner in sorted(variants.items(), key=lambda item: groups.index(config.variants[item[0]].group)):
+        about = config.variants[variant]
+        title = f"{about.title or variant} ({changes(about.settings)})"
+        marked = tuple(
+            replace(cell, lead=leads.get((method, owner, column.task, column.metric), ""))
+            for column, cell in zip(shown.columns, shown.cells(paired, owner), strict=True)
+        )
+        rows.append(Row(variant, f"{about.group}: {title}" if about.group else title, about.group, marked))
+    return rows
 
 
 def changes(settings: Mapping[str, Any], prefix: str = "") -> str:
@@ -119,29 +159,13 @@ def _column(group: str, task: str, tasks: pd.DataFrame) -> Column:
     return Column(task, title, metric, METRIC_TITLES.get(metric, metric))
 
 
-def _cells(
-    found: pd.DataFrame, columns: Sequence[Column], tasks: pd.DataFrame, seeds: Sequence[int], variant: str
-) -> tuple[Cell, ...]:
-    """Mean and sample standard deviation over these seeds; an average is taken over tasks within a seed."""
-    wide = found[found["seed"].isin(seeds)].pivot(index="seed", columns=["metric", "task"], values="value")
-    cells = []
-    for column in columns:
-        members = tasks.index[tasks["task_type"].map(HEADLINE) == column.metric]
-        keys = [(column.metric, task) for task in (members if column.task == AVERAGE else [column.task])]
-        if len(wide) != len(set(seeds)) or any(key not in wide or wide[key].isna().any() for key in keys):
-            raise ArtifactError(
-                f"the collected scores hold no {column.metric} of {SUBJECT}, variant {variant}, for every seed and task; "
-                "run `snakemake --cores all` again"
-            )
-        values = wide[keys].mean(axis=1)
-        cells.append(Cell(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, len(values)))
-    return tuple(cells)
-
-
-def _leads(ablations: pd.DataFrame, level: float) -> dict[tuple[str, str, str], Lead]:
-    """(variant, task, metric) of what differs significantly. The table's difference is variant minus D2LLM."""
+def _leads(ablations: pd.DataFrame, level: float) -> dict[tuple[str, str, str, str], Lead]:
+    """(method, variant, task, metric) of what differs significantly. The file's difference is the method's lead over its variant."""
     found = ablations[ablations["p_holm"] < 1 - level]
-    return {(row.baseline, row.task, row.metric): "down" if row.difference > 0 else "up" for row in found.itertuples()}
+    return {
+        (SUBJECT if row.method == "base" else row.method, row.baseline, row.task, row.metric): "down" if row.difference > 0 else "up"
+        for row in found.itertuples()
+    }  # fmt: skip
 
 
 ABLATION = AblationTable()

@@ -28,8 +28,9 @@ def name(source: str) -> str:
     return source.rstrip("/").rpartition("/")[2].removesuffix(".gguf")
 
 
-def width(model: BaseSettings | CheckpointSettings, times: int = 1) -> str:
-    """The width of its states, or of `times` of them side by side; of a checkpoint the config does not say it: d."""
-    if isinstance(model, BaseSettings):
-        return str(times * model.hidden_size)
+def width(model: BaseSettings | CheckpointSettings, times: int = 1, known: int | None = None) -> str:
+    """The width of its states, or of `times` of them side by side; of a checkpoint as far as it is `known`, else d."""
+    found = model.hidden_size if isinstance(model, BaseSettings) else known
+    if found is not None:
+        return str(times * found)
     return "d" if times == 1 else f"{times}d"

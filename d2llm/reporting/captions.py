@@ -65,7 +65,7 @@ TABLES: dict[str, Caption] = {
         "D2LLM with one part changed",
         "Each row changes the settings in its brackets (a loss left out, another pooling, another way to score a pair, another teacher "
         "or student) and leaves the rest as it is; nothing is tuned anew. Arrows mark what is significantly above or below D2LLM "
-        "as configured.",
+        "as configured. Variants of other methods, where a run has any, stand below, each under its own method.",
     ),
     "settings": Caption(
         "training",

@@ -21,8 +21,10 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "dev": ("curves", "scores"),
     "runtime": ("runtime",),
     "latency": ("scores", "runtime"),
-    "architecture": (),  # of the settings alone
+    "architecture": (),  # of the settings alone, but for `BESIDES`
 }
+# What a figure tells more by and does without: widths of checkpoints, which no setting holds.
+BESIDES: dict[str, tuple[str, ...]] = {"architecture": ("about",)}
 # The settings a table or figure shows, besides those all depend on.
 VARIED = ("include", "seeds", "variant_seeds", "methods")
 TABLE_SETTINGS: dict[str, tuple[str, ...]] = {

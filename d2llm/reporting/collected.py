@@ -38,6 +38,7 @@ class Collected:
     card_json: dict[str, Any] | None = None
     trainings: pd.DataFrame | None = None
     curves: pd.DataFrame | None = None
+    about: dict[str, Any] | None = None
 
 
 _PREDICTIONS = {name: PREDICTIONS[name] for name in ("method", "seed", "task", "query_id", "doc_id", "score")}
@@ -50,6 +51,7 @@ _READ = {
     "card_json": read_json,
     "trainings": lambda path: read_csv(path, RUNS),
     "curves": lambda path: read_frame(path, CURVES),
+    "about": read_json,
 }
 
 

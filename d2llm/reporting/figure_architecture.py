@@ -1,6 +1,7 @@
 """Teacher and student as configured: what is computed of what, in which size, and which loss carries what from one to the other.
 
-Drawn from the settings alone (the paper's Figure 1 in our words, docs/method.md); no result enters. Coordinates are inches.
+Drawn from the settings (the paper's Figure 1 in our words, docs/method.md), and the widths of checkpoints, which settings do not hold; no result
+enters. Coordinates are inches.
 """
 
 from __future__ import annotations
@@ -81,8 +82,9 @@ def draw(data: Data) -> Figure:
     axis.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
     axis.axis("off")
     recipe = cast("D2LLMRecipe", data.config.recipe(METHOD.name))
-    _teacher(axis, data.config)
-    _student(axis, data.config.models.decoder, recipe)
+    widths = (data.collected.about or {}).get("widths", {})
+    _teacher(axis, data.config, widths.get("teacher"))
+    _student(axis, data.config.models.decoder, recipe, widths.get("decoder"))
     _losses(axis, recipe)
     note(
         figure, data,
@@ -92,7 +94,7 @@ def draw(data: Data) -> Figure:
     return figure
 
 
-def _teacher(axis: Axes, config: Config) -> None:
+def _teacher(axis: Axes, config: Config, known: int | None) -> None:
     asked = prompts(config.teacher)
     lines, answers, fonts = _shown(asked["symmetric"], asked["asymmetric"])
     _heading(axis, PROMPT.x, "Teacher: cross-encoder")
@@ -107,7 +109,7 @@ def _teacher(axis: Axes, config: Config) -> None:
     _box(
         axis,
         STATE,
-        f"Last state, where the answer follows: $y^T$\npair feature, width {width(config.models.teacher)}",
+        f"Last state, where the answer follows: $y^T$\npair feature, width {width(config.models.teacher, known=known)}",
         TEACHER,
     )
     _box(axis, ANSWERS, f"LM head, rows of the two answers:\n{answers}", TEACHER, family=fonts)
@@ -141,7 +143,7 @@ def _short(text: str, longest: int) -> str:
     return text
 
 
-def _student(axis: Axes, decoder: BaseSettings | CheckpointSettings, recipe: D2LLMRecipe) -> None:
+def _student(axis: Axes, decoder: BaseSettings | CheckpointSettings, recipe: D2LLMRecipe, known: int | None) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     _heading(axis, HEAD.x, "Student: D2LLM, a bi-encoder with interaction")
@@ -150,7 +152,7 @@ def _student(axis: Axes, decoder: BaseSettings | CheckpointSettings, recipe: D2L
         source, tower, pool = Box(x, 0.26, 1.22, 0.26), Box(x, 0.85, 1.22, 0.4), Box(x, 1.41, 1.22, 0.36)
         _box(axis, source, f"{side.capitalize()}: text {text}", TEXT)
         _box(axis, tower, f"Decoder\n{size(decoder, ', ')}", STUDENT)
-        _box(axis, pool, _pooling(recipe, width(decoder)), STUDENT)
+        _box(axis, pool, _pooling(recipe, width(decoder, known=known)), STUDENT)
         _arrow(axis, source.top, tower.bottom)
         _arrow(axis, tower.top, pool.bottom)
         target = (x, FIRST.bottom[1])
@@ -181,7 +183,7 @@ def _student(axis: Axes, decoder: BaseSettings | CheckpointSettings, recipe: D2L
     hidden = interaction.hidden
     _box(
         axis, FIRST,
-        f"First layer on [$y_i$; $y_j$]\n{width(decoder, 2)} → {hidden}, {ACTIVATIONS[interaction.activation]}", STUDENT,
+        f"First layer on [$y_i$; $y_j$]\n{width(decoder, 2, known)} → {hidden}, {ACTIVATIONS[interaction.activation]}", STUDENT,
     )  # fmt: skip
     for box, name in _branches(interaction.branches):
         _box(axis, box, f"{name}\n{hidden} → {hidden}, ReLU: $y^S$", STUDENT)

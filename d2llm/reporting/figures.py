@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from d2llm.artifacts import atomic
 from d2llm.errors import ConfigError
 from d2llm.paths import Paths
-from d2llm.reporting.catalogue import FIGURES, figure_module
+from d2llm.reporting.catalogue import BESIDES, FIGURES, figure_module
 from d2llm.reporting.collected import Collected, collected, given
 from d2llm.reporting.context import Context, context
 from d2llm.reporting.style import CONTROLLED_TEXT
@@ -70,7 +70,8 @@ def run(config: Config, name: str) -> None:
     if name not in FIGURES:
         raise ConfigError(f"no figure named {name!r}; known: {', '.join(FIGURES)}")
     paths = Paths.of(config)
-    data = Data(collected(paths, FIGURES[name]), context(config), config)
+    more = (file for file in BESIDES.get(name, ()) if getattr(paths, file).exists())
+    data = Data(collected(paths, [*FIGURES[name], *more]), context(config), config)
     render(import_module(figure_module(name)).draw, data, {ext: paths.figure(name, ext) for ext in FORMATS})
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from d2llm.artifacts import atomic, present, read_json, write_json
 from d2llm.errors import ArtifactError, ConfigError
 from d2llm.paths import PROVENANCE, Paths, beside
-from d2llm.reporting.records import records
+from d2llm.records import records
 
 if TYPE_CHECKING:
     from d2llm.config import Config

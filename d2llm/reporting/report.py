@@ -1,12 +1,13 @@
 """Stage `report`: the whole run on one HTML page that needs no other file and no network.
 
-Shows what a run's folder holds and computes nothing anew but the means of the overview. What is not there (tuning, a
-teacher's report, D2LLM itself) is left out or said to be missing; only scores and comparisons have to be there.
+Shows what has been collected and rendered, and computes nothing anew but the means of the overview. What is not there
+(tuning, a teacher's report, D2LLM itself) is left out or said to be missing; only scores and comparisons have to be there.
 """
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,16 @@ from d2llm.artifacts import read_csv, read_json, write_text
 from d2llm.comparison import COLUMNS as COMPARISONS
 from d2llm.comparison import SUBJECT
 from d2llm.config import dump
+from d2llm.evaluation.about import optional
 from d2llm.evaluation.collect import SCORES
+from d2llm.evaluation.curves import RUNS
 from d2llm.evaluation.headline import HEADLINE
 from d2llm.logs import get_logger
-from d2llm.paths import Paths, beside
+from d2llm.paths import PROVENANCE, Paths, beside
 from d2llm.reporting import browse, captions, catalogue
 from d2llm.reporting.claims import claims, sentence
 from d2llm.reporting.context import context
 from d2llm.reporting.history import by_stage, jobs, machine
-from d2llm.reporting.records import records
 from d2llm.reporting.style import CONTROLLED_TEXT, GROUP_TITLES, METRIC_TITLES, number, signed
 
 if TYPE_CHECKING:
@@ -75,7 +77,8 @@ def facts(config: Config) -> dict[str, Any]:
     compared = read_csv(paths.comparisons, COMPARISONS)
     tasks = scores.drop_duplicates("task").set_index("task")["task_title"].to_dict()
     found = claims(compared, tasks, about)
-    kept = records(paths.root)
+    behind = optional(paths.about) or {}
+    kept = behind.get("records", {}) | rendered(paths) | tried(config, paths)
     done = jobs(kept, config, without=OWN)
     trained = scores[scores["method"].isin(about.methods) & (scores["variant"] == "base")]
     return {
@@ -96,13 +99,10 @@ def facts(config: Config) -> dict[str, Any]:
         "methods": [described(config, name, about) for name in about.methods],
         "references": [about.titles.get(name, name) for name in about.references],
         "subject": about.titles.get(SUBJECT) if SUBJECT in about.methods else None,
-        "budgets": budgets(config, paths, about),
+        "budgets": budgets(paths, about),
         "training": config.training.model_dump(),
         "settings": settings_text(config),
-        "card": optional(paths.card_json),
-        "leaks": optional(paths.leaks),
-        "negatives": optional(paths.negatives_report),
-        "teacher": optional(paths.teacher_report),
+        **{name: behind.get(name) for name in ("card", "leaks", "negatives", "teacher")},
         "min_ap": config.teacher.min_ap,
         "tuning": tuning(config, paths, kept, about),
         "jobs": done,
@@ -113,9 +113,26 @@ def facts(config: Config) -> dict[str, Any]:
     }
 
 
-def optional(path: Path) -> Any:
-    """A JSON file's content, None where there is none."""
-    return read_json(path) if path.exists() else None
+def rendered(paths: Paths) -> dict[str, dict[str, Any]]:
+    """The records of what is made of the collected files, and of these, as far as they are there."""
+    made = [paths.scores, paths.comparisons, paths.ablations, paths.runtime, paths.examples]
+    made += [paths.table(name, "csv") for name in catalogue.TABLES]
+    made += [paths.figure(name, "svg") for name in catalogue.FIGURES]
+    return told(paths, map(beside, made))
+
+
+def tried(config: Config, paths: Paths) -> dict[str, dict[str, Any]]:
+    """The records of tuning, where there is a record of trials."""
+    if not paths.trials.exists():
+        return {}
+    folders = [place(*trial.run) for trial in config.trials() for place in (paths.run, paths.development)]
+    folders += [paths.pretext(*stage) for stage in config.pretexts()]
+    return told(paths, [beside(paths.trials), *(folder / PROVENANCE for folder in folders)])
+
+
+def told(paths: Paths, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Records by their path below the run's folder; files that are not there are left out."""
+    return {file.relative_to(paths.root).as_posix(): read_json(file) for file in files if file.exists()}
 
 
 def settings_text(config: Config) -> str:
@@ -235,14 +252,14 @@ def plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
-def budgets(config: Config, paths: Paths, about: Context) -> list[dict[str, Any]]:
-    """What each training had: parameters and updates, where its summary is there."""
+def budgets(paths: Paths, about: Context) -> list[dict[str, Any]]:
+    """What each training had: parameters and updates."""
+    if not paths.trainings.exists():
+        return []
     rows = []
-    for method, variant, seed in config.runs():
-        summary = optional(paths.run(method, variant, seed) / "summary.json")
-        if summary is not None:
-            title = about.titles.get(method, method) + ("" if variant == "base" else f", {variant}")
-            rows.append({"title": title, "seed": seed} | summary)
+    for run in read_csv(paths.trainings, RUNS).to_dict("records"):
+        title = about.titles.get(run["method"], run["method"])
+        rows.append(run | {"title": title if run["variant"] == "base" else f"{title}, {run['variant']}"})
     return rows
 
 

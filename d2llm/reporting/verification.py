@@ -16,7 +16,7 @@ from d2llm.artifacts import present, read_csv
 from d2llm.evaluation.collect import SCORE_KEY, SCORES
 from d2llm.paths import Paths
 from d2llm.provenance import damaged
-from d2llm.reporting.records import records
+from d2llm.records import records
 
 if TYPE_CHECKING:
     from d2llm.config import Config

@@ -22,7 +22,7 @@ from d2llm.methods import method as find_method
 from d2llm.paths import PROVENANCE, Paths, beside
 from d2llm.provenance import content_digest
 from d2llm.reporting import captions
-from d2llm.reporting.catalogue import FIGURES, TABLES
+from d2llm.reporting.catalogue import BESIDES, FIGURES, TABLES
 from d2llm.signals import pass_on
 
 # On a cluster every job has a Snakemake of its own. A scheduler may tell that alone to end, and Snakemake only waits for its job:
@@ -189,9 +189,25 @@ def trained(file):
     return [PATHS.run(*run) / file for run in CONFIG.runs()]
 
 
+def told_with_scores():
+    """What the page tells of how scores came about, as far as a job names it: the card and leaks, the negatives, the teachers' records."""
+    runs = [run for run in CONFIG.runs() if find_method(run.method).uses_teacher]
+    teachers = [CONFIG.recipe(run.method, run.variant).teacher for run in runs]
+    teachers += ["teacher"] if "teacher" in CONFIG.references else []
+    reports = [PATHS.card_json, PATHS.leaks] + ([PATHS.negatives_report] if CONFIG.runs() else [])
+    # Beside a teacher's record lies its report, which is nobody's output (teacher.smk).
+    return reports + [PATHS.teacher(teacher) / PROVENANCE for teacher in dict.fromkeys(teachers)]
+
+
 def rendered_from(catalogue, *more):
     """The collected files a table or figure is made of."""
-    return lambda wildcards: [getattr(PATHS, name) for name in catalogue.get(wildcards.name, ("scores",))] + list(more)
+    checkpoints = any(hasattr(CONFIG.models.of(name), "source") for name in CONFIG.models.names())
+
+    def files(wildcards):
+        besides = BESIDES.get(wildcards.name, ()) if checkpoints and catalogue is FIGURES else ()
+        return [getattr(PATHS, name) for name in (*catalogue.get(wildcards.name, ("scores",)), *besides)] + list(more)
+
+    return files
 
 
 def every_table():
@@ -203,6 +219,13 @@ def every_figure():
     """All figures, in all formats. One of D2LLM's leads only where it is compared with something."""
     names = [name for name in FIGURES if name != "leads" or {"d2llm"} < set(CONFIG.methods)]
     return [PATHS.figure(name, ext) for name in names for ext in ("pdf", "svg", "png")]
+
+
+def rendered_records():
+    """The records of all that is made of the collected files, and of these themselves."""
+    made = [PATHS.scores, PATHS.comparisons, PATHS.ablations, PATHS.runtime, PATHS.examples]
+    made += [path for path in every_table() + every_figure() if path.suffix in (".csv", ".svg")]
+    return [beside(path) for path in made]
 
 
 def tuning_record():

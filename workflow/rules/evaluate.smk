@@ -41,12 +41,14 @@ rule collect:
         # Beside each summary lies the log, which is nobody's output (train.smk).
         trained("summary.json"),
         trained(PROVENANCE),
+        told_with_scores(),
     output:
         PATHS.scores,
         PATHS.scores_csv,
         PATHS.predictions,
         PATHS.trainings,
         PATHS.curves,
+        PATHS.about,
         beside(PATHS.scores),
     log:
         PATHS.logs("collect"),

@@ -131,10 +131,13 @@ rule html_report:
     input:
         TEMPLATES,
         PATHS.scores_csv,
+        PATHS.trainings,
+        PATHS.about,
         PATHS.comparisons,
         PATHS.examples,
         every_table(),
         every_figure(),
+        rendered_records(),
     output:
         report(PATHS.report, caption="../report/report.rst", category="The whole run", labels={"title": "One page"}),
         beside(PATHS.report),

@@ -1,0 +1,51 @@
+"""What is behind the collected scores, in one file: data card, leaks, negatives, the teacher's report, widths of checkpoints, records of jobs.
+
+With it a run can be shown where the scores are and nothing else is. Reads JSON only; what is not there is None.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d2llm.artifacts import read_json
+from d2llm.paths import Paths
+from d2llm.records import records
+
+if TYPE_CHECKING:
+    from d2llm.config import Config
+
+# Stages whose results lead to the scores; what is made of these has records of its own.
+BEHIND = frozenset(
+    ("download", "texts", "data", "base", "vectors", "negatives", "teacher", "teacher-scores", "pretext", "train", "evaluate")
+)  # fmt: skip
+
+
+def behind(config: Config) -> dict[str, Any]:
+    """{"card", "leaks", "negatives", "teacher", "widths", "records"}.
+
+    Widths are of base models that settings do not describe; records, by their path, of the jobs that led to this config's
+    scores, without the digests of what they wrote.
+    """
+    paths = Paths.of(config)
+    files = {"card": paths.card_json, "leaks": paths.leaks, "negatives": paths.negatives_report, "teacher": paths.teacher_report}  # fmt: skip
+    runs = {tuple(run) for run in config.evaluations()}
+    kept = {
+        name: {key: value for key, value in record.items() if key != "outputs"}
+        for name, record in records(paths.root).items()
+        if record.get("stage") in BEHIND
+        and ("seed" not in record or (record["method"], record["variant"], record["seed"]) in runs)
+    }
+    return {name: optional(path) for name, path in files.items()} | {"widths": widths(config), "records": kept}
+
+
+def widths(config: Config) -> dict[str, int]:
+    """Width of the states of every checkpoint that is there, by the name of the base model; their own configuration says it."""
+    checkpoints = [name for name in config.models.names() if hasattr(config.models.of(name), "source")]
+    said = {name: optional(Paths.of(config).base(name) / "config.json") or {} for name in checkpoints}
+    return {name: about["hidden_size"] for name, about in said.items() if "hidden_size" in about}
+
+
+def optional(path: Path) -> Any:
+    """A JSON file's content, None where there is none."""
+    return read_json(path) if path.exists() else None
