@@ -211,8 +211,8 @@ class TrainingSettings(Section):
 
     # Updates.
     steps: Positive = 1000
-    # Updates of the encoder methods; null: as many. A small encoder does more of them in the minutes a decoder needs.
-    encoder_steps: Positive | None = None
+    # Updates of single methods, by name, where minutes are to be equal: an update of a small encoder takes less time, of longer texts more.
+    steps_of: dict[Name, Positive] = {}
     # Queries an update; a multiple of pack.
     batch_size: Positive = 32
     # Queries that always travel together: their positives are each other's easy negatives.
@@ -234,9 +234,9 @@ class TrainingSettings(Section):
     # Pairs of that sample in each set; of retrieval a quarter as many queries.
     dev_sample: Positive = 200
 
-    def updates(self, kind: Literal["decoder", "encoder"]) -> int:
-        """Updates of a method by the kind of its base model."""
-        return self.encoder_steps if kind == "encoder" and self.encoder_steps is not None else self.steps
+    def updates(self, method: str) -> int:
+        """Updates of a method, and of its variants."""
+        return self.steps_of.get(method, self.steps)
 
     @model_validator(mode="after")
     def _whole_packs(self) -> "TrainingSettings":
@@ -509,6 +509,10 @@ def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
     if not config.methods:
         raise ConfigError(f"{origin(('methods',))}: methods: expected at least one method; found none")
     names = [("methods", name) for name in config.methods]
+    for name in config.training.steps_of:
+        if name not in config.methods:
+            key: Key = ("training", "steps_of", name)
+            raise ConfigError(f"{origin(key)}: {dotted(key)}: expected one of {', '.join(config.methods)}")
     for name, settings in config.variants.items():
         if name == "base" or name in config.references:
             raise ConfigError(f"{origin(('variants', name))}: variants.{name}: this name is taken; choose another")
@@ -527,10 +531,10 @@ def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
         found_recipe = validate(recipe, config.overrides(method, variant), origin, prefix)
         check_parts(config, find(method).kind, found_recipe, origin, prefix)
         if section == "methods":
-            for key, usual in (("base", None), ("teacher", "teacher")):
-                if getattr(found_recipe, key, usual) != usual:
+            for part, usual in (("base", None), ("teacher", "teacher")):
+                if getattr(found_recipe, part, usual) != usual:
                     raise ConfigError(
-                        f"{origin((*prefix, key))}: {dotted((*prefix, key))}: for variants only; methods share theirs"
+                        f"{origin((*prefix, part))}: {dotted((*prefix, part))}: for variants only; methods share theirs"
                     )
     for name in config.methods:
         chosen = type(find(name))

@@ -450,7 +450,7 @@ def run_costs(config: Config, models: dict[str, Sizes], found: Amounts, device: 
         jobs = sum(run.method == name for run in config.runs())
         negatives = k if recipe.hard_negatives is None else min(k, recipe.hard_negatives)
         texts = settings.batch_size * (2 + negatives)
-        tokens = settings.updates(chosen.kind) * texts * length
+        tokens = settings.updates(name) * texts * length
         again = bool(settings.texts_at_once) + recipe.gradient_checkpointing
         flops = (passes(recipe.tuning) + again) * model.forward(tokens, length)
         at_once = min(texts, settings.texts_at_once or texts)

@@ -228,6 +228,8 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
         if config.seeds[0] != 1:  # the usual seed goes unsaid
             found["seed"] = config.seeds[0]
     if stage == "train":
+        others = found["training"].pop("steps_of")
+        found["training"]["steps"] = others.get(arguments["method"], found["training"]["steps"])
         found["recipe"] = config.recipe(arguments["method"], arguments["variant"]).model_dump(mode="json")
     if stage in ("table", "figure", "comparison", "ablations", "runtime", "examples"):
         found.setdefault("methods", list(config.methods))

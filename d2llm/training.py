@@ -86,7 +86,7 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
     get_logger(__name__).info("%s/%s seed %d: %s", method, variant, seed, counts)
 
     made = optimizer(chosen.parameter_groups(student, recipe), recipe.betas, recipe.epsilon)
-    steps = settings.updates(chosen.kind)
+    steps = settings.updates(method)
     plan = schedule(made, recipe.schedule, recipe.warmup, steps)
     # Not wrapped for several processes: `parallel` divides the texts of a step, and averages the gradients.
     wrapped = accelerator.prepare_model(student, evaluation_mode=True)

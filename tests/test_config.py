@@ -116,6 +116,13 @@ def test_methods_and_their_overrides_are_checked(tmp_path: Path) -> None:
     assert "methods.bge.temperature: expected a valid number; found 'hot' (text)" in refusal(MINI, mine)
 
 
+def test_updates_of_single_methods(tmp_path: Path) -> None:
+    config = load([], {"methods": {"sgpt": {}, "bge": {}}, "training": {"steps": 30, "steps_of": {"bge": 20}}})
+    assert [config.training.updates(name) for name in config.methods] == [30, 20]
+    with pytest.raises(ConfigError, match=r"training\.steps_of\.llara: expected one of sgpt, bge"):
+        load([], {"methods": {"sgpt": {}, "bge": {}}, "training": {"steps_of": {"llara": 20}}})
+
+
 def test_variants_are_checked_and_make_runs(tmp_path: Path) -> None:
     text = (
         "seeds: [1, 2]\nvariant_seeds: [1, 2]\ninclude: [variants]\nmethods: {bge: {temperature: 0.5}}\n"

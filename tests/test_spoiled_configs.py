@@ -83,7 +83,7 @@ def dump_plain(values: dict) -> str:
         ('"a\\nb": 1\n', "'a\\nb': unknown key"),
         ("tier: " + "x" * 300 + "\n", "tier: expected text of the form"),
         ("models: {encoder: {revision: abc}}\n", "models.encoder.revision: unknown key (found 'abc'); a valid key of another kind"),
-        ("training: {xyz: 1}\n", "training.xyz: unknown key (found 1); valid keys here: steps, encoder_steps,"),
+        ("training: {xyz: 1}\n", "training.xyz: unknown key (found 1); valid keys here: steps, steps_of,"),
         ("models: {decoder: null}\n", "models.decoder: expected a section of keys and values"),
     ],
 )  # fmt: skip

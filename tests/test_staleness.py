@@ -91,6 +91,7 @@ KEYS = [
     ({"teacher": {"max_length": 90}}, {"teacher teacher", "teacher-scores teacher", "evaluate teacher", "runtime", "report"}),
     ({"teacher": {"shards": 2}}, {"teacher-scores teacher", "report"}),
     ({"training": {"steps": 7}}, TRAININGS | SHOWN),
+    ({"training": {"steps_of": {"sgpt": 7}}}, {"train sgpt"} | SHOWN),
     ({"methods": {"sgpt": {"temperature": 0.9}}}, {"train sgpt", "tune", "figure architecture"} | SHOWN | POINTS - {"ablations"}),
     ({"methods": {"bge": {"pretraining": {"steps": 3}}}}, {"pretext bge", "train bge", "tune", "figure architecture"} | SHOWN | POINTS - {"ablations"}),
     ({"evaluation": {"keep": 50}}, EVALUATIONS | {"report"}),

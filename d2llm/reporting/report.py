@@ -101,6 +101,7 @@ def facts(config: Config) -> dict[str, Any]:
         "subject": about.titles.get(SUBJECT) if SUBJECT in about.methods else None,
         "budgets": budgets(paths, about),
         "training": config.training.model_dump(),
+        "updates": {about.titles.get(name, name): steps for name, steps in config.training.steps_of.items()},
         "settings": settings_text(config),
         **{name: behind.get(name) for name in ("card", "leaks", "negatives", "teacher")},
         "min_ap": config.teacher.min_ap,
