@@ -94,8 +94,9 @@ lint: $(READY) ## check style and types of Python, and style of the workflow
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
-reference: $(READY) ## keep the small files of the finished mini run in results/reference/mini
+reference: $(READY) ## keep the small files of the finished mini run in results/reference/mini, and their tables in the README
 	$(BIN)/python -m d2llm.cli keep --config results/mini/config.yaml --to results/reference/mini
+	$(BIN)/python tools/readme_results.py
 
 clean: ## remove the results of all tiers (not the reference results) and Snakemake's records
 	find results -mindepth 1 -maxdepth 1 ! -name reference -exec rm -r {} +
