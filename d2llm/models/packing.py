@@ -7,7 +7,8 @@ from outside (`_supports_attention_backend`); others, and devices whose kernels 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,8 +73,7 @@ def packed_attention(
 def _one_node(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
     """Whether the CPU's flash kernel, called without the dispatch around it, is what scaled_dot_product_attention would choose."""
     plain = dropout == 0.0 and query.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    alike = query.shape == key.shape == value.shape and query.dtype == key.dtype == value.dtype
-    return plain and alike and all(x.stride(-1) == 1 for x in (query, key, value))
+    return plain and query.shape == key.shape == value.shape and query.dtype == key.dtype == value.dtype
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -86,47 +86,53 @@ class _PackedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: Groups, causal: bool, scale: float | None
     ) -> Tensor:
+        views = _views(groups, query.shape[1], query.shape[3])
+        sides = [_by_token(x) for x in (query, key, value)]
         out, sums = [], []
-        for (_, length), members in zip(groups, _parts(groups, query, key, value), strict=True):
-            found, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                *members, 0.0, causal and length > 1, attn_mask=None, scale=scale
+        for view in views:
+            found, logsumexp = _flash(
+                *(x.as_strided(*view) for x in sides), 0.0, causal and view[0][2] > 1, attn_mask=None, scale=scale
             )
             out.append(found.transpose(1, 2).flatten(0, 1))
             sums.append(logsumexp)
         joined = torch.cat(out)[None]
-        ctx.save_for_backward(query, key, value, joined, *sums)
-        ctx.groups, ctx.causal, ctx.scale = groups, causal, scale
+        ctx.save_for_backward(*sides, joined, *sums)
+        ctx.views, ctx.causal, ctx.scale = views, causal, scale
         return joined
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, joined, *sums = ctx.saved_tensors
-        # (1, T, heads, d), as the kernel gave it, to (1, heads, T, d).
-        sides = (gradient.transpose(1, 2), query, key, value, joined.transpose(1, 2))
-        found: list[list[Tensor]] = [[], [], []]
-        for (_, length), members, logsumexp in zip(ctx.groups, _parts(ctx.groups, *sides), sums, strict=True):
-            made = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *members, logsumexp, 0.0, ctx.causal and length > 1, attn_mask=None, scale=ctx.scale
-            )
+        sides = (gradient.contiguous(), query, key, value, joined)
+        found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        for view, logsumexp in zip(ctx.views, sums, strict=True):
+            made = _flash_backward(
+                *(x.as_strided(*view) for x in sides), logsumexp, 0.0, ctx.causal and view[0][2] > 1,
+                attn_mask=None, scale=ctx.scale,
+            )  # fmt: skip
             for side, part in zip(found, made, strict=True):
                 side.append(part.transpose(1, 2).flatten(0, 1))
         return (*(torch.cat(side)[None].transpose(1, 2) for side in found), None, None, None)
 
 
-def _parts(groups: Groups, *sides: Tensor) -> Iterator[list[Tensor]]:
-    """Of tensors (1, heads, T, d): each group's (count, heads, length, d), without a copy."""
-    start = 0
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+def _by_token(x: Tensor) -> Tensor:
+    """(1, heads, T, d) → (1, T, heads, d), its numbers in that order; mostly they are already."""
+    return x.transpose(1, 2).contiguous()
+
+
+@lru_cache(maxsize=4)
+def _views(groups: Groups, heads: int, width: int) -> list[tuple[Any, ...]]:
+    """For each group what `as_strided` takes (size, strides, offset) to show it, of numbers in the order (T, heads, d), as (count, heads, length, d)."""
+    token, start, found = heads * width, 0, list[tuple[Any, ...]]()
     for count, length in groups:
-        yield [
-            x.as_strided(
-                (count, x.shape[1], length, x.shape[3]),
-                (length * x.stride(2), x.stride(1), x.stride(2), x.stride(3)),
-                x.storage_offset() + start * x.stride(2),
-            )
-            for x in sides
-        ]
+        found.append(((count, heads, length, width), (length * token, width, token, 1), start * token))
         start += count * length
+    return found
 
 
 def packs(model: PreTrainedModel) -> bool:
