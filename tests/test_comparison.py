@@ -193,6 +193,7 @@ def finished(tmp_path: Path) -> Config:
     return config
 
 
+@pytest.mark.slow
 def test_figures_need_collected_files_only_and_come_out_the_same(finished: Config) -> None:
     code = (
         "import sys; from d2llm.config import Config; from d2llm.reporting import figures;"

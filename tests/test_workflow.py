@@ -180,12 +180,14 @@ def test_a_file_with_a_tier_stands_alone_and_one_without_is_laid_over_mini(fresh
     assert scheduled(fresh, "--configfile", str(mine))["train_bge(bge)"] == 2
 
 
+@pytest.mark.slow
 def test_a_second_call_has_nothing_to_do(finished: Path) -> None:
     done = snakemake(finished)
     assert done.returncode == 0
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_comment_or_docstring_reruns_nothing(copy: Path) -> None:
     for file in (
         "d2llm/losses.py",
@@ -199,6 +201,7 @@ def test_a_comment_or_docstring_reruns_nothing(copy: Path) -> None:
     assert not scheduled(copy)
 
 
+@pytest.mark.slow
 def test_an_edited_baseline_reruns_itself_alone(copy: Path) -> None:
     path = copy / "baselines" / "bge.py"
     path.write_text(path.read_text(encoding="utf-8") + "\nNEW = 1\n", encoding="utf-8")
@@ -206,6 +209,7 @@ def test_an_edited_baseline_reruns_itself_alone(copy: Path) -> None:
     assert scheduled(copy) == Counter(again)
 
 
+@pytest.mark.slow
 def test_an_edited_loss_of_d2llm_reruns_its_own_trainings_alone(copy: Path) -> None:
     edit(copy / "d2llm" / "losses.py", "return unit @ unit", "return 1.0 * unit @ unit")
     jobs = scheduled(copy)
@@ -256,6 +260,7 @@ def test_a_missing_artifact_is_made_again_when_it_is_needed(copy: Path) -> None:
     assert not {"train_sgpt(sgpt)", "data"} & set(jobs)
 
 
+@pytest.mark.slow
 def test_a_seventh_method_is_one_file_one_stanza_one_line(copy: Path) -> None:
     (copy / "baselines" / "toy.py").write_text(
         '"""A toy: SGPT under another name."""\n\n'
@@ -270,6 +275,7 @@ def test_a_seventh_method_is_one_file_one_stanza_one_line(copy: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_method_without_a_rule_is_refused(copy: Path) -> None:
     shutil.copy(copy / "baselines" / "bge.py", copy / "baselines" / "toy.py")
     edit(copy / "baselines" / "toy.py", 'name = "bge"', 'name = "toy"')
@@ -278,6 +284,7 @@ def test_a_method_without_a_rule_is_refused(copy: Path) -> None:
     assert refused(copy) == line
 
 
+@pytest.mark.slow
 def test_tables_need_the_collected_scores_alone(copy: Path) -> None:
     for name in ("models", "pairs", "teacher", "runs", "evaluations", "tables", "figures"):
         shutil.rmtree(copy / "results" / "mini" / name)
@@ -294,6 +301,7 @@ def test_tables_need_the_collected_scores_alone(copy: Path) -> None:
     assert scheduled(copy, "notebook") == Counter(["executed_notebook", "notebook"])
 
 
+@pytest.mark.slow
 def test_an_edited_template_or_notebook_renders_its_own_page_again(copy: Path) -> None:
     with (copy / "d2llm" / "reporting" / "templates" / "report.css").open("a") as sheet:
         sheet.write("p { color: black }\n")
@@ -302,6 +310,7 @@ def test_an_edited_template_or_notebook_renders_its_own_page_again(copy: Path) -
     assert scheduled(copy) == Counter(["html_report", "executed_notebook", "all"])
 
 
+@pytest.mark.slow
 def test_what_the_page_tells_is_among_its_inputs(finished: Path) -> None:
     done = snakemake(finished, "--dry-run", "--forcerun", "html_report")
     [named] = re.findall(r"rule html_report:\n    input: (.*)", done.stdout + done.stderr)
@@ -315,6 +324,7 @@ def test_what_the_page_tells_is_among_its_inputs(finished: Path) -> None:
     assert not [name for name in inputs if re.match("(models|runs|data|teacher|pairs|evaluations)/", name)]
 
 
+@pytest.mark.slow
 def test_a_tuning_record_is_shown_but_never_brought_up_to_date(copy: Path) -> None:
     trials = copy / "results" / "mini" / "tuning" / "trials.csv"
     trials.parent.mkdir(exist_ok=True)
@@ -322,6 +332,7 @@ def test_a_tuning_record_is_shown_but_never_brought_up_to_date(copy: Path) -> No
     assert scheduled(copy) == Counter(["html_report", "all"])
 
 
+@pytest.mark.slow
 def test_verification_needs_scores_alone_and_always_runs(copy: Path) -> None:
     reference = copy / "results" / "reference" / "mini" / "scores.csv"
     reference.parent.mkdir(parents=True)
@@ -350,6 +361,7 @@ def test_snakemakes_own_report_has_captions(copy: Path) -> None:
     assert not re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"?https?:", text)
 
 
+@pytest.mark.slow
 def test_a_restyled_figure_renders_itself_alone(copy: Path) -> None:
     edit(copy / "d2llm" / "reporting" / "figure_leads.py", "markersize=4", "markersize=5")
     assert scheduled(copy, "figures") == Counter(["figure", "figures"])
@@ -368,6 +380,7 @@ def test_run_times_are_measured_with_nothing_beside(fresh: Path) -> None:
     assert {rule for rule, told in jobs if "    threads: 2\n" in told} == {"runtime"}
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_folder_is_refused(copy: Path) -> None:
     shutil.rmtree(copy / "results" / "mini" / "tables")
     with (copy / "results" / "mini" / ".running").open("a") as lock:
