@@ -125,17 +125,17 @@ def sample(folder: Path, size: int) -> Sample:
 
 def _search(task: Task, rng: np.random.Generator, queries: int, passages: int) -> Sample:
     """Some queries of a retrieval task over some of its corpus."""
-    assert task.corpus is not None and task.queries is not None and task.qrels is not None  # or it has pairs
-    drawn = task.queries.iloc[np.sort(rng.permutation(len(task.queries))[:queries])]
+    corpus, asked, qrels = task.searched()
+    drawn = asked.iloc[np.sort(rng.permutation(len(asked))[:queries])]
     relevant: dict[str, set[str]] = {query: set() for query in drawn["id"]}
-    for row in task.qrels[task.qrels["relevance"] > 0].itertuples():
+    for row in qrels[qrels["relevance"] > 0].itertuples():
         if row.query_id in relevant:
             relevant[row.query_id].add(row.doc_id)
     kept = set().union(*relevant.values())
-    others = [doc for doc in task.corpus["id"] if doc not in kept]
+    others = [doc for doc in corpus["id"] if doc not in kept]
     more = rng.permutation(len(others))[: max(0, passages - len(kept))]
     ids = sorted(kept | {others[place] for place in more}, reverse=True)
-    texts = dict(zip(task.corpus["id"], task.corpus["text"], strict=True))
+    texts = dict(zip(corpus["id"], corpus["text"], strict=True))
     target = np.array([[doc in relevant[query] for doc in ids] for query in drawn["id"]])
     return Sample(task.name, task.type, tuple(drawn["text"]), tuple(texts[doc] for doc in ids), target)
 
