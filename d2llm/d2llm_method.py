@@ -170,23 +170,25 @@ class D2LLM(Method[D2LLMRecipe]):
         separate = recipe.in_batch == "separate" and recipe.in_batch_weight > 0
         in_batch = joint or separate
         own = torch.arange(size, device=q.device)
-        candidates = torch.cat([p[:, None], n], dim=1).flatten(0, 1)
-        queries = q.repeat_interleave(1 + count, dim=0)
+        # Each query's positive and hard negatives, one after another: what either side needs once is made once.
+        query = scorer.query_cache(q)
+        candidates = scorer.passage_cache(torch.cat([p[:, None], n], dim=1).flatten(0, 1))
+        queries = query.repeat_interleave(1 + count, dim=0)
+        pair_features = scorer.features_cached(queries, candidates, mode) if recipe.gamma > 0 else None
         matrix = allowed = others = others_mask = None
         if in_batch or recipe.passage_to_query > 0:
             allowed = allowed_positives(batch, q.device)
         if in_batch and allowed is not None and recipe.in_batch_passages == "all":
             # Own pairs are among all pairs: each is scored once.
-            matrix, hard = scorer.matrix(q, torch.cat([p, n.flatten(0, 1)]), mode).split([size, size * count], dim=1)
-            hard = hard.view(size, size, count)
-            logits = torch.cat([matrix.diagonal()[:, None], hard[own, own]], dim=1)
-            far, far_mask = of_others(hard, mask, batch)
+            every = scorer.matrix_cached(query, candidates, mode).view(size, size, 1 + count)
+            matrix, logits = every[:, :, 0], every[own, own]
+            far, far_mask = of_others(every[:, :, 1:], mask, batch)
             others = torch.cat([losses.off_diagonal(matrix), far], dim=1)
             others_mask = torch.cat([losses.off_diagonal(allowed), far_mask], dim=1)
         else:
-            logits = scorer.pairs(queries, candidates, mode).view(size, 1 + count)
+            logits = scorer.pairs_cached(queries, candidates, mode, pair_features).view(size, 1 + count)
             if allowed is not None:
-                matrix = scorer.matrix(q, p, mode)
+                matrix = scorer.matrix_cached(query, candidates[:: 1 + count], mode)
                 if in_batch:
                     others, others_mask = losses.off_diagonal(matrix), losses.off_diagonal(allowed)
 
@@ -196,16 +198,17 @@ class D2LLM(Method[D2LLMRecipe]):
             if matrix is not None:
                 z = matrix.gather(1, index)
             else:
-                z = scorer.pairs(q.repeat_interleave(index.shape[1], dim=0), p[index.flatten()], mode).view(index.shape)
+                asked, found = query.repeat_interleave(index.shape[1], dim=0), candidates[:: 1 + count][index.flatten()]
+                z = scorer.pairs_cached(asked, found, mode).view(index.shape)
             easy_mask = allowed_positives(batch, q.device).gather(1, index)
             return losses.rank_imitation_easy(
                 logits[:, 1:], z, negative_prob, probability(teacher.easy_logits), mask, easy_mask
             )
 
         def features() -> Tensor:
-            assert teacher is not None
-            found = scorer.features(queries, candidates, mode).view(size, 1 + count, -1)
-            return losses.feature_imitation(teacher.features, losses.cosine_matrix(found), full)
+            assert teacher is not None and pair_features is not None
+            cosines = losses.cosine_matrix(pair_features.view(size, 1 + count, -1))
+            return losses.feature_imitation(teacher.features, cosines, full)
 
         def passage_to_query() -> Tensor:
             assert matrix is not None and allowed is not None  # made where this term has a weight

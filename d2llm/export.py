@@ -17,6 +17,8 @@ from d2llm.paths import PROVENANCE, Paths
 if TYPE_CHECKING:
     from d2llm.config import Config
 
+# As the card calls them; others by their name.
+SCORERS = {"iem": "the interaction emulation module", "maxsim": "MaxSim, token by token"}
 CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -69,7 +71,7 @@ def export(config: Config, method: str, variant: str, seed: int, to: Path) -> Pa
     card = CARD.format(
         title=f"{method}, {config.tier}", version=record.get("version", __version__), method=method, variant=variant, seed=seed,
         tier=config.tier, folder=to.name, kind=about["kind"].capitalize(), pooling=about["pooling"]["name"],
-        width=about["hidden_size"], scorer={"iem": "the interaction emulation module"}.get(about["scorer"]["name"], about["scorer"]["name"]),
+        width=student.width, scorer=SCORERS.get(about["scorer"]["name"], about["scorer"]["name"]),
         scores=scores(paths.scores_csv, method, variant, seed), origin=origin(record),
         settings=yaml.safe_dump(json.loads(json.dumps(record["settings"])), sort_keys=False, allow_unicode=True).rstrip(),
     )  # fmt: skip

@@ -41,7 +41,7 @@ class Embedder(InputModule):
 
     def get_embedding_dimension(self) -> int:
         """d."""
-        return self.student.backbone.hidden_size
+        return self.student.width
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """The exact token ids the student was trained on, padded. `task` is "query", "document" or none."""

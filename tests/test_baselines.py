@@ -1,4 +1,4 @@
-"""The five baselines and the example of a sixth: exact inputs, trained parameters, pooling, objective and pretext tasks, against naive computations."""
+"""The five baselines and the examples of further ones: exact inputs, trained parameters, pooling, objective and pretext tasks, against naive computations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OVERRIDES = {
     "bge": {"instruction": "给书看"},
     "llara": {"prompts": {"prefix": '"', "summary": "吃，", "prediction": "看，"}},
 }
-BASELINES = ["bge", "llara", "retromae", "sgpt", "simcse", "udever"]
+BASELINES = ["bge", "colbert", "llara", "retromae", "sgpt", "simcse", "udever"]
 Q, P = "甲乙", "山水火"
 
 
@@ -50,7 +50,7 @@ def test_the_published_phrases():
         '", summarize the above passage within eight words: ',
         '", predict the following passage within eight words: ',
     )
-    assert default("udever") == default("retromae") == default("simcse") == ()
+    assert default("udever") == default("retromae") == default("simcse") == default("colbert") == ()
     assert (*llara.SUMMARY_TOKENS, *llara.PREDICTION_TOKENS) == tuple(f"<s{n}>" for n in range(1, 17))
 
 
@@ -84,14 +84,20 @@ def test_the_token_ids_fed():
         },
     }
     around["retromae"] = around["simcse"] = dict.fromkeys(around["bge"], ((CLS,), (SEP,)))
+    around["colbert"] = {key: ((CLS, new[0 if key[0] == "query" else 1]), (SEP,)) for key in around["bge"]}
     for name, expected in around.items():
         _, _, student = built(name)
         assert set(student.formats) == set(expected)
         for (role, mode), (before, after) in expected.items():
             fed = student.ids([Q, P], role, mode)
-            assert fed == [(*before, *q, *after), (*before, *p, *after)], (name, role, mode)
+            expected_ids = [(*before, *q, *after), (*before, *p, *after)]
+            if name == "colbert" and role == "query":  # as far as 32 tokens
+                expected_ids = [(*row, *[MASK] * (32 - len(row))) for row in expected_ids]
+            assert fed == expected_ids, (name, role, mode)
     _, _, student = built("udever")
     assert student.backbone.tokenizer.convert_ids_to_tokens(new[:4]) == ["[BOQ]", "[EOQ]", "[BOD]", "[EOD]"]
+    _, _, student = built("colbert")
+    assert student.backbone.tokenizer.convert_ids_to_tokens(new[:2]) == ["[Q]", "[D]"]
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -121,7 +127,7 @@ def test_a_phrase_the_tokenizer_cannot_spell_is_refused(name):
 
 # --------------------------------------------------------------------------------------------------- what trains, how
 def test_trained_parameters():
-    for name in ("bge", "retromae", "simcse"):
+    for name in ("bge", "colbert", "retromae", "simcse"):
         _, _, student = built(name)
         assert student.trainable() == [key for key, _ in student.named_parameters()]
         assert not any("pooler" in key for key in student.trainable())
@@ -151,6 +157,7 @@ def test_pooling_scorer_padding():
         seen[name] = (student.pooling_spec, student.scorer_spec[0], student.padding, student.normalize)
     assert seen == {
         "bge": (("cls", {}), "cosine", "right", True),
+        "colbert": (("tokens", {"size": 128}), "maxsim", "right", False),
         "llara": (("last_token", {"k": 8}), "cosine", "left", True),
         "retromae": (("cls", {}), "dot", "right", False),
         "sgpt": (("weighted_mean", {}), "cosine", "right", False),
@@ -166,6 +173,7 @@ def test_published_numbers():
         found[name] = (recipe.learning_rate, recipe.temperature, recipe.hard_negatives, recipe.tuning.kind)
     assert found == {
         "bge": (1e-5, 0.02, 1, "full"),
+        "colbert": (3e-6, 1.0, 1, "full"),
         "llara": (3e-4, 0.01, 15, "lora"),
         "retromae": (2e-5, 1.0, 15, "full"),
         "sgpt": (4e-4, 0.05, 1, "bitfit"),
@@ -177,7 +185,7 @@ def test_published_numbers():
 @pytest.mark.parametrize("name", BASELINES)
 def test_objective_by_loops(name):
     """Every query against all positives and all hard negatives of the batch; right passages of its text left out."""
-    method, recipe, student = built(name)
+    method, recipe, student = built(name, **({"token_size": 8} if name == "colbert" else {}))
     generator = torch.Generator().manual_seed(1)
     q, p, n = (torch.randn(*shape, 32, generator=generator) * 0.3 for shape in ((3,), (3,), (3, 3)))
     mask = torch.tensor([[True, True, True], [True, False, True], [True, True, True]])
@@ -196,6 +204,8 @@ def test_objective_by_loops(name):
 
         def score(vector, i=i):
             a, b = q[i].double().numpy(), vector.double().numpy()
+            if name == "colbert":  # four tokens each
+                return (a.reshape(4, 8) @ b.reshape(4, 8).T).max(1).sum() / recipe.temperature
             value = a @ b if name == "retromae" else a @ b / np.linalg.norm(a) / np.linalg.norm(b)
             return value / recipe.temperature
 

@@ -76,7 +76,7 @@ def gradients(name: str, size: int | None, more: dict | None = None, **backbone:
     return {key: p.grad.clone() for key, p in student.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("name", ["d2llm", "retromae", "udever"])
+@pytest.mark.parametrize("name", ["d2llm", "retromae", "udever", "colbert"])
 @pytest.mark.parametrize("size", [1, 5, 100])
 def test_the_gradient_by_parts_is_that_of_the_whole_batch(name: str, size: int) -> None:
     whole, parts = gradients(name, None), gradients(name, size)

@@ -47,6 +47,10 @@ def naive(scorer, q, p, mode):
         return naive_iem(scorer, q, p, mode)[1]
     if scorer.name == "bilinear":
         return sum(q[i] * scorer.weight[i, j] * p[j] for i in range(D) for j in range(D))
+    if scorer.name == "maxsim":
+        tokens = [[side[i : i + scorer.size] for i in range(0, len(side), scorer.size)] for side in (q, p)]
+        left, right = ([token for token in side if token.any()] for side in tokens)
+        return sum((max(a @ b for b in right) for a in left), torch.zeros(()))
     return (q @ p) if scorer.name == "dot" else (q @ p) / (q.norm() * p.norm())
 
 
@@ -57,6 +61,7 @@ KINDS = [
     ("cosine", {}),
     ("dot", {}),
     ("bilinear", {}),
+    ("maxsim", {"size": 2}),
 ]
 
 
@@ -80,6 +85,32 @@ def test_blocks_change_nothing(pairs_a_block, skip):
     torch.testing.assert_close(scorer.matrix(q, p, "symmetric"), expected, rtol=1e-12, atol=1e-12)
     with torch.no_grad():
         torch.testing.assert_close(scorer.matrix(q, p, "symmetric"), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("pairs_a_block", [0, 1, 3, 7, 8, 9, 1000])
+def test_tokens_that_are_not_there_match_nothing(pairs_a_block):
+    """Between texts of unequal lengths, whatever the sign of the products; on either side of the text; none at all."""
+    q, p = -vectors()[0].abs(), vectors()[1].abs()  # all products are negative: a zero token would win
+    q[0, 4:], q[1, :4], p[2, 2:], p[3, :2], p[4] = 0, 0, 0, 0, 0
+    scorer = build_scorer("maxsim", D, size=2, block_bytes=pairs_a_block * 9 * 8)
+    q.requires_grad_()
+    expected = torch.tensor(
+        [[0.0 if j == 4 else naive(scorer, a, b, "symmetric").item() for j, b in enumerate(p)] for a in q.detach()]
+    )
+    assert (expected[:, [0, 1, 2, 3, 5, 6, 7]] < 0).all()
+    found = scorer.matrix(q, p, "symmetric")
+    torch.testing.assert_close(found, expected.double(), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(scorer.pairs(q, p[:N], "symmetric"), expected.diagonal().double(), rtol=1e-6, atol=1e-8)
+    (gradient,) = torch.autograd.grad(found.square().sum(), q)
+    assert gradient.isfinite().all() and gradient[2:].any()
+
+
+def test_maxsim_has_the_gradient_of_its_formula():
+    scorer, (q, p) = build_scorer("maxsim", D, size=3), vectors()
+    assert torch.autograd.gradcheck(
+        lambda a, b: scorer.matrix(a, b, "symmetric"), (q.requires_grad_(), p.requires_grad_())
+    )
+    assert scorer.cache_parts(D) == (3, 3)
 
 
 def test_blocks_bound_the_memory():

@@ -63,7 +63,9 @@ def test_what_is_written_passes_its_test_and_is_scheduled(clone: Path) -> None:
     assert all(f"rule train_{name}:" in dry.stdout + dry.stderr for name in names)
 
 
-@pytest.mark.parametrize("name", ["bge", "d2llm", "bm25", "teacher", "simcse", "My", "a-b", "1a", "class", "../x", ""])
+@pytest.mark.parametrize(
+    "name", ["bge", "d2llm", "bm25", "teacher", "simcse", "colbert", "My", "a-b", "1a", "class", "../x", ""]
+)
 def test_names_that_are_taken_or_none_are_refused(name: str, clone: Path) -> None:
     before = sorted(path for path in clone.rglob("*") if path.is_file())
     with pytest.raises(ConfigError, match="new-baseline: "):

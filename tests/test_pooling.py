@@ -57,6 +57,24 @@ def test_the_tanh_layer_is_over_the_first_token(side):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
+def test_tokens_are_kept_apart(side):
+    pooling = build_pooling("tokens", D, size=5)
+    weight = pooling.project.weight.detach()
+    assert weight.shape == (5, D) and 0.01 < weight.std() < 0.03 and pooling.project.bias is None
+    texts, hidden, mask = padded(side, math.nan)
+    found = pooling(hidden, mask).view(len(texts), T, 5)
+    for row, text, length in zip(found, texts, LENGTHS, strict=True):
+        expected = torch.zeros(T, 5)
+        for place in range(length):
+            vector = weight @ text[place]
+            expected[place if side == "right" else T - length + place] = vector / vector.norm()
+        torch.testing.assert_close(row, expected)
+    assert pooling.width(D, T) == T * 5 and build_pooling("mean", D).width(D, T) == D
+    with pytest.raises(ConfigError, match="size must be at least 1"):
+        build_pooling("tokens", D, size=0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_matches_its_definition(name, settings, side):
     texts, hidden, mask = padded(side)
@@ -81,7 +99,10 @@ def test_weighted_mean_of_a_long_half_precision_text():
 
 @pytest.mark.parametrize("junk", [1e4, math.inf, math.nan])
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize(("name", "settings"), [*CASES, ("pma", {"heads": 3}), ("pma", {"heads": 3, "init": "mean"})])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [*CASES, ("pma", {"heads": 3}), ("pma", {"heads": 3, "init": "mean"}), ("tokens", {"size": 5})],
+)
 def test_padding_contributes_nothing(name, settings, side, junk):
     pooling = build_pooling(name, D, **settings)
     results, gradients = [], []
@@ -96,7 +117,7 @@ def test_padding_contributes_nothing(name, settings, side, junk):
     assert torch.equal(*results) and torch.equal(*gradients)
 
 
-@pytest.mark.parametrize(("name", "settings"), [*CASES, ("pma", {"heads": 3})])
+@pytest.mark.parametrize(("name", "settings"), [*CASES, ("pma", {"heads": 3}), ("tokens", {"size": 5})])
 def test_a_text_without_tokens_is_finite(name, settings):
     _, hidden, mask = padded()
     mask[2] = 0

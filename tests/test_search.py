@@ -18,13 +18,15 @@ from d2llm.models.student import Student, TextFormat
 from d2llm.search import Index
 
 SCORERS = [("cosine", {}), ("iem", {"hidden": 24}), ("iem", {"hidden": 24, "skip": "cosine"})]
+TOKENS = ("maxsim", {"size": 8})
 FORMATS = {
     (role, mode): TextFormat(prefix) for role, prefix in (("query", (5,)), ("passage", (6,))) for mode in ("symmetric", "asymmetric")
 }  # fmt: skip
 
 
 def student(scorer: tuple[str, dict]) -> Student:
-    return Student(tiny.backbone("decoder"), ("mean", {}), scorer, FORMATS).eval()
+    pooling = ("tokens", scorer[1]) if scorer[0] == "maxsim" else ("mean", {})
+    return Student(tiny.backbone("decoder"), pooling, scorer, FORMATS).eval()
 
 
 def texts(count: int, seed: int) -> list[str]:
@@ -42,6 +44,10 @@ def by_hand(model: Student, query: str, passages: list[str], mode: str) -> np.nd
             if model.scorer.name == "cosine":
                 scores.append(cosine)
                 continue
+            if model.scorer.name == "maxsim":
+                left, right = ([token for token in side.view(-1, 8) if token.any()] for side in (q, p))
+                scores.append(sum(max(a @ b for b in right) for a in left))
+                continue
             iem = model.scorer
             x = torch.relu(iem.first(torch.cat([q, p])))
             logit = iem.head(torch.relu(iem.branches[mode](x)))[0]
@@ -49,7 +55,7 @@ def by_hand(model: Student, query: str, passages: list[str], mode: str) -> np.nd
         return torch.stack(scores).numpy()
 
 
-@pytest.mark.parametrize("scorer", SCORERS)
+@pytest.mark.parametrize("scorer", [*SCORERS, TOKENS])
 @pytest.mark.parametrize("depth", [1, 7, 1000])
 @pytest.mark.parametrize("mode", ["asymmetric", "symmetric"])
 def test_search_is_a_loop_over_all_pairs(monkeypatch, scorer, depth, mode):
@@ -115,7 +121,7 @@ def test_vectors_can_stand_for_several_passages():
     assert torch.equal(repeated.cache, Index.build(model, [distinct[row] for row in rows]).cache)
 
 
-@pytest.mark.parametrize("scorer", SCORERS)
+@pytest.mark.parametrize("scorer", [*SCORERS, TOKENS])
 def test_a_saved_index_finds_the_same(tmp_path: Path, scorer):
     model, queries = student(scorer), texts(4, 1)
     index = Index.build(model, texts(20, 2), mode="symmetric")
@@ -155,25 +161,17 @@ def test_a_loaded_index_stays_in_its_file(tmp_path: Path):
         assert rows.tolist() == other.tolist() and scores.tolist() == again.tolist()
 
 
-@pytest.mark.parametrize("scorer", SCORERS)
+@pytest.mark.parametrize("scorer", [*SCORERS, TOKENS])
 @pytest.mark.parametrize(("precision", "size", "error"), [("float16", 2, 1e-3), ("int8", 1, 2e-2)])
 def test_an_index_in_less_precision(tmp_path: Path, scorer, precision, size, error):
     model, passages = student(scorer), texts(50, 2)
     full, small = Index.build(model, passages), Index.build(model, passages, precision=precision)
-    parts = 2 if "skip" in scorer[1] else 1
-    assert small.bytes_per_passage == size * full.cache.shape[1] + (4 * parts if precision == "int8" else 0)
+    widths = [24, 32] if "skip" in scorer[1] else [8] * 512 if scorer == TOKENS else [full.cache.shape[1]]
+    assert small.bytes_per_passage == size * sum(widths) + (4 * len(widths) if precision == "int8" else 0)
     rounded = small.rows(slice(0, 50))
     assert rounded.dtype == torch.float32
-    largest = (
-        torch.cat(
-            [
-                full.cache[:, :24].abs().amax(1, keepdim=True).expand(-1, 24),
-                full.cache[:, 24:].abs().amax(1, keepdim=True).expand(-1, full.cache.shape[1] - 24),
-            ],
-            1,
-        )
-        if parts == 2
-        else full.cache.abs().amax(1, keepdim=True)
+    largest = torch.cat(
+        [part.abs().amax(1, keepdim=True).expand_as(part) for part in full.cache.split(widths, dim=1)], 1
     )
     assert ((rounded - full.cache).abs() <= largest * (2**-11 if precision == "float16" else 0.5001 / 127)).all()
     small.save(tmp_path)

@@ -180,6 +180,42 @@ def test_the_export_in_sentence_transformers(trained, folder, tmp_path):
         export(trained, "d2llm", "base", 77, tmp_path / "none")
 
 
+def test_late_interaction_goes_all_the_same_ways(trained, tmp_path):
+    """ColBERT, a vector a token: trained, evaluated, searched and exported by what serves a vector a text."""
+    from d2llm import sentence_transformer
+    from d2llm.export import export
+
+    root = tmp_path / "results"
+    shutil.copytree(Paths.of(trained).root, root / trained.tier)
+    settings = {"token_size": 8, "learning_rate": 1e-3, "hard_negatives": None}
+    config = changed(trained, results=str(root), methods={"colbert": settings}, training={"texts_at_once": 7})
+    (root / "config.yaml").write_text(dump(config), encoding="utf-8")
+    for stage in ("train", "evaluate"):
+        assert main([stage, "--config", str(root / "config.yaml"), "--method", "colbert", "--seed", "1"]) == 0
+    scores = pd.concat(map(pd.read_parquet, (root / config.tier / "evaluations" / "colbert").rglob("scores.parquet")))
+    assert set(scores["task_type"]) == {"pair_classification", "sts", "retrieval"} and set(scores["scorer"]) == {
+        "maxsim"
+    }
+    run = Paths.of(config).run("colbert", "base", 1)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["updates"] == 6 and summary["parameters"]["head_trained"] == 8 * 32
+
+    student = d2llm.load(run / "model")
+    assert student.width == 48 * 8  # training.max_length tokens of 8 numbers
+    q, p = (student.encode(texts, role).reshape(len(texts), 48, 8) for texts, role in (([QUESTION], "query"), (PASSAGES, "passage")))  # fmt: skip
+    by_hand = [sum(max(a @ b for b in text if b.any()) for a in q[0] if a.any()) for text in p]
+    assert (q[0][:32] != 0).any(1).all() and not q[0][32:].any()  # filled up to 32 tokens
+    np.testing.assert_allclose(student.score([QUESTION] * 4, PASSAGES), by_hand, rtol=1e-4)
+    ((rows, found),) = d2llm.Index.build(student, PASSAGES).search([QUESTION], depth=4)
+    np.testing.assert_allclose(found, sorted(by_hand, reverse=True), rtol=1e-4)
+    np.testing.assert_allclose(np.array(by_hand)[rows], found, rtol=1e-4)
+    model = sentence_transformer.load(export(config, "colbert", "base", 1, tmp_path / "out"))
+    assert model.get_embedding_dimension() == 48 * 8
+    pairs = model[1].pairs(model.encode_query([QUESTION] * 4), model.encode_document(PASSAGES))
+    np.testing.assert_allclose(pairs, by_hand, rtol=1e-4)
+    assert "embeddings of 384 numbers" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("kind", ["Embedder", "Interaction"])
 def test_an_exported_folder_without_its_student_is_one_line(kind: str, tmp_path: Path) -> None:
     from d2llm import sentence_transformer

@@ -34,7 +34,7 @@ def test_the_registry_finds_every_method_without_torch():
         "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules); assert not heavy, heavy; print(*names)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.split() == ["d2llm", "bge", "llara", "retromae", "sgpt", "simcse", "udever"]
+    assert out.split() == ["d2llm", "bge", "colbert", "llara", "retromae", "sgpt", "simcse", "udever"]
 
 
 def test_an_unknown_method_names_the_nearest():
@@ -70,6 +70,35 @@ def test_truncation_cuts_the_text_only():
     assert form.ids(tuple(range(20, 40))) == (1, 2, 20, 21, 22, 9)
     with pytest.raises(TrainingError, match="no room"):
         TextFormat((1, 2), (9,), 3)
+
+
+def test_short_inputs_are_filled_up_where_the_format_says_so():
+    form = TextFormat((1,), (9,), 6, filler=4, filled=5)
+    assert form.ids((7,)) == (1, 7, 9, 4, 4) and form.ids((5, 6, 7)) == (1, 5, 6, 7, 9)
+    assert form.ids(tuple(range(20, 40))) == (1, 20, 21, 22, 23, 9)
+    assert replace(form, max_length=4).ids((7,)) == (1, 7, 9, 4)
+
+
+def test_a_vector_for_every_token(tmp_path):
+    """Embeddings are as wide as the longest input may be, whatever stands in a pass; zeros follow; a saved student gives the same."""
+    size = {"size": 4}
+    student = student_of(tiny.backbone("encoder", tmp_path / "m"), ("tokens", size), ("maxsim", size))
+    student.limit_length(12)
+    assert student.width == 48
+    short, long = (
+        student.encode(["甲乙"], "query", "symmetric"),
+        student.encode(["甲乙", "山水火木金"], "query", "symmetric"),
+    )
+    assert short.shape == (1, 48) and long.shape == (2, 48)
+    np.testing.assert_allclose(short[0], long[0], atol=1e-5)
+    assert not short[0, 8:].any() and (np.abs(np.linalg.norm(short[0].reshape(12, 4)[:2], axis=1) - 1) < 1e-5).all()
+    student.save(tmp_path / "saved")
+    again = Student.load(tmp_path / "saved")
+    np.testing.assert_array_equal(again.encode(["甲乙"], "query", "symmetric"), short)
+    assert again.formats == student.formats and student.encode([], "query", "symmetric").shape == (0, 48)
+    for pooling, scorer in ((("tokens", size), ("cosine", {})), (("mean", {}), ("maxsim", size)), (("tokens", size), ("maxsim", {"size": 5}))):  # fmt: skip
+        with pytest.raises(ConfigError, match="pooling .* scorer"):
+            student_of(tiny.backbone("encoder"), pooling, scorer)
 
 
 def test_an_encoder_never_gets_more_tokens_than_it_has_positions():

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from d2llm.errors import ConfigError
 
-__all__ = ["IEM", "MODES", "SCORERS", "Bilinear", "Cosine", "Dot", "Mode", "Scorer", "build_scorer"]
+__all__ = ["IEM", "MODES", "SCORERS", "Bilinear", "Cosine", "Dot", "MaxSim", "Mode", "Scorer", "build_scorer"]
 
 Mode = Literal["symmetric", "asymmetric"]
 MODES: tuple[Mode, Mode] = ("symmetric", "asymmetric")
@@ -42,6 +42,10 @@ class Scorer(nn.Module):
 
     def features(self, q: Tensor, p: Tensor, mode: Mode) -> Tensor:
         """(n, d), (n, d) → (n, h) pair features y^S for feature imitation; only the IEM has any."""
+        return self.features_cached(self.query_cache(q), self.passage_cache(p), mode)
+
+    def features_cached(self, query: Tensor, passage: Tensor, mode: Mode) -> Tensor:
+        """(n, c), (n, c) → (n, h), from the caches."""
         raise ConfigError(
             f"scorer {self.name} has no pair features: set gamma (feature imitation) to 0 or use the scorer iem"
         )
@@ -58,8 +62,8 @@ class Scorer(nn.Module):
         """How many of the `width` numbers of a cached row belong together: parts differ in their range."""
         return (width,)
 
-    def pairs_cached(self, query: Tensor, passage: Tensor, mode: Mode) -> Tensor:
-        """(n, c), (n, c) → (n,), from the caches."""
+    def pairs_cached(self, query: Tensor, passage: Tensor, mode: Mode, features: Tensor | None = None) -> Tensor:
+        """(n, c), (n, c) → (n,), from the caches; `features` are the pairs' own where they are known already."""
         _check(mode)
         return (query * passage).sum(-1)
 
@@ -104,6 +108,59 @@ class Bilinear(Scorer):
 
     def passage_cache(self, p: Tensor) -> Tensor:
         return p.to(self.weight.dtype)
+
+
+class MaxSim(Scorer):
+    """Σ_i max_j q_i · p_j: every token of the query with the token of the passage that fits it best (ColBERT, Khattab and Zaharia 2020, eq. 3).
+
+    q (n, s · size) and p (m, t · size) hold a vector of `size` numbers for every token (`TokensPooling`); zeros where there is none, which are
+    no match and ask for none. `matrix` and `pairs` work in blocks whose token products stay within `block_bytes` (under autograd, the graph keeps all of them).
+    """
+
+    name = "maxsim"
+
+    def __init__(self, size: int = 128, block_bytes: int = 16 << 20) -> None:
+        super().__init__()
+        if size < 1:
+            raise ConfigError(f"scorer maxsim: size must be at least 1, found {size}")
+        self.size, self.block_bytes = size, block_bytes
+
+    def cache_parts(self, width: int) -> tuple[int, ...]:
+        return (self.size,) * (width // self.size)
+
+    def pairs_cached(self, query: Tensor, passage: Tensor, mode: Mode, features: Tensor | None = None) -> Tensor:
+        _check(mode)
+        parts = []
+        for left, right in zip(*(side.split(self._pairs(query, passage)) for side in (query, passage)), strict=True):
+            q, p = self._tokens(left), self._tokens(right)
+            parts.append(_best_fits(q @ p.transpose(1, 2), p.any(-1)[:, None]).sum(-1))
+        return torch.cat(parts)
+
+    def matrix_cached(self, query: Tensor, passage: Tensor, mode: Mode) -> Tensor:
+        _check(mode)
+        pairs = self._pairs(query, passage)
+        width = min(max(len(passage), 1), pairs)
+        strips = []
+        for left in query.split(max(1, pairs // width)):
+            q = self._tokens(left)
+            blocks = []
+            for right in passage.split(width):
+                p = self._tokens(right)
+                products = (q.flatten(0, 1) @ p.flatten(0, 1).T).view(*q.shape[:2], *p.shape[:2])
+                blocks.append(_best_fits(products, p.any(-1)).sum(1))
+            strips.append(torch.cat(blocks, 1))
+        return torch.cat(strips)
+
+    def _pairs(self, query: Tensor, passage: Tensor) -> int:
+        """How many pairs' products fit into a block."""
+        products = (query.shape[1] // self.size) * (passage.shape[1] // self.size)
+        return max(1, self.block_bytes // max(1, products * query.element_size()))
+
+    def _tokens(self, side: Tensor) -> Tensor:
+        """(n, t · size) → (n, at most t, size), without the places that no row uses."""
+        tokens = side.view(len(side), side.shape[1] // self.size, self.size)
+        used = tokens.detach().any(-1).any(0)
+        return tokens[:, : int(used.nonzero().max()) + 1] if used.any() else tokens[:, :1]
 
 
 class IEM(Scorer):
@@ -212,18 +269,17 @@ class IEM(Scorer):
 
     # ----------------------------------------------------------------------------------------------------------- scores
 
-    def features(self, q: Tensor, p: Tensor, mode: Mode) -> Tensor:
-        """(n, d), (n, d) → (n, h): y^S, the output of the mode's branch."""
-        x = self.query_cache(q)[..., : self.hidden] + self.passage_cache(p)[..., : self.hidden]
-        return self._branch(x, mode)
+    def features_cached(self, query: Tensor, passage: Tensor, mode: Mode) -> Tensor:
+        """(n, c), (n, c) → (n, h): y^S, the output of the mode's branch."""
+        return self._branch(query[..., : self.hidden] + passage[..., : self.hidden], mode)
 
     def logits_of(self, features: Tensor) -> Tensor:
         """(…, h) features → (…) logits, without a cosine skip: a step that needs both runs the branch once."""
         return self.head(features).squeeze(-1)
 
-    def pairs_cached(self, query: Tensor, passage: Tensor, mode: Mode) -> Tensor:
+    def pairs_cached(self, query: Tensor, passage: Tensor, mode: Mode, features: Tensor | None = None) -> Tensor:
         h = self.hidden
-        logits = self.logits_of(self._branch(query[..., :h] + passage[..., :h], mode))
+        logits = self.logits_of(self.features_cached(query, passage, mode) if features is None else features)
         if self.skip_weight is not None:
             logits = logits + self.skip_weight * (query[..., h:] * passage[..., h:]).sum(-1)
         return logits
@@ -262,10 +318,10 @@ class IEM(Scorer):
         return branch(x).relu_()
 
 
-SCORERS: dict[str, type[Scorer]] = {kind.name: kind for kind in (IEM, Cosine, Dot, Bilinear)}
+SCORERS: dict[str, type[Scorer]] = {kind.name: kind for kind in (IEM, Cosine, Dot, Bilinear, MaxSim)}
 
 
-def build_scorer(name: str, size: int, **settings: Any) -> Scorer:
+def build_scorer(name: str, size: int, /, **settings: Any) -> Scorer:
     """The scorer of that name for vectors of `size` numbers. ConfigError for an unknown name or setting."""
     if name not in SCORERS:
         near = difflib.get_close_matches(name, SCORERS, 1, 0.0)[0]
@@ -275,6 +331,12 @@ def build_scorer(name: str, size: int, **settings: Any) -> Scorer:
         return kind(size, **settings) if kind in (IEM, Bilinear) else kind(**settings)
     except TypeError as error:
         raise ConfigError(f"scorer {name}: {error}") from error
+
+
+def _best_fits(products: Tensor, present: Tensor) -> Tensor:
+    """(…, t) → (…): the largest product with a token that is there; 0 where none is."""
+    best = products.masked_fill(~present, -math.inf).max(-1).values
+    return best.masked_fill(best == -math.inf, 0.0)
 
 
 def _check(mode: str) -> None:

@@ -2,7 +2,7 @@
 
 Every pooling is a module `forward(hidden (n, t, d), mask (n, t)) -> (n, d)`; mask is 1 or True at real tokens. Padding
 may be on either side, may hold anything (NaN included) and contributes nothing. A text without tokens gives a finite
-vector.
+vector. One pooling keeps every token apart (`TokensPooling`, late interaction); its vectors are wider.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2llm.errors import ConfigError
@@ -24,6 +25,7 @@ __all__ = [
     "LastTokenPooling",
     "MeanPooling",
     "Pooling",
+    "TokensPooling",
     "WeightedMeanPooling",
     "build_pooling",
 ]
@@ -33,6 +35,10 @@ class Pooling(nn.Module):
     """Base; `name` is its name in a configuration."""
 
     name: ClassVar[str]
+
+    def width(self, hidden_size: int, longest: int) -> int:
+        """Numbers of a text's vector, where no input is longer than `longest` tokens."""
+        return hidden_size
 
 
 class MeanPooling(Pooling):
@@ -97,6 +103,30 @@ class ClsMLPPooling(ClsPooling):
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         return torch.tanh(self.dense(super().forward(hidden, mask).to(self.dense.weight.dtype)))
+
+
+class TokensPooling(Pooling):
+    """No pooling: a unit vector of `size` numbers for every token, W·x / ‖W·x‖, laid end to end (ColBERT, Khattab and Zaharia 2020, section 3.2).
+
+    (n, t, d) → (n, t · size); where there is no token, zeros. W is made new with BERT's initial weights. The scorer maxsim reads them.
+    """
+
+    name = "tokens"
+
+    def __init__(self, hidden_size: int, size: int = 128) -> None:
+        super().__init__()
+        if size < 1:
+            raise ConfigError(f"pooling tokens: size must be at least 1, found {size}")
+        self.project = nn.Linear(hidden_size, size, bias=False)
+        nn.init.normal_(self.project.weight, std=0.02)
+
+    def width(self, hidden_size: int, longest: int) -> int:
+        return longest * self.project.out_features
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        absent = ~mask.bool()[:, :, None]
+        states = hidden.to(self.project.weight.dtype).masked_fill(absent, 0.0)
+        return F.normalize(self.project(states), dim=-1).masked_fill(absent, 0.0).flatten(1)
 
 
 class PMA(Pooling):
@@ -188,7 +218,8 @@ class PMA(Pooling):
 
 
 POOLINGS: dict[str, type[Pooling]] = {
-    kind.name: kind for kind in (MeanPooling, WeightedMeanPooling, LastTokenPooling, ClsPooling, ClsMLPPooling, PMA)
+    kind.name: kind
+    for kind in (MeanPooling, WeightedMeanPooling, LastTokenPooling, ClsPooling, ClsMLPPooling, TokensPooling, PMA)
 }
 
 
@@ -200,7 +231,7 @@ def build_pooling(name: str, hidden_size: int, **settings: Any) -> Pooling:
         raise ConfigError(f"pooling: unknown {name!r}, expected one of {', '.join(POOLINGS)} (nearest: {near})")
     kind = POOLINGS[name]
     try:
-        return kind(hidden_size, **settings) if kind in (ClsMLPPooling, PMA) else kind(**settings)
+        return kind(hidden_size, **settings) if kind in (ClsMLPPooling, TokensPooling, PMA) else kind(**settings)
     except TypeError as error:
         raise ConfigError(f"pooling {name}: {error}") from error
 

@@ -17,8 +17,8 @@ from d2llm.artifacts import write_json
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
 from d2llm.methods import Batch, Embedded, MaxLengths, Mode, Role
 from d2llm.models.backbone import Backbone
-from d2llm.models.interaction import build_scorer
-from d2llm.models.pooling import PMA, build_pooling
+from d2llm.models.interaction import MaxSim, Scorer, build_scorer
+from d2llm.models.pooling import PMA, Pooling, TokensPooling, build_pooling
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -40,11 +40,16 @@ LAYOUT = 1
 
 @dataclass(frozen=True)
 class TextFormat:
-    """What stands around a text, as token ids, and how long all of it may be."""
+    """What stands around a text, as token ids, and how long all of it may be.
+
+    filler: a token with which inputs of fewer than `filled` tokens are filled up (ColBERT's query augmentation).
+    """
 
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
     max_length: int = 512
+    filler: int | None = None
+    filled: int = 0
 
     def __post_init__(self) -> None:
         if len(self.prefix) + len(self.suffix) >= self.max_length:
@@ -56,7 +61,10 @@ class TextFormat:
     def ids(self, text_ids: tuple[int, ...] | list[int]) -> tuple[int, ...]:
         """The whole input; a text too long is cut at its end, prefix and suffix never are."""
         room = self.max_length - len(self.prefix) - len(self.suffix)
-        return (*self.prefix, *text_ids[:room], *self.suffix)
+        whole = (*self.prefix, *text_ids[:room], *self.suffix)
+        return (
+            whole if self.filler is None else whole + (self.filler,) * (min(self.filled, self.max_length) - len(whole))
+        )
 
 
 Formats = dict[tuple[Role, Mode], TextFormat]
@@ -95,6 +103,7 @@ class Student(nn.Module):
         self.pooling_spec, self.scorer_spec = pooling, scorer
         self.pooling = build_pooling(pooling[0], backbone.hidden_size, **pooling[1])
         self.scorer = build_scorer(scorer[0], backbone.hidden_size, **scorer[1])
+        _check_fit(self.pooling, self.scorer)
         limit = backbone.longest
         self.formats: Formats = {
             key: form if form.max_length <= limit else replace(form, max_length=limit) for key, form in formats.items()
@@ -109,6 +118,12 @@ class Student(nn.Module):
         self.shares: Shares | None = None
 
     # ------------------------------------------------------------------------------------------------------ embedding
+    @property
+    def width(self) -> int:
+        """d: how many numbers an embedding holds."""
+        longest = max(form.max_length for form in self.formats.values())
+        return self.pooling.width(self.backbone.hidden_size, longest)
+
     @property
     def device(self) -> torch.device:
         """Where the backbone lives."""
@@ -130,12 +145,14 @@ class Student(nn.Module):
         if self.unpooled:
             mask = mask * (mask.cumsum(1) > self.unpooled)
         vectors = self.pooling(states, mask)
+        if vectors.shape[1] < self.width:  # of every token, in a pass without the longest texts there may be
+            vectors = F.pad(vectors, (0, self.width - vectors.shape[1]))
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def embed_ids(self, rows: list[tuple[int, ...]]) -> Tensor:
         """Embeddings (n, d) of token id rows: equal rows run once, rows of like length run together."""
         if not rows:
-            return torch.zeros(0, self.backbone.hidden_size, device=self.device)
+            return torch.zeros(0, self.width, device=self.device)
         unique = sorted(dict.fromkeys(rows), key=len)
         training = torch.is_grad_enabled()
         embed = self.cache.forward if self.cache is not None and training else self.passes
@@ -159,7 +176,7 @@ class Student(nn.Module):
         passages = [*batch.positives, *(text for row in batch.negatives for text in row)]
         rows = self.ids(batch.queries, "query", batch.mode) + self.ids(passages, "passage", batch.mode)
         q, p, n = self.embed_ids(rows).split([queries, count, count * width])
-        return Embedded(q=q, p=p, n=n.view(count, width, self.backbone.hidden_size))
+        return Embedded(q=q, p=p, n=n.view(count, width, self.width))
 
     def forward(self, batch: Batch) -> Embedded:
         """`embed_batch`, so that wrappers which intercept calls (distributed training) see the pass."""
@@ -180,7 +197,7 @@ class Student(nn.Module):
             parts = (texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE))
             rows = [array("i", ids) for part in parts for ids in self.ids(part, role, mode, remember=False)]
             order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-            out = np.zeros((len(rows), self.backbone.hidden_size), dtype=np.float32)
+            out = np.zeros((len(rows), self.width), dtype=np.float32)
             starts = range(0, len(order), batch_size)
             for start in progress(starts) if progress else starts:
                 members = order[start : start + batch_size]
@@ -294,7 +311,11 @@ class Student(nn.Module):
                 raise ArtifactError(f"{folder}: saved with layout {described['layout']}, this version reads {LAYOUT}")
             formats: Formats = {
                 (form["role"], form["mode"]): TextFormat(
-                    tuple(form["prefix"]), tuple(form["suffix"]), form["max_length"]
+                    tuple(form["prefix"]),
+                    tuple(form["suffix"]),
+                    form["max_length"],
+                    form.get("filler"),
+                    form.get("filled", 0),
                 )
                 for form in described["formats"]
             }
@@ -320,6 +341,17 @@ class Student(nn.Module):
                 f"{folder}: not a saved student ({type(error).__name__}: {first}); remove it and run snakemake again"
             ) from error
         return student.eval()
+
+
+def _check_fit(pooling: Pooling, scorer: Scorer) -> None:
+    """A vector a token and MaxSim go together, with equal sizes. Raises ConfigError."""
+    sizes = [
+        pooling.project.out_features if isinstance(pooling, TokensPooling) else None,
+        scorer.size if isinstance(scorer, MaxSim) else None,
+    ]
+    if sizes[0] != sizes[1]:
+        said = ["one vector a text" if size is None else f"{size} numbers a token" for size in sizes]
+        raise ConfigError(f"pooling {pooling.name} gives {said[0]}, scorer {scorer.name} takes {said[1]}")
 
 
 def split_by_length(lengths: list[int]) -> list[int]:

@@ -29,8 +29,9 @@ POOLINGS = {
     "cls_mlp": "[CLS], tanh layer",
     "weighted_mean": "position-weighted mean",
     "last_token": "last tokens",
+    "tokens": "none: a vector a token",
 }
-SCORERS = {"iem": "IEM", "dot": "dot product"}
+SCORERS = {"iem": "IEM", "dot": "dot product", "maxsim": "MaxSim"}
 KINDS = {"full": "all weights", "lora": "LoRA", "bitfit": "biases, and embeddings of new tokens if any"}
 # Weights of D2LLM's terms: title, key of its recipe.
 WEIGHTS = (("CI", "ci"), ("RI-PHN", "alpha"), ("RI-EHN", "beta"), ("FI", "gamma"))

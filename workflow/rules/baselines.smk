@@ -39,3 +39,10 @@ use rule train as train_simcse with:
     wildcard_constraints:
         method="simcse",
     priority: 10
+
+
+# Another: late interaction, by config/colbert.yaml.
+use rule train as train_colbert with:
+    wildcard_constraints:
+        method="colbert",
+    priority: 10

@@ -1,0 +1,75 @@
+"""ColBERT: an encoder's tokens kept apart, each query token matched with the passage token that fits it best. An example of a further baseline.
+
+Source: Khattab and Zaharia 2020, ColBERT (arXiv 2004.12832) and its code. docs/baselines.md lists every deviation; docs/extending.md tells what
+the library had to learn for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, get_args
+
+from pydantic import Field
+
+from d2llm.contrast import ContrastiveMethod
+from d2llm.methods import Count, MaxLengths, Mode, Positive, Recipe, Role, Schedule, Warmup, Weight
+
+if TYPE_CHECKING:
+    from d2llm.models.backbone import Backbone
+    from d2llm.models.student import Student
+
+QUERY, DOCUMENT = "[Q]", "[D]"
+
+
+class ColBERTRecipe(Recipe):
+    """The code's settings: rate 3e-6, constant, one negative, vectors of 128 numbers, queries of 32 tokens, documents of 220.
+
+    token_size: numbers of a token's vector. query_tokens: shorter queries are filled up to so many tokens with [MASK].
+    """
+
+    learning_rate: Positive = 3e-6
+    # transformers' AdamW of that time, which the code leaves as it is.
+    weight_decay: Weight = 0.0
+    warmup: Warmup = 0
+    schedule: Schedule = "constant"
+    temperature: Positive = 1.0
+    hard_negatives: Count | None = 1
+    # Published for search alone: two sentences of a kind have the documents' limit.
+    max_lengths: MaxLengths = MaxLengths(query=32, passage=220, symmetric=220)
+    token_size: Annotated[int, Field(ge=1)] = 128
+    query_tokens: Count = 32
+
+
+class ColBERT(ContrastiveMethod[ColBERTRecipe]):
+    """A unit vector a token, MaxSim."""
+
+    name = "colbert"
+    title = "ColBERT"
+    citation = "Khattab and Zaharia 2020, ColBERT: Efficient and Effective Passage Search via Contextualized Late Interaction over BERT"
+    kind = "encoder"
+    Recipe = ColBERTRecipe
+
+    def build(self, backbone: Backbone, recipe: ColBERTRecipe) -> Student:
+        """[CLS] [Q] query [SEP] [MASK] …, [CLS] [D] document [SEP]; the first of two sentences is a query, the second a document."""
+        from d2llm.errors import ConfigError
+        from d2llm.models.student import Student, TextFormat
+
+        cls, sep, mask = (backbone.token(name) for name in ("cls", "sep", "mask"))
+        if not mask:
+            raise ConfigError(
+                "methods.colbert: this encoder's tokenizer has no [MASK], with which queries are filled up"
+            )
+        query, document = backbone.add_tokens([QUERY, DOCUMENT])
+        backbone.tune(recipe.tuning)
+        if recipe.gradient_checkpointing:
+            backbone.checkpoint_gradients()
+        lengths = recipe.max_lengths
+        formats: dict[tuple[Role, Mode], TextFormat] = {}
+        for mode in get_args(Mode):
+            longest = lengths.of("query", mode), lengths.of("passage", mode)
+            formats["query", mode] = TextFormat((*cls, query), tuple(sep), longest[0], mask[0], recipe.query_tokens)
+            formats["passage", mode] = TextFormat((*cls, document), tuple(sep), longest[1])
+        size = {"size": recipe.token_size}
+        return Student(backbone, ("tokens", size), ("maxsim", size), formats, method=self.name)
+
+
+METHOD = ColBERT()
