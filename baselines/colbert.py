@@ -21,10 +21,7 @@ QUERY, DOCUMENT = "[Q]", "[D]"
 
 
 class ColBERTRecipe(Recipe):
-    """The code's settings: rate 3e-6, constant, one negative, vectors of 128 numbers, queries of 32 tokens, documents of 220.
-
-    token_size: numbers of a token's vector. query_tokens: shorter queries are filled up to so many tokens with [MASK].
-    """
+    """The code's settings: rate 3e-6, constant, one negative, vectors of 128 numbers, queries of 32 tokens, documents of 220."""
 
     learning_rate: Positive = 3e-6
     # transformers' AdamW of that time, which the code leaves as it is.
@@ -35,7 +32,9 @@ class ColBERTRecipe(Recipe):
     hard_negatives: Count | None = 1
     # Published for search alone: two sentences of a kind have the documents' limit.
     max_lengths: MaxLengths = MaxLengths(query=32, passage=220, symmetric=220)
+    # Numbers of a token's vector.
     token_size: Annotated[int, Field(ge=1)] = 128
+    # Shorter queries are filled up to so many tokens with [MASK].
     query_tokens: Count = 32
 
 

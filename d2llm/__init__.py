@@ -23,6 +23,11 @@ def load(folder: str | Path, dtype: str = "float32", device: str | None = None) 
 
     `folder` is a run's `model` folder (results/<tier>/runs/<method>/<variant>/seed<n>/model) or what `d2llm export` wrote. `device`: a GPU where
     there is one. Raises ArtifactError for a folder that holds no student.
+
+    >>> import d2llm
+    >>> student = d2llm.load("model")
+    >>> student.encode(["人在看书。"], "query").shape
+    (1, 32)
     """
     from pathlib import Path
 

@@ -94,17 +94,20 @@ def modules() -> list[dict[str, Any]]:
 
 
 def scores(path: Path, method: str, variant: str, seed: int) -> str:
-    """The run's test scores as a table, or that there are none."""
+    """The run's scores of whole tasks as a table, or that there are none; the breakdown by phenomenon stays in the run's own files."""
     import pandas as pd
 
     if not path.exists():
         return "Not evaluated."
     table = pd.read_csv(path)
-    rows = table[(table["method"] == method) & (table["variant"] == variant) & (table["seed"] == seed)]
+    own = (table["method"] == method) & (table["variant"] == variant) & (table["seed"] == seed)
+    rows = table[own & (table["phenomenon"] == "all")]
     if rows.empty:
         return "Not evaluated."
-    lines = ["| task | type | metric | value | n |", "|---|---|---|---|---|"]
-    lines += [f"| {r.task} | {r.task_type} | {r.metric} | {r.value:.4f} | {r.n} |" for r in rows.itertuples()]
+    lines = ["| task | type | split | metric | value | n |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {r.task} | {r.task_type} | {r.split} | {r.metric} | {r.value:.4f} | {r.n} |" for r in rows.itertuples()
+    ]
     return "\n".join(lines)
 
 
@@ -115,7 +118,11 @@ def origin(record: dict[str, Any]) -> str:
         f"- trained {record.get('started', '?')}, {record.get('seconds', '?')} s, process seed {record.get('process_seed', '?')}"
     ]
     lines += [f"- digest of the code: `{code}`"] if isinstance(code, str) else []
-    lines += [f"- {name}: {record[name]}" for name in ("device", "processor", "python", "platform") if name in record]
+    lines += [
+        f"- {name}: {record[name]}"
+        for name in ("commit", "device", "processor", "python", "platform")
+        if record.get(name)
+    ]
     packages = record.get("packages", {})
     if packages:
         lines.append("- " + ", ".join(f"{name} {version}" for name, version in packages.items()))

@@ -281,9 +281,33 @@ def damaged(root: Path) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------------------ record
+def commit(root: Path = ROOT) -> str | None:
+    """The commit that was checked out where the code lies; None outside a git repository.
+
+    Whether the code was that commit's, its own digest tells. Read from git's files, so that no program has to be there.
+    """
+    try:
+        git = root / ".git"
+        if git.is_file():  # a working tree beside its repository
+            git = root / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+        common = git / "commondir"
+        shared = git / common.read_text(encoding="utf-8").strip() if common.exists() else git
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        if not head.startswith("ref:"):
+            return head
+        name = head.removeprefix("ref:").strip()
+        if (shared / name).exists():
+            return (shared / name).read_text(encoding="utf-8").strip()
+        packed = (shared / "packed-refs").read_text(encoding="utf-8").splitlines()
+        return next((line.split()[0] for line in packed if line.split()[1:] == [name]), None)
+    except OSError:
+        return None
+
+
 def environment() -> dict[str, Any]:
     """The machine and the software of this process."""
     return {
+        "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": processor(),

@@ -8,7 +8,7 @@ them as inner products say is worth it (`candidates`). A saved index is mapped, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from d2llm.artifacts import MEND, read_json, write_json
 from d2llm.candidates import Approximation
 from d2llm.errors import ArtifactError, ConfigError
+from d2llm.logs import progress
 
 if TYPE_CHECKING:
     from d2llm.models.interaction import Mode
@@ -41,6 +42,16 @@ class Index:
 
     `cache` (m, c) is the scorer's passage cache, a row a passage in the order given, in `precision`; `scale` (m, parts) what each
     part of a row of int8 is multiplied by. `vector_bytes` is what one plain embedding takes. Passages are told by their row: texts are the caller's.
+
+    >>> import d2llm
+    >>> student = d2llm.load("model")
+    >>> index = d2llm.Index.build(student, ["人在看书。", "猫不吃花。", "狗在地。"], precision="float16")
+    >>> ((rows, scores),) = index.search(["人在看书。"], depth=2)
+    >>> len(index), rows.shape, bool(scores[0] >= scores[1])
+    (3, (2,), True)
+    >>> index.save("index")
+    >>> len(d2llm.Index.load("index", student))
+    3
     """
 
     def __init__(
@@ -194,18 +205,20 @@ class Index:
         device = on_device(self.student, self.cache[:0]).device
         best = torch.empty(count, 0, device=device)
         index = torch.empty(count, 0, dtype=torch.long, device=device)
-        for start, rows in self.blocks():
-            scores = scores_of(rows)
-            ids = torch.arange(start, start + len(rows), device=device).expand(count, -1)
-            best, index = torch.cat([best, scores], dim=1), torch.cat([index, ids], dim=1)
-            best, order = best.topk(min(depth, best.shape[1]), dim=1)
-            index = index.gather(1, order)
+        scores, ids, waiting = [best], [index], 0
+        starts = range(0, len(self.cache), PASSAGE_BLOCK)
+        for start in progress(starts, "searching, blocks of passages") if len(starts) > 1 else starts:
+            rows = self.rows(slice(start, start + PASSAGE_BLOCK))
+            scores.append(scores_of(rows))
+            ids.append(torch.arange(start, start + len(rows), device=device).expand(count, -1))
+            waiting += len(rows)
+            # Merged when as much waits as is kept: with a merge for every block, many candidates would cost their number times that of blocks.
+            if waiting >= depth or start == starts[-1]:
+                found = torch.cat(scores, dim=1)
+                best, order = found.topk(min(depth, found.shape[1]), dim=1)
+                index = torch.cat(ids, dim=1).gather(1, order)
+                scores, ids, waiting = [best], [index], 0
         return best, index
-
-    def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """(first row, (≤ PASSAGE_BLOCK, c) in the scorer's type) of all passages in order."""
-        for start in range(0, len(self.cache), PASSAGE_BLOCK):
-            yield start, self.rows(slice(start, start + PASSAGE_BLOCK))
 
     def rows(self, which: Tensor | slice) -> Tensor:
         """(k, c) rows of the index where the scorer computes, as it made them, up to the loss of the precision they are kept in."""

@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import yaml
 
-from d2llm.artifacts import atomic, present, read_frame, read_json, write_text
+from d2llm.artifacts import atomic, present, read_csv, read_frame, read_json, write_text
 from d2llm.config import nested, plain, read
 from d2llm.errors import ConfigError
 from d2llm.evaluation.headline import HEADLINE
-from d2llm.paths import Paths
+from d2llm.paths import Paths, beside
+from d2llm.provenance import file_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from d2llm.config import Config
 
+# Begins the line of a tier's file that tells where its tuned values come from.
+TUNED = "  # Tuned:"
 # The three kinds of task weigh alike, and so do the tasks of a kind.
 KINDS = {"pair_classification": "NLI AP", "sts": "STS Spearman", "retrieval": "IR MRR@10"}
 _COLUMNS = {"split": "str", "task": "str", "task_type": "str", "phenomenon": "str", "metric": "str", "value": "float"}
@@ -90,18 +93,30 @@ def markdown(trials: pd.DataFrame) -> str:
 
 def adopt_file(config: Config, file: Path) -> str:
     """Write the choice of a finished `tune` into a tier's file; returns what was written, in a line."""
-    found = Paths.of(config).chosen
+    paths = Paths.of(config)
+    found = paths.chosen
     chosen = read(present(found)).get("methods")
     if not isinstance(chosen, dict) or not all(isinstance(settings, dict) for settings in chosen.values()):
         raise ConfigError(f"{found}: not what `snakemake tune` writes; remove it and run that again")
-    write_text(file, adopt(present(file).read_text(encoding="utf-8"), chosen))
+    note = origin(paths.trials)
+    write_text(file, adopt(present(file).read_text(encoding="utf-8"), chosen, note))
     return ", ".join(
         f"{method} {key} {value}" for method, settings in chosen.items() for key, value in settings.items()
     )
 
 
-def adopt(text: str, chosen: Mapping[str, Mapping[str, Any]]) -> str:
-    """A tier's YAML with the chosen values in its section `methods`, everything else as it was, comments included.
+def origin(trials: Path) -> str:
+    """Where a choice comes from, for the file that takes it over: how many trials, the digest of their table, when and by which code."""
+    record = read_json(beside(trials)) if beside(trials).exists() else {}
+    count = len(read_csv(trials, {"method": "str"}))
+    said = [f"{count} trials on dev", f"trials.csv SHA-256 {file_digest(trials)[:16]}"]
+    said += [str(record["started"])[:10]] if record.get("started") else []
+    said += [f"commit {record['commit'][:10]}"] if record.get("commit") else []
+    return ", ".join(said)
+
+
+def adopt(text: str, chosen: Mapping[str, Mapping[str, Any]], note: str = "") -> str:
+    """A tier's YAML with the chosen values in its section `methods`, everything else as it was, comments included; a comment there tells the `note`.
 
     Raises ConfigError where a method or a key has no line of its own to change.
     """
@@ -122,4 +137,7 @@ def adopt(text: str, chosen: Mapping[str, Mapping[str, Any]]) -> str:
                 raise ConfigError(f"methods.{method}.{key}: not a plain value; set it to {value!r} by hand")
             shown = yaml.safe_dump(value).splitlines()[0]
             lines[where[0]] = f"{old[1]}{shown}{old[3]}"
+    if note:
+        kept = [line for line in lines[first + 1 : last] if not line.startswith(TUNED)]
+        lines[first + 1 : last] = [f"{TUNED} {note}", *kept]
     return "\n".join(lines) + "\n"

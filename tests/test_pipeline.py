@@ -1,10 +1,11 @@
-"""The whole suite in miniature: Snakemake runs every stage for every method, twice, the second time without network, and both runs end with the same bytes."""
+"""The whole suite in miniature: Snakemake runs every stage for every method in two clones, with two cores and with one, the second time without network, and both end with the same bytes."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -22,9 +23,11 @@ from d2llm.reporting.figures import FIGURES
 from d2llm.reporting.tables import TABLES
 
 
-def run(folder: Path, *arguments: str, target: str = "all", network: bool = True) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, *arguments: str, target: str = "all", cores: int = 2, network: bool = True
+) -> subprocess.CompletedProcess[str]:
     files = [] if "--configfile" in arguments else ["--configfile", "tiny.yaml"]
-    command = [sys.executable, "-m", "snakemake", target, "--cores", "2", *files, *arguments]
+    command = [sys.executable, "-m", "snakemake", target, "--cores", str(cores), *files, *arguments]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     command = command if network else offline(command)
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
@@ -66,10 +69,12 @@ def study(fresh: Path, one: Path) -> None:  # noqa: F811
 def test_the_whole_workflow_twice(fresh: Path) -> None:  # noqa: F811
     tuned = tiny_settings(Path("one"), methods=RATES, tuning={"grids": GRIDS})
     (fresh / "tiny.yaml").write_text(yaml.safe_dump(tuned, allow_unicode=True), encoding="utf-8")
-    for results in ("one", "two"):
-        done = run(fresh, "-C", f"results={results}", network=results == "one")
+    other = fresh.parent / "another"
+    shutil.copytree(fresh, other)
+    for clone, results, cores in ((fresh, "one", 2), (other, "two", 1)):
+        done = run(clone, "-C", f"results={results}", cores=cores, network=results == "one")
         assert done.returncode == 0, done.stdout + done.stderr
-    one, two = (fresh / results / "tiny" for results in ("one", "two"))
+    one, two = fresh / "one" / "tiny", other / "two" / "tiny"
     assert (one / "scores.csv").read_bytes() == (two / "scores.csv").read_bytes()
     for name in TABLES:
         for ext in ("csv", "md", "tex", "html"):

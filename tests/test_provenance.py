@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from d2llm.provenance import (
     checked_inputs,
     closure,
     code_digest,
+    commit,
     content_digest,
     damaged,
     imports,
@@ -245,3 +248,25 @@ def test_every_stage_s_record_speaks_for_its_files() -> None:
     assert stages.outputs("texts", paths) == [Path("r/data/pretraining.parquet")]
     assert stages.outputs("train", paths, method="bge", variant="base", seed=1) == [Path("r/runs/bge/base/seed1")]
     assert len(stages.outputs("table", paths, name="nli")) == 4
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="compares with git itself")
+def test_the_commit_is_git_s_own(tmp_path: Path) -> None:
+    """On a branch, packed, in a second working tree, away from branches; and none where there is no repository."""
+
+    def git(*arguments: str, folder: Path = tmp_path) -> str:
+        names = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", "-C", folder, *names, *arguments], capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
+
+    assert commit(tmp_path) is None
+    git("init", "--quiet")
+    assert commit(tmp_path) is None
+    for message in ("one", "two"):
+        git("commit", "--quiet", "--allow-empty", "-m", message)
+    assert commit(tmp_path) == git("rev-parse", "HEAD") != git("rev-parse", "HEAD~1")
+    git("pack-refs", "--all")
+    assert commit(tmp_path) == git("rev-parse", "HEAD")
+    git("worktree", "add", "--quiet", "-b", "side", str(tmp_path / "side"), "HEAD~1")
+    assert commit(tmp_path / "side") == git("rev-parse", "HEAD~1")
+    git("checkout", "--quiet", "--detach", "HEAD", folder=tmp_path / "side")
+    assert commit(tmp_path / "side") == git("rev-parse", "HEAD~1")

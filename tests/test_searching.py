@@ -263,11 +263,15 @@ def test_query_document_and_neither_are_framed_as_the_student_was_trained():
 def test_the_card_holds_the_runs_own_scores(tmp_path):
     from d2llm.export import scores
 
-    rows = [("d2llm", "base", 1, "a", "sts", "spearman", 0.51239, 7), ("d2llm", "base", 2, "a", "sts", "spearman", 0.6, 7), ("bge", "base", 1, "a", "sts", "spearman", 0.7, 7)]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["method", "variant", "seed", "task", "task_type", "metric", "value", "n"])
-    table.to_csv(tmp_path / "scores.csv")
+    same = ("sts", "test", "spearman")
+    rows = [
+        ("d2llm", "base", 1, "a", "all", *same, 0.51239, 7), ("d2llm", "base", 1, "a", "denial", *same, 0.4, 3),
+        ("d2llm", "base", 2, "a", "all", *same, 0.6, 7), ("bge", "base", 1, "a", "all", *same, 0.7, 7),
+    ]  # fmt: skip
+    columns = ["method", "variant", "seed", "task", "phenomenon", "task_type", "split", "metric", "value", "n"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "scores.csv")
     assert scores(tmp_path / "scores.csv", "d2llm", "base", 1).splitlines()[2:] == [
-        "| a | sts | spearman | 0.5124 | 7 |"
+        "| a | sts | test | spearman | 0.5124 | 7 |"
     ]
     assert (
         scores(tmp_path / "scores.csv", "sgpt", "base", 1)

@@ -133,6 +133,10 @@ def test_adopting_changes_the_chosen_values_and_nothing_else() -> None:
     }
     before = "variants:\n  bge:\n    learning_rate: 9\n" + text
     assert adopt(before, {"bge": {"learning_rate": 0.5}}) == before.replace("rate: 3", "rate: 0.5")
+    told = adopt(text, {"bge": {"learning_rate": 0.5}}, "12 trials")
+    assert told.splitlines()[1:3] == ["methods:", "  # Tuned: 12 trials"]
+    again = adopt(told, {"bge": {"learning_rate": 0.5}}, "13 trials")
+    assert again == told.replace("12 trials", "13 trials") and yaml.safe_load(again) == yaml.safe_load(told)
     quoted = text.replace("learning_rate: 3", 'learning_rate: "joint x"')
     with pytest.raises(ConfigError, match="methods.bge.learning_rate: not a plain value"):
         adopt(quoted, {"bge": {"learning_rate": 0.5}})

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from d2llm.artifacts import write_json
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
+from d2llm.logs import progress
 from d2llm.methods import Batch, Embedded, MaxLengths, Mode, Role
 from d2llm.models.backbone import Backbone
 from d2llm.models.interaction import MaxSim, Scorer, build_scorer
@@ -183,12 +184,15 @@ class Student(nn.Module):
         return self.embed_batch(batch)
 
     @torch.no_grad()
-    def encode(
-        self, texts: list[str], role: Role, mode: Mode = "asymmetric", batch_size: int = 256, progress: Any = None
-    ) -> np.ndarray:
-        """Embeddings (n, d), float32, in evaluation mode; batches hold texts of like length. `progress` wraps them.
+    def encode(self, texts: list[str], role: Role, mode: Mode = "asymmetric", batch_size: int = 256) -> np.ndarray:
+        """Embeddings (n, d), float32, in evaluation mode; batches hold texts of like length.
 
         role: "query" or "passage"; mode: "asymmetric" for a question and what answers it, "symmetric" for two sentences of a kind.
+
+        >>> student = Student.load("model")
+        >>> vectors = student.encode(["人在看书。", "猫不吃花。"], "passage")
+        >>> vectors.shape, str(vectors.dtype)
+        ((2, 32), 'float32')
         """
         was_training = self.training
         self.eval()
@@ -199,7 +203,7 @@ class Student(nn.Module):
             order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
             out = np.zeros((len(rows), self.width), dtype=np.float32)
             starts = range(0, len(order), batch_size)
-            for start in progress(starts) if progress else starts:
+            for start in progress(starts, "embedding, batches") if len(starts) > 1 else starts:
                 members = order[start : start + batch_size]
                 out[members] = self.pool([tuple(rows[index]) for index in members]).float().cpu().numpy()
         finally:
@@ -213,6 +217,10 @@ class Student(nn.Module):
         """(n,) scores of query i with passage i, float32: the IEM's logits (a sigmoid makes them probabilities), or cosines.
 
         Raises ValueError for lists of different lengths.
+
+        >>> student = Student.load("model")
+        >>> student.score(["人在看书。", "人在看书。"], ["人在看书。", "猫不吃花。"], mode="symmetric").shape
+        (2,)
         """
         if len(queries) != len(passages):
             raise ValueError(f"{len(queries)} queries and {len(passages)} passages: expected one passage a query")
