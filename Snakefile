@@ -57,3 +57,7 @@ include: "workflow/rules/report.smk"
 
 
 require_training_rules()
+
+
+onerror:
+    print(killed(log), end="", file=sys.stderr)

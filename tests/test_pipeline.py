@@ -167,3 +167,8 @@ def test_the_whole_workflow_twice(fresh: Path) -> None:  # noqa: F811
         name: settings["learning_rate"] for name, settings in chosen.items()
     }
     assert adopted | {"methods": None} == tuned | {"methods": None}
+
+    # What README and docs tell one to call, called.
+    from documented import run_all  # imports what imports this
+
+    run_all(fresh, one)

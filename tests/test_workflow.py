@@ -343,6 +343,18 @@ def test_verification_needs_scores_alone_and_always_runs(copy: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_job_that_the_system_kills_is_told_in_a_line(fresh: Path, tmp_path: Path) -> None:
+    """It cannot say anything itself; one that fails in another way has said what it is, and nothing is added."""
+    copied = Path(shutil.copytree(fresh, tmp_path / "repository"))
+    file = "results/mini/data/pretraining.parquet"
+    for last, told in (("os.kill(os.getpid(), 9)", True), ("os._exit(1)", False)):
+        (copied / "d2llm" / "cli.py").write_text(f"import os\n{last}\n", encoding="utf-8")
+        done = snakemake(copied, file)
+        assert done.returncode == 1
+        assert ("error: a job was killed (SIGKILL), as happens when memory runs out; run fewer at once" in done.stderr) == told  # fmt: skip
+
+
+@pytest.mark.slow
 def test_snakemakes_own_report_has_captions(copy: Path) -> None:
     for figure in FIGURES:
         (copy / f"results/mini/figures/{figure}.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')

@@ -49,8 +49,10 @@ def keep(config: Config, folder: Path) -> list[Path]:
     runs = sorted(paths.root.glob("runs/*/*/seed*/summary.json"))
     teachers = sorted(paths.root.glob("teacher-*/report.json"))
     tuned = tuning_record(config, paths)
+    # As executed: pages one can read without running anything.
+    books = [book for book in (paths.notebook, paths.search_notebook) if book.exists()]
     with atomic(folder) as place:
-        for source in [*dict.fromkeys(tables), *figures, *map(present, single), *runs, *teachers, *tuned]:
+        for source in [*dict.fromkeys(tables), *figures, *map(present, single), *runs, *teachers, *tuned, *books]:
             target = place / source.relative_to(paths.root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)

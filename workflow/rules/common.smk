@@ -31,6 +31,20 @@ if not workflow.is_main_process:
     pass_on()
 
 
+# ----------------------------------------------------------------------------------------------------------- faults
+def killed(logs):
+    """The line for jobs that were killed, as the system does when memory runs out; such a job says nothing itself. Empty without any."""
+    said = "".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in logs)
+    count = len(re.findall(r"non-zero exit status 137|died with <Signals.SIGKILL", said))
+    jobs = "a job was" if count == 1 else f"{count} jobs were"
+    return (
+        f"error: {jobs} killed (SIGKILL), as happens when memory runs out; run fewer at once (--cores 1), or lower training.texts_at_once, "
+        "evaluation.batch_size or teacher.batch_tokens (`d2llm plan` estimates what a job takes); finished work is kept\n"
+        if count
+        else ""
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------- config
 def resolve():
     """The files of --configfile laid over config/mini.yaml, then -C. A first file that names a tier stands alone."""

@@ -163,6 +163,7 @@ rule executed_notebook:
         PATHS.scores_csv,
         PATHS.comparisons,
         PATHS.ablations,
+        PATHS.curves,
     output:
         PATHS.notebook,
         beside(PATHS.notebook),

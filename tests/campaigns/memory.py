@@ -1,0 +1,126 @@
+"""What memory a long training and the evaluation of a large corpus hold: `python tests/campaigns/memory.py FOLDER` prints the tables of docs/reliability.md.
+
+Miniature models of the pipeline's own stages; every measurement in a process of its own. tests/test_memory.py makes a short one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from task_folders import retrieval_task  # noqa: E402
+from tiny_run import changed, tiny_config  # noqa: E402
+
+from d2llm.config import Config  # noqa: E402
+from d2llm.logs import memory_mb  # noqa: E402
+
+UPDATES = (100, 500, 1000, 2000, 3000, 4000)
+PASSAGES = (20_000, 120_000)
+QUERIES = 200
+
+
+def prepared(folder: Path) -> Config:
+    """A tiny run as far as a training of D2LLM needs it."""
+    from d2llm import pretraining, teacher_scores, teacher_tuning
+    from d2llm.data import build, negatives
+
+    config = tiny_config(folder)
+    build.run_texts(config)
+    build.run(config)
+    for model in ("decoder", "encoder", "teacher"):
+        pretraining.run(config, model)
+    negatives.run(config)
+    teacher_tuning.run(config, "teacher")
+    teacher_scores.run(config, "teacher", 0, 1)
+    return config
+
+
+def training(folder: Path, at: Sequence[int]) -> dict[int, float]:
+    """MB held after so many updates of one training of D2LLM, with a checkpoint every few seconds and dev samples in between."""
+    import d2llm.training as loop
+    from d2llm.resume import Resume
+
+    settings: dict[str, Any] = {"steps": max(at), "dev_every": max(1, max(at) // 8), "checkpoint_minutes": 0.05}
+    config = changed(tiny_config(folder), training=settings)
+    found: dict[int, float] = {}
+    plain = loop.progress
+
+    class Watched:
+        """The loop's progress, which is asked for memory on its way."""
+
+        def __init__(self, *given: Any) -> None:
+            self.bar = plain(*given)
+            self.show = self.bar.show
+
+        def __iter__(self) -> Iterator[Any]:
+            for number, batch in enumerate(self.bar):
+                if number in at:
+                    found[number] = memory_mb()
+                yield batch
+            found[max(at)] = memory_mb()
+
+    loop.progress = Watched  # type: ignore[assignment,misc]
+    loop.run(config, "d2llm", "base", 1, Resume(folder / "state", {}, config.training.checkpoint_minutes))
+    return found
+
+
+def evaluation(folder: Path, passages: int) -> dict[str, float]:
+    """MB before and at most while the trained student of `training` is evaluated on a corpus of so many passages, by the stage's own code."""
+    from d2llm.evaluation import run, tasks
+
+    config = tiny_config(folder)
+    task = tasks.read(retrieval_task(folder / f"corpus{passages}", queries=QUERIES, passages=passages), "test")
+    scorer = run.load(config, "d2llm", "base", 1)
+    run.evaluate(scorer, [tasks.read(retrieval_task(folder / "small", passages=50), "test")], "small", config.evaluation)  # loads mteb  # fmt: skip
+    before, most, over = memory_mb(), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            most[0] = max(most[0], memory_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run.evaluate(scorer, [task], "large", config.evaluation)
+    over.set()
+    watcher.join()
+    return {"before": before, "most": max(most[0], memory_mb())}
+
+
+def apart(folder: Path, what: str, *numbers: int) -> dict[str, float]:
+    """One measurement in a process of its own."""
+    command = [sys.executable, __file__, str(folder), what, *map(str, numbers)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{what}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(folder: Path) -> None:
+    """Both tables."""
+    prepared(folder)
+    held = apart(folder, "training", *UPDATES)
+    print("| updates | " + " | ".join(held) + " |\n|---|" + "---:|" * len(held))
+    print("| MB | " + " | ".join(f"{value:.0f}" for value in held.values()) + " |\n")
+    corpora = [apart(folder, "evaluation", count) for count in PASSAGES]
+    print("| passages | " + " | ".join(f"{count:,}" for count in PASSAGES) + " |\n|---|" + "---:|" * len(PASSAGES))
+    for key in corpora[0]:
+        print(f"| MB {key} | " + " | ".join(f"{found[key]:.0f}" for found in corpora) + " |")
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1]).resolve()
+    if len(sys.argv) == 2:
+        main(place)
+    else:
+        numbers = [int(word) for word in sys.argv[3:]]
+        print(json.dumps(training(place, numbers) if sys.argv[2] == "training" else evaluation(place, numbers[0])))

@@ -1,0 +1,120 @@
+"""Every command of README and docs, run in a clone that holds a finished run: the suite's own for real, Snakemake's as dry runs, `make`'s as plans.
+
+`test_pipeline` calls it on the run it has made; `test_docs` checks the same commands one by one without running any.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from test_docs import checked, commands
+from test_extending import carry_out
+from test_own_workflow import write_files
+
+ROOT = Path(__file__).resolve().parent.parent
+# A form to fill in, not a command.
+FORM = re.compile(r"<|…|\b(NAME|FOLDER|STAGE|COMMAND)\b|compare A B")
+# What is not run here, and where it is or why it cannot be.
+ELSEWHERE = {
+    ".ci/run": "runs this very test",
+    "conda activate d2llm": "conda is not at hand; tests/test_packaging.py compares environment.yml with the lock",
+    "conda env create --file environment.yml": "the same",
+    "pip install snakemake-executor-plugin-slurm": "changes the environment",
+    "pre-commit install": "changes the clone's git",
+    "d2llm plan --config config/paper.yaml": "reads sizes on the hub; tests/test_plan.py has them",
+    "d2llm plan --config config/paper.yaml --device h100": "the same",
+    "snakemake --profile profiles/slurm --configfile config/paper.yaml": "needs that executor; tests/test_profiles.py",
+    "snakemake --report run.html": "tests/test_workflow.py: of a run that counts as made",
+    "d2llm config-docs --to docs/configuration.md": "tests/test_config_docs.py: the page is what it writes",
+    "python -m pytest tests/test_mymethod.py": "tests/test_extending.py",
+    "python -m pytest tests/test_margin_loss.py tests/test_mymethod.py --deselect tests/test_mymethod.py::test_objective_by_loops": "tests/test_extending.py",
+}  # fmt: skip
+# What has to be there before others, in this order; all else follows as it is found.
+FIRST = ("d2llm new-baseline mymethod", "d2llm encode", "d2llm index", "d2llm search")
+
+
+def words_of(command: str) -> list[str]:
+    """Its words up to a pipe or the like."""
+    found = shlex.split(command)
+    while found and re.match(r"[A-Z_]+=", found[0]):
+        found = found[1:]
+    return list(itertools.takewhile(lambda word: word not in ("|", "&&", "&", ";", ">", "2>&1"), found))
+
+
+def to_run() -> list[str]:
+    """Every command of the pages, once; forms and what runs elsewhere left out."""
+    found = dict.fromkeys(command for _, command in commands() if not FORM.search(command))
+    told = [command for command in found if command not in ELSEWHERE and whole(command)]
+    return sorted(told, key=lambda command: next((i for i, start in enumerate(FIRST) if command.startswith(start)), len(FIRST)))  # fmt: skip
+
+
+def whole(command: str) -> bool:
+    """Whether it can be split into words: a text over several lines cannot."""
+    try:
+        return bool(words_of(command))
+    except ValueError:
+        return False
+
+
+def prepare(clone: Path, run: Path) -> None:
+    """What the pages take for granted: a finished run under the names they use, its reference, files to read, a config of one's own."""
+    for name in ("results/mini", "results/trial/mini", "results/one", "results/other"):
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).symlink_to(run.resolve())
+    for name in ("docs", "Makefile", "pyproject.toml", "requirements.lock", "requirements.hashes.lock", "tools"):
+        source = ROOT / name
+        shutil.copytree(source, clone / name, dirs_exist_ok=True) if source.is_dir() else shutil.copy(source, clone / name)  # fmt: skip
+    (clone / "tests").mkdir(exist_ok=True)
+    write_files(clone)
+    for name, base in (("model", "decoder"), ("encoder", "encoder")):
+        shutil.copytree(run / "models" / base, clone / name)
+    (clone / "mine.yaml").write_text(yaml.safe_dump({"tier": "mine", "training": {"steps": 24}}), encoding="utf-8")
+    (clone / "queries.txt").write_text("谁修好了机器？\n", encoding="utf-8")
+    (clone / "corpus.jsonl").write_text(
+        '{"text": "工人修好了机器。"}\n{"text": "老师没有修好机器。"}\n' * 3, encoding="utf-8"
+    )
+    called(clone, [sys.executable, "-m", "d2llm.cli", "keep", "--config", "results/mini/config.yaml", "--to", "results/reference/mini"])  # fmt: skip
+
+
+def called(clone: Path, command: list[str]) -> str:
+    """What a command says; AssertionError where it fails."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
+    return done.stdout + done.stderr
+
+
+def real(command: str) -> list[str]:
+    """The command as it is run here."""
+    words = words_of(command)
+    if words[:3] == ["python", "-m", "d2llm.cli"]:
+        words = ["d2llm", *words[3:]]
+    if words[0] == "d2llm":
+        # A subcommand that is only named shows its help.
+        return [sys.executable, "-m", "d2llm.cli", *(words[1:] if len(words) > 2 or words[1:] == ["doctor"] else [*words[1:], "--help"])]  # fmt: skip
+    if words[0] == "snakemake":
+        more = {"--dry-run": ["--dry-run"], "--cores": ["--cores", "1"]}
+        return [sys.executable, "-m", "snakemake", *words[1:], *(word for key, given in more.items() if key not in words for word in given)]  # fmt: skip
+    if words[0] == "make":
+        return ["make", "--dry-run", *words[1:]]
+    raise AssertionError(f"{command}: neither run nor listed with a reason")
+
+
+def run_all(clone: Path, run: Path) -> None:
+    """Run them all. `run` is a finished run's folder of the tiny tier, made in `clone`."""
+    assert set(ELSEWHERE) <= {command for _, command in commands()}, "a command that no page has any more"
+    prepare(clone, run)
+    for command in to_run():
+        if not checked(command):
+            raise AssertionError(f"{command}: neither run nor listed with a reason")
+        called(clone, real(command))
+        if command.startswith("d2llm new-baseline mymethod"):
+            carry_out(clone)
