@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 ALIASES = {"matplotlib-base": "matplotlib", "pytorch-cpu": "torch"}
@@ -45,13 +46,13 @@ def test_environment_and_pyproject_agree() -> None:
     assert conda == pins | {"setuptools": lock()["setuptools"]}
 
 
-def test_linux_gets_the_cpu_build() -> None:
-    for name in ("requirements.lock", "pyproject.toml"):
-        lines = [
-            line for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if re.match(r'\s*"?torch==', line)
-        ]
-        assert len(lines) == 2
-        assert sum("+cpu" in line and "== " in line for line in lines) == 1
+def test_linux_gets_the_cpu_build_and_a_library_s_user_any() -> None:
+    """`+cpu` is on no index but PyTorch's own: `pip install .` must not ask for it, and takes it where it is there."""
+    lines = [line for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines() if line.startswith("torch==")]  # fmt: skip
+    assert len(lines) == 2 and sum("+cpu" in line and "== " in line for line in lines) == 1
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (own,) = [Requirement(line) for line in project["dependencies"] if line.startswith("torch")]
+    assert own.marker is None and all(own.specifier.contains(lock()["torch"] + build) for build in ("", "+cpu"))
 
 
 def test_no_registry_is_named() -> None:
@@ -137,7 +138,7 @@ def test_a_line_that_pins_nothing_is_refused(hash_lock: types.ModuleType) -> Non
 
 @pytest.mark.slow
 def test_a_wheel_is_the_library_and_its_command(tmp_path: Path) -> None:
-    """Installed without the repository around it: everything the code reads beside itself is in it, nothing else is."""
+    """Installed by pip, without the repository around it: everything the code reads beside itself is in it, nothing else is."""
     source = tmp_path / "source"
     source.mkdir()
     for part in ("pyproject.toml", "README.md", "LICENSE"):
@@ -160,20 +161,24 @@ def test_a_wheel_is_the_library_and_its_command(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("d2llm-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
-        archive.extractall(tmp_path / "site")
+    place = [*pip, "install", "--no-deps", "--no-index", "--prefix", str(tmp_path / "installed"), str(wheel)]
+    done = subprocess.run(place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (site,) = (tmp_path / "installed").glob("lib/python*/site-packages")
     assert {name.split("/")[0] for name in held if ".dist-info" not in name} == {"d2llm", "baselines"}
     code = {path.relative_to(ROOT).as_posix() for package in ("d2llm", "baselines") for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts}  # fmt: skip
     assert code <= held, sorted(code - held)
     assert {"d2llm/py.typed", "baselines/py.typed"} <= held  # or type checkers take what is installed for untyped
 
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "d2llm.cli", *arguments]
+        command = [tmp_path / "installed" / "bin" / "d2llm", *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     (tmp_path / "own.yaml").write_text(json.dumps({"tier": "own", "methods": {"bge": {}}}))
     assert "tier: own" in call("check-config", "--config", "own.yaml").stdout
     refused = call("new-baseline", "mine")
     assert refused.returncode == 2 and "run it in a clone of the repository" in refused.stderr
+    assert f"{site}" in subprocess.run([sys.executable, "-c", "import d2llm; print(d2llm.__file__)"], cwd=tmp_path, env=environment, capture_output=True, text=True).stdout  # fmt: skip
     assert "of 2" in next(line for line in call("doctor").stdout.splitlines() if "as pinned" in line)
