@@ -25,7 +25,7 @@ from d2llm.errors import D2LLMError, fault
 from d2llm.logs import configure, get_logger
 from d2llm.models import remote
 from d2llm.paths import Paths
-from d2llm.provenance import COMPUTING, checked_inputs, environment, output_digests, peak_memory_mb, versions
+from d2llm.provenance import COMPUTING, checked_inputs, environment, output_digests, peak_memory_mb, sealed, versions
 from d2llm.resume import Resume
 from d2llm.signals import Signals
 from d2llm.tools import COMMANDS
@@ -192,7 +192,7 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
             record["resumed"] = resume.resumed  # after how many updates of each loop
         place = entry.provenance(paths, **arguments)
         record["outputs"] = output_digests(place, stages.outputs(stage, paths, **arguments))
-        write_json(place, record | environment())
+        write_json(place, sealed(record | environment()))
         if any(ahead(Path(path)) for path in inputs):
             logger.warning(
                 "the clock has been set back; %d files of the future got the present time", settle_times(paths.root)

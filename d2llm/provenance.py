@@ -21,6 +21,8 @@ from d2llm.errors import ArtifactError
 from d2llm.paths import PROVENANCE, beside
 
 ROOT = Path(__file__).resolve().parent.parent
+# Of a record, the key of its own digest.
+SEAL = "sha256"
 PACKAGES = ("d2llm", "baselines")
 
 # Modules that carry settings, files and messages about, but decide no number: what they carry is compared by value.
@@ -251,10 +253,16 @@ def claimed(folder: Path) -> dict[Path, str]:
 @cache
 def _outputs(record: Path, *stamp: int) -> dict[Path, str]:
     try:
-        said = json.loads(record.read_text(encoding="utf-8")).get("outputs", {})
+        said = json.loads(record.read_text(encoding="utf-8"))
+        outputs = said.get("outputs", {})
     except (OSError, ValueError, AttributeError):
         return {}
-    return {record.parent / name: digest for name, digest in said.items()}
+    if altered(said):
+        raise ArtifactError(
+            f"{record}: damaged, or changed since its job wrote it (not what its own sha256 says); "
+            f"remove {record} and run `snakemake --cores all` again"
+        )
+    return {record.parent / name: digest for name, digest in outputs.items()}
 
 
 def output_digests(record: Path, files: Iterable[Path]) -> dict[str, str]:
@@ -271,7 +279,10 @@ def damaged(root: Path) -> list[str]:
     """Files below a results folder that are not what their records say: changed, or gone."""
     wrong = []
     for record in sorted(root.rglob(f"*{PROVENANCE}")):
-        for name, digest in read_json(record).get("outputs", {}).items():
+        said = read_json(record)
+        if altered(said):
+            wrong.append(f"{record.relative_to(root)} (changed)")
+        for name, digest in said.get("outputs", {}).items():
             file = record.parent / name
             if not file.is_file():
                 wrong.append(f"{file.relative_to(root)} (gone)")
@@ -281,6 +292,21 @@ def damaged(root: Path) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------------------ record
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with a digest of all that it says, so that it vouches for itself as well."""
+    return record | {SEAL: _said(record)}
+
+
+def altered(record: dict[str, Any]) -> bool:
+    """Whether a record says something else than when it was sealed; one without a seal, of an earlier version, cannot tell."""
+    return SEAL in record and record[SEAL] != _said(record)
+
+
+def _said(record: dict[str, Any]) -> str:
+    said = json.loads(json.dumps({key: value for key, value in record.items() if key != SEAL}))  # as a reader has it
+    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode("utf-8")).hexdigest()
+
+
 def commit(root: Path = ROOT) -> str | None:
     """The commit that was checked out where the code lies; None outside a git repository.
 

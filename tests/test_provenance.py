@@ -15,6 +15,7 @@ from d2llm.config import Config, load
 from d2llm.errors import ArtifactError
 from d2llm.paths import Paths, beside
 from d2llm.provenance import (
+    altered,
     checked_inputs,
     closure,
     code_digest,
@@ -24,6 +25,7 @@ from d2llm.provenance import (
     imports,
     module_digest,
     output_digests,
+    sealed,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -226,6 +228,20 @@ def test_with_a_record_what_lies_beside_it_is_checked(made: Path) -> None:
     flip(made / "summary.json")
     with pytest.raises(ArtifactError, match=rf"summary\.json: damaged.*; remove {record} and run"):
         checked_inputs([str(record)])
+
+
+def test_a_record_vouches_for_itself(made: Path) -> None:
+    """A number changed in it is told, by the jobs that read what lies beside it and by `verify`; keys that JSON turns into text change nothing."""
+    record = made / "provenance.json"
+    said = json.loads(record.read_text())
+    write_json(record, sealed(said | {"seconds": 1.25, "settings": {2: "b", 10: ("a", None)}}))
+    checked_inputs([str(record), str(made / "summary.json")])
+    assert not damaged(made) and not altered(said)  # an earlier version's has no seal
+    record.write_text(record.read_text().replace("1.25", "1.35"))
+    for name in (record, made / "summary.json", made / "model"):
+        with pytest.raises(ArtifactError, match=rf"{record}: damaged, or changed .*; remove {record} and run `snakemake --cores all` again"):  # fmt: skip
+            checked_inputs([str(name)])
+    assert damaged(made) == ["provenance.json (changed)"]
 
 
 def test_what_no_record_names_is_taken_as_it_is(made: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from d2llm.artifacts import read_json
 from d2llm.paths import Paths
+from d2llm.provenance import SEAL
 from d2llm.records import records
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def behind(config: Config) -> dict[str, Any]:
     files = {"card": paths.card_json, "leaks": paths.leaks, "negatives": paths.negatives_report, "teacher": paths.teacher_report}  # fmt: skip
     runs = {tuple(run) for run in config.evaluations()}
     kept = {
-        name: {key: value for key, value in record.items() if key != "outputs"}
+        name: {key: value for key, value in record.items() if key not in ("outputs", SEAL)}
         for name, record in records(paths.root).items()
         if record.get("stage") in BEHIND
         and ("seed" not in record or (record["method"], record["variant"], record["seed"]) in runs)

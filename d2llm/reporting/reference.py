@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from d2llm.artifacts import atomic, present, read_json, write_json
 from d2llm.errors import ArtifactError, ConfigError
 from d2llm.paths import PROVENANCE, Paths, beside
+from d2llm.provenance import SEAL
 from d2llm.records import records
 
 if TYPE_CHECKING:
@@ -56,9 +57,10 @@ def keep(config: Config, folder: Path) -> list[Path]:
             target = place / source.relative_to(paths.root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-        # What is kept is small: digests of files that are not are left out.
+        # What is kept is small: digests of files that are not are left out, and the record's own with them.
         kept = {
-            name: {k: v for k, v in record.items() if k != "outputs"} for name, record in records(paths.root).items()
+            name: {k: v for k, v in record.items() if k not in ("outputs", SEAL)}
+            for name, record in records(paths.root).items()
         }
         write_json(place / PROVENANCE, kept)
     return sorted(path for path in folder.rglob("*") if path.is_file())

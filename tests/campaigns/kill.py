@@ -61,8 +61,9 @@ TRAINING = ("base", "teacher", "pretext", "train")
 TARGETS = ("main", "job", "group")
 # Seconds to wait for a job of the planned stage, which may have none left.
 PATIENCE = 15.0
-# Of an aimed kill, at most: seconds into the job. Half of them are start-up.
-SOON = 2.0
+# Of an aimed kill, at most: seconds into the job. Half of them are start-up. Those of the last stages are over sooner.
+SOON, SOONER = 2.0, 0.8
+SHORT = ("table", "figure", "report", "notebook", "ablations", "examples")
 
 
 @dataclass(eq=False)
@@ -263,7 +264,11 @@ def aims(stages: list[str], seed: int) -> dict[str, list[Kill]]:
     rng = random.Random(seed)
     kinds = [(name, target) for target in ("job", "group", "main") for name in ("SIGKILL", "SIGTERM")]
     return {
-        stage: [Kill(0.0, stage, rng.uniform(0.0, SOON), name, target) for name, target in kinds] for stage in stages
+        stage: [
+            Kill(0.0, stage, rng.uniform(0.0, SOONER if stage in SHORT else SOON), name, target)
+            for name, target in kinds
+        ]
+        for stage in stages
     }
 
 
@@ -309,7 +314,7 @@ def main() -> int:
         nargs="+",
         choices=AIMS,
         default=[],
-        help="instead: six kills of each of these, whenever it starts a job",
+        help="besides: six kills of each of these, whenever it starts a job after the others (--kills 0: these alone)",
     )
     options = parser.parse_args()
     if options.whole is None:
@@ -321,7 +326,7 @@ def main() -> int:
     else:
         whole = options.whole
     cut = Campaign(options.folder.resolve() / "cut")
-    planned = [] if options.aim else plans(options.kills, options.seed, options.stages)
+    planned = plans(options.kills, options.seed, options.stages) if options.kills else []
     aimed = aims(options.aim, options.seed)
     kills, problems = [], []
     for number, kill in enumerate(carried_out(cut, planned, aimed), 1):
