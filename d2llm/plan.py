@@ -458,14 +458,17 @@ def run_costs(config: Config, models: dict[str, Sizes], found: Amounts, device: 
         memory = 4 * model.parameters + 12 * trainable(model, recipe.tuning) + kept / (model.layers if recipe.gradient_checkpointing else 1)  # fmt: skip
         costs.append(Cost(f"train {name}", jobs, tokens, flops, memory, hours(flops, device, half)))
         read = 2 * found.pairs * found.symmetric + found.corpus * found.asymmetric + found.asked * QUESTION
+        # Of a method that keeps every token: numbers of each, and how many tokens there is room for.
+        each, longest = getattr(recipe, "token_size", 0), min(settings.max_length, max(recipe.max_lengths.model_dump().values()))  # fmt: skip
         flops = model.forward(read, length)
         if isinstance(recipe, D2LLMRecipe):
             # Two products of width h a pair are left where the passage's side is stored.
             flops += found.scored * 2 * (recipe.interaction.hidden**2 + 2 * recipe.interaction.hidden)
         else:
-            flops += found.scored * 2 * model.hidden
-        # Vectors of the largest corpus, in float32.
-        memory = 4 * model.parameters + found.corpus / 8 * 4 * max(model.hidden, 512)
+            flops += found.scored * 2 * (each * length**2 if each else model.hidden)
+        # Vectors of the largest corpus, in float32; an index of wide ones is put together from its parts.
+        width = 2 * each * longest if each else max(model.hidden, 512)
+        memory = 4 * model.parameters + found.corpus / 8 * 4 * width
         costs.append(Cost(f"evaluate {name}", jobs, read, flops, memory, hours(flops, device, False)))
     return costs
 

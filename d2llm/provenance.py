@@ -219,9 +219,13 @@ def checked_inputs(paths: Iterable[str]) -> dict[str, str]:
         digests = {file: file_digest(file) for file in contents(path)}
         beside_it = (file for file in claimed(path.parent) if file.parent == path.parent and file.is_file())
         others = {file: file_digest(file) for file in beside_it} if path.name == PROVENANCE else {}
+        if path.name.endswith(PROVENANCE):
+            refuse_altered(path)
         for file, digest in (digests | others).items():
             claim = recorded(file)
-            if claim is not None and claim != digest:
+            if isinstance(claim, Path):
+                refuse_altered(claim)
+            elif claim is not None and claim != digest:
                 raise ArtifactError(
                     f"{file}: damaged, or changed since its job wrote it (sha256 {digest[:12]}…, recorded {claim[:12]}…); "
                     f"remove {name} and run `snakemake --cores all` again"
@@ -230,8 +234,21 @@ def checked_inputs(paths: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def recorded(file: Path) -> str | None:
-    """The digest that the nearest record names for a file; None where no record does."""
+def refuse_altered(record: Path) -> None:
+    """Raises ArtifactError for a record that does not say what it was sealed with. What is to be removed is what Snakemake knows of its job."""
+    try:
+        said = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(said, dict) and altered(said):
+        raise ArtifactError(
+            f"{record}: damaged, or changed since its job wrote it (not what its own sha256 says); "
+            f"remove {record.parent if record.name == PROVENANCE else record} and run `snakemake --cores all` again"
+        )
+
+
+def recorded(file: Path) -> str | Path | None:
+    """The digest that the nearest record names for a file, or that record where it is itself altered; None where no record names the file."""
     for folder in file.parents:
         claims = claimed(folder)
         if file in claims:
@@ -241,9 +258,12 @@ def recorded(file: Path) -> str | None:
     return None
 
 
-def claimed(folder: Path) -> dict[Path, str]:
-    """What the records that lie in a folder say of their outputs. One that is no record says nothing: its own job will be asked again."""
-    found: dict[Path, str] = {}
+def claimed(folder: Path) -> dict[Path, str | Path]:
+    """What the records that lie in a folder say of their outputs: the digest, or the record itself where that is altered.
+
+    One that is no record says nothing: its own job will be asked again.
+    """
+    found: dict[Path, str | Path] = {}
     for record in folder.glob(f"*{PROVENANCE}"):
         stamp = record.stat()
         found |= _outputs(record, stamp.st_mtime_ns, stamp.st_size)
@@ -251,18 +271,14 @@ def claimed(folder: Path) -> dict[Path, str]:
 
 
 @cache
-def _outputs(record: Path, *stamp: int) -> dict[Path, str]:
+def _outputs(record: Path, *stamp: int) -> dict[Path, str | Path]:
     try:
         said = json.loads(record.read_text(encoding="utf-8"))
         outputs = said.get("outputs", {})
     except (OSError, ValueError, AttributeError):
         return {}
-    if altered(said):
-        raise ArtifactError(
-            f"{record}: damaged, or changed since its job wrote it (not what its own sha256 says); "
-            f"remove {record} and run `snakemake --cores all` again"
-        )
-    return {record.parent / name: digest for name, digest in outputs.items()}
+    wrong = altered(said)
+    return {record.parent / name: record if wrong else digest for name, digest in outputs.items()}
 
 
 def output_digests(record: Path, files: Iterable[Path]) -> dict[str, str]:

@@ -134,7 +134,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "compare": Command(
         "compare two runs task by task, by paired bootstrap",
-        "d2llm compare results/mini results/trial/mini --csv difference.csv",
+        "d2llm compare results/mini trial/mini --csv difference.csv",
         compare,
         {
             "a": {"metavar": "A", "help": "a results folder, or its scores.csv"},

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shlex
@@ -66,7 +67,7 @@ def whole(command: str) -> bool:
 
 def prepare(clone: Path, run: Path) -> None:
     """What the pages take for granted: a finished run under the names they use, its reference, files to read, a config of one's own."""
-    for name in ("results/mini", "results/trial/mini", "results/one", "results/other"):
+    for name in ("results/mini", "trial/mini", "results/one", "results/other"):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         (clone / name).symlink_to(run.resolve())
     for name in ("docs", "Makefile", "pyproject.toml", "requirements.lock", "requirements.hashes.lock", "tools"):
@@ -74,9 +75,12 @@ def prepare(clone: Path, run: Path) -> None:
         shutil.copytree(source, clone / name, dirs_exist_ok=True) if source.is_dir() else shutil.copy(source, clone / name)  # fmt: skip
     (clone / "tests").mkdir(exist_ok=True)
     write_files(clone)
+    # More queries than a test of reading needs: the teacher's development groups are a twentieth of them.
+    rows = ({"sentence1": f"{i} men walk", "sentence2": f"{i} {who} walk", "label": said} for i in range(400) for who, said in (("people", "yes"), ("dogs", "no")))  # fmt: skip
+    (clone / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for name, base in (("model", "decoder"), ("encoder", "encoder")):
         shutil.copytree(run / "models" / base, clone / name)
-    (clone / "mine.yaml").write_text(yaml.safe_dump({"tier": "mine", "training": {"steps": 24}}), encoding="utf-8")
+    (clone / "mine.yaml").write_text(yaml.safe_dump({"training": {"steps": 24}}), encoding="utf-8")
     (clone / "queries.txt").write_text("谁修好了机器？\n", encoding="utf-8")
     (clone / "corpus.jsonl").write_text(
         '{"text": "工人修好了机器。"}\n{"text": "老师没有修好机器。"}\n' * 3, encoding="utf-8"

@@ -239,8 +239,9 @@ def test_a_record_vouches_for_itself(made: Path) -> None:
     assert not damaged(made) and not altered(said)  # an earlier version's has no seal
     record.write_text(record.read_text().replace("1.25", "1.35"))
     for name in (record, made / "summary.json", made / "model"):
-        with pytest.raises(ArtifactError, match=rf"{record}: damaged, or changed .*; remove {record} and run `snakemake --cores all` again"):  # fmt: skip
+        with pytest.raises(ArtifactError, match=rf"{record}: damaged, or changed .*; remove {made} and run `snakemake --cores all` again"):  # fmt: skip
             checked_inputs([str(name)])
+    checked_inputs([str(made / "scores.parquet")])  # another job's
     assert damaged(made) == ["provenance.json (changed)"]
 
 

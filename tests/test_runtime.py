@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot
-from task_folders import pair_task
+from task_folders import pair_task, sts_task
 from tiny_run import changed
 
 from d2llm.config import Config, load
-from d2llm.errors import ArtifactError, ConfigError, DataError
+from d2llm.errors import ArtifactError, ConfigError
 from d2llm.evaluation import runtime, runtime_table
 from d2llm.evaluation.settings import RuntimeSettings
 from d2llm.paths import Paths
@@ -119,7 +119,7 @@ def test_the_teacher_returns_what_it_likes_best() -> None:
     assert runtime.best(Likes(), "q", ["a", "aaa", "aa", ""], 3).tolist() == [1, 2, 0]
 
 
-def test_texts_are_those_of_retrieval_and_there_must_be_some(tiny_data: Config, tmp_path: Path) -> None:
+def test_texts_are_those_of_retrieval_or_else_of_pairs(tiny_data: Config, tmp_path: Path) -> None:
     texts = runtime.read_texts(tiny_data)
     files = [path / "test" for path in Paths.of(tiny_data).tasks.glob("ir_*")]
     assert len(files) == 3
@@ -129,9 +129,10 @@ def test_texts_are_those_of_retrieval_and_there_must_be_some(tiny_data: Config, 
     assert texts.cycled(count + 2) == [*texts.passages, *texts.passages[:2]]
     assert runtime.read_texts(changed(tiny_data, evaluation={"tasks": ["nli_indomain"]})) == texts
     lonely = Config(results=str(tmp_path), methods={"bge": {}})
-    pair_task(Paths.of(lonely).tasks)
-    with pytest.raises(DataError, match="data/tasks: no retrieval task among nli_x"):
-        runtime.run(lonely)
+    frames = [pd.read_parquet(make(Paths.of(lonely).tasks) / "test.parquet") for make in (pair_task, sts_task)]
+    found = runtime.read_texts(lonely)
+    for side, column in ((found.queries, "sentence1"), (found.passages, "sentence2")):
+        assert len(side) == len(set(side)) and set(side) == {text for frame in frames for text in frame[column]}
 
 
 def test_a_missing_model_is_told_before_anything_is_measured(measured: tuple[Config, pd.DataFrame]) -> None:

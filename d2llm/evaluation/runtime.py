@@ -1,7 +1,7 @@
 """Stage `runtime`: how long each method takes to embed, to score and to search, beside the teacher and BM25.
 
 Wall time on the CPU with `config.threads` threads, the job alone on the machine (workflow/rules/runtime.smk). Texts are those of
-the retrieval tasks. A corpus larger than theirs repeats their vectors: what scoring a vector costs does not depend on its content.
+the retrieval tasks, or of the pairs where there is none. A corpus larger than theirs repeats their vectors: what scoring a vector costs does not depend on its content.
 What is timed, and how it is to be read, is in docs/evaluation.md.
 """
 
@@ -18,7 +18,6 @@ import pandas as pd
 
 from d2llm.artifacts import atomic, present
 from d2llm.data.bm25 import Bm25, tokens
-from d2llm.errors import DataError
 from d2llm.evaluation import tasks
 from d2llm.evaluation.runtime_table import COLUMNS, PHASES
 from d2llm.logs import get_logger
@@ -38,7 +37,7 @@ logger = get_logger("runtime")
 
 
 class Texts(NamedTuple):
-    """What is timed on: queries and passages of all retrieval tasks, each mixed."""
+    """What is timed on: queries and passages of all retrieval tasks (of pairs, first and second texts), each mixed."""
 
     queries: list[str]
     passages: list[str]
@@ -64,7 +63,7 @@ def run(config: Config) -> None:
     """Write `runtime.csv`: every method (as configured, first seed) and reference row; columns in `runtime_table`.
 
     Raises:
-        DataError: a task is damaged, or none is of retrieval. ArtifactError: a model is missing or damaged.
+        DataError: a task is damaged. ArtifactError: a model is missing or damaged.
     """
     import torch
 
@@ -106,15 +105,21 @@ def systems(config: Config, texts: Texts) -> Iterator[tuple[str, Callable[[], It
 
 
 def read_texts(config: Config) -> Texts:
-    """Queries and passages of every retrieval task there is, evaluated or not, in one mixed order, so that a batch holds texts of all."""
+    """Queries and passages of every retrieval task there is, evaluated or not, in one mixed order, so that a batch holds texts of all.
+
+    Where no task is of retrieval, the first texts of all pairs are the queries and the second ones the passages.
+    """
     paths = Paths.of(config)
-    names = tasks.names(paths.tasks)
-    read = [tasks.read(paths.task(name), config.evaluation.split) for name in names]
+    read = [tasks.read(paths.task(name), config.evaluation.split) for name in tasks.names(paths.tasks)]
     found = [task for task in read if task.type == "retrieval"]
-    if not found:
-        raise DataError(f"{paths.tasks}: no retrieval task among {', '.join(names)}; run times need one's texts")
     rng = np.random.default_rng(0)
-    sides = (pd.concat([getattr(task, side)["text"] for task in found]) for side in ("queries", "corpus"))
+    if found:
+        sides = [pd.concat([getattr(task, side)["text"] for task in found]) for side in ("queries", "corpus")]
+    else:
+        sides = [
+            pd.concat([task.pairs[side] for task in read if task.pairs is not None])
+            for side in ("sentence1", "sentence2")
+        ]
     return Texts(*(rng.permutation(np.array(side.unique(), dtype=object)).tolist() for side in sides))
 
 

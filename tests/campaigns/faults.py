@@ -44,6 +44,7 @@ ARTIFACTS = [
     ("data/tasks/sts_graded/task.json", "evaluations/bm25/base/seed1/scores.parquet"),
     ("models/encoder/model.safetensors", "pairs/pairs.parquet"),
     ("models/encoder/tokenizer.json", "pairs/pairs.parquet"),
+    ("models/encoder/provenance.json", "pairs/pairs.parquet"),
     ("models/pretext/bge/base/model.safetensors", "runs/bge/base/seed1/summary.json"),
     ("models/pretext/bge/base/summary.json", "runs/bge/base/seed1/summary.json"),
     ("pairs/pairs.parquet", "teacher/scores/0-of-1.parquet"),
