@@ -93,7 +93,7 @@ def _panel(axis: Axes, curves: pd.DataFrame, method: str, data: Data) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.legend(
-        loc="upper right", ncols=2 if len(labelled) == 4 else 3, fontsize=6, handlelength=1.6, columnspacing=0.8,
+        loc="upper right", ncols=2 if len(labelled) == 4 else 3, fontsize=7, handlelength=1.6, columnspacing=0.8,
         handletextpad=0.4, borderaxespad=0.1, labelspacing=0.2,
     )  # fmt: skip
     axis.set_title(data.context.titles.get(method, method))

@@ -68,7 +68,7 @@ def _panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> None:
                     axis.plot(low, place, "<", color=color, markersize=4, clip_on=False, zorder=2)
                     axis.annotate(
                         f"{title} {values.mean():.2f}", (low, place + 0.29), (1, 0), textcoords="offset points", va="center",
-                        fontsize=5.5, color=color,
+                        fontsize=7, color=color,
                     )  # fmt: skip
                     axis.plot([], [], marker, color=color, label=label, linestyle="none", markersize=10)
                     continue

@@ -96,7 +96,7 @@ def _rows(axis: Axes, places: list[tuple[Any, int, int]], data: Data) -> None:
         height = line + 0.3 * step - (0.15 if step or len({s for *_, s in places}) > 1 else 0)
         axis.plot([row.q1, row.q3], [height, height], color=color, linewidth=1.1)
         axis.plot(row.median, height, marker, color=color)
-        axis.annotate(duration(row.median), (row.median, height), (0, 5), textcoords="offset points", ha="center", fontsize=6.5, color=color)  # fmt: skip
+        axis.annotate(duration(row.median), (row.median, height), (0, 5), textcoords="offset points", ha="center", fontsize=7, color=color)  # fmt: skip
     axis.grid(False, axis="y")
     axis.set_xscale("log")
     axis.margins(x=0.25)

@@ -106,4 +106,4 @@ def note(figure: Figure, data: Data, said: str) -> None:
     if data.context.generated:
         said += f" {CONTROLLED_TEXT}"
     width = int(figure.get_figwidth() * 21)
-    figure.supxlabel(textwrap.fill(said, width), fontsize=6.5, color="#444444", x=0.01, ha="left")
+    figure.supxlabel(textwrap.fill(said, width), fontsize=7, color="#444444", x=0.01, ha="left")

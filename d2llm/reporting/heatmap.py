@@ -137,7 +137,7 @@ def _map(axis: Axes, table: pd.DataFrame, low: float) -> AxesImage:
         value = table.iat[row, column]
         if value == value:
             color = "white" if (value - low) / (1.0 - low) < LIGHT else "black"
-            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color)
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
     axis.tick_params(length=0)
     axis.grid(False)
     axis.spines[:].set_visible(False)
