@@ -73,6 +73,16 @@ RECORDED = (
 # Of them, those a training's bits depend on.
 COMPUTING = ("accelerate", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
+# And those that decide no number, as the modules of PLUMBING.
+CARRYING = ("pydantic", "snakemake")
+
+# What a package computes through, without an import statement of this project.
+BEHIND = {
+    "mteb": ("scikit-learn", "scipy"),
+    "peft": ("safetensors", "tokenizers", "torch", "transformers"),
+    "transformers": ("safetensors", "tokenizers", "torch"),
+}
+
 
 # ------------------------------------------------------------------------------------------------------------- code
 def code_digest(modules: list[str], root: Path = ROOT) -> str:
@@ -102,6 +112,13 @@ def closure(modules: list[str], root: Path = ROOT) -> set[str]:
     return found
 
 
+def packages(modules: list[str], root: Path = ROOT) -> list[str]:
+    """Recorded packages that modules and all of this project's modules they import compute with, but for those that carry settings."""
+    found = set().union(*(third_parties(module, root) for module in closure(modules, root)))
+    found |= {behind for name in found for behind in BEHIND.get(name, ())}
+    return [name for name in RECORDED if name in found and name not in CARRYING]
+
+
 def is_method(module: str) -> bool:
     """Whether a module is one method's file."""
     return module == "d2llm.d2llm_method" or module.startswith("baselines.")
@@ -119,8 +136,20 @@ def imports(module: str, root: Path) -> frozenset[str]:
     return frozenset(name for name in imported_names(module, parsed(module, root), root) if source(name, root))
 
 
+@cache
+def third_parties(module: str, root: Path) -> frozenset[str]:
+    """Packages of others that a module's import statements name, wherever in it they stand, by the names they are installed by."""
+    names = set()
+    for node in ast.walk(parsed(module, root)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add((node.module or "").partition(".")[0])
+    return frozenset("scikit-learn" if name == "sklearn" else name for name in names) & frozenset(RECORDED)
+
+
 def imported_names(module: str, tree: ast.Module, root: Path) -> Iterator[str]:
-    """Every name an import statement could mean as a module, with the packages that hold it."""
+    """Every name of this project's an import statement could mean as a module, with the packages that hold it."""
     path = source(module, root)
     package = module.split(".") if path and path.name == "__init__.py" else module.split(".")[:-1]
     for node in ast.walk(tree):
@@ -361,13 +390,16 @@ def environment() -> dict[str, Any]:
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Installed versions, of those packages that are installed."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {package: found for package in packages if (found := version(package)) is not None}
+
+
+@cache
+def version(package: str) -> str | None:
+    """The installed version; None where there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def processor() -> str:

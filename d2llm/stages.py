@@ -14,7 +14,7 @@ from d2llm.config import Config, canonical
 from d2llm.errors import ConfigError
 from d2llm.methods import method as find_method
 from d2llm.paths import PROVENANCE, Paths, beside
-from d2llm.provenance import code_digest
+from d2llm.provenance import code_digest, packages, versions
 from d2llm.reporting.catalogue import FIGURE_SETTINGS, FIGURES, TABLE_SETTINGS, figure_module
 from d2llm.section import Section
 
@@ -266,6 +266,12 @@ def settings_line(config: Config, stage: str, **arguments: Any) -> str:
 def code(stage: str, **arguments: Any) -> str:
     """Digest of the code a job's result depends on."""
     return code_digest(modules(stage, **arguments))
+
+
+def versions_line(stage: str, **arguments: Any) -> str:
+    """Versions of the packages a job's result depends on, without their builds: "numpy 2.4.6, torch 2.13.0"."""
+    found = versions(packages(modules(stage, **arguments)))
+    return ", ".join(f"{name} {version.partition('+')[0]}" for name, version in found.items())
 
 
 def modules(stage: str, **arguments: Any) -> list[str]:

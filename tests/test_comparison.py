@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import matplotlib
@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from scipy import stats
 from sklearn.metrics import average_precision_score
 from training_records import write_collected
 
-from d2llm import comparison
+from d2llm import comparison, statistics
 from d2llm.artifacts import read_csv, write_frame
 from d2llm.config import Config
 from d2llm.errors import ArtifactError, ConfigError
@@ -130,6 +132,36 @@ def test_several_seeds_are_averaged_and_resampled() -> None:
     assert row["high"] - row["low"] > 5 * (alone["high"] - alone["low"])
 
 
+def test_the_reported_interval_holds_what_it_claims_over_examples_and_seeds() -> None:
+    """Spearman of two methods whose trainings differ by seed, on new examples each time: the interval of `comparisons.csv`, by simulation."""
+    rng, methods, seeds, n = np.random.default_rng(8), ["subject", "other"], [1, 2, 3], 80
+
+    def sides() -> dict[tuple[str, int], pd.DataFrame]:
+        target = rng.normal(size=n)
+        shared = 0.5 * rng.normal(size=n)  # what makes an example hard for both
+        found = {}
+        for quality, name in zip((1.0, 0.6), methods, strict=True):
+            for seed in seeds:
+                score = max(quality + 0.2 * rng.normal(), 0.0) * target + shared + 0.7 * rng.normal(size=n)
+                found[name, seed] = pd.DataFrame({"value": score, "target": target, "cluster": range(n)})
+        return found
+
+    def lead(made: dict[tuple[str, int], pd.DataFrame]) -> float:
+        rho = {key: stats.spearmanr(side["value"], side["target"])[0] for key, side in made.items()}
+        return float(np.mean([rho["subject", seed] - rho["other", seed] for seed in seeds]))
+
+    truth = np.mean([lead(sides()) for _ in range(2000)])
+    held: dict[str, list[bool]] = {"reported": [], "examples alone": []}
+    for number in range(250):
+        measured = comparison._measure(sides(), "sts", methods, seeds, 300, rng)
+        [row] = comparison._rows("task", "sts", "spearman", measured, "subject", ["other"], 0.95, number)
+        held["reported"].append(row["low"] <= truth <= row["high"])
+        alone = statistics.interval(row["difference"], measured.drawn["subject"] - measured.drawn["other"])
+        held["examples alone"].append(alone.low <= truth <= alone.high)
+    assert 0.92 <= np.mean(held["reported"]) <= 0.995
+    assert np.mean(held["examples alone"]) < np.mean(held["reported"]) - 0.05
+
+
 def test_clusters_widen_the_interval() -> None:
     found = predictions()
     pairs = found["task"] == "nli_a"
@@ -213,6 +245,33 @@ def test_figures_need_collected_files_only_and_come_out_the_same(finished: Confi
         assert content.startswith({"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}[ext])
         if ext == "pdf":
             assert b"/FontFile2" in content  # fonts are embedded, as TrueType
+
+
+def test_every_text_of_a_figure_can_be_read_in_print(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the width of a page, in which figures are drawn: nothing below 7 points, and no heading or note runs off."""
+    looked_at = []
+
+    def render(draw: Callable[[figures.Data], Figure], data: figures.Data, files: dict[str, Path]) -> None:
+        with pyplot.style.context(figures.STYLE):
+            figure = draw(data)
+            figure.canvas.draw()
+            assert figure.get_figwidth() <= 6.9
+            small = {
+                text.get_text() for text in figure.findobj(Text) if text.get_text().strip() and text.get_fontsize() < 7
+            }
+            assert not small, files["svg"]
+            titles = [axes.title for axes in figure.axes] + [axes._left_title for axes in figure.axes]
+            for text in (*figure.texts, *titles):
+                box = text.get_window_extent()
+                assert not text.get_text() or (box.x0 >= 0 and box.x1 <= figure.bbox.x1), text.get_text()
+            looked_at.append(files["svg"].stem)
+            pyplot.close(figure)
+
+    matplotlib.use("Agg")
+    monkeypatch.setattr(figures, "render", render)
+    for name in figures.FIGURES:
+        figures.run(finished, name)
+    assert looked_at == list(figures.FIGURES)
 
 
 def test_unknown_figure_and_missing_comparisons_are_errors(finished: Config) -> None:

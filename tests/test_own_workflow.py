@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -116,13 +120,47 @@ SETTINGS = {
     "negatives": {"per_query": 2, "bm25_ranks": [1, 5], "dense_ranks": [1, 8]},
     "training": {"steps": 8, "batch_size": 8, "pack": 4, "max_length": 64, "log_every": 2, "dev_every": 4, "dev_sample": 20, "texts_at_once": 8},
     "methods": {
-        "d2llm": {"warmup": 1, "pooling": {"heads": 4}, "interaction": {"hidden": 16}},
-        "retromae": {"pretraining": {"steps": 2, "batch_size": 8}},
-        "udever": {},
+        "d2llm": {"learning_rate": 1e-3, "warmup": 1, "pooling": {"heads": 4}, "interaction": {"hidden": 16}},
+        "retromae": {"learning_rate": 1e-3, "pretraining": {"steps": 2, "batch_size": 8}},
+        "udever": {"learning_rate": 1e-3},
     },
+    "tuning": {"grids": {name: {"learning_rate": [1e-3, 4e-3]} for name in ("d2llm", "retromae", "udever")}},
     "evaluation": {"teacher_candidates": {"bm25": 5, "dense": 5}},
     "runtime": {"corpus_sizes": [20, 60], "repeats": 3, "seconds": 0.2, "teacher_pairs": 20},
 }  # fmt: skip
+
+
+def tuning(fresh: Path, out: Path) -> None:  # noqa: F811
+    """Two trials a method, of which one is the run that is there; the best on development data is adopted."""
+    done = run(fresh, "--configfile", "own.yaml", "-C", "results=out", target="tune")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert Counter(re.findall(r"rule (train\w*|evaluate_dev|tune):", done.stdout + done.stderr)) == Counter(
+        {"train": 1, "train_retromae": 1, "train_udever": 1, "evaluate_dev": 6, "tune": 1}
+    )
+    trials = pd.read_csv(out / "tuning" / "trials.csv", keep_default_na=False)
+    chosen = yaml.safe_load((out / "tuning" / "chosen.yaml").read_text(encoding="utf-8"))["methods"]
+    assert list(chosen) == list(SETTINGS["methods"])
+    for name in chosen:
+        means = {}
+        for rate, variant in ((1e-3, "base"), (4e-3, "learning_rate=0.004")):
+            found = pd.read_parquet(out / "development" / name / variant / "seed1" / "scores.parquet")
+            assert set(found["split"]) == {"dev"}
+            found = found[(found["phenomenon"] == "all") & found["metric"].isin(["ap", "spearman", "mrr_at_10"])]
+            means[rate] = found.groupby("task_type")["value"].mean().mean()
+        own = trials[trials["method"] == name]
+        assert own["mean"].tolist() == pytest.approx([means[1e-3], means[4e-3]])
+        best = max(means, key=means.get)
+        assert chosen[name] == {"learning_rate": best}
+        assert own.loc[own["chosen"], "setting"].tolist() == [f"learning_rate {best:g}"]
+    before = yaml.safe_load((fresh / "own.yaml").read_text(encoding="utf-8"))
+    shutil.copy(fresh / "own.yaml", fresh / "adopted.yaml")
+    command = [sys.executable, "-m", "d2llm.cli", "adopt", "--config", "out/own/config.yaml", "--to", "adopted.yaml"]
+    subprocess.run(command, cwd=fresh, check=True, capture_output=True)
+    adopted = yaml.safe_load((fresh / "adopted.yaml").read_text(encoding="utf-8"))
+    assert {name: settings["learning_rate"] for name, settings in adopted["methods"].items()} == {
+        name: settings["learning_rate"] for name, settings in chosen.items()
+    }
+    assert adopted | {"methods": None} == before | {"methods": None}
 
 
 @pytest.mark.slow
@@ -143,6 +181,7 @@ def test_own_files_and_checkpoints_through_the_whole_workflow(fresh: Path) -> No
     drawn = json.loads((out / "figures" / "architecture.svg.provenance.json").read_text(encoding="utf-8"))
     about = json.loads((out / "about.json").read_text(encoding="utf-8"))
     assert about["widths"] == {"teacher": 32, "decoder": 32, "encoder": 32} and any("about.json" in name for name in drawn["inputs"])  # fmt: skip
+    tuning(fresh, out)
     # A changed file makes what is made of it stale; a checkpoint that exists stays.
     with (fresh / "own" / "train.jsonl").open("a") as stream:
         stream.write(

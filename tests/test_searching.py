@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import hub
 import numpy as np
 import pandas as pd
 import pytest
@@ -178,6 +182,31 @@ def test_the_export_in_sentence_transformers(trained, folder, tmp_path):
         export(trained, "d2llm", "base", 1, place)
     with pytest.raises(ArtifactError):
         export(trained, "d2llm", "base", 77, tmp_path / "none")
+
+
+FROM_A_HUB = """
+import sys, numpy
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer("some-org/exported", trust_remote_code=True, device="cpu", revision=sys.argv[1])
+numpy.save(sys.argv[2], model.encode_query(sys.argv[3:]))
+"""
+
+
+@pytest.mark.slow
+def test_an_exported_student_comes_from_a_hub(trained: Config, folder: Path, tmp_path: Path) -> None:
+    """As sentence-transformers fetches any model: by its name, with nothing but what the hub has of it."""
+    from d2llm.export import export
+
+    export(trained, "d2llm", "base", 1, tmp_path / "hub" / "some-org" / "exported")
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    with hub.serving(tmp_path / "hub", failures=1) as (address, asked):
+        environment |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+        command = [sys.executable, "-c", FROM_A_HUB, hub.COMMIT, str(tmp_path / "found.npy"), *PASSAGES]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert any(path.endswith("model.safetensors") for method, path in asked if method == "GET")
+    expected = d2llm.load(folder).encode(PASSAGES, "query", "asymmetric")
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_late_interaction_goes_all_the_same_ways(trained, tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from spoiled_configs import jobs
 
-from d2llm import stages
+from d2llm import provenance, stages
 from d2llm.config import Config, load
 from d2llm.provenance import closure
 from d2llm.reporting.catalogue import FIGURES, TABLES
@@ -75,6 +75,34 @@ def modules() -> dict[str, set[str]]:
 )
 def test_an_edited_module(module: str, stale: set[str]) -> None:
     assert {name for name, found in modules().items() if module in found} == stale
+
+
+LOADING = {"negatives", "runtime", "teacher teacher"} | BASES | PRETEXTS | TRAININGS | EVALUATIONS  # models
+VERSIONS = [
+    ("matplotlib", {f"figure {name}" for name in FIGURES}),
+    ("bm25s", {"negatives", "runtime"} | EVALUATIONS),
+    ("mteb", EVALUATIONS),
+    ("accelerate", PRETEXTS | TRAININGS),
+    ("peft", LOADING),
+    ("tokenizers", LOADING | {"teacher-scores teacher"}),
+    ("transformers", LOADING | {"teacher-scores teacher"}),
+    ("snakemake", set()),
+    ("pydantic", set()),
+]
+
+
+@pytest.mark.parametrize(("package", "stale"), VERSIONS)
+def test_another_version(package: str, stale: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = provenance.version
+    config = load([MINI])
+
+    def lines() -> dict[str, str]:
+        return {name: stages.versions_line(stage, **arguments) for name, stage, arguments in named(config)}
+
+    before = lines()
+    monkeypatch.setattr(provenance, "version", lambda name: "9.9" if name == package else plain(name))
+    after = lines()
+    assert {name for name in before if before[name] != after[name]} == stale
 
 
 KEYS = [

@@ -218,12 +218,22 @@ def test_an_edited_loss_of_d2llm_reruns_its_own_trainings_alone(copy: Path) -> N
 
 @pytest.mark.slow
 def test_what_is_touched_or_pinned_otherwise_reruns_nothing(copy: Path) -> None:
-    """Snakemake compares contents where times differ. Versions of packages are told by provenance and `verify`, and make nothing stale."""
+    """Snakemake compares contents where times differ, and versions as they are installed."""
     for name in ("data/train.parquet", "pairs/pairs.parquet", "scores.parquet", "comparisons.csv"):
         (copy / "results" / "mini" / name).touch()
     (copy / "requirements.lock").write_text("torch==0\n")
     (copy / "environment.yml").write_text("name: other\n")
     assert not scheduled(copy)
+
+
+@pytest.mark.slow
+def test_another_version_of_a_package_reruns_what_computes_with_it(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of that name on the path is the one that is installed; which jobs a package is behind, `test_staleness` tells."""
+    about = copy / "site" / "matplotlib-9.9.9.dist-info" / "METADATA"
+    about.parent.mkdir(parents=True)
+    about.write_text("Metadata-Version: 2.1\nName: matplotlib\nVersion: 9.9.9\n")
+    monkeypatch.setenv("PYTHONPATH", str(copy / "site"), prepend=os.pathsep)
+    assert set(scheduled(copy)) == {"figure", "report"}
 
 
 @pytest.mark.slow

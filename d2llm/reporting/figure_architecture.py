@@ -29,7 +29,7 @@ WIDTH, HEIGHT, NOTE = 6.9, 4.55, 0.42
 # Fills: the teacher's parts, the student's, those that hold texts; dark lines and text on all of them.
 TEACHER, STUDENT, TEXT = "#e4e4e4", "#fbe3d3", "#ffffff"
 LINE, OFF, ASIDE = "#333333", "#9a9a9a", "#555555"
-SMALL = 6.3
+SMALL = 7
 POOLINGS = {"pma": "PMA", "mean": "mean pooling", "weighted_mean": "weighted mean", "last_token": "last token"}
 SCORERS = {"cosine": "cosine", "dot": "inner product", "bilinear": "bilinear form"}
 ACTIVATIONS = {"relu": "ReLU", "squared_relu": "ReLU²"}
@@ -161,7 +161,7 @@ def _student(axis: Axes, decoder: BaseSettings | CheckpointSettings, recipe: D2L
         ends.append(tower)
     axis.plot([ends[0].right[0], ends[1].left[0]], [0.85, 0.85], color=LINE, linewidth=2.4, solid_capstyle="butt")
     axis.text(
-        HEAD.x, 0.51, f"one decoder, {_tuned(recipe)}", fontsize=SMALL, ha="center", va="center", color=COLORS["d2llm"]
+        HEAD.x, 0.51, f"shared; {_tuned(recipe)}", fontsize=SMALL, ha="center", va="center", color=COLORS["d2llm"]
     )
     _box(axis, LOGIT, "Logit $z$: score of the pair", TEXT)
     interaction = recipe.interaction

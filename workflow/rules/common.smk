@@ -131,6 +131,11 @@ def code_of(stage):
     return lambda wildcards: stages.code(stage, **dict(wildcards.items()))
 
 
+def versions_of(stage):
+    """For `params`: versions of the packages that code computes with, as one line."""
+    return lambda wildcards: stages.versions_line(stage, **dict(wildcards.items()))
+
+
 # -------------------------------------------------------------------------------------------------- what a job needs
 def files():
     """What a source of files reads: one's own files, and what is fetched. Refuses a file that is not there; Snakemake would not say which key names it."""

@@ -20,6 +20,7 @@ rule download:
         config=str(PATHS.config),
         settings=settings_of("download"),
         code=code_of("download"),
+        versions=versions_of("download"),
     shell:
         "python -m d2llm.cli download --download {wildcards.download} --config {params.config} --log {log:q}"
 
@@ -42,6 +43,7 @@ rule texts:
         config=str(PATHS.config),
         settings=settings_of("texts"),
         code=code_of("texts"),
+        versions=versions_of("texts"),
     shell:
         "python -m d2llm.cli texts --config {params.config} --log {log:q} --inputs {input:q}"
 
@@ -72,6 +74,7 @@ rule data:
         config=str(PATHS.config),
         settings=settings_of("data"),
         code=code_of("data"),
+        versions=versions_of("data"),
     shell:
         "python -m d2llm.cli data --config {params.config} --log {log:q} --inputs {input:q}"
 
@@ -95,6 +98,7 @@ rule base:
         config=str(PATHS.config),
         settings=settings_of("base"),
         code=code_of("base"),
+        versions=versions_of("base"),
     shell:
         "python -m d2llm.cli base --model {wildcards.model} --config {params.config} --log {log:q} --inputs {input:q}"
 
@@ -138,6 +142,7 @@ rule vectors:
         config=str(PATHS.config),
         settings=settings_of("vectors"),
         code=code_of("vectors"),
+        versions=versions_of("vectors"),
     shell:
         "python -m d2llm.cli vectors --shard {wildcards.shard} --shards {wildcards.shards} --config {params.config} --log {log:q}"
         " --inputs {input:q}"
@@ -165,5 +170,6 @@ rule negatives:
         config=str(PATHS.config),
         settings=settings_of("negatives"),
         code=code_of("negatives"),
+        versions=versions_of("negatives"),
     shell:
         "python -m d2llm.cli negatives --config {params.config} --log {log:q} --inputs {input:q}"

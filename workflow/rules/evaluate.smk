@@ -22,6 +22,7 @@ rule evaluate:
         config=str(PATHS.config),
         settings=settings_of("evaluate"),
         code=code_of("evaluate"),
+        versions=versions_of("evaluate"),
     shell:
         "python -m d2llm.cli evaluate --method {wildcards.method} --variant {wildcards.variant} --seed {wildcards.seed}"
         " --config {params.config} --log {log:q} --inputs {input:q}"
@@ -61,5 +62,6 @@ rule collect:
         config=str(PATHS.config),
         settings=settings_of("collect"),
         code=code_of("collect"),
+        versions=versions_of("collect"),
     shell:
         "python -m d2llm.cli collect --config {params.config} --log {log:q} --inputs {input:q}"

@@ -22,6 +22,7 @@ rule comparison:
         config=str(PATHS.config),
         settings=settings_of("comparison"),
         code=code_of("comparison"),
+        versions=versions_of("comparison"),
     shell:
         "python -m d2llm.cli comparison --config {params.config} --log {log:q} --inputs {input:q}"
 
@@ -44,6 +45,7 @@ rule ablations:
         config=str(PATHS.config),
         settings=settings_of("ablations"),
         code=code_of("ablations"),
+        versions=versions_of("ablations"),
     shell:
         "python -m d2llm.cli ablations --config {params.config} --log {log:q} --inputs {input:q}"
 
@@ -73,6 +75,7 @@ rule table:
         config=str(PATHS.config),
         settings=settings_of("table"),
         code=code_of("table"),
+        versions=versions_of("table"),
     shell:
         "python -m d2llm.cli table --name {wildcards.name} --config {params.config} --log {log:q} --inputs {input:q}"
 
@@ -101,6 +104,7 @@ rule figure:
         config=str(PATHS.config),
         settings=settings_of("figure"),
         code=code_of("figure"),
+        versions=versions_of("figure"),
     shell:
         "python -m d2llm.cli figure --name {wildcards.name} --config {params.config} --log {log:q} --inputs {input:q}"
 
@@ -123,6 +127,7 @@ rule examples:
         config=str(PATHS.config),
         settings=settings_of("examples"),
         code=code_of("examples"),
+        versions=versions_of("examples"),
     shell:
         "python -m d2llm.cli examples --config {params.config} --log {log:q} --inputs {input:q}"
 
@@ -152,6 +157,7 @@ rule html_report:
         config=str(PATHS.config),
         settings=settings_of("report"),
         code=code_of("report"),
+        versions=versions_of("report"),
         tuning=tuning_record(),
     shell:
         "python -m d2llm.cli report --config {params.config} --log {log:q} --inputs {input:q}"
@@ -178,6 +184,7 @@ rule executed_notebook:
         config=str(PATHS.config),
         settings=settings_of("notebook"),
         code=code_of("notebook"),
+        versions=versions_of("notebook"),
     shell:
         "python -m d2llm.cli notebook --config {params.config} --log {log:q} --inputs {input:q}"
 
@@ -202,6 +209,7 @@ rule executed_search_notebook:
         config=str(PATHS.config),
         settings=settings_of("search-notebook"),
         code=code_of("search-notebook"),
+        versions=versions_of("search-notebook"),
     shell:
         "python -m d2llm.cli search-notebook --config {params.config} --log {log:q} --inputs {input:q}"
 

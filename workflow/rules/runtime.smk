@@ -21,5 +21,6 @@ rule runtime:
         config=str(PATHS.config),
         settings=settings_of("runtime"),
         code=code_of("runtime"),
+        versions=versions_of("runtime"),
     shell:
         "python -m d2llm.cli runtime --config {params.config} --log {log:q} --inputs {input:q}"

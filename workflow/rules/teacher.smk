@@ -22,6 +22,7 @@ rule teacher:
         config=str(PATHS.config),
         settings=settings_of("teacher"),
         code=code_of("teacher"),
+        versions=versions_of("teacher"),
     shell:
         "python -m d2llm.cli teacher --teacher {wildcards.teacher} --config {params.config} --log {log:q} --inputs {input:q}"
 
@@ -45,6 +46,7 @@ rule teacher_scores:
         config=str(PATHS.config),
         settings=settings_of("teacher-scores"),
         code=code_of("teacher-scores"),
+        versions=versions_of("teacher-scores"),
     shell:
         "python -m d2llm.cli teacher-scores --teacher {wildcards.teacher} --shard {wildcards.shard} --shards {wildcards.shards}"
         " --config {params.config} --log {log:q} --inputs {input:q}"

@@ -19,6 +19,7 @@ rule pretext:
         config=str(PATHS.config),
         settings=settings_of("pretext"),
         code=code_of("pretext"),
+        versions=versions_of("pretext"),
     shell:
         "python -m d2llm.cli pretext --method {wildcards.method} --variant {wildcards.variant}"
         " --config {params.config} --log {log:q} --inputs {input:q}"
@@ -46,6 +47,7 @@ rule train:
         config=str(PATHS.config),
         settings=settings_of("train"),
         code=code_of("train"),
+        versions=versions_of("train"),
         python=launcher(),
     shell:
         "{params.python} -m d2llm.cli train --method {wildcards.method} --variant {wildcards.variant} --seed {wildcards.seed}"

@@ -19,6 +19,7 @@ rule evaluate_dev:
         config=str(PATHS.config),
         settings=settings_of("evaluate-dev"),
         code=code_of("evaluate-dev"),
+        versions=versions_of("evaluate-dev"),
     shell:
         "python -m d2llm.cli evaluate-dev --method {wildcards.method} --variant {wildcards.variant} --seed {wildcards.seed}"
         " --config {params.config} --log {log:q} --inputs {input:q}"
@@ -44,5 +45,6 @@ rule tune:
         config=str(PATHS.config),
         settings=settings_of("tune"),
         code=code_of("tune"),
+        versions=versions_of("tune"),
     shell:
         "python -m d2llm.cli tune --config {params.config} --log {log:q} --inputs {input:q}"

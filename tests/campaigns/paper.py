@@ -1,0 +1,111 @@
+"""The paper tier from end to end on a hub of this machine that fails: `python tests/campaigns/paper.py FOLDER [--tier small]`.
+
+Runs the whole workflow of config/paper.yaml (or config/small.yaml) with nothing overridden but sizes: all downloads, models, trainings, sweeps and
+ablations, evaluations on all tasks, tables, figures, page and notebook. The hub serves tiny checkpoints of the real architectures and small sets in the
+layouts of the real ones; each file answers 503 once and is cut in half once. Then a second call finds nothing to do, with the hub gone.
+
+Prints what was asked of the hub and what was made; ends with 1 where anything is missing. Takes a quarter of an hour on two cores, so pytest
+does not run it: tests/test_download.py holds the downloads, tests/test_small_tier.py one method of the small tier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import hub  # noqa: E402
+import hub_sets  # noqa: E402
+from test_workflow import PARTS  # noqa: E402
+
+from d2llm.config import load  # noqa: E402
+from d2llm.paths import Paths  # noqa: E402
+from d2llm.reporting.catalogue import FIGURES, TABLES  # noqa: E402
+
+COUNT = 60  # rows of a set
+# A teacher of random weights cannot be good; PMA's heads have to divide the width of the tiny student.
+TINY = {
+    "teacher": {"min_ap": 0.0, "shards": 2},
+    "negatives": {"per_query": 2, "bm25_ranks": [1, 4], "dense_ranks": [1, 8], "shards": 2},
+    "training": {"steps": 3, "batch_size": 8, "pack": 4, "texts_at_once": 16, "log_every": 1, "dev_every": 2, "dev_sample": 8},
+    "runtime": {"corpus_sizes": [20, 60], "repeats": 3, "seconds": 0.2, "teacher_pairs": 20},
+}  # fmt: skip
+TIERS = {
+    "paper": {
+        "methods": {
+            "d2llm": {"pooling": {"heads": 4}, "interaction": {"hidden": 16}},
+            "retromae": {"pretraining": {"epochs": None, "steps": 2, "batch_size": 8}},
+            "llara": {"adaptation": {"epochs": None, "steps": 2, "batch_size": 8}},
+        }
+    },
+    "small": {"teacher": {"steps": 3, "batch_pairs": 8}},
+}
+
+
+def snakemake(clone: Path, files: list[str], environment: dict[str, str]) -> str:
+    """A whole call; ends the campaign with what it said where it fails."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", *files]
+    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    (clone / "said.txt").write_text(said, encoding="utf-8")
+    if done.returncode:
+        sys.exit(f"{said[-4000:]}\nsnakemake ended with {done.returncode}; {clone / 'said.txt'} has all of it")
+    return said
+
+
+def merged(one: dict, other: dict) -> dict:
+    """Both, key by key."""
+    return one | {k: merged(one[k], v) if isinstance(v, dict) and isinstance(one.get(k), dict) else v for k, v in other.items()}  # fmt: skip
+
+
+def main(folder: Path, tier: str) -> None:
+    """The campaign."""
+    clone = folder / "repository"
+    clone.mkdir(parents=True)
+    for part in PARTS:
+        source = ROOT / part
+        shutil.copytree(source, clone / part) if source.is_dir() else shutil.copy2(source, clone / part)
+    hub_sets.write_sets(folder / "hub", COUNT)
+    hub_sets.write_models(folder / "hub")
+    (clone / "sizes.yaml").write_text(yaml.safe_dump(merged(TINY, TIERS[tier])))
+    files = [f"config/{tier}.yaml", "sizes.yaml"]
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "home")}
+    clock = time.monotonic()
+    with hub.serving(folder / "hub", failures=1, cuts=1) as (address, asked):
+        said = snakemake(clone, files, environment | {"HF_ENDPOINT": address})
+    seconds = time.monotonic() - clock
+    gets = Counter("resolve" if "/resolve/" in path else "api" for method, path in asked.elements() if method == "GET")
+    os.chdir(clone)
+    config = load(files)
+    paths = Paths.of(config)
+    scores = pd.read_csv(paths.scores_csv, keep_default_na=False)
+    print(f"{tier}: {said.count('Finished jobid')} jobs in {seconds:.0f} s; of the hub {dict(gets)}")
+    wanted = {name: set(config.methods) | set(config.references) for name in config.data.files.tasks}
+    whole = scores[(scores["phenomenon"] == "all") & (scores["variant"] == "base")]
+    missing = {name: sorted(rows - set(whole.loc[whole["task"] == name, "method"])) for name, rows in wanted.items()}
+    missing = {name: rows for name, rows in missing.items() if rows}
+    unmade = [str(path) for path in [*(paths.table(n, "md") for n in TABLES), *(paths.figure(n, "svg") for n in FIGURES), paths.report] if not path.is_file()]  # fmt: skip
+    print(f"tasks {len(wanted)}, rows {len(whole)}, variants {sorted(set(scores['variant']))}")
+    again = snakemake(clone, files, environment | {"HF_ENDPOINT": "http://127.0.0.1:9"})
+    print(f"missing scores {missing}; files not made {unmade}; a second call without the hub: {'nothing' if 'Nothing to be done' in again else 'something'} to do")  # fmt: skip
+    sys.exit(bool(missing or unmade or "Nothing to be done" not in again))
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("folder", type=Path)
+    options.add_argument("--tier", choices=list(TIERS), default="paper")
+    given = options.parse_args()
+    main(given.folder.resolve(), given.tier)
