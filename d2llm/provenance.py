@@ -168,6 +168,7 @@ def imported_names(module: str, tree: ast.Module, root: Path) -> Iterator[str]:
                 yield from (".".join(parts[:length]) for length in range(1, len(parts) + 1))
 
 
+@cache
 def parsed(module: str, root: Path) -> ast.Module:
     """A module's syntax tree as it runs; an empty one for a module that is not there (running it will say so)."""
     path = source(module, root)
@@ -194,7 +195,7 @@ def source(module: str, root: Path) -> Path | None:
 
 
 def bare(tree: ast.Module) -> ast.Module:
-    """The tree without docstrings (comments and layout are not in it anyway)."""
+    """The tree without docstrings (comments and layout are not in it anyway), which it loses for whoever holds it."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             node.body = [part for part in node.body if not is_text(part)] or [ast.Pass()]

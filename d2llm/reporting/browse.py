@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
 from d2llm.evaluation.headline import HEADLINE
@@ -49,15 +50,16 @@ def score_rows(scores: pd.DataFrame, about: Context) -> list[ScoreRow]:
     rows = []
     for _, part in used.groupby(["place", "task", "phenomenon", "metric"], sort=False):
         first = part.iloc[0]
+        values: dict[tuple[str, Any], list[float]] = {}
+        for name, seed, value in zip(part["method"], part["seed"], part["value"], strict=True):
+            values.setdefault((name, MEAN), []).append(value)
+            values.setdefault((name, seed), []).append(value)
         for seed in [MEAN, *seeds] if len(seeds) > 1 else seeds:
             cells = {}
             for name in (*about.references, *about.methods):
-                own = part[part["method"] == name]
-                if name not in about.references and seed != MEAN:
-                    own = own[own["seed"] == seed]
-                values = own["value"].tolist()
-                sd = float(own["value"].std(ddof=1)) if len(values) > 1 else None
-                cells[name] = (sum(values) / len(values), sd, False) if values else None
+                own = values.get((name, MEAN if name in about.references else seed), [])
+                sd = stdev(own) if len(own) > 1 else None
+                cells[name] = (sum(own) / len(own), sd, False) if own else None
             rows.append(
                 ScoreRow(
                     task=first["task_title"],

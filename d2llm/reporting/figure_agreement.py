@@ -26,10 +26,12 @@ def draw(data: Data) -> Figure:
         return empty("No agreement to show: this needs the teacher among the references.")
     known = [*data.context.methods, *data.context.references]
     predictions = given(data.collected.predictions, "predictions")
-    pairs = paired(predictions[predictions["method"].isin(known)])
+    shown = predictions["method"].isin(known)
+    pairs = paired(predictions if shown.all() else predictions[shown])  # a study has millions of rows
     tasks = data.scores.drop_duplicates("task").set_index("task")[["group", "task_title"]].sort_index()
     groups = [group for group in GROUP_TITLES if group in set(tasks["group"])]
-    order = [task for group in groups for task in tasks.index[tasks["group"] == group] if task in set(pairs["task"])]
+    shared = set(pairs["task"].unique())
+    order = [task for group in groups for task in tasks.index[tasks["group"] == group] if task in shared]
     if not order:
         return empty("No agreement to show: no example was scored by the teacher and by a method.")
 
