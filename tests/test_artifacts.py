@@ -167,3 +167,22 @@ def test_frame_missing_column_no_rows_and_damage(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ArtifactError, match=r"t\.parquet: damaged Parquet"):
         read_frame(path, COLUMNS)
+
+
+def test_predictions_read_as_categories_are_the_same_and_checked_alike(tmp_path):
+    from d2llm.evaluation.predictions import read_predictions
+
+    path, kinds = tmp_path / "predictions.parquet", {"task": "str", "query_id": "str", "score": "float"}
+    rng = np.random.default_rng(0)
+    made = pd.DataFrame(
+        {"task": rng.choice(["a", "b"], 50), "query_id": [f"q{n % 7}" for n in range(50)], "score": rng.normal(size=50), "variant": ["base", "other"] * 25}
+    )  # fmt: skip
+    made.to_parquet(path, row_group_size=20)  # each with a dictionary of its own
+    plain, coded = (read_predictions(path, kinds, {"variant": "base"}, coded) for coded in (False, True))
+    assert isinstance(coded["task"].dtype, pd.CategoricalDtype) and coded.astype(plain.dtypes).equals(plain)
+    assert plain.equals(made.loc[made["variant"] == "base", list(kinds)].reset_index(drop=True))
+    for change, message in (({"task": None}, "'task' has no value in row 0"), ({"query_id": 3}, "'query_id': expected str, found int64")):  # fmt: skip
+        made.assign(**change).to_parquet(path)
+        for coded in (False, True):
+            with pytest.raises(ArtifactError, match=message):
+                read_predictions(path, kinds, {"variant": "base"}, coded)

@@ -25,6 +25,7 @@ from d2llm.provenance import (
     imports,
     module_digest,
     output_digests,
+    parsed,
     sealed,
 )
 
@@ -70,8 +71,8 @@ ARGUMENTS = {
 
 
 def digest(project: Path, *modules: str) -> str:
-    imports.cache_clear()
-    module_digest.cache_clear()
+    for cached in (parsed, imports, module_digest):
+        cached.cache_clear()
     return code_digest(list(modules), project)
 
 

@@ -21,7 +21,8 @@ def paired(predictions: pd.DataFrame, teacher: str = "teacher") -> pd.DataFrame:
     asked = predictions.loc[is_teacher, [*KEY, "score"]].rename(columns={"score": "teacher"})
     # The teacher's own rows go last: of millions, most are of passages it has not seen.
     found = predictions[["method", "seed", *KEY, "score"]].merge(asked, on=KEY, how="inner", validate="many_to_one")
-    return found[found["method"] != teacher].reset_index(drop=True)
+    found = found[found["method"] != teacher].reset_index(drop=True)
+    return found.astype(dict.fromkeys(("method", *KEY), "str"))  # which may be categories
 
 
 def spearman(pairs: pd.DataFrame) -> pd.DataFrame:

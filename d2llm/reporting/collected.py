@@ -30,7 +30,7 @@ class Collected:
     """The files a table or figure asked for; the others are None. Every field is the path of that name in `Paths`."""
 
     scores: pd.DataFrame | None = None
-    # Of the methods and reference rows themselves, no variants.
+    # Of the methods and reference rows themselves, no variants; texts as categories.
     predictions: pd.DataFrame | None = None
     comparisons: pd.DataFrame | None = None
     ablations: pd.DataFrame | None = None
@@ -44,7 +44,7 @@ class Collected:
 _PREDICTIONS = {name: PREDICTIONS[name] for name in ("method", "seed", "task", "query_id", "doc_id", "score")}
 _READ = {
     "scores": lambda path: read_frame(path, SCORES),
-    "predictions": lambda path: read_predictions(path, _PREDICTIONS, {"variant": "base"}),
+    "predictions": lambda path: read_predictions(path, _PREDICTIONS, {"variant": "base"}, coded=True),
     "comparisons": lambda path: read_csv(path, COMPARISONS),
     "ablations": lambda path: read_csv(path, COMPARISONS),
     "runtime": runtime_table.read,
