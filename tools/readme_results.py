@@ -35,7 +35,7 @@ def results(scores: pd.DataFrame, titles: dict[str, str], references: list[str],
     seeds = SEEDS[own[own["method"].isin(methods)]["seed"].nunique()]
     lines = [
         f"Average precision on NLI, Spearman on STS, MRR@10 on retrieval; test sets, mean over {seeds} (spread: Tables 1–3); bold is the highest of "
-        "the six methods, not a claim of significance (that is in the figure, and in the tables).",
+        "the six methods, at three digits and so sometimes of several, not a claim of significance (that is in the figure, and in the tables).",
         "",
         f"| | {' | '.join(TASKS.values())} |",
         f"| --- |{' ---: |' * len(TASKS)}",
