@@ -7,7 +7,8 @@ CORES ?= all
 TORCH_INDEX ?=
 # Set to anything: packages are installed only where their SHA-256 is the one in requirements.hashes.lock.
 HASHED ?=
-PYTEST_ARGS ?= --numprocesses 2
+# A file's tests stay together, as they share what is made for them.
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 BIN := .venv/bin
 READY := .venv/.ready

@@ -24,8 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test first, so that no worker is left alone with it in the end."""
-    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+    """The longest files first, so that no worker is left alone with one in the end."""
+    items.sort(key=lambda item: (item.path.name != "test_pipeline.py", item.path.name != "test_own_workflow.py"))
 
 
 # One run of the pipeline's stages in miniature, made once and not to be changed. Each fixture is its config, once the stage is done.

@@ -226,7 +226,8 @@ def test_figures_get_no_predictions_of_variants(tmp_path: Path) -> None:
     paths = Paths(tmp_path)
     write_frame(paths.predictions, pd.concat([other, found], ignore_index=True))
     read = collected(paths, ["predictions"]).predictions
-    pd.testing.assert_frame_equal(read, found.reset_index(drop=True)[list(read.columns)], check_dtype=False)
+    expected = found.reset_index(drop=True)[list(read.columns)]
+    pd.testing.assert_frame_equal(read.astype(expected.dtypes), expected)
     write_frame(paths.predictions, other)
     with pytest.raises(ArtifactError, match="predictions.parquet: no rows of variant base"):
         collected(paths, ["predictions"])

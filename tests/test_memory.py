@@ -49,7 +49,7 @@ def test_a_corpus_takes_what_its_texts_take(tmp_path: Path, monkeypatch: pytest.
         most.append(traced(folder))
     assert (most[2] - most[1]) / (
         sizes[1] - sizes[0]
-    ) < 20 * LENGTH  # bytes a passage: a token's id and character, several times
+    ) < 30 * LENGTH  # bytes a passage: 24 a token, of its id and its character; ids as tuples were 8 more
 
 
 def traced(folder: Path) -> int:

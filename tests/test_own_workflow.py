@@ -122,9 +122,8 @@ SETTINGS = {
     "methods": {
         "d2llm": {"learning_rate": 1e-3, "warmup": 1, "pooling": {"heads": 4}, "interaction": {"hidden": 16}},
         "retromae": {"learning_rate": 1e-3, "pretraining": {"steps": 2, "batch_size": 8}},
-        "udever": {"learning_rate": 1e-3},
     },
-    "tuning": {"grids": {name: {"learning_rate": [1e-3, 4e-3]} for name in ("d2llm", "retromae", "udever")}},
+    "tuning": {"grids": {name: {"learning_rate": [1e-3, 4e-3]} for name in ("d2llm", "retromae")}},
     "evaluation": {"teacher_candidates": {"bm25": 5, "dense": 5}},
     "runtime": {"corpus_sizes": [20, 60], "repeats": 3, "seconds": 0.2, "teacher_pairs": 20},
 }  # fmt: skip
@@ -135,7 +134,7 @@ def tuning(fresh: Path, out: Path) -> None:  # noqa: F811
     done = run(fresh, "--configfile", "own.yaml", "-C", "results=out", target="tune")
     assert done.returncode == 0, done.stdout + done.stderr
     assert Counter(re.findall(r"rule (train\w*|evaluate_dev|tune):", done.stdout + done.stderr)) == Counter(
-        {"train": 1, "train_retromae": 1, "train_udever": 1, "evaluate_dev": 6, "tune": 1}
+        {"train": 1, "train_retromae": 1, "evaluate_dev": 4, "tune": 1}
     )
     trials = pd.read_csv(out / "tuning" / "trials.csv", keep_default_na=False)
     chosen = yaml.safe_load((out / "tuning" / "chosen.yaml").read_text(encoding="utf-8"))["methods"]
@@ -173,7 +172,7 @@ def test_own_files_and_checkpoints_through_the_whole_workflow(fresh: Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     out = fresh / "out" / "own"
     scores = pd.read_csv(out / "scores.csv")
-    assert set(scores["method"]) == {"d2llm", "retromae", "udever", "teacher", "bm25"}
+    assert set(scores["method"]) == {"d2llm", "retromae", "teacher", "bm25"}
     assert set(scores["task"]) == {"entail", "related", "find"} and scores["value"].notna().all()
     assert "Related (sample of 30)" in set(scores["task_title"])
     assert (out / "report.html").is_file() and (out / "results.ipynb").is_file()
@@ -190,7 +189,7 @@ def test_own_files_and_checkpoints_through_the_whole_workflow(fresh: Path) -> No
     again = run(fresh, "--configfile", "own.yaml", "-C", "results=out", "--dry-run")
     assert again.returncode == 0, again.stdout + again.stderr
     rules = {line.split()[0] for line in again.stdout.splitlines() if line.split()[1:] and line.split()[-1].isdigit()}
-    assert {"texts", "data", "teacher", "train_udever", "evaluate"} <= rules and not any(
+    assert {"texts", "data", "teacher", "train_retromae", "evaluate"} <= rules and not any(
         rule.startswith("base") for rule in rules
     )
     # One that is gone is told before anything runs.

@@ -199,7 +199,7 @@ def test_an_exported_student_comes_from_a_hub(trained: Config, folder: Path, tmp
 
     export(trained, "d2llm", "base", 1, tmp_path / "hub" / "some-org" / "exported")
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    with hub.serving(tmp_path / "hub", failures=1) as (address, asked):
+    with hub.serving(tmp_path / "hub") as (address, asked):
         environment |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
         command = [sys.executable, "-c", FROM_A_HUB, hub.COMMIT, str(tmp_path / "found.npy"), *PASSAGES]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)

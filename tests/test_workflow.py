@@ -233,7 +233,7 @@ def test_another_version_of_a_package_reruns_what_computes_with_it(copy: Path, m
     about.parent.mkdir(parents=True)
     about.write_text("Metadata-Version: 2.1\nName: matplotlib\nVersion: 9.9.9\n")
     monkeypatch.setenv("PYTHONPATH", str(copy / "site"), prepend=os.pathsep)
-    assert set(scheduled(copy)) == {"figure", "report"}
+    assert set(scheduled(copy)) == {"figure", "html_report", "all"}
 
 
 @pytest.mark.slow

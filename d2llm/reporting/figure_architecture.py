@@ -149,7 +149,7 @@ def _student(axis: Axes, decoder: BaseSettings | CheckpointSettings, recipe: D2L
     _heading(axis, HEAD.x, "Student: D2LLM, a bi-encoder with interaction")
     ends = []
     for (side, x), text, vector in zip(SIDES.items(), ("a", "b"), ("i", "j"), strict=True):
-        source, tower, pool = Box(x, 0.26, 1.22, 0.26), Box(x, 0.85, 1.22, 0.4), Box(x, 1.41, 1.22, 0.36)
+        source, tower, pool = Box(x, 0.26, 1.32, 0.26), Box(x, 0.85, 1.32, 0.4), Box(x, 1.41, 1.32, 0.36)
         _box(axis, source, f"{side.capitalize()}: text {text}", TEXT)
         _box(axis, tower, f"Decoder\n{size(decoder, ', ')}", STUDENT)
         _box(axis, pool, _pooling(recipe, width(decoder, known=known)), STUDENT)

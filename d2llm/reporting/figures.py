@@ -105,5 +105,5 @@ def note(figure: Figure, data: Data, said: str) -> None:
 
     if data.context.generated:
         said += f" {CONTROLLED_TEXT}"
-    width = int(figure.get_figwidth() * 19)
+    width = int(figure.get_figwidth() * 18.5)
     figure.supxlabel(textwrap.fill(said, width), fontsize=7, color="#444444", x=0.01, ha="left")
