@@ -25,7 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no worker is left alone with one in the end."""
-    items.sort(key=lambda item: (item.path.name != "test_pipeline.py", item.path.name != "test_own_workflow.py"))
+    first = ["test_pipeline.py", "test_own_workflow.py", "test_workflow.py", "test_resume.py", "test_download.py"]
+    items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
 
 
 # One run of the pipeline's stages in miniature, made once and not to be changed. Each fixture is its config, once the stage is done.

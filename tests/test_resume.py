@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +333,14 @@ def test_texts_at_a_time_stay_halved(tiny_scores: Config, tmp_path: Path, monkey
 # -------------------------------------------------------------------------------------------------------------- signals
 def handlers() -> list[Any]:
     return [signal.getsignal(number) for number in signals.NOTED]
+
+
+@pytest.fixture(autouse=True)
+def plain() -> Iterator[None]:
+    """SIGINT as it is in a terminal, also where a shell started the tests in the background, with that signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def listening(folder: Path, minutes: float | None = 10.0) -> Resume:

@@ -84,10 +84,21 @@ def render(draw: Callable[[Data], Figure], data: Data, files: dict[str, Path]) -
 
     with pyplot.style.context(STYLE):
         figure = draw(data)
+        settle(figure)
         for ext, path in files.items():
             with atomic(path) as temporary:
                 figure.savefig(temporary, format=ext, metadata=FORMATS[ext])
         pyplot.close(figure)
+
+
+def settle(figure: Figure) -> None:
+    """Lay out once for all formats, and to a millionth of the page: the last bits of a layout are not the same in every process."""
+    from matplotlib.axes import Axes
+
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.findobj(Axes):
+        axes.set_position([round(side, 6) for side in axes.get_position(original=True).bounds])
 
 
 def empty(said: str) -> Figure:
