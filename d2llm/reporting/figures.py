@@ -98,7 +98,9 @@ def settle(figure: Figure) -> None:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in figure.findobj(Axes):
-        axes.set_position([round(side, 6) for side in axes.get_position(original=True).bounds])
+        if isinstance(axes, Axes):
+            left, bottom, width, height = (round(side, 6) for side in axes.get_position(original=True).bounds)
+            axes.set_position((left, bottom, width, height))
 
 
 def empty(said: str) -> Figure:
