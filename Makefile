@@ -43,10 +43,9 @@ laptop-models: $(READY) ## install the packages that hold the laptop tier's weig
 
 setup: $(READY) ## make the virtual environment .venv from requirements.lock (HASHED=1: files are checked by SHA-256)
 
-# Bytecode is made as modules are first read (most never are), which halves the time this takes.
 $(READY): $(LOCK) pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile $(EXTRA_INDEX) $(if $(HASHED),--require-hashes) --requirement $(LOCK)
+	$(BIN)/python -m pip install --quiet $(EXTRA_INDEX) $(if $(HASHED),--require-hashes) --requirement $(LOCK)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
