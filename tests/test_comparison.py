@@ -152,7 +152,7 @@ def test_the_reported_interval_holds_what_it_claims_over_examples_and_seeds() ->
 
     truth = np.mean([lead(sides()) for _ in range(2000)])
     held: dict[str, list[bool]] = {"reported": [], "examples alone": []}
-    for number in range(250):
+    for number in range(160):
         measured = comparison._measure(sides(), "sts", methods, seeds, 300, rng)
         [row] = comparison._rows("task", "sts", "spearman", measured, "subject", ["other"], 0.95, number)
         held["reported"].append(row["low"] <= truth <= row["high"])

@@ -508,7 +508,7 @@ def test_a_job_told_to_end_goes_on_with_the_same_bytes(
     method: str, processes: int, tiny_scores: Config, tmp_path: Path
 ) -> None:
     """Of two processes, torchrun gets the signal and tells both."""
-    steps = 200 // processes
+    steps = 120 // processes
     settings = {"steps": steps, "log_every": 1, "dev_every": 0, "processes": processes}
     whole, cut = (prepared(tiny_scores, tmp_path / side, training=settings) for side in ("whole", "cut"))
     launcher = f"-m torch.distributed.run --standalone --nproc_per_node {processes}" if processes > 1 else ""
