@@ -45,8 +45,8 @@ TIERS = {
     "paper": {
         "methods": {
             "d2llm": {"pooling": {"heads": 4}, "interaction": {"hidden": 16}},
-            "retromae": {"pretraining": {"epochs": None, "steps": 2, "batch_size": 8}},
-            "llara": {"adaptation": {"epochs": None, "steps": 2, "batch_size": 8}},
+            "retromae": {"pretraining": {"epochs": 0.02, "batch_size": 8}},
+            "llara": {"adaptation": {"epochs": 0.02, "batch_size": 8}},
         }
     },
     "small": {"teacher": {"steps": 3, "batch_pairs": 8}},
