@@ -1,4 +1,4 @@
-"""The whole suite in miniature: Snakemake runs every stage for every method; all models and teacher's scores once more in another clone, with one core and without network, to the same bytes."""
+"""The whole suite in miniature: Snakemake runs every stage for every method, without network; models and teacher's scores once more in another clone, with one core, to the same bytes."""
 
 from __future__ import annotations
 
@@ -90,17 +90,17 @@ def test_the_whole_workflow(fresh: Path) -> None:  # noqa: F811
     other = fresh.parent / "another"
     shutil.copytree(fresh, other)
     one, two = fresh / "one" / "tiny", other / "two" / "tiny"
-    done = run(fresh, "-C", "results=one")
+    done = run(fresh, "-C", "results=one", network=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
-    # Another clone, one job at a time, no network: the same bytes. Of evaluations those that go through all of D2LLM; that collected
+    # Another clone, one job at a time: the same bytes. Of evaluations those that go through all of D2LLM; that collected
     # files, tables and figures of the same scores have the same bytes is what test_evaluation, test_tables and test_comparison are of.
     paths = Paths(Path("two/tiny"))
     # An encoder and two decoders, one trained in full, one by LoRA and one by its biases; two stages of pre-training.
     trained = ("d2llm", "bge", "llara", "sgpt")
     wanted = [paths.run(name, "base", 1) / "provenance.json" for name in trained]
     wanted += [paths.evaluation(name, "base", 1) / "scores.parquet" for name in ("d2llm", "teacher")]
-    done = run(other, "-C", "results=two", target=[str(path) for path in wanted], cores=1, network=False)
+    done = run(other, "-C", "results=two", target=[str(path) for path in wanted], cores=1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert same_artifacts(one, two) == {
         "texts", "data", "base", "negatives", "teacher", "teacher-scores", "pretext", "train", "evaluate"

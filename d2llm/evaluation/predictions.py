@@ -18,7 +18,8 @@ def read_predictions(
 ) -> pd.DataFrame:
     """These columns (name: kind, as `artifacts.read_frame` has it) of the rows in which others equal a value, or one of several.
 
-    With `coded`, texts come as categories, which takes a quarter of the time and memory. Raises ArtifactError for a file that is missing, damaged, lacks a column or has no such row.
+    With `coded`, texts come as categories, which takes a third of the time. Raises ArtifactError for a file that is missing,
+    damaged, lacks a column or has no such row.
     """
     import pandas as pd
     import pyarrow.parquet

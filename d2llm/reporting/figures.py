@@ -93,14 +93,11 @@ def render(draw: Callable[[Data], Figure], data: Data, files: dict[str, Path]) -
 
 def settle(figure: Figure) -> None:
     """Lay out once for all formats, and to a millionth of the page: the last bits of a layout are not the same in every process."""
-    from matplotlib.axes import Axes
-
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    for axes in figure.findobj(Axes):
-        if isinstance(axes, Axes):
-            left, bottom, width, height = (round(side, 6) for side in axes.get_position(original=True).bounds)
-            axes.set_position((left, bottom, width, height))
+    for axes in figure.axes:
+        left, bottom, width, height = (round(side, 6) for side in axes.get_position(original=True).bounds)
+        axes.set_position((left, bottom, width, height))
 
 
 def empty(said: str) -> Figure:

@@ -61,6 +61,8 @@ def execute(book: Any, results: Path, name: str | None = None) -> Any:
             "D2LLM_RESULTS": str(results.resolve()),
             "IPYTHONDIR": scratch,
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            # tqdm's note that widgets are missing would keep the path of this environment in the page.
+            "PYTHONWARNINGS": "ignore:IProgress not found",
         }
         try:
             client.execute(env=environment)

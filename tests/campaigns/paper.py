@@ -64,11 +64,6 @@ def snakemake(clone: Path, files: list[str], environment: dict[str, str]) -> str
     return said
 
 
-def merged(one: dict, other: dict) -> dict:
-    """Both, key by key."""
-    return one | {k: merged(one[k], v) if isinstance(v, dict) and isinstance(one.get(k), dict) else v for k, v in other.items()}  # fmt: skip
-
-
 def main(folder: Path, tier: str) -> None:
     """The campaign."""
     clone = folder / "repository"
@@ -78,8 +73,9 @@ def main(folder: Path, tier: str) -> None:
         shutil.copytree(source, clone / part) if source.is_dir() else shutil.copy2(source, clone / part)
     hub_sets.write_sets(folder / "hub", COUNT)
     hub_sets.write_models(folder / "hub")
-    (clone / "sizes.yaml").write_text(yaml.safe_dump(merged(TINY, TIERS[tier])))
-    files = [f"config/{tier}.yaml", "sizes.yaml"]
+    for name, sizes in (("sizes", TINY), ("more", TIERS[tier])):  # laid over each other, key by key
+        (clone / f"{name}.yaml").write_text(yaml.safe_dump(sizes))
+    files = [f"config/{tier}.yaml", "sizes.yaml", "more.yaml"]
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "home")}
     clock = time.monotonic()
