@@ -86,9 +86,10 @@ VERSIONS = [
     ("peft", LOADING),
     ("tokenizers", LOADING | {"teacher-scores teacher"}),
     ("transformers", LOADING | {"teacher-scores teacher"}),
+    ("scikit-learn", {"comparison", "ablations", "report", "teacher teacher"} | TRAININGS | EVALUATIONS | {f"figure {name}" for name in FIGURES} | TABLES_OF_SCORES),
     ("snakemake", set()),
     ("pydantic", set()),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("package", "stale"), VERSIONS)
