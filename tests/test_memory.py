@@ -1,4 +1,4 @@
-"""Memory stays flat: over the updates of a training, and over a corpus but for what the corpus itself takes.
+"""Memory stays flat: over the updates of a training, and while a corpus is encoded but for what the corpus itself takes.
 
 tests/campaigns/memory.py measures both at length, by what the system counts.
 """
@@ -11,14 +11,12 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import tiny
-from task_folders import retrieval_task
 from test_search import FORMATS
 
 from d2llm.config import Config
-from d2llm.evaluation.settings import EvaluationSettings
+from d2llm.models.student import Student
 from d2llm.paths import Paths
 
 sys.path.insert(0, str(Path(__file__).parent / "campaigns"))
@@ -37,31 +35,19 @@ def test_a_training_holds_no_more_after_more_updates(tiny_scores: Config, tmp_pa
     assert held["150"] - held["30"] < 6  # MB: 50 kB an update, a sixth of what a batch's activations take
 
 
-def test_a_corpus_takes_what_its_texts_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Python and numpy allocate, which is the same every time; what torch does, a batch's states and the vectors, is not seen."""
-    monkeypatch.setenv("MTEB_CACHE", str(tmp_path / "mteb"))
-    sizes, most = (500, 2_500), []
-    for count in (50, *sizes):  # the first loads what is loaded once
-        folder = retrieval_task(tmp_path / f"of{count}", passages=count)
-        rng = np.random.default_rng(count)
-        texts = ["".join(rng.choice(tiny.WORDS, LENGTH)) for _ in range(count)]
-        pd.DataFrame({"id": [f"d{i}" for i in range(count)], "text": texts}).to_parquet(folder / "test/corpus.parquet")
-        most.append(traced(folder))
-    assert (most[2] - most[1]) / (
-        sizes[1] - sizes[0]
-    ) < 30 * LENGTH  # bytes a passage: 24 a token, of its id and its character; ids as tuples were 8 more
-
-
-def traced(folder: Path) -> int:
-    """Bytes held at most while a student is evaluated on a task."""
-    from d2llm.evaluation import run, tasks
-    from d2llm.evaluation.adapter import StudentScorer
-    from d2llm.models.student import Student
-
-    student = Student(tiny.backbone("decoder"), ("mean", {}), ("cosine", {}), FORMATS).eval()
-    tracemalloc.start()
-    try:
-        run.evaluate(StudentScorer(student), [tasks.read(folder, "test")], "toy/base/seed1", EvaluationSettings())
-        return tracemalloc.get_traced_memory()[1]
-    finally:
+def test_a_corpus_is_held_as_numbers_of_four_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Python and numpy allocate while it is encoded, which is the same every time; a batch's states and its vectors are torch's."""
+    monkeypatch.setattr("d2llm.models.student.TEXTS_AT_ONCE", 100)
+    words = [f"w{number}" for number in range(600)]
+    model = Student(tiny.backbone("decoder", words=words), ("mean", {}), ("cosine", {}), FORMATS).eval()
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(words[300:], LENGTH)) for _ in range(2_500)]
+    model.encode(texts[:20], "passage", "asymmetric")  # loads what is loaded once
+    most = []
+    for count in (500, 2_500):
+        tracemalloc.start()
+        model.encode(texts[:count], "passage", "asymmetric", batch_size=64)
+        most.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
+    # Of a passage: its ids, its embedding of 32 numbers, its place in the order. Numbers in a tuple take 36 bytes each.
+    assert (most[1] - most[0]) / 2_000 < 4 * LENGTH + 4 * 32 + 300
