@@ -122,14 +122,18 @@ def contrast_pairs(
     generator = torch.Generator().manual_seed(context.seed)
     student.train()
 
-    def loss(members: list[int]) -> dict[str, Tensor]:
+    def prepare(members: list[int]) -> list[tuple[int, ...]]:
         chosen = [pairs[index] for index in members]
         if known is None:
             chosen = [(crop(a, stage.shortest, generator), crop(b, stage.shortest, generator)) for a, b in chosen]
-        rows = [form.ids(a) for a, _ in chosen] + [form.ids(b) for _, b in chosen]
-        a, b = student.embed_ids(rows).chunk(2)
+        return [form.ids(a) for a, _ in chosen] + [form.ids(b) for _, b in chosen]
+
+    def loss(rows: list[tuple[int, ...]]) -> dict[str, Tensor]:
+        with context.autocast():
+            embedded = student.embed_ids(rows)
+        a, b = embedded.float().chunk(2)
         # An equal partner of another text is no negative, nor is a text drawn twice by a batch larger than the pass.
-        partners = rows[len(chosen) :]
+        partners = rows[len(rows) // 2 :]
         allowed = torch.tensor([[x != y for y in partners] for x in partners], device=a.device)
         return {"info_nce": in_batch_contrast(student.scorer.matrix(a, b, "symmetric"), stage.temperature, allowed)}
 
@@ -138,6 +142,9 @@ def contrast_pairs(
             groups(backbone.named_parameters(), stage.learning_rate, stage.weight_decay),
             batches(len(pairs), stage.batch_size, steps, context.seed + 1),
             loss,
+            draw=prepare,
+            student=student,
+            texts=2 * stage.batch_size,
             steps=steps,
             name=name,
             context=context,

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SUMMARY_TOKENS = tuple(f"<s{number}>" for number in range(1, 9))
 PREDICTION_TOKENS = tuple(f"<s{number}>" for number in range(9, 17))
+# Texts of a batch, each with the one that follows it, as token ids.
+Chosen = list[tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 class Prompts(Section):
@@ -147,11 +149,11 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
         head = head_of(full)
         student.train()
 
-        def loss(members: list[int]) -> dict[str, Tensor]:
-            chosen = [rows[index] for index in members]
-            return adaptation_loss(
-                backbone, head, layout, [text for text, _ in chosen], [after for _, after in chosen], stage
-            )
+        special = set(backbone.tokenizer.all_special_ids)
+
+        def loss(chosen: Chosen) -> dict[str, Tensor]:
+            with context.autocast():
+                return adaptation_loss(backbone, head, layout, chosen, stage, special)
 
         with backbone.all_trainable():
             named = [(key, value) for key, value in full.named_parameters() if "lora_" not in key]
@@ -159,6 +161,8 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
                 groups(named, stage.learning_rate, stage.weight_decay),
                 batches(len(rows), stage.batch_size, steps, context.seed),
                 loss,
+                draw=lambda members: [rows[index] for index in members],
+                split=lambda chosen, parts: split(chosen, parts, special),
                 steps=steps,
                 name=name,
                 context=context,
@@ -200,24 +204,24 @@ def adaptation_loss(
     backbone: Backbone,
     head: Callable[[Tensor], Tensor],
     layout: Layout,
-    texts: list[tuple[int, ...]],
-    following: list[tuple[int, ...]],
+    chosen: Chosen,
     stage: Adaptation,
+    special: set[int],
 ) -> dict[str, Tensor]:
     """Terms language_model, ebae, ebar; the last two are halved when a batch has both, as their mean is meant."""
     import torch.nn.functional as F
 
+    texts, following = [text for text, _ in chosen], [after for _, after in chosen]
     device = next(backbone.parameters()).device
     ids, visible, positions, is_text = (part.to(device) for part in adaptation_inputs(layout, texts, backbone.pad_id))
     states = backbone.hidden(ids, visible, positions)
     terms: dict[str, Tensor] = {}
     if stage.language_model > 0:
-        chosen = is_text[:, 1:]
-        if chosen.any():
-            logits = head(states[:, :-1][chosen]).float()
-            terms["language_model"] = stage.language_model * F.cross_entropy(logits, ids[:, 1:][chosen])
+        read = is_text[:, 1:]
+        if read.any():
+            logits = head(states[:, :-1][read]).float()
+            terms["language_model"] = stage.language_model * F.cross_entropy(logits, ids[:, 1:][read])
     if stage.bag_of_words > 0:
-        special = set(backbone.tokenizer.all_special_ids)
         eight, end = len(PREDICTION_TOKENS), ids.shape[1]
         places = {"ebae": (end - len(layout.prediction), texts), "ebar": (end, following)}
         found = {
@@ -228,6 +232,25 @@ def adaptation_loss(
         for name, value in present.items():
             terms[name] = stage.bag_of_words * value / len(present)
     return terms
+
+
+def split(chosen: Chosen, parts: int, special: set[int]) -> list[tuple[Chosen, dict[str, float]]]:
+    """At most so many parts of a batch, each with its share of what every term of `adaptation_loss` is a mean over."""
+
+    def counts(some: Chosen) -> tuple[int, int, int]:
+        asked = [sum(bool(set(texts) - special) for texts in side) for side in zip(*some, strict=True)]
+        return sum(len(text) for text, _ in some), asked[0], asked[1]
+
+    whole, size = counts(chosen), -(-len(chosen) // parts)
+    out = []
+    for start in range(0, len(chosen), size):
+        part = chosen[start : start + size]
+        found = counts(part)
+        # Each batch halves the bags where it has both.
+        halves = max(1, sum(map(bool, found[1:]))) / max(1, sum(map(bool, whole[1:])))
+        shares = [mine / max(1, all_) for mine, all_ in zip(found, whole, strict=True)]
+        out.append((part, {"language_model": shares[0], "ebae": halves * shares[1], "ebar": halves * shares[2]}))
+    return out
 
 
 def bag_of_words(logits: Tensor, targets: list[tuple[int, ...]], special: set[int]) -> Tensor | None:

@@ -5,6 +5,7 @@ Source: Xiao et al. 2022 (arXiv 2205.12035) and its code in FlagEmbedding. docs/
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -111,9 +112,13 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
     head = head_of(full)
     student.train()
 
-    def loss(members: list[int]) -> dict[str, Tensor]:
+    def prepare(members: list[int]) -> Masked:
         ids, mask = backbone.pad([rows[index] for index in members])
-        return autoencoding_loss(backbone, head, decoder, ids, mask, stage, generator)
+        return masked(ids, mask, stage, backbone.tokenizer, generator)
+
+    def loss(batch: Masked) -> dict[str, Tensor]:
+        with context.autocast():
+            return autoencoding_loss(backbone, head, decoder, batch)
 
     with backbone.all_trainable():
         named = [*full.named_parameters(), *((f"decoder.{key}", value) for key, value in decoder.named_parameters())]
@@ -121,6 +126,8 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
             groups(named, stage.learning_rate, stage.weight_decay),
             batches(len(rows), stage.batch_size, steps, context.seed),
             loss,
+            draw=prepare,
+            split=Masked.split,
             steps=steps,
             name=name,
             context=context,
@@ -130,41 +137,69 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
         )
 
 
-def autoencoding_loss(
-    backbone: Backbone,
-    head: Callable[[Tensor], Tensor],
-    decoder: nn.Module,
-    ids: Tensor,
-    mask: Tensor,
-    stage: Autoencoding,
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """Terms encoder_mlm and decoder_mlm of `[CLS] text [SEP]` rows (n, t), padded on the right.
+@dataclass
+class Masked:
+    """A batch of `[CLS] text [SEP]` rows (n, t), padded on the right, and what is hidden of them: all that is random about an update."""
 
-    The encoder sees the text with `encoder_mask` of it masked. The decoder's queries are position embeddings plus the
-    [CLS] state, its keys and values that state and the embeddings of the unmasked text; it predicts all but the first
-    and the last token. One head serves both.
-    """
+    ids: Tensor
+    mask: Tensor
+    # What the encoder reads, and where (n, t) it has to tell what was there.
+    corrupted: Tensor
+    hidden: Tensor
+    # Where (n, t) the decoder has to: everywhere but at [CLS], [SEP] and padding. What each position sees of the text (n, t, t).
+    inner: Tensor
+    visible: Tensor
+
+    def split(self, parts: int) -> list[tuple[Masked, dict[str, float]]]:
+        """At most so many parts, each with its share of the positions that a term is the mean over."""
+        import torch
+
+        whole = self.hidden.sum().item(), self.inner.sum().item()
+        chunks = zip(*(torch.chunk(getattr(self, field.name), parts) for field in fields(self)), strict=True)
+        return [
+            (
+                part,
+                {"encoder_mlm": part.hidden.sum().item() / whole[0], "decoder_mlm": part.inner.sum().item() / whole[1]},
+            )
+            for part in (Masked(*chunk) for chunk in chunks)
+        ]
+
+
+def masked(ids: Tensor, mask: Tensor, stage: Autoencoding, tokenizer: Any, generator: torch.Generator) -> Masked:
+    """Hide `encoder_mask` of each text from the encoder, and of each position of the decoder `decoder_mask`."""
     import torch
-    import torch.nn.functional as F
 
     inner = mask.bool().clone()  # neither [CLS] nor [SEP] nor padding
     inner[:, 0] = False
     inner[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1] = False
-
     lengths = mask.sum(1)
     hidden = draw(inner, _count(lengths, stage.encoder_mask), generator)
-    masked = corrupt(ids, hidden, backbone.tokenizer, generator)
-    states = backbone(masked, mask)
-    encoder = F.cross_entropy(head(states[hidden]), ids[hidden])
+    corrupted = corrupt(ids, hidden, tokenizer, generator)
+    visible = visible_positions(inner, mask.bool(), _count(lengths, stage.decoder_mask), generator)
+    return Masked(ids, mask, corrupted, hidden, inner, visible)
+
+
+def autoencoding_loss(
+    backbone: Backbone, head: Callable[[Tensor], Tensor], decoder: nn.Module, batch: Masked
+) -> dict[str, Tensor]:
+    """Terms encoder_mlm and decoder_mlm.
+
+    The decoder's queries are position embeddings plus the [CLS] state, its keys and values that state and the embeddings of the unmasked text; it
+    predicts all but the first and the last token. One head serves both.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    ids, hidden, inner = batch.ids, batch.hidden, batch.inner
+    states = backbone(batch.corrupted, batch.mask)
+    encoder = F.cross_entropy(head(states[hidden]).float(), ids[hidden])
 
     embed = backbone.model.embeddings
     sentence = states[:, :1]
     query = embed(inputs_embeds=sentence.expand(-1, ids.shape[1], -1))
     memory = torch.cat([sentence, embed(input_ids=ids)[:, 1:]], dim=1)
-    visible = visible_positions(inner, mask.bool(), _count(lengths, stage.decoder_mask), generator)
-    rebuilt = decoder(query, memory, visible)
-    return {"encoder_mlm": encoder, "decoder_mlm": F.cross_entropy(head(rebuilt[inner]), ids[inner])}
+    rebuilt = decoder(query, memory, batch.visible)
+    return {"encoder_mlm": encoder, "decoder_mlm": F.cross_entropy(head(rebuilt[inner]).float(), ids[inner])}
 
 
 def visible_positions(inner: Tensor, real: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:

@@ -7,14 +7,20 @@ stay those of the whole batch; the price is a second forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from d2llm.errors import TrainingError
+from d2llm.logs import get_logger
+from d2llm.memory import random_state, replayed
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from d2llm.models.student import Student
 
 Rows = list[tuple[int, ...]]
 
@@ -66,24 +72,19 @@ class GradientCache:
         self._parts, self._leaf, self.size = [], None, self.size // 2
 
 
-def random_state() -> tuple[Tensor, Sequence[Tensor]]:
-    """Where torch's generators stand."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def cached(student: Student, size: int, autocast: Callable[[], AbstractContextManager]) -> GradientCache:
+    """A cache over `student.passes` in the training's precision, which holds in the second pass as well."""
+
+    def embed(rows: Rows) -> Tensor:
+        with autocast():
+            return student.passes(rows).float()
+
+    return GradientCache(embed, size)
 
 
-def set_random_state(state: tuple[Tensor, Sequence[Tensor]]) -> None:
-    """Put torch's generators where they stood."""
-    torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(list(state[1]))
-
-
-@contextmanager
-def replayed(state: tuple[Tensor, Sequence[Tensor]]) -> Iterator[None]:
-    """Torch's generators stand where they stood; afterwards where they were before."""
-    before = random_state()
-    set_random_state(state)
-    try:
-        yield
-    finally:
-        set_random_state(before)
+def fewer(student: Student, texts: int, autocast: Callable[[], AbstractContextManager], where: str) -> None:
+    """After memory ran out for a batch of so many texts: half as many at a time from now on. Raises TrainingError when it was one."""
+    if student.cache is None:
+        student.cache = cached(student, texts, autocast)
+    student.cache.halve()
+    get_logger(__name__).warning("%s: out of memory; %d texts at a time from now on", where, student.cache.size)

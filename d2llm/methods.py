@@ -12,6 +12,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
@@ -24,6 +25,8 @@ from d2llm.section import Names, Pair, Section
 from d2llm.validation import validate
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import torch
     from torch import Tensor
 
@@ -257,6 +260,10 @@ class PretextContext:
     accelerator: Any = None
     log: Callable[[dict[str, Any]], None] = field(default=lambda record: None)
     loop: Callable[..., Loop] = field(default=partial(Resume().loop, log_file=None))
+
+    def autocast(self) -> AbstractContextManager:
+        """The precision that the config's trainings compute in: around forward passes, not around what needs all digits."""
+        return nullcontext() if self.accelerator is None else self.accelerator.autocast()
 
 
 # ----------------------------------------------------------------------------------------------------------- method

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from d2llm.errors import TrainingError
-from d2llm.logs import progress
+from d2llm.errors import ConfigError, TrainingError
+from d2llm.gradient_cache import cached, fewer
+from d2llm.logs import get_logger, progress
+from d2llm.memory import retried
 
 if TYPE_CHECKING:
     from d2llm.methods import PretextContext
+    from d2llm.models.student import Student
 
+B = TypeVar("B")
 Groups = list[dict[str, Any]]
+Terms = dict[str, Tensor]
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -78,7 +83,7 @@ def schedule(
 
 def step(
     accelerator: Any,
-    terms: dict[str, Tensor],
+    parts: Iterable[Terms],
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
     clip: float | None,
@@ -87,24 +92,31 @@ def step(
 ) -> dict[str, float]:
     """One guarded update from named loss terms (scalars that are summed). Returns the numbers worth logging.
 
-    `where` names method and step for the error, e.g. "sgpt, step 12". Raises TrainingError on a term or gradient that is
+    `parts` are the terms of each part of the batch, of a batch in one pass just one; each is sent backward before the next is asked for, so that one
+    at a time is in memory. `where` names method and step for the error, e.g. "sgpt, step 12". Raises TrainingError on a term or gradient that is
     not finite, before any weight changes. `accelerator` may be None (plain backward); it must be the one that prepared
     the optimiser otherwise. `after_backward` runs before gradients are looked at (`gradient_cache`).
     """
-    if not terms:
+    values: dict[str, float] = {}
+    for terms in parts:
+        if not terms:
+            continue
+        for name, value in zip(
+            terms, torch.stack([term.detach().float() for term in terms.values()]).tolist(), strict=True
+        ):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{where}: loss term {name!r} is {value}; lower the learning rate or raise the temperature, and check "
+                    "the texts and teacher scores of this batch"
+                )
+            values[name] = values.get(name, 0.0) + value
+        loss = cast("Tensor", sum(terms.values()))  # there is at least one term
+        if accelerator is None:
+            loss.backward()
+        else:
+            accelerator.backward(loss)
+    if not values:
         raise TrainingError(f"{where}: the objective has no term at all; every weight is zero")
-    values = torch.stack([term.detach().float() for term in terms.values()]).tolist()
-    for name, value in zip(terms, values, strict=True):
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"{where}: loss term {name!r} is {value}; lower the learning rate or raise the temperature, and check "
-                "the texts and teacher scores of this batch"
-            )
-    loss = cast("Tensor", sum(terms.values()))  # there is at least one term
-    if accelerator is None:
-        loss.backward()
-    else:
-        accelerator.backward(loss)
     if after_backward is not None:
         after_backward()
     members = [p for group in optimizer.param_groups for p in group["params"]]
@@ -116,9 +128,9 @@ def step(
     # In half precision the loss is scaled: accelerate skips an update that overflows, and lowers the scale.
     scaled = getattr(accelerator, "scaler", None) is not None
     if not math.isfinite(norm) and not scaled:
-        raise TrainingError(f"{where}: the gradient of {' + '.join(terms)} is {norm}; lower the learning rate")
-    log = dict(zip(terms, values, strict=True)) | {
-        "loss": math.fsum(values),
+        raise TrainingError(f"{where}: the gradient of {' + '.join(values)} is {norm}; lower the learning rate")
+    log = values | {
+        "loss": math.fsum(values.values()),
         "gradient_norm": norm,
         "learning_rate": optimizer.param_groups[0]["lr"],
     }
@@ -127,6 +139,13 @@ def step(
         scheduler.step()
     optimizer.zero_grad(set_to_none=True)
     return log
+
+
+def mixed(precision: str) -> str:
+    """Accelerate's name of a precision. Raises ConfigError for one this machine does not have."""
+    if precision == "float16" and not torch.cuda.is_available():
+        raise ConfigError("training.precision: float16 needs a GPU and there is none; bfloat16 works without")
+    return {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision]
 
 
 def batches(count: int, size: int, steps: int, seed: int) -> Iterator[list[int]]:
@@ -145,31 +164,78 @@ def batches(count: int, size: int, steps: int, seed: int) -> Iterator[list[int]]
 def fit(
     parameter_groups: Groups,
     loader: Iterable[Any],
-    loss: Callable[[Any], dict[str, Tensor]],
+    loss: Callable[[B], Terms],
     *,
     steps: int,
     name: str,
     context: PretextContext,
+    split: Callable[[B, int], Sequence[tuple[B, Mapping[str, float]]]] | None = None,
+    student: Student | None = None,
+    texts: int = 0,
     warmup: float | int = 0.1,
     schedule_kind: str = "linear",
     clip: float | None = 1.0,
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
+    draw: Callable[[Any], B] | None = None,
     generators: Sequence[torch.Generator] = (),
 ) -> None:
-    """A small training of its own (pretext stages): `loss(batch)` gives named terms for each batch of `loader`.
+    """A small training of its own (pretext stages, the teacher): `loss(batch)` gives named terms for each batch of `loader`.
 
-    `name` says method and stage ("retromae, pre-training"); it appears in errors, in the bar and in `context.log`. `generators` are those that
-    `loss` draws from: with them, a stage that was killed goes on where it was. A `loader` of its own draws from none of these.
+    `name` says method and stage ("retromae, pre-training"); it appears in errors, in the bar and in `context.log`. `draw` makes of what the loader
+    gives what `loss` takes, with all that is random about it from `generators`: with them, a stage that was killed goes on where it was.
+
+    When memory runs out the update is made again with the same draws. With `split(batch, k)` the batch is taken in k parts (or as many as it has
+    examples), each with its share of every term, so that the terms of all parts add up to those of the whole. With `student`, for a loss that
+    takes all embeddings of a batch at once, its `texts` a batch are embedded fewer at a time. Without either it raises TrainingError.
     """
+    accelerator = context.accelerator
     made = optimizer(parameter_groups, betas, epsilon)
     plan = schedule(made, schedule_kind, warmup, steps)
-    loop = context.loop(name, steps, made, plan, generators=generators)
+    if accelerator is not None:
+        made = accelerator.prepare(made)
+    loop = context.loop(name, steps, made, plan, generators=generators, scaler=getattr(accelerator, "scaler", None))
+    parts: int = loop.notes.get("parts", 1)
+    if student is not None and loop.notes.get("texts_at_once"):
+        student.cache = cached(student, loop.notes["texts_at_once"], context.autocast)
+
+    def terms(batch: B) -> Iterator[Terms]:
+        if split is None or parts == 1:
+            yield loss(batch)
+            return
+        for part, shares in split(batch, parts):
+            yield {key: value * shares[key] for key, value in loss(part).items()}
+
+    def finish() -> None:
+        if student is not None and student.cache is not None:
+            student.cache.backward()
+
     source = islice(loader, loop.done, None)
     bar = progress(range(loop.done + 1, steps + 1), name, loop.done)
     for number in bar:
-        terms = loss(next(source))
-        log = step(context.accelerator, terms, made, plan, clip, f"{name}, step {number}")
+        where, given = f"{name}, step {number}", next(source)
+        batch = given if draw is None else draw(given)
+
+        def update(batch: B = batch, where: str = where) -> dict[str, float]:
+            return step(accelerator, terms(batch), made, plan, clip, where, finish)
+
+        def less(error: Exception, batch: B = batch, where: str = where) -> None:
+            nonlocal parts
+            made.zero_grad(set_to_none=True)
+            if student is not None:
+                fewer(student, texts, context.autocast, where)
+                return
+            more = 1 if split is None else len(split(batch, 2 * parts))
+            if more <= parts:
+                alone = "lower its batch_size" if split is None else "that was one example at a time; lower max_length"
+                raise TrainingError(
+                    f"{where}: out of memory; {alone}, or take a smaller model or more memory"
+                ) from error
+            parts = more
+            get_logger(__name__).warning("%s: out of memory; batches in %d parts from now on", where, parts)
+
+        log = retried(update, less)
         context.log({"stage": name, "step": number, **log})
         bar.show(loss=log["loss"])
-        loop.after(number)
+        at_once = None if student is None or student.cache is None else student.cache.size
+        loop.after(number, parts=parts, texts_at_once=at_once)

@@ -317,9 +317,10 @@ def teacher_costs(config: Config, teacher: Sizes, found: Amounts, device: str) -
         flops = passes(settings.tuning) * teacher.forward(tokens, prompt + 2 * text)
         trained = trainable(teacher, settings.tuning)
         batch = settings.batch_pairs * (prompt + 2 * text)
-        memory = teacher.parameters * 4 + trained * 12 + teacher.activations(batch, 0, 4)
+        mixed = config.training.precision != "float32"
+        memory = teacher.parameters * 4 + trained * 12 + teacher.activations(batch, 0, 2 if mixed else 4)
         costs.append(
-            Cost("teacher, tuning", 1 + len(config.teachers), tokens, flops, memory, hours(flops, device, half))
+            Cost("teacher, tuning", 1 + len(config.teachers), tokens, flops, memory, hours(flops, device, mixed))
         )
     # Candidates of a query share its prompt: the query once, then each candidate with its cue.
     candidates = 1 + k + config.training.pack - 1
@@ -394,7 +395,7 @@ def longest_of(shares: dict[float, float], count: int) -> float:
 
 
 def pretext_costs(config: Config, models: dict[str, Sizes], found: Amounts, device: str) -> list[Cost]:
-    """The methods' own pre-training, of all weights and in float32; one job for all seeds and for all variants that leave it alone."""
+    """The methods' own pre-training, of all weights; one job for all seeds and for all variants that leave it alone."""
     jobs: Counter[Cost] = Counter()
     runs = ((run.method, config.pretext_of(run.method, run.variant)) for run in config.runs())
     for name, variant in dict.fromkeys(runs):
@@ -404,7 +405,7 @@ def pretext_costs(config: Config, models: dict[str, Sizes], found: Amounts, devi
         model = models[find(name).base(recipe)]
         stages = (getattr(recipe, key) for key in find(name).pretext_keys)
         costs = [
-            pretext_cost(f"pretext {name}", model, recipe, stage, found, config.data.source == "world", device)
+            pretext_cost(f"pretext {name}", model, recipe, stage, found, config, device)
             for stage in stages
             if isinstance(stage, Stage) and stage.updates(found.unlabelled)
         ]
@@ -415,10 +416,11 @@ def pretext_costs(config: Config, models: dict[str, Sizes], found: Amounts, devi
 
 
 def pretext_cost(
-    title: str, model: Sizes, recipe: Recipe, stage: Stage, found: Amounts, ordered: bool, device: str
+    title: str, model: Sizes, recipe: Recipe, stage: Stage, found: Amounts, config: Config, device: str
 ) -> Cost:
-    """One stage of one job. A batch is padded to its longest text, and nothing makes it smaller where it does not fit."""
-    read, size, steps = reading(recipe, stage, ordered), stage.batch_size, stage.updates(found.unlabelled)
+    """One stage of one job. A batch is padded to its longest text; memory is what it takes in one part, which training makes more where that does not fit."""
+    read = reading(recipe, stage, config.data.source == "world")
+    size, steps, half = stage.batch_size, stage.updates(found.unlabelled), config.training.precision != "float32"
     checkpointing = recipe.gradient_checkpointing
     room = stage.max_length - read.around
     own: dict[float, float] = defaultdict(float)
@@ -432,10 +434,10 @@ def pretext_cost(
     flops = steps * ((3 + checkpointing) * deeper.forward(tokens, padded) + 3 * head * predicted)
     # The widest batch: of texts as long as they may be, with the head's logits and their gradient beside each other.
     widest = min(found.longest, room)
-    kept = deeper.activations(size * read.sequences * (read.around + widest), 0, 4)
+    kept = deeper.activations(size * read.sequences * (read.around + widest), 0, 2 if half else 4)
     logits = 2 * 4 * model.vocabulary * size * (read.predicted * widest + read.besides)
     memory = 16 * model.parameters + kept / (model.layers if checkpointing else 1) + logits
-    return Cost(title, 1, steps * tokens, flops, memory, hours(flops, device, False))
+    return Cost(title, 1, steps * tokens, flops, memory, hours(flops, device, half))
 
 
 def run_costs(config: Config, models: dict[str, Sizes], found: Amounts, device: str) -> list[Cost]:

@@ -16,6 +16,7 @@ from d2llm.artifacts import append_jsonl, atomic, read_frame, write_json
 from d2llm.methods import PretextContext
 from d2llm.methods import method as find_method
 from d2llm.models.backbone import Backbone
+from d2llm.optimization import mixed
 from d2llm.paths import Paths
 from d2llm.resume import Resume
 
@@ -35,7 +36,7 @@ def run(config: Config, method: str, variant: str, resume: Resume | None = None)
 
     paths, seed, resume = Paths.of(config), config.seeds[0], resume or Resume()
     chosen, recipe = find_method(method), config.recipe(method, variant)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed(config.training.precision))
     set_seed(seed)
     texts = read_frame(paths.pretraining, {"text": "str", "next_text": "str"})
     started = time.perf_counter()

@@ -254,7 +254,7 @@ def pretrain(
         }
         if settings.language_weight:
             terms["language"] = settings.language_weight * language
-        log = step(None, terms, made, plan, 1.0, f"{name}, step {number}") | {"slots_right": float(right)}
+        log = step(None, [terms], made, plan, 1.0, f"{name}, step {number}") | {"slots_right": float(right)}
         if number > 0.9 * settings.steps:
             tail.append(log)
         if number % 50 == 0 or number == settings.steps:

@@ -268,9 +268,9 @@ def refuse_altered(record: Path) -> None:
     """Raises ArtifactError for a record that does not say what it was sealed with. What is to be removed is what Snakemake knows of its job."""
     try:
         said = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    if isinstance(said, dict) and altered(said):
+    except ValueError:
+        said = None  # written whole or not at all, so damaged since
+    if not isinstance(said, dict) or altered(said):
         raise ArtifactError(
             f"{record}: damaged, or changed since its job wrote it (not what its own sha256 says); "
             f"remove {record.parent if record.name == PROVENANCE else record} and run `snakemake --cores all` again"
@@ -281,8 +281,8 @@ def recorded(file: Path) -> str | Path | None:
     """The digest that the nearest record names for a file, or that record where it is itself altered; None where no record names the file."""
     for folder in file.parents:
         claims = claimed(folder)
-        if file in claims:
-            return claims[file]
+        if file in claims or folder in claims:
+            return claims.get(file, claims.get(folder))
         if len(folder.parts) < 2:
             break
     return None
@@ -291,7 +291,7 @@ def recorded(file: Path) -> str | Path | None:
 def claimed(folder: Path) -> dict[Path, str | Path]:
     """What the records that lie in a folder say of their outputs: the digest, or the record itself where that is altered.
 
-    One that is no record says nothing: its own job will be asked again.
+    One that is no JSON any more is altered too: it stands for the file it is beside, or for all of its folder, which then is a key itself.
     """
     found: dict[Path, str | Path] = {}
     for record in folder.glob(f"*{PROVENANCE}"):
@@ -305,8 +305,9 @@ def _outputs(record: Path, *stamp: int) -> dict[Path, str | Path]:
     try:
         said = json.loads(record.read_text(encoding="utf-8"))
         outputs = said.get("outputs", {})
-    except (OSError, ValueError, AttributeError):
-        return {}
+    except (ValueError, AttributeError):
+        name = record.name.removesuffix(PROVENANCE).rstrip(".")
+        return {record.parent / name if name else record.parent: record}
     wrong = altered(said)
     return {record.parent / name: record if wrong else digest for name, digest in outputs.items()}
 

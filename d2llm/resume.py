@@ -276,7 +276,7 @@ def _random_state() -> dict[str, Any]:
     """Where the generators everything may draw from stand: Python's, numpy's, torch's."""
     import numpy
 
-    from d2llm.gradient_cache import random_state
+    from d2llm.memory import random_state
 
     state: Any = numpy.random.get_state()  # noqa: NPY002 - libraries draw from this global state
     kind, words, *rest = state
@@ -292,7 +292,7 @@ def _random_state() -> dict[str, Any]:
 def _set_random_state(state: Mapping[str, Any]) -> None:
     import numpy
 
-    from d2llm.gradient_cache import set_random_state
+    from d2llm.memory import set_random_state
 
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))

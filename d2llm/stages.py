@@ -222,6 +222,8 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
             for key, value in asked.items()
             if key in ASKING or (stage == "teacher" and key != "shards")
         }
+    if stage in ("pretext", "teacher") and config.training.precision != "float32":  # the usual precision goes unsaid
+        found["training.precision"] = config.training.precision
     if stage == "pretext":
         chosen = find_method(arguments["method"])
         found["recipe"] = chosen.pretext_recipe(config.recipe(arguments["method"], arguments["variant"]))

@@ -7,7 +7,8 @@ thrown away. A teacher below `teacher.min_ap` on dev is refused, because every l
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,11 +17,12 @@ from torch.nn import functional as F
 
 from d2llm.artifacts import append_jsonl, atomic, read_frame, write_json
 from d2llm.errors import TrainingError
-from d2llm.logs import get_logger, progress
+from d2llm.logs import get_logger
+from d2llm.methods import PretextContext
 from d2llm.models import remote
 from d2llm.models.lora import add_lora, merged_state
 from d2llm.models.tokens import encodings
-from d2llm.optimization import groups, optimizer, schedule, step
+from d2llm.optimization import fit, groups, mixed
 from d2llm.paths import Paths
 from d2llm.resume import Resume
 from d2llm.teacher import Row, Teacher
@@ -42,6 +44,7 @@ COLUMNS = {
     "phenomenon": "list",
 }
 RELATIONS = 6  # d2llm.data.events.relation
+LOG_EVERY = 50  # of the updates
 
 
 def run(config: Config, teacher: str, resume: Resume | None = None) -> None:
@@ -57,7 +60,7 @@ def run(config: Config, teacher: str, resume: Resume | None = None) -> None:
     log_file, report_file = folder / "log.jsonl", folder / "report.json"
     log_file.unlink(missing_ok=True)
     if settings.steps:
-        tune(judge, train, settings, log_file, resume)
+        tune(judge, train, settings, log_file, resume, config.training.precision)
     report = assess(judge, dev)
     write_json(report_file, report)
     for mode, found in report.items():
@@ -141,8 +144,11 @@ def tune(
     settings: TeacherSettings,
     log_file: Path,
     resume: Resume | None = None,
+    precision: str = "float32",
 ) -> None:
     """Train the teacher in place."""
+    from accelerate import Accelerator
+
     examples = _Examples(teacher, frame)
     hidden = teacher.model.config.hidden_size
     device = teacher.model.device
@@ -151,43 +157,74 @@ def tune(
         teacher.model.requires_grad_(False)
         teacher.model = add_lora(teacher.model, settings.tuning)
     teacher.model.train()
-    made = optimizer(
-        groups([*teacher.model.named_parameters(), *relation.named_parameters()], settings.learning_rate, 0.01),
-        (0.9, 0.98),
-    )
-    plan = schedule(made, "linear", settings.warmup, settings.steps)
     batches = examples.batches(settings.batch_pairs, settings.steps, settings.seed, settings.asymmetric_share)
-    loop = (resume or Resume()).loop("tuning the teacher", settings.steps, made, plan, log_file)
-    bar = progress(batches[loop.done :], loop.name, loop.done)
-    for number, (mode, index) in enumerate(bar, loop.done + 1):
+    context = PretextContext(
+        device=device,
+        accelerator=Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed(precision)),
+        loop=partial((resume or Resume()).loop, log_file=log_file),
+        log=lambda record: write(record, record["step"]),
+    )
+
+    def write(record: dict[str, Any], number: int) -> None:
+        if number % LOG_EVERY == 0 or number == settings.steps:
+            append_jsonl(log_file, {**record, "mode": batches[number - 1][0]})
+
+    def loss(batch: tuple[str, np.ndarray]) -> dict[str, Tensor]:
+        mode, index = batch
         rows = [examples.rows[mode][i] for i in index]
-        logits, _, states = teacher.forward(rows, mode)
+        with context.autocast():
+            logits, _, states = teacher.forward(rows, mode)
         wanted = torch.from_numpy(np.concatenate([examples.targets[mode][i] for i in index])).to(device)
+        logits = logits.float()
         terms = {"answer": F.binary_cross_entropy_with_logits(logits[:, 0] - logits[:, 1], wanted)}
         if settings.relation_weight:
-            picked, labels = _words(states, rows, [examples.relations[mode][i] for i in index])
-            if len(labels):  # only some sources know any
-                terms["relation"] = settings.relation_weight * F.cross_entropy(relation(picked), labels)
-        log = step(None, terms, made, plan, 1.0, f"teacher, step {number}")
-        if number % 50 == 0 or number == settings.steps:
-            append_jsonl(log_file, {"step": number, "mode": mode, **log})
-        bar.show(loss=log["loss"])
-        loop.after(number)
+            at, digits = marked(rows, [examples.relations[mode][i] for i in index], states.shape[1])
+            if digits:  # only some sources know any
+                picked = states.flatten(0, 1)[torch.tensor(at, device=device)].float()
+                right = torch.tensor(digits, device=device)
+                terms["relation"] = settings.relation_weight * F.cross_entropy(relation(picked), right)
+        return terms
+
+    def split(batch: tuple[str, np.ndarray], parts: int) -> list[tuple[tuple[str, np.ndarray], dict[str, float]]]:
+        """At most so many parts of the rows, each with its share of the candidates and of the marked words."""
+        mode, index = batch
+
+        def counts(some: np.ndarray) -> tuple[int, int]:
+            rows = [examples.rows[mode][i] for i in some]
+            words = marked(rows, [examples.relations[mode][i] for i in some], 0)[1]
+            return sum(len(row.answers) for row in rows), len(words)
+
+        answers, words = counts(index)
+        pieces = [(piece, counts(piece)) for piece in np.array_split(index, min(parts, len(index)))]
+        return [
+            ((mode, piece), {"answer": own / answers, "relation": said / max(1, words)})
+            for piece, (own, said) in pieces
+        ]
+
+    fit(
+        groups([*teacher.model.named_parameters(), *relation.named_parameters()], settings.learning_rate, 0.01),
+        batches,
+        loss,
+        steps=settings.steps,
+        name="tuning the teacher",
+        context=context,
+        split=split,
+        warmup=settings.warmup,
+        betas=(0.9, 0.98),
+    )
     teacher.model.eval()
 
 
-def _words(states: Tensor, rows: list[Row], labels: list[list[list[int]]]) -> tuple[Tensor, Tensor]:
-    """States of the candidates' words that have a relation, (m, d), and the relation, (m,)."""
-    at, value = [], []
-    width = states.shape[1]
-    for i, (row, marked) in enumerate(zip(rows, labels, strict=True)):
-        for (start, end), digits in zip(row.text_spans, marked, strict=True):
-            for offset, digit in enumerate(digits[: end - start]):
+def marked(rows: list[Row], labels: list[list[list[int]]], width: int) -> tuple[list[int], list[int]]:
+    """Where the candidates' words that have a relation stand in rows of so many tokens laid end to end, and the relations."""
+    at, digits = [], []
+    for i, (row, found) in enumerate(zip(rows, labels, strict=True)):
+        for (start, end), own in zip(row.text_spans, found, strict=True):
+            for offset, digit in enumerate(own[: end - start]):
                 if digit != -100:
                     at.append(i * width + start + offset)
-                    value.append(digit)
-    index = torch.tensor(at, dtype=torch.long, device=states.device)
-    return states.flatten(0, 1)[index], torch.tensor(value, device=states.device)
+                    digits.append(digit)
+    return at, digits
 
 
 def assess(teacher: Teacher, dev: pd.DataFrame, bins: int = 10) -> dict[str, dict]:

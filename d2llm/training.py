@@ -15,13 +15,14 @@ import torch
 
 from d2llm.artifacts import append_jsonl, atomic, read_frame, read_json, read_jsonl, write_json
 from d2llm.errors import ConfigError, DataError, TrainingError
-from d2llm.gradient_cache import GradientCache, random_state, set_random_state
+from d2llm.gradient_cache import cached, fewer
 from d2llm.logs import get_logger, progress
+from d2llm.memory import retried
 from d2llm.methods import Batch, TeacherTargets
 from d2llm.methods import method as find_method
 from d2llm.models.backbone import Backbone
 from d2llm.monitor import Monitor
-from d2llm.optimization import optimizer, schedule, step
+from d2llm.optimization import mixed, optimizer, schedule, step
 from d2llm.parallel import Shares
 from d2llm.paths import Paths
 from d2llm.resume import Resume
@@ -98,7 +99,7 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
     tail: list[dict[str, float]] = loop.notes.get("tail", [])
     at_once = loop.notes.get("texts_at_once", settings.texts_at_once)
     if at_once is not None:
-        student.cache = GradientCache(embedder(student, accelerator), at_once)
+        student.cache = cached(student, at_once, accelerator.autocast)
     batches = data.batches(settings.batch_size, steps, seed, loop.done)
     bar = progress(batches, f"training {method}/{variant} seed {seed}", loop.done)
     for number, drawn in enumerate(bar, loop.done + 1):
@@ -108,9 +109,10 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
 
         def update(batch: Batch = batch, where: str = where) -> dict[str, float]:
             terms = chosen.objective(student, wrapped(batch), batch, recipe)
-            return step(accelerator, terms, made, plan, recipe.clip, where, lambda: finish(student))
+            return step(accelerator, [terms], made, plan, recipe.clip, where, lambda: finish(student))
 
-        record = fitting(update, student, made, len(batch) * (2 + batch.negative_count), accelerator, where)
+        texts = len(batch) * (2 + batch.negative_count)
+        record = retried(update, smaller(student, made, texts, accelerator, where))
         if number > 0.9 * steps:
             tail.append(record)
         if log_file is not None and (number % settings.log_every == 0 or number == steps):
@@ -144,51 +146,21 @@ def finish(student: Student) -> None:
         student.shares.average(student.parameters())
 
 
-def mixed(precision: str) -> str:
-    """Accelerate's name of a precision. Raises ConfigError for one this machine does not have."""
-    if precision == "float16" and not torch.cuda.is_available():
-        raise ConfigError("training.precision: float16 needs a GPU and there is none; bfloat16 works without")
-    return {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision]
-
-
-def embedder(student: Student, accelerator: Accelerator) -> Callable[[list[tuple[int, ...]]], torch.Tensor]:
-    """`student.passes` in the training's precision, which holds in the second pass as well."""
-
-    def embed(rows: list[tuple[int, ...]]) -> torch.Tensor:
-        with accelerator.autocast():
-            return student.passes(rows).float()
-
-    return embed
-
-
-def fitting(
-    update: Callable[[], dict[str, float]],
-    student: Student,
-    made: torch.optim.Optimizer,
-    texts: int,
-    accelerator: Accelerator,
-    where: str,
-) -> dict[str, float]:
-    """What `update` returns; when memory runs out, again with half as many texts at a time, from the same random state.
+def smaller(
+    student: Student, made: torch.optim.Optimizer, texts: int, accelerator: Accelerator, where: str
+) -> Callable[[Exception], None]:
+    """What to do about a batch of so many texts that does not fit: half as many texts at a time.
 
     The batch and its gradient stay what they are (`gradient_cache`). Raises TrainingError when one text is too much.
     """
-    state = random_state()
-    while True:
-        try:
-            return update()
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            if student.shares is not None:  # the others wait for this one
-                raise TrainingError(f"{where}: out of memory; lower training.texts_at_once") from error
-            made.zero_grad(set_to_none=True)
-            if student.cache is None:
-                student.cache = GradientCache(embedder(student, accelerator), texts)
-            student.cache.halve()
-        # Outside the handler, whose error holds on to what is to be freed.
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        get_logger(__name__).warning("%s: out of memory; %d texts at a time from now on", where, student.cache.size)
-        set_random_state(state)
+
+    def less(error: Exception) -> None:
+        if student.shares is not None:  # the others wait for this one
+            raise TrainingError(f"{where}: out of memory; lower training.texts_at_once") from error
+        made.zero_grad(set_to_none=True)
+        fewer(student, texts, accelerator.autocast, where)
+
+    return less
 
 
 def start(config: Config, method: str, variant: str) -> Path:

@@ -328,9 +328,8 @@ def test_autoencoding_loss_by_hand(tmp_path):
     torch.manual_seed(1)
     decoder = EnhancedDecoder(backbone.model.config).eval()
     ids, mask = padded("甲乙丙丁戊己庚", "山水火")
-    terms = retromae.autoencoding_loss(
-        backbone, head_of(full), decoder, ids, mask, STAGE, torch.Generator().manual_seed(5)
-    )
+    drawn = retromae.masked(ids, mask, STAGE, backbone.tokenizer, torch.Generator().manual_seed(5))
+    terms = retromae.autoencoding_loss(backbone, head_of(full), decoder, drawn)
     # the same draws again, then every text alone and every position by itself
     generator = torch.Generator().manual_seed(5)
     inner = torch.tensor([[0, *[1] * 7, 0], [0, 1, 1, 1, 0, 0, 0, 0, 0]]).bool()
@@ -361,6 +360,11 @@ def test_autoencoding_loss_by_hand(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------- LLaRA
 LAYOUT = llara.Layout((BOS, 45), (20, 52, 53, 54, 55, 56, 57, 58, 59), (21, 22, 60, 61, 62, 63, 64, 65, 66, 67))
 ADAPT = llara.Adaptation()
+SPECIAL = {0}
+
+
+def paired(texts, after):
+    return list(zip(texts, after, strict=True))
 
 
 def llama(tmp_path):
@@ -422,7 +426,7 @@ def test_adaptation_terms(tmp_path):
     full = backbone.language_model().eval()
     head = head_of(full)
     texts, after = [tiny.ids("甲乙丙丁"), tiny.ids("山水")], [tiny.ids("日月月"), ()]
-    terms = llara.adaptation_loss(backbone, head, LAYOUT, texts, after, ADAPT)
+    terms = llara.adaptation_loss(backbone, head, LAYOUT, paired(texts, after), ADAPT, SPECIAL)
     language, ebae, ebar = [], [], []
     for text, next_text in zip(texts, after, strict=True):
         sequence = torch.tensor([[*LAYOUT.prefix, *text]])
@@ -436,11 +440,11 @@ def test_adaptation_terms(tmp_path):
     assert len(ebar) == 1
     expected = {"language_model": np.mean(language), "ebae": np.mean(ebae) / 2, "ebar": np.mean(ebar) / 2}
     assert {key: value.item() for key, value in terms.items()} == pytest.approx(expected, rel=1e-4)
-    only = llara.adaptation_loss(backbone, head, LAYOUT, texts, [(), ()], ADAPT)
+    only = llara.adaptation_loss(backbone, head, LAYOUT, paired(texts, [(), ()]), ADAPT, SPECIAL)
     assert set(only) == {"language_model", "ebae"}
     assert only["ebae"].item() == pytest.approx(np.mean(ebae), rel=1e-4)
     bare = ADAPT.model_copy(update={"language_model": 0.0, "bag_of_words": 0.1})
-    scaled = llara.adaptation_loss(backbone, head, LAYOUT, texts, after, bare)
+    scaled = llara.adaptation_loss(backbone, head, LAYOUT, paired(texts, after), bare, SPECIAL)
     assert {k: v.item() for k, v in scaled.items()} == pytest.approx(
         {"ebae": np.mean(ebae) / 20, "ebar": np.mean(ebar) / 20}, rel=1e-4
     )

@@ -13,11 +13,12 @@ from accelerate.state import AcceleratorState
 from test_training import prepared, train
 from tiny_run import changed
 
-from d2llm import methods, training
+from d2llm import methods, optimization, training
 from d2llm.artifacts import read_jsonl
 from d2llm.config import Config
 from d2llm.errors import ConfigError, TrainingError
 from d2llm.gradient_cache import GradientCache
+from d2llm.memory import retried
 from d2llm.methods import Batch, TeacherTargets
 from d2llm.models.student import Student
 from d2llm.paths import Paths
@@ -163,7 +164,7 @@ def test_one_text_too_much_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         raise torch.OutOfMemoryError("no room")
 
     with pytest.raises(TrainingError, match=r"out of memory with a single text at a time; lower training\.max_length"):
-        training.fitting(update, student, made, 8, Accelerator(cpu=True), "here")
+        retried(update, training.smaller(student, made, 8, Accelerator(cpu=True), "here"))
 
 
 @pytest.mark.parametrize("at_once", [None, 6])
@@ -189,4 +190,4 @@ def test_bfloat16_trains_like_float32(
 def test_float16_without_a_gpu_is_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match=r"training\.precision: float16 needs a GPU"):
-            training.mixed("float16")
+            optimization.mixed("float16")

@@ -154,6 +154,8 @@ def test_stages_declare_the_settings_their_modules_read() -> None:
         declared = {key.replace("{model}", "") for key in stage.settings}
         # Of the model, or of the teacher, that the job is about (stages.settings).
         declared |= {"models.of"} if name == "base" else set()
+        # Where it is not the usual one.
+        declared |= {"training.precision"} if name in ("teacher", "pretext") else set()
         # The one set a download is.
         declared |= {"data.files"} if name == "download" else set()
         for module in stages.modules(name, **given):
@@ -250,10 +252,23 @@ def test_what_no_record_names_is_taken_as_it_is(made: Path) -> None:
     (made / "model" / "notes").write_text("mine")
     checked_inputs([str(made / "model")])
     flip(made / "model" / "weights")
-    (made / "provenance.json").write_text("{ no record")
-    checked_inputs([str(made / "model")])
     (made / "provenance.json").write_text('{"stage": "train"}')  # of an earlier version, which named no outputs
     checked_inputs([str(made / "model")])
+
+
+def test_half_a_record_is_told_by_whoever_reads_what_it_speaks_for(made: Path) -> None:
+    record = made / "provenance.json"
+    record.write_text(record.read_text()[:40])
+    for name in (record, made / "summary.json", made / "model"):
+        with pytest.raises(ArtifactError, match=rf"{record}: damaged, or changed .*; remove {made} and run"):
+            checked_inputs([str(name)])
+    scores = made / "scores.parquet"
+    checked_inputs([str(scores)])  # another job's, whose own record is whole
+    beside(scores).write_text("[]")
+    with pytest.raises(
+        ArtifactError, match=rf"{beside(scores)}: damaged, or changed .*; remove {beside(scores)} and run"
+    ):
+        checked_inputs([str(scores)])
 
 
 def test_every_stage_s_record_speaks_for_its_files() -> None:

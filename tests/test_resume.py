@@ -63,7 +63,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, at: int = 0) -> list[int]:
             raise Stopped
         return record
 
-    for module in (training, teacher_tuning, pretraining, optimization):
+    for module in (training, pretraining, optimization):
         monkeypatch.setattr(module, "step", step)
     return calls
 

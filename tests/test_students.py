@@ -516,12 +516,12 @@ def test_a_loss_that_is_not_finite_names_method_step_and_term():
     made = optimization.optimizer([{"params": [parameter], "lr": 1.0, "weight_decay": 0.0}])
     terms = {"fine": parameter.sum(), "broken": (parameter * math.nan).sum()}
     with pytest.raises(TrainingError, match=r"sgpt, step 12: loss term 'broken' is nan"):
-        optimization.step(None, terms, made, None, 1.0, "sgpt, step 12")
+        optimization.step(None, [terms], made, None, 1.0, "sgpt, step 12")
     with pytest.raises(TrainingError, match="the gradient of root is nan"):
-        optimization.step(None, {"root": (parameter - 1).abs().sqrt().sum()}, made, None, 1.0, "sgpt, step 13")
+        optimization.step(None, [{"root": (parameter - 1).abs().sqrt().sum()}], made, None, 1.0, "sgpt, step 13")
     assert parameter.item() == 1.0
     with pytest.raises(TrainingError, match="no term"):
-        optimization.step(None, {}, made, None, 1.0, "x")
+        optimization.step(None, [{}], made, None, 1.0, "x")
     with pytest.raises(TrainingError, match="nothing to train"):
         optimization.optimizer([])
 
@@ -529,7 +529,7 @@ def test_a_loss_that_is_not_finite_names_method_step_and_term():
 def test_a_step_clips_and_reports():
     parameter = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     made = optimization.optimizer([{"params": [parameter], "lr": 0.1, "weight_decay": 0.0}])
-    log = optimization.step(None, {"a": (parameter**2).sum() / 2, "b": parameter.sum() * 0}, made, None, 1.0, "x")
+    log = optimization.step(None, [{"a": (parameter**2).sum() / 2, "b": parameter.sum() * 0}], made, None, 1.0, "x")
     assert log == pytest.approx({"a": 12.5, "b": 0, "loss": 12.5, "gradient_norm": 5, "learning_rate": 0.1})
     assert made.state[parameter]["exp_avg"].tolist() == pytest.approx([0.06, 0.08])  # 0.1 × clipped gradient
 

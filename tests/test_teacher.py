@@ -333,7 +333,7 @@ def test_the_relation_term_can_be_left_out(tmp_path: Path) -> None:
 
 
 def test_relations_are_read_at_the_words_of_the_candidates(teacher: Teacher) -> None:
-    """Of fake states that hold their own place, the picked ones are those of marked tokens, with their digits."""
+    """In rows laid end to end, the places are those of marked tokens, with their digits."""
     groups = [("甲", ["乙丙丁", "戊己"]), ("庚辛", ["壬"])]
     rows = teacher.pack(groups, "symmetric")
     marks = [["105", "20"], ["3"]]
@@ -343,11 +343,10 @@ def test_relations_are_read_at_the_words_of_the_candidates(teacher: Teacher) -> 
     ]
     assert labels == [[[1, -100, 5], [2, -100]], [[3]]]
     width = max(len(row.ids) for row in rows)
-    states = torch.arange(2 * width, dtype=torch.float32).view(2, width, 1)
-    picked, digits = teacher_tuning._words(states, rows, labels)
+    at, digits = teacher_tuning.marked(rows, labels, width)
     (first, second), (third,) = rows[0].text_spans, rows[1].text_spans
-    assert picked.flatten().tolist() == [first[0], first[0] + 2, second[0], width + third[0]]
-    assert digits.tolist() == [1, 5, 2, 3]
+    assert at == [first[0], first[0] + 2, second[0], width + third[0]]
+    assert digits == [1, 5, 2, 3]
 
 
 def test_a_token_of_several_characters_takes_the_first_ones_digit() -> None:
