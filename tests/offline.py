@@ -1,4 +1,4 @@
-"""A command without network: in a network namespace of its own, where nothing but the loopback is."""
+"""A command without network: in a network namespace of its own, where nothing but the loopback is. From a shell: `python tests/offline.py COMMAND …`."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def offline(command: list[str]) -> list[str]:
     assert "CI" not in os.environ, "no network namespaces here: `unshare -rn` has to be permitted"
     warnings.warn("no network namespaces here (`unshare -rn` is not permitted): this ran with a network", stacklevel=2)
     return command
+
+
+if __name__ == "__main__":
+    line = offline(sys.argv[1:])
+    os.execvp(line[0], line)

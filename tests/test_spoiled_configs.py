@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from d2llm.validation import ANY, keys, nearest
 
 
 @settings(
-    max_examples=80,
+    max_examples=2000 if "CI" in os.environ else 80,  # 2,000 take two minutes
     derandomize=True,
     database=None,
     deadline=None,

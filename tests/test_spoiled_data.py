@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,7 @@ from d2llm.errors import DataError
 
 
 @settings(
-    max_examples=200,
+    max_examples=2000 if "CI" in os.environ else 200,
     derandomize=True,
     database=None,
     deadline=None,

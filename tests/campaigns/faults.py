@@ -7,6 +7,7 @@ the scores of the undisturbed run. Prints a Markdown table; WORD, a regular expr
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ sys.path[:0] = [str(HERE.parent), str(ROOT)]
 
 import hub  # noqa: E402
 import hub_sets  # noqa: E402
+import psutil  # noqa: E402
 import yaml  # noqa: E402
 from test_workflow import PARTS  # noqa: E402
 from tiny_run import tiny_settings  # noqa: E402
@@ -175,10 +177,11 @@ def harmed(base: Path, copy: Path, artifact: str, target: str, how: str) -> Told
         text = done.stdout + done.stderr
         lines += [line.strip() for line in text.splitlines() if line.startswith("Not what their jobs wrote")][:1]
     after = times(copy)
-    # What the failing job itself makes goes with it.
+    # What the failing job itself makes goes with it: its folder, or files beside each other at the top.
     own = (copy / RUN / target).parent
-    lost = [name for name in before if name not in after and "/logs/" not in name and (copy / name).parent != own]
-    kept = "yes" if not lost else f"lost {len(lost)}: {lost[0]}"
+    gone = [copy / name for name in before if name not in after and "/logs/" not in name]
+    lost = [path for path in gone if path.parent != own and (own == copy / RUN or own not in path.parents)]
+    kept = "yes" if not lost else f"LOST {len(lost)}: {lost[0].relative_to(copy)}"
     if done.returncode == 0:
         right = "made good by the run" if same(base, copy, target) else "NOT NOTICED"
         return Told(f"{artifact}, {how}", right, kept, "–")
@@ -358,6 +361,136 @@ def hubs(base: Path, copy: Path) -> Iterator[tuple[str, object]]:
     yield "hub download flipped", harmed_download
 
 
+def begun(copy: Path) -> subprocess.Popen[str]:
+    """A run that makes the training of D2LLM again, in a process group of its own, as soon as the training's job is there."""
+    shutil.rmtree(copy / RUN / "runs" / "d2llm")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    main = subprocess.Popen(
+        [sys.executable, "-m", "snakemake", "--cores", "1", f"{RUN}/{TRAINED}", "--configfile", "tiny.yaml"],
+        cwd=copy, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    limit = time.monotonic() + 120
+    while not trainings(main.pid) and main.poll() is None and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert trainings(main.pid), "the training did not start"
+    time.sleep(2.5)  # into its work: the lock is held
+    return main
+
+
+def trainings(pid: int) -> list[psutil.Process]:
+    """Training jobs among the descendants of a process."""
+    try:
+        below = psutil.Process(pid).children(recursive=True)
+        return [job for job in below if "train" in job.cmdline() and Path(job.cmdline()[0]).name.startswith("python")]
+    except psutil.Error:
+        return []
+
+
+def moved(copy: Path, seconds: float) -> None:
+    """What a clock that is set looks like to files: all that is there was written so much later (or earlier) than now."""
+    for path in (copy / RUN).rglob("*"):
+        if path.is_file():
+            stamp = path.stat()
+            os.utime(path, (stamp.st_atime + seconds, stamp.st_mtime + seconds))
+
+
+def together(base: Path, copy: Path) -> Iterator[tuple[str, object]]:
+    """The clock set while a job works; two runs in one folder; an orphan that still works when its run is called again."""
+    model, other = "runs/d2llm/base/seed1/model/student.safetensors", "runs/bge/base/seed1/model/student.safetensors"
+
+    def told(name: str, said: str, good: bool) -> Told:
+        kept = (copy / RUN / other).exists() and not (copy / "again").exists()
+        return Told(name, said, "yes" if kept else "LOST", "yes" if good and same(base, copy, model) else "NO")
+
+    def nothing(goal: str) -> bool:
+        done = snakemake(copy, goal)
+        return done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
+
+    def clock(name: str, seconds: float) -> Told:
+        copied(base, copy)
+        run = begun(copy)
+        moved(copy, seconds)
+        text, _ = run.communicate(timeout=600)
+        said = "the run ends" if run.returncode == 0 else "; ".join(re.findall(r"error: .*", text)) or "NO LINE"
+        logs = [log.read_text() for log in (copy / RUN / "logs").rglob("*.log")]
+        lines = [line for log in logs for line in log.splitlines() if "of the future" in line]
+        said += "".join(f"; its log: {line}" for line in dict.fromkeys(lines))
+        return told(name, said, run.returncode == 0 and nothing(f"{RUN}/{TRAINED}"))
+
+    def two() -> Told:
+        copied(base, copy)
+        run = begun(copy)
+        second = snakemake(copy, f"{RUN}/{TRAINED}")
+        text, _ = run.communicate(timeout=600)
+        return told(
+            "two runs at once",
+            "; ".join(errors(second)) if second.returncode else "NOT NOTICED",
+            run.returncode == 0 and nothing(f"{RUN}/{TRAINED}"),
+        )
+
+    def orphan() -> Told:
+        copied(base, copy)
+        run = begun(copy)
+        ghost = trainings(run.pid)[0]
+        run.kill()
+        run.communicate(timeout=600)
+        alive = ghost.is_running()
+        again = snakemake(copy, f"{RUN}/{TRAINED}")
+        logs = [log.read_text() for log in (copy / RUN / "logs").rglob("*.log")]
+        waited = [line for log in logs for line in log.splitlines() if "another process" in line]
+        said = f"orphan at work when called again: {alive}; the job's log: {waited[0] if waited else 'NO LINE'}"
+        return told("an orphan still at work", said, again.returncode == 0 and not ghost.is_running())
+
+    yield "clock set back", lambda: clock("clock set back by an hour while a training works", 3600)
+    yield "clock set forward", lambda: clock("clock set forward by an hour while a training works", -3600)
+    yield "two runs at once", two
+    yield "orphan at work", orphan
+
+
+ROWS = [{"query": f"query {i}", "passage": f"passage {i // 2}", "label": i % 2} for i in range(40)]
+FILES = {
+    "tier": "tiny",
+    "methods": {"bge": {}},
+    "references": ["bm25"],
+    "training": {"dev_every": 0},
+    "data": {"source": "files", "files": {
+        "train": {"mine": {"file": "mine.jsonl", "query": "query", "passage": "passage", "label": "label", "yes": [1], "no": [0]}},
+        "tasks": {"pairs": {"type": "pair_classification", "group": "nli", "sentence1": "query", "sentence2": "passage", "dev": "dev.jsonl", "test": "test.jsonl", "yes": [1]}},
+        "teacher_dev": 0.3,
+    }},
+}  # fmt: skip
+# (what is wrong, the line of the 7th row)
+LINES = [
+    ("a label that is neither yes nor no", '{"query": "a", "passage": "b", "label": 7}'),
+    ("a column missing", '{"query": "a", "label": 1}'),
+    ("a text that is a number", '{"query": 5, "passage": "b", "label": 1}'),
+    ("an empty text", '{"query": "", "passage": "b", "label": 1}'),
+    ("a label that is NaN", '{"query": "a", "passage": "b", "label": NaN}'),
+    ("a line that is no JSON", '{"query": "a", "passage'),
+]
+
+
+def rows(base: Path, copy: Path, name: str, line: str) -> Told:
+    """Train on a file of one's own with one wrong row; then with the row mended."""
+    copied(base, copy)
+    stamp = (copy / RUN / "runs/bge/base/seed1/summary.json").stat().st_mtime_ns
+    texts = [json.dumps(row) for row in ROWS]
+    for file in ("mine", "dev", "test"):
+        mine = [text.replace("query ", f"{file} ") for text in texts]
+        (copy / f"{file}.jsonl").write_text("\n".join(mine[:6] + [line] * (file == "mine") + mine[6:]) + "\n")
+    (copy / "own.yaml").write_text(yaml.safe_dump(FILES))
+    goal = f"{RUN}/data/train.parquet"
+    done = snakemake(copy, goal, files=("own.yaml",))
+    said = "; ".join(errors(done)) or "NOT NOTICED"
+    kept = (copy / RUN / "runs/bge/base/seed1/summary.json").stat().st_mtime_ns == stamp
+    (copy / "mine.jsonl").write_text("\n".join(texts) + "\n")
+    again = snakemake(copy, goal, files=("own.yaml",))
+    good = again.returncode == 0 and "mine.jsonl: line 7" in said
+    return Told(
+        f"own data: {name}", said, "yes" if kept else "LOST", "yes" if good else "NO: " + "; ".join(errors(again))[:200]
+    )
+
+
 def main(folder: Path, word: str) -> int:
     base, copy, wrong = finished(folder), folder / "copy", 0
     cases = [
@@ -366,6 +499,8 @@ def main(folder: Path, word: str) -> int:
         for how in ("flip", "cut")
     ]
     cases += [(name, lambda n=name, s=script: machine(base, copy, n, s)) for name, script in MACHINE]
+    cases += together(base, copy)
+    cases += [(f"row: {name}", lambda n=name, x=line: rows(base, copy, n, x)) for name, line in LINES]
     cases += hubs(base, copy)
     print("| fault | what is said | finished work kept | mended by doing so and `snakemake` |\n|---|---|---|---|")
     for name, case in cases:
