@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -433,7 +434,9 @@ def together(base: Path, copy: Path) -> Iterator[tuple[str, object]]:
         run = begun(copy)
         ghost = trainings(run.pid)[0]
         run.kill()
-        run.communicate(timeout=600)
+        run.wait()  # its pipe stays open as long as the orphan does
+        ghost.suspend()  # as slow as need be
+        threading.Timer(15, ghost.resume).start()
         alive = ghost.is_running()
         again = snakemake(copy, f"{RUN}/{TRAINED}")
         logs = [log.read_text() for log in (copy / RUN / "logs").rglob("*.log")]
