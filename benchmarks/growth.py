@@ -91,7 +91,7 @@ def training(path: str, results: Paths, name: str, batch_size: int, negatives: i
     plan = schedule(made, "constant", 0, 1000)
     batch = next(iter(PairData.load(config, chosen).batches(batch_size, 1, 1))).narrowed(negatives)
     return lambda: step(
-        None, chosen.objective(student, student(batch), batch, recipe), made, plan, recipe.clip, "benchmark"
+        None, [chosen.objective(student, student(batch), batch, recipe)], made, plan, recipe.clip, "benchmark"
     )
 
 

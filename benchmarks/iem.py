@@ -2,16 +2,20 @@
 
 The release joins [q; p] for every pair, runs the first layer on all 2d numbers and both branches. Here a passage's half of the first layer is
 precomputed (`Scorer.passage_cache`), and only the branch of the mode runs. What remains is one h×h product a pair: its rate is compared with that of
-`torch.mm` on the same shapes in the same run. Precomputing is timed apart ("index").
+`torch.mm` on the same shapes in the same run. Precomputing is timed apart ("index"). The same in bfloat16, against its own product; and what an index in
+fewer bits costs in scores.
 """
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from common import arguments, publish, rounds
 from torch import Tensor
 
 from d2llm.models.interaction import IEM
+from d2llm.search import stored
 
 
 def release(iem: IEM, q: Tensor, p: Tensor, batch: int = 4096) -> Tensor:
@@ -49,9 +53,14 @@ def main() -> None:
         # The product in pieces that stay in the cache is the fastest way this machine has; the larger rate of the two counts.
         piece = 512
 
-        def blocked() -> None:
+        def blocked(x: Tensor, weight: Tensor, products: Tensor) -> None:
             for start in range(0, m, piece):
                 torch.mm(x[start : start + piece], weight.T, out=products[: min(piece, m - start)])
+
+        narrow = copy.deepcopy(iem).bfloat16()
+        short_q, short = narrow.query_cache(q.bfloat16()), narrow.passage_cache(p.bfloat16())
+        short_x, short_weight = x.bfloat16(), weight.bfloat16()
+        short_products = torch.empty(m, h, device=device, dtype=torch.bfloat16)
 
         def synchronised(call):  # noqa: ANN001, ANN202
             def run() -> None:
@@ -66,7 +75,9 @@ def main() -> None:
                 "release": synchronised(lambda: release(iem, q, p)),
                 "suite": synchronised(lambda: iem.matrix_cached(iem.query_cache(q), cache, "asymmetric")),
                 "product": synchronised(lambda: torch.mm(x, weight.T, out=products)),
-                "product, blocked": synchronised(blocked),
+                "product, blocked": synchronised(lambda: blocked(x, weight, products)),
+                "suite, bfloat16": synchronised(lambda: narrow.matrix_cached(short_q, short, "asymmetric")),
+                "product, blocked, bfloat16": synchronised(lambda: blocked(short_x, short_weight, short_products)),
                 "index": synchronised(lambda: iem.passage_cache(p)),
             },
             options.rounds,
@@ -74,8 +85,11 @@ def main() -> None:
         fastest = min(("product", "product, blocked"), key=timed.median)
         found = iem.matrix_cached(iem.query_cache(q), cache, "asymmetric")[0]
         error = float((found - exact).abs().max() / exact.abs().max())
-        half = cache.to(torch.float16)
-        halved = iem.matrix_cached(iem.query_cache(q), half.float(), "asymmetric")[0]
+        rough = {"all of it in bfloat16": narrow.matrix_cached(short_q, short, "asymmetric")[0].float()}
+        for precision in ("float16", "int8"):
+            kept, scale = stored(iem, p, precision)
+            read = kept.float() if scale is None else kept.float() * scale
+            rough[f"an index in {precision}"] = iem.matrix_cached(iem.query_cache(q), read, "asymmetric")[0]
     flops = 2 * m * h * h
     for name in timed.seconds:
         low, middle, high = timed.ratio("release", name)
@@ -87,9 +101,10 @@ def main() -> None:
     share = timed.ratio(fastest, "suite")
     print(f"share of the machine's product rate ({fastest}): {share[1]:.3f} ({share[0]:.3f} to {share[2]:.3f})")
     print(f"largest difference from the release's formula: {error:.2e} of the largest score")
-    print(
-        f"an index in float16: largest difference {float((halved - exact).abs().max() / exact.abs().max()):.2e}; {2 * h} bytes a passage, embedding {4 * d}"
-    )
+    share = timed.ratio("product, blocked, bfloat16", "suite, bfloat16")
+    print(f"share of the rate in bfloat16: {share[1]:.3f} ({share[0]:.3f} to {share[2]:.3f})")
+    for name, scores in rough.items():
+        print(f"{name}: largest difference {float((scores - exact).abs().max() / exact.abs().max()):.2e}")
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def overhead(config: Config, name: str, seed: int, steps: int = 40) -> tuple[flo
     batches = list(PairData.load(config, chosen).batches(settings.batch_size, steps, seed))
 
     def go(batch: Any) -> None:
-        step(None, chosen.objective(student, student(batch), batch, recipe), made, plan, recipe.clip, "benchmark")
+        step(None, [chosen.objective(student, student(batch), batch, recipe)], made, plan, recipe.clip, "benchmark")
 
     for batch in batches[:5]:
         go(batch)

@@ -1,14 +1,15 @@
 """Kill campaign: a whole run in miniature, killed again and again at seeded moments of every stage, must end with the scores of one left alone.
 
     python tests/campaigns/kill.py --folder FOLDER [--kills 36] [--seed 1] [--stages STAGE …] [--whole RESULTS]
-    python tests/campaigns/kill.py --folder FOLDER --aim collect runtime table report notebook [--seed 1] [--whole RESULTS]
+    python tests/campaigns/kill.py --folder FOLDER --kills 0 --aim collect runtime table report notebook [--seed 1] [--whole RESULTS]
 
 Works on a copy of the repository below FOLDER whose own config is a miniature, so that what follows every kill is a plain `snakemake --cores 2`.
 Prints a line a kill and a summary, writes both to FOLDER/report.md, and exits with 1 where scores or models differ, a training that Snakemake saw
 finish was done again, or a restart did not go on. Takes about 20 minutes; pytest does not run it. What it found: docs/reliability.md.
 
 With --aim, stages that are over in seconds are hit as well: whichever of the named ones starts a job is killed at once, six times each (either
-signal to the main process, the job, the process group), however long the run takes to come to it.
+signal to the main process, the job, the process group), however long the run takes to come to it. Planned kills may outlast the run: aim in a call of
+its own (`--kills 0`).
 """
 
 from __future__ import annotations
