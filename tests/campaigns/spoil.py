@@ -50,11 +50,9 @@ def campaign(name: str, strategy: Any, judge: Callable[[Any, Path], str], count:
         try:
             told = judge(made, folder)
         except Exception as error:
-            last = [
-                frame
-                for frame in traceback.extract_tb(error.__traceback__)
-                if "/d2llm/" in frame.filename or "spoiled" in frame.filename
-            ][-1]
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if "/d2llm/" in frame.filename or "spoiled" in frame.filename]
+            last = (own or frames)[-1]
             where = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
             kinds[f"WRONG: {where}"] += 1
             wrong.setdefault(where, f"{error}\n{made}"[:1500])
@@ -74,7 +72,7 @@ def campaign(name: str, strategy: Any, judge: Callable[[Any, Path], str], count:
 def dry_run(below: list[Path], text: str, folder: Path) -> str:
     """As `config_outcome`; what that lets pass has to pass Snakemake's dry run of the whole workflow, or to be refused there in one line that names a key."""
     told = config_outcome(below, text, folder)
-    if told.startswith("models."):  # a checkpoint that is not there
+    if told != "planned":
         return told
     # In a folder of its own: where Snakemake runs it keeps its records and the run's config.
     work = folder / "dry"
