@@ -1,0 +1,61 @@
+"""The benchmarks run: each on the smallest sizes there are, as a script, and what it writes as JSON is what its figure reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from d2llm.config import Config
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--width", "16", "--hidden", "16"]
+
+
+def run(script: str, *arguments: str | Path) -> str:
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / script, *map(str, arguments)],
+        capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_iem_scores(tmp_path: Path) -> None:
+    said = run("iem.py", "--passages", "2000", *SMALL, "--rounds", "2", "--json", tmp_path / "iem.json")
+    rows = {row["what"]: row for row in json.loads((tmp_path / "iem.json").read_text())["rows"]}
+    assert rows["release"]["times faster than the release"] == 1
+    assert rows["suite"]["GFLOP/s"] == pytest.approx(2 * 2000 * 16 * 16 / rows["suite"]["seconds"] / 1e9)
+    off = {line.split(":")[0]: float(line.split()[-1]) for line in said.splitlines() if ": largest difference " in line}
+    assert 0 < off["an index in float16"] < off["an index in int8"] < 0.05
+    assert 1e-4 < off["all of it in bfloat16"] < 0.1
+
+
+@pytest.mark.slow
+def test_recall_and_its_figure(tmp_path: Path) -> None:
+    files = {kind: tmp_path / f"{kind}.json" for kind in ("matcher", "random")}
+    for kind, file in files.items():
+        run("search.py", "--passages", "3000", "--queries", "3", "--heaps", "9", *SMALL, "--iem", kind, "--json", file)
+        rows = json.loads(file.read_text())["rows"]
+        assert rows[0]["recall@10"] == 1 and all(0 <= row["least"] <= row["recall@10"] <= 1 for row in rows)
+    run("recall_figure.py", *(f"a {kind}={file}" for kind, file in files.items()), "--to", tmp_path / "figures")
+    text = (tmp_path / "figures" / "recall.svg").read_text()
+    assert "3,000 passages" in text and "a matcher" in text and "a random" in text
+    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".svg", ".pdf", ".png"}
+
+
+@pytest.mark.slow
+def test_growth_of_an_update(tiny_scores: Config, tmp_path: Path) -> None:
+    tier = tmp_path / "tiny.yaml"
+    tier.write_text(yaml.safe_dump(tiny_scores.model_dump(mode="json"), allow_unicode=True))
+    results = Path(tiny_scores.results) / tiny_scores.tier
+    arguments = ["--config", tier, "--results", results, "--only", "D2LLM batch", "--least", "0"]
+    run("growth.py", *arguments, "--json", tmp_path / "growth.json")
+    [row] = json.loads((tmp_path / "growth.json").read_text())["rows"]
+    assert len(row["ms"].split()) == 4 and row["exponent"] < 3
