@@ -158,16 +158,18 @@ def tune(
         teacher.model = add_lora(teacher.model, settings.tuning)
     teacher.model.train()
     batches = examples.batches(settings.batch_pairs, settings.steps, settings.seed, settings.asymmetric_share)
+
+    def write(record: dict[str, Any]) -> None:
+        number = record["step"]
+        if number % LOG_EVERY == 0 or number == settings.steps:
+            append_jsonl(log_file, {**record, "mode": batches[number - 1][0]})
+
     context = PretextContext(
         device=device,
         accelerator=Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed(precision)),
         loop=partial((resume or Resume()).loop, log_file=log_file),
-        log=lambda record: write(record, record["step"]),
+        log=write,
     )
-
-    def write(record: dict[str, Any], number: int) -> None:
-        if number % LOG_EVERY == 0 or number == settings.steps:
-            append_jsonl(log_file, {**record, "mode": batches[number - 1][0]})
 
     def loss(batch: tuple[str, np.ndarray]) -> dict[str, Tensor]:
         mode, index = batch
