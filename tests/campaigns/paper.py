@@ -4,7 +4,7 @@ Runs the whole workflow of config/paper.yaml (or config/small.yaml) with nothing
 ablations, evaluations on all tasks, tables, figures, page and notebook. The hub serves tiny checkpoints of the real architectures and small sets in the
 layouts of the real ones; each file answers 503 once and is cut in half once. Then a second call finds nothing to do, with the hub gone.
 
-Prints what was asked of the hub and what was made; ends with 1 where anything is missing. Takes more than a quarter of an hour on two cores, so pytest
+Prints what was asked of the hub and what was made; ends with 1 where anything is missing. Takes a quarter to half an hour on two cores, so pytest
 does not run it: tests/test_download.py holds the downloads, tests/test_small_tier.py one method of the small tier.
 """
 
