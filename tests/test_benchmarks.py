@@ -50,12 +50,26 @@ def test_recall_and_its_figure(tmp_path: Path) -> None:
     assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".svg", ".pdf", ".png"}
 
 
-@pytest.mark.slow
-def test_growth_of_an_update(tiny_scores: Config, tmp_path: Path) -> None:
+@pytest.fixture
+def finished(tiny_scores: Config, tmp_path: Path) -> list[str | Path]:
+    """The arguments that name a finished run."""
     tier = tmp_path / "tiny.yaml"
     tier.write_text(yaml.safe_dump(tiny_scores.model_dump(mode="json"), allow_unicode=True))
-    results = Path(tiny_scores.results) / tiny_scores.tier
-    arguments = ["--config", tier, "--results", results, "--only", "D2LLM batch", "--least", "0"]
-    run("growth.py", *arguments, "--json", tmp_path / "growth.json")
+    return ["--config", tier, "--results", Path(tiny_scores.results) / tiny_scores.tier]
+
+
+@pytest.mark.slow
+def test_the_loop_s_own_time(finished: list[str | Path], tmp_path: Path) -> None:
+    run("overhead.py", *finished, "--methods", "sgpt", "--updates", "12", "--json", tmp_path / "o.json")
+    rows = {row["part"]: row for row in json.loads((tmp_path / "o.json").read_text())["rows"]}
+    whole = rows.pop("all")
+    assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
+    assert {"model, forward", "objective", "backward, clipping, AdamW", "the loop itself"} <= set(rows)
+    assert all(0 < row["ms an update"] < whole["ms an update"] for row in rows.values())
+
+
+@pytest.mark.slow
+def test_growth_of_an_update(finished: list[str | Path], tmp_path: Path) -> None:
+    run("growth.py", *finished, "--only", "D2LLM batch", "--least", "0", "--json", tmp_path / "growth.json")
     [row] = json.loads((tmp_path / "growth.json").read_text())["rows"]
     assert len(row["ms"].split()) == 4 and row["exponent"] < 3
