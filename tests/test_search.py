@@ -68,7 +68,9 @@ def test_search_is_a_loop_over_all_pairs(monkeypatch, scorer, depth, mode):
     for query, (rows, scores) in zip(queries, index.search(queries, depth), strict=True):
         expected = by_hand(model, query, passages, mode)
         assert expected.std() > 1e-3
-        assert rows.tolist() == np.argsort(-expected).tolist()[:depth]
+        # By value, not by place: two passages may score alike, and rounding, which differs by machine, then orders them.
+        assert len(set(rows.tolist())) == len(rows) == min(depth, 23)
+        np.testing.assert_allclose(expected[rows], scores, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(scores, np.sort(expected)[::-1][:depth], rtol=1e-4, atol=1e-5)
 
 

@@ -82,7 +82,7 @@ VERSIONS = [
     ("matplotlib", {f"figure {name}" for name in FIGURES}),
     ("bm25s", {"negatives", "runtime"} | EVALUATIONS),
     ("mteb", EVALUATIONS),
-    ("accelerate", PRETEXTS | TRAININGS),
+    ("accelerate", PRETEXTS | TRAININGS | {"teacher teacher"}),
     ("peft", LOADING),
     ("tokenizers", LOADING | {"teacher-scores teacher"}),
     ("transformers", LOADING | {"teacher-scores teacher"}),
