@@ -22,11 +22,10 @@ from d2llm.methods import method
 from d2llm.models import backbone
 from d2llm.models.student import Student
 from d2llm.paths import Paths
+from d2llm.resume import Loop
 
 # Of a finished run, by name below its folder.
 MADE = ("data", "models", "pairs", "teacher")
-# The first updates meet texts that are new to the tokenizer; they are not counted.
-WARM = 50
 
 
 class Clock:
@@ -57,41 +56,30 @@ def measure(options: Any, name: str) -> dict[str, float]:
     Student.passes = clock.around("model, forward", PASSES)
     backbone.token_ids = clock.around("tokenizer", TOKENS)
     training.step = clock.around("backward, clipping, AdamW", STEP)
-    chosen.__dict__["objective"] = clock.around("objective", type(chosen).objective.__get__(chosen))
+    chosen.objective = clock.around("objective", chosen.objective)
 
-    def after(*_: Any, **__: Any) -> None:
+    def after(self: Loop, *given: Any, **named: Any) -> None:
+        AFTER(self, *given, **named)
         marks.append(time.perf_counter())
-        if len(marks) == WARM:
+        if len(marks) == options.warm:
             clock.seconds.clear()
 
     with tempfile.TemporaryDirectory() as folder:
-        updates = {"steps": WARM + options.updates, "steps_of": {}, "dev_every": 0}
+        updates = {"steps": options.warm + options.updates, "steps_of": {}, "dev_every": 0}
         config = load([options.config], {"include": [], "results": folder, "training": updates})
         root = Paths.of(config).root
         root.mkdir(parents=True)
         for part in MADE:
             (root / part).symlink_to((options.results / part).resolve())
-        real = training.Resume.loop
-
-        def loop(self: Any, *given: Any, **named: Any) -> Any:
-            made = real(self, *given, **named)
-            keep = made.after
-            made.after = lambda *a, **k: (keep(*a, **k), after())[0]
-            return made
-
-        training.Resume.loop = loop
-        try:
-            training.run(config, name, "base", 1)
-        finally:
-            training.Resume.loop = real
-            del chosen.__dict__["objective"]
-    whole = marks[-1] - marks[WARM - 1]
-    count = len(marks) - WARM
+        Loop.after = after
+        training.run(config, name, "base", 1)
+    whole = marks[-1] - marks[options.warm - 1]
+    count = len(marks) - options.warm
     parts = {key: 1000 * value / count for key, value in clock.seconds.items()}
     return parts | {"the loop itself": 1000 * whole / count - sum(parts.values()), "all": 1000 * whole / count}
 
 
-PASSES, STEP, TOKENS = Student.passes, training.step, backbone.token_ids
+PASSES, STEP, TOKENS, AFTER = Student.passes, training.step, backbone.token_ids, Loop.after
 
 
 def main() -> None:
@@ -100,6 +88,7 @@ def main() -> None:
         config={"default": "config/mini.yaml", "help": "a tier"},
         results={"type": Path, "default": Path("results/mini"), "help": "a finished run of it"},
         methods={"nargs": "+", "default": ["d2llm", "bge", "sgpt"]},
+        warm={"type": int, "default": 50, "help": "first updates that are not counted"},
         updates={"type": int, "default": 300},
     )
     rows = []

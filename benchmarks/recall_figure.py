@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ def draw(_: Data | None, measured: dict[str, dict[str, Any]]) -> Figure:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(6.9, 2.9), sharey=True)
-    for (color, marker), (title, found) in zip(LOOKS, measured.items(), strict=False):
+    for (color, marker), (title, found) in zip(cycle(LOOKS), measured.items(), strict=False):
         rows = [row for row in found["rows"] if row["part scored exactly"] < 1]
         recalls = [row["recall@10"] for row in rows]
         for axis, key in ((left, "part scored exactly"), (right, "times faster")):

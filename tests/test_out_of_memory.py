@@ -4,24 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from test_baselines import STEPS, WORLD, adapted
+from test_baselines import STEPS, WORLD, adapted, built, padded
+from test_negatives import changed_results
 from test_resume import JOB, Stopped, stop_at
 from test_teacher import SHORT, made, trivial
+from tiny_run import changed
 
-from baselines import llara, retromae
-from d2llm import optimization, stages, teacher_tuning
+from baselines import bge, llara, retromae
+from d2llm import optimization, pretext, stages, teacher_tuning
 from d2llm.artifacts import read_jsonl
 from d2llm.config import Config
 from d2llm.errors import TrainingError
+from d2llm.memory import retried
 from d2llm.methods import PretextContext
+from d2llm.models.backbone import head_of
+from d2llm.models.enhanced_decoder import EnhancedDecoder
 from d2llm.models.student import Student
+from d2llm.paths import Paths
 from d2llm.resume import Resume
 from d2llm.teacher import Teacher
 
@@ -71,6 +79,67 @@ def test_a_pretext_stage_in_parts_is_the_same(
         values = [[record[key] for record in records if key in record] for records in (log, again)]
         np.testing.assert_allclose(values[1], values[0], rtol=2e-3, atol=1e-4, err_msg=key)
     same(whole, parts, 3e-3)
+
+
+def test_parts_of_unequal_texts_weigh_what_they_hide(tmp_path: Path) -> None:
+    backbone = tiny.backbone("encoder", tmp_path)
+    head = head_of(backbone.language_model())
+    torch.manual_seed(1)
+    decoder = EnhancedDecoder(backbone.model.config)
+    ids, mask = padded("甲乙丙丁戊己庚", "山", "水火木", "金土日月星")
+    stage = retromae.Autoencoding()
+    whole = retromae.masked(ids, mask, stage, backbone.tokenizer, torch.Generator().manual_seed(5))
+    expected = retromae.autoencoding_loss(backbone, head, decoder, whole)
+    for parts in (2, 3, 4):
+        found = whole.split(parts)
+        for key, value in expected.items():
+            terms = [
+                retromae.autoencoding_loss(backbone, head, decoder, part)[key] * shares[key] for part, shares in found
+            ]
+            torch.testing.assert_close(sum(terms), value, msg=f"{key}, {parts} parts")
+
+
+def remembering(told: list[dict[str, Any]], notes: dict[str, Any], **more: Any) -> PretextContext:
+    """A context whose loop has these notes of an earlier process, and tells those it is given."""
+
+    def loop(*_: Any, **__: Any) -> SimpleNamespace:
+        return SimpleNamespace(done=0, notes=notes, after=lambda update, **kept: told.append(kept))
+
+    return PretextContext(loop=loop, **more)
+
+
+def test_what_an_attempt_that_failed_has_sent_back_is_thrown_away() -> None:
+    """The second of two parts fails once; the gradient must not hold the first part twice."""
+    weight, failed = torch.nn.Parameter(torch.ones(1)), list[int]()
+
+    def loss(batch: list[float]) -> dict[str, torch.Tensor]:
+        if len(batch) == 4 or (3.0 in batch and not failed):
+            failed.extend([1] if len(batch) < 4 else [])
+            raise torch.OutOfMemoryError
+        return {"sum": (weight * torch.tensor(batch)).mean()}
+
+    def split(batch: list[float], parts: int) -> list[tuple[list[float], dict[str, float]]]:
+        size = -(-len(batch) // parts)
+        pieces = [batch[start : start + size] for start in range(0, len(batch), size)]
+        return [(piece, {"sum": len(piece) / len(batch)}) for piece in pieces]
+
+    logged: list[dict[str, Any]] = []
+    context = remembering([], {}, log=logged.append)
+    group = optimization.groups([("weight", weight)], 0.1, 0.0)
+    optimization.fit(group, [[1.0, 2.0, 3.0, 4.0]], loss, steps=1, name="mine", context=context, split=split, clip=None)
+    assert failed and logged[0]["gradient_norm"] == pytest.approx(2.5) == logged[0]["sum"]
+
+
+def test_texts_at_a_time_are_those_of_before_the_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, recipe, student = built(
+        "bge", tiny.backbone("encoder", tmp_path), unsupervised={"steps": 2, "batch_size": 5, "pairs": "crop"}
+    )
+    sizes: list[int] = []
+    real = Student.passes
+    monkeypatch.setattr(Student, "passes", lambda self, rows: (sizes.append(len(rows)), real(self, rows))[1])
+    kept: list[dict[str, Any]] = []
+    bge.contrast_pairs(student, WORLD, recipe.unsupervised, remembering(kept, {"parts": 1, "texts_at_once": 3}), "bge")
+    assert max(sizes) == 3 and [notes["texts_at_once"] for notes in kept] == [3, 3]
 
 
 @pytest.mark.parametrize("name", ["retromae", "llara", "bge"])
@@ -133,6 +202,12 @@ def test_the_teacher_in_parts_is_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     seen = narrow(monkeypatch, Teacher, "forward", lambda teacher, rows, mode: len(rows), 2)
     parts, again = tuned(tmp_path / "parts")
     assert len(log) == 12 and seen and max(seen) <= 2
+    settings = whole.settings
+    planned = teacher_tuning._Examples(whole, frame).batches(
+        settings.batch_pairs, settings.steps, settings.seed, settings.asymmetric_share
+    )
+    assert [record["mode"] for record in log] == [mode for mode, _ in planned]
+    assert len({mode for mode, _ in planned}) == 2
     for key in ("answer", "relation", "gradient_norm"):
         values = [[record.get(key, 0.0) for record in records] for records in (log, again)]
         np.testing.assert_allclose(values[1], values[0], rtol=2e-3, atol=1e-4, err_msg=key)
@@ -209,3 +284,40 @@ def test_precision_is_a_setting_of_these_stages_where_it_is_not_the_usual(tiny_s
     for stage, arguments in (("teacher", {"teacher": "teacher"}), ("pretext", {"method": "bge", "variant": "base"})):
         assert "training.precision" not in stages.settings(tiny_scores, stage, **arguments)
         assert stages.settings(half, stage, **arguments)["training.precision"] == "bfloat16"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh", "every_update")
+def test_the_stages_compute_in_the_configured_precision(
+    tiny_scores: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretext, "thinned", lambda write: write)
+    losses: dict[str, list[list[float]]] = {}
+    for precision in ("float32", "bfloat16"):
+        config = changed_results(tiny_scores, tmp_path / precision)
+        config = changed(config, training=config.training.model_dump() | {"precision": precision})
+        for stage, folder in (
+            (lambda c: pretext.run(c, "retromae", "base"), Paths.of(config).pretext("retromae", "base")),
+            (lambda c: teacher_tuning.run(c, "teacher"), Paths.of(config).teacher("teacher")),
+        ):
+            AcceleratorState._reset_state(reset_partial_state=True)
+            stage(config)
+            losses.setdefault(folder.name, []).append([record["loss"] for record in read_jsonl(folder / "log.jsonl")])
+    for full, half in losses.values():
+        assert full != half and len(full) == len(half) > 1
+        np.testing.assert_allclose(half, full, rtol=0.1)
+
+
+def test_the_next_attempt_draws_what_the_first_drew() -> None:
+    torch.manual_seed(3)
+    expected, drawn = torch.rand(4), list[torch.Tensor]()
+    torch.manual_seed(3)
+
+    def update() -> torch.Tensor:
+        drawn.append(torch.rand(4))
+        if len(drawn) < 3:
+            raise torch.OutOfMemoryError
+        return drawn[-1]
+
+    assert torch.equal(retried(update, lambda error: None), expected)
+    assert len(drawn) == 3

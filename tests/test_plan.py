@@ -128,6 +128,23 @@ def test_autoencoding_by_hand() -> None:
     assert found.memory - spared.memory == pytest.approx(states / 2)
 
 
+def test_half_precision_is_reckoned_with() -> None:
+    """States take half, logits what they did; the device computes at its other rate. Of the teacher's tuning as well."""
+    models = dict.fromkeys(("teacher", "decoder", "encoder"), SMALL)
+    world = {"source": "world", "world": {"pretraining_texts": 100}}
+    methods = {"retromae": {"pretraining": {"steps": 10, "batch_size": 4}}}
+    by = []
+    for precision in ("float32", "bfloat16"):
+        changes = {"data": world, "models": models, "methods": methods, "training": {"precision": precision}}
+        by.append({cost.stage: cost for cost in plan.plan(load([], changes), "a100")["costs"]})
+    full, half = by
+    stage = "pretext retromae"
+    assert full[stage].memory - half[stage].memory == pytest.approx(4 * 512 * 3 * (12 * 8 + 4 * 16) * 4 / 2)
+    for stage in ("pretext retromae", "teacher, tuning", "train retromae"):
+        assert half[stage].hours == pytest.approx(full[stage].hours * 156 / 312)
+        assert half[stage].memory < full[stage].memory
+
+
 def test_passes_over_the_texts_become_updates() -> None:
     # 8 passes, as published, over 100 texts, 3 a time: 267 updates.
     [found] = pretexts({"retromae": {"pretraining": {"batch_size": 3}}})

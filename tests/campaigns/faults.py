@@ -397,10 +397,15 @@ def moved(copy: Path, seconds: float) -> None:
 
 def together(base: Path, copy: Path) -> Iterator[tuple[str, object]]:
     """The clock set while a job works; two runs in one folder; an orphan that still works when its run is called again."""
-    model, other = "runs/d2llm/base/seed1/model/student.safetensors", "runs/bge/base/seed1/model/student.safetensors"
+    model = "runs/d2llm/base/seed1/model/student.safetensors"
+    # Of finished work: a record says when it was made, so one that was made again is another.
+    others = ("runs/bge/base/seed1", "models/decoder", "teacher", "evaluations/bge/base/seed1")
 
     def told(name: str, said: str, good: bool) -> Told:
-        kept = (copy / RUN / other).exists() and not (copy / "again").exists()
+        records = [f"{RUN}/{other}/provenance.json" for other in others]
+        kept = all(
+            (copy / path).exists() and (copy / path).read_bytes() == (base / path).read_bytes() for path in records
+        )
         return Told(name, said, "yes" if kept else "LOST", "yes" if good and same(base, copy, model) else "NO")
 
     def nothing(goal: str) -> bool:
