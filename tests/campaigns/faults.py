@@ -426,8 +426,11 @@ def together(base: Path, copy: Path) -> Iterator[tuple[str, object]]:
     def two() -> Told:
         copied(base, copy)
         run = begun(copy)
+        job = trainings(run.pid)[0]
+        job.suspend()  # or it may have ended before the second run looks
         second = snakemake(copy, f"{RUN}/{TRAINED}")
-        text, _ = run.communicate(timeout=600)
+        job.resume()
+        run.communicate(timeout=600)
         return told(
             "two runs at once",
             "; ".join(errors(second)) if second.returncode else "NOT NOTICED",
