@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,10 +24,10 @@ class DamagedError(OSError):
     """A file that is not what the hub says it is."""
 
 
-def patiently(fetch: Callable[[], T], what: str, where: str) -> T:
+def patiently(fetch: Callable[[], T], what: str, where: str, waits: Sequence[float] | None = None) -> T:
     """What `fetch` returns. Failures of hub and network are waited for; a download that broke off goes on where it stopped.
 
-    `what` names the thing, `where` the key that asks for it. Raises ConfigError for what the hub does not have, ArtifactError when it stays away.
+    `what` names the thing, `where` the key that asks for it, `waits` the seconds before each new try (WAITS; none where somebody sits and waits). Raises ConfigError for what the hub does not have, ArtifactError when it stays away.
     """
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -37,6 +37,7 @@ def patiently(fetch: Callable[[], T], what: str, where: str) -> T:
         RevisionNotFoundError,
     )
 
+    waits = WAITS if waits is None else waits
     tried: dict[str, int] = {}
     while True:
         try:
@@ -54,12 +55,12 @@ def patiently(fetch: Callable[[], T], what: str, where: str) -> T:
                 raise
             # One failure after another, of one file after another, is progress; the same again and again is not.
             times = tried[first_line(error)] = tried.get(first_line(error), 0) + 1
-            if times > len(WAITS):
+            if times > len(waits):
                 raise ArtifactError(
                     f"{where}: {what} cannot be fetched ({first_line(error)}); what has come is kept; "
                     "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and run again"
                 ) from error
-            wait = WAITS[times - 1]
+            wait = waits[times - 1]
             get_logger(__name__).warning("%s: %s; again in %d s", what, first_line(error), wait)
             time.sleep(wait)
 

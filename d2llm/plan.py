@@ -116,7 +116,10 @@ def sizes(settings: BaseSettings | CheckpointSettings, where: str) -> Sizes:
     if settings.origin == "hub":
         what = f"{settings.source} at {settings.revision or 'its newest revision'}"
         config = hub.patiently(
-            lambda: AutoConfig.from_pretrained(settings.source, revision=settings.revision, **options), what, where
+            lambda: AutoConfig.from_pretrained(settings.source, revision=settings.revision, **options),
+            what,
+            where,
+            waits=(),
         )
     else:
         folder, file = checkpoints.located(settings, where)

@@ -179,6 +179,11 @@ def test_one_failure_again_and_again_ends_and_other_ones_are_progress(monkeypatc
         library.patiently(always, "set", "key")
     assert len(asked) == 3
 
+    asked.clear()
+    with pytest.raises(ArtifactError):  # a command somebody waits for asks once
+        library.patiently(always, "set", "key", waits=())
+    assert len(asked) == 1
+
     def broken() -> str:
         raise ZeroDivisionError("a bug")
 
