@@ -91,7 +91,6 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
     plan = schedule(made, recipe.schedule, recipe.warmup, steps)
     # Not wrapped for several processes: `parallel` divides the texts of a step, and averages the gradients.
     wrapped = accelerator.prepare_model(student, evaluation_mode=True)
-    made = accelerator.prepare(made)
     if settings.processes > 1:
         student.shares = Shares(accelerator.process_index, settings.processes)
     student.train()

@@ -7,6 +7,8 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -524,6 +526,31 @@ def test_a_loss_that_is_not_finite_names_method_step_and_term():
         optimization.step(None, [{}], made, None, 1.0, "x")
     with pytest.raises(TrainingError, match="nothing to train"):
         optimization.optimizer([])
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_a_scaled_loss_gives_the_plain_update_and_an_overflow_gives_none(clip: float | None) -> None:
+    """float16's scale is a power of two: undone before clipping, it leaves no trace; an update that overflows is left out."""
+
+    def trained(accelerator: Any, losses: list[float]) -> tuple[torch.nn.Parameter, list[float]]:
+        weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        made = optimization.optimizer([{"params": [weight], "lr": 0.1, "weight_decay": 0.0}])
+        norms = [
+            optimization.step(accelerator, [{"loss": (weight**2).sum() * by}], made, None, clip, "x")["gradient_norm"]
+            for by in losses
+        ]
+        return weight, norms
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaled = SimpleNamespace(scaler=scaler, backward=lambda loss: scaler.scale(loss).backward())
+    (plain, norms), (found, scaled_norms) = trained(None, [1.0, 3.0]), trained(scaled, [1.0, 3.0])
+    assert torch.equal(found, plain)
+    assert scaled_norms == norms == pytest.approx([2 * 5**0.5, norms[1]])
+
+    before = scaler.get_scale()
+    kept, _ = trained(scaled, [1e36])  # times 1024 it is too large for float32
+    assert kept.tolist() == [1.0, -2.0]
+    assert scaler.get_scale() == before / 2
 
 
 def test_a_step_clips_and_reports():
