@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -266,13 +267,16 @@ class _Scores:
         self.features = stack["features"].reshape(-1, width + 1, width + 1)
 
     def targets(self, rows: np.ndarray, sizes: list[int]) -> TeacherTargets:
-        index, start = [], 0
-        for size in sizes:
-            members = np.arange(start, start + size)
-            index += [np.delete(members, i) for i in range(size)]
-            start += size
+        starts = np.cumsum([0, *sizes[:-1]])
+        index = np.concatenate([start + others(size) for start, size in zip(starts, sizes, strict=True)])
         hard = torch.from_numpy(self.hard[rows])
         return TeacherTargets(
             positive_logits=hard[:, 0], negative_logits=hard[:, 1:], easy_logits=torch.from_numpy(self.easy[rows]),
-            easy_index=torch.from_numpy(np.stack(index)), features=torch.from_numpy(self.features[rows]),
+            easy_index=torch.from_numpy(index), features=torch.from_numpy(self.features[rows]),
         )  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def others(size: int) -> np.ndarray:
+    """(size, size − 1): for each place in a pack all other places."""
+    return np.tile(np.arange(size), (size, 1))[~np.eye(size, dtype=bool)].reshape(size, size - 1)
