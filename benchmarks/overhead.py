@@ -1,22 +1,30 @@
 """What the training loop itself costs an update: everything but the tokenizer, the model's passes, the objective and the optimiser's step.
 
 Runs `d2llm.training` as the workflow does, on what a finished run has (`make`), into a folder of its own, with a clock around those. The tokenizer's own
-work on texts that are new to it is told apart. What is left is making batches, the teacher's targets, logs, progress and checkpoints' bookkeeping. Python between the operators inside them is not told
-apart here: sample a training by `py-spy record --native` for that.
+work on texts that are new to it is told apart. What is left is making batches, the teacher's targets, logs, progress and checkpoints' bookkeeping.
+
+`--sample` trains once more without clocks, while py-spy (`pip install py-spy`; it needs leave to read another process) looks at the stack, and counts
+how often the innermost frame was Python's: the interpreter between operators, wherever it is, in the loop, in transformers' modules or in torch's.
 """
 
 from __future__ import annotations
 
+import gc
+import os
+import re
+import signal
+import subprocess
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from common import arguments, publish
 
 from d2llm import training
+from d2llm.cli import COLLECT
 from d2llm.config import load
 from d2llm.methods import method
 from d2llm.models import backbone
@@ -64,6 +72,15 @@ def measure(options: Any, name: str) -> dict[str, float]:
         if len(marks) == options.warm:
             clock.seconds.clear()
 
+    train(options, name, after)
+    whole = marks[-1] - marks[options.warm - 1]
+    count = len(marks) - options.warm
+    parts = {key: 1000 * value / count for key, value in clock.seconds.items()}
+    return parts | {"the loop itself": 1000 * whole / count - sum(parts.values()), "all": 1000 * whole / count}
+
+
+def train(options: Any, name: str, after: Callable[..., None]) -> None:
+    """One training on the finished run's data, `after` in the place of the loop's own end of an update."""
     with tempfile.TemporaryDirectory() as folder:
         updates = {"steps": options.warm + options.updates, "steps_of": {}, "dev_every": 0}
         config = load([options.config], {"include": [], "results": folder, "training": updates})
@@ -73,10 +90,46 @@ def measure(options: Any, name: str) -> dict[str, float]:
             (root / part).symlink_to((options.results / part).resolve())
         Loop.after = after
         training.run(config, name, "base", 1)
-    whole = marks[-1] - marks[options.warm - 1]
-    count = len(marks) - options.warm
-    parts = {key: 1000 * value / count for key, value in clock.seconds.items()}
-    return parts | {"the loop itself": 1000 * whole / count - sum(parts.values()), "all": 1000 * whole / count}
+
+
+def sample(options: Any, name: str) -> tuple[float, list[tuple[str, float]]]:
+    """Share of samples in Python, and of the ten lines with most of them."""
+    Student.passes, backbone.token_ids, training.step = PASSES, TOKENS, STEP
+    vars(method(name)).pop("objective", None)
+    done, spy = [0], list[subprocess.Popen[bytes]]()
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "stacks"
+        command = ["py-spy", "record", "--native", "--rate", "200", "--duration", "36000", "--format", "raw"]
+
+        def after(self: Loop, *given: Any, **named: Any) -> None:
+            AFTER(self, *given, **named)
+            done[0] += 1
+            if done[0] == options.warm:
+                spy.append(
+                    subprocess.Popen(
+                        [*command, "--pid", str(os.getpid()), "--output", file],
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL,
+                    )
+                )
+            if done[0] == options.warm + options.updates:
+                spy[0].send_signal(signal.SIGINT)
+                spy[0].wait(60)
+
+        train(options, name, after)
+        return interpreted(file.read_text(encoding="utf-8").splitlines())
+
+
+def interpreted(stacks: Iterable[str]) -> tuple[float, list[tuple[str, float]]]:
+    """Of py-spy's raw lines (`outer;…;inner count`): the share whose innermost frame is Python's, and the ten Python lines with most of that."""
+    total, lines = 0, Counter[str]()
+    for stack in stacks:
+        frames, _, count = stack.rpartition(" ")
+        total += int(count)
+        names = frames.split(";")
+        if re.search(r"\.py:\d+\)$|\((libpython|python)[^)]*\)$", names[-1]):
+            lines[next((found for found in reversed(names) if re.search(r"\.py:\d+\)$", found)), "?")] += int(count)
+    return sum(lines.values()) / max(total, 1), [(line, count / total) for line, count in lines.most_common(10)]
 
 
 PASSES, STEP, TOKENS, AFTER = Student.passes, training.step, backbone.token_ids, Loop.after
@@ -90,7 +143,10 @@ def main() -> None:
         methods={"nargs": "+", "default": ["d2llm", "bge", "sgpt"]},
         warm={"type": int, "default": 50, "help": "first updates that are not counted"},
         updates={"type": int, "default": 300},
+        sample={"action": "store_true", "help": "by py-spy, how much of an update is Python"},
     )
+    # As the command line sets it.
+    gc.set_threshold(*COLLECT)
     rows = []
     for name in options.methods:
         found = measure(options, name)
@@ -98,6 +154,10 @@ def main() -> None:
             {"method": name, "part": part, "ms an update": value, "share": value / found["all"]}
             for part, value in found.items()
         ]
+        if options.sample:
+            share, lines = sample(options, name)
+            rows.append({"method": name, "part": "in Python, of samples", "share": share})
+            print(f"{name}: most of Python in", *(f"  {part:.2%} {line}" for line, part in lines), sep="\n")
     publish("overhead", rows, {"updates": options.updates}, options.json)
 
 

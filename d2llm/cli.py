@@ -70,6 +70,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 # Of the arguments without a default, for the example of each stage's help.
+# For `gc.set_threshold`. What imports make, a million objects, stays; by default every 700 more have garbage looked for (a tenth of a short job).
+COLLECT = (50_000, 20, 100)
 EXAMPLES = {"model": "decoder", "shard": "0", "shards": "1", "method": "bge", "seed": "1", "download": "NAME", "name": "NAME"}  # fmt: skip
 TOP = """\
 `snakemake --cores all` runs the stages that are out of date, in order; `d2llm STAGE` runs one by hand.
@@ -124,8 +126,7 @@ def add_config(command: argparse.ArgumentParser, required: bool) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parser().parse_args(argv)
-    # What imports make, a million objects, stays; by default every 700 more have garbage looked for (a tenth of a short job).
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(*COLLECT)
     try:
         if hasattr(options, "call"):
             return options.call(options)

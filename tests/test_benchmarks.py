@@ -68,6 +68,22 @@ def test_the_loop_s_own_time(finished: list[str | Path], tmp_path: Path) -> None
     assert all(0 < row["ms an update"] < whole["ms an update"] for row in rows.values())
 
 
+def test_samples_whose_innermost_frame_is_python_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from overhead import interpreted  # type: ignore[import-not-found]
+
+    share, lines = interpreted(
+        [
+            "run (d2llm/training.py:99);step (d2llm/optimization.py:120);at::mm (libtorch_cpu.so) 6",
+            "run (d2llm/training.py:99);step (d2llm/optimization.py:120) 2",
+            "run (d2llm/training.py:99);unicode_hash (libpython3.11.so.1.0) 1",
+            "run (d2llm/training.py:99);THPVariable_Wrap (libtorch_python.so) 1",
+        ]
+    )
+    assert share == 0.3
+    assert lines == [("step (d2llm/optimization.py:120)", 0.2), ("run (d2llm/training.py:99)", 0.1)]
+
+
 @pytest.mark.slow
 def test_growth_of_an_update(finished: list[str | Path], tmp_path: Path) -> None:
     run("growth.py", *finished, "--only", "D2LLM batch", "--least", "0", "--json", tmp_path / "growth.json")
