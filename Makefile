@@ -43,10 +43,11 @@ laptop-models: $(READY) ## install the packages that hold the laptop tier's weig
 
 setup: $(READY) ## make the virtual environment .venv from requirements.lock (HASHED=1: files are checked by SHA-256)
 
+# editable_mode=compat: by a path; or from the folder above a clone named d2llm, Python takes the clone itself for a package without code.
 $(READY): $(LOCK) pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(EXTRA_INDEX) $(if $(HASHED),--require-hashes) --requirement $(LOCK)
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	touch $@
 
 hashes: ## write requirements.hashes.lock anew, after a change of requirements.lock

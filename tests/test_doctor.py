@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,21 +30,30 @@ def test_this_machine_is_seen() -> None:
 
 
 def test_versions_are_compared_with_the_pins() -> None:
-    installed = {"a": "1.2+cpu", "b": "2.0", "c": "3"}
+    installed = {"a": "1.2+cpu", "b": "2.0", "c": "3", "d": "3.1"}
 
     def version(name: str) -> str:
         if name not in installed:
             raise importlib.metadata.PackageNotFoundError(name)
         return installed[name]
 
-    wanted = ["a==1.2+cu128", "b==2.1", "gone==1", "c>=1; python_version < '3'"]
+    wanted = ["a==1.2+cu128", "b==2.1", "gone==1", "c>=1; python_version < '3'", "d>=3,<4"]
     found = list(doctor.packages(lambda: wanted, version))
     assert [(one.level, one.found) for one in found] == [
-        ("warning", "b 2.0, pinned is ==2.1"),
+        ("warning", "b 2.0, asked for is ==2.1"),
         ("error", "gone is not installed"),
-        ("ok", "1 of 3 as pinned"),
+        ("ok", "2 of 4 as asked for"),
     ]
     assert "pip install 'gone==1'" in found[1].fix
+    [late] = [one for one in doctor.packages(lambda: ["d>=2,<3"], version) if one.level != "ok"]
+    assert late.found.startswith("d 3.1, asked for is ")
+
+
+def test_a_clone_is_held_to_the_lock() -> None:
+    """The exact versions that the reference was made with, not the ranges a library's user may have."""
+    asked = doctor.requirements()
+    assert len(asked) > 20 and all(re.match(r"[\w.-]+==[\w.+]+( ;|$)", line) for line in asked)
+    assert not any(line.startswith(("pytest", "ruff")) for line in asked)
 
 
 def test_memory_is_the_containers_where_that_is_less(tmp_path: Path) -> None:
