@@ -175,7 +175,9 @@ def test_a_wheel_is_the_library_and_its_command(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("d2llm-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
-    place = [*pip, "install", "--no-deps", "--no-index", "--prefix", str(tmp_path / "installed"), str(wheel)]
+    # --ignore-installed: or pip first removes what the environment of the tests itself has.
+    place = [*pip, "install", "--no-deps", "--no-index", "--ignore-installed"]
+    place += ["--prefix", str(tmp_path / "installed"), str(wheel)]
     done = subprocess.run(place, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (site,) = (tmp_path / "installed").glob("lib/python*/site-packages")
