@@ -3,6 +3,7 @@
 PYTHON ?= python3
 CONFIG ?=
 CORES ?= all
+TIER ?= mini
 # Address of PyTorch's wheel index, where pip does not know it yet (see the README).
 TORCH_INDEX ?=
 # Set to anything: packages are installed only where their SHA-256 is the one in requirements.hashes.lock.
@@ -12,6 +13,7 @@ PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 BIN := .venv/bin
 READY := .venv/.ready
+$(foreach file,$(CONFIG),$(if $(wildcard $(file)),,$(error CONFIG: $(file) is not there)))
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
 
 LOCK := $(if $(HASHED),requirements.hashes.lock,requirements.lock)
@@ -80,8 +82,8 @@ notebook: $(READY) ## execute notebooks/results.ipynb on the run's scores
 search-notebook: $(READY) ## execute notebooks/search.ipynb on the run's trained students
 	$(SNAKEMAKE) search_notebook
 
-verify: $(READY) ## compare the run's scores with the reference run's
-	$(SNAKEMAKE) verify
+verify: $(READY) ## compare the run's scores with the reference run's (TIER=<tier> for another than mini); runs nothing else
+	$(BIN)/python -m d2llm.cli verify --config results/$(TIER)/config.yaml --against results/reference/$(TIER)
 
 benchmarks: $(READY) ## time the suite against references (docs/performance.md); a quarter of an hour after a mini run
 	for name in dag iem search training growth overhead; do PYTHONPATH=. $(BIN)/python benchmarks/$$name.py || exit 1; done

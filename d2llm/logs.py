@@ -1,7 +1,7 @@
 """Log lines and progress: a file a job, and bars where a person is watching.
 
-On a terminal progress is a tqdm bar; elsewhere it is a log line every ten seconds of the first minute and every minute from then on
-(or after each item, where one takes longer): a day's work is a quarter of a megabyte.
+On a terminal progress is a tqdm bar; elsewhere, and in a job's own file, it is a log line every ten seconds of the first minute and every minute
+from then on (or after each item, where one takes longer): a day's work is a quarter of a megabyte.
 """
 
 import logging
@@ -69,6 +69,7 @@ class Progress(Generic[T]):
         self.numbers: dict[str, float] = {}
         self.started = self.spoken = time.monotonic()
         self.logger = get_logger("progress")
+        self.filed = any(isinstance(handler, logging.FileHandler) for handler in logging.getLogger().handlers)
         self.bar: Any = None
         if terminal():
             from tqdm import tqdm
@@ -104,7 +105,8 @@ class Progress(Generic[T]):
             if shown:
                 self.bar.set_postfix_str(shown, refresh=False)
             self.bar.update(count)
-            return
+            if not self.filed:
+                return  # the lines would run through the bar
         now = time.monotonic()
         if now - self.spoken >= EVERY[now - self.started > 60.0]:
             self.spoken = now

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,23 +191,47 @@ def test_a_heartbeat_tells_how_far_how_fast_how_long_and_how_much(
     assert float(found[1]) == pytest.approx(psutil.Process().memory_info().rss / 1e6, rel=0.1)
 
 
-def test_of_processes_that_share_a_training_the_first_one_tells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handlers, level = logging.getLogger().handlers[:], logging.getLogger("d2llm").level
-    log = tmp_path / "log"
-    try:
-        for rank in ("0", "1"):
-            monkeypatch.setenv("RANK", rank)
-            logs.configure(log)
-            logs.get_logger("x").info("told by %s", rank)
-            logs.get_logger("x").warning("wrong in %s", rank)
-    finally:
-        for handler in logging.getLogger().handlers[:]:
-            logging.getLogger().removeHandler(handler)
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Log handlers as they were, afterwards."""
+    before, level = logging.getLogger().handlers[:], logging.getLogger("d2llm").level
+    yield
+    for handler in logging.getLogger().handlers[:]:
+        logging.getLogger().removeHandler(handler)
+        if handler not in before:
             handler.close()
-        logging.getLogger().handlers[:] = handlers
-        logging.getLogger("d2llm").setLevel(level)
+    logging.getLogger().handlers[:] = before
+    logging.getLogger("d2llm").setLevel(level)
+
+
+@pytest.mark.parametrize("filed", [True, False])
+def test_on_a_terminal_the_job_s_file_gets_the_lines_too(
+    filed: bool, handlers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a file there is the bar alone: lines would run through it."""
+    monkeypatch.setattr(logs, "terminal", lambda: True)
+    logging.getLogger().handlers[:] = []
+    logs.configure(tmp_path / "log" if filed else None)
+    now = clock(monkeypatch)
+    for _ in progress(range(30), "counting"):
+        now[0] += 1.0
+    told = (tmp_path / "log").read_text().splitlines() if filed else []
+    assert [line.split("counting: ")[1].split(" of ")[0] for line in told] == (["10", "20", "30"] if filed else [])
+    seen = capsys.readouterr().err
+    assert (
+        "| 0/30 [" in seen and "20 of 30" not in seen
+    )  # the clock that stands still keeps the bar from being drawn again
+
+
+def test_of_processes_that_share_a_training_the_first_one_tells(
+    handlers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        logs.configure(log)
+        logs.get_logger("x").info("told by %s", rank)
+        logs.get_logger("x").warning("wrong in %s", rank)
     assert [line.split(": ", 1)[1] for line in log.read_text().splitlines()] == [
         "told by 0",
         "wrong in 0",

@@ -72,7 +72,6 @@ ENVIRONMENT = "../../environment.yml"
 REPORTING = Path(os.path.relpath(workflow.basedir)) / "d2llm" / "reporting"
 STYLE_SHEET = str(REPORTING / "suite.mplstyle")
 TEMPLATES = sorted(str(path) for path in (REPORTING / "templates").iterdir())
-REFERENCE = Path(os.path.relpath(workflow.basedir)) / "results" / "reference" / CONFIG.tier
 NOTEBOOK = os.path.relpath(Path(workflow.basedir) / "notebooks" / "results.ipynb")
 SEARCH_NOTEBOOK = os.path.relpath(Path(workflow.basedir) / "notebooks" / "search.ipynb")
 

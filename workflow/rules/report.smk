@@ -1,6 +1,6 @@
 """Comparisons, tables and figures: from the collected scores and predictions alone, each table and figure by a job of its own.
 
-Then the page and the notebook that show them, and the check against a reference run.
+Then the page and the notebook that show them.
 """
 
 
@@ -66,6 +66,8 @@ rule table:
         beside(PATHS.table("{name}", "csv")),
     log:
         PATHS.logs("table", "{name}"),
+    wildcard_constraints:
+        name="|".join(TABLES),
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
@@ -95,6 +97,8 @@ rule figure:
         beside(PATHS.figure("{name}", "svg")),
     log:
         PATHS.logs("figure", "{name}"),
+    wildcard_constraints:
+        name="|".join(FIGURES),
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
@@ -212,22 +216,3 @@ rule executed_search_notebook:
         versions=versions_of("search-notebook"),
     shell:
         "python -m d2llm.cli search-notebook --config {params.config} --log {log:q} --inputs {input:q}"
-
-
-# A target of its own, with nothing to make: it runs whenever it is asked for.
-rule verify:
-    input:
-        PATHS.scores_csv,
-        REFERENCE / "scores.csv",
-    log:
-        PATHS.logs("verify"),
-    conda:
-        ENVIRONMENT
-    threads: CONFIG.threads
-    resources:
-        mem_mb=1000,
-    params:
-        config=str(PATHS.config),
-        reference=lambda wildcards, input: os.path.dirname(input[1]),
-    shell:
-        "python -m d2llm.cli verify --config {params.config} --against {params.reference:q} 2>&1 | tee {log:q}"
