@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from d2llm.artifacts import MEND, read_json, write_json
-from d2llm.candidates import Approximation
+from d2llm.candidates import LEAST_BUDGET, Approximation
 from d2llm.errors import ArtifactError, ConfigError
 from d2llm.logs import progress
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # A block of 256 queries × 4096 passages is 4 MB of float32 scores.
 QUERY_BLOCK = 256
 PASSAGE_BLOCK = 4096
+# So few passages are searched whole whatever `share` says: candidates would save little, and cost the fit.
+FEW = 5 * LEAST_BUDGET
 # Texts embedded at a time while an index is built.
 BUILD_BLOCK = 8192
 # Bump when the layout of a saved index changes.
@@ -127,8 +129,8 @@ class Index:
     def search(self, queries: Sequence[str], depth: int, share: float | None = None) -> Hits:
         """For every query the rows of the `depth` best passages and their scores, best first.
 
-        `share`: the part of the passages whose exact score may be computed for a query, e.g. 0.02; None: all of them. Scores are exact either way,
-        and which passages are found is approximate with it (`recall` measures how much so).
+        `share`: the part of the passages whose exact score may be computed for a query, e.g. 0.02, of many passages (`_budget`); None: all of them.
+        Scores are exact either way, and which passages are found is approximate with it (`recall` measures how much so).
         """
         return self.search_vectors(self.student.encode(list(queries), "query", self.mode), depth, share)
 
@@ -153,13 +155,18 @@ class Index:
         )
 
     def _budget(self, share: float | None, depth: int) -> int | None:
-        """How many passages may be scored exactly for a query; None: all."""
+        """How many passages may be scored exactly for a query, at least `LEAST_BUDGET`; None: all.
+
+        All are where they are few (`FEW`), or where the share has no room for twice the depth. Raises ConfigError for a share there cannot be.
+        """
         if share is None:
             return None
         if not 0 < share <= 1:
             raise ConfigError(f"share: expected a number above 0 and at most 1; found {share!r}")
-        budget = max(int(share * len(self)), 2 * depth)
-        return None if budget >= len(self) or self.student.scorer.name != "iem" else budget
+        if self.student.scorer.name != "iem" or len(self) <= FEW or share * len(self) < 2 * depth:
+            return None
+        budget = max(int(share * len(self)), LEAST_BUDGET)
+        return None if budget >= len(self) else budget
 
     def _all(self, block: Tensor, depth: int) -> tuple[Tensor, Tensor]:
         """(n, c) queries → scores and rows (n, depth) of the best passages, all of them scored."""

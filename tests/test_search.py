@@ -265,8 +265,9 @@ def test_few_passages_and_plain_scorers_are_searched_whole():
     model = student(SCORERS[1])
     index, queries = Index.build(model, texts(30, 2)), texts(3, 1)
     for (a, _), (b, _) in zip(index.search(queries, 20), index.search(queries, 20, share=0.02), strict=True):
-        assert a.tolist() == b.tolist()  # twice the depth are scored in any case
+        assert a.tolist() == b.tolist()
     assert index.recall(queries, 20) == 1.0
+    assert Index.build(model, texts(90, 2)).recall(queries) == 1.0
     plain = Index.build(student(SCORERS[0]), texts(300, 2))
     assert plain.recall(queries, 5, share=0.05) == 1.0
     for share in (0.0, -1.0, 1.5):
@@ -274,9 +275,33 @@ def test_few_passages_and_plain_scorers_are_searched_whole():
             index.search(queries, 5, share=share)
 
 
+def test_how_many_are_scored_is_as_documented():
+    """By the number of passages, share and depth; None: all of them. From a million on, the share alone decides."""
+    model = Vectors(iem())
+
+    def budget(count: int, share: float, depth: int = 10) -> int | None:
+        return Index(model, torch.zeros(1, 1).expand(count, 1))._budget(share, depth)
+
+    assert [budget(count, 0.02) for count in (90, 999, 5000)] == [None] * 3
+    assert [budget(count, 0.02) for count in (5001, 50_000, 60_000)] == [1000, 1000, 1200]
+    assert [budget(count, 0.001) for count in (19_999, 20_000)] == [None, 1000]
+    assert [budget(count, 0.02, 100) for count in (9_999, 10_000)] == [None, 1000]
+    assert [budget(1_000_000, share) for share in (0.001, 0.0025, 0.02)] == [1000, 2500, 20_000]
+    assert budget(6000, 1.0) is None
+
+
+@pytest.mark.parametrize("count", [90, 999, 1000, 4000, 6000, 15_000])
+def test_a_share_of_few_passages_finds_nearly_all(count):
+    model, queries = Vectors(iem()), clustered(10, 32, 2)
+    index = Index.of_vectors(model, clustered(count, 32, 1), range(count))
+    exact, found = index.search_vectors(queries, 10), index.search_vectors(queries, 10, 0.02)
+    hit = [len(set(a.tolist()) & set(b.tolist())) / 10 for (a, _), (b, _) in zip(exact, found, strict=True)]
+    assert np.mean(hit) >= (0.95 if count > search.FEW else 1.0)
+
+
 def test_what_is_not_finite_comes_first_among_candidates_too():
-    vectors = clustered(2000, 32, 1)
+    vectors = clustered(6000, 32, 1)
     vectors[7] = np.nan
-    index = Index.of_vectors(Vectors(iem()), vectors, range(2000))
-    rows, scores = index.search_vectors(clustered(1, 32, 2), 3, share=1999 / 2000)[0]
+    index = Index.of_vectors(Vectors(iem()), vectors, range(6000))
+    rows, scores = index.search_vectors(clustered(1, 32, 2), 3, share=5999 / 6000)[0]
     assert rows[0] == 7 and scores[0] == np.inf
