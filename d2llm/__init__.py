@@ -42,6 +42,8 @@ def load(folder: str | Path, dtype: str = "float32", device: str | None = None) 
 
 # Where an exported model holds its student: the name sentence-transformers gives the folder as well.
 STUDENT = "0_Embedder"
+# Where `make` leaves one, for examples and messages.
+EXAMPLE = "results/mini/runs/d2llm/base/seed1/model"
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from d2llm import EXAMPLE
 from d2llm.errors import ArtifactError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 # Texts of an index, beside it.
 TEXTS = "passages.parquet"
 FILE = "JSONL, CSV, TSV or Parquet with a column of texts, or .txt with a text a line"
-RUN = "results/mini/runs/d2llm/base/seed1/model"
 
 
 def add_parsers(commands: Any) -> None:
@@ -37,20 +37,20 @@ def add_parsers(commands: Any) -> None:
         made.add_argument("--mode", choices=("asymmetric", "symmetric"), default="asymmetric", help="questions and what answers them, or sentences of a kind (default: asymmetric)")  # fmt: skip
         made.add_argument("--device", help="default: a GPU where there is one")
 
-    made = command("encode", "embed texts with a trained student", f"--student {RUN} --texts queries.txt --role query --to queries.npy", encode)  # fmt: skip
+    made = command("encode", "embed texts with a trained student", f"--student {EXAMPLE} --texts queries.txt --role query --to queries.npy", encode)  # fmt: skip
     shared(made)
     made.add_argument("--texts", required=True, metavar="FILE", help=FILE)
     made.add_argument("--column", default="text", help="its column (default: text)")
     made.add_argument("--role", choices=("query", "passage"), default="passage", help="default: passage")
     made.add_argument("--to", required=True, metavar="FILE", help="a .npy file: float32, a row a text")
-    made = command("index", "make passages ready to be searched", f"--student {RUN} --passages corpus.jsonl --to index", index)  # fmt: skip
+    made = command("index", "make passages ready to be searched", f"--student {EXAMPLE} --passages corpus.jsonl --to index", index)  # fmt: skip
     shared(made)
     made.add_argument("--passages", required=True, metavar="FILE", help=FILE)
     made.add_argument("--column", default="text", help="its column (default: text)")
     made.add_argument("--id", metavar="COLUMN", help="a column of ids (default: the number of the row, from 0)")
     made.add_argument("--precision", choices=("full", "float16", "int8"), default="float16", help="what a passage is kept in (default: float16)")  # fmt: skip
     made.add_argument("--to", required=True, metavar="FOLDER", help="an index that is there is replaced")
-    made = command("search", "find the best passages of an index", f'--student {RUN} --index index --query "谁修好了机器？"', search)  # fmt: skip
+    made = command("search", "find the best passages of an index", f'--student {EXAMPLE} --index index --query "谁修好了机器？"', search)  # fmt: skip
     shared(made)
     made.add_argument("--index", required=True, metavar="FOLDER", help="what `index` wrote")
     made.add_argument("--query", action="append", default=[], metavar="TEXT", help="may be given several times")
@@ -145,13 +145,12 @@ def index(options: argparse.Namespace) -> int:
 
 def search(options: argparse.Namespace) -> int:
     """Hits to standard output, best first."""
-    from d2llm.artifacts import read_frame
     from d2llm.search import Index
 
     queries = options.query + (read_texts(options.queries)["text"].tolist() if options.queries else [])
     if not queries:
         raise ConfigError("nothing to search for; give --query TEXT or --queries FILE")
-    passages = read_frame(Path(options.index) / TEXTS, {"id": "str", "text": "str"})
+    passages = texts_of(Path(options.index))
     loaded = Index.load(options.index, student_of(options))
     if len(loaded) != len(passages):
         raise ArtifactError(
@@ -174,6 +173,17 @@ def search(options: argparse.Namespace) -> int:
             else:
                 print(f"  {rank:3d}  {score:9.4f}  {hit['id']}  {hit['text']}")
     return 0
+
+
+def texts_of(folder: Path) -> pd.DataFrame:
+    """id and text of an index's passages. Raises ArtifactError where there is no index, or one without its texts."""
+    from d2llm.artifacts import read_frame
+    from d2llm.search import AGAIN, check_there
+
+    check_there(folder)
+    if not (folder / TEXTS).is_file():
+        raise ArtifactError(f"{folder}: an index without its texts ({TEXTS} is missing); `d2llm index` writes both")
+    return read_frame(folder / TEXTS, {"id": "str", "text": "str"}, AGAIN)
 
 
 def exported(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2llm.artifacts import MEND, read_json, write_json
+from d2llm.artifacts import read_json, write_json
 from d2llm.candidates import LEAST_BUDGET, Approximation
 from d2llm.errors import ArtifactError, ConfigError
 from d2llm.logs import progress
@@ -33,6 +33,8 @@ FEW = 5 * LEAST_BUDGET
 BUILD_BLOCK = 8192
 # Bump when the layout of a saved index changes.
 LAYOUT = 2
+# What mends a saved index: no rule of the workflow makes one.
+AGAIN = "build it again (`d2llm index`, or Index.build and save)"
 
 Hits = list[tuple[np.ndarray, np.ndarray]]
 # "full": the type the scorer computes in.
@@ -254,14 +256,15 @@ class Index:
 
     @classmethod
     def load(cls, folder: str | Path, student: Any, mapped: bool = True) -> Index:
-        """A saved index of this very student. Raises ArtifactError when it is damaged or another student's.
+        """A saved index of this very student. Raises ArtifactError when it is missing, damaged or another student's.
 
         `mapped`: it stays in its file, and a search reads of it what it needs; otherwise it is brought where the student computes.
         """
         from safetensors import safe_open
 
         folder = Path(folder)
-        about = read_json(folder / "index.json")
+        check_there(folder)
+        about = read_json(folder / "index.json", AGAIN)
         try:
             with safe_open(str(folder / "index.safetensors"), framework="pt") as parts:
                 cache = parts.get_tensor("cache")
@@ -269,15 +272,22 @@ class Index:
             fits = about["layout"] == LAYOUT and about["shape"] == list(cache.shape)
             mode, vector_bytes, owner = about["mode"], int(about["vector_bytes"]), about["student"]
         except Exception as error:  # noqa: BLE001 - any way a file can be broken ends in the same advice
-            raise ArtifactError(f"{folder}: not a saved index ({type(error).__name__}: {error}); {MEND}") from error
+            raise ArtifactError(f"{folder}: not a saved index ({type(error).__name__}: {error}); {AGAIN}") from error
         if not fits:
-            raise ArtifactError(f"{folder}: index.json is not of index.safetensors or of another layout; {MEND}")
+            raise ArtifactError(f"{folder}: index.json is not of index.safetensors or of another layout; {AGAIN}")
         if owner != weights(student):
-            raise ArtifactError(f"{folder}: the index of another student; build it again with this one")
+            raise ArtifactError(f"{folder}: the index of another student; {AGAIN}, with this one")
         if not mapped:
             cache = on_device(student, cache.clone())
             scale = None if scale is None else on_device(student, scale.clone())
         return cls(student, cache, vector_bytes, mode, scale)
+
+
+def check_there(folder: Path) -> None:
+    """Raise ArtifactError unless a folder holds an index."""
+    if not (folder / "index.json").is_file():
+        why = "index.json is missing" if folder.is_dir() else "no such folder"
+        raise ArtifactError(f"{folder}: no index here ({why}); `d2llm index` makes one")
 
 
 def stored(scorer: Any, vectors: Tensor, precision: Precision) -> tuple[Tensor, Tensor | None]:

@@ -122,13 +122,21 @@ def test_an_index_on_the_command_line(folder, tmp_path, monkeypatch, capsys):
     assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
     assert main([*find[:-1]]) == 0
     assert capsys.readouterr().out.startswith(QUESTION + "\n    1  ")
+    d2llm.Index.build(student, PASSAGES).save("bare")
+    shutil.copytree("made", "broken")
+    Path("broken/passages.parquet").write_bytes(b"nothing")
     for words, message in (
         (["search", "--student", str(folder), "--index", "made"], "nothing to search for"),
         ([*find, "--share", "2"], "share: expected a number above 0 and at most 1"),
-        (["search", "--student", str(folder), "--index", "none", "--query", "x"], "none/passages.parquet: missing"),
+        (
+            ["search", "--student", str(folder), "--index", "none", "--query", "x"],
+            "none: no index here (no such folder); `d2llm index` makes one",
+        ),
+        (["search", "--student", str(folder), "--index", "bare", "--query", "x"], "bare: an index without its texts"),
+        (["search", "--student", str(folder), "--index", "broken", "--query", "x"], "; build it again (`d2llm index`"),
         (
             ["index", "--student", str(tmp_path), "--passages", "corpus.csv", "--column", "says", "--to", "x"],
-            "not a saved student",
+            "no student here (student.json is missing)",
         ),
         (["index", "--student", str(folder), "--passages", "corpus.csv", "--to", "x"], "no column 'text'"),
         (["encode", "--student", str(folder), "--texts", "none.txt", "--to", "x.npy"], "none.txt: no such file"),

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -329,6 +330,23 @@ def test_a_damaged_student_is_an_artifact_error(tmp_path):
         Student.load(tmp_path / "s")
     with pytest.raises(ArtifactError, match="config.json is missing"):
         Backbone.load(tmp_path / "nothing", "decoder")
+
+
+def test_where_no_student_is_nothing_is_to_be_removed(tmp_path):
+    """A wrong path may be anything, somebody's own folder among it; where the student is near, it is named."""
+    student_of(tiny.backbone("decoder")).save(tmp_path / "seed1" / "model")
+    own, model = tmp_path / "own", tmp_path / "seed1" / "model"
+    own.mkdir()
+    expected = "expected a run's folder, like results/mini/runs/d2llm/base/seed1/model, or an exported one"
+    for place, message in (
+        (own, f"{own}: no student here (student.json is missing); {expected}"),
+        (Path("org/name"), f"org/name: no student here (no such folder); {expected}"),
+        (tmp_path / "seed1", f"{tmp_path}/seed1: no student here (student.json is missing); {model} has one"),
+        (model / "backbone", f"{model}/backbone: no student here (student.json is missing); {model} has one"),
+    ):
+        with pytest.raises(ArtifactError) as error:
+            Student.load(place)
+        assert str(error.value) == message
 
 
 def test_weights_that_are_not_safetensors_are_refused(tmp_path):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2llm import EXAMPLE, STUDENT
 from d2llm.artifacts import write_json
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
 from d2llm.logs import progress
@@ -307,12 +308,14 @@ class Student(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, *, dtype: str | torch.dtype = "float32") -> Student:
-        """A saved student, ready to encode; the method's module is not needed. Raises ArtifactError when damaged."""
+        """A saved student, ready to encode; the method's module is not needed. Raises ArtifactError when damaged, or when none is there."""
         import json
 
         from safetensors.torch import load_file
 
         folder = Path(folder)
+        if not (folder / "student.json").is_file():
+            raise ArtifactError(f"{folder}: {_none_here(folder)}")
         try:
             described = json.loads((folder / "student.json").read_text(encoding="utf-8"))
             if described["layout"] != LAYOUT:
@@ -349,6 +352,16 @@ class Student(nn.Module):
                 f"{folder}: not a saved student ({type(error).__name__}: {first}); remove it and run snakemake again"
             ) from error
         return student.eval()
+
+
+def _none_here(folder: Path) -> str:
+    """What to say of a folder without a student; it may hold anything, so nothing of it is to be removed."""
+    why = "student.json is missing" if folder.is_dir() else "no such folder"
+    near = [
+        place for place in (folder / "model", folder / STUDENT, folder.parent) if (place / "student.json").is_file()
+    ]
+    mend = f"{near[0]} has one" if near else f"expected a run's folder, like {EXAMPLE}, or an exported one"
+    return f"no student here ({why}); {mend}"
 
 
 def _check_fit(pooling: Pooling, scorer: Scorer) -> None:
