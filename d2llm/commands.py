@@ -34,17 +34,21 @@ def add_parsers(commands: Any) -> None:
         made.add_argument(
             "--student", required=True, metavar="FOLDER", help="a run's model folder, or what `export` wrote"
         )
-        made.add_argument("--mode", choices=("asymmetric", "symmetric"), default="asymmetric", help="questions and what answers them, or sentences of a kind (default: asymmetric)")  # fmt: skip
         made.add_argument("--device", help="default: a GPU where there is one")
+
+    def mode(made: argparse.ArgumentParser) -> None:  # an index keeps the one it was made with
+        made.add_argument("--mode", choices=("asymmetric", "symmetric"), default="asymmetric", help="questions and what answers them, or sentences of a kind (default: asymmetric)")  # fmt: skip
 
     made = command("encode", "embed texts with a trained student", f"--student {EXAMPLE} --texts queries.txt --role query --to queries.npy", encode)  # fmt: skip
     shared(made)
+    mode(made)
     made.add_argument("--texts", required=True, metavar="FILE", help=FILE)
     made.add_argument("--column", default="text", help="its column (default: text)")
     made.add_argument("--role", choices=("query", "passage"), default="passage", help="default: passage")
     made.add_argument("--to", required=True, metavar="FILE", help="a .npy file: float32, a row a text")
     made = command("index", "make passages ready to be searched", f"--student {EXAMPLE} --passages corpus.jsonl --to index", index)  # fmt: skip
     shared(made)
+    mode(made)
     made.add_argument("--passages", required=True, metavar="FILE", help=FILE)
     made.add_argument("--column", default="text", help="its column (default: text)")
     made.add_argument("--id", metavar="COLUMN", help="a column of ids (default: the number of the row, from 0)")

@@ -337,6 +337,21 @@ def test_attention_is_what_the_pooling_weighs_states_with(folder):
         student.attention(QUESTION)
 
 
+def test_a_search_has_the_mode_of_its_index(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text("\n".join(PASSAGES), encoding="utf-8")
+    find = ["search", "--student", str(folder), "--index", "made", "--query", QUESTION, "--json"]
+    assert main(["index", *find[1:3], "--passages", "corpus.txt", "--to", "made", "--mode", "symmetric"]) == 0
+    capsys.readouterr()
+    assert main(find) == 0
+    hits = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    exact = d2llm.load(folder).score([QUESTION] * 4, PASSAGES, "symmetric")
+    assert [hit["score"] for hit in hits] == pytest.approx([exact[int(hit["id"])] for hit in hits], abs=0.02)
+    with pytest.raises(SystemExit):
+        main([*find, "--mode", "symmetric"])
+    assert "unrecognized arguments: --mode" in capsys.readouterr().err
+
+
 def test_every_command_shows_an_example():
     for name in ("encode", "index", "search", "export"):
         made = parser()._subparsers._group_actions[0].choices[name]  # noqa: SLF001
