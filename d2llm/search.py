@@ -20,6 +20,7 @@ from d2llm.artifacts import read_json, write_json
 from d2llm.candidates import LEAST_BUDGET, Approximation
 from d2llm.errors import ArtifactError, ConfigError
 from d2llm.logs import progress
+from d2llm.models.student import check_several
 
 if TYPE_CHECKING:
     from d2llm.models.interaction import Mode
@@ -78,7 +79,11 @@ class Index:
         mode: Mode = "asymmetric",
         precision: Precision = "full",
     ) -> Index:
-        """Encode passages, each distinct text once, and keep what the student's scorer needs of them."""
+        """Encode passages, each distinct text once, and keep what the student's scorer needs of them.
+
+        Raises ConfigError for a precision there is not, TypeError for one text in place of several.
+        """
+        check_several("passages", passages)
         distinct = list(dict.fromkeys(passages))
         parts = [
             cls.of_vectors(
@@ -134,6 +139,7 @@ class Index:
         `share`: the part of the passages whose exact score may be computed for a query, e.g. 0.02, of many passages (`_budget`); None: all of them.
         Scores are exact either way, and which passages are found is approximate with it (`recall` measures how much so).
         """
+        check_several("queries", queries)
         return self.search_vectors(self.student.encode(list(queries), "query", self.mode), depth, share)
 
     def search_vectors(self, queries: np.ndarray, depth: int, share: float | None = None) -> Hits:
@@ -150,6 +156,7 @@ class Index:
 
     def recall(self, queries: Sequence[str], depth: int = 10, share: float = 0.02) -> float:
         """Part of the `depth` best passages that a search with `share` finds, in the mean of some queries."""
+        check_several("queries", queries)
         vectors = self.student.encode(list(queries), "query", self.mode)
         exact, found = self.search_vectors(vectors, depth), self.search_vectors(vectors, depth, share)
         return float(

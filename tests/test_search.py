@@ -83,6 +83,21 @@ def test_blocks_change_no_score(monkeypatch):
         assert rows.tolist() == other.tolist()
 
 
+def test_one_text_is_no_list_of_its_letters():
+    model, one = student(SCORERS[1]), "甲乙丙"
+    index = Index.build(model, [one])
+    for name, call in (
+        ("texts", lambda: model.encode(one, "query")),
+        ("queries", lambda: model.score(one, [one] * 3)),
+        ("passages", lambda: model.score([one] * 3, one)),
+        ("passages", lambda: Index.build(model, one)),
+        ("queries", lambda: index.search(one, 1)),
+        ("queries", lambda: index.recall(one)),
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: expected a list of texts; found one text, '甲乙丙'"):
+            call()
+
+
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_equal_passages_score_equally_and_all_are_found(monkeypatch, scorer):
     monkeypatch.setattr(search, "PASSAGE_BLOCK", 3)

@@ -125,6 +125,14 @@ def test_a_corpus_is_encoded_in_parts_and_not_remembered(monkeypatch):
     assert not student.backbone._cache
 
 
+def test_a_role_or_mode_there_is_not_is_named():
+    student = student_of(tiny.backbone("decoder"))
+    with pytest.raises(ValueError, match="role is one of query, passage, found 'document'"):
+        student.encode(TEXTS, "document")
+    with pytest.raises(ValueError, match="mode is one of .*, found 'sym'"):
+        student.score(TEXTS, TEXTS, "sym")
+
+
 def test_splitting_by_length_is_the_cheapest_of_all_splits():
     def cost(lengths, ends):
         return sum((b - a) * lengths[b - 1] + PASS_COST for a, b in itertools.pairwise([0, *ends]))

@@ -132,7 +132,13 @@ class Student(nn.Module):
         return next(self.backbone.parameters()).device
 
     def ids(self, texts: list[str], role: Role, mode: Mode, remember: bool = True) -> list[tuple[int, ...]]:
-        """The exact token ids fed for each text; a text without any token is one padding token, as attention needs one."""
+        """The exact token ids fed for each text; a text without any token is one padding token, as attention needs one.
+
+        Raises ValueError for a role or mode there is not.
+        """
+        for name, found, known in (("role", role, get_args(Role)), ("mode", mode, get_args(Mode))):
+            if found not in known:
+                raise ValueError(f"{name} is one of {', '.join(known)}, found {found!r}")
         form = self.formats[role, mode]
         return [form.ids(ids) or (self.backbone.pad_id,) for ids in self.backbone.tokenize(texts, remember)]
 
@@ -189,12 +195,14 @@ class Student(nn.Module):
         """Embeddings (n, d), float32, in evaluation mode; batches hold texts of like length.
 
         role: "query" or "passage"; mode: "asymmetric" for a question and what answers it, "symmetric" for two sentences of a kind.
+        Raises ValueError for any other, TypeError for one text in place of several.
 
         >>> student = Student.load("model")
         >>> vectors = student.encode(["人在看书。", "猫不吃花。"], "passage")
         >>> vectors.shape, str(vectors.dtype)
         ((2, 32), 'float32')
         """
+        check_several("texts", texts)
         was_training = self.training
         self.eval()
         try:
@@ -217,12 +225,14 @@ class Student(nn.Module):
     ) -> np.ndarray:
         """(n,) scores of query i with passage i, float32: the IEM's logits (a sigmoid makes them probabilities), or cosines.
 
-        Raises ValueError for lists of different lengths.
+        Raises ValueError for lists of different lengths, TypeError for one text in place of several.
 
         >>> student = Student.load("model")
         >>> student.score(["人在看书。", "人在看书。"], ["人在看书。", "猫不吃花。"], mode="symmetric").shape
         (2,)
         """
+        check_several("queries", queries)
+        check_several("passages", passages)
         if len(queries) != len(passages):
             raise ValueError(f"{len(queries)} queries and {len(passages)} passages: expected one passage a query")
         sides: list[tuple[list[str], Role, Callable[[Tensor], Tensor]]] = [
@@ -352,6 +362,12 @@ class Student(nn.Module):
                 f"{folder}: not a saved student ({type(error).__name__}: {first}); remove it and run snakemake again"
             ) from error
         return student.eval()
+
+
+def check_several(name: str, texts: Sequence[str]) -> None:
+    """Raise TypeError for one text where several belong: it would pass for a sequence, of its letters."""
+    if isinstance(texts, str):
+        raise TypeError(f"{name}: expected a list of texts; found one text, {texts[:40]!r}: put it in brackets")
 
 
 def _none_here(folder: Path) -> str:
