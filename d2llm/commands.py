@@ -98,16 +98,34 @@ def read_texts(path: str, column: str = "text", identity: str | None = None) -> 
 
     place = Path(path)
     if place.suffix == ".txt":
-        if not place.is_file():
-            raise DataError(f"{path}: no such file")
-        lines = [line for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if not lines:
-            raise DataError(f"{path}: no lines")
+        lines = read_lines(place)
         return pd.DataFrame({"id": [str(i) for i in range(len(lines))], "text": lines})
     frame = files.read_table(path)
     found = files.texts(path, frame, column).tolist()
     named = [str(i) for i in range(len(found))] if identity is None else files.ids(path, frame, identity).tolist()
     return pd.DataFrame({"id": named, "text": found})
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, a text each: what only an editor takes for the end of one (a form feed, U+2028) stays in it.
+
+    Raises DataError for a file that is missing or not UTF-8, and for a blank line: left out, it would shift the numbers of all that follow.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    content = path.read_bytes()
+    try:
+        whole = content.decode("utf-8-sig")  # with a byte order mark or without
+    except UnicodeDecodeError as error:
+        number = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}: line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+    if not whole:
+        raise DataError(f"{path}: no lines")
+    lines = [line.removesuffix("\r") for line in whole.removesuffix("\n").split("\n")]
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise DataError(f"{path}: line {number}: expected a text; found a blank line")
+    return lines
 
 
 def encode(options: argparse.Namespace) -> int:
@@ -151,6 +169,9 @@ def search(options: argparse.Namespace) -> int:
     """Hits to standard output, best first."""
     from d2llm.search import Index
 
+    blank = next((query for query in options.query if not query.strip()), None)
+    if blank is not None:
+        raise ConfigError(f"--query: expected a text; found {blank!r}")
     queries = options.query + (read_texts(options.queries)["text"].tolist() if options.queries else [])
     if not queries:
         raise ConfigError("nothing to search for; give --query TEXT or --queries FILE")

@@ -138,12 +138,15 @@ class Index:
 
         `share`: the part of the passages whose exact score may be computed for a query, e.g. 0.02, of many passages (`_budget`); None: all of them.
         Scores are exact either way, and which passages are found is approximate with it (`recall` measures how much so).
+        Raises ConfigError for a share or a depth there cannot be, TypeError for one text in place of several.
         """
         check_several("queries", queries)
         return self.search_vectors(self.student.encode(list(queries), "query", self.mode), depth, share)
 
     def search_vectors(self, queries: np.ndarray, depth: int, share: float | None = None) -> Hits:
         """The same for embedded queries (n, d). Scores that are not finite come as +inf, first, for the caller to refuse."""
+        if depth < 1:
+            raise ConfigError(f"depth: expected a number of at least 1; found {depth!r}")
         q = on_device(self.student, queries)
         hits: Hits = []
         with torch.inference_mode():

@@ -295,6 +295,9 @@ def test_few_passages_and_plain_scorers_are_searched_whole():
     for share in (0.0, -1.0, 1.5):
         with pytest.raises(ConfigError, match="share: expected a number above 0 and at most 1"):
             index.search(queries, 5, share=share)
+    for depth in (0, -1):
+        with pytest.raises(ConfigError, match=f"depth: expected a number of at least 1; found {depth}"):
+            index.search(queries, depth)
 
 
 def test_how_many_are_scored_is_as_documented():

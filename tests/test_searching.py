@@ -22,8 +22,9 @@ from tiny_run import changed
 import d2llm
 from d2llm import STUDENT
 from d2llm.cli import main, parser
+from d2llm.commands import read_texts
 from d2llm.config import Config, dump
-from d2llm.errors import ArtifactError, ConfigError
+from d2llm.errors import ArtifactError, ConfigError, DataError
 from d2llm.paths import Paths
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "searching.md"
@@ -146,6 +147,10 @@ def test_an_index_on_the_command_line(folder, tmp_path, monkeypatch, capsys):
             "--to x.txt: expected a file that ends in .npy",
         ),
         (["encode", "--student", "none", "--texts", "none.txt", "--to", "no/x.npy"], "--to no/x.npy: no folder no"),
+        ([*find, "--query", " "], "--query: expected a text; found ' '"),
+        ([*find, "--depth", "0"], "depth: expected a number of at least 1; found 0"),
+        ([*find, "--device", "nonsense"], "device 'nonsense' cannot be used here ("),
+        ([*find, "--device", "meta"], "device 'meta' cannot be used here ("),
         (["index", "--student", "none", "--passages", "none.txt", "--to", "."], "--to .: exists and is no index"),
     ):
         assert main(words) == 2
@@ -188,8 +193,10 @@ def test_the_export_in_sentence_transformers(trained, folder, tmp_path):
     np.testing.assert_allclose(again.encode_query(PASSAGES), model.encode_query(PASSAGES), rtol=1e-5, atol=1e-6)
     with pytest.raises(ConfigError, match="exists already"):
         export(trained, "d2llm", "base", 1, place)
-    with pytest.raises(ArtifactError):
-        export(trained, "d2llm", "base", 77, tmp_path / "none")
+    near = "not a run of this config; .* or take the nearest: --method d2llm --variant base --seed 1$"
+    for method, seed in (("d2llm", 77), ("dllm", 1)):
+        with pytest.raises(ConfigError, match=f"^--method {method} --variant base --seed {seed}: {near}"):
+            export(trained, method, "base", seed, tmp_path / "none")
 
 
 FROM_A_HUB = """
@@ -335,6 +342,38 @@ def test_attention_is_what_the_pooling_weighs_states_with(folder):
     student.pooling_spec, student.pooling = ("mean", {}), torch.nn.Identity()
     with pytest.raises(ConfigError, match="pooling mean has no attention to show"):
         student.attention(QUESTION)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"device 'cuda' cannot be used here \(.*\); choose one of cpu"):
+        d2llm.load("none", device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("甲\n乙\n".encode(), ["甲", "乙"]),
+        ("\ufeff甲\r\n乙".encode(), ["甲", "乙"]),
+        ("甲\u2028\x0c丙\n乙\x85丁\n".encode(), ["甲\u2028\x0c丙", "乙\x85丁"]),
+        ("甲\n\n乙\n".encode(), "line 2: expected a text; found a blank line"),
+        ("甲\n \t\r\n".encode(), "line 2: expected a text; found a blank line"),
+        ("甲\n\n".encode(), "line 2: expected a text; found a blank line"),
+        (b"", "no lines"),
+        ("甲\n".encode() + b"caf\xe9\n", "line 2: not UTF-8 (invalid continuation byte); save the file as UTF-8"),
+    ],
+    ids=["plain", "mark", "separators", "blank", "blanks", "two_ends", "empty", "latin"],
+)
+def test_a_text_a_line_keeps_the_numbers_of_lines(content: bytes, expected: list[str] | str, tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes(content)
+    if isinstance(expected, list):
+        found = read_texts(str(path))
+        assert found["text"].tolist() == expected and found["id"].tolist() == ["0", "1"]
+        return
+    with pytest.raises(DataError) as error:
+        read_texts(str(path))
+    assert str(error.value) == f"{path}: {expected}"
 
 
 def test_a_search_has_the_mode_of_its_index(folder, tmp_path, monkeypatch, capsys):
