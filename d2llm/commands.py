@@ -43,14 +43,14 @@ def add_parsers(commands: Any) -> None:
     shared(made)
     mode(made)
     made.add_argument("--texts", required=True, metavar="FILE", help=FILE)
-    made.add_argument("--column", default="text", help="its column (default: text)")
+    made.add_argument("--column", help="its column (default: text)")
     made.add_argument("--role", choices=("query", "passage"), default="passage", help="default: passage")
     made.add_argument("--to", required=True, metavar="FILE", help="a .npy file: float32, a row a text")
     made = command("index", "make passages ready to be searched", f"--student {EXAMPLE} --passages corpus.jsonl --to index", index)  # fmt: skip
     shared(made)
     mode(made)
     made.add_argument("--passages", required=True, metavar="FILE", help=FILE)
-    made.add_argument("--column", default="text", help="its column (default: text)")
+    made.add_argument("--column", help="its column (default: text)")
     made.add_argument("--id", metavar="COLUMN", help="a column of ids (default: the number of the row, from 0)")
     made.add_argument("--precision", choices=("full", "float16", "int8"), default="float16", help="what a passage is kept in (default: float16)")  # fmt: skip
     made.add_argument("--to", required=True, metavar="FOLDER", help="an index that is there is replaced")
@@ -90,20 +90,40 @@ def _quiet() -> None:
     logging.disable_progress_bar()
 
 
-def read_texts(path: str, column: str = "text", identity: str | None = None) -> pd.DataFrame:
-    """id and text of a file. Raises DataError for one that is wrong."""
+def read_texts(path: str, column: str | None = None, identity: str | None = None) -> pd.DataFrame:
+    """id and text of a file, from its columns (default: `text`, and the number of the row).
+
+    Raises DataError for one that is wrong, an id that is there twice among it, and ConfigError for a column of a text file.
+    """
     import pandas as pd
 
     from d2llm.data import files
 
     place = Path(path)
     if place.suffix == ".txt":
+        if column or identity:
+            raise ConfigError(f"{'--column' if column else '--id'}: {path} holds a text a line and has no columns")
         lines = read_lines(place)
         return pd.DataFrame({"id": [str(i) for i in range(len(lines))], "text": lines})
     frame = files.read_table(path)
-    found = files.texts(path, frame, column).tolist()
-    named = [str(i) for i in range(len(found))] if identity is None else files.ids(path, frame, identity).tolist()
+    found = files.texts(path, frame, column or "text").tolist()
+    named = [str(i) for i in range(len(found))] if identity is None else unique_ids(path, frame, identity).tolist()
     return pd.DataFrame({"id": named, "text": found})
+
+
+def unique_ids(path: str, frame: pd.DataFrame, column: str) -> pd.Series:
+    """A column of ids. Raises DataError for one that is there twice: nobody could tell the two texts apart."""
+    from d2llm.data import files
+
+    found = files.ids(path, frame, column)
+    again = found.duplicated()
+    if again.any():
+        line = found.index[again][0]
+        first = found.index[found == found[line]][0]
+        raise DataError(
+            f"{path}: line {line}, column {column!r}: expected every id once; found {found[line]!r}, as in line {first}"
+        )
+    return found
 
 
 def read_lines(path: Path) -> list[str]:

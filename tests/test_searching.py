@@ -124,6 +124,8 @@ def test_an_index_on_the_command_line(folder, tmp_path, monkeypatch, capsys):
     assert main([*find[:-1]]) == 0
     assert capsys.readouterr().out.startswith(QUESTION + "\n    1  ")
     d2llm.Index.build(student, PASSAGES).save("bare")
+    Path("corpus.txt").write_text("\n".join(PASSAGES), encoding="utf-8")
+    pd.DataFrame({"nr": ["a", "b", "a", "a"], "text": PASSAGES}).to_csv("twice.csv", index=False)
     shutil.copytree("made", "broken")
     Path("broken/passages.parquet").write_bytes(b"nothing")
     for words, message in (
@@ -147,6 +149,18 @@ def test_an_index_on_the_command_line(folder, tmp_path, monkeypatch, capsys):
             "--to x.txt: expected a file that ends in .npy",
         ),
         (["encode", "--student", "none", "--texts", "none.txt", "--to", "no/x.npy"], "--to no/x.npy: no folder no"),
+        (
+            ["index", "--student", "none", "--passages", "twice.csv", "--id", "nr", "--to", "x"],
+            "twice.csv: line 4, column 'nr': expected every id once; found 'a', as in line 2",
+        ),
+        (
+            ["index", "--student", "none", "--passages", "corpus.txt", "--id", "nr", "--to", "x"],
+            "--id: corpus.txt holds a text a line and has no columns",
+        ),
+        (
+            ["encode", "--student", "none", "--texts", "corpus.txt", "--column", "says", "--to", "x.npy"],
+            "--column: corpus.txt holds a text a line and has no columns",
+        ),
         ([*find, "--query", " "], "--query: expected a text; found ' '"),
         ([*find, "--depth", "0"], "depth: expected a number of at least 1; found 0"),
         ([*find, "--device", "nonsense"], "device 'nonsense' cannot be used here ("),
