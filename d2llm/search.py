@@ -8,6 +8,7 @@ them as inner products say is worth it (`candidates`). A saved index is mapped, 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -254,15 +255,16 @@ class Index:
 
     # -------------------------------------------------------------------------------------------------- save and load
     def save(self, folder: str | Path) -> None:
-        """Write `index.safetensors` and `index.json`, which names the student by a digest of its weights."""
+        """Write `index.safetensors` and `index.json`, which names the student by a digest of its weights and by its `settings`."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         parts = {"cache": self.cache} | ({} if self.scale is None else {"scale": self.scale})
         save_file({name: part.cpu().contiguous() for name, part in parts.items()}, str(folder / "index.safetensors"))
-        about = {"layout": LAYOUT, "mode": self.mode, "vector_bytes": self.vector_bytes}
-        write_json(folder / "index.json", about | {"shape": list(self.cache.shape), "student": weights(self.student)})
+        about: dict[str, Any] = {"layout": LAYOUT, "mode": self.mode, "vector_bytes": self.vector_bytes}
+        about |= {"student": weights(self.student), "settings": settings(self.student)}
+        write_json(folder / "index.json", about | {"shape": list(self.cache.shape)})
 
     @classmethod
     def load(cls, folder: str | Path, student: Any, mapped: bool = True) -> Index:
@@ -281,10 +283,17 @@ class Index:
                 scale = parts.get_tensor("scale") if "scale" in parts.keys() else None  # noqa: SIM118 - not a dict
             fits = about["layout"] == LAYOUT and about["shape"] == list(cache.shape)
             mode, vector_bytes, owner = about["mode"], int(about["vector_bytes"]), about["student"]
+            held = dict(about.get("settings", {}))  # older indexes have the digest alone
         except Exception as error:  # noqa: BLE001 - any way a file can be broken ends in the same advice
             raise ArtifactError(f"{folder}: not a saved index ({type(error).__name__}: {error}); {AGAIN}") from error
         if not fits:
             raise ArtifactError(f"{folder}: index.json is not of index.safetensors or of another layout; {AGAIN}")
+        own = settings(student)
+        other = [name for name, value in held.items() if value != own.get(name)]
+        if other:
+            raise ArtifactError(
+                f"{folder}: the index of another student (not the same {', '.join(other)}); {AGAIN}, with this one"
+            )
         if owner != weights(student):
             raise ArtifactError(f"{folder}: the index of another student; {AGAIN}, with this one")
         if not mapped:
@@ -340,3 +349,11 @@ def weights(student: Any) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def settings(student: Any) -> dict[str, Any]:
+    """What decides a student's vectors and scores besides its weights (text formats, pooling, scorer, normalising, …), as JSON gives it back."""
+    about = student.description()
+    return json.loads(
+        json.dumps({name: about[name] for name in about if name not in ("layout", "method", "parameters")})
+    )

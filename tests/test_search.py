@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +171,33 @@ def test_another_students_or_a_damaged_index_is_refused(tmp_path: Path):
         Index.load(tmp_path, model)
     with pytest.raises(ArtifactError, match=r"no index here \(no such folder\); `d2llm index` makes one"):
         Index.load(tmp_path / "none", model)
+
+
+def test_an_index_knows_what_its_student_feeds(tmp_path: Path):
+    """Equal weights make no equal vectors where the texts are framed, cut, pooled or scored in another way."""
+    model = student(SCORERS[1])
+    Index.build(model, texts(20, 2)).save(tmp_path)
+    longer = {key: replace(form, max_length=form.max_length + 1) for key, form in FORMATS.items()}
+    for name, other in (
+        ("formats", Student(model.backbone, ("mean", {}), SCORERS[1], longer)),
+        ("pooling", Student(model.backbone, ("cls", {}), SCORERS[1], FORMATS)),
+        (
+            "scorer",
+            Student(model.backbone, ("mean", {}), ("iem", {"hidden": 24, "activation": "squared_relu"}), FORMATS),
+        ),
+        ("normalize", Student(model.backbone, ("mean", {}), SCORERS[1], FORMATS, normalize=True)),
+    ):
+        other.load_state_dict(model.state_dict())
+        with pytest.raises(
+            ArtifactError, match=rf"the index of another student \(not the same {name}\); build it again"
+        ):
+            Index.load(tmp_path, other)
+    assert len(Index.load(tmp_path, model)) == 20
+    # One that was made before the settings were kept is told by the weights alone.
+    about = json.loads((tmp_path / "index.json").read_text())
+    del about["settings"]
+    (tmp_path / "index.json").write_text(json.dumps(about))
+    assert len(Index.load(tmp_path, model)) == 20
 
 
 def test_a_loaded_index_stays_in_its_file(tmp_path: Path):
