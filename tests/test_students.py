@@ -21,6 +21,7 @@ from d2llm import methods, optimization
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
 from d2llm.methods import Batch, Embedded, MaxLengths, TeacherTargets, Tuning
 from d2llm.models.backbone import Backbone
+from d2llm.models.pooling import POOLINGS, Pooling
 from d2llm.models.student import PASS_COST, Student, TextFormat, same_formats, split_by_length
 
 SMALL = {"pooling": {"heads": 4}, "interaction": {"hidden": 16}}
@@ -102,6 +103,37 @@ def test_a_vector_for_every_token(tmp_path):
     for pooling, scorer in ((("tokens", size), ("cosine", {})), (("mean", {}), ("maxsim", size)), (("tokens", size), ("maxsim", {"size": 5}))):  # fmt: skip
         with pytest.raises(ConfigError, match="pooling .* scorer"):
             student_of(tiny.backbone("encoder"), pooling, scorer)
+
+
+class Both(Pooling):
+    """First and mean state, side by side."""
+
+    name = "both"
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.cat([hidden[:, 0], hidden.mean(1)], 1)
+
+
+class Wide(Both):
+    def width(self, hidden_size: int, longest: int) -> int:
+        return 2 * hidden_size
+
+
+@pytest.mark.parametrize("scorer", [("iem", {"hidden": 16}), ("bilinear", {}), ("cosine", {})])
+def test_a_scorer_is_as_wide_as_the_pooling(monkeypatch, tmp_path, scorer):
+    monkeypatch.setitem(POOLINGS, "both", Wide)
+    student = student_of(tiny.backbone("decoder", tmp_path / "m"), ("both", {}), scorer)
+    assert student.training and student.width == 2 * student.backbone.hidden_size
+    scores = student.score(TEXTS, TEXTS)
+    assert scores.shape == (len(TEXTS),) and np.isfinite(scores).all()
+    student.save(tmp_path / "saved")
+    np.testing.assert_allclose(Student.load(tmp_path / "saved").score(TEXTS, TEXTS), scores, rtol=1e-4, atol=1e-5)
+    # One whose author did not think of the width is told so when it is built.
+    monkeypatch.setitem(POOLINGS, "both", Both)
+    with pytest.raises(
+        ConfigError, match="pooling both: its width says 32 numbers a text, it gives 64; override width"
+    ):
+        student_of(tiny.backbone("decoder"), ("both", {}), scorer)
 
 
 def test_an_encoder_never_gets_more_tokens_than_it_has_positions():

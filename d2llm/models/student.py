@@ -104,7 +104,7 @@ class Student(nn.Module):
         self.backbone = backbone
         self.pooling_spec, self.scorer_spec = pooling, scorer
         self.pooling = build_pooling(pooling[0], backbone.hidden_size, **pooling[1])
-        self.scorer = build_scorer(scorer[0], backbone.hidden_size, **scorer[1])
+        self.scorer = build_scorer(scorer[0], _width(self.pooling, backbone.hidden_size), **scorer[1])
         _check_fit(self.pooling, self.scorer)
         limit = backbone.longest
         self.formats: Formats = {
@@ -378,6 +378,22 @@ def _none_here(folder: Path) -> str:
     ]
     mend = f"{near[0]} has one" if near else f"expected a run's folder, like {EXAMPLE}, or an exported one"
     return f"no student here ({why}); {mend}"
+
+
+def _width(pooling: Pooling, hidden_size: int) -> int:
+    """Numbers of the vector of a text of one token, by which scorers of a vector a text are built: all their texts' vectors have as many.
+
+    Raises ConfigError where a pooling's `width` does not say what it gives: the first pass of a training would tell, in PyTorch's words.
+    """
+    said = pooling.width(hidden_size, 1)
+    with torch.no_grad():  # in evaluation mode: a dropout would draw from the stream of the run
+        found = pooling.eval()(torch.zeros(1, 1, hidden_size), torch.ones(1, 1, dtype=torch.long)).shape[1]
+    pooling.train()
+    if found != said:
+        raise ConfigError(
+            f"pooling {pooling.name}: its width says {said} numbers a text, it gives {found}; override width"
+        )
+    return said
 
 
 def _check_fit(pooling: Pooling, scorer: Scorer) -> None:
