@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +60,11 @@ def add_parsers(commands: Any) -> None:
     made.add_argument("--index", required=True, metavar="FOLDER", help="what `index` wrote")
     made.add_argument("--query", action="append", default=[], metavar="TEXT", help="may be given several times")
     made.add_argument("--queries", metavar="FILE", help=FILE)
+    made.add_argument("--column", help="its column (default: text)")
+    made.add_argument("--id", metavar="COLUMN", help="a column of its ids (default: the number of the query, from 0)")
     made.add_argument("--depth", type=int, default=10, help="passages a query (default: 10)")
     made.add_argument("--share", type=float, metavar="PART", help="score only so large a part of the passages exactly, e.g. 0.02 (default: all)")  # fmt: skip
-    made.add_argument("--json", action="store_true", help="a JSON object a hit")
+    made.add_argument("--format", choices=tuple(FORMATS), default="text", help="for people, a JSON object a hit, or the lines of a TREC run (default: text)")  # fmt: skip
     made = command("export", "write a student as sentence-transformers loads it, with a model card", "--config results/mini/config.yaml --method d2llm --seed 1 --to exported", exported)  # fmt: skip
     made.add_argument("--config", required=True, nargs="+", metavar="FILE", help="the run's resolved config")
     made.add_argument("--method", required=True)
@@ -189,35 +192,79 @@ def search(options: argparse.Namespace) -> int:
     """Hits to standard output, best first."""
     from d2llm.search import Index
 
-    blank = next((query for query in options.query if not query.strip()), None)
-    if blank is not None:
-        raise ConfigError(f"--query: expected a text; found {blank!r}")
-    queries = options.query + (read_texts(options.queries)["text"].tolist() if options.queries else [])
-    if not queries:
-        raise ConfigError("nothing to search for; give --query TEXT or --queries FILE")
+    queries = asked(options)
     passages = texts_of(Path(options.index))
+    if options.format == "trec":
+        check_words(options.queries or "--query", queries["id"])
+        check_words(options.index, passages["id"])
     loaded = Index.load(options.index, student_of(options))
     if len(loaded) != len(passages):
         raise ArtifactError(
             f"{options.index}: {len(loaded)} passages and {len(passages)} texts; run `d2llm index` again"
         )
-    for query, (rows, scores) in zip(queries, loaded.search(queries, options.depth, options.share), strict=True):
-        if not options.json:
-            print(query)
-        for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1):
-            hit = passages.iloc[int(row)]
-            if options.json:
-                found = {
-                    "query": query,
-                    "rank": rank,
-                    "score": round(float(score), 6),
-                    "id": hit["id"],
-                    "text": hit["text"],
-                }
-                print(json.dumps(found, ensure_ascii=False))
-            else:
-                print(f"  {rank:3d}  {score:9.4f}  {hit['id']}  {hit['text']}")
+    found = loaded.search(queries["text"].tolist(), options.depth, options.share)
+    for query, (rows, scores) in zip(queries.itertuples(), found, strict=True):
+        hits = passages.iloc[rows].assign(rank=range(1, len(rows) + 1), score=scores)
+        print("\n".join(FORMATS[options.format](query, hits)))
     return 0
+
+
+def asked(options: argparse.Namespace) -> pd.DataFrame:
+    """id and text of the queries, those of --query first. Raises ConfigError for none, a blank one, and a column that no file has."""
+    import pandas as pd
+
+    if (options.column or options.id) and not options.queries:
+        raise ConfigError(
+            f"{'--column' if options.column else '--id'}: there is no file to take it from; give --queries"
+        )
+    if options.id and options.query:
+        raise ConfigError("--id: a text of --query has none; write all queries into the file of --queries")
+    blank = next((query for query in options.query if not query.strip()), None)
+    if blank is not None:
+        raise ConfigError(f"--query: expected a text; found {blank!r}")
+    if options.queries:
+        listed = read_texts(options.queries, options.column, options.id)
+        if not options.query:
+            return listed
+        texts = [*options.query, *listed["text"]]
+    elif options.query:
+        texts = options.query
+    else:
+        raise ConfigError("nothing to search for; give --query TEXT or --queries FILE")
+    return pd.DataFrame({"id": [str(i) for i in range(len(texts))], "text": texts})
+
+
+def check_words(origin: str, ids: pd.Series) -> None:
+    """Raise DataError for an id that is not one word: blanks divide the fields of a TREC run."""
+    blank = ids[ids.str.contains(r"\s")]
+    if len(blank):
+        raise DataError(
+            f"{origin}: id {blank.iloc[0]!r} has a blank in it, which a TREC run cannot hold; choose --format json"
+        )
+
+
+def as_text(query: Any, hits: pd.DataFrame) -> Iterator[str]:
+    """The query and its hits, for people."""
+    yield query.text
+    for hit in hits.itertuples():
+        yield f"  {hit.rank:3d}  {hit.score:9.4f}  {hit.id}  {hit.text}"
+
+
+def as_json(query: Any, hits: pd.DataFrame) -> Iterator[str]:
+    """An object a hit."""
+    for hit in hits.itertuples():
+        about = {"query_id": query.id, "query": query.text, "rank": hit.rank, "score": round(float(hit.score), 6)}
+        yield json.dumps(about | {"id": hit.id, "text": hit.text}, ensure_ascii=False)
+
+
+def as_trec(query: Any, hits: pd.DataFrame) -> Iterator[str]:
+    """The lines of a TREC run, as trec_eval and pyserini read them: query, Q0, passage, rank, score, tag."""
+    for hit in hits.itertuples():
+        yield f"{query.id} Q0 {hit.id} {hit.rank} {hit.score:.6f} d2llm"
+
+
+# How hits are printed: a query (id and text) and its hits → lines.
+FORMATS = {"text": as_text, "json": as_json, "trec": as_trec}
 
 
 def texts_of(folder: Path) -> pd.DataFrame:

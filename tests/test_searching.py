@@ -111,7 +111,19 @@ def test_an_index_on_the_command_line(folder, tmp_path, monkeypatch, capsys):
     ]
     assert main(build) == 0 and main(build) == 0  # the second replaces the first
     assert "made: 4 passages" in capsys.readouterr().out
-    find = ["search", "--student", str(folder), "--index", "made", "--query", QUESTION, "--depth", "3", "--json"]
+    find = [
+        "search",
+        "--student",
+        str(folder),
+        "--index",
+        "made",
+        "--query",
+        QUESTION,
+        "--depth",
+        "3",
+        "--format",
+        "json",
+    ]
     assert main(find) == 0
     hits = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     student = d2llm.load(folder)
@@ -121,7 +133,7 @@ def test_an_index_on_the_command_line(folder, tmp_path, monkeypatch, capsys):
         assert hit["text"] == PASSAGES["abcd".index(hit["id"])] and hit["query"] == QUESTION
         assert hit["score"] == pytest.approx(exact[hit["id"]], abs=0.02)  # kept in float16
     assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
-    assert main([*find[:-1]]) == 0
+    assert main(find[:-2]) == 0
     assert capsys.readouterr().out.startswith(QUESTION + "\n    1  ")
     d2llm.Index.build(student, PASSAGES).save("bare")
     Path("corpus.txt").write_text("\n".join(PASSAGES), encoding="utf-8")
@@ -393,7 +405,7 @@ def test_a_text_a_line_keeps_the_numbers_of_lines(content: bytes, expected: list
 def test_a_search_has_the_mode_of_its_index(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("corpus.txt").write_text("\n".join(PASSAGES), encoding="utf-8")
-    find = ["search", "--student", str(folder), "--index", "made", "--query", QUESTION, "--json"]
+    find = ["search", "--student", str(folder), "--index", "made", "--query", QUESTION, "--format", "json"]
     assert main(["index", *find[1:3], "--passages", "corpus.txt", "--to", "made", "--mode", "symmetric"]) == 0
     capsys.readouterr()
     assert main(find) == 0
@@ -403,6 +415,43 @@ def test_a_search_has_the_mode_of_its_index(folder, tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit):
         main([*find, "--mode", "symmetric"])
     assert "unrecognized arguments: --mode" in capsys.readouterr().err
+
+
+def test_a_file_of_queries_gives_a_trec_run(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame({"nr": ["a", "b", "c", "d"], "text": PASSAGES}).to_csv("corpus.csv", index=False)
+    pd.DataFrame({"qid": [7, 9], "asks": [QUESTION, PASSAGES[2]]}).to_csv("queries.csv", index=False)
+    student = ["--student", str(folder)]
+    assert (
+        main(["index", *student, "--passages", "corpus.csv", "--id", "nr", "--to", "made", "--precision", "full"]) == 0
+    )
+    find = ["search", *student, "--index", "made", "--queries", "queries.csv", "--column", "asks", "--depth", "2"]
+    capsys.readouterr()
+    assert main([*find, "--id", "qid", "--format", "trec"]) == 0
+    run = [line.split(" ") for line in capsys.readouterr().out.splitlines()]
+    assert [(qid, q0, rank, tag) for qid, q0, _, rank, _, tag in run] == [
+        (qid, "Q0", rank, "d2llm") for qid in "79" for rank in "12"
+    ]
+    loaded, texts = d2llm.load(folder), {"7": QUESTION, "9": PASSAGES[2]}
+    exact = loaded.score([texts[hit[0]] for hit in run], [PASSAGES["abcd".index(hit[2])] for hit in run])
+    np.testing.assert_allclose([float(hit[4]) for hit in run], exact, rtol=1e-4, atol=1e-4)
+    # Without a column of ids, queries are numbered, those of the command line first.
+    assert main([*find, "--query", PASSAGES[0], "--format", "json"]) == 0
+    hits = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(hit["query_id"], hit["query"]) for hit in hits[::2]] == [
+        ("0", PASSAGES[0]), ("1", QUESTION), ("2", PASSAGES[2])
+    ]  # fmt: skip
+    pd.DataFrame({"qid": ["one", "number two"], "text": PASSAGES[:2]}).to_csv("blank.csv", index=False)
+    for words, message in (
+        ([*find, "--query", "x", "--id", "qid"], "--id: a text of --query has none"),
+        ([*find[:5], "--query", "x", "--column", "y"], "--column: there is no file to take it from; give --queries"),
+        (
+            [*find[:5], "--queries", "blank.csv", "--id", "qid", "--format", "trec"],
+            "blank.csv: id 'number two' has a blank in it, which a TREC run cannot hold; choose --format json",
+        ),
+    ):
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_every_command_shows_an_example():
