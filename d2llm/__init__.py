@@ -22,7 +22,7 @@ def load(folder: str | Path, dtype: str = "float32", device: str | None = None) 
     """A trained student, ready to encode, score and be searched with.
 
     `folder` is a run's `model` folder (results/<tier>/runs/<method>/<variant>/seed<n>/model) or what `d2llm export` wrote. `device`: a GPU where
-    there is one. Raises ArtifactError for a folder that holds no student.
+    there is one. Raises ArtifactError for a folder that holds no student, ConfigError for a device that is not there.
 
     >>> import d2llm
     >>> student = d2llm.load("model")
@@ -31,17 +31,19 @@ def load(folder: str | Path, dtype: str = "float32", device: str | None = None) 
     """
     from pathlib import Path
 
-    from d2llm.models.device import default_device
+    from d2llm.models.device import default_device, device_of
     from d2llm.models.student import Student
 
-    place = Path(folder)
+    place, where = Path(folder), default_device() if device is None else device_of(device)
     # Of an exported folder, the part that is the student.
     inside = place / STUDENT if (place / STUDENT).is_dir() else place
-    return Student.load(inside, dtype=dtype).to(device or default_device())
+    return Student.load(inside, dtype=dtype).to(where)
 
 
 # Where an exported model holds its student: the name sentence-transformers gives the folder as well.
 STUDENT = "0_Embedder"
+# Where `make` leaves one, for examples and messages.
+EXAMPLE = "results/mini/runs/d2llm/base/seed1/model"
 
 
 def __getattr__(name: str) -> Any:

@@ -115,13 +115,13 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read JSON, or raise an ArtifactError that names the file."""
+def read_json(path: str | Path, mend: str = MEND) -> Any:
+    """Read JSON, or raise an ArtifactError that names the file and, where it is damaged, what mends it."""
     path = present(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise ArtifactError(f"{path}: damaged JSON ({error}); {MEND}") from error
+        raise ArtifactError(f"{path}: damaged JSON ({error}); {mend}") from error
 
 
 def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
@@ -155,11 +155,12 @@ def write_frame(path: str | Path, frame: pandas.DataFrame) -> None:
         frame.to_parquet(temporary, index=False, compression="zstd", engine="pyarrow")
 
 
-def read_frame(path: str | Path, columns: Mapping[str, str] | None = None) -> pandas.DataFrame:
+def read_frame(path: str | Path, columns: Mapping[str, str] | None = None, mend: str = MEND) -> pandas.DataFrame:
     """Read a Parquet table and check it.
 
     `columns` maps each needed column to its kind ("str", "int", "float", "bool", "list"); others are kept as they are.
-    Missing values are refused in needed columns, as are non-finite floats and tables without rows.
+    Missing values are refused in needed columns, as are non-finite floats and tables without rows. `mend` tells what
+    mends a damaged table.
     """
     import pandas
 
@@ -167,16 +168,16 @@ def read_frame(path: str | Path, columns: Mapping[str, str] | None = None) -> pa
     try:
         frame = pandas.read_parquet(path, engine="pyarrow")
     except Exception as error:  # pyarrow raises many kinds for a damaged file
-        raise ArtifactError(f"{path}: damaged Parquet ({first_line(error)}); {MEND}") from error
+        raise ArtifactError(f"{path}: damaged Parquet ({first_line(error)}); {mend}") from error
     if columns is None:
         return frame
     if not len(frame):
-        raise ArtifactError(f"{path}: no rows; {MEND}")
+        raise ArtifactError(f"{path}: no rows; {mend}")
     for name, kind in columns.items():
         if name not in frame.columns:
             found = ", ".join(map(str, frame.columns)) or "none"
-            raise ArtifactError(f"{path}: column {name!r} is missing (found: {found}); {MEND}")
-        check_column(path, frame[name], kind)
+            raise ArtifactError(f"{path}: column {name!r} is missing (found: {found}); {mend}")
+        check_column(path, frame[name], kind, mend)
     return frame
 
 
@@ -200,7 +201,7 @@ def read_csv(path: str | Path, columns: Mapping[str, str]) -> pandas.DataFrame:
         raise ArtifactError(f"{path}: damaged CSV ({first_line(error)}); {MEND}") from error
 
 
-def check_column(path: Path, column: pandas.Series, kind: str) -> None:
+def check_column(path: Path, column: pandas.Series, kind: str, mend: str = MEND) -> None:
     """Raise an ArtifactError unless a column holds one kind of value, all present and finite."""
     import numpy
     from pandas.api import types
@@ -216,11 +217,11 @@ def check_column(path: Path, column: pandas.Series, kind: str) -> None:
         raise ValueError(f"unknown kind {kind!r}; one of {', '.join(KINDS)}")
     if kind != "list" and column.isna().any():
         row = int(column.isna().to_numpy().argmax())
-        raise ArtifactError(f"{path}: column {column.name!r} has no value in row {row}; {MEND}")
+        raise ArtifactError(f"{path}: column {column.name!r} has no value in row {row}; {mend}")
     if not checks[kind](column):
-        raise ArtifactError(f"{path}: column {column.name!r}: expected {kind}, found {column.dtype}; {MEND}")
+        raise ArtifactError(f"{path}: column {column.name!r}: expected {kind}, found {column.dtype}; {mend}")
     if kind == "float" and not numpy.isfinite(column.to_numpy()).all():
-        raise ArtifactError(f"{path}: column {column.name!r} holds a value that is not finite; {MEND}")
+        raise ArtifactError(f"{path}: column {column.name!r} holds a value that is not finite; {mend}")
 
 
 def present(path: str | Path) -> Path:

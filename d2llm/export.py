@@ -13,6 +13,7 @@ from d2llm import STUDENT, __version__
 from d2llm.artifacts import atomic, read_json, write_json, write_text
 from d2llm.errors import ConfigError
 from d2llm.paths import PROVENANCE, Paths
+from d2llm.stages import check_arguments
 
 if TYPE_CHECKING:
     from d2llm.config import Config
@@ -56,13 +57,15 @@ Settings of the run, as YAML:
 
 
 def export(config: Config, method: str, variant: str, seed: int, to: Path) -> Path:
-    """Write a finished run's student to `to`, which must not exist. Raises ConfigError for a folder that is there, ArtifactError for no such run."""
+    """Write a finished run's student to `to`, which must not exist. Raises ConfigError for a folder that is there and for a run the config has not,
+    ArtifactError for one that is not finished."""
     import yaml
 
     from d2llm.models.student import Student
 
     if to.exists():
         raise ConfigError(f"--to {to}: exists already; remove it or choose another folder")
+    check_arguments(config, "train", {"method": method, "variant": variant, "seed": seed})
     paths = Paths.of(config)
     run = paths.run(method, variant, seed)
     record = read_json(run / PROVENANCE)

@@ -8,6 +8,7 @@ them as inner products say is worth it (`candidates`). A saved index is mapped, 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -16,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2llm.artifacts import MEND, read_json, write_json
-from d2llm.candidates import Approximation
+from d2llm.artifacts import read_json, write_json
+from d2llm.candidates import LEAST_BUDGET, Approximation
 from d2llm.errors import ArtifactError, ConfigError
 from d2llm.logs import progress
+from d2llm.models.student import check_several
 
 if TYPE_CHECKING:
     from d2llm.models.interaction import Mode
@@ -27,10 +29,14 @@ if TYPE_CHECKING:
 # A block of 256 queries × 4096 passages is 4 MB of float32 scores.
 QUERY_BLOCK = 256
 PASSAGE_BLOCK = 4096
+# So few passages are searched whole whatever `share` says: candidates would save little, and cost the fit.
+FEW = 5 * LEAST_BUDGET
 # Texts embedded at a time while an index is built.
 BUILD_BLOCK = 8192
 # Bump when the layout of a saved index changes.
 LAYOUT = 2
+# What mends a saved index: no rule of the workflow makes one.
+AGAIN = "build it again (`d2llm index`, or Index.build and save)"
 
 Hits = list[tuple[np.ndarray, np.ndarray]]
 # "full": the type the scorer computes in.
@@ -74,7 +80,11 @@ class Index:
         mode: Mode = "asymmetric",
         precision: Precision = "full",
     ) -> Index:
-        """Encode passages, each distinct text once, and keep what the student's scorer needs of them."""
+        """Encode passages, each distinct text once, and keep what the student's scorer needs of them.
+
+        Raises ConfigError for a precision there is not, TypeError for one text in place of several.
+        """
+        check_several("passages", passages)
         distinct = list(dict.fromkeys(passages))
         parts = [
             cls.of_vectors(
@@ -127,13 +137,17 @@ class Index:
     def search(self, queries: Sequence[str], depth: int, share: float | None = None) -> Hits:
         """For every query the rows of the `depth` best passages and their scores, best first.
 
-        `share`: the part of the passages whose exact score may be computed for a query, e.g. 0.02; None: all of them. Scores are exact either way,
-        and which passages are found is approximate with it (`recall` measures how much so).
+        `share`: the part of the passages whose exact score may be computed for a query, e.g. 0.02, of many passages (`_budget`); None: all of them.
+        Scores are exact either way, and which passages are found is approximate with it (`recall` measures how much so).
+        Raises ConfigError for a share or a depth there cannot be, TypeError for one text in place of several.
         """
+        check_several("queries", queries)
         return self.search_vectors(self.student.encode(list(queries), "query", self.mode), depth, share)
 
     def search_vectors(self, queries: np.ndarray, depth: int, share: float | None = None) -> Hits:
         """The same for embedded queries (n, d). Scores that are not finite come as +inf, first, for the caller to refuse."""
+        if depth < 1:
+            raise ConfigError(f"depth: expected a number of at least 1; found {depth!r}")
         q = on_device(self.student, queries)
         hits: Hits = []
         with torch.inference_mode():
@@ -146,6 +160,7 @@ class Index:
 
     def recall(self, queries: Sequence[str], depth: int = 10, share: float = 0.02) -> float:
         """Part of the `depth` best passages that a search with `share` finds, in the mean of some queries."""
+        check_several("queries", queries)
         vectors = self.student.encode(list(queries), "query", self.mode)
         exact, found = self.search_vectors(vectors, depth), self.search_vectors(vectors, depth, share)
         return float(
@@ -153,13 +168,18 @@ class Index:
         )
 
     def _budget(self, share: float | None, depth: int) -> int | None:
-        """How many passages may be scored exactly for a query; None: all."""
+        """How many passages may be scored exactly for a query, at least `LEAST_BUDGET`; None: all.
+
+        All are where they are few (`FEW`), or where the share has no room for twice the depth. Raises ConfigError for a share there cannot be.
+        """
         if share is None:
             return None
         if not 0 < share <= 1:
             raise ConfigError(f"share: expected a number above 0 and at most 1; found {share!r}")
-        budget = max(int(share * len(self)), 2 * depth)
-        return None if budget >= len(self) or self.student.scorer.name != "iem" else budget
+        if self.student.scorer.name != "iem" or len(self) <= FEW or share * len(self) < 2 * depth:
+            return None
+        budget = max(int(share * len(self)), LEAST_BUDGET)
+        return None if budget >= len(self) else budget
 
     def _all(self, block: Tensor, depth: int) -> tuple[Tensor, Tensor]:
         """(n, c) queries → scores and rows (n, depth) of the best passages, all of them scored."""
@@ -235,42 +255,58 @@ class Index:
 
     # -------------------------------------------------------------------------------------------------- save and load
     def save(self, folder: str | Path) -> None:
-        """Write `index.safetensors` and `index.json`, which names the student by a digest of its weights."""
+        """Write `index.safetensors` and `index.json`, which names the student by a digest of its weights and by its `settings`."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         parts = {"cache": self.cache} | ({} if self.scale is None else {"scale": self.scale})
         save_file({name: part.cpu().contiguous() for name, part in parts.items()}, str(folder / "index.safetensors"))
-        about = {"layout": LAYOUT, "mode": self.mode, "vector_bytes": self.vector_bytes}
-        write_json(folder / "index.json", about | {"shape": list(self.cache.shape), "student": weights(self.student)})
+        about: dict[str, Any] = {"layout": LAYOUT, "mode": self.mode, "vector_bytes": self.vector_bytes}
+        about |= {"student": weights(self.student), "settings": settings(self.student)}
+        write_json(folder / "index.json", about | {"shape": list(self.cache.shape)})
 
     @classmethod
     def load(cls, folder: str | Path, student: Any, mapped: bool = True) -> Index:
-        """A saved index of this very student. Raises ArtifactError when it is damaged or another student's.
+        """A saved index of this very student. Raises ArtifactError when it is missing, damaged or another student's.
 
         `mapped`: it stays in its file, and a search reads of it what it needs; otherwise it is brought where the student computes.
         """
         from safetensors import safe_open
 
         folder = Path(folder)
-        about = read_json(folder / "index.json")
+        check_there(folder)
+        about = read_json(folder / "index.json", AGAIN)
         try:
             with safe_open(str(folder / "index.safetensors"), framework="pt") as parts:
                 cache = parts.get_tensor("cache")
                 scale = parts.get_tensor("scale") if "scale" in parts.keys() else None  # noqa: SIM118 - not a dict
             fits = about["layout"] == LAYOUT and about["shape"] == list(cache.shape)
             mode, vector_bytes, owner = about["mode"], int(about["vector_bytes"]), about["student"]
+            held = dict(about.get("settings", {}))  # older indexes have the digest alone
         except Exception as error:  # noqa: BLE001 - any way a file can be broken ends in the same advice
-            raise ArtifactError(f"{folder}: not a saved index ({type(error).__name__}: {error}); {MEND}") from error
+            raise ArtifactError(f"{folder}: not a saved index ({type(error).__name__}: {error}); {AGAIN}") from error
         if not fits:
-            raise ArtifactError(f"{folder}: index.json is not of index.safetensors or of another layout; {MEND}")
+            raise ArtifactError(f"{folder}: index.json is not of index.safetensors or of another layout; {AGAIN}")
+        own = settings(student)
+        other = [name for name, value in held.items() if value != own.get(name)]
+        if other:
+            raise ArtifactError(
+                f"{folder}: the index of another student (not the same {', '.join(other)}); {AGAIN}, with this one"
+            )
         if owner != weights(student):
-            raise ArtifactError(f"{folder}: the index of another student; build it again with this one")
+            raise ArtifactError(f"{folder}: the index of another student; {AGAIN}, with this one")
         if not mapped:
             cache = on_device(student, cache.clone())
             scale = None if scale is None else on_device(student, scale.clone())
         return cls(student, cache, vector_bytes, mode, scale)
+
+
+def check_there(folder: Path) -> None:
+    """Raise ArtifactError unless a folder holds an index."""
+    if not (folder / "index.json").is_file():
+        why = "index.json is missing" if folder.is_dir() else "no such folder"
+        raise ArtifactError(f"{folder}: no index here ({why}); `d2llm index` makes one")
 
 
 def stored(scorer: Any, vectors: Tensor, precision: Precision) -> tuple[Tensor, Tensor | None]:
@@ -313,3 +349,11 @@ def weights(student: Any) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def settings(student: Any) -> dict[str, Any]:
+    """What decides a student's vectors and scores besides its weights (text formats, pooling, scorer, normalising, …), as JSON gives it back."""
+    about = student.description()
+    return json.loads(
+        json.dumps({name: about[name] for name in about if name not in ("layout", "method", "parameters")})
+    )

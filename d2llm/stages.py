@@ -5,12 +5,13 @@ The command line runs stages by this table, and the workflow decides by it what 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any
 
-from d2llm.config import Config, canonical
+from d2llm.config import Config, Run, canonical
 from d2llm.errors import ConfigError
 from d2llm.methods import method as find_method
 from d2llm.paths import PROVENANCE, Paths, beside
@@ -308,8 +309,24 @@ def check_arguments(config: Config, stage: str, arguments: Mapping[str, Any]) ->
         runs = config.evaluations() if stage == "evaluate" else config.runs()
         if stage != "evaluate":
             runs = runs + [trial.run for trial in config.trials()]
-        if tuple(arguments[name] for name in RUN) not in runs:
-            wanted = " ".join(f"--{name} {arguments[name]}" for name in RUN)
+        asked = Run(*(arguments[name] for name in RUN))
+        if asked not in runs:
             raise ConfigError(
-                f"{wanted}: not a run of this config; add it to methods, variants, sweeps, seeds or tuning.grids"
+                f"{words(asked)}: not a run of this config; add it to methods, variants, sweeps, seeds or tuning.grids, "
+                f"or take the nearest: {words(nearest_run(asked, runs))}"
             )
+
+
+def words(run: Run) -> str:
+    """A run as the command line names it."""
+    return " ".join(f"--{name} {value}" for name, value in zip(RUN, run, strict=True))
+
+
+def nearest_run(asked: Run, runs: list[Run]) -> Run:
+    """Of some runs the one most like another, by method first, then variant, then seed."""
+
+    def likeness(run: Run) -> tuple[float, float, int]:
+        method = SequenceMatcher(None, asked.method, run.method).ratio()
+        return method, SequenceMatcher(None, asked.variant, run.variant).ratio(), -abs(asked.seed - run.seed)
+
+    return max(runs, key=likeness)

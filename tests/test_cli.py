@@ -20,7 +20,7 @@ import pytest
 
 from d2llm import cli, logs, stages
 from d2llm.artifacts import write_text
-from d2llm.config import Config, dump
+from d2llm.config import Config, Run, dump
 from d2llm.errors import ArtifactError
 from d2llm.logs import progress
 from d2llm.paths import Paths
@@ -86,9 +86,20 @@ def test_a_user_error_is_one_line_and_exit_2(
 
 def test_a_job_outside_the_config_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--config", str(config), "--method", "sgpt", "--seed", "1"]) == 2
-    assert "not a run of this config" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "error: --method sgpt --variant base --seed 1: not a run of this config; add it to methods, variants, sweeps, seeds or "
+        "tuning.grids, or take the nearest: --method bge --variant base --seed 1\n"
+    )
     assert cli.main(["base", "--config", str(config), "--model", "student"]) == 2
     assert "expected one of teacher, decoder, encoder" in capsys.readouterr().err
+
+
+def test_the_nearest_run_is_like_it_in_method_then_variant_then_seed() -> None:
+    runs = [Run("d2llm", "base", 1), Run("d2llm", "base", 5), Run("d2llm", "no_ci", 1), Run("bge", "base", 1)]
+    for wanted, near in (
+        (("dllm", "base", 1), 0), (("d2llm", "base", 9), 1), (("d2llm", "no_cl", 5), 2), (("bgee", "no_ci", 5), 3)
+    ):  # fmt: skip
+        assert stages.nearest_run(Run(*wanted), runs) == runs[near]
 
 
 def test_a_job_waits_for_its_ghost(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,21 @@ def test_blocks_change_no_score(monkeypatch):
         assert rows.tolist() == other.tolist()
 
 
+def test_one_text_is_no_list_of_its_letters():
+    model, one = student(SCORERS[1]), "甲乙丙"
+    index = Index.build(model, [one])
+    for name, call in (
+        ("texts", lambda: model.encode(one, "query")),
+        ("queries", lambda: model.score(one, [one] * 3)),
+        ("passages", lambda: model.score([one] * 3, one)),
+        ("passages", lambda: Index.build(model, one)),
+        ("queries", lambda: index.search(one, 1)),
+        ("queries", lambda: index.recall(one)),
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: expected a list of texts; found one text, '甲乙丙'"):
+            call()
+
+
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_equal_passages_score_equally_and_all_are_found(monkeypatch, scorer):
     monkeypatch.setattr(search, "PASSAGE_BLOCK", 3)
@@ -139,14 +156,48 @@ def test_another_students_or_a_damaged_index_is_refused(tmp_path: Path):
     Index.build(model, texts(20, 2)).save(tmp_path)
     with torch.no_grad():
         next(model.backbone.parameters()).view(-1)[0] += 1
-    with pytest.raises(ArtifactError, match="index of another student; build it again"):
+    with pytest.raises(ArtifactError, match="index of another student; build it again .*, with this one"):
         Index.load(tmp_path, model)
     (tmp_path / "index.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ArtifactError, match="not a saved index"):
+    # No rule of the workflow makes an index: what mends it is its own.
+    again = r"build it again \(`d2llm index`, or Index.build and save\)"
+    with pytest.raises(ArtifactError, match=f"not a saved index .*; {again}"):
+        Index.load(tmp_path, model)
+    (tmp_path / "index.json").write_text("{")
+    with pytest.raises(ArtifactError, match=f"index.json: damaged JSON .*; {again}"):
         Index.load(tmp_path, model)
     (tmp_path / "index.json").unlink()
-    with pytest.raises(ArtifactError, match="index.json: missing"):
+    with pytest.raises(ArtifactError, match=r"no index here \(index.json is missing\); `d2llm index` makes one"):
         Index.load(tmp_path, model)
+    with pytest.raises(ArtifactError, match=r"no index here \(no such folder\); `d2llm index` makes one"):
+        Index.load(tmp_path / "none", model)
+
+
+def test_an_index_knows_what_its_student_feeds(tmp_path: Path):
+    """Equal weights make no equal vectors where the texts are framed, cut, pooled or scored in another way."""
+    model = student(SCORERS[1])
+    Index.build(model, texts(20, 2)).save(tmp_path)
+    longer = {key: replace(form, max_length=form.max_length + 1) for key, form in FORMATS.items()}
+    for name, other in (
+        ("formats", Student(model.backbone, ("mean", {}), SCORERS[1], longer)),
+        ("pooling", Student(model.backbone, ("cls", {}), SCORERS[1], FORMATS)),
+        (
+            "scorer",
+            Student(model.backbone, ("mean", {}), ("iem", {"hidden": 24, "activation": "squared_relu"}), FORMATS),
+        ),
+        ("normalize", Student(model.backbone, ("mean", {}), SCORERS[1], FORMATS, normalize=True)),
+    ):
+        other.load_state_dict(model.state_dict())
+        with pytest.raises(
+            ArtifactError, match=rf"the index of another student \(not the same {name}\); build it again"
+        ):
+            Index.load(tmp_path, other)
+    assert len(Index.load(tmp_path, model)) == 20
+    # One that was made before the settings were kept is told by the weights alone.
+    about = json.loads((tmp_path / "index.json").read_text())
+    del about["settings"]
+    (tmp_path / "index.json").write_text(json.dumps(about))
+    assert len(Index.load(tmp_path, model)) == 20
 
 
 def test_a_loaded_index_stays_in_its_file(tmp_path: Path):
@@ -265,18 +316,46 @@ def test_few_passages_and_plain_scorers_are_searched_whole():
     model = student(SCORERS[1])
     index, queries = Index.build(model, texts(30, 2)), texts(3, 1)
     for (a, _), (b, _) in zip(index.search(queries, 20), index.search(queries, 20, share=0.02), strict=True):
-        assert a.tolist() == b.tolist()  # twice the depth are scored in any case
+        assert a.tolist() == b.tolist()
     assert index.recall(queries, 20) == 1.0
+    assert Index.build(model, texts(90, 2)).recall(queries) == 1.0
     plain = Index.build(student(SCORERS[0]), texts(300, 2))
     assert plain.recall(queries, 5, share=0.05) == 1.0
     for share in (0.0, -1.0, 1.5):
         with pytest.raises(ConfigError, match="share: expected a number above 0 and at most 1"):
             index.search(queries, 5, share=share)
+    for depth in (0, -1):
+        with pytest.raises(ConfigError, match=f"depth: expected a number of at least 1; found {depth}"):
+            index.search(queries, depth)
+
+
+def test_how_many_are_scored_is_as_documented():
+    """By the number of passages, share and depth; None: all of them. From a million on, the share alone decides."""
+    model = Vectors(iem())
+
+    def budget(count: int, share: float, depth: int = 10) -> int | None:
+        return Index(model, torch.zeros(1, 1).expand(count, 1))._budget(share, depth)
+
+    assert [budget(count, 0.02) for count in (90, 999, 5000)] == [None] * 3
+    assert [budget(count, 0.02) for count in (5001, 50_000, 60_000)] == [1000, 1000, 1200]
+    assert [budget(count, 0.001) for count in (19_999, 20_000)] == [None, 1000]
+    assert [budget(count, 0.02, 100) for count in (9_999, 10_000)] == [None, 1000]
+    assert [budget(1_000_000, share) for share in (0.001, 0.0025, 0.02)] == [1000, 2500, 20_000]
+    assert budget(6000, 1.0) is None
+
+
+@pytest.mark.parametrize("count", [90, 999, 1000, 4000, 6000, 15_000])
+def test_a_share_of_few_passages_finds_nearly_all(count):
+    model, queries = Vectors(iem()), clustered(10, 32, 2)
+    index = Index.of_vectors(model, clustered(count, 32, 1), range(count))
+    exact, found = index.search_vectors(queries, 10), index.search_vectors(queries, 10, 0.02)
+    hit = [len(set(a.tolist()) & set(b.tolist())) / 10 for (a, _), (b, _) in zip(exact, found, strict=True)]
+    assert np.mean(hit) >= (0.95 if count > search.FEW else 1.0)
 
 
 def test_what_is_not_finite_comes_first_among_candidates_too():
-    vectors = clustered(2000, 32, 1)
+    vectors = clustered(6000, 32, 1)
     vectors[7] = np.nan
-    index = Index.of_vectors(Vectors(iem()), vectors, range(2000))
-    rows, scores = index.search_vectors(clustered(1, 32, 2), 3, share=1999 / 2000)[0]
+    index = Index.of_vectors(Vectors(iem()), vectors, range(6000))
+    rows, scores = index.search_vectors(clustered(1, 32, 2), 3, share=5999 / 6000)[0]
     assert rows[0] == 7 and scores[0] == np.inf

@@ -22,8 +22,9 @@ from tiny_run import changed
 import d2llm
 from d2llm import STUDENT
 from d2llm.cli import main, parser
+from d2llm.commands import read_texts
 from d2llm.config import Config, dump
-from d2llm.errors import ArtifactError, ConfigError
+from d2llm.errors import ArtifactError, ConfigError, DataError
 from d2llm.paths import Paths
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "searching.md"
@@ -110,7 +111,19 @@ def test_an_index_on_the_command_line(folder, tmp_path, monkeypatch, capsys):
     ]
     assert main(build) == 0 and main(build) == 0  # the second replaces the first
     assert "made: 4 passages" in capsys.readouterr().out
-    find = ["search", "--student", str(folder), "--index", "made", "--query", QUESTION, "--depth", "3", "--json"]
+    find = [
+        "search",
+        "--student",
+        str(folder),
+        "--index",
+        "made",
+        "--query",
+        QUESTION,
+        "--depth",
+        "3",
+        "--format",
+        "json",
+    ]
     assert main(find) == 0
     hits = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     student = d2llm.load(folder)
@@ -120,15 +133,25 @@ def test_an_index_on_the_command_line(folder, tmp_path, monkeypatch, capsys):
         assert hit["text"] == PASSAGES["abcd".index(hit["id"])] and hit["query"] == QUESTION
         assert hit["score"] == pytest.approx(exact[hit["id"]], abs=0.02)  # kept in float16
     assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
-    assert main([*find[:-1]]) == 0
+    assert main(find[:-2]) == 0
     assert capsys.readouterr().out.startswith(QUESTION + "\n    1  ")
+    d2llm.Index.build(student, PASSAGES).save("bare")
+    Path("corpus.txt").write_text("\n".join(PASSAGES), encoding="utf-8")
+    pd.DataFrame({"nr": ["a", "b", "a", "a"], "text": PASSAGES}).to_csv("twice.csv", index=False)
+    shutil.copytree("made", "broken")
+    Path("broken/passages.parquet").write_bytes(b"nothing")
     for words, message in (
         (["search", "--student", str(folder), "--index", "made"], "nothing to search for"),
         ([*find, "--share", "2"], "share: expected a number above 0 and at most 1"),
-        (["search", "--student", str(folder), "--index", "none", "--query", "x"], "none/passages.parquet: missing"),
+        (
+            ["search", "--student", str(folder), "--index", "none", "--query", "x"],
+            "none: no index here (no such folder); `d2llm index` makes one",
+        ),
+        (["search", "--student", str(folder), "--index", "bare", "--query", "x"], "bare: an index without its texts"),
+        (["search", "--student", str(folder), "--index", "broken", "--query", "x"], "; build it again (`d2llm index`"),
         (
             ["index", "--student", str(tmp_path), "--passages", "corpus.csv", "--column", "says", "--to", "x"],
-            "not a saved student",
+            "no student here (student.json is missing)",
         ),
         (["index", "--student", str(folder), "--passages", "corpus.csv", "--to", "x"], "no column 'text'"),
         (["encode", "--student", str(folder), "--texts", "none.txt", "--to", "x.npy"], "none.txt: no such file"),
@@ -138,6 +161,22 @@ def test_an_index_on_the_command_line(folder, tmp_path, monkeypatch, capsys):
             "--to x.txt: expected a file that ends in .npy",
         ),
         (["encode", "--student", "none", "--texts", "none.txt", "--to", "no/x.npy"], "--to no/x.npy: no folder no"),
+        (
+            ["index", "--student", "none", "--passages", "twice.csv", "--id", "nr", "--to", "x"],
+            "twice.csv: line 4, column 'nr': expected every id once; found 'a', as in line 2",
+        ),
+        (
+            ["index", "--student", "none", "--passages", "corpus.txt", "--id", "nr", "--to", "x"],
+            "--id: corpus.txt holds a text a line and has no columns",
+        ),
+        (
+            ["encode", "--student", "none", "--texts", "corpus.txt", "--column", "says", "--to", "x.npy"],
+            "--column: corpus.txt holds a text a line and has no columns",
+        ),
+        ([*find, "--query", " "], "--query: expected a text; found ' '"),
+        ([*find, "--depth", "0"], "depth: expected a number of at least 1; found 0"),
+        ([*find, "--device", "nonsense"], "device 'nonsense' cannot be used here ("),
+        ([*find, "--device", "meta"], "device 'meta' cannot be used here ("),
         (["index", "--student", "none", "--passages", "none.txt", "--to", "."], "--to .: exists and is no index"),
     ):
         assert main(words) == 2
@@ -180,8 +219,10 @@ def test_the_export_in_sentence_transformers(trained, folder, tmp_path):
     np.testing.assert_allclose(again.encode_query(PASSAGES), model.encode_query(PASSAGES), rtol=1e-5, atol=1e-6)
     with pytest.raises(ConfigError, match="exists already"):
         export(trained, "d2llm", "base", 1, place)
-    with pytest.raises(ArtifactError):
-        export(trained, "d2llm", "base", 77, tmp_path / "none")
+    near = "not a run of this config; .* or take the nearest: --method d2llm --variant base --seed 1$"
+    for method, seed in (("d2llm", 77), ("dllm", 1)):
+        with pytest.raises(ConfigError, match=f"^--method {method} --variant base --seed {seed}: {near}"):
+            export(trained, method, "base", seed, tmp_path / "none")
 
 
 FROM_A_HUB = """
@@ -327,6 +368,90 @@ def test_attention_is_what_the_pooling_weighs_states_with(folder):
     student.pooling_spec, student.pooling = ("mean", {}), torch.nn.Identity()
     with pytest.raises(ConfigError, match="pooling mean has no attention to show"):
         student.attention(QUESTION)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"device 'cuda' cannot be used here \(.*\); choose one of cpu"):
+        d2llm.load("none", device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("甲\n乙\n".encode(), ["甲", "乙"]),
+        ("\ufeff甲\r\n乙".encode(), ["甲", "乙"]),
+        ("甲\u2028\x0c丙\n乙\x85丁\n".encode(), ["甲\u2028\x0c丙", "乙\x85丁"]),
+        ("甲\n\n乙\n".encode(), "line 2: expected a text; found a blank line"),
+        ("甲\n \t\r\n".encode(), "line 2: expected a text; found a blank line"),
+        ("甲\n\n".encode(), "line 2: expected a text; found a blank line"),
+        (b"", "no lines"),
+        ("甲\n".encode() + b"caf\xe9\n", "line 2: not UTF-8 (invalid continuation byte); save the file as UTF-8"),
+    ],
+    ids=["plain", "mark", "separators", "blank", "blanks", "two_ends", "empty", "latin"],
+)
+def test_a_text_a_line_keeps_the_numbers_of_lines(content: bytes, expected: list[str] | str, tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes(content)
+    if isinstance(expected, list):
+        found = read_texts(str(path))
+        assert found["text"].tolist() == expected and found["id"].tolist() == ["0", "1"]
+        return
+    with pytest.raises(DataError) as error:
+        read_texts(str(path))
+    assert str(error.value) == f"{path}: {expected}"
+
+
+def test_a_search_has_the_mode_of_its_index(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text("\n".join(PASSAGES), encoding="utf-8")
+    find = ["search", "--student", str(folder), "--index", "made", "--query", QUESTION, "--format", "json"]
+    assert main(["index", *find[1:3], "--passages", "corpus.txt", "--to", "made", "--mode", "symmetric"]) == 0
+    capsys.readouterr()
+    assert main(find) == 0
+    hits = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    exact = d2llm.load(folder).score([QUESTION] * 4, PASSAGES, "symmetric")
+    assert [hit["score"] for hit in hits] == pytest.approx([exact[int(hit["id"])] for hit in hits], abs=0.02)
+    with pytest.raises(SystemExit):
+        main([*find, "--mode", "symmetric"])
+    assert "unrecognized arguments: --mode" in capsys.readouterr().err
+
+
+def test_a_file_of_queries_gives_a_trec_run(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame({"nr": ["a", "b", "c", "d"], "text": PASSAGES}).to_csv("corpus.csv", index=False)
+    pd.DataFrame({"qid": [7, 9], "asks": [QUESTION, PASSAGES[2]]}).to_csv("queries.csv", index=False)
+    student = ["--student", str(folder)]
+    assert (
+        main(["index", *student, "--passages", "corpus.csv", "--id", "nr", "--to", "made", "--precision", "full"]) == 0
+    )
+    find = ["search", *student, "--index", "made", "--queries", "queries.csv", "--column", "asks", "--depth", "2"]
+    capsys.readouterr()
+    assert main([*find, "--id", "qid", "--format", "trec"]) == 0
+    run = [line.split(" ") for line in capsys.readouterr().out.splitlines()]
+    assert [(qid, q0, rank, tag) for qid, q0, _, rank, _, tag in run] == [
+        (qid, "Q0", rank, "d2llm") for qid in "79" for rank in "12"
+    ]
+    loaded, texts = d2llm.load(folder), {"7": QUESTION, "9": PASSAGES[2]}
+    exact = loaded.score([texts[hit[0]] for hit in run], [PASSAGES["abcd".index(hit[2])] for hit in run])
+    np.testing.assert_allclose([float(hit[4]) for hit in run], exact, rtol=1e-4, atol=1e-4)
+    # Without a column of ids, queries are numbered, those of the command line first.
+    assert main([*find, "--query", PASSAGES[0], "--format", "json"]) == 0
+    hits = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(hit["query_id"], hit["query"]) for hit in hits[::2]] == [
+        ("0", PASSAGES[0]), ("1", QUESTION), ("2", PASSAGES[2])
+    ]  # fmt: skip
+    pd.DataFrame({"qid": ["one", "number two"], "text": PASSAGES[:2]}).to_csv("blank.csv", index=False)
+    for words, message in (
+        ([*find, "--query", "x", "--id", "qid"], "--id: a text of --query has none"),
+        ([*find[:5], "--query", "x", "--column", "y"], "--column: there is no file to take it from; give --queries"),
+        (
+            [*find[:5], "--queries", "blank.csv", "--id", "qid", "--format", "trec"],
+            "blank.csv: id 'number two' has a blank in it, which a TREC run cannot hold; choose --format json",
+        ),
+    ):
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_every_command_shows_an_example():

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from d2llm import methods, optimization
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
 from d2llm.methods import Batch, Embedded, MaxLengths, TeacherTargets, Tuning
 from d2llm.models.backbone import Backbone
+from d2llm.models.pooling import POOLINGS, Pooling
 from d2llm.models.student import PASS_COST, Student, TextFormat, same_formats, split_by_length
 
 SMALL = {"pooling": {"heads": 4}, "interaction": {"hidden": 16}}
@@ -103,6 +105,37 @@ def test_a_vector_for_every_token(tmp_path):
             student_of(tiny.backbone("encoder"), pooling, scorer)
 
 
+class Both(Pooling):
+    """First and mean state, side by side."""
+
+    name = "both"
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.cat([hidden[:, 0], hidden.mean(1)], 1)
+
+
+class Wide(Both):
+    def width(self, hidden_size: int, longest: int) -> int:
+        return 2 * hidden_size
+
+
+@pytest.mark.parametrize("scorer", [("iem", {"hidden": 16}), ("bilinear", {}), ("cosine", {})])
+def test_a_scorer_is_as_wide_as_the_pooling(monkeypatch, tmp_path, scorer):
+    monkeypatch.setitem(POOLINGS, "both", Wide)
+    student = student_of(tiny.backbone("decoder", tmp_path / "m"), ("both", {}), scorer)
+    assert student.training and student.width == 2 * student.backbone.hidden_size
+    scores = student.score(TEXTS, TEXTS)
+    assert scores.shape == (len(TEXTS),) and np.isfinite(scores).all()
+    student.save(tmp_path / "saved")
+    np.testing.assert_allclose(Student.load(tmp_path / "saved").score(TEXTS, TEXTS), scores, rtol=1e-4, atol=1e-5)
+    # One whose author did not think of the width is told so when it is built.
+    monkeypatch.setitem(POOLINGS, "both", Both)
+    with pytest.raises(
+        ConfigError, match="pooling both: its width says 32 numbers a text, it gives 64; override width"
+    ):
+        student_of(tiny.backbone("decoder"), ("both", {}), scorer)
+
+
 def test_an_encoder_never_gets_more_tokens_than_it_has_positions():
     student = student_of(tiny.backbone("encoder"))
     assert {form.max_length for form in student.formats.values()} == {128}
@@ -122,6 +155,14 @@ def test_a_corpus_is_encoded_in_parts_and_not_remembered(monkeypatch):
     np.testing.assert_array_equal(student.encode(TEXTS, "passage", "asymmetric", batch_size=3), expected)
     assert max(asked) == 2 and sum(asked) == len(TEXTS)
     assert not student.backbone._cache
+
+
+def test_a_role_or_mode_there_is_not_is_named():
+    student = student_of(tiny.backbone("decoder"))
+    with pytest.raises(ValueError, match="role is one of query, passage, found 'document'"):
+        student.encode(TEXTS, "document")
+    with pytest.raises(ValueError, match="mode is one of .*, found 'sym'"):
+        student.score(TEXTS, TEXTS, "sym")
 
 
 def test_splitting_by_length_is_the_cheapest_of_all_splits():
@@ -329,6 +370,23 @@ def test_a_damaged_student_is_an_artifact_error(tmp_path):
         Student.load(tmp_path / "s")
     with pytest.raises(ArtifactError, match="config.json is missing"):
         Backbone.load(tmp_path / "nothing", "decoder")
+
+
+def test_where_no_student_is_nothing_is_to_be_removed(tmp_path):
+    """A wrong path may be anything, somebody's own folder among it; where the student is near, it is named."""
+    student_of(tiny.backbone("decoder")).save(tmp_path / "seed1" / "model")
+    own, model = tmp_path / "own", tmp_path / "seed1" / "model"
+    own.mkdir()
+    expected = "expected a run's folder, like results/mini/runs/d2llm/base/seed1/model, or an exported one"
+    for place, message in (
+        (own, f"{own}: no student here (student.json is missing); {expected}"),
+        (Path("org/name"), f"org/name: no student here (no such folder); {expected}"),
+        (tmp_path / "seed1", f"{tmp_path}/seed1: no student here (student.json is missing); {model} has one"),
+        (model / "backbone", f"{model}/backbone: no student here (student.json is missing); {model} has one"),
+    ):
+        with pytest.raises(ArtifactError) as error:
+            Student.load(place)
+        assert str(error.value) == message
 
 
 def test_weights_that_are_not_safetensors_are_refused(tmp_path):

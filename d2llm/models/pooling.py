@@ -37,7 +37,7 @@ class Pooling(nn.Module):
     name: ClassVar[str]
 
     def width(self, hidden_size: int, longest: int) -> int:
-        """Numbers of a text's vector, where no input is longer than `longest` tokens."""
+        """Numbers of a text's vector, where no input is longer than `longest` tokens; to be overridden where they are not the backbone's."""
         return hidden_size
 
 

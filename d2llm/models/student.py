@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2llm import EXAMPLE, STUDENT
 from d2llm.artifacts import write_json
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
 from d2llm.logs import progress
@@ -103,7 +104,7 @@ class Student(nn.Module):
         self.backbone = backbone
         self.pooling_spec, self.scorer_spec = pooling, scorer
         self.pooling = build_pooling(pooling[0], backbone.hidden_size, **pooling[1])
-        self.scorer = build_scorer(scorer[0], backbone.hidden_size, **scorer[1])
+        self.scorer = build_scorer(scorer[0], _width(self.pooling, backbone.hidden_size), **scorer[1])
         _check_fit(self.pooling, self.scorer)
         limit = backbone.longest
         self.formats: Formats = {
@@ -131,7 +132,13 @@ class Student(nn.Module):
         return next(self.backbone.parameters()).device
 
     def ids(self, texts: list[str], role: Role, mode: Mode, remember: bool = True) -> list[tuple[int, ...]]:
-        """The exact token ids fed for each text; a text without any token is one padding token, as attention needs one."""
+        """The exact token ids fed for each text; a text without any token is one padding token, as attention needs one.
+
+        Raises ValueError for a role or mode there is not.
+        """
+        for name, found, known in (("role", role, get_args(Role)), ("mode", mode, get_args(Mode))):
+            if found not in known:
+                raise ValueError(f"{name} is one of {', '.join(known)}, found {found!r}")
         form = self.formats[role, mode]
         return [form.ids(ids) or (self.backbone.pad_id,) for ids in self.backbone.tokenize(texts, remember)]
 
@@ -188,12 +195,14 @@ class Student(nn.Module):
         """Embeddings (n, d), float32, in evaluation mode; batches hold texts of like length.
 
         role: "query" or "passage"; mode: "asymmetric" for a question and what answers it, "symmetric" for two sentences of a kind.
+        Raises ValueError for any other, TypeError for one text in place of several.
 
         >>> student = Student.load("model")
         >>> vectors = student.encode(["人在看书。", "猫不吃花。"], "passage")
         >>> vectors.shape, str(vectors.dtype)
         ((2, 32), 'float32')
         """
+        check_several("texts", texts)
         was_training = self.training
         self.eval()
         try:
@@ -216,12 +225,14 @@ class Student(nn.Module):
     ) -> np.ndarray:
         """(n,) scores of query i with passage i, float32: the IEM's logits (a sigmoid makes them probabilities), or cosines.
 
-        Raises ValueError for lists of different lengths.
+        Raises ValueError for lists of different lengths, TypeError for one text in place of several.
 
         >>> student = Student.load("model")
         >>> student.score(["人在看书。", "人在看书。"], ["人在看书。", "猫不吃花。"], mode="symmetric").shape
         (2,)
         """
+        check_several("queries", queries)
+        check_several("passages", passages)
         if len(queries) != len(passages):
             raise ValueError(f"{len(queries)} queries and {len(passages)} passages: expected one passage a query")
         sides: list[tuple[list[str], Role, Callable[[Tensor], Tensor]]] = [
@@ -307,12 +318,14 @@ class Student(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, *, dtype: str | torch.dtype = "float32") -> Student:
-        """A saved student, ready to encode; the method's module is not needed. Raises ArtifactError when damaged."""
+        """A saved student, ready to encode; the method's module is not needed. Raises ArtifactError when damaged, or when none is there."""
         import json
 
         from safetensors.torch import load_file
 
         folder = Path(folder)
+        if not (folder / "student.json").is_file():
+            raise ArtifactError(f"{folder}: {_none_here(folder)}")
         try:
             described = json.loads((folder / "student.json").read_text(encoding="utf-8"))
             if described["layout"] != LAYOUT:
@@ -349,6 +362,38 @@ class Student(nn.Module):
                 f"{folder}: not a saved student ({type(error).__name__}: {first}); remove it and run snakemake again"
             ) from error
         return student.eval()
+
+
+def check_several(name: str, texts: Sequence[str]) -> None:
+    """Raise TypeError for one text where several belong: it would pass for a sequence, of its letters."""
+    if isinstance(texts, str):
+        raise TypeError(f"{name}: expected a list of texts; found one text, {texts[:40]!r}: put it in brackets")
+
+
+def _none_here(folder: Path) -> str:
+    """What to say of a folder without a student; it may hold anything, so nothing of it is to be removed."""
+    why = "student.json is missing" if folder.is_dir() else "no such folder"
+    near = [
+        place for place in (folder / "model", folder / STUDENT, folder.parent) if (place / "student.json").is_file()
+    ]
+    mend = f"{near[0]} has one" if near else f"expected a run's folder, like {EXAMPLE}, or an exported one"
+    return f"no student here ({why}); {mend}"
+
+
+def _width(pooling: Pooling, hidden_size: int) -> int:
+    """Numbers of the vector of a text of one token, by which scorers of a vector a text are built: all their texts' vectors have as many.
+
+    Raises ConfigError where a pooling's `width` does not say what it gives: the first pass of a training would tell, in PyTorch's words.
+    """
+    said = pooling.width(hidden_size, 1)
+    with torch.no_grad():  # in evaluation mode: a dropout would draw from the stream of the run
+        found = pooling.eval()(torch.zeros(1, 1, hidden_size), torch.ones(1, 1, dtype=torch.long)).shape[1]
+    pooling.train()
+    if found != said:
+        raise ConfigError(
+            f"pooling {pooling.name}: its width says {said} numbers a text, it gives {found}; override width"
+        )
+    return said
 
 
 def _check_fit(pooling: Pooling, scorer: Scorer) -> None:
