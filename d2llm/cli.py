@@ -46,7 +46,7 @@ HELP = {
     "evaluate-dev": "score a run on the development splits",
     "tune": "compare all trials of all methods on the development splits",
     "collect": "bring all scores into one table",
-    "comparison": "compare D2LLM with every baseline, by paired bootstrap",
+    "comparison": "compare the subject, D2LLM as a rule, with every baseline, by paired bootstrap",
     "runtime": "time embedding, scoring and searching of every method",
     "ablations": "compare D2LLM with each of its variants, by paired bootstrap",
     "table": "render a table",

@@ -1,4 +1,4 @@
-"""Stage `comparison`: D2LLM against every baseline on every task, from the collected predictions.
+"""Stage `comparison`: the subject (`statistics.subject`, D2LLM as a rule) against every other method on every task, from the collected predictions.
 
 Paired bootstrap: all methods are scored on the same resampled examples, and the metric is computed anew on each resample;
 where there are several seeds, what their spread leaves open is added. Which differences are significant is judged after
@@ -26,6 +26,7 @@ from d2llm.paths import Paths
 if TYPE_CHECKING:
     from d2llm.config import Config
 
+# Whose variants are the ablations; with whom methods are compared where nobody else is named.
 SUBJECT = "d2llm"
 AVERAGE = "average"
 # Resamples computed at once: bounds the memory.
@@ -48,7 +49,7 @@ _PREDICTIONS = {name: kind for name, kind in PREDICTIONS.items() if name not in 
 
 
 def run(config: Config) -> None:
-    """Write `comparisons.csv`; without D2LLM or a baseline among the methods it has no row.
+    """Write `comparisons.csv`; without the subject or a baseline among the methods it has no row.
 
     Raises ArtifactError when the predictions do not fit each other or the scores.
     """
@@ -59,7 +60,7 @@ def run(config: Config) -> None:
     tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
     columns = len(tasks) + int((tasks.groupby("group").size() > 1).sum())
     count = max(settings.resamples, least((len(config.methods) - 1) * columns, settings.level))
-    found = compare(predictions, tasks, list(config.methods), count, settings.level, settings.seed)
+    found = compare(predictions, tasks, list(config.methods), count, settings.level, settings.seed, settings.subject)
     check(found, scores)
     with atomic(paths.comparisons) as temporary:
         found.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")

@@ -270,6 +270,8 @@ class TuningSettings(Section):
 class StatisticsSettings(Section):
     """The paired bootstrap behind intervals and marks of significance."""
 
+    # The method whose leads over all others are judged, in `comparisons.csv`, arrows, the figure of leads and the report.
+    subject: Name = "d2llm"
     # At least; as many more as the number of comparisons needs.
     resamples: Annotated[int, Field(ge=100)] = 2500
     # Of intervals; what is significant is judged at 1 minus it.
@@ -513,6 +515,12 @@ def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
         if name not in config.methods:
             key: Key = ("training", "steps_of", name)
             raise ConfigError(f"{origin(key)}: {dotted(key)}: expected one of {', '.join(config.methods)}")
+    subject = config.statistics.subject
+    # The usual one may be away: a run of baselines alone compares nothing.
+    if subject not in [*config.methods, StatisticsSettings().subject]:
+        key = ("statistics", "subject")
+        known = ", ".join(config.methods)
+        raise ConfigError(f"{origin(key)}: {dotted(key)}: expected one of {known}; found {subject!r}")
     for name, settings in config.variants.items():
         if name == "base" or name in config.references:
             raise ConfigError(f"{origin(('variants', name))}: variants.{name}: this name is taken; choose another")

@@ -1,6 +1,6 @@
 """`d2llm doctor`: whether this machine can run the suite, and a config where one is given; what is amiss, with what mends it.
 
-Looks and measures nothing: no model is loaded, no data set read, nothing written. The hub is asked for only where a config needs it.
+Looks and measures nothing: no model is loaded, nothing written; of data, the files a config names are read. The hub is asked for only where a config needs it.
 """
 
 from __future__ import annotations
@@ -225,6 +225,8 @@ def gpu() -> Iterator[Finding]:
 def of_config(config: Config) -> Iterator[Finding]:
     """Whether the files, models, packages and sizes of a config fit this machine."""
     yield from files(config)
+    read = list(rows(config))
+    yield from read
     models = list(checkpoints(config))
     yield from models
     yield from extras(config)
@@ -236,7 +238,7 @@ def of_config(config: Config) -> Iterator[Finding]:
     if any(getattr(config.models.of(name), "origin", "") == "hub" for name in config.models.names()) and not reachable:
         fix = "run doctor again with the hub in reach"
         yield Finding("warning", "sizes", "not estimated, as sizes of models are on the hub", fix)
-    elif not any(one.level == "error" for one in models):  # else that is what is to be mended first
+    elif not any(one.level == "error" for one in [*read, *models]):  # else that is what is to be mended first
         yield from sizes(config)
 
 
@@ -255,6 +257,38 @@ def files(config: Config) -> Iterator[Finding]:
         yield Finding("ok", "files", f"all {len(keys)} are there")
     if config.data.files.downloads():
         yield Finding("ok", "files", f"{len(config.data.files.downloads())} sets will come from the hub")
+
+
+def rows(config: Config) -> Iterator[Finding]:
+    """What the data stage would refuse in a set of the user's own files: read always, as they may have changed since that stage ran.
+
+    One finding a set at most; sets that lack a file, or have tables of the hub, are not read. What only shows in all sets together is left to `sizes`.
+    """
+    if config.data.source != "files":
+        return
+    from d2llm.data import build
+
+    settings = config.data.files
+    local = settings.local(Paths.of(config).downloads)
+    found, readable = [], 0
+    for (part, name), one in settings.sets().items():
+        tables = list(one.tables().values())
+        if not tables or not all(
+            isinstance(table, str) and Path(settings.located(table)).is_file() for table in tables
+        ):
+            continue
+        alone = local.model_copy(update={"train": {}, "tasks": {}, part: {name: getattr(local, part)[name]}})
+        try:
+            if part == "train":
+                build.judged_pairs(alone)
+            else:
+                build.files_tasks(alone)
+            readable += 1
+        except DataError as error:
+            found.append(Finding("error", "files", str(error)))
+    yield from dict.fromkeys(found)  # a corpus that several sets share is wrong once
+    if readable:
+        yield Finding("ok", "files", f"the rows of {readable} of {len(settings.sets())} sets can be used")
 
 
 def checkpoints(config: Config) -> Iterator[Finding]:
@@ -331,7 +365,7 @@ def sizes(config: Config, found: tuple[float, float] | None | Literal["look"] = 
 
     try:
         planned = plan(config, "cpu")
-    except DataError as error:  # plan reads one's own files
+    except DataError as error:  # of the sets together, which plan makes training data of
         yield Finding("error", "files", str(error))
         return
     except (D2LLMError, OSError) as error:

@@ -512,6 +512,19 @@ def smaller(stage: str) -> str:
     return "texts_at_once, gradient_checkpointing"
 
 
+def duration(hours: float) -> str:
+    """Hours, or what is less than a tenth of one in minutes or seconds, so that small jobs do not read as nothing.
+
+    >>> [duration(hours) for hours in (217.04, 1.5, 0.1, 0.05, 0.01, 1e-4)]
+    ['217.0 h', '1.50 h', '0.10 h', '3.0 min', '36 s', 'under 1 s']
+    """
+    if hours >= 0.1:
+        return f"{hours:.{2 if hours < 10 else 1}f} h"
+    if hours * 60 >= 1:
+        return f"{hours * 60:.1f} min"
+    return f"{hours * 3600:.0f} s" if hours * 3600 >= 1 else "under 1 s"
+
+
 def text(found: dict[str, Any]) -> str:
     """The plan as a table for a terminal."""
     device: Device = found["device"]
@@ -520,17 +533,17 @@ def text(found: dict[str, Any]) -> str:
         lines.append(
             f"  {name:9} {size.parameters / 1e6:9.1f} M parameters, {size.layers} layers of width {size.hidden}"
         )
-    lines += ["", f"  {'stage':24} {'jobs':>5} {'M tokens':>10} {'TFLOP':>12} {'GB':>7} {'hours':>8} {'all':>8}"]
+    lines += ["", f"  {'stage':24} {'jobs':>5} {'M tokens':>10} {'TFLOP':>12} {'GB':>7} {'time':>9} {'all':>9}"]
     for cost in found["costs"]:
         over = f"  more than it has: see {smaller(cost.stage)}" if cost.memory > device.memory else ""
         lines.append(
             f"  {cost.stage:24} {cost.jobs:5} {cost.tokens / 1e6:10.1f} {cost.flops / 1e12:12.1f} "
-            f"{cost.memory / GIGA:7.1f} {cost.hours:8.2f} {cost.jobs * cost.hours:8.1f}{over}"
+            f"{cost.memory / GIGA:7.1f} {duration(cost.hours):>9} {duration(cost.jobs * cost.hours):>9}{over}"
         )
     total = sum(cost.jobs * cost.hours for cost in found["costs"])
     lines += [
         "",
-        f"  together {total:.1f} hours of one device (tokens, FLOPs, GB and hours: of one job)",
+        f"  together {duration(total)} of one device (tokens, FLOPs, GB and time: of one job)",
         "",
         "  disk, GB:",
     ]

@@ -11,12 +11,12 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
-from d2llm.config import Config, Run, canonical
+from d2llm.config import Config, Run, StatisticsSettings, canonical
 from d2llm.errors import ConfigError
 from d2llm.methods import method as find_method
 from d2llm.paths import PROVENANCE, Paths, beside
 from d2llm.provenance import code_digest, packages, versions
-from d2llm.reporting.catalogue import FIGURE_SETTINGS, FIGURES, TABLE_SETTINGS, figure_module
+from d2llm.reporting.catalogue import FIGURE_SETTINGS, FIGURES, TABLE_SETTINGS, TABLES, figure_module
 from d2llm.section import Section
 
 RUN = ("method", "variant", "seed")
@@ -202,6 +202,7 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
     """The settings a job's result depends on, by their keys; a change of any other makes nothing of it stale."""
     values = config.model_dump(mode="json")
     del values["training"]["checkpoint_minutes"]  # decides how much is lost by a kill, and no result
+    subject = values["statistics"].pop("subject")
     wanted = [key.format(**arguments) for key in STAGES[stage].settings]
     if stage == "evaluate" and arguments["method"] == "teacher":
         wanted += [*ASKED, "training.max_length"]
@@ -214,6 +215,9 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
         found[f"models.{arguments['model']}"] = values_of(config.models.of(arguments["model"]))
         if "source" not in found[f"models.{arguments['model']}"]:
             found["phrases"] = config.phrases()
+    read = {"table": TABLES, "figure": FIGURES}.get(stage, {}).get(arguments.get("name", ""), ())
+    if (stage in ("comparison", "report") or "comparisons" in read) and subject != StatisticsSettings().subject:
+        found["statistics.subject"] = subject  # the usual one goes unsaid
     if stage == "download":
         found["download"] = values_of(config.data.files.downloads()[arguments["download"]])
     if stage in ("teacher", "teacher-scores"):

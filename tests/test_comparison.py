@@ -305,6 +305,22 @@ def test_without_the_subject_there_is_nothing_to_compare(tmp_path: Path) -> None
         figures.run(config, name)
 
 
+def test_another_subject_is_compared_with_all_others(finished: Config) -> None:
+    usual = read_csv(Paths.of(finished).comparisons, comparison.COLUMNS)
+    config = Config(**(finished.model_dump() | {"statistics": {"resamples": 500, "subject": "bge"}}))
+    comparison.run(config)
+    found = read_csv(Paths.of(config).comparisons, comparison.COLUMNS)
+    assert set(found["method"]) == {"bge"} and set(found["baseline"]) == set(METHODS) - {"bge"}
+    # The same difference from its other side.
+    key = ["group", "task"]
+    one = usual[usual["baseline"] == "bge"].set_index(key)["difference"]
+    other = found[found["baseline"] == "d2llm"].set_index(key)["difference"]
+    pd.testing.assert_series_equal(one, -other)
+    figures.run(config, "leads")
+    drawn = Paths.of(config).figure("leads", "svg").read_text(encoding="utf-8")
+    assert "BGE minus the baseline; right of 0 BGE is better" in drawn
+
+
 @pytest.fixture
 def styled() -> Iterator[None]:
     matplotlib.use("Agg")

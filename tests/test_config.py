@@ -123,6 +123,15 @@ def test_updates_of_single_methods(tmp_path: Path) -> None:
         load([], {"methods": {"sgpt": {}, "bge": {}}, "training": {"steps_of": {"llara": 20}}})
 
 
+def test_the_subject_is_one_of_the_methods(tmp_path: Path) -> None:
+    methods = {"methods": {"sgpt": {}, "bge": {}}}
+    assert load([], methods).statistics.subject == "d2llm"  # away: nothing is compared
+    assert load([], methods | {"statistics": {"subject": "bge"}}).statistics.subject == "bge"
+    file = write(tmp_path / "mine.yaml", "statistics: {subject: llara}")
+    with pytest.raises(ConfigError, match=r"mine.yaml: statistics\.subject: expected one of .*; found 'llara'"):
+        load([file], methods)
+
+
 def test_variants_are_checked_and_make_runs(tmp_path: Path) -> None:
     text = (
         "seeds: [1, 2]\nvariant_seeds: [1, 2]\ninclude: [variants]\nmethods: {bge: {temperature: 0.5}}\n"

@@ -15,6 +15,7 @@ import tiny
 
 from d2llm import cli, doctor, plan
 from d2llm.config import Config, load, read
+from d2llm.data import build
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -123,6 +124,35 @@ def test_the_template_serves_files_and_models_of_ones_own(tmp_path: Path, monkey
         stream.write('{"sentence1": "", "sentence2": "b", "label": "entailment"}\n')
     [wrong] = errors()
     assert wrong.startswith("files: my/train.jsonl: line 91, column 'sentence1': expected a text; found ''")
+
+
+def test_files_are_read_again_after_the_data_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever became of the files since: every set that is wrong is named, and a corpus that three sets share once."""
+    template = shutil.copy(ROOT / "config" / "local.yaml", tmp_path / "my.yaml")
+    monkeypatch.chdir(tmp_path)
+    write_own_files(tmp_path / "my")
+    config = load([template])
+    build.run(config)
+
+    def said(level: str) -> list[str]:
+        return [one.found for one in doctor.of_config(config) if (one.level, one.subject) == (level, "files")]
+
+    assert said("error") == [] and said("ok") == ["all 12 are there", "the rows of 5 of 5 sets can be used"]
+    with (tmp_path / "my/train.jsonl").open("ab") as stream:
+        stream.write('{"sentence1": "café", "sentence2": "b", "label": "entailment"}\n'.encode("latin-1"))
+    (tmp_path / "my/sts_dev.csv").write_text("sentence1,sentence_2,score\na,b,3\n")
+    with (tmp_path / "my/test_qrels.csv").open("a") as stream:
+        stream.write("\n55,800,1")
+    train, column, judged = said("error")
+    assert train.startswith("my/train.jsonl: line 91: not JSON")
+    assert column.startswith("my/sts_dev.csv: no column 'sentence2'")
+    assert judged == "my/test_qrels.csv: line 17: expected an id of my/corpus.csv; found '800'"
+    assert said("ok") == ["all 12 are there", "the rows of 2 of 5 sets can be used"]
+    with (tmp_path / "my/corpus.csv").open("a") as stream:
+        stream.write("\n7,again")
+    assert [line for line in said("error") if "corpus" in line] == [
+        "my/corpus.csv: line 82, column 'id': expected every id once; found '7' again"
+    ]
 
 
 def write_own_files(folder: Path) -> None:

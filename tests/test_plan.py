@@ -224,6 +224,15 @@ def test_what_does_not_fit_names_the_keys_that_mend_it(tmp_path: Path) -> None:
     assert "texts_at_once" in lines["train sgpt"] and "batch_tokens" in lines["teacher scores, a shard"]
 
 
+def test_small_jobs_take_minutes_or_seconds_and_not_no_hours(tmp_path: Path) -> None:
+    found = plan.plan(made(tmp_path), "h100")
+    found["costs"] = [plan.Cost("a", 3, 0.0, 0.0, 0.0, 0.02), plan.Cost("b", 100, 0.0, 0.0, 0.0, 0.002), plan.Cost("c", 2, 0.0, 0.0, 0.0, 5.5)]  # fmt: skip
+    lines = [line.split() for line in plan.text(found).splitlines()]
+    assert [line[5:] for line in lines if line[:1] in (["a"], ["b"], ["c"])] == [
+        ["1.2", "min", "3.6", "min"], ["7", "s", "0.20", "h"], ["5.50", "h", "11.0", "h"]]  # fmt: skip
+    assert ["together", "11.3", "h"] in [line[:3] for line in lines]
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made(tmp_path)
     file = tmp_path / "c.yaml"

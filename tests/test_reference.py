@@ -45,6 +45,26 @@ def test_tables_follow_from_the_scores(name: str, scores: pd.DataFrame) -> None:
         assert render(table) == (REFERENCE / "tables" / f"{name}.{extension}").read_text(encoding="utf-8")
 
 
+def test_what_lies_above_the_range_of_the_seeds(scores: pd.DataFrame) -> None:
+    """The README names the ablations (a seed each) that score higher than each of the configured method's trainings, and where."""
+    whole = scores[(scores["phenomenon"] == "all") & (scores["method"] == "d2llm")]
+    shown = whole[[COLUMNS[task] == metric for task, metric in zip(whole["task"], whole["metric"], strict=True)]]
+    columns = shown["task"].where(shown["group"] == "nli", shown["group"])
+    means = shown.groupby([shown["variant"], shown["seed"], columns])["value"].mean().unstack()
+    most, swept = means.loc["base"].max(), ("alpha=", "beta=1", "beta=0.", "gamma=0.", "gamma=1")
+    above = {
+        (variant, column)
+        for (variant, _), row in means.iterrows()
+        for column in row.index[row > most]
+        if variant != "base" and not variant.startswith(swept)
+    }
+    everywhere = ("nli_indomain", "nli_shifted", "sts", "ir")
+    assert above == {("unweighted_ci", column) for column in everywhere} | {
+        *((variant, "nli_shifted") for variant in ("plain_contrast", "no_in_batch", "early_teacher")),
+        ("cosine", "sts"), ("cosine", "ir"), ("beta=0", "ir"), ("gamma=0", "ir"),
+    }  # fmt: skip
+
+
 def test_readme_shows_the_reference_scores(scores: pd.DataFrame) -> None:
     block = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- results -->")[1].split("<!-- /results -->")[0]
     rows = [line.strip("| ").split(" | ") for line in block.splitlines() if line.startswith("| ")][2:]

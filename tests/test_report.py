@@ -18,6 +18,7 @@ import pytest
 from made_up_run import extras, make, value
 
 from d2llm.artifacts import write_json, write_text
+from d2llm.config import Config
 from d2llm.errors import ArtifactError
 from d2llm.paths import Paths, beside
 from d2llm.reporting import captions, catalogue, layout, report
@@ -241,13 +242,34 @@ def test_missing_scores_are_an_error(tmp_path: Path) -> None:
         report.run(config)
 
 
+def test_another_subject_is_named_wherever_leads_are_judged(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    paths = Paths.of(config)
+    write_text(paths.figure("leads", "svg"), PIXEL)
+    swapped = {"d2llm": "bge", "bge": "d2llm"}
+    compared = pd.read_csv(paths.comparisons).replace({"method": swapped, "baseline": swapped})
+    compared.to_csv(paths.comparisons, index=False)
+    report.run(Config(**(config.model_dump() | {"statistics": {"subject": "bge"}})))
+    page = Page(paths.report.read_text(encoding="utf-8"))
+    assert "The claim in question: BGE is better than the strongest baseline. It holds where BGE is" in page.text
+    assert "BGE is ahead of the strongest baseline, D2LLM, by 0.0915" in page.text
+    assert [next(row for row in page.rows if len(row) == 9)[n] for n in (2, 3, 8)] == [
+        "BGE",
+        "Strongest baseline",
+        "BGE is",
+    ]
+    assert "BGE's lead over each baseline" in page.text and "Right of zero BGE is ahead" in page.text
+    assert any("Interval plot of BGE minus" in str(image["alt"]) for image in page.images)
+    assert "Only D2LLM sees the teacher’s scores" in page.text  # which no choice of a subject changes
+
+
 def test_every_table_and_figure_has_its_texts() -> None:
     assert set(catalogue.TABLES) == set(captions.TABLES)
     assert set(catalogue.FIGURES) == set(captions.FIGURES)
     for said in (*captions.TABLES.values(), *captions.FIGURES.values()):
         assert said.section in captions.SECTIONS and said.title and said.text.endswith(".")
     assert all(said.alt for said in captions.FIGURES.values())
-    assert captions.caption("table", "not_known").title == "Not known"
+    assert captions.caption("table", "not_known", "D2LLM").title == "Not known"
 
 
 def test_a_table_in_html() -> None:

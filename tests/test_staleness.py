@@ -125,6 +125,7 @@ KEYS = [
     ({"methods": {"bge": {"pretraining": {"steps": 3}}}}, {"pretext bge", "train bge", "tune", "figure architecture"} | SHOWN | POINTS - {"ablations"}),
     ({"evaluation": {"keep": 50}}, EVALUATIONS | {"report"}),
     ({"statistics": {"resamples": 500}}, {"comparison", "ablations", "report"} | TABLES_OF_SCORES),
+    ({"statistics": {"subject": "sgpt"}}, {"comparison", "figure leads", "table nli", "table sts", "table ir", "report"}),
     ({"tuning": {"seed": 2}}, {"tune", "report"}),
     ({"runtime": {"repeats": 5}}, {"runtime", "report"}),
 ]  # fmt: skip

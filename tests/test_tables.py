@@ -6,6 +6,7 @@ import csv
 import io
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -247,6 +248,10 @@ def test_only_significant_differences_from_the_strongest_baseline_are_marked():
     }
     assert leads == {("d2llm", "a", "spearman"): "down"}
     assert "95%, Holm's correction over 5 comparisons" in table.caption
+    assert "D2LLM is significantly above or below the strongest baseline" in table.caption
+    context = replace(CONTEXT, subject="SGPT")
+    caption = SPEC.build(Collected(scores=scores(), comparisons=comparisons()), context).caption
+    assert "SGPT is significantly above or below the strongest baseline" in caption and "D2LLM" not in caption
     assert "| **0.7000**↓ |" in layout.to_markdown(table)
     assert r"\textbf{0.7000}$\downarrow$" in layout.to_latex(table)
     up = comparisons().assign(difference=0.1)

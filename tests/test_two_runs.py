@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 
 from d2llm import cli
 from d2llm.errors import ArtifactError
-from d2llm.reporting.two_runs import common, side, two_runs
+from d2llm.reporting.two_runs import Side, common, side, two_runs
 
 SIZE = 120
 TITLES = {
@@ -93,6 +93,30 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         side(tmp_path)
     lacking = one.scores[one.scores["task"] != "nli"]
     assert set(common(one.scores, lacking, variants=False)["task"]) == {"sts", "sts2"}
+
+
+@pytest.mark.parametrize("predictions", [True, False])
+def test_other_test_sets_are_refused_by_their_sizes(tmp_path: Path, predictions: bool) -> None:
+    one, two = side(write(tmp_path / "one", 1.0)), side(write(tmp_path / "two", 0.5, predictions=predictions))
+    smaller = two.scores.assign(n=two.scores["n"].where(two.scores["task"] != "nli", 12))
+    with pytest.raises(
+        ArtifactError, match=r"other examples: nli \(120 of test in A, 12 of test in B\); only"
+    ) as caught:
+        two_runs(one, Side(smaller, two.predictions))
+    assert "sts" not in str(caught.value)
+    with pytest.raises(ArtifactError, match=r"nli \(120 of test in A, 120 of dev in B\), sts \(.*sts2 \("):
+        two_runs(one, Side(two.scores.assign(split="dev"), two.predictions))
+    # A task that is not shared, or a phenomenon's size, is no matter.
+    unshared = smaller.assign(task=smaller["task"].replace("nli", "other"))
+    part = unshared.assign(phenomenon="x", n=3)
+    found = two_runs(one, Side(pd.concat([part, unshared]), two.predictions), resamples=200)
+    assert set(found["task"]) == {"sts", "sts2", "average"}
+
+
+def test_the_output_says_that_scores_alone_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [str(write(tmp_path / name, 1.0, predictions=name == "one")) for name in ("one", "two")]
+    assert cli.main(["compare", *folders]) == 0
+    assert "Scores alone are compared, without intervals or p-values" in capsys.readouterr().out
 
 
 def test_the_command_prints_a_table_and_writes_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -377,7 +377,8 @@ def test_snakemakes_own_report_has_captions(copy: Path) -> None:
     done = snakemake(copy, "--report", "out.html")
     assert done.returncode == 0, done.stdout + done.stderr
     text = html.unescape((copy / "out.html").read_text(encoding="utf-8"))
-    said = [*captions.TABLES.values(), *captions.FIGURES.values(), captions.REPORT]
+    said = [captions.caption("table", name, "D2LLM") for name in TABLES]
+    said += [*(captions.caption("figure", name, "D2LLM") for name in FIGURES), captions.REPORT]
     for caption in said:
         assert re.split("[:'…]", caption.text)[0] in text, caption.title
         assert caption.title.split("'")[0] in text or caption is captions.REPORT

@@ -1,11 +1,11 @@
 """What every table and figure is called and says, for a reader who knows nothing else of this project.
 
-The one home of these texts: the HTML report and Snakemake's report both show them. Knows no file and no number.
+The one home of these texts: the HTML report and Snakemake's report both show them. `{subject}` stands for the method whose leads are judged. Knows no file and no number.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["table", "figure"]
@@ -86,10 +86,10 @@ FIGURES: dict[str, Caption] = {
     ),
     "leads": Caption(
         "main",
-        "D2LLM's lead over each baseline",
-        "D2LLM's score minus each baseline's, with its confidence interval. Right of zero D2LLM is ahead. Filled marks "
+        "{subject}'s lead over each baseline",
+        "{subject}'s score minus each baseline's, with its confidence interval. Right of zero {subject} is ahead. Filled marks "
         "are significant after correction over all comparisons, open ones are not.",
-        "Interval plot of D2LLM minus each baseline on every task and on the average of each kind of task; the strongest "
+        "Interval plot of {subject} minus each baseline on every task and on the average of each kind of task; the strongest "
         "baseline's row is in the table at the top of the report.",
     ),
     "phenomena": Caption(
@@ -174,14 +174,16 @@ REPORT = Caption(
 )
 
 
-def caption(kind: Kind, name: str) -> Caption:
-    """The texts of a table or figure; for one that has none, its name as a title.
+def caption(kind: Kind, name: str, subject: str) -> Caption:
+    """The texts of a table or figure, with the title of the method whose leads are judged; for one that has none, its name as a title.
 
-    >>> caption("figure", "some_thing")
+    >>> caption("figure", "some_thing", "D2LLM")
     Caption(section='more', title='Some thing', text='', alt='')
     """
     known = TABLES if kind == "table" else FIGURES
-    return known.get(name) or Caption("more", name.replace("_", " ").capitalize())
+    said = known.get(name) or Caption("more", name.replace("_", " ").capitalize())
+    texts = {key: getattr(said, key).replace("{subject}", subject) for key in ("title", "text", "alt")}
+    return replace(said, **texts)
 
 
 def rst(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Which of D2LLM's leads hold: each comparison with the strongest baseline, judged and put into words. Pure."""
+"""Which of the subject's leads (D2LLM's as a rule) hold: each comparison with the strongest baseline, judged and put into words. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VERDICTS = {
 
 @dataclass(frozen=True)
 class Claim:
-    """D2LLM against the strongest baseline on one task, or on the average of a group of tasks."""
+    """The subject against the strongest baseline on one task, or on the average of a group of tasks."""
 
     group: str
     task: str
@@ -78,7 +78,7 @@ def _claim(row, group: str, task_titles: dict[str, str], context: Context) -> Cl
     )
 
 
-def sentence(group: str, found: list[Claim], level: float) -> tuple[str, str]:
+def sentence(group: str, found: list[Claim], context: Context) -> tuple[str, str]:
     """What a group's claims come to: a verdict in a word or two, and a sentence with the numbers.
 
     Judged on the average of the group's tasks, or on its only one.
@@ -87,12 +87,12 @@ def sentence(group: str, found: list[Claim], level: float) -> tuple[str, str]:
     tasks = [claim for claim in found if not claim.average]
     where = "on average over the tasks" if whole.average else f"on {whole.task}"
     if whole.verdict == "level":
-        verdict, said = "Level", f"D2LLM is level with the strongest baseline, {whole.baseline}, {where}"
+        verdict, said = "Level", f"{context.subject} is level with the strongest baseline, {whole.baseline}, {where}"
     else:
         side = "ahead of" if whole.difference > 0 else "behind"
         verdict = {"ahead": "Holds", "behind": "Does not hold"}.get(whole.verdict, "Not shown")
-        said = f"D2LLM is {side} the strongest baseline, {whole.baseline}, by {number(abs(whole.difference))} {where}"
-    said += f" ({whole.metric} {number(whole.value)} against {number(whole.baseline_value)}; {level:.0%} interval of the difference "
+        said = f"{context.subject} is {side} the strongest baseline, {whole.baseline}, by {number(abs(whole.difference))} {where}"
+    said += f" ({whole.metric} {number(whole.value)} against {number(whole.baseline_value)}; {context.level:.0%} interval of the difference "
     said += (
         f"{signed(whole.low)} to {signed(whole.high)}; {'significant' if whole.significant else 'not significant'})."
     )

@@ -25,10 +25,12 @@ class Context:
     averaged: frozenset[str] = frozenset()
     # Confidence level of what is called significant.
     level: float = 0.95
+    # The title of the method whose leads are judged.
+    subject: str = "D2LLM"
 
 
 def context(config: Config) -> Context:
-    """Rows, their order and their names: references, baselines as configured, then D2LLM, the subject, last."""
+    """Rows, their order and their names: references, baselines as configured, then D2LLM last, whoever is compared."""
     from d2llm.methods import method
 
     methods = sorted(config.methods, key=lambda name: name == "d2llm")
@@ -41,4 +43,5 @@ def context(config: Config) -> Context:
         generated=config.data.source == "world",
         averaged=frozenset(kind for kind, order in orders.items() if order == "average"),
         level=config.statistics.level,
+        subject=method(config.statistics.subject).title,
     )

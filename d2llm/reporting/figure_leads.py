@@ -1,4 +1,4 @@
-"""How far D2LLM is ahead of, or behind, each baseline on each task, with its confidence interval."""
+"""How far the subject (D2LLM as a rule) is ahead of, or behind, each baseline on each task, with its confidence interval."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def draw(data: Data) -> Figure:
 
     found = data.comparisons
     if not len(found):
-        return empty("Nothing to compare: this needs d2llm and a baseline among the methods.")
+        return empty(
+            f"Nothing to compare: this needs {data.config.statistics.subject} and a baseline among the methods."
+        )
     titles = data.scores.drop_duplicates("task").set_index("task")["task_title"].to_dict() | {AVERAGE: AVERAGE_TITLE}
     groups = [group for group in GROUP_TITLES if group in set(found["group"])]
     baselines = [name for name in data.context.methods if name in set(found["baseline"])]
@@ -55,10 +57,10 @@ def draw(data: Data) -> Figure:
         for n in baselines
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.4)
-    seeds = int(found["seeds"].iloc[0])
+    seeds, subject = int(found["seeds"].iloc[0]), data.context.subject
     note(
         figure, data,
-        f"D2LLM minus the baseline; right of 0 D2LLM is better. Bars: {data.context.level:.0%} intervals, paired bootstrap over examples"
+        f"{subject} minus the baseline; right of 0 {subject} is better. Bars: {data.context.level:.0%} intervals, paired bootstrap over examples"
         f"{' and spread of seeds' if seeds > 1 else '; one seed, so the spread of training is not in them'}. Filled marks: significant after Holm's "
         f"correction over {len(found)} comparisons.",
     )  # fmt: skip

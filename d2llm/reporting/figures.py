@@ -56,7 +56,7 @@ class Data:
 
     @property
     def comparisons(self) -> pd.DataFrame:
-        """D2LLM against every baseline."""
+        """The subject against every baseline."""
         return given(self.collected.comparisons, "comparisons")
 
     @property

@@ -99,7 +99,7 @@ class MainTable:
         )
         if compared:
             said.append(
-                "↑ ↓: D2LLM is significantly above or below the strongest baseline of the column (paired bootstrap over "
+                f"↑ ↓: {context.subject} is significantly above or below the strongest baseline of the column (paired bootstrap over "
                 f"examples{', spread of seeds' if many else ''}, {context.level:.0%}, Holm's correction over {compared} comparisons; "
                 "judged in the column of the headline metric)."
             )

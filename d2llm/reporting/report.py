@@ -91,13 +91,14 @@ def facts(config: Config) -> dict[str, Any]:
         "seeds": sorted(set(trained["seed"].tolist())),
         "level": about.level,
         "claims": found,
-        "verdicts": {title: sentence(title, rows, about.level) for title, rows in found.items()},
+        "verdicts": {title: sentence(title, rows, about) for title, rows in found.items()},
         "compared": len(compared),
         "overview": overview(scores, about),
-        "sections": sections(config, paths),
+        "sections": sections(config, paths, about.subject),
         "browse": browsed(scores, optional(paths.examples), about),
         "methods": [described(config, name, about) for name in about.methods],
         "references": [about.titles.get(name, name) for name in about.references],
+        "lead": about.subject,
         "subject": about.titles.get(SUBJECT) if SUBJECT in about.methods else None,
         "budgets": budgets(paths, about),
         "training": config.training.model_dump(),
@@ -183,17 +184,23 @@ def browsed(scores: pd.DataFrame, found: dict[str, Any] | None, about: Context) 
     }
 
 
-def sections(config: Config, paths: Paths) -> list[dict[str, Any]]:
+def sections(config: Config, paths: Paths, subject: str) -> list[dict[str, Any]]:
     """The rendered tables and figures by section, in the catalogue's order; sections that have none are left out."""
     members: dict[str, list[dict[str, Any]]] = {name: [] for name in captions.SECTIONS}
     for name in catalogue.TABLES:
         path = paths.table(name, "html")
         if current(config, "table", name, path, paths):
-            add(members, "table", name, path.read_text(encoding="utf-8"))
+            add(members, "table", name, subject, path.read_text(encoding="utf-8"))
     for name in catalogue.FIGURES:
         path = paths.figure(name, "svg")
         if current(config, "figure", name, path, paths):
-            add(members, "figure", name, "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode())
+            add(
+                members,
+                "figure",
+                name,
+                subject,
+                "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode(),
+            )
     return [
         {"key": key, "title": captions.SECTIONS[key][0], "intro": captions.SECTIONS[key][1], "members": found}
         for key, found in members.items()
@@ -201,9 +208,9 @@ def sections(config: Config, paths: Paths) -> list[dict[str, Any]]:
     ]
 
 
-def add(members: dict[str, list[dict[str, Any]]], kind: captions.Kind, name: str, content: str) -> None:
+def add(members: dict[str, list[dict[str, Any]]], kind: captions.Kind, name: str, subject: str, content: str) -> None:
     """Put one table or figure with its texts into its section."""
-    said = captions.caption(kind, name)
+    said = captions.caption(kind, name, subject)
     members[said.section].append({"kind": kind, "name": name, "said": said, "content": content})
 
 

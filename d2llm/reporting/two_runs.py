@@ -50,6 +50,7 @@ def two_runs(
     Raises ArtifactError when the two share no method, task or seed, or are of other examples.
     """
     shared = common(first.scores, second.scores, variants)
+    same_sizes(first.scores, second.scores, list(shared["task"].unique()))
     tasks = first.scores[first.scores["task"].isin(shared["task"])].drop_duplicates("task").set_index("task")
     tasks = tasks[["task_type", "group"]]
     runs = [(str(m), str(v)) for m, v in shared[["method", "variant"]].drop_duplicates().itertuples(index=False)]
@@ -95,6 +96,19 @@ def common(first: pd.DataFrame, second: pd.DataFrame, variants: bool) -> pd.Data
     return shared[whole]
 
 
+def same_sizes(first: pd.DataFrame, second: pd.DataFrame, tasks: list[str]) -> None:
+    """Raises ArtifactError naming the tasks whose scores are of other splits or numbers of examples: all that scores alone tell of them."""
+    sizes = []
+    for scores in (first, second):
+        own = scores[scores["phenomenon"] == "all"].drop_duplicates("task").set_index("task")
+        sizes.append({task: f"{own.loc[task, 'n']} of {own.loc[task, 'split']}" for task in tasks})
+    other = [f"{task} ({sizes[0][task]} in A, {sizes[1][task]} in B)" for task in tasks if sizes[0][task] != sizes[1][task]]  # fmt: skip
+    if other:
+        raise ArtifactError(
+            f"the two runs were evaluated on other examples: {', '.join(other)}; only runs on the same test sets can be compared"
+        )
+
+
 def plain_differences(scores: pd.DataFrame, tasks: pd.DataFrame) -> pd.DataFrame:
     """Differences of collected scores alone, tasks and then averages as `compare` orders them."""
     used = scores[(scores["phenomenon"] == "all") & (scores["metric"] == scores["task_type"].map(HEADLINE))]
@@ -138,5 +152,5 @@ def text(table: pd.DataFrame, names: tuple[str, str], level: float) -> str:
         )
         said += f" Intervals: paired bootstrap over examples{luck}. ↑ ↓: B significantly above or below A after Holm's correction over these {len(table)} rows."  # fmt: skip
     else:
-        said += " No intervals: predictions.parquet is not beside both scores.csv."
+        said += " Scores alone are compared, without intervals or p-values, as predictions.parquet is not beside both scores.csv: of the examples only splits and numbers are known to be the same."  # fmt: skip
     return "\n".join([*lines, said])

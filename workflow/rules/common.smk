@@ -23,6 +23,7 @@ from d2llm.paths import PROVENANCE, Paths, beside
 from d2llm.provenance import content_digest
 from d2llm.reporting import captions
 from d2llm.reporting.catalogue import BESIDES, FIGURES, TABLES
+from d2llm.reporting.context import context
 from d2llm.signals import pass_on
 
 # On a cluster every job has a Snakemake of its own. A scheduler may tell that alone to end, and Snakemake only waits for its job:
@@ -234,8 +235,8 @@ def every_table():
 
 
 def every_figure():
-    """All figures, in all formats. One of D2LLM's leads only where it is compared with something."""
-    names = [name for name in FIGURES if name != "leads" or {"d2llm"} < set(CONFIG.methods)]
+    """All figures, in all formats. That of leads only where the subject is compared with something."""
+    names = [name for name in FIGURES if name != "leads" or {CONFIG.statistics.subject} < set(CONFIG.methods)]
     return [PATHS.figure(name, ext) for name in names for ext in ("pdf", "svg", "png")]
 
 
@@ -252,25 +253,23 @@ def tuning_record():
 
 
 # ------------------------------------------------------------------------------------------------ Snakemake's own report
+SUBJECT = context(CONFIG).subject
 # Read by the captions in workflow/report/.
 config["captions"] = {
-    kind: {name: captions.rst(said.text) for name, said in known.items()}
-    for kind, known in (
-        ("table", captions.TABLES),
-        ("figure", captions.FIGURES),
-        ("report", {"report": captions.REPORT}),
-    )
+    kind: {name: captions.rst(captions.caption(kind, name, SUBJECT).text) for name in known}
+    for kind, known in (("table", captions.TABLES), ("figure", captions.FIGURES))
 }
+config["captions"]["report"] = {"report": captions.rst(captions.REPORT.text)}
 
 
 def section_of(kind):
     """For `category`: the section of a table or figure."""
-    return lambda wildcards: captions.SECTIONS[captions.caption(kind, wildcards.name).section][0]
+    return lambda wildcards: captions.SECTIONS[captions.caption(kind, wildcards.name, SUBJECT).section][0]
 
 
 def title_of(kind):
     """For `labels`: what a table or figure is called."""
-    return lambda wildcards: {"kind": kind, "title": captions.caption(kind, wildcards.name).title}
+    return lambda wildcards: {"kind": kind, "title": captions.caption(kind, wildcards.name, SUBJECT).title}
 
 
 def require_training_rules():
