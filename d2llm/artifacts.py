@@ -224,9 +224,9 @@ def check_column(path: Path, column: pandas.Series, kind: str, mend: str = MEND)
         raise ArtifactError(f"{path}: column {column.name!r} holds a value that is not finite; {mend}")
 
 
-def present(path: str | Path) -> Path:
-    """The path, or an ArtifactError if nothing is there."""
+def present(path: str | Path, maker: str = "snakemake --cores all") -> Path:
+    """The path, or an ArtifactError if nothing is there, which names the command that makes it."""
     path = Path(path)
     if not path.exists():
-        raise ArtifactError(f"{path}: missing; run `snakemake --cores all` to make it")
+        raise ArtifactError(f"{path}: missing; run `{maker}` to make it")
     return path

@@ -53,7 +53,7 @@ def examine(files: Sequence[str | Path] = ()) -> list[Finding]:
     """Every finding about the machine, and about the config of these files."""
     found = [*python(), *packages(), *workflow(), *cores(), *memory(), *gpu(), *fonts()]
     if not files:
-        return [*found, *disk(Path("results"), DISK, "the mini tier")]
+        return [*found, *disk(Path("results"), DISK, "the mini tier with its environment")]
     try:
         config = load(files)
     except D2LLMError as error:

@@ -95,7 +95,7 @@ def adopt_file(config: Config, file: Path) -> str:
     """Write the choice of a finished `tune` into a tier's file; returns what was written, in a line."""
     paths = Paths.of(config)
     found = paths.chosen
-    chosen = read(present(found)).get("methods")
+    chosen = read(present(found, "snakemake tune --cores all")).get("methods")
     if not isinstance(chosen, dict) or not all(isinstance(settings, dict) for settings in chosen.values()):
         raise ConfigError(f"{found}: not what `snakemake tune` writes; remove it and run that again")
     note = origin(paths.trials)

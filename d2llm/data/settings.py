@@ -50,13 +50,13 @@ class WorldSettings(Section):
     teacher_symmetric: Size = 20000
     # Groups of a query and passages the teacher is tuned on.
     teacher_asymmetric: Size = 12000
-    # Training pairs: premises (four hypotheses each), pairs of each STS set, queries of each retrieval set.
+    # Premises of the NLI training pairs, four hypotheses each.
     nli_premises: Size = 2500
     # Pairs made for each STS set; those that match become training pairs.
     sts_pairs: Size = 3000
     # Training queries of each retrieval set.
     queries: Size = 2200
-    # Pairs of each NLI and STS set, queries of each retrieval set.
+    # Pairs of each NLI and STS set's dev split.
     dev_pairs: Size = 600
     # Queries of each retrieval set's dev split.
     dev_queries: Size = 200

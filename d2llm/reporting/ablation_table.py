@@ -40,7 +40,13 @@ class AblationTable:
         """
         methods = varied(config)
         if not methods:
-            return Table(self.name, self.heading, "This run has no variant of a method (section `variants`).", (), ())
+            return Table(
+                self.name,
+                self.heading,
+                "This run has no variant of a method (section `variants`, and `variants` in the key `include`).",
+                (),
+                (),
+            )
         scores, ablations = given(collected.scores, "scores"), given(collected.ablations, "ablations")
         whole = scores[(scores["phenomenon"] == "all") & (scores["metric"] == scores["task_type"].map(HEADLINE))]
         tasks = whole[whole["method"].isin(methods)].drop_duplicates("task").set_index("task")

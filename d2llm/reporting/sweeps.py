@@ -34,7 +34,9 @@ def draw_group(data: Data, group: str) -> Figure:
     own = scores[(scores["method"] == SUBJECT) & (scores["group"] == group) & (scores["phenomenon"] == "all")]
     own = own[own["metric"] == own["task_type"].map(HEADLINE)]
     if not axes_of or own.empty:
-        return empty("Nothing was swept: this needs sweeps of d2llm in the config and a task of this kind.")
+        return empty(
+            "Nothing was swept: this needs sweeps of d2llm in the config, `sweeps` in its key `include`, and a task of this kind."
+        )
     figure, axes = pyplot.subplots(1, len(axes_of), figsize=(6.9, 2.7), squeeze=False, sharey=True)
     for axis, (key, values) in zip(axes[0], axes_of.items(), strict=True):
         panel(axis, own, data, key, values)

@@ -145,7 +145,7 @@ def text(table: pd.DataFrame, names: tuple[str, str], level: float) -> str:
         lines.append("  ".join(left).rstrip())
     lines.append("")
     seeds = sorted(set(table["seeds"]))
-    said = f"Headline metrics, means over the seeds both have ({', '.join(map(str, seeds))})."
+    said = f"Headline metrics, means over the seeds both have ({' or '.join(map(str, seeds))} of them)."
     if intervals:
         luck = (
             ", and the spread of seeds" if max(seeds) > 1 else "; of one seed, so the luck of a training is not in them"

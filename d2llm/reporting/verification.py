@@ -62,7 +62,8 @@ class Verdict:
             lines.append(f"Only in the reference, not compared: {listed(self.only_reference)}")
         if self.only_found:
             lines.append(f"Not in the reference, not compared: {listed(self.only_found)}")
-        if self.reasons:
+        # Equal scores need no reasons, and variants that one of the runs left out would give a line a key.
+        if self.reasons and (self.largest > 0 or not self.passed):
             lines += ["What differs between the two runs besides their scores:", *(f"- {why}" for why in self.reasons)]
         if self.damaged:
             lines.append(f"Not what their jobs wrote; remove them and run again: {listed(self.damaged)}")
@@ -74,7 +75,7 @@ class Verdict:
             lines.append("failed: the two have no score in common")
         elif self.passed:
             lines.append(
-                f"passed: {self.judged} scores within tolerance (largest difference {self.largest:.6f}; {self.compared} compared)"
+                f"passed: {self.judged} scores within tolerance (largest difference {self.largest:.6f}); {self.compared - self.judged} breakdowns of few examples judge nothing"
             )
         else:
             lines.append(
