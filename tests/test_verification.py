@@ -153,6 +153,15 @@ def test_damaged_scores_are_an_error(run_and_reference) -> None:
         verify(config, kept, 1e-6, 0.02)
 
 
+def test_a_comparison_that_finds_no_difference_needs_no_reasons() -> None:
+    """What else differs, a line a key of every variant that one run left out, would hide the outcome."""
+    for by, said in ((0.0, False), (0.01, True), (0.5, True)):
+        verdict = judged(ONE, moved(ONE, by, method="bge"))
+        verdict.reasons.append("threads: 1 → 2")
+        assert ("threads: 1 → 2" in verdict.text()) == said
+    assert judged(ONE, ONE).text().endswith("judge nothing")
+
+
 def test_reasons_are_said_once() -> None:
     old = {"stage": "train", "threads": 1, "code": "a", "settings": {"training": {"steps": 5}}, "packages": {}}
     new = {"stage": "train", "threads": 2, "code": "a", "settings": {"training": {"steps": 6}}, "packages": {}}
