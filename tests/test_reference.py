@@ -22,8 +22,8 @@ from d2llm.reporting.tables import TABLES
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "results" / "reference" / "mini"
 COLUMNS = {
-    "nli_indomain": "ap", "nli_shifted": "ap", "sts_graded": "spearman", "question_match": "spearman", "role_swap": "spearman",
-    "ir_question": "mrr_at_10", "ir_keyword": "mrr_at_10", "ir_claim": "mrr_at_10",
+    "nli_indomain": "ap", "nli_shifted": "ap", "question_match": "spearman", "role_swap": "spearman", "sts_graded": "spearman",
+    "ir_claim": "mrr_at_10", "ir_keyword": "mrr_at_10", "ir_question": "mrr_at_10",
 }  # fmt: skip
 
 

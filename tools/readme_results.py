@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference" / "mini"
 # Columns, narrower than the tasks' titles.
 TASKS = {
-    "nli_indomain": "NLI-A", "nli_shifted": "NLI-B", "sts_graded": "STS-G", "question_match": "QMatch", "role_swap": "Swap",
-    "ir_question": "IR-Q", "ir_keyword": "IR-K", "ir_claim": "IR-C",
+    "nli_indomain": "NLI-A", "nli_shifted": "NLI-B", "question_match": "QMatch", "role_swap": "Swap", "sts_graded": "STS-G",
+    "ir_claim": "IR-C", "ir_keyword": "IR-K", "ir_question": "IR-Q",
 }  # fmt: skip
 SEEDS = {1: "one seed", 2: "two seeds", 3: "three seeds", 4: "four seeds", 5: "five seeds"}
 
