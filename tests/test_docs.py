@@ -274,4 +274,6 @@ def test_the_first_lines_are_what_a_wrong_config_gives(tmp_path: Path) -> None:
         (tmp_path / "mine.yaml").write_text(content)
         with pytest.raises(ConfigError) as error:
             load([ROOT / "config" / "mini.yaml", tmp_path / "mine.yaml"])
-        assert str(error.value).replace(f"{tmp_path}/", "") == line
+        # "…" stands for more of a list: a method is known as soon as its file is there.
+        said = re.escape(line).replace("…", ".*")
+        assert re.fullmatch(said, str(error.value).replace(f"{tmp_path}/", "")), line
