@@ -226,6 +226,18 @@ def trained(file):
     return [PATHS.run(*run) / file for run in CONFIG.runs()]
 
 
+def tried(place, file):
+    """For `input`: one file of every trial. Refuses a method without a grid before hours of trials of the others."""
+
+    def files(wildcards):
+        try:
+            return [place(*trial.run) / file for trial in CONFIG.tuning_trials()]
+        except ConfigError as error:
+            sys.exit(f"error: {error}")
+
+    return files
+
+
 def told_with_scores():
     """What the page tells of how scores came about, as far as a job names it: the card and leaks, the negatives, the teachers' records."""
     runs = [run for run in CONFIG.runs() if find_method(run.method).uses_teacher]
