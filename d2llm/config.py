@@ -409,6 +409,13 @@ class Config(Section):
                 found.append(Trial(Run(method, variant, self.tuning.seed), settings))
         return found
 
+    def tuning_trials(self) -> list[Trial]:
+        """The trials of a tuning. Raises ConfigError where a method has no grid: choosing for some of them only would favour these."""
+        without = [method for method in self.methods if method not in self.tuning.grids]
+        if without:
+            raise ConfigError(f"tuning.grids: no grid for {', '.join(without)}; every method needs one, of equal size")
+        return self.trials()
+
     def grid(self, method: str) -> dict[str, dict[str, Any]]:
         """The points of a method's grid by name, e.g. `learning_rate=0.001+temperature=0.05`: {dotted key: value}."""
         axes = self.tuning.grids.get(method, {})

@@ -23,12 +23,12 @@ TAKEN = {"teacher", "bm25", "base", "average", "all", "baselines", "d2llm"}
 # What differs between kinds of base model.
 KINDS = {
     "decoder": {
-        "formats": "Raw text", "around": "", "before": "()", "after": "()", "learning_rate": "0.0001", "mini_rate": "0.002",
+        "formats": "Raw text", "around": "", "before": "()", "after": "()", "learning_rate": "0.0001", "mini_rate": "0.002", "rates": "[0.001, 0.002, 0.004]",
         "tuning": 'Tuning(kind="lora", r=16, alpha=16.0)', "trained": '"lora" in name',
     },
     "encoder": {
         "formats": "[CLS] text [SEP]", "around": ', backbone.token("cls"), backbone.token("sep")', "before": "(2,)", "after": "(3,)",
-        "learning_rate": "0.00002", "mini_rate": "0.0003", "tuning": "Tuning()", "trained": '"backbone" in name',
+        "learning_rate": "0.00002", "mini_rate": "0.0003", "rates": "[0.0001, 0.0003, 0.001]", "tuning": "Tuning()", "trained": '"backbone" in name',
     },
 }  # fmt: skip
 STANZA = """
@@ -45,21 +45,26 @@ added  rule train_$name to $rules
 What next:
   1. python -m pytest tests/test_$name.py                      passes as it stands
   2. make baselines/$name.py the published method, and its test with it; docs/extending.md shows how
-  3. snakemake --cores all --configfile config/$name.yaml --dry-run     what it adds to a run
-  4. snakemake --cores all --configfile config/$name.yaml
-  5. tell its source and every deviation in docs/baselines.md"""
+  3. python -m d2llm.cli config-docs --to docs/configuration.md   the page of all keys gets its recipe's; a test compares them
+  4. snakemake --cores all --configfile config/$name.yaml --dry-run     what it adds to a run
+  5. snakemake --cores all --configfile config/$name.yaml
+  6. snakemake tune --cores all --configfile config/$name.yaml          its grid is in that file: as many trials as the others
+  7. tell its source and every deviation in docs/baselines.md"""
 
 
-def new_baseline(name: str, title: str | None = None, kind: str = "decoder", root: Path = ROOT) -> str:
-    """Write the files below `root`, a clone of the repository, and return what to do next.
+def new_baseline(name: str, title: str | None = None, kind: str = "decoder", root: Path | None = None) -> str:
+    """Write the files below `root`, a clone of the repository, and return what to do next. Without one: the clone this is called in, else the code's own.
 
     Raises ConfigError for a name that is no name or is taken, for files that are there already, and outside a clone.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise ConfigError(f"new-baseline: {name!r} cannot name a baseline; use a letter, then letters, digits, _, lower case")  # fmt: skip
+    # An installed command's code lies in no clone: the one it is called in is meant.
+    places = [root] if root else [Path.cwd(), ROOT]
+    root = next((place for place in places if (place / RULES).is_file()), None)
+    if root is None:
+        raise ConfigError(f"new-baseline: no {RULES} in {places[0]}; run it in a clone of the repository")
     rules = root / RULES
-    if not rules.is_file():
-        raise ConfigError(f"new-baseline: no {RULES} in {root}; run it in a clone of the repository")
     stanzas = rules.read_text(encoding="utf-8")
     targets = {
         root / "baselines" / f"{name}.py": "baseline.py.txt",

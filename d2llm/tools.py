@@ -40,6 +40,14 @@ def plan(options: Namespace) -> int:
     return 0
 
 
+def why(options: Namespace) -> int:
+    """Print which files make jobs stale."""
+    from d2llm.why import run
+
+    print(run(load(options.config)))
+    return 0
+
+
 def adopt(options: Namespace) -> int:
     """Write the settings chosen."""
     from d2llm.tuning import adopt_file
@@ -131,6 +139,11 @@ COMMANDS: dict[str, Command] = {
             "--device": {"default": "h100", "help": "h100, a100, l40s, rtx4090 or cpu (default: h100)"},
             "--queries": {"type": int, "default": 50_000, "metavar": "N", "help": "assumed of a training set without a sample (default: 50000)"},
         },
+    ),
+    "why": Command(
+        "say which source files differ since a run's jobs ran, where Snakemake only says that their code does",
+        "d2llm why --config results/mini/config.yaml",
+        why,
     ),
     "compare": Command(
         "compare two runs task by task, by paired bootstrap",

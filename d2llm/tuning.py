@@ -35,10 +35,8 @@ _COLUMNS = {"split": "str", "task": "str", "task_type": "str", "phenomenon": "st
 def run(config: Config) -> None:
     """Write `tuning/trials.csv`, `trials.md` and `chosen.yaml`."""
     paths, rows = Paths.of(config), []
-    without = [method for method in config.methods if method not in config.tuning.grids]
-    if without:
-        raise ConfigError(f"tuning.grids: no grid for {', '.join(without)}; every method needs one, of equal size")
-    for trial in config.trials():
+    tried = config.tuning_trials()
+    for trial in tried:
         scores = read_frame(paths.development(*trial.run) / "scores.parquet", _COLUMNS)
         summary = read_json(paths.run(*trial.run) / "summary.json")
         about = {"method": trial.run.method, "seed": trial.run.seed}
@@ -48,7 +46,7 @@ def run(config: Config) -> None:
     trials = choose(pd.DataFrame(rows))
     best = {
         trial.run.method: nested(trial.settings)
-        for trial, chosen in zip(config.trials(), trials["chosen"], strict=True)
+        for trial, chosen in zip(tried, trials["chosen"], strict=True)
         if chosen
     }
     with atomic(paths.trials) as temporary:

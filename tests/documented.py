@@ -34,6 +34,7 @@ ELSEWHERE = {
     "d2llm plan --config config/paper.yaml --device h100": "the same",
     "snakemake --profile profiles/slurm --configfile config/paper.yaml": "needs that executor; tests/test_profiles.py",
     "snakemake --report run.html": "tests/test_workflow.py: of a run that counts as made",
+    "d2llm why --config results/mini/config.yaml": "needs the clone's git history; tests/test_why.py",
     "d2llm config-docs --to docs/configuration.md": "tests/test_config_docs.py: the page is what it writes",
     "python -m d2llm.cli adopt --config results/mini/config.yaml --to config/mini.yaml": "tests/test_own_workflow.py: of trials that have run",
     "python -m pytest tests/test_mymethod.py": "tests/test_extending.py",

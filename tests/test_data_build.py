@@ -22,14 +22,10 @@ SIZES = {
     "pretraining_texts": 120, "teacher_symmetric": 40, "teacher_asymmetric": 30, "nli_premises": 40, "sts_pairs": 60, "queries": 24,
     "dev_pairs": 30, "dev_queries": 12, "test_pairs": 50, "test_queries": 20,
 }  # fmt: skip
-PAIR_TASKS = {
-    "nli_indomain": "label",
-    "nli_shifted": "label",
-    "sts_graded": "score",
-    "question_match": "score",
-    "role_swap": "score",
-}
-SEARCH_TASKS = ("ir_question", "ir_keyword", "ir_claim")
+# Pairs' tasks with the column of what is to be told, and retrieval tasks: whatever the world has.
+PAIR_TASKS = {name: "score" if kind == "sts" else "label" for name, (_, kind, _, _) in build.TASKS.items() if kind != "retrieval"}  # fmt: skip
+SEARCH_TASKS = tuple(name for name in build.TASKS if name not in PAIR_TASKS)
+TRAINED_SEARCHES = ("ir_question", "ir_keyword", "ir_claim")
 
 
 def configured(folder: Path, **changes: int) -> Config:
@@ -77,6 +73,12 @@ def test_every_file_and_nothing_else(paths: Paths) -> None:
     assert sorted(digests(paths.data)) == sorted(names)
 
 
+def test_the_world_has_the_reference_runs_tasks() -> None:
+    pairs = {"nli_indomain": "label", "nli_shifted": "label", "sts_graded": "score", "question_match": "score", "role_swap": "score"}  # fmt: skip
+    assert pairs.items() <= PAIR_TASKS.items()
+    assert set(TRAINED_SEARCHES) <= set(SEARCH_TASKS)
+
+
 def test_training_pairs_and_their_pool(paths: Paths) -> None:
     train, pool = pd.read_parquet(paths.train_pairs), pd.read_parquet(paths.pool)
     assert list(train.columns) == ["qid", "query", "positive", "dataset", "mode", "marked"]
@@ -84,7 +86,7 @@ def test_training_pairs_and_their_pool(paths: Paths) -> None:
     assert train["qid"].is_unique
     modes = train.groupby("dataset")["mode"].unique().map(list).to_dict()
     symmetric = {name: ["symmetric"] for name in ("nli", "sts_graded", "question_match", "role_swap")}
-    assert modes == symmetric | {name: ["asymmetric"] for name in SEARCH_TASKS}
+    assert modes == symmetric | {name: ["asymmetric"] for name in TRAINED_SEARCHES}
     assert not train.duplicated(["dataset", "query", "positive"]).any()
     assert not pool.duplicated().any()
     for name, part in train.groupby("dataset"):
@@ -122,9 +124,9 @@ def test_tasks_in_the_layout_of_the_contract(paths: Paths) -> None:
     ids: list[str] = []
     for name in (*PAIR_TASKS, *SEARCH_TASKS):
         about = json.loads((paths.task(name) / "task.json").read_text(encoding="utf-8"))
-        group = {"nli_indomain": "nli", "nli_shifted": "nli"}.get(name, "ir" if name in SEARCH_TASKS else "sts")
-        kind = {"nli": "pair_classification", "sts": "sts", "ir": "retrieval"}[group]
+        _, kind, group, _ = build.TASKS[name]
         assert (about["name"], about["type"], about["group"]) == (name, kind, group)
+        assert kind == {"nli": "pair_classification", "sts": "sts", "ir": "retrieval"}[group]
         assert about["title"]
         assert about["description"]
         if group == "sts":

@@ -15,6 +15,8 @@ from test_new_baseline import call, clone  # noqa: F401 - clone is a fixture
 from test_own_workflow import write_files
 from tiny_run import tiny_settings
 
+from d2llm.artifacts import read_json
+
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
@@ -60,6 +62,8 @@ def test_the_page_has_what_it_announces() -> None:
 @pytest.mark.slow
 def test_the_page_can_be_followed(clone: Path) -> None:  # noqa: F811
     commands = [line.split("#")[0].strip() for block in re.findall(r"^```sh\n(.*?)^```", TEXT, re.S | re.M) for line in block.splitlines()]  # fmt: skip
+    for part in ("tests", "docs"):
+        shutil.copytree(ROOT / part, clone / part, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     made = [line for line in commands if line.startswith("d2llm new-baseline")]
     assert call(clone, "d2llm.cli", *made[0].split()[1:]).returncode == 0
     carry_out(clone)
@@ -72,6 +76,20 @@ def test_the_page_can_be_followed(clone: Path) -> None:  # noqa: F811
     done = call(clone, *tests.split()[2:], "-q", "-p", "no:cacheprovider")
     assert done.returncode == 0 and "5 passed" in done.stdout, done.stdout
 
+    # What `make quick` says of methods and tasks, with one more of each.
+    assert call(clone, "d2llm.cli", *next(line for line in commands if line.startswith("d2llm config-docs")).split()[1:]).returncode == 0  # fmt: skip
+    quick = [
+        "tests/test_config_docs.py::test_the_page_is_current",
+        "tests/test_data_build.py::test_every_file_and_nothing_else",
+        "tests/test_docs.py::test_the_first_lines_are_what_a_wrong_config_gives",
+        "tests/test_plan.py::test_a_run_that_has_its_data_is_planned_from_it",
+        "tests/test_profiles.py::test_a_profile_gives_resources_to_rules_there_are",
+        "tests/test_profiles.py::test_every_methods_training_gets_what_a_profile_gives_train",
+        "tests/test_students.py::test_the_registry_finds_every_method_without_torch",
+    ]
+    done = call(clone, "pytest", "--all", "-q", "-p", "no:cacheprovider", *quick)
+    assert done.returncode == 0 and "9 passed" in done.stdout, done.stdout
+
     # The baseline beside the others, and the figure, in the workflow's plan.
     assert call(clone, "d2llm.cli", *next(line for line in commands if line.startswith("d2llm check-config --config config/mini")).split()[1:]).returncode == 0  # fmt: skip
     dry = call(clone, "snakemake", "--cores", "1", "--dry-run", "--configfile", "config/mymethod.yaml")
@@ -83,7 +101,9 @@ def test_the_page_can_be_followed(clone: Path) -> None:  # noqa: F811
     for stage in ("texts", "data"):
         done = call(clone, "d2llm.cli", stage, "--config", "tiny.yaml")
         assert done.returncode == 0, done.stderr
-    task = pd.read_parquet(clone / "results" / "tiny" / "data" / "tasks" / "nli_mixed" / "test.parquet")
+    headers = [read_json(file) for file in sorted((clone / "results" / "tiny" / "data" / "tasks").glob("nli_*/task.json"))]  # fmt: skip
+    assert [header["title"] for header in headers] == ["NLI-A", "NLI-B", "NLI-C"]  # in the order of the tables' columns
+    task = pd.read_parquet(clone / "results" / "tiny" / "data" / "tasks" / "nli_varied" / "test.parquet")
     assert len(task) > 20 and set(task["label"]) == {0, 1}
 
     # The figure, of the reference run's scores.

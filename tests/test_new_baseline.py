@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,11 @@ def test_what_is_written_passes_its_test_and_is_scheduled(clone: Path) -> None:
     dry = call(clone, "snakemake", "--cores", "1", "--dry-run", "--configfile", "config/mini.yaml", *files)
     assert dry.returncode == 0, dry.stderr
     assert all(f"rule train_{name}:" in dry.stdout + dry.stderr for name in names)
+    # With as many trials as the others: fewer, or none, would be refused.
+    dry = call(clone, "snakemake", "--cores", "1", "--dry-run", "--configfile", "config/mini.yaml", *files, "--", "tune")  # fmt: skip
+    assert dry.returncode == 0, dry.stderr
+    trials = set(re.findall(r"method=(my_\w+), variant=([^,]+), seed=1", dry.stdout + dry.stderr))
+    assert Counter(name for name, _ in trials) == dict.fromkeys(names, 6)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +91,15 @@ def test_a_file_that_exists_is_kept(clone: Path) -> None:
 
 
 def test_outside_a_clone_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr("d2llm.new_baseline.new_baseline.__defaults__", (None, "decoder", tmp_path))
+    monkeypatch.setattr("d2llm.new_baseline.ROOT", tmp_path / "site-packages")
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["new-baseline", "mine"]) == 2
-    assert "run it in a clone of the repository" in capsys.readouterr().err
+    assert f"in {tmp_path}; run it in a clone of the repository" in capsys.readouterr().err
+
+
+def test_an_installed_command_writes_into_the_clone_it_is_called_in(clone: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # fmt: skip
+    """Its own code lies where packages are installed. A clone elsewhere that runs the code is not meant either."""
+    monkeypatch.chdir(clone)
+    assert cli.main(["new-baseline", "mine"]) == 0
+    assert "baselines/mine.py" in capsys.readouterr().out
+    assert (clone / "baselines" / "mine.py").is_file() and not (ROOT / "baselines" / "mine.py").exists()

@@ -12,6 +12,7 @@ import yaml
 
 from d2llm import cli, plan
 from d2llm.config import CheckpointSettings, Config, load
+from d2llm.data import build
 from d2llm.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,7 +95,8 @@ def test_the_paper_tier_is_planned_without_its_data(tmp_path: Path) -> None:
 def test_a_run_that_has_its_data_is_planned_from_it(tiny_data: Config) -> None:
     found = plan.plan(tiny_data, "cpu")
     assert found["assumed"] == () and found["amounts"].queries > 0
-    assert found["amounts"].pairs == 5 * 40  # test pairs of its five sets of pairs, less what leaked
+    sets = [name for name, (_, kind, _, _) in build.TASKS.items() if kind != "retrieval"]
+    assert found["amounts"].pairs == len(sets) * tiny_data.data.world.test_pairs  # nothing leaked
     assert "one core" in plan.run(tiny_data, "cpu", 1)
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_workflow import fresh  # noqa: F401 - a fixture
+from test_workflow import fresh, snakemake  # noqa: F401 - fresh is a fixture
 from tiny_run import tiny_settings
+
+from d2llm.methods import names
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,11 +25,28 @@ def test_a_profile_gives_resources_to_rules_there_are(name: str) -> None:
     for file in [ROOT / "Snakefile", *(ROOT / "workflow" / "rules").glob("*.smk")]:
         rules |= set(re.findall(r"^(?:use rule \w+ as|rule) (\w+)", file.read_text(encoding="utf-8"), flags=re.M))
     assert set(profile["set-resources"]) <= rules
-    # Whoever loads a model gets a GPU: all trainings, the teacher, the negatives, evaluations, the measurement of times.
-    wanted = {rule for rule in rules if rule.startswith("train")}
-    wanted |= {"teacher", "teacher_scores", "vectors", "negatives", "pretext", "evaluate", "runtime"}
+    # Whoever loads a model gets a GPU: trainings, the teacher, the negatives, evaluations, the measurement of times.
+    wanted = {"train", "teacher", "teacher_scores", "vectors", "negatives", "pretext", "evaluate", "runtime"}
     assert {rule for rule, found in profile["set-resources"].items() if found.get("gpu")} == wanted
     assert profile["executor"] == name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["slurm", "kubernetes"])
+def test_every_methods_training_gets_what_a_profile_gives_train(name: str, fresh: Path, tmp_path: Path) -> None:  # noqa: F811
+    """As Snakemake resolves them; the schedulers' own plugins are not needed to see it."""
+    resources = yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text(encoding="utf-8"))["set-resources"]
+    resources["train_sgpt"] = {"mem_mb": 9000}  # one's own line goes first, the rest stays
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"set-resources": resources}))
+    settings = {"methods": {method: {} for method in names()}, "include": []}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings))
+    done = snakemake(fresh, "--dry-run", "--profile", str(tmp_path), "--configfile", str(tmp_path / "mine.yaml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = dict(re.findall(r"\nrule (train\w*):\n(?:    .*\n)*?    resources: (.*)", done.stdout + done.stderr))
+    assert set(found) == {"train" if method == "d2llm" else f"train_{method}" for method in names()}
+    for rule, said in found.items():
+        memory = 9000 if rule == "train_sgpt" else resources["train"]["mem_mb"]
+        assert {"gpu=1", f"mem_mb={memory}"} <= set(said.split(", ")), (rule, said)
 
 
 @pytest.mark.slow

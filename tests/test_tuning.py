@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from test_workflow import fresh, scheduled  # noqa: F401 - a fixture
+from test_workflow import fresh, refused, scheduled  # noqa: F401 - fresh is a fixture
 from tiny_run import tiny_config
 
 from d2llm.config import Run, load
@@ -154,6 +154,11 @@ def test_a_choice_at_the_edge_of_its_grid_is_said() -> None:
 def test_every_method_needs_a_grid(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tuning.grids: no grid for d2llm, bge, retromae, llara, udever"):
         run(tiny_config(tmp_path, tuning={"grids": {"sgpt": {"learning_rate": [0.1]}}}))
+
+
+def test_a_method_without_a_grid_is_refused_before_any_trial(fresh: Path) -> None:  # noqa: F811
+    line = refused(fresh, "--dry-run", "--configfile", "config/simcse.yaml", "--", "tune")
+    assert line == "error: tuning.grids: no grid for simcse; every method needs one, of equal size"
 
 
 def test_tune_trains_trials_on_shared_data_and_evaluates_them_on_dev_only(fresh: Path) -> None:  # noqa: F811

@@ -53,17 +53,12 @@ clone=$folder/repository
 rm -rf "$clone" && mkdir "$clone"
 for part in Snakefile workflow config profiles d2llm baselines notebooks environment.yml; do cp -r "$root/$part" "$clone/"; done
 cd "$clone"
-PYTHONPATH="$root:$root/tests" python -c "
-import yaml
-from pathlib import Path
-from tiny_run import tiny_settings
-print(yaml.safe_dump(tiny_settings(Path('results')), allow_unicode=True))" > tiny.yaml
 # The machine is small, its jobs smaller still, and there is no accounting database.
 small=$(python -c "
 import yaml
 rules = yaml.safe_load(open('profiles/slurm/config.yaml'))['set-resources']
 print(' '.join(f'{name}:mem_mb=2000' for name in rules))")
-PYTHONPATH="$folder/plugins" python -m snakemake --profile profiles/slurm --configfile tiny.yaml --slurm-status-command squeue \
+PYTHONPATH="$folder/plugins" python -m snakemake --profile profiles/slurm --configfile config/tiny.yaml --slurm-status-command squeue \
     --jobs 4 --latency-wait 5 --default-resources mem_mb=2000 runtime=20 --set-resources $small \
     -- results/tiny/evaluations/d2llm/base/seed1/scores.parquet
 echo "jobs by what Slurm says of their end:"

@@ -19,6 +19,7 @@ from d2llm import config as schema
 from d2llm.artifacts import write_text
 from d2llm.errors import ConfigError, fault
 from d2llm.methods import method as find_method
+from d2llm.methods import names as method_names
 from d2llm.paths import PROVENANCE, Paths, beside
 from d2llm.provenance import content_digest
 from d2llm.reporting import captions
@@ -30,6 +31,23 @@ from d2llm.signals import pass_on
 # let a training hear of it, and keep a checkpoint.
 if not workflow.is_main_process:
     pass_on()
+
+
+def resources_by_rule(given):
+    """What a profile's `set-resources` gives, with what it gives `train` for the rules that are it for other methods.
+
+    Snakemake overwrites resources by a rule's name, which `use rule train as …` does not hand on: a baseline that a profile does not know of would get
+    no GPU. What a profile says of such a rule itself goes first.
+    """
+    found = dict(given)
+    for name in method_names() if "train" in given else ():
+        found[f"train_{name}"] = given["train"].copy()
+        found[f"train_{name}"].update(given.get(f"train_{name}", {}))
+    return found
+
+
+# Before the first rule, as Snakemake reads them once.
+workflow.resource_settings.overwrite_resources = resources_by_rule(workflow.resource_settings.overwrite_resources)
 
 
 # ----------------------------------------------------------------------------------------------------------- faults
@@ -206,6 +224,18 @@ def evaluated(file):
 def trained(file):
     """One file of every training."""
     return [PATHS.run(*run) / file for run in CONFIG.runs()]
+
+
+def tried(place, file):
+    """For `input`: one file of every trial. Refuses a method without a grid before hours of trials of the others."""
+
+    def files(wildcards):
+        try:
+            return [place(*trial.run) / file for trial in CONFIG.tuning_trials()]
+        except ConfigError as error:
+            sys.exit(f"error: {error}")
+
+    return files
 
 
 def told_with_scores():

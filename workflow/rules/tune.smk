@@ -27,8 +27,8 @@ rule evaluate_dev:
 
 rule tune:
     input:
-        scores=[PATHS.development(*trial.run) / "scores.parquet" for trial in CONFIG.trials()],
-        summaries=[PATHS.run(*trial.run) / "summary.json" for trial in CONFIG.trials()],
+        scores=tried(PATHS.development, "scores.parquet"),
+        summaries=tried(PATHS.run, "summary.json"),
     output:
         PATHS.trials,
         PATHS.trials_md,

@@ -1,0 +1,85 @@
+"""`d2llm why`: the files that make a job stale, by name."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from tiny_run import tiny_config
+
+from d2llm import cli, stages, why
+from d2llm.artifacts import write_json
+from d2llm.config import Config, dump
+from d2llm.errors import ConfigError
+from d2llm.paths import Paths
+from d2llm.provenance import ROOT, code_digest, commit
+
+TRAINED = ("d2llm", "bge")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of the code, committed. Not to be changed."""
+    folder = tmp_path_factory.mktemp("committed")
+    for part in ("d2llm", "baselines"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for command in ("init --quiet", "add .", "-c user.name=a -c user.email=a@b commit --quiet --message all"):
+        subprocess.run(["git", *command.split()], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def run(clone: Path, tmp_path: Path) -> Config:
+    """Records of jobs of that code."""
+    config = tiny_config(tmp_path / "results")
+    paths = Paths.of(config)
+    jobs = [("texts", {}), *(("train", {"method": name, "variant": "base", "seed": 1}) for name in TRAINED)]
+    for stage, given in jobs:
+        code = code_digest(stages.modules(stage, **given), clone)
+        place = stages.STAGES[stage].provenance(paths, **given)
+        write_json(place, {"stage": stage, **given, "code": code, "commit": commit(clone)})
+    return config
+
+
+def edited(clone: Path, folder: Path, **changes: str) -> Path:
+    """A copy of the clone, with lines added to files."""
+    shutil.copytree(clone, folder)
+    for name, line in changes.items():
+        with (folder / name.replace("__", "/")).with_suffix(".py").open("a", encoding="utf-8") as stream:
+            stream.write(line)
+    return folder
+
+
+def test_only_files_that_a_job_runs_are_named_and_comments_count_for_nothing(
+    clone: Path, run: Config, tmp_path: Path
+) -> None:
+    assert why.run(run, clone) == "The code of all 3 jobs is that of now."
+    since = f"since {commit(clone)[:10]}"
+    now = edited(clone, tmp_path / "edited", baselines__bge="\nEXTRA = 1\n", d2llm__data__build="\n# A comment.\n", d2llm__comparison="\nEXTRA = 1\n")  # fmt: skip
+    assert why.run(run, now) == f"train bge base 1:\n  baselines/bge.py {since}"
+
+
+def test_jobs_of_the_same_reasons_stand_together(clone: Path, run: Config, tmp_path: Path) -> None:
+    said = why.run(run, edited(clone, tmp_path / "edited", d2llm__training="\nEXTRA = 1\n"))
+    assert said == f"train bge base 1, train d2llm base 1:\n  d2llm/training.py since {commit(clone)[:10]}"
+
+
+def test_what_no_commit_has_is_said(clone: Path, run: Config) -> None:
+    record = Paths.of(run).run("bge", "base", 1) / "provenance.json"
+    given = {"stage": "train", "method": "bge", "variant": "base", "seed": 1, "code": "0" * 16}
+    write_json(record, given | {"commit": commit(clone)})
+    assert why.run(run, clone) == f"train bge base 1:\n  it ran with edits that {commit(clone)[:10]} does not have"
+    for unknown in ("f" * 40, None):
+        write_json(record, given | {"commit": unknown})
+        assert f"its commit is not in this clone ({unknown})" in why.run(run, clone)
+
+
+def test_without_git_it_says_so(run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    with pytest.raises(ConfigError, match="is not a git repository"):
+        why.run(run, tmp_path)
+    (tmp_path / "run.yaml").write_text(dump(run))
+    monkeypatch.setattr(why, "run", lambda config: config.tier)
+    assert cli.main(["why", "--config", str(tmp_path / "run.yaml")]) == 0
+    assert capsys.readouterr().out == "tiny\n"
