@@ -36,7 +36,7 @@ if not workflow.is_main_process:
 def resources_by_rule(given):
     """What a profile's `set-resources` gives, with what it gives `train` for the rules that are it for other methods.
 
-    Snakemake overwrites resources by a rule's name, which `use rule train as …` does not hand on: a baseline that a profile does not know of would get
+    Snakemake overwrites resources by a rule's name, which `use rule train as …` does not hand on, so a baseline that a profile does not know of would get
     no GPU. What a profile says of such a rule itself goes first.
     """
     found = dict(given)
