@@ -137,7 +137,7 @@ class Index:
     def search(self, queries: Sequence[str], depth: int, share: float | None = None) -> Hits:
         """For every query the rows of the `depth` best passages and their scores, best first.
 
-        `share`: the part of the passages whose exact score may be computed for a query, e.g. 0.02, of many passages (`_budget`); None: all of them.
+        `share`: the part of the passages whose exact score may be computed for a query, e.g. 0.02, of many passages (`budget`); None: all of them.
         Scores are exact either way, and which passages are found is approximate with it (`recall` measures how much so).
         Raises ConfigError for a share or a depth there cannot be, TypeError for one text in place of several.
         """
@@ -153,7 +153,7 @@ class Index:
         with torch.inference_mode():
             for first in range(0, len(q), QUERY_BLOCK):
                 block = self.student.scorer.query_cache(q[first : first + QUERY_BLOCK])
-                budget = self._budget(share, depth)
+                budget = self.budget(share, depth)
                 best, index = self._all(block, depth) if budget is None else self._some(block, depth, budget)
                 hits.extend(zip(index.cpu().numpy(), best.cpu().numpy(), strict=True))
         return hits
@@ -167,7 +167,7 @@ class Index:
             np.mean([len(set(a) & set(b)) / max(1, len(a)) for (a, _), (b, _) in zip(exact, found, strict=True)])
         )
 
-    def _budget(self, share: float | None, depth: int) -> int | None:
+    def budget(self, share: float | None, depth: int) -> int | None:
         """How many passages may be scored exactly for a query, at least `LEAST_BUDGET`; None: all.
 
         All are where they are few (`FEW`), or where the share has no room for twice the depth. Raises ConfigError for a share there cannot be.

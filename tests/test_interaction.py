@@ -115,12 +115,34 @@ def test_maxsim_has_the_gradient_of_its_formula():
 
 def test_blocks_bound_the_memory():
     scorer, (q, p) = IEM(D, hidden=16, block_bytes=4096), vectors(n=40, m=50, dtype=torch.float32)
-    rows = []
-    scorer.branches["symmetric"].register_forward_hook(lambda _, inputs, output: rows.append(inputs[0].shape[0]))
+    rows, held, branch = [], set(), scorer._branch
+
+    def watched(x, mode, out=None):
+        rows.append(len(x))
+        held.update(part.untyped_storage().data_ptr() for part in (x, out))
+        return branch(x, mode, out)
+
+    scorer._branch = watched
     with torch.no_grad():
         scorer.matrix(q, p, "symmetric")
     assert sum(rows) == 40 * 50
     assert max(rows) * 16 * 4 * 2 <= 4096
+    assert len(held) == 1 + 1  # all blocks share the two pieces of memory
+
+
+def test_blocks_leave_to_autocast_and_autograd_what_is_theirs():
+    """Autograd keeps every block's values, and autocast computes in another type than the block's memory has."""
+    scorer, (q, p) = IEM(D, hidden=16, block_bytes=4096), vectors(n=40, m=50, dtype=torch.float32)
+    with torch.no_grad():
+        exact = scorer.matrix(q, p, "symmetric")
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = scorer.matrix(q, p, "symmetric")
+    assert rough.dtype == torch.bfloat16 and 0 < (rough.float() - exact).abs().max() < 0.05 * exact.abs().max()
+    found = scorer.matrix(q, p, "symmetric")
+    torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
+    found.sum().backward()
+    one = torch.autograd.grad(scorer.pairs(q.repeat_interleave(50, 0), p.repeat(40, 1), "symmetric").sum(), scorer.first.weight)[0]  # fmt: skip
+    torch.testing.assert_close(scorer.first.weight.grad, one, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "settings"), KINDS)

@@ -334,7 +334,7 @@ def test_how_many_are_scored_is_as_documented():
     model = Vectors(iem())
 
     def budget(count: int, share: float, depth: int = 10) -> int | None:
-        return Index(model, torch.zeros(1, 1).expand(count, 1))._budget(share, depth)
+        return Index(model, torch.zeros(1, 1).expand(count, 1)).budget(share, depth)
 
     assert [budget(count, 0.02) for count in (90, 999, 5000)] == [None] * 3
     assert [budget(count, 0.02) for count in (5001, 50_000, 60_000)] == [1000, 1000, 1200]

@@ -291,31 +291,48 @@ class IEM(Scorer):
         rows = max(1, self.block_bytes // (2 * h * query.element_size()))
         width = min(max(m, 1), rows)
         height = max(1, rows // width)
+        before, after = self._space(min(n, height) * width, query, passage)
         strips = []
         for i in range(0, n, height):
             left = query[i : i + height, None, :h]
             blocks = []
             for j in range(0, m, width):
-                x = left + passage[None, j : j + width, :h]
-                shape = x.shape[:2]
-                blocks.append(self.logits_of(self._branch(x.flatten(0, 1), mode)).view(shape))
+                right = passage[None, j : j + width, :h]
+                shape = (left.shape[0], right.shape[1])
+                pairs = shape[0] * shape[1]
+                x = torch.add(left, right, out=None if before is None else before[:pairs].view(*shape, h))
+                y = self._branch(x.view(pairs, h), mode, None if after is None else after[:pairs])
+                blocks.append(self.logits_of(y).view(shape))
             strips.append(torch.cat(blocks, 1) if blocks else query.new_zeros(left.shape[0], 0))
         logits = torch.cat(strips) if strips else query.new_zeros(0, m)
         if self.skip_weight is not None:
             logits = logits + self.skip_weight * (query[:, h:] @ passage[:, h:].T)
         return logits
 
-    def _branch(self, x: Tensor, mode: Mode) -> Tensor:
-        """(r, h) before the first activation → (r, h) pair features. Without autograd, x is overwritten."""
+    def _space(self, pairs: int, query: Tensor, passage: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Room for the two values of a block, (pairs, h) each, which all blocks share: fresh memory for each costs a fifth of the time.
+
+        None where autograd keeps them, or where their type is another's to choose.
+        """
+        weight = self.head.weight
+        plain = query.dtype == passage.dtype == weight.dtype and not torch.is_autocast_enabled(weight.device.type)
+        if torch.is_grad_enabled() or not plain:
+            return None, None
+        return query.new_empty(pairs, self.hidden), query.new_empty(pairs, self.hidden)
+
+    def _branch(self, x: Tensor, mode: Mode, out: Tensor | None = None) -> Tensor:
+        """(r, h) before the first activation → (r, h) pair features, in `out` if given. Without autograd, x is overwritten."""
         _check(mode)
-        branch = self.branches[mode if mode in self.branches else "shared"]
+        branch: Any = self.branches[
+            mode if mode in self.branches else "shared"
+        ]  # linear; a ModuleDict declares any module
         if torch.is_grad_enabled():
             x = torch.relu(x)
             return torch.relu(branch(x.square() if self.squared else x))
         x.relu_()
         if self.squared:
             x.square_()
-        return branch(x).relu_()
+        return (branch(x) if out is None else torch.addmm(branch.bias, x, branch.weight.T, out=out)).relu_()
 
 
 SCORERS: dict[str, type[Scorer]] = {kind.name: kind for kind in (IEM, Cosine, Dot, Bilinear, MaxSim)}
