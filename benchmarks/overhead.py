@@ -72,17 +72,17 @@ def measure(options: Any, name: str) -> dict[str, float]:
         if len(marks) == options.warm:
             clock.seconds.clear()
 
-    train(options, name, after)
+    train(options, name, after, options.updates)
     whole = marks[-1] - marks[options.warm - 1]
     count = len(marks) - options.warm
     parts = {key: 1000 * value / count for key, value in clock.seconds.items()}
     return parts | {"the loop itself": 1000 * whole / count - sum(parts.values()), "all": 1000 * whole / count}
 
 
-def train(options: Any, name: str, after: Callable[..., None]) -> None:
-    """One training on the finished run's data, `after` in the place of the loop's own end of an update."""
+def train(options: Any, name: str, after: Callable[..., None], counted: int) -> None:
+    """One training on the finished run's data, with `after` in the place of the loop's own end of an update."""
     with tempfile.TemporaryDirectory() as folder:
-        updates = {"steps": options.warm + options.updates, "steps_of": {}, "dev_every": 0}
+        updates = {"steps": options.warm + counted, "steps_of": {}, "dev_every": 0}
         config = load([options.config], {"include": [], "results": folder, "training": updates})
         root = Paths.of(config).root
         root.mkdir(parents=True)
@@ -99,7 +99,7 @@ def sample(options: Any, name: str) -> tuple[float, list[tuple[str, float]]]:
     done, spy = [0], list[subprocess.Popen[bytes]]()
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "stacks"
-        command = ["py-spy", "record", "--native", "--rate", "200", "--duration", "36000", "--format", "raw"]
+        command = ["py-spy", "record", "--native", "--rate", "50", "--duration", "36000", "--format", "raw"]
 
         def after(self: Loop, *given: Any, **named: Any) -> None:
             AFTER(self, *given, **named)
@@ -112,11 +112,11 @@ def sample(options: Any, name: str) -> tuple[float, list[tuple[str, float]]]:
                         stderr=subprocess.DEVNULL,
                     )
                 )
-            if done[0] == options.warm + options.updates:
+            if done[0] == options.warm + options.sample:
                 spy[0].send_signal(signal.SIGINT)
                 spy[0].wait(60)
 
-        train(options, name, after)
+        train(options, name, after, options.sample)
         return interpreted(file.read_text(encoding="utf-8").splitlines())
 
 
@@ -143,7 +143,7 @@ def main() -> None:
         methods={"nargs": "+", "default": ["d2llm", "bge", "sgpt"]},
         warm={"type": int, "default": 50, "help": "first updates that are not counted"},
         updates={"type": int, "default": 300},
-        sample={"action": "store_true", "help": "by py-spy, how much of an update is Python"},
+        sample={"type": int, "default": 0, "help": "updates in which py-spy looks how much of them is Python"},
     )
     # As the command line sets it.
     gc.set_threshold(*COLLECT)

@@ -8,6 +8,7 @@ gives base models and pairs; nothing of it is changed. The part of Python in a s
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from common import arguments, publish
 
 from baselines.sgpt import DOCUMENT_BRACKETS, QUERY_BRACKETS
 from d2llm import pretext
+from d2llm.cli import COLLECT
 from d2llm.config import Config, load
 from d2llm.methods import method
 from d2llm.models.backbone import Backbone
@@ -202,6 +204,8 @@ def main() -> None:
         rounds={"type": int, "default": 3, "help": "seeds"},
         methods={"nargs": "+", "default": ["bge", "sgpt"], "choices": ["bge", "sgpt"]},
     )
+    # As the command line sets it; the reference has it too.
+    gc.set_threshold(*COLLECT)
     rows = []
     with tempfile.TemporaryDirectory() as place:
         config = config_of(options, Path(place))
