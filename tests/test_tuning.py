@@ -157,8 +157,14 @@ def test_every_method_needs_a_grid(tmp_path: Path) -> None:
 
 
 def test_a_method_without_a_grid_is_refused_before_any_trial(fresh: Path) -> None:  # noqa: F811
-    line = refused(fresh, "--dry-run", "--configfile", "config/simcse.yaml", "--", "tune")
+    line = refused(fresh, "--dry-run", "--config", "methods={simcse: {}}", "--", "tune")
     assert line == "error: tuning.grids: no grid for simcse; every method needs one, of equal size"
+
+
+@pytest.mark.parametrize("name", ["simcse", "colbert"])
+def test_the_examples_have_as_many_trials_as_the_others(name: str) -> None:
+    config = load([MINI, MINI.parent / f"{name}.yaml"])
+    assert len(config.grid(name)) == len(config.grid("bge"))
 
 
 def test_tune_trains_trials_on_shared_data_and_evaluates_them_on_dev_only(fresh: Path) -> None:  # noqa: F811
