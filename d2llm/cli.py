@@ -69,9 +69,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-# Of the arguments without a default, for the example of each stage's help.
 # For `gc.set_threshold`. What imports make, a million objects, stays; by default every 700 more have garbage looked for (a tenth of a short job).
 COLLECT = (50_000, 20, 100)
+# Of the arguments without a default, for the example of each stage's help.
 EXAMPLES = {"model": "decoder", "shard": "0", "shards": "1", "method": "bge", "seed": "1", "download": "NAME", "name": "NAME"}  # fmt: skip
 TOP = """\
 `snakemake --cores all` runs the stages that are out of date, in order; `d2llm STAGE` runs one by hand.

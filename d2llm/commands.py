@@ -110,23 +110,10 @@ def read_texts(path: str, column: str | None = None, identity: str | None = None
         return pd.DataFrame({"id": [str(i) for i in range(len(lines))], "text": lines})
     frame = files.read_table(path)
     found = files.texts(path, frame, column or "text").tolist()
-    named = [str(i) for i in range(len(found))] if identity is None else unique_ids(path, frame, identity).tolist()
+    named = (
+        [str(i) for i in range(len(found))] if identity is None else files.unique_ids(path, frame, identity).tolist()
+    )
     return pd.DataFrame({"id": named, "text": found})
-
-
-def unique_ids(path: str, frame: pd.DataFrame, column: str) -> pd.Series:
-    """A column of ids. Raises DataError for one that is there twice: nobody could tell the two texts apart."""
-    from d2llm.data import files
-
-    found = files.ids(path, frame, column)
-    again = found.duplicated()
-    if again.any():
-        line = found.index[again][0]
-        first = found.index[found == found[line]][0]
-        raise DataError(
-            f"{path}: line {line}, column {column!r}: expected every id once; found {found[line]!r}, as in line {first}"
-        )
-    return found
 
 
 def read_lines(path: Path) -> list[str]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from d2llm.artifacts import append_jsonl, atomic, read_frame, read_json, read_jsonl, write_json
+from d2llm.contrastive_losses import off_diagonal
 from d2llm.errors import ConfigError, DataError, TrainingError
 from d2llm.gradient_cache import cached, fewer
 from d2llm.logs import get_logger, progress
@@ -267,16 +267,10 @@ class _Scores:
         self.features = stack["features"].reshape(-1, width + 1, width + 1)
 
     def targets(self, rows: np.ndarray, sizes: list[int]) -> TeacherTargets:
-        starts = np.cumsum([0, *sizes[:-1]])
-        index = np.concatenate([start + others(size) for start, size in zip(starts, sizes, strict=True)])
+        packs = torch.arange(len(rows)).split(sizes)
+        index = torch.cat([off_diagonal(pack.expand(len(pack), -1)) for pack in packs])  # all but oneself
         hard = torch.from_numpy(self.hard[rows])
         return TeacherTargets(
             positive_logits=hard[:, 0], negative_logits=hard[:, 1:], easy_logits=torch.from_numpy(self.easy[rows]),
-            easy_index=torch.from_numpy(index), features=torch.from_numpy(self.features[rows]),
+            easy_index=index, features=torch.from_numpy(self.features[rows]),
         )  # fmt: skip
-
-
-@lru_cache(maxsize=8)
-def others(size: int) -> np.ndarray:
-    """(size, size − 1): for each place in a pack all other places."""
-    return np.tile(np.arange(size), (size, 1))[~np.eye(size, dtype=bool)].reshape(size, size - 1)

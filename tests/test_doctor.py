@@ -151,7 +151,7 @@ def test_files_are_read_again_after_the_data_stage(tmp_path: Path, monkeypatch: 
     with (tmp_path / "my/corpus.csv").open("a") as stream:
         stream.write("\n7,again")
     assert [line for line in said("error") if "corpus" in line] == [
-        "my/corpus.csv: line 82, column 'id': expected every id once; found '7' again"
+        "my/corpus.csv: line 82, column 'id': expected every id once; found '7', as in line 9"
     ]
 
 

@@ -196,7 +196,7 @@ def test_a_retrieval_set(tmp_path: Path) -> None:
     [
         (
             {"corpus": [{"id": "d", "text": "a"}, {"id": "d", "text": "b"}]},
-            r"corpus\.jsonl: line 2, column 'id': .*'d' again",
+            r"corpus\.jsonl: line 2, column 'id': .*'d', as in line 1",
         ),
         (
             {"qrels": [{"query_id": 9, "doc_id": "d1", "relevance": 1}]},

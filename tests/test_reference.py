@@ -65,6 +65,21 @@ def test_what_lies_above_the_range_of_the_seeds(scores: pd.DataFrame) -> None:
     }  # fmt: skip
 
 
+def test_readme_says_what_the_method_gets_wrong_and_what_was_tuned(scores: pd.DataFrame) -> None:
+    where = (scores["task"] == "nli_shifted") & (scores["metric"] == "auc") & (scores["variant"] == "base")
+    auc = scores[where].groupby(["phenomenon", "method"])["value"].mean().unstack().drop(columns=["teacher", "bm25"])
+    others, text = auc.drop(columns="d2llm"), (ROOT / "README.md").read_text(encoding="utf-8")
+    swapped, mixed, same = (auc.loc[name, "d2llm"] for name in ("order swapped", "events mixed", "paraphrase"))
+    assert f"swapped (an AUC of {swapped:.2f}; Udever {auc.loc['order swapped', 'udever']:.2f})" in text
+    assert f"mixed ({mixed:.2f}; LLaRA {auc.loc['events mixed', 'llara']:.2f})" in text
+    known = others.loc["paraphrase"]
+    assert f"({same:.3f}; {known.min():.3f} to {known.max():.3f})" in text and same < known.min()
+    won = ["hypernym", "more specific", "denial generalised", "detail added", "detail dropped", "role swap"]
+    assert (auc.loc[won, "d2llm"] > others.loc[won].max(axis=1)).all()
+    grid = load([REFERENCE / "config.yaml"]).tuning.grids["d2llm"]
+    assert not {"alpha", "beta"} & set(grid) and len(grid["gamma"]) == 2 and "(γ is, with two values)" in text
+
+
 def test_readme_shows_the_reference_scores(scores: pd.DataFrame) -> None:
     block = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- results -->")[1].split("<!-- /results -->")[0]
     rows = [line.strip("| ").split(" | ") for line in block.splitlines() if line.startswith("| ")][2:]

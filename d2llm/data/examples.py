@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from d2llm.data.files import among, complete, ids, labels, lists, numbers, read_pairs, read_table, texts
+from d2llm.data.files import among, complete, ids, labels, lists, numbers, read_pairs, read_table, texts, unique_ids
 from d2llm.data.leaks import Seen, Tasks, bag
 from d2llm.errors import DataError
 from d2llm.logs import get_logger
@@ -118,12 +118,7 @@ def retrieval(settings: Retrieval, drop: bool = False) -> tuple[pd.DataFrame, pd
     for path, key in ((paths["queries"], settings.id), (paths["corpus"], settings.corpus_id or settings.id)):
         frame = read_table(path)
         frame = complete(frame, [key, settings.text]) if drop else frame
-        made = pd.DataFrame({"id": ids(path, frame, key), "text": texts(path, frame, settings.text)})
-        if made["id"].duplicated().any():
-            line = made.index[made["id"].duplicated()][0]
-            raise DataError(
-                f"{path}: line {line}, column {key!r}: expected every id once; found {made['id'][line]!r} again"
-            )
+        made = pd.DataFrame({"id": unique_ids(path, frame, key), "text": texts(path, frame, settings.text)})
         found.append(made.reset_index(drop=True))
     queries, corpus = found
     judged = paths["qrels"]

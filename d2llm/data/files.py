@@ -144,6 +144,19 @@ def ids(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
     return values.map(lambda value: str(int(value)) if isinstance(value, float) and value.is_integer() else str(value))
 
 
+def unique_ids(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
+    """The same, every id once: nobody could tell the two rows of one id apart."""
+    found = ids(path, frame, column)
+    again = found.duplicated()
+    if again.any():
+        line = found.index[again][0]
+        first = found.index[found == found[line]][0]
+        raise DataError(
+            f"{path}: line {line}, column {column!r}: expected every id once; found {found[line]!r}, as in line {first}"
+        )
+    return found
+
+
 def lists(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
     """A column of lists of texts; a single text is a list of one, an object counts by its `text`."""
     values = _column(path, frame, column).map(_texts)

@@ -323,9 +323,8 @@ class IEM(Scorer):
     def _branch(self, x: Tensor, mode: Mode, out: Tensor | None = None) -> Tensor:
         """(r, h) before the first activation → (r, h) pair features, in `out` if given. Without autograd, x is overwritten."""
         _check(mode)
-        branch: Any = self.branches[
-            mode if mode in self.branches else "shared"
-        ]  # linear; a ModuleDict declares any module
+        # Linear; a ModuleDict declares any module.
+        branch: Any = self.branches[mode if mode in self.branches else "shared"]
         if torch.is_grad_enabled():
             x = torch.relu(x)
             return torch.relu(branch(x.square() if self.squared else x))

@@ -223,7 +223,7 @@ class Student(nn.Module):
     def score(
         self, queries: list[str], passages: list[str], mode: Mode = "asymmetric", batch_size: int = 256
     ) -> np.ndarray:
-        """(n,) scores of query i with passage i, float32: the IEM's logits (a sigmoid makes them probabilities), or cosines.
+        """(n,) scores of query i with passage i, float32: the IEM's logits, which rank and are no calibrated probabilities, or cosines.
 
         Raises ValueError for lists of different lengths, TypeError for one text in place of several.
 
