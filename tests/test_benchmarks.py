@@ -74,10 +74,10 @@ def test_samples_whose_innermost_frame_is_python_s(monkeypatch: pytest.MonkeyPat
 
     share, lines = interpreted(
         [
-            "run (d2llm/training.py:99);step (d2llm/optimization.py:120);at::mm (libtorch_cpu.so) 6",
+            "run (d2llm/training.py:99);step (d2llm/optimization.py:120);at::mm (libtorch_cpu.so) 5",
             "run (d2llm/training.py:99);step (d2llm/optimization.py:120) 2",
             "run (d2llm/training.py:99);unicode_hash (libpython3.11.so.1.0) 1",
-            "run (d2llm/training.py:99);THPVariable_Wrap (libtorch_python.so) 1",
+            "run (d2llm/training.py:99);THPVariable_Wrap (libtorch_python.so) 2",
         ]
     )
     assert share == 0.3

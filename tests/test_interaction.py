@@ -135,8 +135,9 @@ def test_blocks_leave_to_autocast_and_autograd_what_is_theirs():
     scorer, (q, p) = IEM(D, hidden=16, block_bytes=4096), vectors(n=40, m=50, dtype=torch.float32)
     with torch.no_grad():
         exact = scorer.matrix(q, p, "symmetric")
+        kept = scorer.query_cache(q), scorer.passage_cache(p)  # float32, as an index holds them
         with torch.autocast("cpu", torch.bfloat16):
-            rough = scorer.matrix(q, p, "symmetric")
+            rough = scorer.matrix_cached(*kept, "symmetric")
     assert rough.dtype == torch.bfloat16 and 0 < (rough.float() - exact).abs().max() < 0.05 * exact.abs().max()
     found = scorer.matrix(q, p, "symmetric")
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
