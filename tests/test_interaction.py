@@ -138,6 +138,8 @@ def test_blocks_leave_to_autocast_and_autograd_what_is_theirs():
         kept = scorer.query_cache(q), scorer.passage_cache(p)  # float32, as an index holds them
         with torch.autocast("cpu", torch.bfloat16):
             rough = scorer.matrix_cached(*kept, "symmetric")
+            pairs = scorer.pairs_cached(kept[0].repeat_interleave(50, 0), kept[1].repeat(40, 1), "symmetric")
+    assert torch.equal(rough.flatten(), pairs)  # the branch too ran in autocast's type
     assert rough.dtype == torch.bfloat16 and 0 < (rough.float() - exact).abs().max() < 0.05 * exact.abs().max()
     found = scorer.matrix(q, p, "symmetric")
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)

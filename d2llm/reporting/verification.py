@@ -95,7 +95,7 @@ def verify(config: Config, reference: Path, exact: float, tolerance: float) -> V
     Raises ArtifactError when either has no scores or damaged ones.
     """
     paths = Paths.of(config)
-    files = present(reference / paths.scores_csv.name), present(paths.scores_csv)
+    files = present(reference / paths.scores_csv.name, "d2llm keep"), present(paths.scores_csv)
     harmed = damaged(paths.root)
     if files[0].read_bytes() == files[1].read_bytes():
         rows = len(read_csv(files[1], SCORES))
