@@ -8,7 +8,8 @@ Tuning is in `teacher_tuning.py`, the stage that stores scores in `teacher_score
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -197,11 +198,16 @@ class Teacher:
         return [(layer.keys, layer.values) for layer in cache.layers]
 
     def forward(
-        self, rows: Sequence[Row], mode: str, begun: Sequence[tuple[Tensor, Tensor]] = ()
+        self,
+        rows: Sequence[Row],
+        mode: str,
+        begun: Sequence[tuple[Tensor, Tensor]] = (),
+        only_answers: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """States of a batch of rows: logits (m, 2) yes/no and answer states (m, d) of all candidates in order, and all states (n, t, d).
 
-        With `begun`, what `instruction` gave for these very weights, the states lack the instruction's k tokens.
+        With `begun`, what `instruction` gave for these very weights, the states lack the instruction's k tokens. With `only_answers`, states of other
+        tokens are not to be read: they lack the last layer's feed-forward part, which is most of that layer's work.
         """
         device = self.model.device
         known = begun[0][0].shape[2] if begun else 0
@@ -210,10 +216,11 @@ class Teacher:
         }
         if begun:
             batch["past_key_values"] = repeated(begun, len(rows))
-        states = self.model.base_model(**batch, use_cache=bool(begun)).last_hidden_state
         where = [(i, answer - known) for i, row in enumerate(rows) for answer in row.answers]
-        index = torch.tensor(where, device=device)
-        answer = states[index[:, 0], index[:, 1]]
+        places = tuple(torch.tensor(where, device=device).T)
+        with feed_forward_at(self.model, places) if only_answers else nullcontext():
+            states = self.model.base_model(**batch, use_cache=bool(begun)).last_hidden_state
+        answer = states[places]
         prompt = self.prompts[mode]
         head = self.model.get_output_embeddings()
         choice = torch.tensor([prompt.yes, prompt.no], device=device)
@@ -255,7 +262,7 @@ class Teacher:
         states: list[np.ndarray] = []
         begun = self.instruction(mode) if len(rows) > 1 else []
         for batch in progress(list(token_batches(order, rows, self.settings.batch_tokens)), description):
-            logits, answer, _ = self.forward([rows[i] for i in batch], mode, begun)
+            logits, answer, _ = self.forward([rows[i] for i in batch], mode, begun, only_answers=True)
             if not torch.isfinite(logits).all():
                 raise TrainingError(
                     "the teacher's scores are not finite; its checkpoint is damaged; remove teacher/model and run snakemake again"
@@ -272,6 +279,36 @@ class Teacher:
                     states[number][start : start + len(candidates)] = read[block]
                 at += len(candidates)
         return (out, states) if features else out
+
+
+@contextmanager
+def feed_forward_at(model: PreTrainedModel, places: tuple[Tensor, ...]) -> Iterator[None]:
+    """Within it, the last layer's feed-forward part runs for the tokens at `places`, (row, position) as two index tensors, and adds nothing at others.
+
+    For decoders of transformers whose `mlp` is one of Llama's kin (Qwen, Mistral, Gemma …), a function of each state alone; experts, GPT-2 and code
+    from a hub run it for all.
+    """
+    layers = getattr(model.base_model, "layers", None)
+    mlp: Any = getattr(layers[-1], "mlp", None) if layers is not None else None
+    if not hasattr(mlp, "down_proj") or not type(mlp).__module__.startswith("transformers."):
+        yield
+        return
+    shape = list[torch.Size]()
+
+    def gather(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (states,) = inputs
+        shape.append(states.shape)
+        return (states[places][None],)
+
+    def scatter(_: Any, __: Any, output: Tensor) -> Tensor:
+        return output.new_zeros(shape.pop()).index_put_(places, output[0])
+
+    hooks = mlp.register_forward_pre_hook(gather), mlp.register_forward_hook(scatter)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def repeated(begun: Sequence[tuple[Tensor, Tensor]], rows: int) -> Any:

@@ -236,6 +236,33 @@ def test_the_instruction_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(one, two, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2", "mixtral", "gpt2"])
+def test_the_last_feed_forward_runs_for_the_answers_alone(kind: str, teacher: Teacher) -> None:
+    """In Llama's kin; of every architecture the answers' logits and states are those of a pass over everything."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    width = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+    shape = AutoConfig.for_model(kind, vocab_size=len(teacher.tokenizer), intermediate_size=48, **width)
+    torch.manual_seed(0)
+    other = Teacher(AutoModelForCausalLM.from_config(shape).eval(), teacher.tokenizer, teacher.settings)
+    body = other.model.base_model
+    mlp = (body.layers if hasattr(body, "layers") else body.h)[-1].mlp
+    seen: list[int] = []
+    rows = other.pack(GROUPS, "symmetric")
+    begun = other.instruction("symmetric")
+    with torch.no_grad():
+        logits, states, _ = other.forward(rows, "symmetric", begun)
+        mlp.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[:-1].numel()))
+        few_logits, few_states, _ = other.forward(rows, "symmetric", begun, only_answers=True)
+        other.forward(rows, "symmetric", begun)
+    torch.testing.assert_close(few_logits, logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(few_states, states, rtol=1e-5, atol=1e-5)
+    answers = sum(len(candidates) for _, candidates in GROUPS)
+    few, whole = seen
+    assert few == (answers if kind in ("llama", "qwen2", "gemma2") else whole)
+    assert whole > 3 * answers
+
+
 def test_a_long_text_is_cut_and_its_cue_is_still_read(teacher: Teacher) -> None:
     a, b = "甲" * 150, "乙" * 150
     (found,) = teacher.score([(a, [b])], "symmetric")

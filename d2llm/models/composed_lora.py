@@ -25,29 +25,27 @@ class ComposedLinear(Linear):
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        name = self._composable(x)
-        if name is None or args or kwargs:
-            return super().forward(x, *args, **kwargs)
-        down, up = self.lora_A[name].weight, self.lora_B[name].weight
-        return _Composed.apply(x, self.base_layer.weight, self.base_layer.bias, down, up, self.scaling[name])
+        parts = None if args or kwargs else self._composable(x)
+        return super().forward(x, *args, **kwargs) if parts is None else _Composed.apply(x, *parts)
 
-    def _composable(self, x: Tensor) -> str | None:
-        """The one adapter that can be composed, or None."""
+    def _composable(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, float] | None:
+        """W, b, A, B and s of the one adapter that can be composed, or None. It is asked in every pass, so each module is looked up once."""
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1 or x.device.type != "cpu":
             return None
-        name = self.active_adapters[0]
-        base: Any = self.base_layer  # of two sizes, linear; peft declares any module
-        if name not in self.lora_A or name in self.lora_variant or self.fan_in_fan_out or self.lora_bias.get(name):
+        name, downs = self.active_adapters[0], self.lora_A
+        if name not in downs or name in self.lora_variant or self.fan_in_fan_out or self.lora_bias.get(name):
             return None
         if self.training and getattr(self.lora_dropout[name], "p", 0.0) > 0:
             return None
-        kinds = {base.weight.dtype, self.lora_A[name].weight.dtype, x.dtype}
-        trained = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
-        if len(kinds) > 1 or trained or torch.is_autocast_enabled("cpu"):
+        base: Any = self.base_layer  # of two sizes, linear; peft declares any module
+        ends: tuple[Any, Any] = (downs[name], self.lora_B[name])
+        weight, bias, down, up = base.weight, base.bias, ends[0].weight, ends[1].weight
+        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+        if trained or not weight.dtype == down.dtype == x.dtype or torch.is_autocast_enabled("cpu"):
             return None
-        outputs, inputs = base.weight.shape
+        outputs, inputs = weight.shape
         pays = x.numel() // inputs * (outputs + inputs) > outputs * inputs
-        return name if pays and outputs * inputs <= LARGEST else None
+        return (weight, bias, down, up, self.scaling[name]) if pays and outputs * inputs <= LARGEST else None
 
 
 class _Composed(torch.autograd.Function):

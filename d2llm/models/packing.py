@@ -88,14 +88,12 @@ class _PackedAttention(torch.autograd.Function):
     ) -> Tensor:
         views = _views(groups, query.shape[1], query.shape[3])
         sides = [_by_token(x) for x in (query, key, value)]
-        out, sums = [], []
+        joined, sums = torch.empty_like(sides[0]), []
         for view in views:
-            found, logsumexp = _flash(
-                *(x.as_strided(*view) for x in sides), 0.0, causal and view[0][2] > 1, attn_mask=None, scale=scale
-            )
-            out.append(found.transpose(1, 2).flatten(0, 1))
+            q, k, v, place = (x.as_strided(*view) for x in (*sides, joined))
+            found, logsumexp = _flash(q, k, v, 0.0, causal and view[0][2] > 1, attn_mask=None, scale=scale)
+            place.copy_(found)
             sums.append(logsumexp)
-        joined = torch.cat(out)[None]
         ctx.save_for_backward(*sides, joined, *sums)
         ctx.views, ctx.causal, ctx.scale = views, causal, scale
         return joined
@@ -105,18 +103,19 @@ class _PackedAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, joined, *sums = ctx.saved_tensors
         sides = (gradient.contiguous(), query, key, value, joined)
-        found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        found = [torch.empty_like(query) for _ in range(3)]
         for view, logsumexp in zip(ctx.views, sums, strict=True):
+            out, q, k, v, given = (x.as_strided(*view) for x in sides)
             made = _flash_backward(
-                *(x.as_strided(*view) for x in sides), logsumexp, 0.0, ctx.causal and view[0][2] > 1,
-                attn_mask=None, scale=ctx.scale,
-            )  # fmt: skip
+                out, q, k, v, given, logsumexp, 0.0, ctx.causal and view[0][2] > 1, attn_mask=None, scale=ctx.scale
+            )
             for side, part in zip(found, made, strict=True):
-                side.append(part.transpose(1, 2).flatten(0, 1))
-        return (*(torch.cat(side)[None].transpose(1, 2) for side in found), None, None, None)
+                side.as_strided(*view).copy_(part)
+        return (*(side.transpose(1, 2) for side in found), None, None, None)
 
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+# The function of torch's own is called with less around it than the operator; of the backward there is the operator alone.
+_flash = torch._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 

@@ -136,10 +136,10 @@ class Student(nn.Module):
 
         Raises ValueError for a role or mode there is not.
         """
-        for name, found, known in (("role", role, get_args(Role)), ("mode", mode, get_args(Mode))):
-            if found not in known:
-                raise ValueError(f"{name} is one of {', '.join(known)}, found {found!r}")
-        form = self.formats[role, mode]
+        form = self.formats.get((role, mode))
+        if form is None:
+            name, found, known = ("mode", mode, Mode) if role in get_args(Role) else ("role", role, Role)
+            raise ValueError(f"{name} is one of {', '.join(get_args(known))}, found {found!r}")
         return [form.ids(ids) or (self.backbone.pad_id,) for ids in self.backbone.tokenize(texts, remember)]
 
     def limit_length(self, tokens: int) -> None:
