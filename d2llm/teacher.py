@@ -8,8 +8,8 @@ Tuning is in `teacher_tuning.py`, the stage that stores scores in `teacher_score
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -22,6 +22,7 @@ from d2llm.artifacts import MEND
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
 from d2llm.models import remote
 from d2llm.models.device import default_device
+from d2llm.models.last_layer import only_at
 from d2llm.models.tokens import token_ids
 from d2llm.prompts import Prompt, prompts
 
@@ -207,7 +208,7 @@ class Teacher:
         """States of a batch of rows: logits (m, 2) yes/no and answer states (m, d) of all candidates in order, and all states (n, t, d).
 
         With `begun`, what `instruction` gave for these very weights, the states lack the instruction's k tokens. With `only_answers`, states of other
-        tokens are not to be read: they lack the last layer's feed-forward part, which is most of that layer's work.
+        tokens are not to be read (`last_layer`).
         """
         device = self.model.device
         known = begun[0][0].shape[2] if begun else 0
@@ -218,7 +219,8 @@ class Teacher:
             batch["past_key_values"] = repeated(begun, len(rows))
         where = [(i, answer - known) for i, row in enumerate(rows) for answer in row.answers]
         places = tuple(torch.tensor(where, device=device).T)
-        with feed_forward_at(self.model, places) if only_answers else nullcontext():
+        width = batch["input_ids"].shape[1]
+        with only_at(self.model, places[0] * width + places[1]) if only_answers else nullcontext():
             states = self.model.base_model(**batch, use_cache=bool(begun)).last_hidden_state
         answer = states[places]
         prompt = self.prompts[mode]
@@ -279,36 +281,6 @@ class Teacher:
                     states[number][start : start + len(candidates)] = read[block]
                 at += len(candidates)
         return (out, states) if features else out
-
-
-@contextmanager
-def feed_forward_at(model: PreTrainedModel, places: tuple[Tensor, ...]) -> Iterator[None]:
-    """Within it, the last layer's feed-forward part runs for the tokens at `places`, (row, position) as two index tensors, and adds nothing at others.
-
-    For decoders of transformers whose `mlp` is one of Llama's kin (Qwen, Mistral, Gemma …), a function of each state alone; experts, GPT-2 and code
-    from a hub run it for all.
-    """
-    layers = getattr(model.base_model, "layers", None)
-    mlp: Any = getattr(layers[-1], "mlp", None) if layers is not None else None
-    if not hasattr(mlp, "down_proj") or not type(mlp).__module__.startswith("transformers."):
-        yield
-        return
-    shape = list[torch.Size]()
-
-    def gather(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        (states,) = inputs
-        shape.append(states.shape)
-        return (states[places][None],)
-
-    def scatter(_: Any, __: Any, output: Tensor) -> Tensor:
-        return output.new_zeros(shape.pop()).index_put_(places, output[0])
-
-    hooks = mlp.register_forward_pre_hook(gather), mlp.register_forward_hook(scatter)
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def repeated(begun: Sequence[tuple[Tensor, Tensor]], rows: int) -> Any:

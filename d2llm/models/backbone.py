@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
 from d2llm.models import remote
+from d2llm.models.last_layer import only_at
 from d2llm.models.lora import adapters, add_lora, merged_state
 from d2llm.models.packing import layout, packs, padding_mask
 from d2llm.models.tokens import token_ids
@@ -166,28 +167,41 @@ class Backbone(nn.Module):
         ids[mask.bool()] = torch.tensor([token for row in rows for token in row])
         return ids.to(device), mask.to(device)
 
-    def states(self, rows: list[tuple[int, ...]], padding: Side = "right") -> tuple[Tensor, Tensor]:
+    def states(
+        self,
+        rows: list[tuple[int, ...]],
+        padding: Side = "right",
+        read: Callable[[Tensor], Tensor | None] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Last hidden states (n, t, d) and mask (n, t) of token id rows in one pass; fastest when sorted by length.
 
-        Where the mask is 0 a state may hold anything. Without padding where that is possible (`packing`).
+        Where the mask is 0 a state may hold anything. Without padding where that is possible (`packing`). `read` tells from the mask which states
+        somebody reads, None for all; others may hold anything then as well (`last_layer`).
         """
-        if not self.packs or next(self.model.parameters()).device.type != "cpu":
-            ids, mask = self.pad(rows, padding)
-            return self(ids, mask), mask
+        packed = self.packs and next(self.model.parameters()).device.type == "cpu"
         lengths = [len(row) for row in rows]
-        groups, positions = layout(lengths)
-        found = self.model(
-            input_ids=torch.tensor([token for row in rows for token in row])[None],
-            position_ids=positions,
-            # Four dimensions: taken as it is, so that no mask is made; the packed attention reads none.
-            attention_mask=torch.ones(1, 1, 1, 1),
-            packed_groups=groups,
-            **({"use_cache": False} if self.kind == "decoder" else {}),
-        ).last_hidden_state[0]
-        mask = padding_mask(lengths, padding)
+        ids, mask = (None, padding_mask(lengths, padding)) if packed else self.pad(rows, padding)
+        wanted = None if read is None else read(mask)
+        real = mask.flatten().nonzero()[:, 0] if packed else None
+        places = None
+        if wanted is not None:
+            flat = wanted.flatten()
+            places = (flat if real is None else flat[real]).nonzero()[:, 0]
+        with nullcontext() if places is None else only_at(self.model, places):
+            if ids is not None:
+                return self(ids, mask), mask
+            groups, positions = layout(lengths)
+            found = self.model(
+                input_ids=torch.tensor([token for row in rows for token in row])[None],
+                position_ids=positions,
+                # Four dimensions: taken as it is, so that no mask is made; the packed attention reads none.
+                attention_mask=torch.ones(1, 1, 1, 1),
+                packed_groups=groups,
+                **({"use_cache": False} if self.kind == "decoder" else {}),
+            ).last_hidden_state[0]
         # Copied to their places: the gradient of that is a plain selection.
         states = found.new_zeros(mask.numel(), found.shape[1])
-        return states.index_copy(0, mask.flatten().nonzero()[:, 0], found).view(*mask.shape, -1), mask
+        return states.index_copy(0, real, found).view(*mask.shape, -1), mask
 
     def hidden(self, input_ids: Tensor, visible: Tensor, position_ids: Tensor) -> Tensor:
         """Last hidden states (n, t, d) under a free attention pattern: visible (n, t, t) bool, row sees column."""

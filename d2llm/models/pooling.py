@@ -40,6 +40,10 @@ class Pooling(nn.Module):
         """Numbers of a text's vector, where no input is longer than `longest` tokens; to be overridden where they are not the backbone's."""
         return hidden_size
 
+    def read(self, mask: Tensor) -> Tensor | None:
+        """(n, t) mask → (n, t) bool: the tokens whose states `forward` reads, None for all of them; to be overridden where it is few."""
+        return None
+
 
 class MeanPooling(Pooling):
     """Mean of the real tokens' states."""
@@ -74,10 +78,13 @@ class LastTokenPooling(Pooling):
             raise ConfigError(f"pooling last_token: k must be at least 1, found {k}")
         self.k = k
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+    def read(self, mask: Tensor) -> Tensor:
         mask = mask.long()
         from_end = mask.flip(1).cumsum(1).flip(1)  # 1 at the last real token, 2 at the one before, …
-        return _weighted_mean(hidden, (mask.bool() & (from_end <= self.k)).to(hidden.dtype))
+        return mask.bool() & (from_end <= self.k)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return _weighted_mean(hidden, self.read(mask).to(hidden.dtype))
 
 
 class ClsPooling(Pooling):
@@ -85,9 +92,11 @@ class ClsPooling(Pooling):
 
     name = "cls"
 
+    def read(self, mask: Tensor) -> Tensor:
+        return (mask.long().cumsum(1) == 1) & mask.bool()
+
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        mask = mask.long()
-        return _weighted_mean(hidden, ((mask.cumsum(1) == 1) & mask.bool()).to(hidden.dtype))
+        return _weighted_mean(hidden, self.read(mask).to(hidden.dtype))
 
 
 class ClsMLPPooling(ClsPooling):

@@ -149,13 +149,15 @@ class Student(nn.Module):
 
     def pool(self, rows: list[tuple[int, ...]]) -> Tensor:
         """Embeddings (n, d) of token id rows in one forward pass."""
-        states, mask = self.backbone.states(rows, self.padding)
-        if self.unpooled:
-            mask = mask * (mask.cumsum(1) > self.unpooled)
-        vectors = self.pooling(states, mask)
+        states, mask = self.backbone.states(rows, self.padding, lambda mask: self.pooling.read(self._pooled(mask)))
+        vectors = self.pooling(states, self._pooled(mask))
         if vectors.shape[1] < self.width:  # of every token, in a pass without the longest texts there may be
             vectors = F.pad(vectors, (0, self.width - vectors.shape[1]))
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
+
+    def _pooled(self, mask: Tensor) -> Tensor:
+        """(n, t) → (n, t): of the real tokens, those that the pooling is given."""
+        return mask * (mask.cumsum(1) > self.unpooled) if self.unpooled else mask
 
     def embed_ids(self, rows: list[tuple[int, ...]]) -> Tensor:
         """Embeddings (n, d) of token id rows: equal rows run once, rows of like length run together."""
@@ -255,10 +257,8 @@ class Student(nn.Module):
             raise ConfigError(f"pooling {self.pooling_spec[0]} has no attention to show; only pma has")
         rows = self.ids([text], role, mode)
         states, mask = self.backbone.states(rows, self.padding)
-        if self.unpooled:
-            mask = mask * (mask.cumsum(1) > self.unpooled)
         tokens = [self.backbone.tokenizer.decode([token]) for token in rows[0]]
-        return tokens, self.pooling.attention(states, mask)[0].float().cpu().numpy()
+        return tokens, self.pooling.attention(states, self._pooled(mask))[0].float().cpu().numpy()
 
     # ------------------------------------------------------------------------------------------------------- training
     def head_parameters(self) -> Iterator[tuple[str, Parameter]]:

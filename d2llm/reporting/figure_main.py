@@ -55,7 +55,9 @@ def _panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> None:
     # The methods set the scale; a reference row far below them is named at the edge instead of squeezing them together.
     inner = table.loc[list(data.context.methods)]
     low, high = float(inner.min(axis=None)), float(table.max(axis=None))
-    low, high = low - 0.06 * (high - low), high + 0.03 * (high - low)
+    # Room at the left for the names of those beyond it.
+    far = table.loc[list(data.context.references)].min(axis=None) < low - 0.06 * (high - low)
+    low, high = low - (0.12 if far else 0.06) * (high - low), high + 0.03 * (high - low)
     for place, task in enumerate(table.columns):
         axis.axhspan(place - 0.42, place + 0.42, color=BAND if task != AVERAGE else BAND_AVERAGE, lw=0, zorder=0)
         for step, name in enumerate(names):
@@ -67,7 +69,7 @@ def _panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> None:
                 if values.mean() < low:
                     axis.plot(low, place, "<", color=color, markersize=4, clip_on=False, zorder=2)
                     axis.annotate(
-                        f"{title} {values.mean():.2f}", (low, place + 0.29), (1, 0), textcoords="offset points", va="center",
+                        title + f" {values.mean():.2f}".replace("-", "−"), (low, place + 0.29), (1, 0), textcoords="offset points", va="center",
                         fontsize=7, color=color,
                     )  # fmt: skip
                     axis.plot([], [], marker, color=color, label=label, linestyle="none", markersize=10)
