@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -198,3 +199,27 @@ def test_a_wheel_is_the_library_and_its_command(tmp_path: Path) -> None:
     assert refused.returncode == 2 and "run it in a clone of the repository" in refused.stderr
     assert f"{site}" in subprocess.run([sys.executable, "-c", "import d2llm; print(d2llm.__file__)"], cwd=tmp_path, env=environment, capture_output=True, text=True).stdout  # fmt: skip
     assert "of 2" in next(line for line in call("doctor").stdout.splitlines() if "as asked for" in line)
+
+
+# -------------------------------------------------------------------------------------------------------------- Makefile
+@pytest.mark.parametrize(
+    ("target", "asked"),
+    [
+        (None, []),
+        ("tables", ["tables"]),
+        ("search-notebook", ["search_notebook"]),
+        ("tune", ["tune"]),
+        ("study", []),
+        ("main", []),
+    ],
+)
+def test_make_hands_on_the_config_and_the_target(target: str | None, asked: list[str]) -> None:
+    """`--configfile` takes every word up to the next option: a target right behind it was read as one more file."""
+    from snakemake.cli import get_argument_parser
+
+    words = ["make", "--dry-run", *([target] if target else []), "CONFIG=config/tiny.yaml"]
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (line,) = [line for line in said.splitlines() if "bin/snakemake " in line]
+    read = get_argument_parser().parse_args(shlex.split(line)[1:])
+    assert sorted(read.targets or []) == asked
+    assert {str(file) for file in read.configfile} >= {"config/study.yaml" if target == "study" else "config/tiny.yaml"}
