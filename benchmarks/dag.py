@@ -76,6 +76,10 @@ def main() -> None:
             "all",
             *(["--configfile", options.config] if options.config else []),
         ]
+        # Asked first: with another config than the run's, the call would start jobs.
+        planned = subprocess.run([*command, "--dry-run"], check=True, capture_output=True, text=True)
+        if "Nothing to be done" not in planned.stdout + planned.stderr:
+            raise SystemExit(f"{options.results}: not a finished run of this config; name its file with --config")
         print(f"a call with nothing to do: {fresh(*command):.1f} s")
 
 
