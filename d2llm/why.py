@@ -72,5 +72,6 @@ def extract(commit: str | None, root: Path, folder: Path) -> bool:
     if made.returncode:
         return False
     with tarfile.open(fileobj=io.BytesIO(made.stdout)) as archive:
-        archive.extractall(folder, filter="data")
+        # The first releases of Python 3.11 have no filter yet; what is read is an archive of this clone's own commits.
+        archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     return True
