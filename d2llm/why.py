@@ -72,6 +72,7 @@ def extract(commit: str | None, root: Path, folder: Path) -> bool:
     if made.returncode:
         return False
     with tarfile.open(fileobj=io.BytesIO(made.stdout)) as archive:
-        # The first releases of Python 3.11 have no filter yet; what is read is an archive of this clone's own commits.
-        archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        # The first releases of Python 3.11 have no filters yet; what is read is an archive of this clone's own commits.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(folder)
     return True
