@@ -22,6 +22,8 @@ def tuned(rank: int, dropout: float = 0.0):
     torch.manual_seed(1)
     for layer in layers(made):
         torch.nn.init.normal_(layer.lora_B["default"].weight)  # starts at zero, which would hide the product
+        if layer.base_layer.bias is not None:
+            torch.nn.init.normal_(layer.base_layer.bias)  # the same
     return made.train()
 
 
