@@ -197,13 +197,13 @@ def examples(predictions: pd.DataFrame, kind: str) -> pd.DataFrame:
     from d2llm.evaluation.metrics import per_query  # loads scipy and scikit-learn, which those who render do without
 
     results: dict[str, dict[str, float]] = {}
-    qrels: dict[str, dict[str, int]] = {}
+    qrels: dict[str, dict[str, float]] = {}
     columns = (predictions[name] for name in ("query_id", "doc_id", "score", "label", "relevant"))
     for query, doc, score, label, relevant in zip(*columns, strict=True):
         results.setdefault(query, {})[doc] = score
         # "" stands for relevant documents that were not kept: they bear on recall, which is not used here.
-        judged = qrels.setdefault(query, {"": int(relevant > 0)})
-        judged[doc] = int(label)
+        judged = qrels.setdefault(query, {"": float(relevant > 0)})
+        judged[doc] = label
     ranks = per_query(results, qrels)[[HEADLINE[kind]]].set_axis(["value"], axis=1)
     return ranks.join(
         predictions.drop_duplicates("query_id").set_index("query_id")[["cluster", "relevant"]]

@@ -269,7 +269,7 @@ def rows(config: Config) -> Iterator[Finding]:
     from d2llm.data import build
 
     settings = config.data.files
-    local = settings.local(Paths.of(config).downloads)
+    local = build.local_files(config)
     found, readable = [], 0
     for (part, name), one in settings.sets().items():
         tables = list(one.tables().values())

@@ -51,6 +51,7 @@ def write_sets(root: Path, count: int = 60) -> None:
     write_mmarco(sets / "unicamp-dl/mmarco", rng, count)
     for name in ("T2", "MMarco", "Du", "Covid", "Cmedqa", "Ecom", "Medical", "Video"):
         write_retrieval(sets / f"mteb/{name}Retrieval", rng, count // 3, name)
+    write_languages(sets / "mteb/sts22-crosslingual-sts", rng, count)
 
 
 def write_snli(folder: Path, rows: list[tuple[str, str, int]]) -> None:
@@ -72,6 +73,19 @@ def write_scored(folder: Path, rng: np.random.Generator, count: int, scale: int)
         frame["sentence1"] = split + frame["sentence1"]
         frame.to_parquet(folder / f"data/{split}-00000-of-00001.parquet")
     card(folder, {"default": {split: f"data/{split}-*" for split in ("train", "validation", "test")}})
+
+
+def write_languages(folder: Path, rng: np.random.Generator, count: int) -> None:
+    """sentence1, sentence2, score from 1 to 4, lang; split test."""
+    (folder / "data").mkdir(parents=True)
+    rows = [
+        (f"{language}{a}", b, 1.0 + 3 * label, language)
+        for language in ("en", "zh")
+        for a, b, label in labelled(rng, count)
+    ]
+    frame = pd.DataFrame(rows, columns=["sentence1", "sentence2", "score", "lang"])
+    frame.to_parquet(folder / "data/test-00000-of-00001.parquet")
+    card(folder, {"default": {"test": "data/test-*"}})
 
 
 def write_row_of_lists(folder: Path, rows: list[tuple[str, str, int]]) -> None:
@@ -139,15 +153,22 @@ def write_mmarco(folder: Path, rng: np.random.Generator, count: int) -> None:
 
 
 def write_retrieval(folder: Path, rng: np.random.Generator, count: int, mark: str) -> None:
-    """Configs corpus, queries and default, split dev, as mteb keeps its retrieval sets."""
+    """Configs corpus, queries and default, split dev, as mteb keeps its retrieval sets.
+
+    As in real ones, ids of queries are ids of other passages too, relevance is graded, some passages have a title, the first query is judged without a
+    relevant passage, and the last is not judged.
+    """
     made = questions(rng, count, mark)
+    right = [(i + 1) % count for i in range(count)]  # the id of the passage that answers question i
+    judged = [(i, right[i], 1 + i % 2 if i else 0) for i in range(count - 1)]
+    judged += [(i, (i + 3) % count, i % 3) for i in range(1, count - 1)]
     frames = {
-        "corpus": pd.DataFrame({"_id": [f"d{i}" for i in range(count)], "title": "", "text": [p for _, p in made]}),
-        "queries": pd.DataFrame({"_id": [f"q{i}" for i in range(count)], "text": [q for q, _ in made]}),
-        "data": pd.DataFrame(
-            {"query-id": [f"q{i}" for i in range(count)], "corpus-id": [f"d{i}" for i in range(count)], "score": 1}
+        "corpus": pd.DataFrame(
+            {"_id": [str(i) for i in right], "title": ["" if i % 3 else f"{mark}甲" for i in right], "text": [p for _, p in made]}
         ),
-    }
+        "queries": pd.DataFrame({"_id": [str(i) for i in range(count)], "text": [q for q, _ in made]}),
+        "data": pd.DataFrame([(str(q), str(d), s) for q, d, s in judged], columns=["query-id", "corpus-id", "score"]),
+    }  # fmt: skip
     for name, frame in frames.items():
         (folder / name).mkdir(parents=True)
         frame.to_parquet(folder / name / "dev-00000-of-00001.parquet")

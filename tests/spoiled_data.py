@@ -83,13 +83,13 @@ def clean(kind: str) -> dict[str, list[dict[str, Any]]]:
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "label": {"label": "label", "yes": ["yes"]},
+    "label": {"label": "label", "yes": ["yes"], "no": ["no"]},
     "both": {"label": "label", "yes": ["yes"], "no": ["no"], "incomplete": "drop"},
     "score": {"score": "score", "scores": (0.0, 5.0), "yes_from": 4.0},
     "triple": {"negatives": "negatives"},
     "plain": {"incomplete": "drop", "sample": 5},
     "retrieval": {},
-    "pairs_task": {"type": "pair_classification", "group": "nli", "sentence1": "query", "sentence2": "passage", "yes": ["yes"]},
+    "pairs_task": {"type": "pair_classification", "group": "nli", "sentence1": "query", "sentence2": "passage", "yes": ["yes"], "no": ["no"]},
     "sts_task": {"type": "sts", "group": "sts", "sentence1": "query", "sentence2": "passage", "scores": (0.0, 5.0), "test_part": (0.0, 0.7)},
     "retrieval_task": {"type": "retrieval", "group": "ir", "sample": 4},
 }  # fmt: skip
@@ -197,9 +197,9 @@ def read(made: Spoiled, paths: dict[str, str]) -> dict[str, pd.DataFrame]:
     rng = np.random.default_rng(0)
     if made.kind.endswith("task"):
         source = Retrieval(**paths) if made.kind == "retrieval_task" else paths["file"]
-        return examples.evaluation_set("t", TaskSet(**made.settings, test=source), "test", rng)
+        return examples.evaluation_set("t", TaskSet(**made.settings, test=source), "test", rng).frames
     given = {"retrieval": Retrieval(**paths)} if made.kind == "retrieval" else {"file": paths["file"]}
-    pairs, passages = examples.judged("t", TrainingSet(**made.settings, **given), rng)
+    pairs, passages, _ = examples.judged("t", TrainingSet(**made.settings, **given), rng)
     train, pool = examples.training_pairs(pairs, {"t": passages})
     return {"judged": pairs, "train": train, "pool": pool}
 

@@ -74,7 +74,8 @@ def test_every_set_of_the_paper_tier_from_a_hub_that_fails(sets: Path, tmp_path:
     assert rows.pop("unicamp-dl--mmarco--data--triples.train.ids.small.tsv--6d039c4638c0") == {"table.parquet": 24}
     assert rows.pop("mteb--ocnli") == {"validation.parquet": 24}  # one row of lists
     assert rows.pop("mteb--stsb") == {"validation.parquet": 24, "test.parquet": 24}
-    found = {"dev/queries.parquet": 8, "dev/corpus.parquet": 8, "dev/qrels.parquet": 8}
+    # Eight queries, of which one is not judged.
+    found = {"dev/queries.parquet": 7, "dev/corpus.parquet": 8, "dev/qrels.parquet": 13}
     assert rows.pop("mteb--t2retrieval") == found
 
     # The stage that reads them has nothing but these files.
@@ -93,13 +94,49 @@ def test_every_set_of_the_paper_tier_from_a_hub_that_fails(sets: Path, tmp_path:
     task = json.loads((Paths.of(config).task("ocnli") / "task.json").read_text())
     assert task["mteb"]["name"] == "Ocnli" and task["splits"] == ["test"]
     assert task["mteb"]["revision"] == "66e76a618a34d6d565d5538088562851e6daa7ec"
-    # Of mteb's own sets in full the results go by mteb's names.
-    from d2llm.evaluation import tasks
-    from d2llm.evaluation.mteb_tasks import mteb_task
 
-    made_task = mteb_task(tasks.read(Paths.of(config).task("ocnli"), "test"))
-    assert (made_task.metadata.name, made_task.split) == ("Ocnli", "validation")
-    assert made_task.metadata.main_score == "max_accuracy"
+
+def untouched(folder: Path, address: str, wanted: list[tuple[str, str, str | None]]) -> dict[str, dict[str, float]]:
+    """What mteb's own classes return for `plain_mteb`'s model, by task."""
+    (folder / "tasks.json").write_text(json.dumps(wanted))
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "MTEB_CACHE": str(folder / "mteb")}
+    command = [sys.executable, str(ROOT / "tests/plain_mteb.py"), "tasks.json", "scores.json"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads((folder / "scores.json").read_text())
+
+
+@pytest.mark.slow
+def test_what_is_stored_under_mtebs_name_is_what_mtebs_own_class_returns(sets: Path, tmp_path: Path) -> None:
+    """Every retrieval, pair and STS set of the paper tier, and one of several languages."""
+    from plain_mteb import PlainScorer
+
+    from d2llm.data import build
+    from d2llm.evaluation import tasks
+    from d2llm.evaluation.run import evaluate
+    from d2llm.evaluation.settings import EvaluationSettings
+
+    more = "{data: {files: {tasks: {sts22: {mteb: STS22, subset: zh, type: sts, group: sts}}}}}"
+    with hub.serving(sets) as (address, _):
+        assert {code for code, _ in fetch(tmp_path, address, (more, None))} == {0}
+        config = load([ROOT / "config/paper.yaml", tmp_path / "place.yaml", tmp_path / "changes.yaml"])
+        named = {name: task for name, task in config.data.files.tasks.items() if isinstance(task, MtebSet)}
+        expected = untouched(tmp_path, address, [(task.mteb, task.test, task.subset) for task in named.values()])
+    assert len(expected) == 18
+    build.run(config)
+    settings = EvaluationSettings.model_validate({"symmetric_order": {"sts": "as_given"}, "keep": 10})
+    for name, known in named.items():
+        task = tasks.read(Paths.of(config).task(name), "test")
+        scores, _ = evaluate(PlainScorer(), [task], "plain", settings, tmp_path / "stored")
+        stored = json.loads((tmp_path / f"stored/results/d2llm__plain/local/{known.mteb}.json").read_text())
+        [result] = stored["scores"][known.test]
+        assert result["hf_subset"] == (known.subset or "default")
+        for metric, value in expected[known.mteb].items():
+            assert result[metric] == (None if value != value else pytest.approx(value, abs=1e-6)), (name, metric)
+        for row in scores[scores["phenomenon"] == "all"].itertuples():
+            key = f"similarity_{row.metric}" if task.type == "pair_classification" else row.metric
+            assert row.value == pytest.approx(expected[known.mteb][key], abs=1e-6), (name, row.metric)
 
 
 @pytest.mark.slow

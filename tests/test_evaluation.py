@@ -251,6 +251,21 @@ def test_mteb_result_is_kept_and_equal_runs_leave_equal_files(tmp_path, monkeypa
     assert {found.task_name: found.scores for found in model.task_results}["nli_x"] == result["scores"]
 
 
+def test_a_sample_of_a_set_of_mtebs_has_its_rules_and_another_name(tmp_path):
+    from d2llm.evaluation.mteb_tasks import mteb_task
+
+    known = {"name": "T2Retrieval", "subset": None, "split": {"dev": None, "test": "dev"}, "whole": []}
+    folder = retrieval_task(tmp_path)
+    write_task(folder, "retrieval", "ir", mteb=known)
+    part = mteb_task(tasks.read(folder, "test"))
+    write_task(folder, "retrieval", "ir", mteb=known | {"whole": ["test"]})
+    whole = mteb_task(tasks.read(folder, "test"))
+    assert (part.task.metadata.name, whole.task.metadata.name) == ("ir_x", "T2Retrieval")
+    assert part.split == whole.split == "dev"
+    assert part.task.ignore_identical_ids and whole.task.ignore_identical_ids
+    assert max(whole.task.k_values) == 1000
+
+
 # --------------------------------------------------------------------------------------------------------- task folders
 def spoil(path: Path, **columns) -> None:
     """Sets values of a Parquet file: column=(row, value), or column=None to drop it."""
@@ -294,10 +309,11 @@ def test_bad_scores_are_named(tmp_path):
 
 
 BAD_RETRIEVAL = [
-    ("qrels", {"relevance": (0, 1.5)}, r"'relevance' must hold whole numbers"),
+    ("qrels", {"relevance": (0, 1 / 3)}, r"column 'relevance': line 0: relevance 0.3+ is too fine"),
+    ("qrels", {"relevance": (0, -1)}, r"'relevance', row 0: expected 0 or more, found -1"),
     ("qrels", {"doc_id": (1, "d999")}, r"'doc_id', row 1: expected an id of corpus.parquet, found 'd999'"),
     ("qrels", {"query_id": (0, "q77")}, r"'query_id', row 0: expected an id of queries.parquet"),
-    ("qrels", {"relevance": (0, 0)}, r"queries.parquet: column 'id', row 0: expected a query with a relevant document"),
+    ("queries", {"id": (0, "q77")}, r"qrels.parquet: column 'query_id', row 0: expected an id of queries.parquet"),
     ("corpus", {"text": (7, "")}, r"corpus.parquet: column 'text', row 7"),
 ]
 
@@ -317,7 +333,7 @@ def test_too_few_pairs_single_labels_and_bad_descriptions_are_refused(tmp_path):
     with pytest.raises(DataError, match="at least 2 pairs, found 1"):
         tasks.read(folder, "test")
     frame[frame.label == 1].to_parquet(folder / "test.parquet")
-    with pytest.raises(DataError, match="holds only 1; expected both 0 and 1"):
+    with pytest.raises(DataError, match="every label means yes; expected pairs of both kinds"):
         tasks.read(folder, "test")
     with pytest.raises(ArtifactError, match="dev.parquet: missing"):
         tasks.read(folder, "dev")

@@ -52,19 +52,36 @@ def test_every_format_gives_the_same_texts_and_numbers(ending: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("values", "yes", "expected"),
+    ("values", "yes", "no", "expected"),
     [
-        ([1, 0, 1], [1], [True, False, True]),
-        (["1", "0"], [1], [True, False]),
-        ([True, False], [1], [True, False]),
-        ([1.0, 2.0], ["1"], [True, False]),
-        (["entailment", "neutral"], ["entailment"], [True, False]),
-        (["A", "B", "C"], ["A", "C"], [True, False, True]),
+        ([1, 0, 1], [1], None, [True, False, True]),
+        (["1", "0"], [1], None, [True, False]),
+        (["1.0", " 0 ", "1 "], [1], None, [True, False, True]),
+        ([True, False], [1], None, [True, False]),
+        (np.array([1.0, 0.0]), ["1"], None, [True, False]),
+        (np.array([2, 1], dtype="int64"), [2], [1], [True, False]),
+        (["entailment", "neutral"], ["entailment"], ["neutral"], [True, False]),
+        (["A", "B", "C"], ["A", "C"], ["B"], [True, False, True]),
     ],
 )
-def test_labels_of_any_type(values: list, yes: list, expected: list[bool]) -> None:
+def test_labels_of_any_type(values: list, yes: list, no: list | None, expected: list[bool]) -> None:
     frame = pd.DataFrame({"label": pd.Series(values, dtype=object)})
-    assert files.labels("f", frame, "label", yes).tolist() == expected
+    assert files.labels("f", frame, "label", yes, no).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "label", ["-", -1, "\u22121", 2, 0.5, "Entailment", "entailment.", "\uff11", " ", ["entailment"], {"a": 1}, "label"]
+)
+@pytest.mark.parametrize(("yes", "no"), [(["entailment", 1], None), (["entailment", 1], ["contradiction", 0])])
+def test_a_label_that_nobody_named_is_refused_with_its_line(label: object, yes: list, no: list | None) -> None:
+    frame = pd.DataFrame({"l": pd.Series(["entailment", 0, label, label], [2, 3, 4, 5], dtype=object)})
+    with pytest.raises(
+        DataError, match=r"f: line 4, column 'l': expected 1, entailment \(yes\) or .*0.* \(no\)"
+    ) as caught:
+        files.labels("f", frame, "l", yes, no)
+    assert repr(label) in str(caught.value) and "(and 1 more rows); name the label in `yes` or `no`" in str(
+        caught.value
+    )
 
 
 WRONG = [
@@ -100,7 +117,7 @@ def test_wrong_numbers_labels_and_lists(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 2, column 'l': expected a label"):
         files.labels("f", frame, "l", ["a"])
     with pytest.raises(DataError, match=r"no row is one of 'c'; found 'a', 'b'"):
-        files.labels("f", frame.drop(index=2), "l", ["c"])
+        files.labels("f", frame.drop(index=2), "l", ["c"], ["a", "b"])
     with pytest.raises(DataError, match=r"line 3, column 'k': expected a text or a list of texts"):
         files.lists("f", frame, "k")
 
@@ -110,8 +127,8 @@ def test_labelled_pairs(tmp_path: Path) -> None:
     rows = [{"query": "q", "passage": "p", "l": "yes"}, {"query": "q", "passage": "n", "l": "no"}]
     # A text is no passage for itself, and a pair counts once.
     rows += [{"query": "q", "passage": "q", "l": "yes"}, rows[0]]
-    settings = TrainingSet(file=jsonl(tmp_path / "t.jsonl", rows), label="l", yes=["yes"])
-    found, passages = examples.judged("s", settings, rng())
+    settings = TrainingSet(file=jsonl(tmp_path / "t.jsonl", rows), label="l", yes=["yes"], no=["no"])
+    found, passages, _ = examples.judged("s", settings, rng())
     assert found[["a", "b", "label", "target"]].values.tolist() == [["q", "p", True, 1.0], ["q", "n", False, 0.0]]
     assert set(found["dataset"]) == {"s"} and set(found["mode"]) == {"symmetric"}
     assert passages.tolist() == ["p", "n", "q"]
@@ -126,7 +143,7 @@ def test_pairs_judged_both_ways_count_once_as_first_judged_and_are_told(tmp_path
         ("q", "q", "yes"), ("q", "q", "no"),  # no pair at all
     ]  # fmt: skip
     file = jsonl(tmp_path / "t.jsonl", [dict(zip(("query", "passage", "l"), row, strict=True)) for row in rows])
-    found, _ = examples.judged("s", TrainingSet(file=file, label="l", yes=["yes"]), rng())
+    found = examples.judged("s", TrainingSet(file=file, label="l", yes=["yes"], no=["no"]), rng()).pairs
     assert found[["a", "b", "label", "contradicted"]].values.tolist() == [
         ["q", "p", True, True], ["q", "n", False, True], ["r", "p", True, False], ["p", "r", False, False],
     ]  # fmt: skip
@@ -148,7 +165,7 @@ def test_a_score_becomes_a_probability_that_is_above_one_half_where_it_means_yes
 def test_triples_with_one_wrong_text_or_several(tmp_path: Path) -> None:
     rows = [{"query": "q", "passage": "p", "wrong": "n"}, {"query": "r", "passage": "p", "wrong": ["m", "n"]}]
     settings = TrainingSet(file=jsonl(tmp_path / "t.jsonl", rows), negatives="wrong", mode="asymmetric")
-    found, passages = examples.judged("s", settings, rng())
+    found, passages, _ = examples.judged("s", settings, rng())
     pairs = {(a, b): label for a, b, label in zip(found["a"], found["b"], found["label"], strict=True)}
     assert pairs == {("q", "p"): True, ("r", "p"): True, ("q", "n"): False, ("r", "m"): False, ("r", "n"): False}
     assert set(passages) == {"p", "n", "m"}
@@ -160,7 +177,7 @@ def test_what_is_judged_wrong_for_a_query_goes_with_each_of_its_right_passages(t
         {"query": "r", "passage": "p", "wrong": []}, {"query": "n", "passage": "q", "wrong": "p"},
     ]  # fmt: skip
     settings = TrainingSet(file=jsonl(tmp_path / "t.jsonl", rows), negatives="wrong")
-    found, passages = examples.judged("s", settings, rng())
+    found, passages, _ = examples.judged("s", settings, rng())
     train, _ = examples.training_pairs(found, {"s": passages})
     made = {(row.query, row.positive): (row.marked, row.wrong) for row in train.itertuples()}
     assert made == {
@@ -182,11 +199,10 @@ def retrieval(folder: Path, **changes: list[dict]) -> Retrieval:
 
 
 def test_a_retrieval_set(tmp_path: Path) -> None:
-    queries, corpus, qrels = examples.retrieval(retrieval(tmp_path))
-    assert queries["id"].tolist() == ["1", "2"] and len(corpus) == 3
-    # mteb wants whole numbers: what is relevant at all stays so.
-    assert qrels.values.tolist() == [["1", "d1", 1], ["2", "d2", 3], ["2", "d3", 1]]
-    found, passages = examples.judged("s", TrainingSet(mode="asymmetric", retrieval=retrieval(tmp_path)), rng())
+    (queries, corpus, qrels), dropped = examples.retrieval(retrieval(tmp_path))
+    assert queries["id"].tolist() == ["1", "2"] and len(corpus) == 3 and not dropped
+    assert qrels.values.tolist() == [["1", "d1", 1], ["1", "d3", 0], ["2", "d2", 2.6], ["2", "d3", 0.2]]
+    found, passages, _ = examples.judged("s", TrainingSet(mode="asymmetric", retrieval=retrieval(tmp_path)), rng())
     assert found[["a", "b"]].values.tolist() == [["q1", "p1"], ["q2", "p2"], ["q2", "p3"]]
     assert passages.tolist() == ["p1", "p2", "p3"]
 
@@ -391,6 +407,35 @@ def test_contradictions_are_in_the_card_and_the_log(config: Config, caplog: pyte
     assert "nli: 5 pairs are judged right and wrong by its rows; the first row counts" in caplog.text
 
 
+def test_what_is_left_out_is_in_the_card_and_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = own(tmp_path)
+    files_settings = settings["data"]["files"]
+    files_settings["train"]["nli"]["incomplete"] = "drop"
+    for task in files_settings["tasks"].values():
+        task["incomplete"] = "drop"
+    for name, row in (
+        ("train", {"s1": "a", "s2": "b", "l": "-", "score": 1}),
+        ("test", {"s1": "a", "s2": "", "l": 1, "score": 1}),
+    ):
+        with (tmp_path / f"{name}.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+    with (tmp_path / "test" / "queries.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"id": "more", "text": " "}\n')
+    config = load([], settings)
+    caplog.set_level("WARNING")
+    build.run(config)
+    card = read_json(Paths.of(config).card_json)
+    assert {row["dataset"]: row.get("dropped") for row in card["training"]} == {"nli": {"rows labelled '-'": 1}, "graded": None, "find": None}  # fmt: skip
+    assert {(row["task"], row["split"]): row["dropped"] for row in card["evaluation"] if "dropped" in row} == {
+        ("entail", "test"): {"rows without a text, label or score": 1},
+        ("related", "test"): {"rows without a text, label or score": 1},
+        ("lookup", "test"): {"queries without an id or a text": 1},
+    }
+    page = Paths.of(config).card_md.read_text(encoding="utf-8")
+    assert "Left out of nli: 1 rows labelled '-'." in page and "Left out: 1 queries without an id or a text." in page
+    assert "lookup/test: left out: 1 queries without an id or a text" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -449,15 +494,16 @@ def test_rows_without_a_text_or_a_known_label_are_left_out_where_that_is_asked_f
         "yes": ["yes"],
         "no": ["no"],
     }
-    found, _ = examples.judged("t", TrainingSet(**shared, incomplete="drop"), rng())
+    found, _, dropped = examples.judged("t", TrainingSet(**shared, incomplete="drop"), rng())
     assert list(zip(found["a"], found["b"], found["label"], strict=True)) == [
         ("one", "two", True),
         ("six", "seven", False),
     ]
+    assert dropped == {"rows without a text, label or score": 2, "rows labelled '-'": 1}
     with pytest.raises(DataError, match="line 2, column 'a': expected a text"):
         examples.judged("t", TrainingSet(**shared), rng())
     jsonl(tmp_path / "t.jsonl", [rows[0], rows[3]])
-    with pytest.raises(DataError, match="line 2, column 'l': expected one of no, yes; found '-'"):
+    with pytest.raises(DataError, match=r"line 2, column 'l': expected yes \(yes\) or no \(no\); found '-'"):
         examples.judged("t", TrainingSet(**shared), rng())
 
 
@@ -471,7 +517,7 @@ def test_passages_as_lists_of_objects(tmp_path: Path) -> None:
     settings = TrainingSet(
         mode="asymmetric", file=str(tmp_path / "t.jsonl.gz"), query="q", passage="p", incomplete="drop"
     )
-    found, passages = examples.judged("t", settings, rng())
+    found, passages, _ = examples.judged("t", settings, rng())
     assert list(zip(found["a"], found["b"], strict=True)) == [("who", "he"), ("who", "she")] and found["label"].all()
     assert passages.tolist() == ["he", "she"]
 
@@ -493,7 +539,7 @@ def test_a_pool_holds_the_right_passages_and_some_others(tmp_path: Path) -> None
     )
     three = {part: str(tmp_path / f"{part}.jsonl") for part in ("queries", "corpus", "qrels")}
     settings = TrainingSet(mode="asymmetric", retrieval=three | {"id": "qid", "corpus_id": "pid"}, sample=2, pool=5)
-    found, passages = examples.judged("t", settings, rng())
+    found, passages, _ = examples.judged("t", settings, rng())
     assert len(found) == 2 and len(passages) == 7 and set(found["b"]) <= set(passages)
 
 

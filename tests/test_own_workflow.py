@@ -95,12 +95,12 @@ SETTINGS = {
         "source": "files",
         "files": {
             "train": {
-                "nli": TRAIN | {"label": "label", "yes": ["yes"]},
+                "nli": TRAIN | {"label": "label", "yes": ["yes"], "no": ["no"]},
                 "sts": TRAIN | {"score": "score", "scores": [0, 5], "yes_from": 4.0},
                 "ir": {"mode": "asymmetric", "retrieval": three("train")},
             },
             "tasks": {
-                "entail": {"type": "pair_classification", "group": "nli", "yes": ["yes"], **SPLITS},
+                "entail": {"type": "pair_classification", "group": "nli", "yes": ["yes"], "no": ["no"], **SPLITS},
                 "related": {"type": "sts", "group": "sts", "scores": [0, 5], "sample": 30, "title": "Related", **SPLITS},
                 "find": {"type": "retrieval", "group": "ir", "dev": three("dev"), "test": three("test")},
             },

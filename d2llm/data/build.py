@@ -6,8 +6,8 @@ what is made of one's own files in `examples.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from d2llm.config import Config
+    from d2llm.data.examples import Dropped
     from d2llm.data.leaks import Report
     from d2llm.data.settings import FilesSettings, TaskSet, WorldSettings
 
@@ -47,6 +48,7 @@ class Made:
     """What a source makes: training pairs and pool, the teacher's groups by split, the sets by split and name, and their headers.
 
     `contradictions`: by training set, how many pairs it judges right and wrong; None where labels are made, not read.
+    `dropped`: what was left out of a training set ("train/<set>") or of a split of an evaluation set ("<set>/<split>"), and how often.
     """
 
     train: pd.DataFrame
@@ -56,6 +58,7 @@ class Made:
     headers: dict[str, dict[str, object]]
     leaks: Report
     contradictions: dict[str, int] | None = None
+    dropped: dict[str, Dropped] = field(default_factory=dict)
 
 
 def run(config: Config) -> None:
@@ -79,7 +82,12 @@ def run(config: Config) -> None:
     for name, count in (made.contradictions or {}).items():
         if count:
             log.warning("%s: %d pairs are judged right and wrong by its rows; the first row counts", name, count)
-    summary = card.summarise(made.train, made.pool, made.tasks, made.teacher, made.leaks, made.contradictions)
+    for name, reasons in made.dropped.items():
+        if reasons:
+            log.warning("%s: left out: %s", name, card.counted(reasons))
+    summary = card.summarise(
+        made.train, made.pool, made.tasks, made.teacher, made.leaks, made.contradictions, made.dropped
+    )
     write_json(paths.card_json, summary)
     write_text(paths.card_md, card.markdown(summary))
 
@@ -102,9 +110,10 @@ def from_world(config: Config) -> Made:
 
 def from_files(config: Config) -> Made:
     """One's own files; what an evaluation set shares with training is removed from training, so that the set stays whole."""
-    settings = config.data.files.local(Paths.of(config).downloads)
-    tasks = files_tasks(settings)
-    everything, passages = judged_pairs(settings)
+    settings = local_files(config)
+    tasks, dropped = files_tasks(settings)
+    everything, passages, dropped_of_training = judged_pairs(settings)
+    dropped |= dropped_of_training
     kept = examples.without(everything, tasks)
     train, pool = examples.training_pairs(kept, passages)
     groups = examples.teacher_groups(kept, pool, settings.teacher_negatives, settings.teacher_dev, settings.seed)
@@ -115,11 +124,34 @@ def from_files(config: Config) -> Made:
     tasks = examples.with_familiarity(tasks, examples.seen(kept, passages))
     headers = {name: header(name, task) for name, task in local_tasks(settings).items()}
     for name, task in config.data.files.tasks.items():
-        if isinstance(task, MtebSet) and task.sample is None:
-            about = read_json(Paths.of(config).download(task.name) / SOURCE)
-            headers[name]["mteb"] = about | {"split": {"dev": task.dev, "test": task.test}}
+        if isinstance(task, MtebSet):
+            splits = {split: getattr(task, split) for split in ("dev", "test")}
+            # What mteb knows by this name is the whole set.
+            whole = [split for split in splits if task.sample is None and not lost(dropped.get(f"{name}/{split}", {}))]
+            headers[name]["mteb"] = mteb_source(config, task) | {"split": splits, "whole": whole}
     contradictions = kept.groupby("dataset", sort=False)["contradicted"].sum().astype(int).to_dict()
-    return Made(train, pool, groups, tasks, headers, report, contradictions)
+    return Made(train, pool, groups, tasks, headers, report, contradictions, dropped)
+
+
+def lost(dropped: Dropped) -> int:
+    """How much of a split was left out that mteb's own class would have evaluated."""
+    return sum(dropped.values()) - dropped.get(examples.UNJUDGED, 0)
+
+
+def mteb_source(config: Config, task: MtebSet) -> dict[str, Any]:
+    """What the download of a set of mteb's says it is."""
+    return read_json(Paths.of(config).download(task.name) / SOURCE)
+
+
+def local_files(config: Config) -> FilesSettings:
+    """The config's files as they lie on this machine; a set of mteb's whose `scores` are left open has the bounds of mteb's class."""
+    settings = config.data.files.local(Paths.of(config).downloads)
+    tasks = dict(settings.tasks)
+    for name, task in config.data.files.tasks.items():
+        place = Paths.of(config).download(task.name) / SOURCE if isinstance(task, MtebSet) else None
+        if isinstance(task, MtebSet) and task.type == "sts" and task.scores is None and place and place.exists():
+            tasks[name] = local_tasks(settings)[name].model_copy(update={"scores": tuple(read_json(place)["scores"])})
+    return settings.model_copy(update={"tasks": tasks})
 
 
 def header(name: str, task: TaskSet) -> dict[str, object]:
@@ -127,8 +159,10 @@ def header(name: str, task: TaskSet) -> dict[str, object]:
     title = (task.title or name) + (f" (sample of {task.sample})" if task.sample else "")
     bounds: dict[str, object] = {"min_score": task.scores[0], "max_score": task.scores[1]} if task.type == "sts" else {}
     bounds["splits"] = [split for split in ("dev", "test") if getattr(task, split) is not None]
-    said = {"title": title, "description": task.description or title, "language": task.language}
-    return {"name": name, "type": task.type, "group": task.group, **said, **bounds}
+    about: dict[str, object] = {"title": title, "description": task.description or title, "language": task.language}
+    if task.ignore_identical_ids:
+        about["ignore_identical_ids"] = True
+    return {"name": name, "type": task.type, "group": task.group, **about, **bounds}
 
 
 def local_tasks(settings: FilesSettings) -> dict[str, TaskSet]:
@@ -136,24 +170,27 @@ def local_tasks(settings: FilesSettings) -> dict[str, TaskSet]:
     return cast("dict[str, TaskSet]", settings.tasks)
 
 
-def files_tasks(settings: FilesSettings) -> leaks.Tasks:
-    """The evaluation sets of the files, by split and name."""
+def files_tasks(settings: FilesSettings) -> tuple[leaks.Tasks, dict[str, Dropped]]:
+    """The evaluation sets of the files, by split and name; and what was left out of each."""
     tasks: leaks.Tasks = {"dev": {}, "test": {}}
-    for split, made in tasks.items():
+    dropped: dict[str, Dropped] = {}
+    for split, sets in tasks.items():
         for name, task in local_tasks(settings).items():
-            frames = examples.evaluation_set(name, task, split, files_rng(settings, f"{split} {name}"))
-            if frames is not None:
-                made[name] = frames
-    return tasks
+            found = examples.evaluation_set(name, task, split, files_rng(settings, f"{split} {name}"))
+            if found is not None:
+                sets[name], dropped[f"{name}/{split}"] = found
+    return tasks, dropped
 
 
-def judged_pairs(settings: FilesSettings) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
-    """(judged pairs of all training sets, the passages of each)."""
-    parts, passages = [], {}
+def judged_pairs(settings: FilesSettings) -> tuple[pd.DataFrame, dict[str, pd.Series], dict[str, Dropped]]:
+    """(judged pairs of all training sets, the passages of each, what was left out of each)."""
+    parts, passages, dropped = [], {}, {}
     for name, training in settings.train.items():
-        found, passages[name] = examples.judged(name, training, files_rng(settings, f"train {name}"))
-        parts.append(found)
-    return pd.concat(parts, ignore_index=True), passages
+        pairs, passages[name], dropped[f"train/{name}"] = examples.judged(
+            name, training, files_rng(settings, f"train {name}")
+        )
+        parts.append(pairs)
+    return pd.concat(parts, ignore_index=True), passages, dropped
 
 
 def run_texts(config: Config) -> None:
@@ -162,9 +199,9 @@ def run_texts(config: Config) -> None:
     Of files: every text of the training sets, once; no order of theirs is known.
     """
     if config.data.source == "files":
-        files = config.data.files.local(Paths.of(config).downloads)
-        pairs, passages = judged_pairs(files)
-        pairs = examples.without(pairs, files_tasks(files))
+        files = local_files(config)
+        pairs, passages, _ = judged_pairs(files)
+        pairs = examples.without(pairs, files_tasks(files)[0])
         found = pd.concat([pairs["a"], pairs["b"], *passages.values()]).drop_duplicates().reset_index(drop=True)
         unlabelled = pd.DataFrame({"text": found, "next_text": ""})
     else:

@@ -29,15 +29,22 @@ def summarise(
     teacher: dict[str, pd.DataFrame],
     leaks: Report,
     contradictions: Mapping[str, int] | None = None,
+    dropped: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Card:
-    """The card as plain values; `contradictions` by training set, where its labels were read."""
+    """The card as plain values; `contradictions` by training set, where its labels were read; `dropped` as the source gives it (`build.Made`)."""
+
+    def left_out(name: str) -> dict[str, Any]:
+        reasons = (dropped or {}).get(name)
+        return {"dropped": dict(reasons)} if reasons else {}
+
     return {
         "training": [
             _training(name, part, pool[pool["dataset"] == name]) | ({} if contradictions is None else {"contradictions": contradictions[name]})
+            | left_out(f"train/{name}")
             for name, part in train.groupby("dataset", sort=False)
         ],
         "evaluation": [
-            {"task": name, "split": split, **(_pairs(frames["pairs"]) if "pairs" in frames else _retrieval(frames))}
+            {"task": name, "split": split, **(_pairs(frames["pairs"]) if "pairs" in frames else _retrieval(frames)), **left_out(f"{name}/{split}")}
             for split, made in tasks.items() for name, frames in made.items()
         ],
         "teacher": [
@@ -47,6 +54,11 @@ def summarise(
         ],
         "leaks": leaks,
     }  # fmt: skip
+
+
+def counted(reasons: Mapping[str, int]) -> str:
+    """What was left out, on one line: "3 rows without a text, label or score, 2 rows labelled '-'"."""
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
 
 
 def _length(texts: pd.Series) -> dict[str, float]:
@@ -75,12 +87,17 @@ def _pairs(frame: pd.DataFrame) -> dict[str, object]:
 def _retrieval(frames: dict[str, pd.DataFrame]) -> dict[str, object]:
     queries, corpus, qrels = frames["queries"], frames["corpus"], frames["qrels"]
     texts = corpus.set_index("id")["text"]
-    first = qrels.drop_duplicates("query_id").set_index("query_id")["doc_id"]
-    phenomena = {
-        name: {"n": len(part), "example": [part["text"].iloc[0], texts[first[part["id"].iloc[0]]]]}
-        for name, part in queries.groupby("phenomenon")
-    }
-    return {"n": len(queries), "passages": len(corpus), "relevant_per_query": round(len(qrels) / len(queries), 2),
+    relevant = qrels[qrels["relevance"] > 0]
+    first = relevant.drop_duplicates("query_id").set_index("query_id")["doc_id"]
+    answered = queries["id"].isin(first.index)
+    phenomena = {}
+    for name, part in queries.groupby("phenomenon"):
+        shown = part[answered[part.index]].head(1)
+        example = [shown["text"].iloc[0], texts[first[shown["id"].iloc[0]]]] if len(shown) else [part["text"].iloc[0]]
+        phenomena[name] = {"n": len(part), "example": example}
+    unanswered = int((~answered).sum())
+    return {"n": len(queries), "passages": len(corpus), "relevant_per_query": round(len(relevant) / len(queries), 2),
+            **({"without_relevant": unanswered} if unanswered else {}),
             "characters": _length(queries["text"]), "passage_characters": _length(corpus["text"]), "phenomena": phenomena}  # fmt: skip
 
 
@@ -100,6 +117,10 @@ def markdown(card: Card) -> str:
             f"| {row['dataset']} | {row['mode']} | {row['pairs']} | {row['queries']} | {row['pool']} | {shown['query']} → {shown['positive']} |"
         )
     torn = {row["dataset"]: row["contradictions"] for row in card["training"] if row.get("contradictions")}
+    left_out = {row["dataset"]: row["dropped"] for row in card["training"] if row.get("dropped")}
+    lines += (
+        ["", *(f"Left out of {name}: {counted(reasons)}." for name, reasons in left_out.items())] if left_out else []
+    )
     if torn:
         said = ", ".join(f"{count} of {name}" for name, count in torn.items())
         lines += ["", f"Pairs that a set judges right and wrong, of which the first row counts: {said}."]
@@ -110,9 +131,10 @@ def markdown(card: Card) -> str:
             if "passages" in row
             else f"{row['n']} pairs"
         )
+        size += f", {row['without_relevant']} queries without a relevant passage" if "without_relevant" in row else ""
+        lines += [f"### {row['task']}, {row['split']}: {size}", ""]
+        lines += [f"Left out: {counted(row['dropped'])}.", ""] if "dropped" in row else []
         lines += [
-            f"### {row['task']}, {row['split']}: {size}",
-            "",
             "| phenomenon | n | example |",
             "| --- | --- | --- |",
         ]

@@ -118,7 +118,10 @@ def checked(fetch: Callable[[], T], repo: str, what: str, where: str) -> T:
 
 
 def mteb_set(wanted: MtebSet, scratch: Path, where: str) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """({file: frame} of the splits asked for, what it is). Raises ConfigError for a task, type or split that mteb does not have."""
+    """({file: frame} of the splits asked for, what it is).
+
+    Raises ConfigError for a task, type, subset or split that mteb does not have, and for a set that only part of what is stored here could tell.
+    """
     import datasets
     import mteb
 
@@ -130,12 +133,21 @@ def mteb_set(wanted: MtebSet, scratch: Path, where: str) -> tuple[dict[str, pd.D
     kind = KINDS.get(task.metadata.type)
     if kind != wanted.type:
         raise ConfigError(f"{where}.type: mteb has {wanted.mteb} as {task.metadata.type}; found {wanted.type!r}")
+    check_subset(task, wanted.subset, f"{where}.subset")
     about = task.metadata.dataset
     splits = [split for split in (wanted.dev, wanted.test) if split is not None]
 
     def load() -> Any:
-        fresh = mteb.get_task(wanted.mteb, eval_splits=splits)
-        fresh.load_data()
+        subsets = None if wanted.subset is None else [wanted.subset]
+        fresh: Any = mteb.get_task(wanted.mteb, eval_splits=splits, hf_subsets=subsets)
+        try:
+            fresh.load_data()
+        except (ValueError, RuntimeError) as error:  # a split or file that mteb expects and the hub has not
+            if hub.passing(error):
+                raise
+            raise ConfigError(f"{where}: mteb cannot load {what}: {first_line(error)}") from error
+        if kind == "retrieval":
+            fresh.convert_v1_dataset_format_to_v2(num_proc=None)
         return fresh
 
     what = f"data set {about['path']} at {about['revision']}"
@@ -143,44 +155,74 @@ def mteb_set(wanted: MtebSet, scratch: Path, where: str) -> tuple[dict[str, pd.D
     frames: dict[str, pd.DataFrame] = {}
     for split in splits:
         if kind == "retrieval":
-            frames |= {f"{split}/{part}.parquet": frame for part, frame in retrieval(task, split, where).items()}
+            parts = retrieval(split_of(task, wanted.subset, split, where), where)
+            frames |= {f"{split}/{part}.parquet": frame for part, frame in parts.items()}
         else:
-            frames[f"{split}.parquet"] = pairs(task, split, where)
-    said = {"name": wanted.mteb, "repo": about["path"], "revision": about["revision"]}
-    return frames, said | {"main_score": task.metadata.main_score}
+            frames[f"{split}.parquet"] = pairs(task, split_of(task, wanted.subset, split, where), where)
+    origin = {"name": wanted.mteb, "subset": wanted.subset, "repo": about["path"], "revision": about["revision"]}
+    return frames, origin | ({"scores": [task.min_score, task.max_score]} if kind == "sts" else {})
 
 
-def pairs(task: Any, split: str, where: str) -> pd.DataFrame:
-    """sentence1, sentence2 and label or score of a split that mteb has loaded."""
-    data = task.dataset.get("default", task.dataset)
+def check_subset(task: Any, subset: str | None, where: str) -> None:
+    """Raise ConfigError unless the subset is one that mteb's task has, or none where it has one only."""
+    known = list(task.hf_subsets) if task.metadata.is_multilingual else []
+    if subset is None and known or subset is not None and subset not in known:
+        has = f"one of {', '.join(known)}" if known else "null, as this task has one subset only"
+        raise ConfigError(f"{where}: expected {has}; found {'null' if subset is None else repr(subset)}")
+
+
+def split_of(task: Any, subset: str | None, split: str, where: str) -> Any:
+    """A split as mteb has loaded it. Raises ConfigError where there is none of that name."""
+    data = task.dataset[subset] if subset is not None else task.dataset.get("default", task.dataset)
     if split not in data:
         raise ConfigError(f"{where}: mteb's {task.metadata.name} has no split {split!r}; it has {', '.join(data)}")
-    frame = data[split].to_pandas()
+    return data[split]
+
+
+def pairs(task: Any, data: Any, where: str) -> pd.DataFrame:
+    """sentence1, sentence2 and label or score of a split that mteb has loaded, under whatever names its class has for them."""
+    frame = data.to_pandas()
     if task.metadata.type == "STS":
-        one, two = getattr(task, "column_names", ("sentence1", "sentence2"))
+        one, two = task.column_names
         return pd.DataFrame({"sentence1": frame[one], "sentence2": frame[two], "score": frame["score"].astype(float)})
     one, two, label = task.input1_column_name, task.input2_column_name, task.label_column_name
     if len(frame) == 1 and not isinstance(frame[one][0], str):  # the older layout: one row that holds lists
         frame = pd.DataFrame({column: list(frame[column][0]) for column in (one, two, label)})
-    return pd.DataFrame({"sentence1": frame[one], "sentence2": frame[two], "label": frame[label].astype(int)})
+    labels = pd.to_numeric(frame[label], errors="coerce")
+    if not labels.isin([0, 1]).all():  # mteb takes whatever is not 1 for no
+        odd = frame[label][~labels.isin([0, 1])].iloc[0]
+        raise ConfigError(f"{where}: mteb's {task.metadata.name} has the label {odd!r}; expected 0 and 1 alone")
+    return pd.DataFrame({"sentence1": frame[one], "sentence2": frame[two], "label": labels.astype(int)})
 
 
-def retrieval(task: Any, split: str, where: str) -> dict[str, pd.DataFrame]:
-    """queries and corpus (id, text) and qrels (query_id, doc_id, relevance) of a split that mteb has loaded; a title stands before its text."""
-    data = task.dataset["default"]
-    if split not in data:
-        raise ConfigError(f"{where}: mteb's {task.metadata.name} has no split {split!r}; it has {', '.join(data)}")
-    found = data[split]
-    corpus = found["corpus"].to_pandas()
+def retrieval(data: Any, where: str) -> dict[str, pd.DataFrame]:
+    """queries and corpus (id, text) and qrels (query_id, doc_id, relevance) of a split that mteb has loaded; a title stands before its text.
+
+    Raises ConfigError for a set whose texts are more than that: candidates to re-rank, instructions, conversations.
+    """
+    corpus, queries = data["corpus"].to_pandas(), data["queries"].to_pandas()
+    beside = [
+        name
+        for name, there in (
+            ("candidates of its own to re-rank", bool(data.get("top_ranked"))),
+            ("instructions beside its queries", "instruction" in queries),
+            ("conversations as queries", len(queries) > 0 and not isinstance(queries["text"].iloc[0], str)),
+        )
+        if there
+    ]
+    if beside:
+        raise ConfigError(f"{where}: this set of mteb's has {beside[0]}, which the suite does not evaluate")
     titles = corpus["title"].fillna("") if "title" in corpus else ""
     corpus["text"] = (titles + " " + corpus["text"]).str.strip()
-    rows = [
-        (query, doc, int(relevance))
-        for query, docs in found["relevant_docs"].items()
-        for doc, relevance in docs.items()
-    ]
+    rows = [(query, doc, relevance) for query, docs in data["relevant_docs"].items() for doc, relevance in docs.items()]
+    odd = next((relevance for _, _, relevance in rows if relevance != int(relevance)), None)
+    if odd is not None:
+        raise ConfigError(f"{where}: this set of mteb's has a relevance of {odd}, of which mteb computes no metric")
     return {
-        "queries": found["queries"].to_pandas()[["id", "text"]],
+        "queries": queries[["id", "text"]],
         "corpus": corpus[["id", "text"]],
-        "qrels": pd.DataFrame(rows, columns=["query_id", "doc_id", "relevance"]),
+        "qrels": pd.DataFrame(
+            [(query, doc, int(relevance)) for query, doc, relevance in rows],
+            columns=["query_id", "doc_id", "relevance"],
+        ),
     }

@@ -7,16 +7,26 @@ probability of yes the teacher is taught, above one half exactly where the label
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from d2llm.data.files import among, complete, ids, labels, lists, numbers, read_pairs, read_table, texts, unique_ids
-from d2llm.data.leaks import Seen, Tasks, bag
+from d2llm.data.conditions import check_pairs, check_qrels
+from d2llm.data.files import (
+    complete,
+    ids,
+    labels,
+    lists,
+    numbers,
+    other_labels,
+    read_table,
+    texts,
+    unique_ids,
+)
+from d2llm.data.leaks import Frames, Seen, Tasks, bag
 from d2llm.errors import DataError
-from d2llm.logs import get_logger
 
 if TYPE_CHECKING:
     from d2llm.data.settings import HubTable, Retrieval, TaskSet, TrainingSet
@@ -25,19 +35,41 @@ if TYPE_CHECKING:
 GROUP = 8
 NEW, SEEN = "not in training", "in training"
 ONE, BOTH = "one text in training", "both texts in training"
+# Labels that are counted by name where rows are left out.
+LABELS_NAMED = 10
+UNJUDGED = "queries without a judgement"
+# What was left out of a set, and how often.
+Dropped = dict[str, int]
 
 
-def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.Series]:
-    """(judged pairs of one training set, every text that is a passage in it). Raises DataError for a file that is wrong."""
+class Judged(NamedTuple):
+    """Judged pairs of a training set (see above), every text that is a passage in it, and what was left out."""
+
+    pairs: pd.DataFrame
+    passages: pd.Series
+    dropped: Dropped
+
+
+class EvaluationSet(NamedTuple):
+    """One split of an evaluation set, {"pairs"} or {"queries", "corpus", "qrels"}, and what was left out."""
+
+    frames: Frames
+    dropped: Dropped
+
+
+def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> Judged:
+    """One training set. Raises DataError for a file that is wrong."""
     if settings.retrieval is not None:
-        queries, corpus, qrels = retrieval(settings.retrieval, settings.incomplete == "drop")
+        (queries, corpus, qrels), dropped = retrieval(settings.retrieval, settings.incomplete == "drop")
+        qrels = qrels[qrels["relevance"] > 0]
         by_id = corpus.set_index("id")["text"]
         pairs = pd.DataFrame(
             {"a": qrels["query_id"].map(queries.set_index("id")["text"]), "b": qrels["doc_id"].map(by_id)}
         )
         pairs, passages = pairs.assign(label=True, target=1.0), corpus["text"]
     else:
-        pairs = within(judged_rows(name, settings), settings.part, "a", "b")
+        pairs, dropped = judged_rows(settings)
+        pairs = within(pairs, settings.part, "a", "b")
         passages = pairs["b"]
     pairs = once(pairs[pairs["a"] != pairs["b"]])
     chosen = pairs["a"].drop_duplicates()
@@ -52,7 +84,7 @@ def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> tuple[
     if settings.pool is not None:
         own = passages.isin(set(pairs["b"]))
         passages = pd.concat([passages[own], sampled(passages[~own], settings.pool, rng)])
-    return pairs, passages.reset_index(drop=True)
+    return Judged(pairs, passages.reset_index(drop=True), dropped)
 
 
 def once(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -64,32 +96,46 @@ def once(pairs: pd.DataFrame) -> pd.DataFrame:
     return found.assign(contradicted=[pair in torn for pair in zip(found["a"], found["b"], strict=True)])
 
 
-def judged_rows(name: str, settings: TrainingSet) -> pd.DataFrame:
-    """a, b, label and target of a file of pairs or triples, in its order."""
+def judged_rows(settings: TrainingSet) -> tuple[pd.DataFrame, Dropped]:
+    """a, b, label and target of a file of pairs or triples, in its order; and what was left out."""
     path = _path(settings.file)
     frame = read_table(path)
+    dropped: Dropped = {}
     if settings.incomplete == "drop":
-        whole = len(frame)
-        frame = complete(frame, [settings.query, settings.passage, *filter(None, (settings.label, settings.score))])
-        if settings.no and settings.yes and settings.label and settings.label in frame:
-            frame = among(frame, settings.label, [*settings.yes, *settings.no])
-        get_logger(__name__).info("%s: %d of %d rows are incomplete and left out", name, whole - len(frame), whole)
+        columns = [settings.query, settings.passage, *filter(None, (settings.label, settings.score))]
+        frame, dropped = complete_rows(frame, columns, settings.label, settings.yes or (), settings.no)
     query = texts(path, frame, settings.query)
     # Label and yes come together, and so do score, scores and yes_from.
     if settings.label is not None and settings.yes is not None:
         pairs = pd.DataFrame({"a": query, "b": texts(path, frame, settings.passage)})
-        found = labels(path, frame, settings.label, settings.yes, settings.no)
-        return pairs.assign(label=found, target=found.astype(float))
+        label = labels(path, frame, settings.label, settings.yes, settings.no)
+        return pairs.assign(label=label, target=label.astype(float)), dropped
     if settings.score is not None and settings.scores is not None and settings.yes_from is not None:
         pairs = pd.DataFrame({"a": query, "b": texts(path, frame, settings.passage)})
         score = numbers(path, frame, settings.score, *settings.scores)
-        return pairs.assign(label=score >= settings.yes_from, target=target(score, settings.scores, settings.yes_from))
+        wanted = target(score, settings.scores, settings.yes_from)
+        return pairs.assign(label=score >= settings.yes_from, target=wanted), dropped
     passages = lists(path, frame, settings.passage)
     right = pd.DataFrame({"a": query, "b": passages}).explode("b").dropna().assign(label=True, target=1.0)
     if settings.negatives is None:
-        return right
+        return right, dropped
     wrong = pd.DataFrame({"a": query, "b": lists(path, frame, settings.negatives)})
-    return pd.concat([right, wrong.explode("b").dropna().assign(label=False, target=0.0)])
+    return pd.concat([right, wrong.explode("b").dropna().assign(label=False, target=0.0)]), dropped
+
+
+def complete_rows(
+    frame: pd.DataFrame, columns: Sequence[str], label: str | None, yes: Sequence[Any], no: Sequence[Any] | None
+) -> tuple[pd.DataFrame, Dropped]:
+    """The rows with a value in each of `columns` and, in column `label` (None: no labels), one that `yes` or `no` names; and what was left out."""
+    whole = complete(frame, columns)
+    dropped = {"rows without a text, label or score": len(frame) - len(whole)}
+    if label is not None and label in whole:
+        others = other_labels(whole, label, yes, no)
+        counts = others.value_counts()
+        dropped |= {f"rows labelled {name!r}": int(count) for name, count in counts.iloc[:LABELS_NAMED].items()}
+        dropped |= {"rows with other labels": int(counts.iloc[LABELS_NAMED:].sum())}
+        whole = whole.drop(index=others.index)
+    return whole, {reason: count for reason, count in dropped.items() if count}
 
 
 def _path(table: str | HubTable | None) -> str:
@@ -108,33 +154,40 @@ def target(score: pd.Series, scores: tuple[float, float], yes_from: float) -> pd
     return above.where(score >= yes_from, below).clip(0.0, 1.0).where(score != yes_from, 0.5 + 1e-6)
 
 
-def retrieval(settings: Retrieval, drop: bool = False) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """(queries, corpus) with id and text, and qrels (query_id, doc_id, relevance). Raises DataError for ids that do not fit.
+def retrieval(
+    settings: Retrieval, drop: bool = False
+) -> tuple[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame], Dropped]:
+    """((queries, corpus with id and text, qrels with query_id, doc_id and relevance of at least 0), what was left out).
 
-    With `drop`, what lacks a text goes instead, and what the qrels say of it.
+    With `drop`, what lacks a text goes, and what the qrels say of it. Relevance is whole numbers where the file has nothing else. The index of the
+    qrels holds their lines. Raises DataError for ids that do not fit.
     """
-    found = []
+    tables, dropped = [], {}
     paths = {name: _path(table) for name, table in settings.tables().items()}
-    for path, key in ((paths["queries"], settings.id), (paths["corpus"], settings.corpus_id or settings.id)):
+    for name, key in (("queries", settings.id), ("corpus", settings.corpus_id or settings.id)):
+        path = paths[name]
         frame = read_table(path)
-        frame = complete(frame, [key, settings.text]) if drop else frame
-        made = pd.DataFrame({"id": unique_ids(path, frame, key), "text": texts(path, frame, settings.text)})
-        found.append(made.reset_index(drop=True))
-    queries, corpus = found
-    judged = paths["qrels"]
-    frame = read_table(judged)
-    made = {name: ids(judged, frame, getattr(settings, name)) for name in ("query_id", "doc_id")}
-    relevance = 1.0 if settings.relevance is None else numbers(judged, frame, settings.relevance, -10.0, 1000.0)
-    qrels = pd.DataFrame(made).assign(relevance=relevance)
-    for column, known, path in (("query_id", queries, paths["queries"]), ("doc_id", corpus, paths["corpus"])):
+        whole = complete(frame, [key, settings.text]) if drop else frame
+        dropped[f"{'queries' if name == 'queries' else 'passages'} without an id or a text"] = len(frame) - len(whole)
+        table = pd.DataFrame({"id": unique_ids(path, whole, key), "text": texts(path, whole, settings.text)})
+        tables.append(table.reset_index(drop=True))
+    queries, corpus = tables
+    path = paths["qrels"]
+    frame = read_table(path)
+    columns = {name: ids(path, frame, getattr(settings, name)) for name in ("query_id", "doc_id")}
+    relevance = 1.0 if settings.relevance is None else numbers(path, frame, settings.relevance, -10.0, 1000.0)
+    qrels = pd.DataFrame(columns).assign(relevance=relevance)
+    for column, known, origin in (("query_id", queries, paths["queries"]), ("doc_id", corpus, paths["corpus"])):
         lost = ~qrels[column].isin(set(known["id"]))
-        if drop:
-            qrels = qrels[~lost]
-        elif lost.any():
+        if lost.any() and not drop:
             line = qrels.index[lost][0]
-            raise DataError(f"{judged}: line {line}: expected an id of {path}; found {qrels[column][line]!r}")
-    qrels = qrels[qrels["relevance"] > 0].reset_index(drop=True)
-    return queries, corpus, qrels.assign(relevance=qrels["relevance"].round().clip(lower=1).astype(int))
+            raise DataError(f"{path}: line {line}: expected an id of {origin}; found {qrels[column][line]!r}")
+        qrels = qrels[~lost]
+    dropped["judgements of a query or passage that is not there"] = len(frame) - len(qrels)
+    relevance = qrels["relevance"].clip(lower=0)  # trec_eval takes both for not relevant
+    whole = (relevance == relevance.round()).all()
+    qrels = qrels.assign(relevance=relevance.astype(int) if whole else relevance)
+    return (queries, corpus, qrels), {reason: count for reason, count in dropped.items() if count}
 
 
 def training_pairs(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -208,34 +261,49 @@ def share(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
-def evaluation_set(
-    name: str, settings: TaskSet, split: str, rng: np.random.Generator
-) -> dict[str, pd.DataFrame] | None:
-    """One split's frames, {"pairs"} or {"queries", "corpus", "qrels"}; None where there is no file for it.
+def evaluation_set(name: str, settings: TaskSet, split: str, rng: np.random.Generator) -> EvaluationSet | None:
+    """One split; None where there is no file for it. Its phenomenon is the named column, or empty.
 
-    Their phenomenon is the named column, or empty. Raises DataError for a file that is wrong.
+    Raises DataError for a file that is wrong, or from which nothing can be measured.
     """
     source = getattr(settings, split)
     if source is None:
         return None
     if settings.type == "retrieval":
-        queries, corpus, qrels = retrieval(source)
-        queries = queries[queries["id"].isin(set(qrels["query_id"]))]
-        queries = sampled(queries, settings.sample, rng).assign(phenomenon="")
-        return {
-            "queries": queries,
-            "corpus": corpus,
-            "qrels": qrels[qrels["query_id"].isin(set(queries["id"]))].reset_index(drop=True),
-        }
-    frame, pairs = read_pairs(source, {"sentence1": settings.sentence1, "sentence2": settings.sentence2})
+        return _retrieval_set(settings, source, rng)
+    frame = read_table(source)
+    target = "score" if settings.type == "sts" else "label"
+    label = settings.label if target == "label" else None
+    dropped: Dropped = {}
+    if settings.incomplete == "drop":
+        columns = [settings.sentence1, settings.sentence2, getattr(settings, target)]
+        frame, dropped = complete_rows(frame, columns, label, settings.yes, settings.no)
+    pairs = pd.DataFrame({side: texts(source, frame, getattr(settings, side)) for side in ("sentence1", "sentence2")})
     pairs.insert(0, "id", [f"{name}-{split}-{line}" for line in pairs.index])
     pairs["phenomenon"] = texts(source, frame, settings.phenomenon) if settings.phenomenon else ""
-    if settings.type == "sts":
+    if label is None:
         pairs["score"] = numbers(source, frame, settings.score, *settings.scores)
     else:
-        pairs["label"] = labels(source, frame, settings.label, list(settings.yes)).astype(int)
+        pairs["label"] = labels(source, frame, label, settings.yes, settings.no).astype(int)
     pairs = within(pairs, getattr(settings, f"{split}_part"), "sentence1", "sentence2")
-    return {"pairs": sampled(pairs, settings.sample, rng)}
+    pairs = sampled(pairs, settings.sample, rng)
+    check_pairs(source, pairs, target, getattr(settings, target))
+    return EvaluationSet({"pairs": pairs}, dropped)
+
+
+def _retrieval_set(settings: TaskSet, source: Retrieval, rng: np.random.Generator) -> EvaluationSet:
+    """A retrieval set: as in mteb every query that is judged counts, also one without a relevant passage, and no other."""
+    (queries, corpus, qrels), dropped = retrieval(source, settings.incomplete == "drop")
+    check_qrels(_path(source.qrels), qrels, source.relevance)
+    judged_ids = set(qrels["query_id"])
+    asked = queries[queries["id"].isin(judged_ids)]
+    if len(asked) < len(queries):
+        dropped |= {UNJUDGED: len(queries) - len(asked)}
+    asked = sampled(asked, settings.sample, rng).assign(phenomenon="")
+    qrels = qrels[qrels["query_id"].isin(set(asked["id"]))]
+    if settings.sample is not None:
+        check_qrels(f"{_path(source.qrels)}: sample of {settings.sample} queries", qrels, source.relevance)
+    return EvaluationSet({"queries": asked, "corpus": corpus, "qrels": qrels.reset_index(drop=True)}, dropped)
 
 
 def within(pairs: pd.DataFrame, part: tuple[float, float] | None, one: str, two: str) -> pd.DataFrame:

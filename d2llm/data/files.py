@@ -9,13 +9,14 @@ import csv
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from d2llm.data.labels import label_key, meanings
 from d2llm.errors import DataError, first_line
 
 # First line of the data, by format.
@@ -118,23 +119,27 @@ def numbers(path: str | Path, frame: pd.DataFrame, column: str, least: float, mo
 
 
 def labels(
-    path: str | Path, frame: pd.DataFrame, column: str, yes: list[Any], no: list[Any] | None = None
+    path: str | Path, frame: pd.DataFrame, column: str, yes: Sequence[Any], no: Sequence[Any] | None = None
 ) -> pd.Series:
-    """A column of labels as booleans: whether each is among `yes`. 1 and "1" are one label, as CSV knows texts only.
+    """A column of labels as booleans: True for one of `yes`, False for one of `no` (None: 0), by `labels.label_key`.
 
-    Raises DataError for a row without a label, or with one that is neither among `yes` nor, where given, among `no`; and where no row has one of `yes`.
+    Raises DataError for a row without a label or with any other, and where no row means yes.
     """
+    known = meanings(yes, no)
     values = _column(path, frame, column)
     _each(path, column, values, lambda value: not _missing(value), "a label")
-    known = {_plain(value) for value in yes}
-    if no is not None:
-        judged = known | {_plain(value) for value in no}
-        _each(path, column, values, lambda value: _plain(value) in judged, f"one of {', '.join(sorted(judged))}")
-    found = values.map(lambda value: _plain(value) in known).astype(bool)
-    if not found.any():
-        seen = ", ".join(map(repr, list(dict.fromkeys(values))[:5]))
+    keys = values.map(label_key)
+    named = " or ".join(
+        f"{', '.join(key for key in known if known[key] is meaning)} ({word})"
+        for meaning, word in ((True, "yes"), (False, "no"))
+    )
+    fix = "name the label in `yes` or `no`, or leave such rows out by `incomplete: drop`"
+    _each(path, column, values, keys.isin(list(known)), named, fix)
+    positive = keys.map(known).astype(bool)
+    if not positive.any():
+        seen = ", ".join(map(_shown, list(dict.fromkeys(values))[:5]))
         raise DataError(f"{path}: column {column!r}: no row is one of {', '.join(map(repr, yes))}; found {seen}")
-    return found
+    return positive
 
 
 def ids(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
@@ -203,30 +208,26 @@ def _column(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _each(
-    path: str | Path, column: str, values: pd.Series, right: pd.Series | Callable[[Any], bool], expected: str
+    path: str | Path,
+    column: str,
+    values: pd.Series,
+    right: pd.Series | Callable[[Any], bool],
+    expected: str,
+    fix: str = "",
 ) -> None:
-    """Raises for the first row that is not right."""
+    """Raises for the first row that is not right; `fix` tells what mends it, where that is not plain."""
     good = (values.map(right) if callable(right) else right).astype(bool)
     if not good.all():
         line = values.index[~good][0]
         more = f" (and {int((~good).sum()) - 1} more rows)" if (~good).sum() > 1 else ""
         raise DataError(
             f"{path}: line {line}, column {column!r}: expected {expected}; found {_shown(values[line])}{more}"
+            + (f"; {fix}" if fix else "")
         )
 
 
 def _missing(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and np.isnan(value))
-
-
-def _plain(value: Any) -> str:
-    """One spelling of a label, whatever type its file gave it."""
-    if isinstance(value, bool | np.bool_):
-        return str(int(value))
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    text = str(value)
-    return {"true": "1", "false": "0"}.get(text.lower(), text)
 
 
 def _name(column: Any) -> str:
@@ -239,13 +240,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def among(frame: pd.DataFrame, column: str, known: Iterable[Any]) -> pd.DataFrame:
-    """The rows whose label in this column is one of `known`."""
-    plain = {_plain(value) for value in known}
-    return frame[frame[column].map(lambda value: not _missing(value) and _plain(value) in plain)]
-
-
-def read_pairs(path: str, columns: Mapping[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(the table, a frame of its text columns under the names they are to have)."""
-    frame = read_table(path)
-    return frame, pd.DataFrame({name: texts(path, frame, column) for name, column in columns.items()})
+def other_labels(frame: pd.DataFrame, column: str, yes: Sequence[Any], no: Sequence[Any] | None) -> pd.Series:
+    """Of rows with a label, the labels that are neither among `yes` nor among `no` (None: 0), by row; empty where all are."""
+    keys = frame[column].map(label_key)
+    return keys[~keys.isin(list(meanings(yes, no)))]

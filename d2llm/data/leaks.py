@@ -11,7 +11,8 @@ from typing import NotRequired, TypedDict
 
 import pandas as pd
 
-Tasks = dict[str, dict[str, dict[str, pd.DataFrame]]]  # split -> task -> frames
+Frames = dict[str, pd.DataFrame]  # {"pairs"} or {"queries", "corpus", "qrels"}
+Tasks = dict[str, dict[str, Frames]]  # split -> task -> frames
 
 
 class Report(TypedDict):
@@ -87,7 +88,7 @@ def _pairs(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str, pd.Da
 def _retrieval(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
     queries, corpus, qrels = frames["queries"], frames["corpus"], frames["qrels"]
     known = set(corpus.loc[_in(corpus["text"], seen.texts), "id"])
-    with_known = set(qrels.loc[qrels["doc_id"].isin(known), "query_id"])
+    with_known = set(qrels.loc[qrels["doc_id"].isin(known) & (qrels["relevance"] > 0), "query_id"])
     asked = _in(queries["text"], seen.texts)
     gone = asked & queries["id"].isin(with_known)
     near = _in(corpus["text"].map(bag), seen.bags)

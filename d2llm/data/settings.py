@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from d2llm.data.labels import meanings
 from d2llm.section import Names, Pair, Section, has
 
 Count = Annotated[int, Field(ge=0)]
@@ -21,6 +22,7 @@ FilePath = Annotated[str, Field(pattern=r"^[^{}\x00-\x1f-][^{}\x00-\x1f]*$")]
 # Of a data set: becomes a file's name.
 SplitName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
 Mode = Literal["symmetric", "asymmetric"]
+Incomplete = Literal["refuse", "drop"]
 Key = tuple[str, ...]
 # A hub's table below its download's folder.
 TABLE = "table.parquet"
@@ -161,7 +163,7 @@ class TrainingSet(Section):
     label: Text | None = None
     # Values of column label that mean yes.
     yes: Values | None = None
-    # Values that mean no; null: every other means no.
+    # Values of column label that mean no; null: 0. Any other value is refused, or left out by `incomplete: drop`.
     no: Values | None = None
     # Scores of column `score`, from the least to the most there can be; from `yes_from` on they mean yes.
     score: Text | None = None
@@ -175,8 +177,8 @@ class TrainingSet(Section):
     sample: Annotated[int, Field(ge=1)] | None = None
     # Passages that negatives are drawn from beside the right ones, drawn at random; null: all there are.
     pool: Annotated[int, Field(ge=1)] | None = None
-    # Rows without a text, label or score: an error, as in one's own files, or left out and counted, as large public sets have some.
-    incomplete: Literal["refuse", "drop"] = "refuse"
+    # Rows without a text, a score or a label that is named: refused, or left out and counted in the data card.
+    incomplete: Incomplete = "refuse"
 
     @model_validator(mode="after")
     def _one_kind(self) -> TrainingSet:
@@ -186,6 +188,8 @@ class TrainingSet(Section):
             raise ValueError("label (a column) together with yes (its values that mean yes)")
         if self.no is not None and self.label is None:
             raise ValueError("no together with label and yes")
+        if self.yes is not None:
+            meanings(self.yes, self.no)
         if len({self.score is None, self.scores is None, self.yes_from is None}) > 1:
             raise ValueError("score (a column) together with scores (least and most) and yes_from")
         if self.retrieval is not None and {self.label, self.score, self.negatives, self.part} != {None}:
@@ -237,6 +241,8 @@ class TaskSet(Section):
     label: Text = "label"
     # Values of column `label` that mean yes.
     yes: Values = [1]
+    # Values of column `label` that mean no; null: 0. Any other value is refused, or left out by `incomplete: drop`.
+    no: Values | None = None
     # Column of scores (STS).
     score: Text = "score"
     # The least and the most a score can be.
@@ -245,9 +251,15 @@ class TaskSet(Section):
     phenomenon: Text | None = None
     # Pairs or queries of a split used, drawn at random and said so in every output; null: all.
     sample: Annotated[int, Field(ge=2)] | None = None
+    # Rows without a text, a score or a label that is named (of retrieval: texts, and what qrels say of them): refused, or left out and counted
+    # in the data card.
+    incomplete: Incomplete = "refuse"
+    # Of retrieval: leave a passage whose id is the query's out of its ranking, as mteb's `ignore_identical_ids`.
+    ignore_identical_ids: bool = False
 
     @model_validator(mode="after")
     def _splits(self) -> TaskSet:
+        meanings(self.yes, self.no)
         given = [split for split in (self.dev, self.test) if split is not None]
         if not given:
             raise ValueError("a file for dev, for test, or for both")
@@ -255,6 +267,8 @@ class TaskSet(Section):
             raise ValueError("for retrieval a section of queries, corpus and qrels, for pairs a file")
         if self.type == "retrieval" and (self.dev_part or self.test_part):
             raise ValueError("dev_part and test_part with files of pairs only, not with retrieval")
+        if self.type != "retrieval" and self.ignore_identical_ids:
+            raise ValueError("ignore_identical_ids with retrieval only")
         return self
 
     def tables(self) -> dict[str, Table]:
@@ -273,6 +287,8 @@ class MtebSet(Section):
 
     # mteb's name of the task.
     mteb: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    # mteb's name of the subset, of a task that has several (languages); null: the only one.
+    subset: Text | None = None
     # What is measured; as mteb's task.
     type: Literal["pair_classification", "sts", "retrieval"]
     # The table it stands in.
@@ -287,10 +303,12 @@ class MtebSet(Section):
     dev: SplitName | None = None
     # Split that serves as test.
     test: SplitName | None = "test"
-    # Bounds of an STS set's scores.
-    scores: Pair = (0.0, 1.0)
+    # Least and most score of an STS set; null: those of mteb's class.
+    scores: Pair | None = None
     # Pairs or queries of a split used, drawn at random and said so in every output; null: all.
     sample: Annotated[int, Field(ge=2)] | None = None
+    # Empty texts and what is said of them: refused, or left out and counted in the data card. A set that lost any no longer goes by mteb's name.
+    incomplete: Incomplete = "refuse"
 
     @model_validator(mode="after")
     def _splits(self) -> MtebSet:
@@ -303,27 +321,27 @@ class MtebSet(Section):
     @property
     def name(self) -> str:
         """What its download is called."""
-        return f"mteb--{self.mteb.lower()}"
+        return "--".join(["mteb", self.mteb.lower(), *([self.subset.lower()] if self.subset else [])])
 
     def tables(self) -> dict[str, Table]:
         """No table of its own: mteb knows where it lies."""
         return {}
 
-    def as_files(self, folder: str) -> TaskSet:
-        """The set as files, once fetched into `folder`."""
+    def as_files(self, folder: str, scores: Pair = (0.0, 1.0)) -> TaskSet:
+        """The set as files, once fetched into `folder`; `scores` are the bounds where the config names none."""
 
         def split(name: str | None) -> str | Retrieval | None:
             if name is None or self.type != "retrieval":
                 return name and f"{folder}/{name}.parquet"
             return Retrieval(**{part: f"{folder}/{name}/{part}.parquet" for part in ("queries", "corpus", "qrels")})
 
-        shared = self.model_dump(include={"type", "group", "description", "language", "sample"})
+        shared = self.model_dump(include={"type", "group", "description", "language", "sample", "incomplete"})
         return TaskSet(
             **shared,
             title=self.title or self.mteb,
             dev=split(self.dev),
             test=split(self.test),
-            scores=self.scores,
+            scores=self.scores or scores,
         )
 
 

@@ -115,18 +115,17 @@ class SearchModel:
     """A `PairScorer` as mteb sees it: encoder and searcher with a similarity of its own.
 
     Pair classification and STS use the symmetric head on (sentence1, sentence2), in this order, or the mean of both
-    orders where the configuration says so; retrieval uses the asymmetric head on (query, passage). `predictions` is
-    what mteb was last given: (n,) float64 in row order, or {query id: {document id: score}}.
+    orders where the configuration says so; retrieval uses the asymmetric head on (query, passage), as deep as mteb asks.
+    `predictions` is what mteb was last given: (n,) float64 in row order, or {query id: {document id: score}}, best first.
 
     Raises (while evaluating):
         ArtifactError: the scorer gives NaN or infinity; names method and task.
     """
 
-    def __init__(self, name: str, scorer: PairScorer, orders: SymmetricOrder | None = None, keep: int = 100) -> None:
+    def __init__(self, name: str, scorer: PairScorer, orders: SymmetricOrder | None = None) -> None:
         self.name = name
         self.scorer = scorer
         self.orders = orders or SymmetricOrder()
-        self.keep = keep
         self.predictions: Any = None
         self._sides: list[tuple[list[str], np.ndarray]] = []
         self._order = "as_given"
@@ -206,7 +205,7 @@ class SearchModel:
             raise RuntimeError("search looks through the corpus indexed last, and none was since the last search")
         ids, texts = self._corpus
         self._corpus = None
-        hits = self.scorer.search(list(queries["text"]), texts, min(top_k, self.keep))
+        hits = self.scorer.search(list(queries["text"]), texts, top_k)
         self._finite(np.concatenate([scores for _, scores in hits]), "scores")
         # trec_eval, inside mteb, compares float32: all metrics shall see the same ties.
         self.predictions = {

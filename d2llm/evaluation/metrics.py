@@ -24,9 +24,9 @@ def ranking(scores: Mapping[str, float]) -> list[str]:
 
 
 def per_query(
-    results: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]], k: int = 10
+    results: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, float]], k: int = 10
 ) -> pd.DataFrame:
-    """MRR, recall and nDCG at `k` of every query, indexed by query id.
+    """MRR, recall and nDCG at `k` of every query, indexed by query id; 0 for a query without a relevant document.
 
     nDCG's gain is the relevance itself and its discount log2(rank + 1), as in trec_eval; recall counts relevance > 0.
     """
@@ -37,8 +37,8 @@ def per_query(
         first = next((rank for rank, gain in enumerate(gains, 1) if gain > 0), None)
         rows[query] = {
             f"mrr_at_{k}": 0.0 if first is None else 1.0 / first,
-            f"recall_at_{k}": sum(gain > 0 for gain in gains) / len(ideal),
-            f"ndcg_at_{k}": _dcg(gains) / _dcg(ideal[:k]),
+            f"recall_at_{k}": sum(gain > 0 for gain in gains) / len(ideal) if ideal else 0.0,
+            f"ndcg_at_{k}": _dcg(gains) / _dcg(ideal[:k]) if ideal else 0.0,
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -1,113 +1,114 @@
-"""mteb's task classes over a checked local `Task`: nothing is downloaded, mteb's own evaluators compute the metrics."""
+"""mteb's task classes over a checked local `Task`: nothing is downloaded, mteb's own evaluators compute the metrics.
+
+A set of mteb's is measured by its own class, with every rule of that class (`ignore_identical_ids`, `k_values`, bounds, column names …); any other by
+mteb's class of its type.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import mteb
 from datasets import Dataset, DatasetDict
 from mteb.abstasks import AbsTaskPairClassification, AbsTaskRetrieval, AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 
+from d2llm.data.conditions import whole_relevance
 from d2llm.evaluation.tasks import Task
 
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
 
-def mteb_task(task: Task) -> LocalTask:
-    """The mteb task that evaluates `task`; its only split is its `split`."""
-    classes: dict[str, Callable[[Task], LocalTask]] = {
-        "pair_classification": _Pairs,
-        "sts": _STS,
-        "retrieval": _Retrieval,
+MTEB_TYPES = {"pair_classification": "PairClassification", "sts": "STS", "retrieval": "Retrieval"}
+MAIN_SCORES = {"pair_classification": "similarity_ap", "sts": "spearman", "retrieval": "ndcg_at_10"}
+# mteb wants 1 among them; its default goes on to 1000.
+K_VALUES = (1, 3, 5, 10, 20, 100)
+
+
+class Measured(NamedTuple):
+    """A task of mteb's (an `AbsTask`, whose class decides its attributes) with its data loaded, and the split and subset that are evaluated."""
+
+    task: Any
+    split: str
+    subset: str
+
+
+def mteb_task(task: Task) -> Measured:
+    """The mteb task that evaluates `task`."""
+    if task.mteb is None:
+        measured = Measured(_local(task), task.split, "default")
+    else:
+        subsets = [task.mteb.subset] if task.mteb.subset else None
+        known = mteb.get_task(task.mteb.name, eval_splits=[task.mteb.split], hf_subsets=subsets)
+        if not task.mteb.whole:  # mteb's name is of the whole set alone
+            known.metadata = _metadata(task, task.mteb.split, known.metadata)
+        measured = Measured(known, task.mteb.split, task.mteb.subset or "default")
+    measured.task.dataset = _dataset(measured, task)
+    measured.task.data_loaded = True
+    return measured
+
+
+def _local(task: Task) -> Any:
+    """mteb's class of a type, for a set that mteb does not know."""
+    bases: dict[str, type[AbsTask]] = {
+        "pair_classification": AbsTaskPairClassification,
+        "sts": AbsTaskSTS,
+        "retrieval": AbsTaskRetrieval,
     }
-    return classes[task.type](task)
+    rules: dict[str, dict[str, Any]] = {
+        "pair_classification": {},
+        "sts": {"min_score": task.min_score, "max_score": task.max_score},
+        "retrieval": {"k_values": K_VALUES, "ignore_identical_ids": task.ignore_identical_ids},
+    }
+    made = type("Local", (bases[task.type],), rules[task.type] | {"metadata": _metadata(task, task.split)})
+    return made()
 
 
-class _Local(ABC):
-    """What the three classes share: metadata and data come from a `Task` given to the constructor."""
-
-    mteb_type: Literal["PairClassification", "STS", "Retrieval"]
-    main: str
-    # Of mteb's classes; they differ in what a data set is.
-    data_loaded: bool
-    dataset: Any
-
-    def __init__(self, task: Task, **kwargs: Any) -> None:
-        self.task = task
-        # One of mteb's own sets goes by mteb's names, so that mteb's tools take its results for what they are.
-        known = task.mteb or {}
-        self.split = known.get("split", task.split)
-        self.metadata = TaskMetadata(
-            name=known.get("name", task.name),
-            description=task.description,
-            type=self.mteb_type,
-            category="t2t",
-            main_score=known.get("main_score", self.main),
-            eval_langs=[task.language],
-            eval_splits=[self.split],
-            dataset={
-                "path": known.get("repo", f"local/{task.name}"),
-                "revision": known.get("revision", task.revision),
-            },
-        )
-        super().__init__(**kwargs)
-
-    def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
-        if not self.data_loaded:
-            self.dataset = self._data()
-            self.data_loaded = True
-
-    @abstractmethod
-    def _data(self) -> Any:
-        """The data set in the form of its class in mteb."""
-
-
-class _Pairs(_Local, AbsTaskPairClassification):
-    mteb_type = "PairClassification"
-    main = "similarity_ap"
-
-    def _data(self) -> DatasetDict:
-        pairs = self.task.paired()
-        columns = {name: pairs[name].tolist() for name in ("sentence1", "sentence2")}
-        return DatasetDict({self.split: Dataset.from_dict(columns | {"labels": pairs["label"].tolist()})})
-
-
-class _STS(_Local, AbsTaskSTS):
-    mteb_type = "STS"
-    main = "spearman"
-
-    def __init__(self, task: Task, **kwargs: Any) -> None:
-        super().__init__(task, **kwargs)
-        # Declared as int by mteb, which computes with them as with any number.
-        self.min_score = task.min_score  # type: ignore[assignment]
-        self.max_score = task.max_score  # type: ignore[assignment]
-
-    def _data(self) -> DatasetDict:
-        pairs = self.task.paired()
-        columns = {name: pairs[name].tolist() for name in ("sentence1", "sentence2", "score")}
-        return DatasetDict({self.split: Dataset.from_dict(columns)})
-
-
-class _Retrieval(_Local, AbsTaskRetrieval):
-    mteb_type = "Retrieval"
-    main = "ndcg_at_10"
-    # mteb wants 1 among them; its default goes to 1000, ten times what the suite keeps.
-    k_values = (1, 3, 5, 10, 20, 100)
-
-    def _data(self) -> dict[str, Any]:
-        corpus, queries, qrels = self.task.searched()
-        relevant: dict[str, dict[str, int]] = {}
-        for row in qrels.itertuples():
-            relevant.setdefault(row.query_id, {})[row.doc_id] = int(row.relevance)
-        split = {
-            "corpus": Dataset.from_dict(
-                {"id": corpus["id"].tolist(), "title": [""] * len(corpus), "text": corpus["text"].tolist()}
-            ),
-            "queries": Dataset.from_dict({name: queries[name].tolist() for name in ("id", "text")}),
-            "relevant_docs": relevant,
-            "top_ranked": None,
+def _metadata(task: Task, split: str, known: TaskMetadata | None = None) -> TaskMetadata:
+    """What mteb is told of a set, under the name it has here; `known` is what mteb says of the set that it is part of."""
+    own = {"name": task.name, "dataset": {"path": f"local/{task.name}", "revision": task.revision}}
+    if known is not None:
+        return known.model_copy(update=own)
+    return TaskMetadata.model_validate(
+        own
+        | {
+            "description": task.description,
+            "type": MTEB_TYPES[task.type],
+            "category": "t2t",
+            "main_score": MAIN_SCORES[task.type],
+            "eval_langs": [task.language],
+            "eval_splits": [split],
         }
-        return {"default": {self.split: split}}
+    )
 
 
-LocalTask = _Pairs | _STS | _Retrieval
+def _dataset(measured: Measured, task: Task) -> Any:
+    """The data in the form and under the column names that the class expects."""
+    split, subset = measured.split, measured.subset
+    if task.type == "retrieval":
+        return {subset: {split: _retrieval_split(task)}}
+    pairs, made = task.paired(), measured.task
+    if task.type == "sts":
+        names = (*made.column_names, "score")
+    else:
+        names = (made.input1_column_name, made.input2_column_name, made.label_column_name)
+    columns = ("sentence1", "sentence2", task.target)
+    rows = Dataset.from_dict({name: pairs[column].tolist() for name, column in zip(names, columns, strict=True)})
+    data = DatasetDict({split: rows})
+    return {subset: data} if made.metadata.is_multilingual else data
+
+
+def _retrieval_split(task: Task) -> dict[str, Any]:
+    corpus, queries, qrels = task.searched()
+    relevant: dict[str, dict[str, int]] = {}
+    columns = (qrels["query_id"], qrels["doc_id"], whole_relevance(qrels["relevance"]))
+    for query, doc, relevance in zip(*columns, strict=True):
+        relevant.setdefault(query, {})[doc] = int(relevance)
+    return {
+        "corpus": Dataset.from_dict(
+            {"id": corpus["id"].tolist(), "title": [""] * len(corpus), "text": corpus["text"].tolist()}
+        ),
+        "queries": Dataset.from_dict({name: queries[name].tolist() for name in ("id", "text")}),
+        "relevant_docs": relevant,
+        "top_ranked": None,
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,11 +90,11 @@ def evaluate(
     """
     from d2llm.evaluation.adapter import SearchModel
 
-    model = SearchModel(label, scorer, settings.symmetric_order, settings.keep)
+    model = SearchModel(label, scorer, settings.symmetric_order)
     scores, predictions = [], []
     for task in progress(list(read), f"evaluate {label}"):
-        measured = _mteb(model, task, settings.batch_size, results)
-        rows, predicted = _rows(model, task, measured)
+        measured, rules = _mteb(model, task, settings.batch_size, results)
+        rows, predicted = _rows(model, task, measured, rules, settings.keep)
         about = {"split": task.split, "task": task.name, "task_title": task.title, "task_type": task.type}
         about |= {"group": task.group, "scorer": scorer.kind}
         about |= {"candidates": scorer.candidates if task.type == "retrieval" else ""}
@@ -105,26 +106,26 @@ def evaluate(
     return pd.DataFrame(scores), pd.concat(predictions, ignore_index=True)
 
 
-def _mteb(model: SearchModel, task: Task, batch_size: int, results: Path | None) -> dict[str, float]:
-    """mteb's scores of one task, all keys."""
+def _mteb(model: SearchModel, task: Task, batch_size: int, results: Path | None) -> tuple[dict[str, float], Any]:
+    """mteb's scores of one task, all keys, and the task of mteb's that measured it."""
     from mteb.results import TaskResult
 
     from d2llm.evaluation.adapter import REVISION
     from d2llm.evaluation.mteb_tasks import mteb_task
 
     logging.getLogger("mteb").setLevel(logging.WARNING)
-    evaluated = mteb_task(task)
+    evaluated, split, subset = mteb_task(task)
     options: EncodeKwargs = {"batch_size": batch_size, "show_progress_bar": False}
     with warnings.catch_warnings():
         # Said in our own words by `_defined`.
         warnings.simplefilter("ignore", ConstantInputWarning)
         # Not mteb.evaluate: its cache may answer for a model that was trained again, and it imports twice as much.
-        scores = evaluated.evaluate(model, split=evaluated.split, encode_kwargs=options)
+        scores = evaluated.evaluate(model, split=split, encode_kwargs=options)
     if results is not None:
         # No times in it: they are the provenance's, and two equal runs shall leave equal files.
         result = TaskResult.from_task_results(
             evaluated,
-            {evaluated.split: scores},
+            {split: scores},
             evaluation_time=None,  # type: ignore[arg-type]  # the field of the result takes None, its maker's hint forgets it
         )
         content = result.model_dump(mode="json", exclude={"date", "evaluation_phases"})
@@ -133,26 +134,38 @@ def _mteb(model: SearchModel, task: Task, batch_size: int, results: Path | None)
         place = results / "results" / about.model_name_as_path() / REVISION
         write_json(place / f"{evaluated.metadata.name}.json", _plain(content))
         write_json(place / "model_meta.json", {"name": about.name, "revision": REVISION})
-    return dict(scores["default"])
+    return dict(scores[subset]), evaluated
 
 
-def _rows(model: SearchModel, task: Task, measured: dict[str, float]) -> tuple[list[metrics.Row], pd.DataFrame]:
-    """Score rows of a task (its metrics, then its breakdown) and its predictions."""
+def _ranked(results: dict[str, dict[str, float]], rules: Any) -> dict[str, dict[str, float]]:
+    """The rankings that a retrieval class of mteb measures, by its rules, from those it was given, best first."""
+    if rules.ignore_identical_ids:
+        results = {query: {doc: s for doc, s in docs.items() if doc != query} for query, docs in results.items()}
+    if rules.skip_first_result:
+        results = {query: dict(list(docs.items())[1:]) for query, docs in results.items()}
+    return results
+
+
+def _rows(
+    model: SearchModel, task: Task, measured: dict[str, float], rules: Any, keep: int
+) -> tuple[list[metrics.Row], pd.DataFrame]:
+    """Score rows of a task (its metrics, then its breakdown) and its predictions, of a query the `keep` best documents."""
     if task.type == "retrieval":
         _, queries, judged = task.searched()
         n = len(queries)
-        qrels: dict[str, dict[str, int]] = {}
+        qrels: dict[str, dict[str, float]] = {}
         for row in judged.itertuples():
-            qrels.setdefault(row.query_id, {})[row.doc_id] = int(row.relevance)
+            qrels.setdefault(row.query_id, {})[row.doc_id] = row.relevance
         # Relevant documents, retrieved or not: what recall and nDCG from the predictions alone need.
         relevant = {query: sum(relevance > 0 for relevance in found.values()) for query, found in qrels.items()}
         phenomena = dict(zip(queries["id"], queries["phenomenon"], strict=True))
-        breakdown = metrics.retrieval_breakdown(metrics.per_query(model.predictions, qrels), phenomena)
+        results = _ranked(model.predictions, rules)
+        breakdown = metrics.retrieval_breakdown(metrics.per_query(results, qrels), phenomena)
         predictions = pd.DataFrame(
             [
                 (query, doc, query, score, float(qrels[query].get(doc, 0)), relevant[query], phenomena[query])
-                for query, found in model.predictions.items()
-                for doc, score in found.items()
+                for query, docs in results.items()
+                for doc, score in islice(docs.items(), keep)
             ],
             columns=["query_id", "doc_id", "cluster", "score", "label", "relevant", "phenomenon"],
         )

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from d2llm.artifacts import read_frame, read_json
+from d2llm.data.conditions import check_pairs, check_qrels
 from d2llm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -37,14 +38,23 @@ class Searched(NamedTuple):
     qrels: pd.DataFrame
 
 
+class MtebName(NamedTuple):
+    """A set of mteb's: its task, the subset (None where there is one only), the split, and whether it is there in full."""
+
+    name: str
+    subset: str | None
+    split: str
+    whole: bool
+
+
 @dataclass(frozen=True)
 class Task:
     """One split of one evaluation set.
 
     `pairs` (id, sentence1, sentence2, label int | score float, phenomenon) belongs to pair classification and STS;
     `corpus` (id, text), `queries` (id, text, phenomenon) and `qrels` (query_id, doc_id, relevance) to retrieval.
-    `revision` is a digest of the files, so that a result names the very data it was measured on. `mteb` is what mteb calls the
-    set, where it is one of mteb's own in full: name, repo, revision, main_score, and the name of this split.
+    `revision` is a digest of the files, so that a result names the very data it was measured on. `mteb` names the set where it is
+    one of mteb's own, whose class then measures it. `ignore_identical_ids`: a document whose id is the query's leaves its ranking.
     """
 
     name: str
@@ -61,7 +71,8 @@ class Task:
     corpus: pd.DataFrame | None = None
     queries: pd.DataFrame | None = None
     qrels: pd.DataFrame | None = None
-    mteb: dict[str, str] | None = None
+    ignore_identical_ids: bool = False
+    mteb: MtebName | None = None
 
     @property
     def mode(self) -> Mode:
@@ -119,9 +130,10 @@ def read(folder: Path, split: str) -> Task:
         files = {"pairs": folder / f"{split}.parquet"}
         frames = {"pairs": _pairs(files["pairs"], about)}
     known = about.pop("mteb", None)
+    name = None
     if known is not None:
-        known = {**known, "split": known["split"][split]}
-    return Task(**about, split=split, revision=_digest(files.values()), mteb=known, **frames)
+        name = MtebName(known["name"], known["subset"], known["split"][split], split in known["whole"])
+    return Task(**about, split=split, revision=_digest(files.values()), mteb=name, **frames)
 
 
 def has(folder: Path, split: str) -> bool:
@@ -142,8 +154,7 @@ def _about(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: key 'name' is {raw['name']!r}, but the folder is {path.parent.name!r}")
     about = {key: raw[key] for key in expected}
     about["language"] = raw.get("language", "cmn-Hans")
-    if "mteb" in raw:
-        about["mteb"] = raw["mteb"]
+    about |= {key: raw[key] for key in ("mteb", "ignore_identical_ids") if key in raw}
     if raw["type"] == "sts":
         low, high = raw.get("min_score"), raw.get("max_score")
         if not all(isinstance(x, int | float) and np.isfinite(x) for x in (low, high)) or low >= high:
@@ -154,22 +165,18 @@ def _about(path: Path) -> dict[str, Any]:
 
 def _pairs(path: Path, about: dict[str, Any]) -> pd.DataFrame:
     frame = _read(path, ["id", "sentence1", "sentence2", "phenomenon"], unique="id")
-    if len(frame) < 2:
-        raise DataError(f"{path}: expected at least 2 pairs, found {len(frame)}")
     if about["type"] == "pair_classification":
         _column(path, frame, "label")
         _rows(path, frame, "label", ~frame["label"].isin([0, 1]), "0 or 1")
         frame["label"] = frame["label"].astype(int)
-        if frame["label"].nunique() < 2:
-            raise DataError(f"{path}: column 'label' holds only {frame['label'].iloc[0]}; expected both 0 and 1")
+        check_pairs(path, frame, "label")
         return frame
     _column(path, frame, "score")
     _numbers(path, frame, "score")
     low, high = about["min_score"], about["max_score"]
     _rows(path, frame, "score", ~frame["score"].between(low, high), f"a number from {low:g} to {high:g}")
     frame["score"] = frame["score"].astype(float)
-    if frame["score"].nunique() < 2:
-        raise DataError(f"{path}: column 'score' holds only {frame['score'].iloc[0]:g}; a correlation needs two values")
+    check_pairs(path, frame, "score")
     return frame
 
 
@@ -179,15 +186,14 @@ def _retrieval(files: dict[str, Path]) -> dict[str, pd.DataFrame]:
     path = files["qrels"]
     qrels = _read(path, ["query_id", "doc_id"])
     _column(path, qrels, "relevance")
-    if not pd.api.types.is_integer_dtype(qrels["relevance"]):
-        raise DataError(f"{path}: column 'relevance' must hold whole numbers (int), found {qrels['relevance'].dtype}")
+    _numbers(path, qrels, "relevance")
     _rows(path, qrels, "relevance", qrels["relevance"] < 0, "0 or more")
     _rows(path, qrels, "query_id", ~qrels["query_id"].isin(set(queries["id"])), "an id of queries.parquet")
     _rows(path, qrels, "doc_id", ~qrels["doc_id"].isin(set(corpus["id"])), "an id of corpus.parquet")
-    _rows(path, qrels, "doc_id", qrels.duplicated(["query_id", "doc_id"]), "each (query_id, doc_id) once")
-    answered = set(qrels.loc[qrels["relevance"] > 0, "query_id"])
+    check_qrels(path, qrels)
     # mteb would drop such a query silently and average over fewer than the task says.
-    _rows(files["queries"], queries, "id", ~queries["id"].isin(answered), "a query with a relevant document in qrels")
+    judged = set(qrels["query_id"])
+    _rows(files["queries"], queries, "id", ~queries["id"].isin(judged), "a query that qrels judge")
     return {"corpus": corpus, "queries": queries, "qrels": qrels}
 
 

@@ -134,13 +134,14 @@ class TextsOf:
             self.pairs = task.paired().set_index("id").rename(columns={task.target: "target"}).to_dict("index")
 
     def of(self, identity: str) -> dict[str, Any]:
-        """`query`, `passage` and `label` of a pair; of a query one right passage, the number of them as `right`."""
+        """`query`, `passage` and `label` of a pair; of a query one right passage ("" without one), the number of them as `right`."""
         try:
             if hasattr(self, "pairs"):
                 pair = self.pairs[identity]
                 return {"query": cut(pair["sentence1"]), "passage": cut(pair["sentence2"]), "label": pair["target"]}
-            right = self.right[identity]
-            return {"query": cut(self.queries[identity]), "passage": self.passage(right[0]), "right": len(right)}
+            right = self.right.get(identity, [])
+            passage = self.passage(right[0]) if right else ""
+            return {"query": cut(self.queries[identity]), "passage": passage, "right": len(right)}
         except KeyError as error:
             raise ArtifactError(f"task {self.name}: predictions of {error}, which it does not have; {MEND}") from None
 

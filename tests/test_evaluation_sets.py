@@ -1,0 +1,259 @@
+"""Evaluation sets from a user's files to scores: judgements, relevance, labels and incomplete rows count as the files say, or are refused by file and line."""
+
+from __future__ import annotations
+
+import json
+from math import log2
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from d2llm.data import build, examples
+from d2llm.data.conditions import whole_relevance
+from d2llm.data.settings import MtebSet, TaskSet
+from d2llm.errors import ConfigError, DataError
+from d2llm.evaluation import tasks
+from d2llm.evaluation.settings import EvaluationSettings
+
+
+def jsonl(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+class Fixed:
+    """Scores by hand: {(first text, second text): score}, 0 for any other pair."""
+
+    kind, candidates, trained = "iem", "all", True
+
+    def __init__(self, scores: dict[tuple[str, str], float]) -> None:
+        self.scores = scores
+
+    def vectors(self, texts: list[str], role: str, mode: str) -> np.ndarray:
+        return np.ones((len(texts), 2), dtype=np.float32)
+
+    def score_pairs(self, pairs: list[tuple[str, str]], mode: str) -> np.ndarray:
+        return np.array([self.scores.get(pair, 0.0) for pair in pairs])
+
+    def search(self, queries: list[str], passages: list[str], depth: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        rows = [np.array([self.scores.get((query, passage), 0.0) for passage in passages]) for query in queries]
+        return [(order, row[order]) for row in rows for order in [np.argsort(-row, kind="stable")[:depth]]]
+
+    def forget(self) -> None:
+        pass
+
+
+def search_files(folder: Path, queries: dict, corpus: dict, qrels: list[tuple]) -> dict[str, str]:
+    """The three files of a retrieval set."""
+    return {
+        "queries": jsonl(folder / "queries.jsonl", [{"id": key, "text": text} for key, text in queries.items()]),
+        "corpus": jsonl(folder / "corpus.jsonl", [{"id": key, "text": text} for key, text in corpus.items()]),
+        "qrels": jsonl(folder / "qrels.jsonl", [{"query_id": q, "doc_id": d, "relevance": r} for q, d, r in qrels]),
+    }
+
+
+def measured(
+    folder: Path, settings: dict[str, Any], scores: dict[tuple[str, str], float]
+) -> tuple[dict[str, float], pd.DataFrame, examples.EvaluationSet]:
+    """Metrics of a whole set, its predictions, and the set, by the way from files to mteb that every set takes."""
+    from d2llm.artifacts import write_json
+    from d2llm.evaluation.run import evaluate
+
+    task = TaskSet.model_validate({"group": "ir"} | settings)
+    made = examples.evaluation_set("t", task, "test", np.random.default_rng(0))
+    place = folder / "t"
+    filled = examples.with_familiarity(
+        {"test": {"t": made.frames}}, examples.Seen(frozenset(), frozenset(), frozenset())
+    )
+    write_json(place / "task.json", build.header("t", task))
+    build.write_task(place, "test", filled["test"]["t"])
+    rows, predictions = evaluate(Fixed(scores), [tasks.read(place, "test")], "hand", EvaluationSettings())
+    whole = rows[rows["phenomenon"] == "all"].set_index("metric")
+    assert (whole["n"] == len(made.frames.get("queries", made.frames.get("pairs")))).all()
+    return whole["value"].to_dict(), predictions, made
+
+
+# ----------------------------------------------------------------------------------------------------------- retrieval
+def test_a_query_judged_without_a_relevant_passage_counts_and_one_nobody_judged_does_not(tmp_path: Path) -> None:
+    three = search_files(
+        tmp_path,
+        {"q1": "one", "q2": "two", "q3": "three", "q4": "four"},
+        {"d1": "a", "d2": "b"},
+        [("q1", "d1", 1), ("q2", "d1", 0), ("q3", "d2", -1)],
+    )
+    values, predictions, made = measured(tmp_path, {"type": "retrieval", "test": three}, {("one", "a"): 1.0})
+    assert values == {name: pytest.approx(1 / 3, abs=1e-5) for name in ("mrr_at_10", "recall_at_10", "ndcg_at_10")}
+    assert made.dropped == {"queries without a judgement": 1}
+    assert predictions.drop_duplicates("query_id").set_index("query_id")["relevant"].to_dict() == {"q1": 1, "q2": 0, "q3": 0}  # fmt: skip
+
+
+@pytest.mark.parametrize("relevance", [(1.0, 0.5, 0.25), (4, 2, 1), (1.5, 2.5, 0.0), (0.001, 0.5, 0.123)])
+def test_relevance_is_a_gain_whatever_its_steps(relevance: tuple[float, ...], tmp_path: Path) -> None:
+    corpus = {"d1": "a", "d2": "b", "d3": "c"}
+    three = search_files(tmp_path, {"q": "ask"}, corpus, [("q", f"d{i}", r) for i, r in enumerate(relevance, 1)])
+    worst_first = {("ask", text): -r for text, r in zip(corpus.values(), relevance, strict=True)}
+    values, predictions, _ = measured(tmp_path, {"type": "retrieval", "test": three}, worst_first)
+    gain = sum(r / log2(rank + 1) for rank, r in enumerate(sorted(relevance), 1))
+    ideal = sum(r / log2(rank + 1) for rank, r in enumerate(sorted(relevance, reverse=True), 1))
+    assert values["ndcg_at_10"] == pytest.approx(gain / ideal, abs=1e-5)
+    if relevance[0] == 1.0:
+        assert values["ndcg_at_10"] == pytest.approx(0.73967, abs=1e-5)
+    assert sorted(predictions["label"]) == sorted(relevance)  # as the file has it
+
+
+def test_relevance_in_whole_steps_is_exact_or_refused() -> None:
+    assert whole_relevance(pd.Series([1.0, 0.5, 0.25, 0.0, -1.0])).tolist() == [4, 2, 1, 0, 0]
+    assert whole_relevance(pd.Series([1.2, 0.4])).tolist() == [3, 1]
+    assert whole_relevance(pd.Series([3, 0, -2])).tolist() == [3, 0, 0]
+    for fine in ([1 / 3, 1.0], [0.000001, 1.0], [999.99, 0.01]):
+        with pytest.raises(ValueError, match="line 0: relevance .* is too fine"):
+            whole_relevance(pd.Series(fine))
+
+
+@pytest.mark.parametrize(("ignored", "expected"), [(False, 0.63093), (True, 1.0)])
+def test_a_passage_with_the_id_of_its_query_can_be_left_out_of_the_ranking(
+    ignored: bool, expected: float, tmp_path: Path
+) -> None:
+    texts = {str(i): f"text {i}" for i in range(12)}
+    three = search_files(tmp_path, texts, texts, [(str(i), str((i + 1) % 12), 1) for i in range(12)])
+    # A text is most like itself, and next like the right one.
+    scores = {(texts[str(i)], texts[str((i + step) % 12)]): 2.0 - step for i in range(12) for step in (0, 1)}
+    settings = {"type": "retrieval", "test": three, "ignore_identical_ids": ignored}
+    values, predictions, _ = measured(tmp_path, settings, scores)
+    assert values["ndcg_at_10"] == pytest.approx(expected, abs=1e-5)
+    assert (predictions["query_id"] == predictions["doc_id"]).any() != ignored
+
+
+def test_an_empty_query_or_passage_is_refused_or_left_out_and_counted(tmp_path: Path) -> None:
+    three = search_files(
+        tmp_path,
+        {"q1": "one", "q2": "", "q3": "three"},
+        {"d1": "a", "d2": " ", "d3": "c"},
+        [("q1", "d1", 1), ("q2", "d3", 1), ("q3", "d2", 1)],
+    )
+    settings = {"type": "retrieval", "test": three}
+    with pytest.raises(DataError, match=r"queries\.jsonl: line 2, column 'text': expected a text; found ''"):
+        measured(tmp_path, settings, {})
+    values, _, made = measured(tmp_path, settings | {"incomplete": "drop"}, {("one", "a"): 1.0})
+    assert values["mrr_at_10"] == 1.0 and made.frames["queries"]["id"].tolist() == ["q1"]
+    assert made.dropped == {
+        "queries without an id or a text": 1,
+        "passages without an id or a text": 1,
+        "judgements of a query or passage that is not there": 2,
+        "queries without a judgement": 1,
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------- pairs
+NLI = [("a", "b", "entailment"), ("c", "d", "-"), ("e", "f", "neutral"), ("g", "h", "entailment")]
+
+
+def test_labels_that_mean_neither_yes_nor_no_are_refused_or_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [dict(zip(("sentence1", "sentence2", "label"), row, strict=True)) for row in NLI]
+    settings = {"type": "pair_classification", "group": "nli", "test": jsonl(tmp_path / "t.jsonl", rows), "yes": ["entailment"], "no": ["neutral"]}  # fmt: skip
+    scores = {("a", "b"): 3.0, ("c", "d"): 9.0, ("e", "f"): 1.0, ("g", "h"): 2.0}
+    with pytest.raises(DataError, match=r"t\.jsonl: line 2, column 'label': expected entailment \(yes\) or neutral \(no\); found '-'"):  # fmt: skip
+        measured(tmp_path, settings, scores)
+    values, predictions, made = measured(tmp_path, settings | {"incomplete": "drop"}, scores)
+    assert values["ap"] == 1.0 and predictions["query_id"].tolist() == ["t-test-1", "t-test-3", "t-test-4"]
+    assert made.dropped == {"rows labelled '-'": 1}
+
+
+def test_a_label_cannot_mean_both() -> None:
+    files = {"type": "pair_classification", "group": "nli", "test": "t.csv"}
+    for wrong in ({"yes": [0]}, {"yes": ["a", 1], "no": ["1.0"]}):
+        with pytest.raises(ValueError, match="labels that mean yes or no, not both"):
+            TaskSet.model_validate(files | wrong)
+
+
+def pair_rows(values: list[Any]) -> list[dict]:
+    return [{"sentence1": f"a{i}", "sentence2": f"b{i}", "label": value, "score": value} for i, value in enumerate(values)]  # fmt: skip
+
+
+PAIRS = {"type": "pair_classification", "group": "nli"}
+STS = {"type": "sts", "group": "sts", "scores": (0.0, 5.0)}
+NOTHING = [
+    (PAIRS, [1, 1, 1], r"t\.jsonl: column 'label': every label means yes; expected pairs of both kinds"),
+    (PAIRS, [1], r"t\.jsonl: column 'label': expected at least 2 pairs, found 1"),
+    (STS, [2.0, 2.0], r"t\.jsonl: column 'score': every score is 2; a correlation needs two different scores"),
+    (STS | {"sample": 2}, [2.0] * 30 + [1.0], r"t\.jsonl: column 'score': every score is 2"),
+]
+
+
+@pytest.mark.parametrize(("settings", "values", "message"), NOTHING)
+def test_pairs_that_measure_nothing_are_refused_by_the_users_file(
+    settings: dict, values: list, message: str, tmp_path: Path
+) -> None:
+    file = jsonl(tmp_path / "t.jsonl", pair_rows(values))
+    task = TaskSet.model_validate(settings | {"test": file})
+    with pytest.raises(DataError, match=message):
+        examples.evaluation_set("t", task, "test", np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("qrels", "message"),
+    [
+        ([("q", "d", 1), ("q", "e", 0), ("q", "d", 1)], r"qrels\.jsonl: line 3: query 'q' and document 'd' are judged again, as in line 1"),
+        ([("q", "d", 0), ("q", "e", -1)], r"qrels\.jsonl: column 'relevance': no document is relevant to any query"),
+        ([("q", "d", 1), ("q", "e", 1 / 3)], r"qrels\.jsonl: column 'relevance': line 2: relevance 0\.33+ is too fine"),
+    ],
+)  # fmt: skip
+def test_judgements_that_measure_nothing_are_refused_by_the_users_file(
+    qrels: list, message: str, tmp_path: Path
+) -> None:
+    three = search_files(tmp_path, {"q": "ask"}, {"d": "a", "e": "b"}, qrels)
+    task = TaskSet.model_validate({"type": "retrieval", "group": "ir", "test": three})
+    with pytest.raises(DataError, match=message):
+        examples.evaluation_set("t", task, "test", np.random.default_rng(0))
+
+
+# --------------------------------------------------------------------------------------------------------- sets of mteb
+def test_a_subset_of_mtebs_is_named_where_there_are_several() -> None:
+    from types import SimpleNamespace
+
+    from d2llm.data.download import check_subset
+
+    several = SimpleNamespace(metadata=SimpleNamespace(is_multilingual=True), hf_subsets=["en", "zh"])
+    single = SimpleNamespace(metadata=SimpleNamespace(is_multilingual=False), hf_subsets=["default"])
+    check_subset(several, "zh", "key")
+    check_subset(single, None, "key")
+    for task, subset, message in (
+        (several, None, "key: expected one of en, zh; found null"),
+        (several, "fr", "key: expected one of en, zh; found 'fr'"),
+        (single, "zh", "key: expected null, as this task has one subset only; found 'zh'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_subset(task, subset, "key")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"top_ranked": {"q": ["d"]}}, "has candidates of its own to re-rank"),
+        ({"relevant_docs": {"q": {"d": 0.5}}}, "has a relevance of 0.5, of which mteb computes no metric"),
+        ({"queries": {"id": ["q"], "text": ["a"], "instruction": ["b"]}}, "has instructions beside its queries"),
+        ({"queries": {"id": ["q"], "text": [["a", "b"]]}}, "has conversations as queries"),
+    ],
+)
+def test_a_retrieval_set_of_mtebs_that_is_more_than_texts_is_refused(change: dict, message: str) -> None:
+    from datasets import Dataset
+
+    from d2llm.data.download import retrieval
+
+    split = {
+        "corpus": {"id": ["d"], "title": ["t"], "text": ["x"]},
+        "queries": {"id": ["q"], "text": ["a"]},
+        "relevant_docs": {"q": {"d": 1}},
+    } | change
+    split |= {part: Dataset.from_dict(split[part]) for part in ("corpus", "queries")}
+    with pytest.raises(ConfigError, match=f"key: this set of mteb's {message}"):
+        retrieval(split, "key")
+
+
+def test_a_set_of_mtebs_takes_incomplete_as_files_do() -> None:
+    task = MtebSet(mteb="T2Retrieval", type="retrieval", group="ir", test="dev", incomplete="drop")
+    assert task.as_files("folder").incomplete == "drop"
+    assert MtebSet(mteb="STS22", subset="zh", type="sts", group="sts").name == "mteb--sts22--zh"
