@@ -151,11 +151,19 @@ def test_how_it_was_run_is_told(page: Page) -> None:
 def test_contradicted_pairs_are_told_where_labels_were_read(page: Page, tmp_path: Path) -> None:
     assert "Contradicted" not in page.text  # a generated world has none
     config = make(tmp_path)
-    row = {"dataset": "mine", "pairs": 60, "queries": 50, "pool": 70, "contradictions": 5, "examples": []}
+    row = {"dataset": "mine", "pairs": 60, "queries": 50, "pool": 70, "contradictions": 5, "removed": 7, "examples": []}
     write_json(Paths.of(config).about, {"card": {"training": [row]}})
     told = Page(report.html(config))
-    assert ["Set", "Pairs", "Queries", "Texts to draw negatives from", "Contradicted", "Example"] in told.rows
-    assert ["mine", "60", "50", "70", "5", ""] in told.rows and "the first judgement counts" in told.text
+    assert [
+        "Set",
+        "Pairs",
+        "Queries",
+        "Texts to draw negatives from",
+        "Contradicted",
+        "Removed",
+        "Example",
+    ] in told.rows
+    assert ["mine", "60", "50", "70", "5", "7", ""] in told.rows and "the first judgement counts" in told.text
 
 
 def test_all_scores_are_there_to_browse(page: Page, whole) -> None:

@@ -28,12 +28,12 @@ def summarise(
     tasks: Tasks,
     teacher: dict[str, pd.DataFrame],
     leaks: Report,
-    contradictions: Mapping[str, int] | None = None,
+    counts: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Card:
-    """The card as plain values; `contradictions` by training set, where its labels were read."""
+    """The card as plain values; `counts` by training set, where its labels were read: `contradictions`, `removed`."""
     return {
         "training": [
-            _training(name, part, pool[pool["dataset"] == name]) | ({} if contradictions is None else {"contradictions": contradictions[name]})
+            _training(name, part, pool[pool["dataset"] == name]) | ({} if counts is None else dict(counts[name]))
             for name, part in train.groupby("dataset", sort=False)
         ],
         "evaluation": [
@@ -103,6 +103,10 @@ def markdown(card: Card) -> str:
     if torn:
         said = ", ".join(f"{count} of {name}" for name, count in torn.items())
         lines += ["", f"Pairs that a set judges right and wrong, of which the first row counts: {said}."]
+    removed = {row["dataset"]: row["removed"] for row in card["training"] if row.get("removed")}
+    if removed:
+        counts = ", ".join(f"{count} of {name}" for name, count in removed.items())
+        lines += ["", f"Judged pairs that evaluation sets hold, which are removed from training: {counts}."]
     lines += ["", "## Evaluation sets", ""]
     for row in card["evaluation"]:
         size = (
