@@ -94,13 +94,14 @@ class BGE(ContrastiveMethod[BGERecipe]):
 def contrast_pairs(
     student: Student, texts: list[str], stage: UnsupervisedPairs, context: PretextContext, name: str
 ) -> None:
-    """Cross-entropy of each text's partner among all partners of the batch."""
+    """Cross-entropy of each text's partner among all partners of the batch, without those that are right for it, as in `contrast`."""
     import torch
 
     from d2llm.contrastive_losses import in_batch_contrast
     from d2llm.errors import TrainingError
     from d2llm.models.student import TextFormat
     from d2llm.optimization import batches, fit, groups
+    from d2llm.text_ids import PairTextIds
 
     backbone = student.backbone
     plain = student.formats["passage", "symmetric"]
@@ -109,33 +110,43 @@ def contrast_pairs(
     known = context.next_texts if stage.pairs != "crop" else None
     if known is not None:
         second = backbone.tokenize(known)
-        pairs = [(a, b) for a, b in zip(first, second, strict=True) if a and b and a != b]
+        usable = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a and b and a != b]
     elif stage.pairs == "next":
         raise TrainingError(f"{name}: pairs is next, but these texts have no known order; set it to crop")
     else:
-        pairs = [(a, a) for a in first if len(a) > 1]
-    steps = stage.updates(len(pairs))
+        second = first
+        usable = [i for i, a in enumerate(first) if len(a) > 1]
+    steps = stage.updates(len(usable))
     if steps == 0:
         return
-    if len(pairs) < 2:
-        raise TrainingError(f"{name}: {len(pairs)} usable text pairs; at least 2 are needed")
+    if len(usable) < 2:
+        raise TrainingError(f"{name}: {len(usable)} usable text pairs; at least 2 are needed")
+    pairs = [(first[i], second[i]) for i in usable]
+    partners = texts if known is None else known
+    none: list[tuple[str, ...]] = [()] * len(usable)
+    ids = PairTextIds([name] * len(usable), [texts[i] for i in usable], [partners[i] for i in usable], none, none)
     generator = torch.Generator().manual_seed(context.seed)
     student.train()
 
-    def prepare(members: list[int]) -> list[tuple[int, ...]]:
+    def prepare(members: list[int]) -> tuple[list[tuple[int, ...]], Tensor]:
         chosen = [pairs[index] for index in members]
         if known is None:
             chosen = [(crop(a, stage.shortest, generator), crop(b, stage.shortest, generator)) for a, b in chosen]
-        return [form.ids(a) for a, _ in chosen] + [form.ids(b) for _, b in chosen]
+        fed = [form.ids(b) for _, b in chosen]
+        # Nor is a partner a negative that is fed the same as one's own, cut or of unknown characters.
+        place = {row: number for number, row in enumerate(fed)}
+        same = torch.tensor([place[row] for row in fed])
+        batch = ids.of(members)
+        allowed = torch.from_numpy(~batch.are_right(batch.positives)) & (same[:, None] != same)
+        return [form.ids(a) for a, _ in chosen] + fed, allowed
 
-    def loss(rows: list[tuple[int, ...]]) -> dict[str, Tensor]:
+    def loss(drawn: tuple[list[tuple[int, ...]], Tensor]) -> dict[str, Tensor]:
+        rows, allowed = drawn
         with context.autocast():
             embedded = student.embed_ids(rows)
         a, b = embedded.float().chunk(2)
-        # An equal partner of another text is no negative, nor is a text drawn twice by a batch larger than the pass.
-        partners = rows[len(rows) // 2 :]
-        allowed = torch.tensor([[x != y for y in partners] for x in partners], device=a.device)
-        return {"info_nce": in_batch_contrast(student.scorer.matrix(a, b, "symmetric"), stage.temperature, allowed)}
+        scores = student.scorer.matrix(a, b, "symmetric")
+        return {"info_nce": in_batch_contrast(scores, stage.temperature, allowed.to(a.device))}
 
     with backbone.all_trainable():
         fit(

@@ -1,7 +1,7 @@
 """The contrastive objective the baselines share, and the passages a query meets in a batch. Importable without torch.
 
-What counts as a negative is decided here once, for every method alike: a passage is hidden from a query when it is a
-right one for the same query text (or that text itself), which published code leaves in by mistake or by rarity.
+What counts as a negative is decided here once, for every method alike: a passage of the batch is hidden from a query when the training set
+marks it as right for the query's text, or it is that text itself (`normal_form`); published code leaves it in by mistake or by rarity.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from d2llm.models.student import Student
+    from d2llm.text_ids import TextIds
 
 
 class ContrastiveMethod(Method[R]):
@@ -53,11 +54,23 @@ def negative_mask(batch: Batch, device: Any = None) -> Tensor:
     return batch.negative_mask.to(device)
 
 
+def text_ids(batch: Batch) -> TextIds:
+    """The batch's, or, of one made by hand, those its texts give: right for a query are the positives of its text."""
+    from d2llm.text_ids import PairTextIds
+
+    if batch.text_ids is not None:
+        return batch.text_ids
+    size = len(batch)
+    made = PairTextIds([batch.dataset] * size, batch.queries, batch.positives, batch.negatives, [()] * size)
+    return made.of(range(size))
+
+
 def allowed_positives(batch: Batch, device: Any = None) -> Tensor:
     """(B, B): whether the positive of query j may be a negative of query i; False on the diagonal."""
     import torch
 
-    return torch.tensor(batch.others(batch.positives), device=device).view(len(batch), len(batch))
+    ids = text_ids(batch)
+    return torch.from_numpy(~ids.are_right(ids.positives)).to(device)
 
 
 def of_others(logits: Tensor, mask: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -65,8 +78,8 @@ def of_others(logits: Tensor, mask: Tensor, batch: Batch) -> tuple[Tensor, Tenso
     import torch
 
     size, count = logits.shape[1:]
-    texts = [text for row in batch.negatives for text in row[:count]]
-    allowed = torch.tensor(batch.others(texts), device=logits.device, dtype=torch.bool).view(size, size, count)
+    ids = text_ids(batch)
+    allowed = torch.from_numpy(~ids.are_right(ids.negatives)).to(logits.device)
     away = ~torch.eye(size, dtype=torch.bool, device=logits.device)
     width = (size - 1) * count
     return logits[away].view(size, width), (allowed & mask[None])[away].view(size, width)

@@ -280,7 +280,7 @@ def rows(config: Config) -> Iterator[Finding]:
         alone = local.model_copy(update={"train": {}, "tasks": {}, part: {name: getattr(local, part)[name]}})
         try:
             if part == "train":
-                build.judged_pairs(alone)
+                build.judged_pairs(alone, config.training.pack)
             else:
                 build.files_tasks(alone)
             readable += 1

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from d2llm.models.backbone import Backbone
     from d2llm.models.student import Student
     from d2llm.resume import Loop
+    from d2llm.text_ids import TextIds
 
 Mode = Literal["symmetric", "asymmetric"]
 Role = Literal["query", "passage"]
@@ -188,7 +189,8 @@ class Batch:
     """One step's texts, of one dataset and mode: B queries, their positives and K hard negatives each.
 
     Rows with fewer than K negatives are filled up with any text and marked False in `negative_mask` (B, K), a boolean
-    tensor, or None when every row is full.
+    tensor, or None when every row is full. `text_ids` numbers the passages and tells which are right for which query, with all that the
+    training set marks; without them (a batch made by hand) only the batch's own rows tell (`contrast.text_ids`).
     """
 
     dataset: str
@@ -198,6 +200,7 @@ class Batch:
     negatives: list[list[str]]
     teacher: TeacherTargets | None = None
     negative_mask: Tensor | None = None
+    text_ids: TextIds | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -223,18 +226,8 @@ class Batch:
             negatives=[row[:count] for row in self.negatives],
             teacher=teacher,
             negative_mask=None if mask is None else mask[:, :count],
+            text_ids=None if self.text_ids is None else self.text_ids.narrowed(count),
         )
-
-    def true_passages(self) -> list[set[str]]:
-        """For every query the texts that must not serve as its in-batch negatives: positives of the same query text."""
-        known: dict[str, set[str]] = {}
-        for query, positive in zip(self.queries, self.positives, strict=True):
-            known.setdefault(query, {query}).add(positive)
-        return [known[query] for query in self.queries]
-
-    def others(self, passages: list[str]) -> list[list[bool]]:
-        """(B, len(passages)): whether a passage of the batch may serve as a negative of a query."""
-        return [[passage not in true for passage in passages] for true in self.true_passages()]
 
 
 @dataclass(frozen=True)

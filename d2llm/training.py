@@ -27,6 +27,7 @@ from d2llm.optimization import mixed, optimizer, schedule, step
 from d2llm.parallel import Shares
 from d2llm.paths import Paths
 from d2llm.resume import Resume
+from d2llm.text_ids import PairTextIds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,6 +46,7 @@ PAIRS = {
     "dataset": "str",
     "mode": "str",
     "pack": "int",
+    "marked": "list",
     "negatives": "list",
 }
 
@@ -184,6 +186,9 @@ class PairData:
                 f"pairs: every query needs the same number of negatives, found {sorted(widths)}; remove pairs/ and run again"
             )
         self.width = widths.pop()
+        self.text_ids = PairTextIds(
+            pairs["dataset"].tolist(), self.queries, self.positives, self.negatives, pairs["marked"].tolist()
+        )
         self.scores = None if scores is None else _Scores(scores, self.width)
         # Rows of every pack, packs of every data set (one mode each).
         self.packs = [rows.to_numpy() for _, rows in pairs.groupby("pack", sort=True).groups.items()]
@@ -234,6 +239,7 @@ class PairData:
         return Batch(
             dataset=dataset, mode=self.modes[dataset], queries=[self.queries[i] for i in rows],
             positives=[self.positives[i] for i in rows], negatives=[self.negatives[i] for i in rows], teacher=teacher,
+            text_ids=self.text_ids.of(rows),
         )  # fmt: skip
 
 

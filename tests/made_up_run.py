@@ -121,7 +121,14 @@ def extras(config: Config) -> None:
     )
     write_json(
         paths.negatives_report,
-        {"nli": {"queries": 7464, "sources": {"bm25": 14928, "dense": 14927}, "distinct_negatives": 11658}},
+        {
+            "nli": {
+                "queries": 7464,
+                "left_out": 2,
+                "sources": {"bm25": 14928, "dense": 14927},
+                "distinct_negatives": 11658,
+            }
+        },
     )
     write_json(
         paths.teacher_report,

@@ -18,6 +18,8 @@ from d2llm.methods import Batch, Embedded, PretextContext
 from d2llm.models.backbone import head_of
 from d2llm.models.enhanced_decoder import EnhancedDecoder
 from d2llm.models.lora import merged_state
+from d2llm.optimization import batches
+from d2llm.text_ids import PairTextIds
 
 CLS, SEP, MASK, BOS = 2, 3, 4, 5
 FIRST_NEW = len(tiny.SPECIAL) + len(tiny.WORDS)  # id of the first token a method adds
@@ -183,22 +185,21 @@ def test_published_numbers():
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_objective_by_loops(name):
-    """Every query against all positives and all hard negatives of the batch; right passages of its text left out."""
+@pytest.mark.parametrize("marked", [[["天"], ["山", "地"], []], None], ids=["marked", "by hand"])
+def test_objective_by_loops(name, marked):
+    """Every query against all positives and all hard negatives of the batch; what is right for its text left out."""
     method, recipe, student = built(name, **({"token_size": 8} if name == "colbert" else {}))
     generator = torch.Generator().manual_seed(1)
     q, p, n = (torch.randn(*shape, 32, generator=generator) * 0.3 for shape in ((3,), (3,), (3, 3)))
     mask = torch.tensor([[True, True, True], [True, False, True], [True, True, True]])
-    batch = Batch(
-        "d",
-        "asymmetric",
-        ["甲", "乙", "甲"],
-        ["山", "水", "火"],
-        [["日", "火", "月"], ["山", "", "吃"], ["天", "地", "人"]],
-        None,
-        mask,
-    )
+    queries, positives = ["甲", "乙", "甲"], ["山", "水", "火"]
+    negatives = [["日", "火", "月"], ["山", "", "吃"], ["天", "地", "人"]]
     right = [{"甲", "山", "火"}, {"乙", "水"}, {"甲", "山", "火"}]
+    ids = None
+    if marked is not None:
+        ids = PairTextIds(["d"] * 3, queries, positives, negatives, marked).of(range(3))
+        right = [right[0] | {"天"}, right[1] | {"山", "地"}, right[2] | {"天"}]
+    batch = Batch("d", "asymmetric", queries, positives, negatives, None, mask, ids)
     losses = []
     for i in range(3):
 
@@ -562,3 +563,37 @@ def test_unsupervised_pairs_of_neighbours_by_hand(tmp_path):
     assert log[0]["info_nce"] == pytest.approx(expected, rel=1e-4)
     with pytest.raises(TrainingError, match="no known order"):
         bge.contrast_pairs(student, WORLD, recipe.unsupervised, PretextContext(), "bge")
+
+
+@pytest.mark.parametrize("order", ["next", "crop"])
+def test_right_partners_are_no_negatives_in_unsupervised_pairs(order, tmp_path):
+    """What follows a text anywhere, the text itself, near copies of either, and what is fed the same."""
+    if order == "next":
+        texts, following = ["甲乙", "甲乙 ", "丙", "丁戊", "己"], ["日月", "火", "甲乙", "星", "星 "]
+        right = [{0, 1, 2}, {0, 1, 2}, {2}, {3, 4}, {3, 4}]
+    else:  # two texts, each drawn twice
+        texts, following = ["甲乙丙丁戊己庚辛壬癸", "日月星云山水火木金土"], None
+    size = len(texts) if following else 4
+    stage = {"steps": 1, "batch_size": size, "pairs": order}
+    backbone = tiny.backbone("encoder", tmp_path / "m", hidden_dropout_prob=0.0)
+    _, recipe, student = built("bge", backbone, unsupervised=stage)
+    (members,) = batches(len(texts), size, 1, 1)
+    if following:
+        a, b = (
+            student.embed([side[i] for i in members], "passage", "symmetric").detach() for side in (texts, following)
+        )
+        hidden = [[j in right[i] for j in members] for i in members]
+    else:
+        generator = torch.Generator().manual_seed(0)
+        shortest = recipe.unsupervised.shortest
+        spans = [bge.crop(tiny.ids(texts[i]), shortest, generator) for i in members for _ in range(2)]
+        assert len(set(spans[1::2])) > 2  # partners that only their text tells apart
+        a, b = student.embed_ids([(CLS, *span, SEP) for span in spans]).detach().view(4, 2, -1).unbind(1)
+        hidden = [[i == j for j in members] for i in members]
+    losses = []
+    for i in range(size):
+        scores = [a[i] @ b[j] / 0.01 for j in range(size) if j == i or not hidden[i][j]]
+        losses.append(torch.logsumexp(torch.stack(scores), 0) - a[i] @ b[i] / 0.01)
+    log = []
+    bge.contrast_pairs(student, texts, recipe.unsupervised, PretextContext(next_texts=following, log=log.append), "bge")
+    assert log[0]["info_nce"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)

@@ -281,6 +281,24 @@ def test_a_planted_pair_is_removed_and_a_near_duplicate_counted() -> None:
     assert report["removed"] == 4
 
 
+@pytest.mark.parametrize("copy", ["Ｏｌｄ　Ｔｏｗｎ", "OLD  TOWN ", "old\u200b town"])
+def test_near_copies_leak_as_the_texts_do(copy: str) -> None:
+    plain = pd.DataFrame(
+        {"query": ["old town"], "positive": ["café"], "text": ["old town"], "a": ["old town"], "b": [["café"]]}
+    )
+    accent = "CAFE\u0301 "
+    search = {
+        "queries": pd.DataFrame({"id": ["q"], "text": [copy]}),
+        "corpus": pd.DataFrame({"id": ["d"], "text": [accent]}),
+        "qrels": pd.DataFrame({"query_id": ["q"], "doc_id": ["d"], "relevance": [1]}),
+    }
+    pairs = {"pairs": pd.DataFrame({"id": ["x", "y"], "sentence1": [accent, "Town, old"], "sentence2": [copy, "cafe"]})}
+    report, kept = leaks.remove({"test": {"p": pairs, "r": search}}, leaks.seen_texts(plain, plain, plain, plain))
+    assert kept["test"]["p"]["pairs"]["id"].tolist() == ["y"] and kept["test"]["r"]["queries"].empty
+    assert (report["tasks"]["p/test"]["same_pair"], report["tasks"]["r/test"]["same_pair"]) == (1, 1)
+    assert (report["tasks"]["p/test"]["near_duplicates"], report["tasks"]["r/test"]["near_duplicates"]) == (1, 1)
+
+
 def test_the_stage_removes_what_leaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test set that is the training set loses exactly what training shows."""
     honest = world.role_swap

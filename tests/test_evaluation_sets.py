@@ -13,6 +13,7 @@ import pytest
 
 from d2llm.data import build, examples
 from d2llm.data.conditions import whole_relevance
+from d2llm.data.leaks import Seen
 from d2llm.data.settings import MtebSet, TaskSet
 from d2llm.errors import ConfigError, DataError
 from d2llm.evaluation import tasks
@@ -65,9 +66,7 @@ def measured(
     task = TaskSet.model_validate({"group": "ir"} | settings)
     made = examples.evaluation_set("t", task, "test", np.random.default_rng(0))
     place = folder / "t"
-    filled = examples.with_familiarity(
-        {"test": {"t": made.frames}}, examples.Seen(frozenset(), frozenset(), frozenset())
-    )
+    filled = examples.with_familiarity({"test": {"t": made.frames}}, Seen.of((), ()))
     write_json(place / "task.json", build.header("t", task))
     build.write_task(place, "test", filled["test"]["t"])
     rows, predictions = evaluate(Fixed(scores), [tasks.read(place, "test")], "hand", EvaluationSettings())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ import pandas as pd
 import pytest
 from tiny_run import tiny_settings
 
+from d2llm import doctor
 from d2llm.artifacts import read_json
-from d2llm.config import Config, load
+from d2llm.config import Config, load, merged
 from d2llm.data import build, examples, files
 from d2llm.data.settings import Retrieval, TrainingSet
 from d2llm.errors import ConfigError, DataError
@@ -153,6 +156,28 @@ def test_pairs_judged_both_ways_count_once_as_first_judged_and_are_told(tmp_path
     assert examples.judged("s", settings, rng())[0]["contradicted"].tolist() == [False, True]
 
 
+def test_near_copies_are_one_pair_and_no_pair_with_themselves(tmp_path: Path) -> None:
+    rows = [
+        ("Is it old?", "Café, 1900.", "yes"), ("is it  old?", "cafe\u0301，\u20091900.", "no"),  # contradicted: full width, decomposed, case, blanks
+        ("Is it old?", "Cafe, 1900.", "no"),  # another accent, another text
+        ("IS IT OLD?", "No. ", "yes"), ("is it old?", "no.", "yes"),  # twice the same
+        ("Is it old?", "is it old?\u200b", "yes"),  # a text and itself
+    ]  # fmt: skip
+    file = jsonl(tmp_path / "t.jsonl", [dict(zip(("query", "passage", "l"), row, strict=True)) for row in rows])
+    settings = TrainingSet(file=file, label="l", yes=["yes"], no=["no"])
+    found, passages, _ = examples.judged("s", settings, rng())
+    assert found[["a", "b", "label", "contradicted"]].values.tolist() == [
+        ["Is it old?", "Café, 1900.", True, True], ["Is it old?", "Cafe, 1900.", False, False], ["IS IT OLD?", "No. ", True, False],
+    ]  # fmt: skip
+    assert passages.tolist() == ["Café, 1900.", "Cafe, 1900.", "No. ", "is it old?\u200b"]
+    train, _ = examples.training_pairs(found, {"s": passages})
+    # Whatever the spelling of the query, all that is right for it is marked and all that is wrong is wrong.
+    assert [(row.marked, row.wrong) for row in train.itertuples()] == [(["Café, 1900.", "No. "], ["Cafe, 1900."])] * 2
+    assert len(examples.judged("s", settings.model_copy(update={"sample": 1}), rng())[0]) == 3  # all of one query
+    pool = examples.judged("s", settings.model_copy(update={"pool": 1}), rng())[1]
+    assert set(passages[:3]) < set(pool) and len(pool) == 4
+
+
 def test_a_score_becomes_a_probability_that_is_above_one_half_where_it_means_yes() -> None:
     score = pd.Series([1.0, 2.5, 3.9, 4.0, 4.5, 5.0])
     found = examples.target(score, (1.0, 5.0), 4.0)
@@ -238,6 +263,10 @@ def test_parts_of_one_file_share_no_pair_in_any_order() -> None:
     assert len(first) + len(second) == 400 and 80 < len(first) < 160
     one, two = ({frozenset(row) for row in part.values.tolist()} for part in (first, second))
     assert not one & two  # (t1, t398) and (t398, t1) are in the table both
+    spelled = pairs.assign(a=pairs["b"].str.upper(), b=pairs["a"] + " ")
+    for part, rows in (((0.0, 0.3), first), ((0.3, 1.0), second)):
+        found = examples.within(pd.concat([pairs, spelled], ignore_index=True), part, "a", "b")
+        assert found.index.tolist() == [*rows.index, *(rows.index + 400)]  # a near copy goes with the pair
     assert examples.within(pairs, None, "a", "b") is pairs
 
 
@@ -259,6 +288,22 @@ def test_queries_without_wrong_candidates_get_some_from_the_pool() -> None:
             assert {text for text, yes in zip(b, label, strict=True) if yes} == right
             assert len(b) == len(set(b)) == len(right) + 3
             assert target == [float(yes) for yes in label]
+
+
+def test_no_near_copy_of_a_right_passage_is_taught_as_wrong() -> None:
+    pairs = pairs_of([(f"q{i}", f"p{i}", True) for i in range(60)] + [("Q0 ", "p1", True)])
+    copies = [spelling for i in range(60) for spelling in (f"P{i}", f"p{i} ", f"ｐ{i}")]
+    pool = pd.DataFrame({"dataset": "s", "text": [*copies, "x", "y", "z"]})
+    judged = pairs_of([(f"q{i}", f"p{59 - i}", True) for i in range(60)])  # which evaluation sets hold
+    groups = examples.teacher_groups(pairs, pool, 50, 0.2, 1, pd.concat([pairs, judged]))
+    for frame in groups.values():
+        for a, b, label in zip(frame["a"], frame["b"], frame["label"], strict=True):
+            number = int(a.strip()[1:])
+            right = {f"p{number}", f"p{59 - number}"} | ({"p1"} if number == 0 else set())
+            wrong = {examples.normal_form(text) for text, yes in zip(b, label, strict=True) if not yes}
+            assert not wrong & right and len(wrong) == label.count(False)
+    parts = [split for split, frame in groups.items() for a in set(frame["a"]) if a.strip().lower() == "q0"]
+    assert len(parts) == 2 and len(set(parts)) == 1  # both spellings in one part
 
 
 def test_long_groups_are_cut_without_losing_or_doubling_a_candidate() -> None:
@@ -284,14 +329,22 @@ def test_a_teacher_cannot_be_judged_by_one_kind_of_pair() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- leaks
-def test_what_an_evaluation_set_holds_leaves_training() -> None:
+@pytest.mark.parametrize(
+    "spelled",
+    [str, str.upper, " {} ".format, "\u200b{}".format, lambda text: "".join(chr(ord(x) + 0xFEE0) for x in text)],
+)
+def test_what_an_evaluation_set_holds_leaves_training(spelled: Callable[[str], str]) -> None:
     pairs = pd.concat(
         [pairs_of([("a", "b", True), ("c", "d", True), ("a", "d", True)]), pairs_of([("asked", "x", True), ("y", "x", True)], "asymmetric")]
     )  # fmt: skip
     tasks = {
         "test": {
-            "t": {"pairs": pd.DataFrame({"sentence1": ["b", "d"], "sentence2": ["a", "e"], "phenomenon": ["", "own"]})},
-            "r": {"queries": pd.DataFrame({"text": ["asked", "new"], "phenomenon": ["", ""]})},
+            "t": {
+                "pairs": pd.DataFrame(
+                    {"sentence1": [spelled("b"), "d"], "sentence2": [spelled("a"), "e"], "phenomenon": ["", "own"]}
+                )
+            },
+            "r": {"queries": pd.DataFrame({"text": [spelled("asked"), "new"], "phenomenon": ["", ""]})},
         }
     }
     kept = examples.without(pairs, tasks)
@@ -388,6 +441,62 @@ def test_the_data_stage_over_files(config: Config) -> None:
     again = pd.read_parquet(paths.task("related") / "test.parquet")
     build.run(config)
     pd.testing.assert_frame_equal(pd.read_parquet(paths.task("related") / "test.parquet"), again)
+
+
+def test_what_evaluation_sets_take_is_counted_and_stays_marked(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A right passage that an evaluation set has for a query of training is removed from training, and no negative of that query."""
+    row = {"s1": "red house near old street train 0", "l": 1, "score": 4.0}
+    added = {
+        "train": [row | {"s2": f"it is {word}"} for word in ("red", "old", "big")],
+        "test": [row | {"s2": "IT IS RED "}],
+    }
+    for name, rows in added.items():
+        with (tmp_path / f"{name}.jsonl").open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row) + "\n" for row in rows)
+    caplog.set_level("WARNING")
+    build.run(config)
+    paths = Paths.of(config)
+    train = pd.read_parquet(paths.train_pairs)
+    (marked,) = train.loc[(train["dataset"] == "nli") & (train["positive"] == "it is old"), "marked"]
+    assert set(marked) == {"it is red", "it is old", "it is big"}
+    assert "it is red" not in set(train["positive"]) and "it is red" in set(pd.read_parquet(paths.pool)["text"])
+    removed = {row["dataset"]: row["removed"] for row in read_json(paths.card_json)["training"]}
+    assert removed == {"nli": 1, "graded": 1, "find": 0}
+    assert "removed from training: 1 of nli, 1 of graded." in paths.card_md.read_text(encoding="utf-8")
+    assert "nli: 1 pairs are removed, as evaluation sets hold them" in caplog.text
+
+
+def asked_in(folder: Path, count: int) -> dict:
+    """Changes by which the test split of `lookup` asks the first queries of the training set `find`."""
+    parts = {part: str(folder / "train" / f"{part}.jsonl") for part in ("queries", "corpus", "qrels")}
+    for part in ("queries", "qrels"):
+        lines = Path(parts[part]).read_text(encoding="utf-8").splitlines(keepends=True)
+        parts[part] = str(folder / f"some_{part}.jsonl")
+        Path(parts[part]).write_text("".join(lines[:count]), encoding="utf-8")
+    return {"data": {"files": {"tasks": {"lookup": {"test": parts}}}}}
+
+
+NOT_ENOUGH = [
+    (lambda folder: asked_in(folder, 16), r"train\.find: evaluation sets hold all 16 of its right pairs, so that none is left to train on; give"),
+    (lambda folder: asked_in(folder, 14), r"train\.find: 2 right pairs \(evaluation sets hold 14 more\) do not fill a pack; expected at least training\.pack \(4\)"),
+    (lambda folder: {"training": {"pack": 20, "batch_size": 20}}, r"train\.find: 16 right pairs do not fill a pack; expected at least training\.pack \(20\)"),
+    (lambda folder: {"negatives": {"per_query": 30}}, r"'find': 30 texts are too few for 30 negatives of 'where is red house train\?'; .*negatives\.per_query"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), NOT_ENOUGH)
+def test_a_set_that_cannot_be_trained_on_is_refused_at_once(
+    changes: Callable[[Path], dict], message: str, tmp_path: Path
+) -> None:
+    settings = own(tmp_path)
+    config = load([], merged(settings, changes(tmp_path)))
+    for stage in (build.run, *(() if "negatives" in message else (build.run_texts,))):  # unlabelled text needs no pool
+        with pytest.raises(DataError, match=message):
+            stage(config)
+    [error] = [one.found for one in doctor.of_config(config) if one.level == "error"]
+    assert re.search(message, error)
 
 
 def test_contradictions_are_in_the_card_and_the_log(config: Config, caplog: pytest.LogCaptureFixture) -> None:

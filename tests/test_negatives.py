@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from d2llm.config import Config, NegativeSettings
 from d2llm.data import negatives
 from d2llm.data.bm25 import tokens
 from d2llm.errors import ArtifactError, DataError
+from d2llm.normal_form import normal_form
 from d2llm.paths import Paths
 
 TEXTS = [
@@ -182,6 +185,40 @@ def test_what_is_judged_wrong_comes_before_what_is_mined() -> None:
     )
 
 
+COPIES = {
+    "decomposed": lambda text: unicodedata.normalize("NFD", text), "full width": lambda text: text.translate({i: i + 0xFEE0 for i in range(33, 127)}),
+    "blank at the end": lambda text: f"{text} ", "doubled blank": lambda text: text.replace(" ", "  "), "case": str.upper, "invisible": "\u200b{}".format,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
+def test_near_copies_of_the_query_and_of_what_is_right_for_it_are_not_drawn(copy: Callable[[str], str]) -> None:
+    right = [
+        "né en mai",
+        "né en juin",
+        "né en août",
+    ]  # the row's positive, a marked one, and that of another spelling of the query
+    query = "né quand ?"
+    copies = [copy(text) for text in (*right, query)]
+    assert not set(copies) & {*right, query}
+    texts = [*right, *copies, "mort en mai", copy("mort en mai"), "né", "en mai", "en juin"]
+    wrong = [[copies[0], "jugé", copy("jugé"), "né en mai"], []]
+    frame = rows((query, right[0], right[1]), (copy(query), right[2])).assign(wrong=wrong)
+    everything = dict.fromkeys((query, copy(query)), list(range(len(texts))))
+    for ranks in (everything, {}):  # mined, and at random
+        first, second = drawn(frame, texts, ranks, ranks, 4, seed=3).itertuples()
+        assert Counter(first.sources)["judged"] == 1
+        for made in (first, second):
+            plain = {normal_form(text) for text in made.negatives}
+            assert len(plain) == 4 and plain <= {"jugé", "mort en mai", "né", "en mai", "en juin"}
+
+
+def test_the_last_texts_that_are_left_are_found() -> None:
+    texts = [f"文{i}" for i in range(3000)]
+    frame = rows(("甲", *texts[:2997]))
+    assert sorted(drawn(frame, texts, {}, {}, 3)["negatives"][0]) == texts[2997:]
+
+
 def test_every_candidate_of_a_source_has_its_chance() -> None:
     texts = [f"文{i}" for i in range(12)]
     seen: Counter[str] = Counter()
@@ -263,6 +300,7 @@ def test_the_stage(tiny_pairs: Config) -> None:
     report = json.loads(paths.negatives_report.read_text(encoding="utf-8"))
     for name, part in pairs.groupby("dataset"):
         assert report[name]["queries"] == len(part)
+        assert report[name]["left_out"] == (train["dataset"] == name).sum() % 4
         assert report[name]["sources"] == dict(Counter(source for found in part["sources"] for source in found))
         assert report[name]["distinct_negatives"] == len({text for found in part["negatives"] for text in found})
     share = Counter(source for found in pairs["sources"] for source in found)
@@ -311,6 +349,17 @@ def changed_results(config: Config, folder: Path) -> Config:
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(model)
     return copy
+
+
+def test_a_set_that_fills_no_pack_is_refused_by_this_stage_as_well(tiny_pairs: Config, tmp_path: Path) -> None:
+    """The data stage has run with other settings."""
+    copy = changed_results(tiny_pairs, tmp_path)
+    for changes, message in (
+        ({"training": {"pack": 500, "batch_size": 500}}, r"^training set 'nli': \d+ right pairs do not fill a pack; .*training\.pack \(500\)"),
+        ({"negatives": {"per_query": 5000}}, r"^pool of 'nli': \d+ texts are too few for 5000 negatives"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=message):
+            negatives.run(changed(copy, **changes))
 
 
 def test_a_pool_without_texts_is_an_artifact_error(tmp_path: Path) -> None:

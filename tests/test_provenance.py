@@ -156,6 +156,8 @@ def test_stages_declare_the_settings_their_modules_read() -> None:
         declared |= {"models.of"} if name == "base" else set()
         # Where it is not the usual one.
         declared |= {"training.precision"} if name in ("teacher", "pretext") else set()
+        # On which conditions the data is accepted, for stages to come that declare them; what is written does not depend on them.
+        declared |= {"training.pack", "negatives.per_query"} if name in ("texts", "data") else set()
         # The one set a download is.
         declared |= {"data.files"} if name == "download" else set()
         for module in stages.modules(name, **given):

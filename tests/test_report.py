@@ -149,9 +149,9 @@ def test_how_it_was_run_is_told(page: Page) -> None:
 
 
 def test_what_sets_contradict_or_lost_is_told_where_they_were_read(page: Page, tmp_path: Path) -> None:
-    assert "Contradicted" not in page.text and "Left out" not in page.text  # a generated world has none
+    assert "Contradicted" not in page.text and "Left out of the sets" not in page.text  # a generated world has none
     config = make(tmp_path)
-    row = {"dataset": "mine", "pairs": 60, "queries": 50, "pool": 70, "contradictions": 5, "examples": []}
+    row = {"dataset": "mine", "pairs": 60, "queries": 50, "pool": 70, "contradictions": 5, "removed": 7, "examples": []}
     row["dropped"] = {"rows labelled '-'": 1100}
     queries = {"task": "find", "split": "test", "dropped": {"queries without a judgement": 3}}
     write_json(
@@ -159,8 +159,9 @@ def test_what_sets_contradict_or_lost_is_told_where_they_were_read(page: Page, t
         {"card": {"training": [row], "evaluation": [{"task": "whole", "split": "dev"}, queries]}},
     )
     told = Page(report.html(config))
-    assert ["Set", "Pairs", "Queries", "Texts to draw negatives from", "Contradicted", "Example"] in told.rows
-    assert ["mine", "60", "50", "70", "5", ""] in told.rows and "the first judgement counts" in told.text
+    head = ["Set", "Pairs", "Queries", "Texts to draw negatives from", "Contradicted", "Removed", "Example"]
+    assert head in told.rows
+    assert ["mine", "60", "50", "70", "5", "7", ""] in told.rows and "the first judgement counts" in told.text
     assert ["mine", "1,100 rows labelled '-'"] in told.rows
     assert ["find/test", "3 queries without a judgement"] in told.rows and "whole/dev" not in told.text
 

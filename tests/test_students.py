@@ -23,6 +23,7 @@ from d2llm.methods import Batch, Embedded, MaxLengths, TeacherTargets, Tuning
 from d2llm.models.backbone import Backbone
 from d2llm.models.pooling import POOLINGS, Pooling
 from d2llm.models.student import PASS_COST, Student, TextFormat, same_formats, split_by_length
+from d2llm.text_ids import PairTextIds
 
 SMALL = {"pooling": {"heads": 4}, "interaction": {"hidden": 16}}
 
@@ -400,8 +401,12 @@ def test_weights_that_are_not_safetensors_are_refused(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------ objective
-def example(size=4, count=3, easy=2):
-    """A batch with one repeated query (rows 0 and 3), a short row of negatives, and made-up embeddings and teacher."""
+# Of the example's rows, what the training set marks as right besides their positives: an easy negative's text, and a hard negative's of another row.
+MARKED = [["木"], ["火", "星"], [], ["猫"]]
+
+
+def example(size=4, count=3, easy=2, marked=MARKED):
+    """A batch with one repeated query (rows 0 and 3), a short row of negatives, marked texts, and made-up embeddings and teacher."""
     generator = torch.Generator().manual_seed(3)
 
     def normal(*shape):
@@ -409,12 +414,15 @@ def example(size=4, count=3, easy=2):
 
     mask = torch.ones(size, count, dtype=torch.bool)
     mask[1, -1] = False
+    queries, positives = ["甲", "乙", "丙", "甲"], ["山", "水", "火", "木"]
+    negatives = [["日", "月", "星"], ["吃", "看", "看"], ["山", "书", "花"], ["猫", "狗", "人"]]
+    ids = None if marked is None else PairTextIds(["d"] * size, queries, positives, negatives, marked).of(range(size))
     batch = Batch(
         "d",
         "symmetric",
-        ["甲", "乙", "丙", "甲"],
-        ["山", "水", "火", "木"],
-        [["日", "月", "星"], ["吃", "看", "看"], ["山", "书", "花"], ["猫", "狗", "人"]],
+        queries,
+        positives,
+        negatives,
         TeacherTargets(
             normal(size, 2),
             normal(size, count, 2),
@@ -423,6 +431,7 @@ def example(size=4, count=3, easy=2):
             torch.rand(size, count + 1, count + 1, generator=generator),
         ),
         mask,
+        ids,
     )
     return batch, Embedded(normal(size, 32), normal(size, 32), normal(size, count, 32))
 
@@ -443,6 +452,8 @@ def by_hand(student, embedded, batch, recipe):
         return -(values[0] - np.log(np.exp(values).sum()))
 
     teacher, right = batch.teacher, [{"甲", "山", "木"}, {"乙", "水"}, {"丙", "火"}, {"甲", "山", "木"}]
+    if batch.text_ids is not None:
+        right[0], right[3], right[1] = right[0] | {"猫"}, right[3] | {"猫"}, right[1] | {"火", "星"}
     rows = {name: [] for name in ("ci", "cl", "ri_phn", "ri_ehn", "fi", "p2q")}
     for i in range(size):
         q, kept = embedded.q[i], [k for k in range(count) if batch.negative_mask[i, k]]
@@ -492,13 +503,14 @@ TERMS = {"ci": "ci", "cl": "in_batch_weight", "ri_phn": "alpha", "ri_ehn": "beta
 
 @pytest.mark.parametrize("in_batch", ["separate", "joint", "none"])
 @pytest.mark.parametrize("passages", ["positives", "all"])
-def test_the_objective_is_what_loops_give(in_batch, passages):
+@pytest.mark.parametrize("marked", [MARKED, None], ids=["marked", "by hand"])
+def test_the_objective_is_what_loops_give(in_batch, passages, marked):
     method = methods.method("d2llm")
     settings = {"in_batch": in_batch, "in_batch_passages": passages, "temperature": 0.6}
     recipe = method.recipe(SMALL | WEIGHTS | settings)
     torch.manual_seed(5)
     student = method.build(tiny.backbone("decoder"), recipe)
-    batch, embedded = example()
+    batch, embedded = example(marked=marked)
     expected = {name: getattr(recipe, TERMS[name]) * v for name, v in by_hand(student, embedded, batch, recipe).items()}
     if in_batch != "separate":
         del expected["cl"]

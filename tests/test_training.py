@@ -37,7 +37,7 @@ def pairs() -> pd.DataFrame:
                 key = f"{name}-{pack}-{i}"
                 rows.append(
                     {"qid": key, "query": f"q {key}", "positive": f"p {key}", "dataset": name, "mode": mode, "pack": len(rows) // PACK,
-                     "negatives": [f"n {key} {k}" for k in range(WIDTH)]}
+                     "marked": [f"p {key}"], "negatives": [f"n {key} {k}" for k in range(WIDTH)]}
                 )  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from d2llm.artifacts import atomic, read_frame, read_json, write_frame, write_json, write_text
-from d2llm.data import card, examples, leaks, surface, world
+from d2llm.data import card, enough, examples, leaks, surface, world
 from d2llm.data.settings import SOURCE, MtebSet
 from d2llm.logs import get_logger
 from d2llm.paths import Paths
@@ -47,7 +47,8 @@ TASKS = {
 class Made:
     """What a source makes: training pairs and pool, the teacher's groups by split, the sets by split and name, and their headers.
 
-    `contradictions`: by training set, how many pairs it judges right and wrong; None where labels are made, not read.
+    `counts`: by training set, how many pairs it judges right and wrong (`contradictions`) and how many evaluation sets took (`removed`); None where
+    labels are made, not read.
     `dropped`: what was left out of a training set ("train/<set>") or of a split of an evaluation set ("<set>/<split>"), and how often.
     """
 
@@ -57,12 +58,12 @@ class Made:
     tasks: leaks.Tasks
     headers: dict[str, dict[str, object]]
     leaks: Report
-    contradictions: dict[str, int] | None = None
+    counts: dict[str, dict[str, int]] | None = None
     dropped: dict[str, Dropped] = field(default_factory=dict)
 
 
 def run(config: Config) -> None:
-    """Make or read, check for leaks, write."""
+    """Make or read, check for leaks, write. Raises DataError for a training set that cannot be trained on (`enough`)."""
     paths = Paths.of(config)
     made = from_files(config) if config.data.source == "files" else from_world(config)
     log = get_logger(__name__)
@@ -79,15 +80,19 @@ def run(config: Config) -> None:
                 if name in frames:
                     write_task(folder / name, split, frames[name])
     write_json(paths.leaks, made.leaks)
-    for name, count in (made.contradictions or {}).items():
-        if count:
-            log.warning("%s: %d pairs are judged right and wrong by its rows; the first row counts", name, count)
+    for name, counts in (made.counts or {}).items():
+        if counts["contradictions"]:
+            log.warning(
+                "%s: %d pairs are judged right and wrong by its rows; the first row counts",
+                name,
+                counts["contradictions"],
+            )
+        if counts["removed"]:
+            log.warning("%s: %d pairs are removed, as evaluation sets hold them", name, counts["removed"])
     for name, reasons in made.dropped.items():
         if reasons:
             log.warning("%s: left out: %s", name, card.counted(reasons))
-    summary = card.summarise(
-        made.train, made.pool, made.tasks, made.teacher, made.leaks, made.contradictions, made.dropped
-    )
+    summary = card.summarise(made.train, made.pool, made.tasks, made.teacher, made.leaks, made.counts, made.dropped)
     write_json(paths.card_json, summary)
     write_text(paths.card_md, card.markdown(summary))
 
@@ -96,6 +101,7 @@ def from_world(config: Config) -> Made:
     """The generated world; what an evaluation set shares with training is removed from the set."""
     settings = config.data.world
     train, pool = training_pairs(settings)
+    enough.check(train, pool, config.training.pack, config.negatives.per_query)
     tasks = {split: evaluation_tasks(settings, split) for split in ("dev", "test")}
     teacher = {split: teacher_groups(settings, split) for split in ("train", "dev")}
     unlabelled = read_frame(Paths.of(config).pretraining, {"text": "str"})
@@ -112,11 +118,14 @@ def from_files(config: Config) -> Made:
     """One's own files; what an evaluation set shares with training is removed from training, so that the set stays whole."""
     settings = local_files(config)
     tasks, dropped = files_tasks(settings)
-    everything, passages, dropped_of_training = judged_pairs(settings)
+    everything, passages, dropped_of_training = judged_pairs(settings, config.training.pack)
     dropped |= dropped_of_training
-    kept = examples.without(everything, tasks)
-    train, pool = examples.training_pairs(kept, passages)
-    groups = examples.teacher_groups(kept, pool, settings.teacher_negatives, settings.teacher_dev, settings.seed)
+    kept = left_pairs(everything, tasks, config.training.pack)
+    train, pool = examples.training_pairs(kept, passages, everything)
+    enough.check(train, pool, config.training.pack, config.negatives.per_query)
+    groups = examples.teacher_groups(
+        kept, pool, settings.teacher_negatives, settings.teacher_dev, settings.seed, everything
+    )
     report, _ = leaks.remove(tasks, examples.seen(everything, passages))
     for row in report["tasks"].values():
         row["removed"] = 0
@@ -129,8 +138,14 @@ def from_files(config: Config) -> Made:
             # What mteb knows by this name is the whole set.
             whole = [split for split in splits if task.sample is None and not lost(dropped.get(f"{name}/{split}", {}))]
             headers[name]["mteb"] = mteb_source(config, task) | {"split": splits, "whole": whole}
-    contradictions = kept.groupby("dataset", sort=False)["contradicted"].sum().astype(int).to_dict()
-    return Made(train, pool, groups, tasks, headers, report, contradictions, dropped)
+    counts = {
+        str(name): {
+            "contradictions": int(part["contradicted"].sum()),
+            "removed": int((everything["dataset"] == name).sum()) - len(part),
+        }
+        for name, part in kept.groupby("dataset", sort=False)
+    }
+    return Made(train, pool, groups, tasks, headers, report, counts, dropped)
 
 
 def lost(dropped: Dropped) -> int:
@@ -182,15 +197,27 @@ def files_tasks(settings: FilesSettings) -> tuple[leaks.Tasks, dict[str, Dropped
     return tasks, dropped
 
 
-def judged_pairs(settings: FilesSettings) -> tuple[pd.DataFrame, dict[str, pd.Series], dict[str, Dropped]]:
-    """(judged pairs of all training sets, the passages of each, what was left out of each)."""
+def judged_pairs(settings: FilesSettings, pack: int) -> tuple[pd.DataFrame, dict[str, pd.Series], dict[str, Dropped]]:
+    """(judged pairs of all training sets, the passages of each, what was left out of each).
+
+    Raises DataError for a set whose right pairs are fewer than a pack.
+    """
     parts, passages, dropped = [], {}, {}
     for name, training in settings.train.items():
-        pairs, passages[name], dropped[f"train/{name}"] = examples.judged(
-            name, training, files_rng(settings, f"train {name}")
-        )
-        parts.append(pairs)
+        judged = examples.judged(name, training, files_rng(settings, f"train {name}"))
+        enough.check_pack(f"data.files.train.{name}", int(judged.pairs["label"].sum()), pack)
+        parts.append(judged.pairs)
+        passages[name], dropped[f"train/{name}"] = judged.passages, judged.dropped
     return pd.concat(parts, ignore_index=True), passages, dropped
+
+
+def left_pairs(judged: pd.DataFrame, tasks: leaks.Tasks, pack: int) -> pd.DataFrame:
+    """Of the judged pairs those that no evaluation set holds. Raises DataError for a set whose right pairs are then fewer than a pack."""
+    left = examples.without(judged, tasks)
+    for name, part in judged.groupby("dataset", sort=False):
+        right = int(left.loc[left["dataset"] == name, "label"].sum())
+        enough.check_pack(f"data.files.train.{name}", right, pack, int(part["label"].sum()) - right)
+    return left
 
 
 def run_texts(config: Config) -> None:
@@ -200,8 +227,8 @@ def run_texts(config: Config) -> None:
     """
     if config.data.source == "files":
         files = local_files(config)
-        pairs, passages, _ = judged_pairs(files)
-        pairs = examples.without(pairs, files_tasks(files)[0])
+        pairs, passages, _ = judged_pairs(files, config.training.pack)
+        pairs = left_pairs(pairs, files_tasks(files)[0], config.training.pack)
         found = pd.concat([pairs["a"], pairs["b"], *passages.values()]).drop_duplicates().reset_index(drop=True)
         unlabelled = pd.DataFrame({"text": found, "next_text": ""})
     else:

@@ -28,10 +28,10 @@ def summarise(
     tasks: Tasks,
     teacher: dict[str, pd.DataFrame],
     leaks: Report,
-    contradictions: Mapping[str, int] | None = None,
+    counts: Mapping[str, Mapping[str, int]] | None = None,
     dropped: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Card:
-    """The card as plain values; `contradictions` by training set, where its labels were read; `dropped` as the source gives it (`build.Made`)."""
+    """The card as plain values; `counts` and `dropped` as the source gives them (`build.Made`)."""
 
     def left_out(name: str) -> dict[str, Any]:
         reasons = (dropped or {}).get(name)
@@ -39,7 +39,7 @@ def summarise(
 
     return {
         "training": [
-            _training(name, part, pool[pool["dataset"] == name]) | ({} if contradictions is None else {"contradictions": contradictions[name]})
+            _training(name, part, pool[pool["dataset"] == name]) | ({} if counts is None else dict(counts[name]))
             | left_out(f"train/{name}")
             for name, part in train.groupby("dataset", sort=False)
         ],
@@ -124,6 +124,10 @@ def markdown(card: Card) -> str:
     if torn:
         said = ", ".join(f"{count} of {name}" for name, count in torn.items())
         lines += ["", f"Pairs that a set judges right and wrong, of which the first row counts: {said}."]
+    removed = {row["dataset"]: row["removed"] for row in card["training"] if row.get("removed")}
+    if removed:
+        counts = ", ".join(f"{count} of {name}" for name, count in removed.items())
+        lines += ["", f"Judged pairs that evaluation sets hold, which are removed from training: {counts}."]
     lines += ["", "## Evaluation sets", ""]
     for row in card["evaluation"]:
         size = (

@@ -2,6 +2,7 @@
 
 Files are read through `files`; nothing is written. A judged pair is a row `dataset, mode, a, b, label, target, contradicted`: whether b is right for a, the
 probability of yes the teacher is taught, above one half exactly where the label is yes, and whether its set says yes and no of it (the first counts).
+Texts are compared by their normal form, and kept as they are.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from d2llm.data.files import (
     texts,
     unique_ids,
 )
-from d2llm.data.leaks import Frames, Seen, Tasks, bag
+from d2llm.data.leaks import Frames, Seen, Tasks, unordered
 from d2llm.errors import DataError
+from d2llm.normal_form import distinct, normal_form
 
 if TYPE_CHECKING:
     from d2llm.data.settings import HubTable, Retrieval, TaskSet, TrainingSet
@@ -71,29 +73,31 @@ def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> Judged
         pairs, dropped = judged_rows(settings)
         pairs = within(pairs, settings.part, "a", "b")
         passages = pairs["b"]
-    pairs = once(pairs[pairs["a"] != pairs["b"]])
-    chosen = pairs["a"].drop_duplicates()
+    pairs = once(pairs)
+    asked = pairs["a"].map(normal_form)
+    chosen = asked.drop_duplicates()
     if settings.sample is not None and settings.sample < len(chosen):
         kept = set(chosen.iloc[np.sort(rng.permutation(len(chosen))[: settings.sample])])
-        pairs = pairs[pairs["a"].isin(kept)].reset_index(drop=True)
+        pairs = pairs[asked.isin(kept)].reset_index(drop=True)
     if not pairs["label"].any():
         raise DataError(f"data.files.train.{name}: no pair of it is right; check label and yes, or score and yes_from")
     pairs.insert(0, "dataset", name)
     pairs.insert(1, "mode", settings.mode)
-    passages = passages.drop_duplicates()
+    passages = pd.Series(distinct(passages), dtype=object)
     if settings.pool is not None:
-        own = passages.isin(set(pairs["b"]))
+        own = passages.map(normal_form).isin(set(pairs["b"].map(normal_form)))
         passages = pd.concat([passages[own], sampled(passages[~own], settings.pool, rng)])
     return Judged(pairs, passages.reset_index(drop=True), dropped)
 
 
 def once(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Every pair once, as it is judged first; `contradicted` where a later row judges it the other way."""
-    again = pairs[pairs.duplicated(["a", "b"], keep=False)]
-    kinds = again.groupby(["a", "b"])["label"].nunique()
-    torn = set(kinds.index[kinds > 1])
-    found = pairs.drop_duplicates(["a", "b"]).reset_index(drop=True)
-    return found.assign(contradicted=[pair in torn for pair in zip(found["a"], found["b"], strict=True)])
+    """Every pair once, as it is judged first; `contradicted` where a later row judges it the other way. A text and itself are no pair."""
+    pairs = pairs.reset_index(drop=True)
+    forms = pd.DataFrame({"a": pairs["a"].map(normal_form), "b": pairs["b"].map(normal_form), "label": pairs["label"]})
+    forms = forms[forms["a"] != forms["b"]]
+    torn = forms.groupby(["a", "b"])["label"].transform("nunique") > 1
+    first = forms.index[~forms.duplicated(["a", "b"])]
+    return pairs.loc[first].assign(contradicted=torn[first]).reset_index(drop=True)
 
 
 def judged_rows(settings: TrainingSet) -> tuple[pd.DataFrame, Dropped]:
@@ -190,41 +194,56 @@ def retrieval(
     return (queries, corpus, qrels), {reason: count for reason, count in dropped.items() if count}
 
 
-def training_pairs(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(training queries with one right passage each and what is judged `wrong` for them, the pool negatives are drawn from)."""
+def training_pairs(
+    pairs: pd.DataFrame, passages: Mapping[str, pd.Series], judged: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(training queries with one right passage each and what is judged `wrong` for them, the pool negatives are drawn from).
+
+    `judged` are the pairs before evaluation sets took theirs: what they say is right for a query is `marked` as well, and no negative of it.
+    """
     right = pairs[pairs["label"]]
-    marked = right.groupby(["dataset", "a"])["b"].agg(list)
-    wrong = pairs[~pairs["label"]].groupby(["dataset", "a"])["b"].agg(list).to_dict()
+    marked, wrong = by_query(pairs if judged is None else judged, True), by_query(pairs, False)
+    asked = list(zip(right["dataset"], right["a"].map(normal_form), strict=True))
     train = pd.DataFrame(
         {"query": right["a"], "positive": right["b"], "dataset": right["dataset"], "mode": right["mode"],
-         "marked": [marked[dataset, a] for dataset, a in zip(right["dataset"], right["a"], strict=True)],
-         "wrong": [wrong.get((dataset, a), []) for dataset, a in zip(right["dataset"], right["a"], strict=True)]}
+         "marked": [marked[query] for query in asked], "wrong": [wrong.get(query, []) for query in asked]}
     ).reset_index(drop=True)  # fmt: skip
     train.insert(0, "qid", [f"{dataset}-{i}" for i, dataset in enumerate(train["dataset"])])
     pool = [pd.DataFrame({"dataset": name, "text": found}) for name, found in passages.items()]
     return train, pd.concat(pool, ignore_index=True)
 
 
+def by_query(pairs: pd.DataFrame, label: bool) -> dict[tuple[str, str], list[str]]:
+    """By training set and normal form of a query: the passages judged right for it, or those judged wrong."""
+    chosen = pairs[pairs["label"] == label]
+    return chosen["b"].groupby([chosen["dataset"], chosen["a"].map(normal_form)]).agg(list).to_dict()
+
+
 def teacher_groups(
-    pairs: pd.DataFrame, pool: pd.DataFrame, wrong: int, held: float, seed: int
+    pairs: pd.DataFrame, pool: pd.DataFrame, wrong: int, held: float, seed: int, judged: pd.DataFrame | None = None
 ) -> dict[str, pd.DataFrame]:
     """{"train", "dev"}: queries with judged candidates; whose query's digest lies below `held` is kept from training.
 
-    A query without a wrong candidate gets `wrong` drawn at random from its set's pool.
+    A query without a wrong candidate gets `wrong` drawn at random from its set's pool, none of them right for it by the set's `judged` pairs
+    (before evaluation sets took theirs).
     """
-    texts = {name: part["text"].tolist() for name, part in pool.groupby("dataset", sort=False)}
+    texts = {name: distinct(part["text"]) for name, part in pool.groupby("dataset", sort=False)}
+    right = by_query(pairs if judged is None else judged, True)
+    # Near copies of a query go to one part.
+    spelling: dict[str, str] = {}
     rows: dict[str, list[dict[str, object]]] = {"train": [], "dev": []}
     for (dataset, mode, a), part in pairs.groupby(["dataset", "mode", "a"], sort=False):
         b, target, label = part["b"].tolist(), part["target"].tolist(), part["label"].tolist()
         if all(label):
             rng = np.random.default_rng([seed, *f"{dataset} {a}".encode()])
-            known, candidates = {a, *b}, texts[str(dataset)]
+            candidates = texts[str(dataset)]
+            known = {normal_form(text) for text in (a, *right[str(dataset), normal_form(a)])}
             count = min(len(candidates), wrong + len(known))
             drawn = [candidates[i] for i in rng.choice(len(candidates), count, replace=False)]
-            drawn = [text for text in drawn if text not in known][:wrong]
+            drawn = [text for text in drawn if normal_form(text) not in known][:wrong]
             b, target, label = b + drawn, target + [0.0] * len(drawn), label + [False] * len(drawn)
         order = mixed(label) if len(b) > GROUP else list(range(len(b)))
-        split = "dev" if share(f"{seed} {a}") < held else "train"
+        split = "dev" if share(f"{seed} {spelling.setdefault(normal_form(a), a)}") < held else "train"
         for start in range(0, len(b), GROUP):
             chosen = order[start : start + GROUP]
             rows[split].append(
@@ -307,11 +326,15 @@ def _retrieval_set(settings: TaskSet, source: Retrieval, rng: np.random.Generato
 
 
 def within(pairs: pd.DataFrame, part: tuple[float, float] | None, one: str, two: str) -> pd.DataFrame:
-    """The rows whose pair of texts, in any order, has its digest in a range of shares; all of them without one."""
+    """The rows whose pair of texts, in any order, has its digest in a range of shares; all of them without one.
+
+    The digest is of the first spelling in the rows, so that near copies of a pair lie in one part with it.
+    """
     if part is None:
         return pairs
-    place = [share("\n".join(sorted(pair))) for pair in zip(pairs[one], pairs[two], strict=True)]
-    return pairs[[part[0] <= value < part[1] for value in place]]
+    spelling: dict[frozenset[str], list[str]] = {}
+    first = [spelling.setdefault(unordered(*pair), sorted(pair)) for pair in zip(pairs[one], pairs[two], strict=True)]
+    return pairs[[part[0] <= share("\n".join(pair)) < part[1] for pair in first]]
 
 
 def sampled(frame: pd.DataFrame, size: int | None, rng: np.random.Generator) -> pd.DataFrame:
@@ -322,18 +345,18 @@ def sampled(frame: pd.DataFrame, size: int | None, rng: np.random.Generator) -> 
 
 
 def without(pairs: pd.DataFrame, tasks: Tasks) -> pd.DataFrame:
-    """Judged pairs that no evaluation set holds: neither the pair, in any order, nor the query of a retrieval set."""
+    """Judged pairs that no evaluation set holds: neither the pair, in any order, nor the query of a retrieval set, nor near copies."""
     held: set[frozenset[str]] = set()
     asked: set[str] = set()
     for made in tasks.values():
         for frames in made.values():
             if "pairs" in frames:
                 both = zip(frames["pairs"]["sentence1"], frames["pairs"]["sentence2"], strict=True)
-                held.update(frozenset(pair) for pair in both)
+                held.update(unordered(*pair) for pair in both)
             else:
-                asked.update(frames["queries"]["text"])
+                asked.update(frames["queries"]["text"].map(normal_form))
     gone = [
-        frozenset((a, b)) in held or (mode == "asymmetric" and a in asked)
+        unordered(a, b) in held or (mode == "asymmetric" and normal_form(a) in asked)
         for a, b, mode in zip(pairs["a"], pairs["b"], pairs["mode"], strict=True)
     ]
     return pairs[~np.array(gone, dtype=bool)].reset_index(drop=True)
@@ -341,11 +364,7 @@ def without(pairs: pd.DataFrame, tasks: Tasks) -> pd.DataFrame:
 
 def seen(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> Seen:
     """What training shows: the judged pairs and the passages negatives are drawn from."""
-    shown = (
-        frozenset(pairs["a"]) | frozenset(pairs["b"]) | frozenset(text for part in passages.values() for text in part)
-    )
-    both = frozenset(frozenset(pair) for pair in zip(pairs["a"], pairs["b"], strict=True))
-    return Seen(shown, both, frozenset(map(bag, shown)))
+    return Seen.of((text for part in passages.values() for text in part), zip(pairs["a"], pairs["b"], strict=True))
 
 
 def with_familiarity(tasks: Tasks, training: Seen) -> Tasks:
@@ -357,7 +376,9 @@ def with_familiarity(tasks: Tasks, training: Seen) -> Tasks:
             key = "pairs" if "pairs" in frames else "queries"
             columns = ("sentence1", "sentence2") if key == "pairs" else ("text",)
             frame = frames[key]
-            known = sum(frame[column].map(lambda text: text in training.texts).astype(int) for column in columns)
+            known = sum(
+                frame[column].map(lambda text: normal_form(text) in training.texts).astype(int) for column in columns
+            )
             words = (NEW, ONE, BOTH) if key == "pairs" else (NEW, SEEN)
             named = frame["phenomenon"].where(frame["phenomenon"] != "", known.map(dict(enumerate(words))))
             out[split][name] = {**frames, key: frame.assign(phenomenon=named)}

@@ -1,15 +1,19 @@
 """The leak check: how much of an evaluation set the training data already holds, and the removal of what it does.
 
 Three measures, from strict to loose: the same pair (in either order), a pair both of whose texts were seen, and a near-duplicate text
-(equal after sorting its characters, which catches reordered templates). The first two are removed.
+(equal after sorting its characters, which catches reordered templates). The first two are removed. Texts are compared by their normal form.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NotRequired, TypedDict
 
 import pandas as pd
+
+from d2llm.normal_form import normal_form
 
 Frames = dict[str, pd.DataFrame]  # {"pairs"} or {"queries", "corpus", "qrels"}
 Tasks = dict[str, dict[str, Frames]]  # split -> task -> frames
@@ -25,29 +29,39 @@ class Report(TypedDict):
 
 @dataclass(frozen=True)
 class Seen:
-    """What training shows: texts, unordered pairs of texts, and texts up to the order of their characters."""
+    """What training shows, in normal form: texts, and unordered pairs of texts."""
 
     texts: frozenset[str]
     pairs: frozenset[frozenset[str]]
-    bags: frozenset[str]
+
+    @classmethod
+    def of(cls, texts: Iterable[str], pairs: Iterable[tuple[str, str]]) -> Seen:
+        """The normal forms of texts and pairs; the texts of the pairs need not be among the texts."""
+        both = frozenset(unordered(*pair) for pair in pairs)
+        return cls(frozenset(map(normal_form, texts)).union(*both), both)
+
+    @cached_property
+    def bags(self) -> frozenset[str]:
+        """The texts up to the order of their characters."""
+        return frozenset(map(bag, self.texts))
 
 
-def bag(text: str) -> str:
-    """The characters of a text in sorted order, without punctuation."""
-    return "".join(sorted(character for character in text if character.isalnum()))
+def unordered(one: str, two: str) -> frozenset[str]:
+    """A pair of texts in whatever order and spelling."""
+    return frozenset((normal_form(one), normal_form(two)))
+
+
+def bag(form: str) -> str:
+    """The characters of a text in normal form in sorted order, without punctuation."""
+    return "".join(sorted(character for character in form if character.isalnum()))
 
 
 def seen_texts(train: pd.DataFrame, pool: pd.DataFrame, teacher: pd.DataFrame, unlabelled: pd.DataFrame) -> Seen:
     """What any stage of training shows: the pairs, the pool of negatives, the teacher's groups, the unlabelled text."""
-    texts = set(train["query"]) | set(train["positive"]) | set(pool["text"]) | set(teacher["a"])
-    pairs = {frozenset(pair) for pair in zip(train["query"], train["positive"], strict=True)}
-    for a, candidates in zip(teacher["a"], teacher["b"], strict=True):
-        texts.update(candidates)
-        pairs.update(frozenset((a, b)) for b in candidates)
-    for column in ("text", "paraphrase", "distractor", "next_text"):
-        if column in unlabelled:
-            texts.update(unlabelled[column])
-    return Seen(frozenset(texts), frozenset(pairs), frozenset(map(bag, texts)))
+    groups = zip(teacher["a"], teacher["b"], strict=True)
+    pairs = [*zip(train["query"], train["positive"], strict=True), *((a, b) for a, found in groups for b in found)]
+    columns = [column for column in ("text", "paraphrase", "distractor", "next_text") if column in unlabelled]
+    return Seen.of(pd.concat([pool["text"], teacher["a"], *(unlabelled[column] for column in columns)]), pairs)
 
 
 def remove(tasks: Tasks, seen: Seen) -> tuple[Report, Tasks]:
@@ -75,7 +89,7 @@ def _in(column: pd.Series, known: frozenset[str]) -> pd.Series:
 
 def _pairs(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
     frame = frames["pairs"]
-    one, two = frame["sentence1"], frame["sentence2"]
+    one, two = frame["sentence1"].map(normal_form), frame["sentence2"].map(normal_form)
     same = pd.Series([frozenset(pair) in seen.pairs for pair in zip(one, two, strict=True)], index=frame.index)
     both = _in(one, seen.texts) & _in(two, seen.texts)
     near = _in(one.map(bag), seen.bags) & _in(two.map(bag), seen.bags)
@@ -87,11 +101,12 @@ def _pairs(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str, pd.Da
 
 def _retrieval(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
     queries, corpus, qrels = frames["queries"], frames["corpus"], frames["qrels"]
-    known = set(corpus.loc[_in(corpus["text"], seen.texts), "id"])
+    passages = corpus["text"].map(normal_form)
+    known = set(corpus.loc[_in(passages, seen.texts), "id"])
     with_known = set(qrels.loc[qrels["doc_id"].isin(known) & (qrels["relevance"] > 0), "query_id"])
-    asked = _in(queries["text"], seen.texts)
+    asked = _in(queries["text"].map(normal_form), seen.texts)
     gone = asked & queries["id"].isin(with_known)
-    near = _in(corpus["text"].map(bag), seen.bags)
+    near = _in(passages.map(bag), seen.bags)
     row = {"examples": len(queries), "same_pair": int(gone.sum()), "query_seen": int(asked.sum()), "passages_seen": len(known),
            "near_duplicates": int(near.sum()), "removed": int(gone.sum())}  # fmt: skip
     left = queries[~gone].reset_index(drop=True)

@@ -1,8 +1,8 @@
 """Stage `negatives`: hard negatives for every training query, from BM25 and from a dense encoder, and the packs queries travel in.
 
 As in the release: candidates are the first ranks of BM25 and a range of ranks of a bi-encoder, without the query itself and every
-text the labels mark as right for the same query text. Unmarked positives stay in, as they do in real data; the teacher's scores are what tells them.
-Texts that one's own files judge wrong for the very query come before all that is mined.
+text the labels mark as right for the same query text, near copies included (`normal_form`). Unmarked positives stay in, as they do in real data; the
+teacher's scores are what tells them. Texts that one's own files judge wrong for the very query come before all that is mined.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from d2llm.artifacts import read_frame, write_frame, write_json
-from d2llm.data import vectors
+from d2llm.data import enough, vectors
 from d2llm.data.bm25 import Bm25
-from d2llm.errors import DataError
 from d2llm.logs import get_logger, progress
+from d2llm.normal_form import distinct, normal_form, right_forms
 from d2llm.paths import Paths
 
 if TYPE_CHECKING:
@@ -30,13 +30,14 @@ POOL = {"dataset": "str", "text": "str"}
 
 
 def run(config: Config) -> None:
-    """Mine, draw, pack, write; the report counts sources and overlaps."""
+    """Mine, draw, pack, write; the report counts sources, distinct texts and the training pairs that fill no pack."""
     paths, settings = Paths.of(config), config.negatives
     train, pool = read_frame(paths.train_pairs, TRAIN), read_frame(paths.pool, POOL)
+    enough.check(train, pool, config.training.pack, settings.per_query)
     parts, report = [], {}
     encode = vectors.reader(config) if settings.shards > 1 else None
     for dataset, rows in train.groupby("dataset", sort=False):
-        texts = pool.loc[pool["dataset"] == dataset, "text"].drop_duplicates().tolist()
+        texts = distinct(pool.loc[pool["dataset"] == dataset, "text"])
         queries = rows["query"].drop_duplicates().tolist()
         low, high = settings.dense_ranks
         ranks = {
@@ -47,8 +48,14 @@ def run(config: Config) -> None:
         made = draw(rows, queries, texts, ranks, settings, rng)
         made["pack"] = pack(len(made), config.training.pack, rng)
         made = made[made["pack"] >= 0]
-        report[str(dataset)] = _report(made)
-        get_logger(__name__).info("%s: %d queries, sources %s", dataset, len(made), report[str(dataset)]["sources"])
+        report[str(dataset)] = _report(made, len(rows) - len(made))
+        get_logger(__name__).info(
+            "%s: %d queries, sources %s, %d left out as they fill no pack",
+            dataset,
+            len(made),
+            report[str(dataset)]["sources"],
+            len(rows) - len(made),
+        )
         parts.append(made)
     pairs = pd.concat(parts, ignore_index=True)
     # Numbers of packs are unique over all data sets; rows of a pack stand together.
@@ -112,40 +119,44 @@ def draw(
     rng: np.random.Generator,
 ) -> pd.DataFrame:  # fmt: skip
     """`settings.per_query` negatives a row with their sources: those judged wrong for the query (column `wrong`, where there is one), then half
-    of the rest from each source where both have enough, topped up at random.
+    of the rest from each source where both have enough, topped up at random. No two of a row, and none and a right text, are near copies.
+
+    `texts` are `distinct`. Raises DataError where they are too few.
     """
-    known: dict[str, set[str]] = {}
+    right = right_forms(zip(rows["query"], rows["positive"], rows["marked"], strict=True))
+    forms = [normal_form(text) for text in texts]
     judged = rows["wrong"] if "wrong" in rows else [()] * len(rows)
-    for query, positive, marked in zip(rows["query"], rows["positive"], rows["marked"], strict=True):
-        known.setdefault(query, {query, positive}).update(marked)
     place = {query: i for i, query in enumerate(queries)}
     negatives, sources = [], []
     for query, wrong in zip(rows["query"], judged, strict=True):
-        own = known[query]
-        given = [text for text in wrong if text not in own]
+        own = right[normal_form(query)]
+        given = [text for text in distinct(wrong) if normal_form(text) not in own]
         if len(given) > settings.per_query:
             given = [given[i] for i in rng.permutation(len(given))[: settings.per_query]]
-        taken = dict.fromkeys(given, "judged")
+        # By normal form: the text and its source.
+        taken = {normal_form(text): (text, "judged") for text in given}
         rest = settings.per_query - len(taken)
         for source, quota in (("bm25", rest // 2), ("dense", settings.per_query)):
-            found = [texts[i] for i in ranks[source][place[query]] if texts[i] not in own and texts[i] not in taken]
+            found = [i for i in ranks[source][place[query]] if forms[i] not in own and forms[i] not in taken]
             room = quota - len(taken) if source == "dense" else quota
             for i in rng.permutation(len(found))[: max(0, room)]:
-                taken[found[i]] = source
+                taken[forms[found[i]]] = (texts[found[i]], source)
         tries = 0
         while len(taken) < settings.per_query and tries < 100 * settings.per_query:
-            text = texts[int(rng.integers(len(texts)))]
+            i = int(rng.integers(len(texts)))
             tries += 1
-            if text not in own and text not in taken:
-                taken[text] = "random"
+            if forms[i] not in own and forms[i] not in taken:
+                taken[forms[i]] = (texts[i], "random")
+        if len(taken) < settings.per_query:  # hardly any are left: one after another
+            left = [i for i, form in enumerate(forms) if form not in own and form not in taken]
+            for i in rng.permutation(len(left))[: settings.per_query - len(taken)]:
+                taken[forms[left[i]]] = (texts[left[i]], "random")
         if len(taken) < settings.per_query:
-            raise DataError(
-                f"pool of {rows['dataset'].iloc[0]!r}: {len(texts)} texts are too few for {settings.per_query} negatives of {query!r}; "
-                "add texts or lower negatives.per_query"
-            )
+            raise enough.too_few(rows["dataset"].iloc[0], query, len(texts), settings.per_query)
+        chosen = list(taken.values())
         order = rng.permutation(settings.per_query)
-        negatives.append([list(taken)[i] for i in order])
-        sources.append([taken[text] for text in negatives[-1]])
+        negatives.append([chosen[i][0] for i in order])
+        sources.append([chosen[i][1] for i in order])
     return rows.assign(negatives=negatives, sources=sources)
 
 
@@ -158,7 +169,7 @@ def pack(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
     return out
 
 
-def _report(rows: pd.DataFrame) -> dict[str, object]:
+def _report(rows: pd.DataFrame, left_out: int) -> dict[str, object]:
     sources = pd.Series([source for found in rows["sources"] for source in found]).value_counts()
-    return {"queries": len(rows), "sources": {str(key): int(value) for key, value in sources.items()},
+    return {"queries": len(rows), "left_out": left_out, "sources": {str(key): int(value) for key, value in sources.items()},
             "distinct_negatives": len({text for found in rows["negatives"] for text in found})}  # fmt: skip

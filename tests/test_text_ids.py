@@ -1,0 +1,120 @@
+"""Which passages of a batch are hidden from a query: all that its training set marks as right for it, by numbers as by comparing texts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from d2llm.contrast import allowed_positives, of_others, text_ids
+from d2llm.data import examples, negatives
+from d2llm.data.settings import TrainingSet
+from d2llm.methods import Batch
+from d2llm.normal_form import normal_form
+from d2llm.text_ids import PairTextIds
+from d2llm.training import PairData
+
+COUNT = 3  # hard negatives of a row
+
+
+def faq(folder: Path, copies: bool) -> PairData:
+    """Training data of a small file of questions, each with three right answers of forty; with `copies` every other row is in capitals."""
+    rows = [
+        {"query": f"how do i do thing {i}?", "passage": f"answer {(i * step + step) % 40}"}
+        for i, step in itertools.product(range(60), (1, 3, 7))
+    ]
+    rows = [{key: text.upper() for key, text in row.items()} if copies and i % 2 else row for i, row in enumerate(rows)]
+    file = folder / "faq.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    rng = np.random.default_rng(0)
+    pairs, passages, _ = examples.judged("faq", TrainingSet(file=str(file), mode="asymmetric"), rng)
+    train, pool = examples.training_pairs(pairs, {"faq": passages})
+    texts = pool["text"].tolist()
+    wrong = [[text for text in texts if text not in set(marked)] for marked in train["marked"]]
+    train["negatives"] = [[found[i] for i in rng.permutation(len(found))[:COUNT]] for found in wrong]
+    train["pack"] = negatives.pack(len(train), 4, rng)
+    return PairData(train[train["pack"] >= 0].sort_values("pack").reset_index(drop=True), None)
+
+
+def right_by_loops(data: PairData) -> dict[str, set[str]]:
+    """By query, in lower case: the texts that the rows mark as right for it, and itself."""
+    right: dict[str, set[str]] = {}
+    for query, marked in zip(data.pairs["query"], data.pairs["marked"], strict=True):
+        right.setdefault(query.lower(), {query.lower()}).update(text.lower() for text in marked)
+    return right
+
+
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("size", [16, 64])
+def test_no_right_passage_of_the_batch_is_a_negative_and_every_other_is(
+    size: int, copies: bool, tmp_path: Path
+) -> None:
+    data = faq(tmp_path, copies)
+    right = right_by_loops(data)
+    missed = queries = 0
+    for batch in data.batches(size, 20, 1):
+        shape = (len(batch), len(batch), COUNT)
+        hard, mask = of_others(torch.arange(np.prod(shape)).view(shape), torch.ones(shape[1:], dtype=torch.bool), batch)
+        places = [(j, k) for j in range(len(batch)) for k in range(COUNT)]
+        allowed = allowed_positives(batch)
+        for i, query in enumerate(batch.queries):
+            known = right[query.lower()]
+            assert allowed[i].tolist() == [text.lower() not in known for text in batch.positives]
+            others = [(j, k) for j, k in places if j != i]
+            assert hard[i].tolist() == [(i * len(batch) + j) * COUNT + k for j, k in others]
+            assert mask[i].tolist() == [batch.negatives[j][k].lower() not in known for j, k in others]
+            # What the rows of the batch alone would have told.
+            own = {text for asked, text in zip(batch.queries, batch.positives, strict=True) if asked == query}
+            missed += any(text.lower() in known and text not in own for text in batch.positives)
+            queries += 1
+    assert missed / queries > {16: 0.25, 64: 0.7}[size]
+
+
+def test_a_data_set_says_what_is_right_in_itself_and_in_its_direction() -> None:
+    frame = pd.DataFrame(
+        [("s", "q", "p", ["p", "x"]), ("s", "r", "q", ["q"]), ("t", "q", "y", ["y"]), ("t", "z", "p", ["p"])],
+        columns=["dataset", "query", "positive", "marked"],
+    )
+    ids = PairTextIds(
+        *(frame[name].tolist() for name in ("dataset", "query", "positive")), [["x"], ["p"], ["x"], ["q"]], frame["marked"]
+    )  # fmt: skip
+    first, second = ids.of([0, 1]), ids.of([2, 3])
+    assert first.are_right(first.positives).tolist() == [[True, True], [False, True]]  # q itself; r has no say about p
+    assert first.are_right(first.negatives)[:, :, 0].tolist() == [[True, True], [False, False]]
+    assert second.are_right(second.positives).tolist() == [
+        [True, False],
+        [False, True],
+    ]  # p is right for q in the other set
+    assert second.are_right(second.negatives)[:, :, 0].tolist() == [[False, True], [False, False]]
+    assert second.narrowed(0).are_right(second.narrowed(0).negatives).shape == (2, 2, 0)
+
+
+def test_random_numbers_against_a_loop() -> None:
+    rng = np.random.default_rng(2)
+    letters = [chr(97 + i) for i in range(12)]
+    for _ in range(30):
+        size, count = int(rng.integers(1, 7)), int(rng.integers(0, 4))
+        queries, positives = (rng.choice(letters, size).tolist() for _ in range(2))
+        hard = [rng.choice(letters, count).tolist() for _ in range(size)]
+        marked = [rng.choice(letters, int(rng.integers(0, 4))).tolist() for _ in range(size)]
+        ids = PairTextIds(["s"] * size, queries, positives, hard, marked).of(range(size))
+        for i in range(size):
+            right = {queries[i]}
+            for j in range(size):
+                if queries[j] == queries[i]:
+                    right |= {positives[j], *marked[j]}
+            assert ids.are_right(ids.positives)[i].tolist() == [text in right for text in positives]
+            assert ids.are_right(ids.negatives)[i].tolist() == [[text in right for text in row] for row in hard]
+
+
+def test_a_batch_made_by_hand_knows_its_own_rows() -> None:
+    batch = Batch("d", "symmetric", ["q", "Q", "r"], ["a", "b ", "c"], [["c"], ["B"], ["q"]])
+    assert (~allowed_positives(batch)).tolist() == [[True, True, False], [True, True, False], [False, False, True]]
+    hidden = text_ids(batch).are_right(text_ids(batch).negatives)[:, :, 0]
+    assert hidden.tolist() == [[False, True, True], [False, True, True], [True, False, False]]
+    assert normal_form("B") == normal_form("b ")
