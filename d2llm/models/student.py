@@ -274,10 +274,11 @@ class Student(nn.Module):
 
     def parameter_counts(self) -> dict[str, int]:
         """How many scalars train and how many there are: backbone_trained, head_trained, total."""
+        added = self.backbone.added_rows()  # which the matrix has a place for
         return {
             "backbone_trained": self.backbone.trained_count(),
             "head_trained": sum(p.numel() for _, p in self.head_parameters() if p.requires_grad),
-            "total": sum(p.numel() for p in self.parameters()),
+            "total": sum(p.numel() for p in self.parameters()) - (0 if added is None else added.numel()),
         }
 
     # -------------------------------------------------------------------------------------------------- save and load
