@@ -79,7 +79,7 @@ class BGE(ContrastiveMethod[BGERecipe]):
         backbone.tune(recipe.tuning)
         if recipe.gradient_checkpointing:
             backbone.checkpoint_gradients()
-        cls, sep = backbone.token("cls"), backbone.token("sep")
+        cls, sep = backbone.framing()
         formats = same_formats(recipe.max_lengths, cls, sep)
         instruction = backbone.phrase(recipe.instruction) if recipe.instruction else []
         formats["query", "asymmetric"] = TextFormat((*cls, *instruction), tuple(sep), recipe.max_lengths.query)
@@ -131,7 +131,7 @@ def contrast_pairs(
     def loss(rows: list[tuple[int, ...]]) -> dict[str, Tensor]:
         with context.autocast():
             embedded = student.embed_ids(rows)
-        a, b = embedded.float().chunk(2)
+        a, b = embedded.chunk(2)
         # An equal partner of another text is no negative, nor is a text drawn twice by a batch larger than the pass.
         partners = rows[len(rows) // 2 :]
         allowed = torch.tensor([[x != y for y in partners] for x in partners], device=a.device)
