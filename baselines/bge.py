@@ -79,7 +79,7 @@ class BGE(ContrastiveMethod[BGERecipe]):
         backbone.tune(recipe.tuning)
         if recipe.gradient_checkpointing:
             backbone.checkpoint_gradients()
-        cls, sep = backbone.token("cls"), backbone.token("sep")
+        cls, sep = backbone.framing()
         formats = same_formats(recipe.max_lengths, cls, sep)
         instruction = backbone.phrase(recipe.instruction) if recipe.instruction else []
         formats["query", "asymmetric"] = TextFormat((*cls, *instruction), tuple(sep), recipe.max_lengths.query)
@@ -144,7 +144,7 @@ def contrast_pairs(
         rows, allowed = drawn
         with context.autocast():
             embedded = student.embed_ids(rows)
-        a, b = embedded.float().chunk(2)
+        a, b = embedded.chunk(2)
         scores = student.scorer.matrix(a, b, "symmetric")
         return {"info_nce": in_batch_contrast(scores, stage.temperature, allowed.to(a.device))}
 

@@ -52,13 +52,13 @@ class ColBERT(ContrastiveMethod[ColBERTRecipe]):
         from d2llm.errors import ConfigError
         from d2llm.models.student import Student, TextFormat
 
-        cls, sep, mask = (backbone.token(name) for name in ("cls", "sep", "mask"))
+        (cls, sep), mask = backbone.framing(), backbone.token("mask")
         if not mask:
             raise ConfigError(
                 "methods.colbert: this encoder's tokenizer has no [MASK], with which queries are filled up"
             )
         query, document = backbone.add_tokens([QUERY, DOCUMENT])
-        backbone.tune(recipe.tuning)
+        backbone.tune(recipe.tuning, new_tokens=[query, document])
         if recipe.gradient_checkpointing:
             backbone.checkpoint_gradients()
         lengths = recipe.max_lengths

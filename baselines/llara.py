@@ -99,12 +99,12 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
         return recipe.prompts.prefix, recipe.prompts.summary, recipe.prompts.prediction
 
     def layout(self, backbone: Backbone, recipe: LLaRARecipe) -> Layout:
-        """Prefix and suffixes as token ids; adds the sixteen tokens where the tokenizer lacks them."""
+        """Prefix and suffixes as token ids; adds the sixteen tokens where the tokenizer lacks them. The prefix begins as the tokenizer begins a text, as released."""
         prompts = recipe.prompts
         backbone.add_tokens([*SUMMARY_TOKENS, *PREDICTION_TOKENS])
         prefix = backbone.phrase(prompts.prefix) if prompts.prefix else []
         return Layout(
-            (*backbone.token("bos"), *prefix),
+            (*backbone.framing()[0], *prefix),
             tuple(backbone.phrase(prompts.summary + "".join(SUMMARY_TOKENS))),
             tuple(backbone.phrase(prompts.prediction + "".join(PREDICTION_TOKENS))),
         )

@@ -6,7 +6,7 @@ Source: Xiao et al. 2022 (arXiv 2205.12035) and its code in FlagEmbedding. docs/
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -74,7 +74,7 @@ class RetroMAE(ContrastiveMethod[RetroMAERecipe]):
         backbone.tune(recipe.tuning)
         if recipe.gradient_checkpointing:
             backbone.checkpoint_gradients()
-        formats = same_formats(recipe.max_lengths, backbone.token("cls"), backbone.token("sep"))
+        formats = same_formats(recipe.max_lengths, *backbone.framing())
         return Student(backbone, ("cls", {}), ("dot", {}), formats, method=self.name)
 
     def pretext(self, student: Student, texts: list[str], recipe: RetroMAERecipe, context: PretextContext) -> None:
@@ -93,14 +93,14 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
     from d2llm.optimization import batches, fit, groups
 
     backbone = student.backbone
-    form = TextFormat(
-        tuple(backbone.token("cls")), tuple(backbone.token("sep")), min(stage.max_length, backbone.longest)
-    )
+    before, after = backbone.framing()
+    form = TextFormat(tuple(before), tuple(after), min(stage.max_length, backbone.longest))
     rows = [form.ids(ids) for ids in backbone.tokenize(texts) if ids]
     steps = stage.updates(len(rows))
     if steps == 0:
         return
-    if len(form.prefix) != 1 or len(form.suffix) != 1 or not backbone.token("mask"):
+    mask_id = backbone.token("mask")
+    if len(form.prefix) != 1 or len(form.suffix) != 1 or not mask_id:
         raise TrainingError(f"{name}: the tokenizer of {backbone.source} lacks [CLS], [SEP] or [MASK]")
     if not rows:
         raise TrainingError(f"{name}: there are no texts to pre-train on")
@@ -111,10 +111,11 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
     full = backbone.language_model()
     head = head_of(full)
     student.train()
+    vocabulary = min(len(backbone.tokenizer), backbone.rows)
 
     def prepare(members: list[int]) -> Masked:
         ids, mask = backbone.pad([rows[index] for index in members])
-        return masked(ids, mask, stage, backbone.tokenizer, generator)
+        return masked(ids, mask, stage, mask_id[0], vocabulary, generator)
 
     def loss(batch: Masked) -> dict[str, Tensor]:
         with context.autocast():
@@ -165,7 +166,9 @@ class Masked:
         ]
 
 
-def masked(ids: Tensor, mask: Tensor, stage: Autoencoding, tokenizer: Any, generator: torch.Generator) -> Masked:
+def masked(
+    ids: Tensor, mask: Tensor, stage: Autoencoding, mask_id: int, vocabulary: int, generator: torch.Generator
+) -> Masked:
     """Hide `encoder_mask` of each text from the encoder, and of each position of the decoder `decoder_mask`."""
     import torch
 
@@ -174,7 +177,7 @@ def masked(ids: Tensor, mask: Tensor, stage: Autoencoding, tokenizer: Any, gener
     inner[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1] = False
     lengths = mask.sum(1)
     hidden = draw(inner, _count(lengths, stage.encoder_mask), generator)
-    corrupted = corrupt(ids, hidden, tokenizer, generator)
+    corrupted = corrupt(ids, hidden, mask_id, vocabulary, generator)
     visible = visible_positions(inner, mask.bool(), _count(lengths, stage.decoder_mask), generator)
     return Masked(ids, mask, corrupted, hidden, inner, visible)
 
@@ -222,13 +225,13 @@ def draw(candidates: Tensor, count: Tensor, generator: torch.Generator) -> Tenso
     return candidates & (rank < count[:, None])
 
 
-def corrupt(ids: Tensor, hidden: Tensor, tokenizer: Any, generator: torch.Generator) -> Tensor:
-    """BERT's rule for chosen positions: 80% [MASK], 10% a random token, 10% unchanged."""
+def corrupt(ids: Tensor, hidden: Tensor, mask_id: int, vocabulary: int, generator: torch.Generator) -> Tensor:
+    """BERT's rule for chosen positions: 80% [MASK], 10% a random token of so many, 10% unchanged."""
     import torch
 
     dice = torch.rand(ids.shape, generator=generator).to(ids.device)
-    random = torch.randint(len(tokenizer), ids.shape, generator=generator).to(ids.device)
-    ids = torch.where(hidden & (dice < 0.8), tokenizer.mask_token_id, ids)
+    random = torch.randint(vocabulary, ids.shape, generator=generator).to(ids.device)
+    ids = torch.where(hidden & (dice < 0.8), mask_id, ids)
     return torch.where(hidden & (dice >= 0.9), random, ids)
 
 

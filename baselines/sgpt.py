@@ -46,15 +46,19 @@ class SGPT(ContrastiveMethod[SGPTRecipe]):
         return (*QUERY_BRACKETS, *DOCUMENT_BRACKETS)
 
     def build(self, backbone: Backbone, recipe: SGPTRecipe) -> Student:
-        """[query] and {document} in asymmetric search, bare texts otherwise; padded on the right."""
+        """[query] and {document} in asymmetric search, bare texts otherwise; padded on the right.
+
+        Before either stands what the checkpoint begins texts with: nothing on the models it was published on.
+        """
         from d2llm.models.student import Student, TextFormat, same_formats
 
         lengths = recipe.max_lengths
-        formats = same_formats(lengths)
+        first, _ = backbone.framing()
+        formats = same_formats(lengths, first)
         brackets: dict[Role, tuple[str, str]] = {"query": QUERY_BRACKETS, "passage": DOCUMENT_BRACKETS}
         for role, (left, right) in brackets.items():
             formats[role, "asymmetric"] = TextFormat(
-                tuple(backbone.phrase(left)), tuple(backbone.phrase(right)), lengths.of(role, "asymmetric")
+                (*first, *backbone.phrase(left)), tuple(backbone.phrase(right)), lengths.of(role, "asymmetric")
             )
         backbone.tune(recipe.tuning)
         if recipe.gradient_checkpointing:

@@ -45,7 +45,7 @@ class SimCSE(ContrastiveMethod[SimCSERecipe]):
         backbone.tune(recipe.tuning)
         if recipe.gradient_checkpointing:
             backbone.checkpoint_gradients()
-        formats = same_formats(recipe.max_lengths, backbone.token("cls"), backbone.token("sep"))
+        formats = same_formats(recipe.max_lengths, *backbone.framing())
         return Student(backbone, ("cls_mlp", {}), ("cosine", {}), formats, method=self.name)
 
 

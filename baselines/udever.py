@@ -44,12 +44,14 @@ class Udever(ContrastiveMethod[UdeverRecipe]):
     def build(self, backbone: Backbone, recipe: UdeverRecipe) -> Student:
         """[BOQ] query [EOQ], [BOD] document [EOD], and the model card's default, documents, for symmetric texts.
 
-        Padded on the left, as there. The new tokens' embeddings train with the biases.
+        Padded on the left, as there. The new tokens' embeddings train with the biases. Before them stands what the checkpoint begins texts with: nothing on
+        BLOOM, on which it was published.
         """
         from d2llm.models.student import Student, TextFormat
 
         lengths = recipe.max_lengths
         new = backbone.add_tokens([*QUERY_TOKENS, *DOCUMENT_TOKENS])
+        begin, _ = backbone.framing()
         query, document = new[:2], new[2:]
         around: dict[tuple[Role, Mode], list[int]] = {
             ("query", "asymmetric"): query,
@@ -58,7 +60,7 @@ class Udever(ContrastiveMethod[UdeverRecipe]):
             ("passage", "symmetric"): document,
         }
         formats = {
-            (role, mode): TextFormat((first,), (last,), lengths.of(role, mode))
+            (role, mode): TextFormat((*begin, first), (last,), lengths.of(role, mode))
             for (role, mode), (first, last) in around.items()
         }
         backbone.tune(recipe.tuning, new_tokens=new)

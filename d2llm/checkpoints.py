@@ -14,6 +14,7 @@ from d2llm.artifacts import atomic, write_json
 from d2llm.config import CheckpointSettings
 from d2llm.errors import ArtifactError, ConfigError, first_line
 from d2llm.logs import get_logger
+from d2llm.models.tokens import rows_of, unknown_to_the_model
 from d2llm.paths import Paths
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ def run(config: Config, model: str) -> None:
     where = f"models.{model}.source"
     folder, file = located(settings, where)
     network, tokenizer = load(folder, file, settings, model == "encoder", where)
+    wrong = unknown_to_the_model(tokenizer, rows_of(network))
+    if wrong is not None:
+        raise ConfigError(f"{where}: {settings.source!r}: {wrong}")
     whole = len(layers_of(network))
     if settings.layers is not None:
         cut(network, settings.layers, f"models.{model}.layers")

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["hide", "in_batch_contrast", "info_nce", "mean_over", "nothing", "off_diagonal", "softmax_loss", "wide"]
+from d2llm.models.precision import wide
+
+__all__ = ["hide", "in_batch_contrast", "info_nce", "mean_over", "nothing", "off_diagonal", "softmax_loss"]
 
 
 def in_batch_contrast(logits: Tensor, temperature: float = 1.0, mask: Tensor | None = None) -> Tensor:
@@ -62,11 +64,6 @@ def off_diagonal(matrix: Tensor) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------------------------- shared
-
-
-def wide(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def hide(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -97,7 +97,7 @@ class D2LLMRecipe(Recipe):
     rank_over: Literal["query", "batch"] = "query"
     # Weight of an in-batch contrast of each passage over the queries (variant; not in the paper).
     passage_to_query: Weight = 0.0
-    # A token before every text that the pooling leaves out: the tokenizer's first or, without one, its last (variant).
+    # A token before every text that the pooling leaves out: what the checkpoint begins texts with or, without such, the tokenizer's first or last (variant).
     sink: Literal["none", "bos"] = "none"
     # How states become one vector.
     pooling: Pooling = Pooling()
@@ -123,14 +123,16 @@ class D2LLM(Method[D2LLMRecipe]):
     Recipe = D2LLMRecipe
 
     def build(self, backbone: Backbone, recipe: D2LLMRecipe) -> Student:
-        """Raw text, no prompt and no special token but a sink."""
+        """Raw text begun as the checkpoint begins it, no prompt. The pooling reads all that is fed, but for a sink."""
         from d2llm.models.student import Student, same_formats
 
-        sink = (backbone.token("bos") or backbone.token("eos"))[:1] if recipe.sink == "bos" else []
-        if recipe.sink == "bos" and not sink:
-            raise ConfigError(
-                "methods.d2llm.sink: bos, but the tokenizer has neither a first nor a last token; set it to none"
-            )
+        first, _ = backbone.framing()
+        if recipe.sink == "bos" and not first:
+            first = backbone.token("bos") or backbone.token("eos")
+            if not first:
+                raise ConfigError(
+                    "methods.d2llm.sink: bos, but the tokenizer has neither a first nor a last token; set it to none"
+                )
 
         backbone.tune(recipe.tuning)
         if recipe.gradient_checkpointing:
@@ -139,9 +141,9 @@ class D2LLM(Method[D2LLMRecipe]):
             backbone,
             recipe.pooling.spec(),
             recipe.interaction.spec(),
-            same_formats(recipe.max_lengths, sink),
+            same_formats(recipe.max_lengths, first),
             method=self.name,
-            unpooled=len(sink),
+            unpooled=len(first) if recipe.sink == "bos" else 0,
         )
 
     def objective(self, student: Student, embedded: Embedded, batch: Batch, recipe: D2LLMRecipe) -> dict[str, Tensor]:

@@ -31,8 +31,8 @@ from d2llm.contrastive_losses import (
     nothing,
     off_diagonal,
     softmax_loss,
-    wide,
 )
+from d2llm.models.precision import wide
 
 __all__ = [
     "contrastive_imitation",

@@ -312,11 +312,11 @@ class Method(Generic[R]):
         from d2llm.optimization import groups
 
         rate, decay = recipe.learning_rate, recipe.weight_decay
-        partly = student.backbone.partly_trained()
-        body = [(name, p) for name, p in student.backbone.named_parameters() if p is not partly]
+        added = student.backbone.added_rows()
+        body = [(name, p) for name, p in student.backbone.named_parameters() if p is not added]
         made = groups(body, rate, decay) + groups(student.head_parameters(), recipe.head_learning_rate or rate, decay)
-        if partly is not None:  # decay would move the rows that are to stay
-            made.append({"params": [partly], "lr": rate, "weight_decay": 0.0})
+        if added is not None:  # decay would draw them, and them alone, away from where the other rows lie
+            made.append({"params": [added], "lr": rate, "weight_decay": 0.0})
         return made
 
 

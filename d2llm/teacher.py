@@ -1,29 +1,34 @@
 """The teacher: a decoder that reads a prompt with both texts and answers yes or no (paper, section on the teacher model).
 
 Scores many candidates of one query in one row: the candidates share the prompt's beginning and do not see each other, which gives the
-logits of separate prompts with the shared part computed once; what all rows begin with, the instruction, is computed once a call.
-Only the answer positions reach the two rows of the LM head that matter.
+logits of separate prompts with the shared part computed once; what all rows begin with, the instruction, is computed once a call. Of a model that
+cannot keep them apart every candidate has a row of its own.
+Only the answer positions reach the two rows of the LM head that matter; candidates share a row only where it is cut as each of them is alone.
 Tuning is in `teacher_tuning.py`, the stage that stores scores in `teacher_scores.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2llm.artifacts import MEND
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
 from d2llm.models import remote
 from d2llm.models.device import default_device
 from d2llm.models.last_layer import only_at
-from d2llm.models.tokens import token_ids
+from d2llm.models.packing import padding_mask
+from d2llm.models.precision import as_given, wide
+from d2llm.models.tokens import framing, pad_id, rows_of, token_ids, unknown_to_the_model
 from d2llm.prompts import Prompt, prompts
 
 if TYPE_CHECKING:
@@ -34,13 +39,15 @@ if TYPE_CHECKING:
 Group = tuple[str, Sequence[str]]  # a query and its candidates
 # Fewer tokens of instruction than this are computed with every row: handing them on costs as much.
 SHORTEST = 8
+# How configurations call a reach of attention. A packed row has a mask of its own, which knows of none.
+WINDOWS = ("sliding_window", "sliding_window_size", "window_size", "attention_chunk_size")
 
 
 @dataclass(frozen=True)
 class Row:
     """One packed row: token ids, positions, the segment of each token (0 shared, 1… candidates) and where each answer is read.
 
-    `text_spans[j]` is the (start, end) of candidate j's own tokens in `ids`.
+    `text_spans[j]` is the (start, end) of candidate j's own tokens in `ids`; candidate j is number `members[j]` of group number `group`.
     """
 
     ids: list[int]
@@ -48,14 +55,19 @@ class Row:
     segments: list[int]
     answers: list[int]
     text_spans: list[tuple[int, int]]
+    group: int
+    members: list[int]
 
 
 class PromptIds:
-    """A mode's prompt as token ids, with its two answer ids checked."""
+    """A mode's prompt as token ids, begun as the checkpoint's tokenizer begins a text, with its two answer ids checked."""
 
     def __init__(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         encode = _encoder(tokenizer)
+        first, _ = framing(tokenizer)
         self.prefix = encode(prompt.instruction + prompt.query)
+        if self.prefix[: len(first)] != first:  # a template may spell it
+            self.prefix = [*first, *self.prefix]
         self.middle = encode(prompt.passage)
         self.cue = encode(prompt.cue)
         self.yes, self.no = answer_ids(tokenizer, prompt)
@@ -76,23 +88,32 @@ class PromptIds:
             return a[:shorter], b[: self.room - shorter]
         return a[: self.room - shorter], b[:shorter]
 
-    def row(self, a: list[int], candidates: Sequence[list[int]]) -> Row:
-        """Pack a query with its candidates. The query is cut as much as its longest candidate needs."""
-        longest = max(candidates, key=len)
-        a, _ = self.cut(a, longest)
+    def rows(self, a: list[int], candidates: Sequence[list[int]], group: int = 0, size: int | None = None) -> list[Row]:
+        """A query with its candidates, at most `size` a row: those for which the query is cut alike, as it is by each alone."""
+        cuts = [self.cut(a, b) for b in candidates]
+        parts: dict[int, list[int]] = {}
+        for number, (kept, _) in enumerate(cuts):
+            parts.setdefault(len(kept), []).append(number)
+        step = size or max(1, len(candidates))
+        return [
+            self._row(a[:length], {number: cuts[number][1] for number in members[start : start + step]}, group)
+            for length, members in parts.items()
+            for start in range(0, len(members), step)
+        ]
+
+    def _row(self, a: list[int], candidates: dict[int, list[int]], group: int) -> Row:
         ids = [*self.prefix, *a]
         positions = list(range(len(ids)))
         segments = [0] * len(ids)
         start, answers, spans = len(ids), [], []
-        for number, b in enumerate(candidates, 1):
-            b = b[: self.room - len(a)]
+        for number, b in enumerate(candidates.values(), 1):
             part = [*self.middle, *b, *self.cue]
             spans.append((len(ids) + len(self.middle), len(ids) + len(self.middle) + len(b)))
             ids += part
             positions += range(start, start + len(part))
             segments += [number] * len(part)
             answers.append(len(ids) - 1)
-        return Row(ids, positions, segments, answers, spans)
+        return Row(ids, positions, segments, answers, spans, group, list(candidates))
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase):  # noqa: ANN202
@@ -141,6 +162,14 @@ def collate(rows: Sequence[Row], pad_id: int, known: int = 0) -> dict[str, Tenso
     }
 
 
+def padded(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
+    """Ids and mask (n, t) of rows of one candidate each, as any decoder takes them."""
+    mask = padding_mask([len(row.ids) for row in rows], "right")
+    ids = torch.full_like(mask, pad_id)
+    ids[mask.bool()] = torch.tensor([token for row in rows for token in row.ids])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
 class Teacher:
     """A causal language model used as a prompted yes/no cross-encoder."""
 
@@ -149,6 +178,8 @@ class Teacher:
         self.prompts = {
             mode: PromptIds(prompt, tokenizer, settings.max_length) for mode, prompt in prompts(settings).items()
         }
+        self.rows = rows_of(model)
+        self.pad_id = pad_id(tokenizer, self.rows)
         self._cache: dict[str, list[int]] = {}
 
     @classmethod
@@ -167,23 +198,60 @@ class Teacher:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote.allowed())
         except Exception as error:  # transformers and safetensors raise many kinds for a damaged folder
             raise ArtifactError(f"{folder}: cannot load the teacher ({str(error).splitlines()[0]}); {MEND}") from error
+        wrong = unknown_to_the_model(tokenizer, rows_of(model))
+        if wrong is not None:
+            raise ArtifactError(f"{folder}: {wrong}")
         model = model.eval() if settings.quantization != "none" else model.eval().to(default_device())
         return cls(model, tokenizer, settings)
 
     def tokens(self, texts: Iterable[str]) -> list[list[int]]:
-        """Token ids without special tokens; each distinct text is tokenised once."""
+        """Token ids without special tokens; each distinct text is tokenised once. Raises DataError for a token that the model has no embedding for."""
         texts = list(texts)
         new = list(dict.fromkeys(text for text in texts if text not in self._cache))
         if new:
-            self._cache.update(zip(new, token_ids(self.tokenizer, new), strict=True))
+            self._cache.update(zip(new, token_ids(self.tokenizer, new, self.rows), strict=True))
         return [self._cache[text] for text in texts]
 
-    def pack(self, groups: Sequence[Group], mode: str) -> list[Row]:
-        """One row a group; every group needs at least one candidate."""
-        prompt = self.prompts[mode]
+    def pack(self, groups: Sequence[Group], mode: str, size: int | None = None) -> list[Row]:
+        """Rows of all groups in order, at most `size` candidates in each: one a group where nothing is cut, no size is given and the model `packs`."""
+        prompt, size = self.prompts[mode], size if self.packs else 1
         # All at once: far faster than one by one.
         self.tokens(text for a, candidates in groups for text in (a, *candidates))
-        return [prompt.row(self.tokens([a])[0], self.tokens(candidates)) for a, candidates in groups]
+        return [
+            row
+            for number, (a, candidates) in enumerate(groups)
+            for row in prompt.rows(self.tokens([a])[0], self.tokens(candidates), number, size)
+        ]
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether the model keeps candidates that share a row apart. Tried, as architectures may count positions or read masks in their own way."""
+        from d2llm.logs import get_logger
+
+        apart = self._keeps_apart()
+        if not apart:
+            name = type(self.model).__name__
+            get_logger(__name__).info(
+                "%s cannot keep candidates of a row apart: the teacher reads them one by one", name
+            )
+        return apart
+
+    @torch.no_grad()
+    def _keeps_apart(self) -> bool:
+        config, prompt = self.model.config.get_text_config(), self.prompts["symmetric"]
+        if any((getattr(config, name, None) or math.inf) < self.settings.max_length for name in WINDOWS):
+            return False
+        half = min(prompt.room // 2, 32)
+        filler = (prompt.middle + prompt.cue + prompt.prefix) * half
+        a, candidates = filler[:half], [filler[:half], filler[half : 2 * half]]
+        try:
+            (shared,) = prompt.rows(a, candidates)
+            together = self._pass([shared], "symmetric", packed=True)[1][1].float()
+            alone = self._pass(prompt.rows(a, candidates[1:]), "symmetric", packed=False)[1][0].float()
+        except Exception:  # noqa: BLE001 - a mask or positions that an architecture does not take are told in many ways
+            return False
+        rounding = 1e-3 if self.model.dtype == torch.float32 else 0.1
+        return bool((together - alone).norm() <= rounding * alone.norm())
 
     @torch.no_grad()
     def instruction(self, mode: str) -> list[tuple[Tensor, Tensor]]:
@@ -191,7 +259,7 @@ class Teacher:
         from transformers import DynamicCache
 
         prefix = self.prompts[mode].prefix
-        if len(prefix) < SHORTEST or not type(self.model).__module__.startswith("transformers."):
+        if len(prefix) < SHORTEST or not self.packs or not type(self.model).__module__.startswith("transformers."):
             return []  # code from a hub may cache in any way
         ids = torch.tensor([prefix], device=self.model.device)
         # A plain cache: an architecture's own may keep the last tokens only.
@@ -205,31 +273,42 @@ class Teacher:
         begun: Sequence[tuple[Tensor, Tensor]] = (),
         only_answers: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """States of a batch of rows: logits (m, 2) yes/no and answer states (m, d) of all candidates in order, and all states (n, t, d).
+        """States of a batch of rows: logits (m, 2) yes/no, float32, and answer states (m, d) of all candidates in order, and all states (n, t, d).
 
         With `begun`, what `instruction` gave for these very weights, the states lack the instruction's k tokens. With `only_answers`, states of other
         tokens are not to be read (`last_layer`).
         """
+        return self._pass(rows, mode, self.packs, begun, only_answers)
+
+    def _pass(
+        self,
+        rows: Sequence[Row],
+        mode: str,
+        packed: bool,
+        begun: Sequence[tuple[Tensor, Tensor]] = (),
+        only_answers: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         device = self.model.device
         known = begun[0][0].shape[2] if begun else 0
-        batch: dict[str, Any] = {
-            key: value.to(device) for key, value in collate(rows, self.tokenizer.pad_token_id, known).items()
-        }
+        made = collate(rows, self.pad_id, known) if packed else padded(rows, self.pad_id)
+        batch: dict[str, Any] = {key: value.to(device) for key, value in made.items()}
+        if packed and self.model.config._attn_implementation != "sdpa":
+            # Other implementations add the mask to their scores, as numbers.
+            hidden = ~batch["attention_mask"]
+            numbers = torch.zeros(hidden.shape, dtype=self.model.dtype, device=device)
+            batch["attention_mask"] = numbers.masked_fill_(hidden, torch.finfo(numbers.dtype).min)
         if begun:
             batch["past_key_values"] = repeated(begun, len(rows))
         where = [(i, answer - known) for i, row in enumerate(rows) for answer in row.answers]
         places = tuple(torch.tensor(where, device=device).T)
         width = batch["input_ids"].shape[1]
-        with only_at(self.model, places[0] * width + places[1]) if only_answers else nullcontext():
-            states = self.model.base_model(**batch, use_cache=bool(begun)).last_hidden_state
-        answer = states[places]
         prompt = self.prompts[mode]
-        head = self.model.get_output_embeddings()
-        choice = torch.tensor([prompt.yes, prompt.no], device=device)
-        logits = answer @ head.weight[choice].T
-        if head.bias is not None:
-            logits = logits + head.bias[choice]
-        return logits, answer, states
+        with (
+            only_at(self.model, places[0] * width + places[1]) if only_answers else nullcontext(),
+            answering(self.model, places, (prompt.yes, prompt.no)) as head,
+        ):
+            logits = self.model(**batch, use_cache=bool(begun)).logits
+        return logits, head.answers, head.states
 
     @overload
     def score(
@@ -252,13 +331,7 @@ class Teacher:
         """
         from d2llm.logs import progress
 
-        pieces: list[tuple[int, int, Group]] = []  # group, first candidate, part of the group
-        size = self.settings.pack_size
-        for number, (a, candidates) in enumerate(groups):
-            pieces += [
-                (number, start, (a, candidates[start : start + size])) for start in range(0, len(candidates), size)
-            ]
-        rows = self.pack([piece for _, _, piece in pieces], mode)
+        rows = self.pack(groups, mode, self.settings.pack_size)
         order = np.argsort([len(row.ids) for row in rows], kind="stable").tolist()
         out = [np.zeros((len(candidates), 2), dtype=np.float32) for _, candidates in groups]
         states: list[np.ndarray] = []
@@ -273,14 +346,47 @@ class Teacher:
             if features and not states:
                 states = [np.zeros((len(candidates), read.shape[1]), dtype=np.float32) for _, candidates in groups]
             at = 0
-            for i in batch:
-                number, start, (_, candidates) = pieces[i]
-                block = slice(at, at + len(candidates))
-                out[number][start : start + len(candidates)] = judged[block]
+            for row in (rows[i] for i in batch):
+                block = slice(at, at + len(row.members))
+                out[row.group][row.members] = judged[block]
                 if features:
-                    states[number][start : start + len(candidates)] = read[block]
-                at += len(candidates)
+                    states[row.group][row.members] = read[block]
+                at += len(row.members)
         return (out, states) if features else out
+
+
+class AnswerHead(nn.Module):
+    """Two rows of a language model's head, read at the answers' places: (n, t, d) states → (m, 2) logits, formed in float32 at least.
+
+    `states` are all states of the last pass, `answers` (m, d) those at the places.
+    """
+
+    states: Tensor
+    answers: Tensor
+
+    def __init__(self, head: Any, places: tuple[Tensor, ...], choice: tuple[int, int]) -> None:
+        super().__init__()
+        self.places, chosen = places, list(choice)
+        self.two = head.weight[chosen], None if head.bias is None else head.bias[chosen]
+
+    def forward(self, states: Tensor) -> Tensor:
+        self.states, self.answers = states, states[self.places]
+        weight, bias = self.two
+        with as_given(states):
+            logits = wide(self.answers) @ wide(weight).T
+            return logits if bias is None else logits + wide(bias)
+
+
+@contextmanager
+def answering(model: PreTrainedModel, places: tuple[Tensor, ...], choice: tuple[int, int]) -> Iterator[AnswerHead]:
+    """Within it the model's logits are those of two tokens at some places alone; what an architecture does to logits (soft caps, scales) it does to them."""
+    head = model.get_output_embeddings()
+    answers = AnswerHead(head, places, choice)
+    model.set_output_embeddings(answers)
+    try:
+        yield answers
+    finally:
+        model.set_output_embeddings(head)
 
 
 def repeated(begun: Sequence[tuple[Tensor, Tensor]], rows: int) -> Any:

@@ -105,12 +105,14 @@ class _Examples:
         for mode, part in frame.groupby("mode", sort=True):
             pairs = list(zip(part["a"], (list(b) for b in part["b"]), strict=True))
             self.rows[mode] = teacher.pack(pairs, mode)
-            self.targets[mode] = [np.asarray(values, dtype=np.float32) for values in part["target"]]
+            targets = [np.asarray(values, dtype=np.float32) for values in part["target"]]
+            self.targets[mode] = [targets[row.group][row.members] for row in self.rows[mode]]
             flat = [text for _, candidates in pairs for text in candidates]
             marks = [mark for values in part["relations"] for mark in values]
             labels = relation_labels(teacher, flat, marks, teacher.tokens(flat))
             ends = np.cumsum([len(candidates) for _, candidates in pairs])
-            self.relations[mode] = [labels[end - len(c) : end] for end, (_, c) in zip(ends, pairs, strict=True)]
+            by_group = [labels[end - len(c) : end] for end, (_, c) in zip(ends, pairs, strict=True)]
+            self.relations[mode] = [[by_group[row.group][i] for i in row.members] for row in self.rows[mode]]
 
     def batches(self, pairs: int, steps: int, seed: int, asymmetric_share: float) -> list[tuple[str, np.ndarray]]:
         """`steps` batches of one mode and about `pairs` pairs; rows of like length travel together (within 16 batches)."""
@@ -238,7 +240,8 @@ def assess(teacher: Teacher, dev: pd.DataFrame, bins: int = 10) -> dict[str, dic
     for mode, part in dev.groupby("mode", sort=True):
         pairs = [(a, list(b)) for a, b in zip(part["a"], part["b"], strict=True)]
         logits = np.concatenate(teacher.score(pairs, mode, description=f"teacher on dev, {mode}"))
-        probability = 1 / (1 + np.exp(-(logits[:, 0] - logits[:, 1])))
+        margin = logits[:, 0] - logits[:, 1]  # ranks: a sure teacher's probabilities tie at 1
+        probability = 1 / (1 + np.exp(-margin))
         label, wanted, name = (
             np.concatenate([np.asarray(v) for v in part[key]]) for key in ("label", "target", "phenomenon")
         )
@@ -252,8 +255,8 @@ def assess(teacher: Teacher, dev: pd.DataFrame, bins: int = 10) -> dict[str, dic
         error = sum(b["n"] * abs(b["mean_probability"] - b["share_true"]) for b in curve) / len(label)
         right = (probability >= 0.5) == label
         report[str(mode)] = {
-            "n": len(label), "ap": float(average_precision_score(label, probability)), "accuracy": float(right.mean()),
-            "expected_calibration_error": float(error), "spearman_with_targets": float(spearmanr(probability, wanted)[0]),
+            "n": len(label), "ap": float(average_precision_score(label, margin)), "accuracy": float(right.mean()),
+            "expected_calibration_error": float(error), "spearman_with_targets": float(spearmanr(margin, wanted)[0]),
             "accuracy_by_phenomenon": {str(k): float(right[name == k].mean()) for k in sorted(set(name))}, "reliability": curve,
         }  # fmt: skip
     return report

@@ -21,22 +21,26 @@ from d2llm.models.lora import merged_state
 from d2llm.optimization import batches
 from d2llm.text_ids import PairTextIds
 
-CLS, SEP, MASK, BOS = 2, 3, 4, 5
+CLS, SEP, MASK, BOS, EOS = 2, 3, 4, 5, 6
 FIRST_NEW = len(tiny.SPECIAL) + len(tiny.WORDS)  # id of the first token a method adds
 # Phrases the tiny vocabulary can spell; their published forms are pinned below.
 OVERRIDES = {
     "bge": {"instruction": "给书看"},
     "llara": {"prompts": {"prefix": '"', "summary": "吃，", "prediction": "看，"}},
+    "d2llm": {"pooling": {"heads": 4}, "interaction": {"hidden": 16}},
 }
 BASELINES = ["bge", "colbert", "llara", "retromae", "sgpt", "simcse", "udever"]
 Q, P = "甲乙", "山水火"
 
 
-def built(name, backbone=None, **settings):
-    """(method, recipe, student) on a tiny base model."""
+def built(name, backbone=None, framed=False, **settings):
+    """(method, recipe, student) on a tiny base model; `framed`: its tokenizer puts <bos> before a text and, of an encoder, <eos> behind it."""
     method = methods.method(name)
     recipe = method.recipe(OVERRIDES.get(name, {}) | settings)
-    return method, recipe, method.build(backbone or tiny.backbone(method.kind), recipe)
+    backbone = backbone or tiny.backbone(method.kind)
+    if framed:
+        tiny.framed_by(backbone.tokenizer, "<bos>", "<eos>" if method.kind == "encoder" else "")
+    return method, recipe, method.build(backbone, recipe)
 
 
 # --------------------------------------------------------------------------------------------------------------- inputs
@@ -56,39 +60,43 @@ def test_the_published_phrases():
     assert (*llara.SUMMARY_TOKENS, *llara.PREDICTION_TOKENS) == tuple(f"<s{n}>" for n in range(1, 17))
 
 
-def test_the_token_ids_fed():
+@pytest.mark.parametrize("framed", [False, True])
+def test_the_token_ids_fed(framed):
+    """As the recipe has it, and begun as the checkpoint's tokenizer begins a text; an encoder's ends as that ends it."""
     q, p, ids = tiny.ids(Q), tiny.ids(P), tiny.ids
+    first, (cls, sep) = ((BOS,), (BOS, EOS)) if framed else ((), (CLS, SEP))
     new = list(range(FIRST_NEW, FIRST_NEW + 16))
     around = {  # (role, mode) -> what stands before and after the text
         "bge": {
-            ("query", "asymmetric"): ((CLS, *ids("给书看")), (SEP,)),
-            ("passage", "asymmetric"): ((CLS,), (SEP,)),
-            ("query", "symmetric"): ((CLS,), (SEP,)),
-            ("passage", "symmetric"): ((CLS,), (SEP,)),
+            ("query", "asymmetric"): ((cls, *ids("给书看")), (sep,)),
+            ("passage", "asymmetric"): ((cls,), (sep,)),
+            ("query", "symmetric"): ((cls,), (sep,)),
+            ("passage", "symmetric"): ((cls,), (sep,)),
         },
         "sgpt": {
-            ("query", "asymmetric"): (ids("["), ids("]")),
-            ("passage", "asymmetric"): (ids("{"), ids("}")),
-            ("query", "symmetric"): ((), ()),
-            ("passage", "symmetric"): ((), ()),
+            ("query", "asymmetric"): ((*first, *ids("[")), ids("]")),
+            ("passage", "asymmetric"): ((*first, *ids("{")), ids("}")),
+            ("query", "symmetric"): (first, ()),
+            ("passage", "symmetric"): (first, ()),
         },
         "udever": {
-            ("query", "asymmetric"): ((new[0],), (new[1],)),
-            ("passage", "asymmetric"): ((new[2],), (new[3],)),
-            ("query", "symmetric"): ((new[2],), (new[3],)),
-            ("passage", "symmetric"): ((new[2],), (new[3],)),
+            ("query", "asymmetric"): ((*first, new[0]), (new[1],)),
+            ("passage", "asymmetric"): ((*first, new[2]), (new[3],)),
+            ("query", "symmetric"): ((*first, new[2]), (new[3],)),
+            ("passage", "symmetric"): ((*first, new[2]), (new[3],)),
         },
         "llara": {
-            ("query", "asymmetric"): ((BOS, *ids('"')), (*ids("看，"), *new[8:])),
-            ("passage", "asymmetric"): ((BOS, *ids('"')), (*ids("吃，"), *new[:8])),
-            ("query", "symmetric"): ((BOS, *ids('"')), (*ids("吃，"), *new[:8])),
-            ("passage", "symmetric"): ((BOS, *ids('"')), (*ids("吃，"), *new[:8])),
+            ("query", "asymmetric"): ((*first, *ids('"')), (*ids("看，"), *new[8:])),
+            ("passage", "asymmetric"): ((*first, *ids('"')), (*ids("吃，"), *new[:8])),
+            ("query", "symmetric"): ((*first, *ids('"')), (*ids("吃，"), *new[:8])),
+            ("passage", "symmetric"): ((*first, *ids('"')), (*ids("吃，"), *new[:8])),
         },
     }
-    around["retromae"] = around["simcse"] = dict.fromkeys(around["bge"], ((CLS,), (SEP,)))
-    around["colbert"] = {key: ((CLS, new[0 if key[0] == "query" else 1]), (SEP,)) for key in around["bge"]}
+    around["retromae"] = around["simcse"] = dict.fromkeys(around["bge"], ((cls,), (sep,)))
+    around["colbert"] = {key: ((cls, new[0 if key[0] == "query" else 1]), (sep,)) for key in around["bge"]}
+    around["d2llm"] = dict.fromkeys(around["bge"], (first, ()))
     for name, expected in around.items():
-        _, _, student = built(name)
+        _, _, student = built(name, framed=framed)
         assert set(student.formats) == set(expected)
         for (role, mode), (before, after) in expected.items():
             fed = student.ids([Q, P], role, mode)
@@ -96,6 +104,10 @@ def test_the_token_ids_fed():
             if name == "colbert" and role == "query":  # as far as 32 tokens
                 expected_ids = [(*row, *[MASK] * (32 - len(row))) for row in expected_ids]
             assert fed == expected_ids, (name, role, mode)
+    # D2LLM's sink is what the checkpoint begins with anyway, not a second one; nothing else is left out of the pooling.
+    _, _, student = built("d2llm", framed=framed, sink="bos")
+    assert student.ids([Q], "query", "symmetric") == [(BOS, *q)] and student.unpooled == 1
+    assert built("d2llm", framed=framed)[2].unpooled == 0
     _, _, student = built("udever")
     assert student.backbone.tokenizer.convert_ids_to_tokens(new[:4]) == ["[BOQ]", "[EOQ]", "[BOD]", "[EOD]"]
     _, _, student = built("colbert")
@@ -139,7 +151,7 @@ def test_trained_parameters():
     _, _, student = built("sgpt")
     assert sorted(student.trainable()) == sorted(f"{place}.bias" for place in everywhere)
     _, _, student = built("udever")
-    embedding = "backbone.model.embed_tokens.weight"
+    embedding = "backbone.model.embed_tokens.added.rows.weight"
     assert sorted(student.trainable()) == sorted([embedding, *(f"{place}.bias" for place in everywhere)])
     biases = 2 * (4 * 32 + 2 * 64 + 32)
     assert student.parameter_counts()["backbone_trained"] == biases + 4 * 32
@@ -252,7 +264,7 @@ def test_corruption_is_eighty_ten_ten():
     ids = torch.full((200, 50), 30)
     hidden = torch.zeros_like(ids).bool()
     hidden[:, :25] = True
-    found = retromae.corrupt(ids, hidden, tiny.tokenizer(), torch.Generator().manual_seed(0))
+    found = retromae.corrupt(ids, hidden, MASK, FIRST_NEW, torch.Generator().manual_seed(0))
     assert (found[:, 25:] == 30).all()
     share = (found[:, :25] == MASK).float().mean().item()
     kept = (found[:, :25] == 30).float().mean().item()
@@ -329,7 +341,7 @@ def test_autoencoding_loss_by_hand(tmp_path):
     torch.manual_seed(1)
     decoder = EnhancedDecoder(backbone.model.config).eval()
     ids, mask = padded("甲乙丙丁戊己庚", "山水火")
-    drawn = retromae.masked(ids, mask, STAGE, backbone.tokenizer, torch.Generator().manual_seed(5))
+    drawn = retromae.masked(ids, mask, STAGE, MASK, FIRST_NEW, torch.Generator().manual_seed(5))
     terms = retromae.autoencoding_loss(backbone, head_of(full), decoder, drawn)
     # the same draws again, then every text alone and every position by itself
     generator = torch.Generator().manual_seed(5)
@@ -337,7 +349,7 @@ def test_autoencoding_loss_by_hand(tmp_path):
     counts = [round(9 * 0.3), round(5 * 0.3)]
     hidden = retromae.draw(inner, torch.tensor(counts), generator)
     assert hidden.sum(1).tolist() == counts == [3, 2]
-    masked = retromae.corrupt(ids, hidden, backbone.tokenizer, generator)
+    masked = retromae.corrupt(ids, hidden, MASK, FIRST_NEW, generator)
     visible = retromae.visible_positions(inner, mask.bool(), torch.tensor([4, 2]), generator)
     encoder_losses, decoder_losses = [], []
     for row, length in enumerate((9, 5)):
@@ -451,12 +463,14 @@ def test_adaptation_terms(tmp_path):
     )
 
 
-def test_the_published_prompts_fill_the_sequence(tmp_path):
-    method, recipe, student = built("llara", tiny.backbone("decoder", tmp_path / "m"))
+@pytest.mark.parametrize("framed", [False, True])
+def test_the_published_prompts_fill_the_sequence(framed, tmp_path):
+    """Pre-training begins a text as fine-tuning does."""
+    method, recipe, student = built("llara", tiny.backbone("decoder", tmp_path / "m"), framed)
     layout = method.layout(student.backbone, recipe)
     assert student.formats["query", "asymmetric"].suffix == layout.prediction
     assert student.formats["passage", "asymmetric"].suffix == layout.summary
-    assert layout.prefix == (BOS, *tiny.ids('"'))
+    assert layout.prefix == student.formats["passage", "symmetric"].prefix == ((BOS,) if framed else ()) + tiny.ids('"')
 
 
 # -------------------------------------------------------------------------------------------------------------- pretext
@@ -522,6 +536,21 @@ def test_adaptation_trains_the_weights_that_lora_adapts(tmp_path):
         unadapted = student.encode(WORLD, "query", "symmetric")
         next(iter(lora.values())).normal_()
     assert not np.allclose(student.encode(WORLD, "query", "symmetric"), unadapted)
+
+
+@pytest.mark.parametrize("framed", [False, True])
+def test_masked_texts_are_framed_as_in_fine_tuning(framed, tmp_path, monkeypatch):
+    seen, real = [], retromae.masked
+    monkeypatch.setattr(retromae, "masked", lambda ids, mask, *more: seen.append((ids, mask)) or real(ids, mask, *more))
+    stage = {"steps": 1, "batch_size": 6}
+    method, recipe, student = built("retromae", tiny.backbone("encoder", tmp_path / "m"), framed, pretraining=stage)
+    method.pretext(student, WORLD, recipe, PretextContext())
+    (ids, mask) = seen[0]
+    rows = sorted(tuple(row[real.bool()].tolist()) for row, real in zip(ids, mask, strict=True))
+    assert rows == sorted(student.ids(WORLD, "passage", "symmetric"))
+    assert {row[0] for row in rows} == {BOS if framed else CLS} and {row[-1] for row in rows} == {
+        EOS if framed else SEP
+    }
 
 
 def test_pretext_of_no_steps_and_of_no_texts(tmp_path):

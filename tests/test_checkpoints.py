@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import hub
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -16,10 +17,11 @@ from tiny_run import BASE, tiny_settings
 
 from d2llm import checkpoints, pretraining
 from d2llm.artifacts import read_json
-from d2llm.config import Config, load
+from d2llm.config import Config, PromptSettings, TeacherSettings, load
 from d2llm.errors import ArtifactError, ConfigError
 from d2llm.models.backbone import Backbone
 from d2llm.paths import Paths
+from d2llm.teacher import Teacher
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -246,3 +248,12 @@ def test_a_gguf_file_becomes_an_ordinary_model(tmp_path: Path) -> None:
     with torch.no_grad():
         expected, found = (net(input_ids=torch.tensor([ids]), use_cache=False).logits for net in (model, loaded))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    # Nor does it name a padding token: rows of several lengths are filled up all the same.
+    prompt = PromptSettings(template="a{a}b{b}c", yes="d", no="e")
+    teacher = Teacher.load(folder, TeacherSettings(symmetric=prompt, asymmetric=prompt, max_length=40))
+    assert teacher.tokenizer.pad_token_id is None
+    scores = teacher.score([("f", ["g"]), ("fg", ["gh", "hhh"])], "symmetric")
+    for text, score in zip(("afbgc", "afgbghc", "afgbhhhc"), [*scores[0], *scores[1]], strict=True):
+        with torch.no_grad():
+            alone = loaded(input_ids=torch.tensor([[tokens.index(letter) for letter in text]])).logits[0, -1]
+        np.testing.assert_allclose(score, alone[[tokens.index("d"), tokens.index("e")]], atol=1e-4)

@@ -139,8 +139,8 @@ def test_blocks_leave_to_autocast_and_autograd_what_is_theirs():
         with torch.autocast("cpu", torch.bfloat16):
             rough = scorer.matrix_cached(*kept, "symmetric")
             pairs = scorer.pairs_cached(kept[0].repeat_interleave(50, 0), kept[1].repeat(40, 1), "symmetric")
-    assert torch.equal(rough.flatten(), pairs)  # the branch too ran in autocast's type
-    assert rough.dtype == torch.bfloat16 and 0 < (rough.float() - exact).abs().max() < 0.05 * exact.abs().max()
+    torch.testing.assert_close(rough.flatten(), pairs, rtol=0, atol=1e-6)  # the branch too ran in autocast's type
+    assert rough.dtype == torch.float32 and 0 < (rough.float() - exact).abs().max() < 0.05 * exact.abs().max()
     found = scorer.matrix(q, p, "symmetric")
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
     found.sum().backward()
@@ -350,11 +350,23 @@ def test_bilinear_starts_as_scaled_cosine_of_normed_vectors():
     torch.testing.assert_close(found, 10 * nn.functional.cosine_similarity(q, p), rtol=1e-3, atol=1e-3)
 
 
-def test_half_precision_vectors():
-    q, p = vectors(dtype=torch.float32)
-    for name in ("iem", "bilinear"):
-        scorer = build_scorer(name, D)
-        assert scorer.matrix(q.bfloat16(), p.bfloat16(), "symmetric").dtype == torch.float32
+@pytest.mark.parametrize(("name", "settings"), KINDS)
+@pytest.mark.parametrize("precision", ["vectors", "weights", "autocast"])
+def test_logits_of_half_precision_vectors_are_formed_in_float32(name, settings, precision):
+    """bfloat16 keeps 8 bits: of thousands of logits it would leave some hundred different ones."""
+    scorer = build_scorer(name, D, **settings)
+    q, p = (torch.randn(60, D, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    if precision != "autocast":
+        q, p = q.bfloat16(), p.bfloat16()
+    if precision == "weights":
+        scorer.bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        found = scorer.matrix(q, p, "symmetric")
+        left, right = scorer.query_cache(q), scorer.passage_cache(p)
+        pairs = scorer.pairs_cached(left.repeat_interleave(60, 0), right.repeat(60, 1), "symmetric").view(60, 60)
+    assert found.dtype == pairs.dtype == torch.float32
+    assert len(found.unique()) > 3000 and len(found.bfloat16().unique()) < 2000
+    torch.testing.assert_close(found, pairs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

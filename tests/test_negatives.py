@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import backbone
+from tiny import backbone, framed_by
 from tiny_run import changed
 
 from d2llm.config import Config, NegativeSettings
@@ -65,13 +65,18 @@ def test_bm25_ranks_are_those_of_the_formula(kind: str, ranks: tuple[int, int]) 
 
 
 # --------------------------------------------------------------------------------------------------------------- dense
-def test_dense_ranks_by_brute_force(tmp_path: Path) -> None:
+@pytest.mark.parametrize("framed", [False, True])
+def test_dense_ranks_by_brute_force(framed: bool, tmp_path: Path) -> None:
     config = Config(results=str(tmp_path), methods={"bge": {}})
     encoder = backbone("encoder", Paths.of(config).base("encoder"))
+    around = encoder.tokenizer.cls_token_id, encoder.tokenizer.sep_token_id
+    if framed:  # a checkpoint's own way of framing texts
+        around = encoder.tokenizer.bos_token_id, encoder.tokenizer.eos_token_id
+        framed_by(encoder.tokenizer, "<bos>", "<eos>").save_pretrained(Paths.of(config).base("encoder"))
     queries, passages = ["甲乙", "山水火木", "日"], ["甲", "乙甲", "火木", "月星云", "山水火", "日月", "甲乙丙"]
 
     def vector(text: str) -> np.ndarray:
-        ids = [encoder.tokenizer.cls_token_id, *encoder.tokenize([text])[0], encoder.tokenizer.sep_token_id]
+        ids = [around[0], *encoder.tokenize([text])[0], around[1]]
         with torch.no_grad():
             states = encoder.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
         mean = states.mean(0).double().numpy()

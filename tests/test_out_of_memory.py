@@ -13,7 +13,7 @@ import tiny
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from test_baselines import STEPS, WORLD, adapted, built, padded
+from test_baselines import MASK, STEPS, WORLD, adapted, built, padded
 from test_negatives import changed_results
 from test_resume import JOB, Stopped, stop_at
 from test_teacher import SHORT, made, trivial
@@ -88,7 +88,7 @@ def test_parts_of_unequal_texts_weigh_what_they_hide(tmp_path: Path) -> None:
     decoder = EnhancedDecoder(backbone.model.config)
     ids, mask = padded("甲乙丙丁戊己庚", "山", "水火木", "金土日月星")
     stage = retromae.Autoencoding()
-    whole = retromae.masked(ids, mask, stage, backbone.tokenizer, torch.Generator().manual_seed(5))
+    whole = retromae.masked(ids, mask, stage, MASK, backbone.rows, torch.Generator().manual_seed(5))
     expected = retromae.autoencoding_loss(backbone, head, decoder, whole)
     for parts in (2, 3, 4):
         found = whole.split(parts)

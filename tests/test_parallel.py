@@ -42,8 +42,8 @@ def launched(config: Config, method: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "changes"),
-    [("d2llm", {}), ("d2llm", {"texts_at_once": 4}), ("retromae", {})],
-    ids=["d2llm", "d2llm by parts", "retromae"],
+    [("d2llm", {}), ("d2llm", {"texts_at_once": 4}), ("retromae", {}), ("udever", {})],
+    ids=["d2llm", "d2llm by parts", "retromae", "udever"],
 )
 def test_two_processes_train_as_one(method: str, changes: dict, tiny_scores: Config, tmp_path: Path) -> None:
     recipe = {"methods": {"d2llm": {"tuning": {"dropout": 0.0}}}}
@@ -66,7 +66,11 @@ def test_two_processes_train_as_one(method: str, changes: dict, tiny_scores: Con
         for key, value in expected.items():
             if isinstance(value, float):
                 assert found[key] == pytest.approx(value, rel=2e-4, abs=1e-6), (expected["step"], key)
-    weights = [load_file(folder / "model" / "student.safetensors") for folder in folders]
+    weights = [
+        load_file(folder / "model" / "student.safetensors")
+        | load_file(folder / "model" / "backbone" / "model.safetensors")
+        for folder in folders
+    ]
     for name, expected in weights[0].items():
         torch.testing.assert_close(weights[1][name], expected, rtol=1e-3, atol=2e-4, msg=lambda said, n=name: f"{n}: {said}")  # fmt: skip
     assert read_json(folders[1] / "provenance.json")["settings"]["training"]["processes"] == 2

@@ -330,6 +330,26 @@ def test_query_document_and_neither_are_framed_as_the_student_was_trained():
         assert features["input_ids"][:, 0].tolist() == [token, token] and features["attention_mask"].all()
 
 
+def test_an_exported_student_begins_texts_as_the_checkpoint_it_was_trained_from(tmp_path):
+    import tiny
+
+    from d2llm.methods import method
+    from d2llm.sentence_transformer import load
+
+    trained = method("d2llm")
+    backbone = tiny.backbone("decoder")
+    tiny.framed_by(backbone.tokenizer)
+    student = trained.build(backbone, trained.recipe({"pooling": {"heads": 4}, "interaction": {"hidden": 16}}))
+    student.save(tmp_path)
+    texts = ["甲乙", "山水"]
+    for task, role in (("query", "query"), ("document", "passage")):
+        features = load(tmp_path)[0].preprocess(texts, task=task)
+        expected = [[backbone.tokenizer.bos_token_id, *tiny.ids(text)] for text in texts]
+        assert (
+            features["input_ids"].tolist() == expected == [list(row) for row in student.ids(texts, role, "asymmetric")]
+        )
+
+
 def test_the_card_holds_the_runs_own_scores(tmp_path):
     from d2llm.export import scores
 

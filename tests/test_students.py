@@ -21,6 +21,7 @@ from d2llm import methods, optimization
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
 from d2llm.methods import Batch, Embedded, MaxLengths, TeacherTargets, Tuning
 from d2llm.models.backbone import Backbone
+from d2llm.models.lora import merged_state
 from d2llm.models.pooling import POOLINGS, Pooling
 from d2llm.models.student import PASS_COST, Student, TextFormat, same_formats, split_by_length
 from d2llm.text_ids import PairTextIds
@@ -269,6 +270,25 @@ def test_unit_length_where_the_method_wants_it():
     np.testing.assert_allclose(np.linalg.norm(student.encode(TEXTS, "query", "symmetric"), axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "last_token"])
+@pytest.mark.parametrize("precision", ["weights", "autocast"])
+def test_half_precision_ends_at_the_states(pooling, precision):
+    """What becomes of them, vector and cosine, is formed in float32: no two texts tie because bfloat16 has few numbers."""
+    student = student_of(tiny.backbone("decoder"), (pooling, {}), normalize=True).eval()
+    if precision == "weights":
+        student.backbone.bfloat16()
+    texts = [a + b + c for a in tiny.WORDS[:6] for b in tiny.WORDS[6:12] for c in tiny.WORDS[12:14]]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        found = student.embed(texts, "query", "symmetric")
+        states, mask = student.backbone.states(student.ids(texts, "query", "symmetric"))
+    weights = {"mean": mask, "weighted_mean": mask.cumsum(1), "last_token": mask.cumsum(1) == 3}[pooling].double()
+    expected = F.normalize((weights[:, None] @ states.double())[:, 0] / weights.sum(1, keepdim=True), dim=-1)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    cosines = student.scorer.matrix(found, found, "symmetric")[~torch.eye(len(texts), dtype=torch.bool)]
+    assert len(cosines.unique()) > 2 * len(cosines.bfloat16().unique())
+
+
 # --------------------------------------------------------------------------------------------------------------- tuning
 def test_new_tokens_start_near_the_mean_and_the_same_every_time():
     first, second = tiny.backbone("decoder"), tiny.backbone("decoder")
@@ -336,7 +356,7 @@ def test_only_the_new_rows_of_the_embedding_move():
         student.embed(["甲[BOQ]乙"], "query", "symmetric").sum().backward()
         made.step()
         made.zero_grad()
-    after = backbone.model.get_input_embeddings().weight.detach()
+    after = merged_state(backbone.model)["embed_tokens.weight"]
     moved = (after != before).any(1).nonzero().flatten().tolist()
     assert moved == new
     biases = sum(p.numel() for name, p in backbone.model.named_parameters() if "bias" in name)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,12 +41,15 @@ def small_settings(**more: object) -> TeacherSettings:
     return TeacherSettings(**({"max_length": 200, "batch_pairs": 12, "learning_rate": 5e-3} | more))
 
 
-def made(seed: int = 0, bias: bool = False, **more: object) -> Teacher:
-    """A random two-layer Llama whose tokens are single characters, so that a text and its parts are tokenised alike."""
+def made(seed: int = 0, bias: bool = False, first: bool = False, **more: object) -> Teacher:
+    """A random two-layer Llama whose tokens are single characters, so that a text and its parts are tokenised alike; `first`: texts begin with <bos>."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     tokenizer = build_tokenizer([*SYMMETRIC, *ASYMMETRIC, *LETTERS])
+    if first:
+        tokenizer.add_special_tokens({"bos_token": "<bos>"})
+        tiny.framed_by(tokenizer)
     shape = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=512, initializer_range=0.2, attention_bias=True, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
@@ -138,34 +142,34 @@ def test_cut_shortens_the_longer_text_first(teacher_parts: PromptIds, room: int,
     assert sorted((len(one), len(two))) == sorted(naive)
 
 
-@settings(max_examples=100, deadline=None)
-@given(room=st.integers(2, 50), a=texts, candidates=st.lists(texts, min_size=1, max_size=5))
-def test_a_row_keeps_prefix_and_cue_whatever_is_cut(
-    teacher_parts: PromptIds, room: int, a: list[int], candidates: list[list[int]]
+@settings(max_examples=150, deadline=None)
+@given(
+    room=st.integers(2, 50),
+    a=texts,
+    candidates=st.lists(texts, min_size=1, max_size=6),
+    size=st.one_of(st.none(), st.integers(1, 6)),
+)
+def test_every_candidate_stands_in_its_row_as_in_a_prompt_of_its_own(
+    teacher_parts: PromptIds, room: int, a: list[int], candidates: list[list[int]], size: int | None
 ) -> None:
     ids = PromptIds.__new__(PromptIds)
     ids.__dict__.update(teacher_parts.__dict__, room=room)
-    most = room + len(ids.prefix) + len(ids.middle) + len(ids.cue)
-    row = ids.row(a, candidates)
-    assert len(row.ids) == len(row.positions) == len(row.segments)
-    shared = [row.ids[i] for i, segment in enumerate(row.segments) if segment == 0]
-    assert shared[: len(ids.prefix)] == ids.prefix
-    kept = shared[len(ids.prefix) :]
-    assert kept == a[: len(kept)]
-    for number, text in enumerate(candidates, 1):
-        own = [i for i, segment in enumerate(row.segments) if segment == number]
-        part = [row.ids[i] for i in own]
-        start, end = row.text_spans[number - 1]
-        assert row.ids[start:end] == text[: end - start]
-        assert part == [*ids.middle, *row.ids[start:end], *ids.cue]  # the cue is whole
-        assert row.answers[number - 1] == own[-1]
-        # As a prompt of its own: positions go on from the shared part and stay within the limit.
-        assert [row.positions[i] for i in own] == list(range(len(shared), len(shared) + len(own)))
-        assert len(shared) + len(own) <= most
-    longest = max(candidates, key=len)
-    if len(a) + len(longest) <= room:
-        assert kept == a
-        assert [end - start for start, end in row.text_spans] == [len(text) for text in candidates]
+    rows = ids.rows(a, candidates, 3, size)
+    assert sorted(number for row in rows for number in row.members) == list(range(len(candidates)))
+    for row in rows:
+        assert row.group == 3 and 1 <= len(row.members) <= (size or len(candidates))
+        assert len(row.ids) == len(row.positions) == len(row.segments)
+        shared = [row.ids[i] for i, segment in enumerate(row.segments) if segment == 0]
+        for place, number in enumerate(row.members):
+            one, two = ids.cut(a, candidates[number])  # by the pair alone
+            own = [i for i, segment in enumerate(row.segments) if segment == place + 1]
+            start, end = row.text_spans[place]
+            assert row.ids[start:end] == two
+            assert shared + [row.ids[i] for i in own] == [*ids.prefix, *one, *ids.middle, *two, *ids.cue]
+            assert [row.positions[i] for i in own] == list(range(len(shared), len(shared) + len(own)))
+            assert row.answers[place] == own[-1]
+    if len(a) + max(map(len, candidates)) <= room:  # nothing is cut: as few rows as there can be
+        assert len(rows) == -(-len(candidates) // (size or len(candidates)))
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +217,7 @@ def test_packed_scores_and_features_are_those_of_separate_prompts(mode: str, pac
 def test_the_instruction_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("d2llm.teacher.SHORTEST", 1)
     teacher = made(pack_size=2, batch_tokens=300)
+    assert teacher.packs  # tried once, by passes of its own
     fed: list[tuple[int, ...]] = []
     body = teacher.model.base_model
     whole = body.forward
@@ -269,6 +274,117 @@ def test_a_long_text_is_cut_and_its_cue_is_still_read(teacher: Teacher) -> None:
     room = teacher.prompts["symmetric"].room
     wanted, _ = one_by_one(teacher, "甲" * (room // 2), "乙" * (room - room // 2), "symmetric")
     np.testing.assert_allclose(found[0], wanted, atol=1e-5)
+
+
+def shortened(a: str, b: str, room: int) -> tuple[str, str]:
+    """The longer text loses its last letter until both fit."""
+    while len(a) + len(b) > room:
+        a, b = (a[:-1], b) if len(a) > len(b) else (a, b[:-1])
+    return a, b
+
+
+@pytest.mark.parametrize("pack_size", [1, 3, 8])
+def test_a_cut_prompt_is_scored_as_if_it_were_alone_whatever_shares_its_row(pack_size: int) -> None:
+    teacher = made(pack_size=pack_size)
+    room = teacher.prompts["symmetric"].room
+    generator = np.random.default_rng(0)
+
+    def text(length: int) -> str:
+        return "".join(generator.choice(list(LETTERS), length))
+
+    groups = [
+        (text(room - 20), [text(n) for n in (3, 25, room, 7, 40, 2 * room, 19, 20, 21)]),
+        (text(2 * room), [text(5), text(9), text(9)]),
+        (text(4), [text(5), text(room)]),
+    ]
+    for (a, candidates), found in zip(groups, teacher.score(groups, "symmetric"), strict=True):
+        wanted = [one_by_one(teacher, *shortened(a, b, room), "symmetric")[0] for b in candidates]
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- what a checkpoint adds
+def test_a_prompt_begins_as_the_checkpoint_begins_a_text() -> None:
+    teacher = made(first=True)
+    bos, whole = teacher.tokenizer.bos_token_id, teacher.tokenizer(SYMMETRIC)["input_ids"]
+    assert whole[0] == bos and teacher.tokenizer(SYMMETRIC, add_special_tokens=False)["input_ids"] == whole[1:]
+    (row,) = teacher.pack([("甲", ["乙"])], "symmetric")
+    assert row.ids == whole
+    logits = teacher.score([("甲", ["乙", "丙丁"])], "symmetric")[0]
+    with torch.no_grad():
+        expected = teacher.model(input_ids=torch.tensor([whole])).logits[0, -1]
+        bare = teacher.model(input_ids=torch.tensor([whole[1:]])).logits[0, -1]
+    answers = [teacher.prompts["symmetric"].yes, teacher.prompts["symmetric"].no]
+    np.testing.assert_allclose(logits[0], expected[answers].numpy(), atol=1e-5)
+    assert not np.allclose(logits[0], bare[answers].numpy(), atol=1e-2)
+    # The first token takes of the room that texts have; a template that spells it has it once.
+    assert teacher.prompts["symmetric"].room == made().prompts["symmetric"].room - 1
+    spelt = PromptSettings(template="<bos>#P：{a}\n#H：{b}\n回答：", yes="是", no="不")
+    again = Teacher(teacher.model, teacher.tokenizer, small_settings(symmetric=spelt))
+    assert again.pack([("甲", ["乙"])], "symmetric")[0].ids == [bos, *whole[-len(again.tokenizer("#P：甲\n#H：乙\n回答：")["input_ids"]) + 1 :]]  # fmt: skip
+
+
+@pytest.mark.parametrize("missing", [("pad_token",), ("pad_token", "eos_token")])
+def test_a_tokenizer_without_a_padding_token_scores_the_same(missing: tuple[str, ...]) -> None:
+    expected = made().score(GROUPS, "symmetric")
+    teacher = made()
+    for name in missing:
+        setattr(teacher.tokenizer, name, None)
+    again = Teacher(teacher.model, teacher.tokenizer, teacher.settings)
+    assert again.pad_id == (teacher.tokenizer.eos_token_id or 0)
+    for one, two in zip(again.score(GROUPS, "symmetric"), expected, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("precision", ["weights", "autocast"])
+def test_answer_logits_of_a_half_precision_teacher_do_not_tie(precision: str) -> None:
+    teacher = made()
+    prompt = teacher.prompts["symmetric"]
+    with torch.no_grad():  # between 16 and 32 bfloat16 has steps of 1/8
+        teacher.model.lm_head.weight = torch.nn.Parameter(teacher.model.lm_head.weight.detach().clone())
+        teacher.model.lm_head.weight[[prompt.yes, prompt.no]] *= 20
+    if precision == "weights":
+        teacher.model.to(torch.bfloat16)
+    rows = teacher.pack([("甲乙", [a + b for a in LETTERS for b in LETTERS])], "symmetric", 1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        logits, states, _ = teacher.forward(rows, "symmetric")
+    weight = teacher.model.lm_head.weight[[prompt.yes, prompt.no]].double()
+    np.testing.assert_allclose(logits.numpy(), (states.double() @ weight.T).detach().numpy(), rtol=1e-5)
+    assert logits.dtype == torch.float32 and logits.abs().max() > 16
+    assert len(logits[:, 0].unique()) > 95 and len(logits[:, 0].bfloat16().unique()) < 90
+
+
+ARCHITECTURES: dict[
+    str, tuple[bool, dict[str, object]]
+] = {  # whether candidates can share a row, and what is special of it
+    "gemma2": (True, {"head_dim": 8, "final_logit_softcapping": 2.0}),  # adds masks as numbers; caps its logits
+    "cohere": (True, {"logit_scale": 0.5}),
+    "granite": (True, {"logits_scaling": 4.0}),
+    "gpt_neox": (True, {"rotary_pct": 1.0}),
+    "gpt2": (True, {}),
+    "mistral": (False, {"sliding_window": 24}),  # shorter than a prompt
+    "mpt": (False, {}),  # counts distances in the row itself
+    "bloom": (False, {}),  # takes no mask of rows and columns
+}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_of_every_architecture_scores_are_those_of_the_model_itself(kind: str, teacher: Teacher) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    packs, more = ARCHITECTURES[kind]
+    width = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+    shape = AutoConfig.for_model(
+        kind, vocab_size=len(teacher.tokenizer), intermediate_size=48, initializer_range=0.2, **(width | more)
+    )
+    torch.manual_seed(0)
+    other = Teacher(AutoModelForCausalLM.from_config(shape).eval(), teacher.tokenizer, small_settings(max_length=150))
+    head = other.model.get_output_embeddings()
+    found, states = other.score(GROUPS, "symmetric", features=True)
+    for (a, candidates), logits, features in zip(GROUPS, found, states, strict=True):
+        wanted = [one_by_one(other, a, b, "symmetric") for b in candidates]
+        np.testing.assert_allclose(logits, [one for one, _ in wanted], atol=1e-5)
+        np.testing.assert_allclose(features, [state for _, state in wanted], atol=1e-5)
+    assert other.packs is packs and other.model.get_output_embeddings() is head
 
 
 def test_candidates_do_not_see_each_other(teacher: Teacher) -> None:
@@ -406,6 +522,27 @@ def test_tuning_batches(teacher: Teacher) -> None:
     again = examples.batches(pairs=8, steps=400, seed=5, asymmetric_share=0.25)
     assert all(one[0] == two[0] and (one[1] == two[1]).all() for one, two in zip(found, again, strict=True))
     assert examples.targets["symmetric"][0].tolist() in ([1.0, pytest.approx(0.1)], [pytest.approx(0.1), 1.0])
+
+
+def test_targets_follow_candidates_whose_rows_are_parted_by_the_cut(teacher: Teacher) -> None:
+    room = teacher.prompts["symmetric"].room
+    lengths = [3, 2 * room, 5, room, 6]
+    frame = pd.DataFrame(
+        [{"mode": "symmetric", "a": "甲" * (room - 4), "b": [LETTERS[i] * n for i, n in enumerate(lengths)], "target": [0.1, 0.2, 0.3, 0.4, 0.5],
+          "relations": [str(i + 1) * n for i, n in enumerate(lengths)]}, {"mode": "symmetric", "a": "甲", "b": ["乙"], "target": [0.9], "relations": ["7"]}]
+    )  # fmt: skip
+    examples = teacher_tuning._Examples(teacher, frame)
+    rows, targets, relations = (part["symmetric"] for part in (examples.rows, examples.targets, examples.relations))
+    assert len(rows) == len(targets) == len(relations) > 2
+    for row, wanted, marks in zip(rows, targets, relations, strict=True):
+        own = frame.iloc[row.group]
+        for place, number in enumerate(row.members):
+            assert wanted[place] == np.float32(own["target"][number])
+            assert set(marks[place]) == {int(own["relations"][number][0])}
+            start, _ = row.text_spans[place]
+            assert row.ids[start] == teacher.tokens([own["b"][number]])[0][0]
+    found = examples.batches(pairs=3, steps=4, seed=1, asymmetric_share=0.0)
+    assert max(int(i) for _, index in found for i in index) == len(rows) - 1
 
 
 def test_the_report_by_hand() -> None:

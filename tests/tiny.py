@@ -34,6 +34,16 @@ def tokenizer(words: list[str] | None = None):
     )
 
 
+def framed_by(made, before: str = "<bos>", after: str = ""):
+    """The same tokenizer, which from now on puts these special tokens around a text as Llama's does <bos> or BERT's [CLS] and [SEP]."""
+    from tokenizers.processors import TemplateProcessing
+
+    single = " ".join(filter(None, (before, "$A", after)))
+    known = [(token, made.convert_tokens_to_ids(token)) for token in filter(None, (before, after))]
+    made.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=known)
+    return made
+
+
 def ids(text: str) -> tuple[int, ...]:
     """Expected ids of a text of single characters, without the tokenizer."""
     return tuple(len(SPECIAL) + WORDS.index(letter) for letter in text)

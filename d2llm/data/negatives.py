@@ -108,9 +108,7 @@ def base_encoder(config: Config) -> Student:
 
     backbone = Backbone.load(Paths.of(config).base("encoder"), "encoder")
     length = config.training.max_length
-    formats = same_formats(
-        MaxLengths(query=length, passage=length, symmetric=length), backbone.token("cls"), backbone.token("sep")
-    )
+    formats = same_formats(MaxLengths(query=length, passage=length, symmetric=length), *backbone.framing())
     return Student(backbone, ("mean", {}), ("cosine", {}), formats, normalize=True).eval().to(default_device())
 
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from d2llm.errors import ArtifactError, ConfigError, TrainingError
 from d2llm.models import remote
+from d2llm.models.added_rows import added_rows, train_rows
 from d2llm.models.last_layer import only_at
 from d2llm.models.lora import adapters, add_lora, merged_state
 from d2llm.models.packing import layout, packs, padding_mask
-from d2llm.models.tokens import token_ids
+from d2llm.models.tokens import framing, pad_id, rows_of, token_ids, unknown_to_the_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,12 +44,11 @@ class Backbone(nn.Module):
         self.kind: Kind = kind
         self.source = source
         self.hidden_size: int = model.config.hidden_size
-        self.pad_id = int(next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0))
+        self.pad_id = pad_id(tokenizer, self.rows)
         # Longest input in tokens: encoders have a table of positions, rotary and ALiBi decoders have none to run out of.
         self.longest: int = _positions(model) if kind == "encoder" else 1 << 30
         self._cache: dict[str, tuple[int, ...]] = {}
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-        self._trained_rows: Tensor | None = None
         self.packs = packs(model)
 
     # -------------------------------------------------------------------------------------------------- load and save
@@ -84,6 +84,9 @@ class Backbone(nn.Module):
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ArtifactError(f"{folder}: cannot load the {kind} model: {first}") from error
+        wrong = unknown_to_the_model(tokenizer, rows_of(model))
+        if wrong is not None:
+            raise ArtifactError(f"{folder}: {wrong}")
         return cls(model, tokenizer, kind, source=str(folder))
 
     def save(self, folder: str | Path) -> None:
@@ -92,12 +95,30 @@ class Backbone(nn.Module):
         self.tokenizer.save_pretrained(str(folder))
 
     # ------------------------------------------------------------------------------------------------------ tokenizer
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding matrix: how many tokens the model knows."""
+        return rows_of(self.model)
+
+    def framing(self) -> tuple[list[int], list[int]]:
+        """Ids before and after a text where a method's recipe does not say otherwise: as the checkpoint's tokenizer begins texts and, of encoders, ends them.
+
+        A tokenizer that adds none leaves them to the method: an encoder's are then [CLS] and [SEP], where it has these.
+        """
+        before, after = framing(self.tokenizer)
+        if self.kind == "decoder":
+            return before, []
+        return (before, after) if before or after else (self.token("cls"), self.token("sep"))
+
     def tokenize(self, texts: list[str], remember: bool = True) -> list[tuple[int, ...]]:
-        """Token ids of each text without any special token. Repeated texts come from memory, where they are to be remembered."""
+        """Token ids of each text without any special token. Repeated texts come from memory, where they are to be remembered.
+
+        Raises DataError for a text with a token that the model has no embedding for.
+        """
         unknown = [text for text in dict.fromkeys(texts) if text not in self._cache]
         if not unknown:
             return [self._cache[text] for text in texts]
-        encoded = token_ids(self.tokenizer, unknown)
+        encoded = token_ids(self.tokenizer, unknown, self.rows)
         fresh = {text: tuple(ids) for text, ids in zip(unknown, encoded, strict=True)}
         known = {**{text: self._cache[text] for text in texts if text in self._cache}, **fresh}
         if remember and len(self._cache) + len(fresh) <= CACHED_TEXTS:
@@ -126,22 +147,22 @@ class Backbone(nn.Module):
         Tokens the vocabulary already holds keep id and row. The noise is the same in every run, so that two runs of one
         seed start alike.
         """
-        unknown = [token for token in tokens if token not in self.tokenizer.get_vocab()]
+        vocabulary = self.tokenizer.get_vocab()
+        unknown = [token for token in tokens if token not in vocabulary]
         if unknown:
-            before = len(self.tokenizer)
             self.tokenizer.add_tokens(unknown, special_tokens=True)
-            old = self.model.get_input_embeddings()
-            if len(self.tokenizer) > old.num_embeddings:
+            ids, there = self.tokenizer.convert_tokens_to_ids(unknown), self.rows
+            if max(ids) >= there:
                 # Not mean_resizing: it draws from the global generator and inverts a covariance matrix.
-                self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+                self.model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+            # Ids of a vocabulary may have gaps, and a special token before them may have had no row.
+            fresh = sorted({*ids, *range(there, max(ids) + 1)})
             weight = self.model.get_input_embeddings().weight
             with torch.no_grad():
-                known = weight[:before].float()
-                noise = torch.randn(
-                    (len(self.tokenizer) - before, weight.shape[1]), generator=torch.Generator().manual_seed(before)
-                )
-                rows = known.mean(0) + 0.1 * known.std(0) * noise.to(known.device)
-                weight[before : len(self.tokenizer)] = rows.to(weight.dtype)
+                known = weight[: fresh[0]].float()
+                noise = torch.randn((len(fresh), weight.shape[1]), generator=torch.Generator().manual_seed(fresh[0]))
+                made = known.mean(0) + 0.1 * known.std(0) * noise.to(known.device)
+                weight[torch.tensor(fresh, device=weight.device)] = made.to(weight.dtype)
             self._cache.clear()
         return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in tokens]
 
@@ -221,8 +242,7 @@ class Backbone(nn.Module):
     def tune(self, tuning: Any, new_tokens: list[int] | None = None) -> None:
         """Mark the parameters that train: all, LoRA adapters only, or those whose name contains "bias" (BitFit).
 
-        `new_tokens` are embedding rows that train besides (their neighbours do not move). Raises TrainingError when
-        nothing would train.
+        `new_tokens` are embedding rows that train besides (`added_rows`). Raises TrainingError when nothing would train.
         """
         if tuning.kind == "full":
             self.model.requires_grad_(True)
@@ -240,46 +260,43 @@ class Backbone(nn.Module):
         if tuning.kind == "lora":
             self.model = add_lora(self.model, tuning)
         if new_tokens:
-            self._train_rows(new_tokens)
+            embedding = self.model.get_input_embeddings()
+            train_rows(getattr(embedding, "base_layer", embedding), new_tokens)
 
-    def _train_rows(self, rows: list[int]) -> None:
-        """Let some embedding rows train: the gradient of all others is zeroed, and Adam leaves a zero gradient alone."""
-        weight = self.model.get_input_embeddings().weight
-        self._trained_rows = torch.tensor(sorted(set(rows)))
-        keep = torch.zeros(weight.shape[0], 1, dtype=weight.dtype)
-        keep[self._trained_rows] = 1.0
-        weight.requires_grad_(True)
-        weight.register_hook(lambda gradient: gradient * keep.to(gradient.device))
-
-    def partly_trained(self) -> nn.Parameter | None:
-        """The embedding matrix when only some of its rows train; it must not decay."""
-        return None if self._trained_rows is None else self.model.get_input_embeddings().weight
+    def added_rows(self) -> nn.Parameter | None:
+        """(k, d): the rows of new tokens, where they train apart from the others; they do not decay."""
+        return next((added.weight for added in added_rows(self.model).values()), None)
 
     def trained_count(self) -> int:
-        """Number of scalars that train, counting only the trained rows of a partly trained embedding."""
-        partly = self.partly_trained()
-        total = sum(p.numel() for p in self.model.parameters() if p.requires_grad and p is not partly)
-        if partly is None or self._trained_rows is None:
-            return total
-        return total + len(self._trained_rows) * partly.shape[1]
+        """Number of scalars that train."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     @contextmanager
     def all_trainable(self) -> Iterator[None]:
         """Train every weight for a while (pretext stages), then restore what was marked.
 
         LoRA adapters are switched off: fresh ones add nothing, and the stage trains the base weights they will adapt.
+        Added rows are put into their matrix for that time.
         """
         adapted = list(adapters(self.model).values())
         before = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        apart = [(self.model.get_submodule(name).weight, added) for name, added in added_rows(self.model).items()]
         for module in adapted:
             module.enable_adapters(False)
+        for weight, added in apart:
+            added.merge(weight.detach())
+            added.enabled = False
+        rows = {id(added.weight) for _, added in apart}
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_("lora_" not in name)
+            parameter.requires_grad_("lora_" not in name and id(parameter) not in rows)
         try:
             yield
         finally:
             for module in adapted:
                 module.enable_adapters(True)
+            for weight, added in apart:
+                added.take(weight.detach())
+                added.enabled = True
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(before[name])
                 parameter.grad = None

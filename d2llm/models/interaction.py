@@ -1,8 +1,8 @@
 """From two vectors to one logit: D2LLM's interaction emulation module (IEM) and the plain scorers it is compared with.
 
 All share one interface (`Scorer`): `pairs` scores aligned rows, `matrix` all combinations; both go through
-`query_cache` and `passage_cache`, the parts that depend on one side only, which a search index can store. Nothing here
-knows texts or losses.
+`query_cache` and `passage_cache`, the parts that depend on one side only, which a search index can store. The last product, of
+which the logit comes, is formed in float32 at least. Nothing here knows texts or losses.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2llm.errors import ConfigError
+from d2llm.models.precision import as_given, wide
 
 __all__ = ["IEM", "MODES", "SCORERS", "Bilinear", "Cosine", "Dot", "MaxSim", "Mode", "Scorer", "build_scorer"]
 
@@ -65,12 +66,13 @@ class Scorer(nn.Module):
     def pairs_cached(self, query: Tensor, passage: Tensor, mode: Mode, features: Tensor | None = None) -> Tensor:
         """(n, c), (n, c) → (n,), from the caches; `features` are the pairs' own where they are known already."""
         _check(mode)
-        return (query * passage).sum(-1)
+        return (wide(query) * wide(passage)).sum(-1)
 
     def matrix_cached(self, query: Tensor, passage: Tensor, mode: Mode) -> Tensor:
         """(n, c), (m, c) → (n, m), from the caches."""
         _check(mode)
-        return query @ passage.T
+        with as_given(query):
+            return wide(query) @ wide(passage).T
 
 
 class Dot(Scorer):
@@ -85,10 +87,10 @@ class Cosine(Scorer):
     name = "cosine"
 
     def query_cache(self, q: Tensor) -> Tensor:
-        return F.normalize(q, dim=-1)
+        return F.normalize(wide(q), dim=-1)
 
     def passage_cache(self, p: Tensor) -> Tensor:
-        return F.normalize(p, dim=-1)
+        return F.normalize(wide(p), dim=-1)
 
 
 class Bilinear(Scorer):
@@ -133,7 +135,8 @@ class MaxSim(Scorer):
         parts = []
         for left, right in zip(*(side.split(self._pairs(query, passage)) for side in (query, passage)), strict=True):
             q, p = self._tokens(left), self._tokens(right)
-            parts.append(_best_fits(q @ p.transpose(1, 2), p.any(-1)[:, None]).sum(-1))
+            with as_given(q):
+                parts.append(_best_fits(q @ p.transpose(1, 2), p.any(-1)[:, None]).sum(-1))
         return torch.cat(parts)
 
     def matrix_cached(self, query: Tensor, passage: Tensor, mode: Mode) -> Tensor:
@@ -146,7 +149,8 @@ class MaxSim(Scorer):
             blocks = []
             for right in passage.split(width):
                 p = self._tokens(right)
-                products = (q.flatten(0, 1) @ p.flatten(0, 1).T).view(*q.shape[:2], *p.shape[:2])
+                with as_given(q):
+                    products = (q.flatten(0, 1) @ p.flatten(0, 1).T).view(*q.shape[:2], *p.shape[:2])
                 blocks.append(_best_fits(products, p.any(-1)).sum(1))
             strips.append(torch.cat(blocks, 1))
         return torch.cat(strips)
@@ -158,7 +162,7 @@ class MaxSim(Scorer):
 
     def _tokens(self, side: Tensor) -> Tensor:
         """(n, t · size) → (n, at most t, size), without the places that no row uses."""
-        tokens = side.view(len(side), side.shape[1] // self.size, self.size)
+        tokens = wide(side).view(len(side), side.shape[1] // self.size, self.size)
         used = tokens.detach().any(-1).any(0)
         return tokens[:, : int(used.nonzero().max()) + 1] if used.any() else tokens[:, :1]
 
@@ -275,13 +279,14 @@ class IEM(Scorer):
 
     def logits_of(self, features: Tensor) -> Tensor:
         """(…, h) features → (…) logits, without a cosine skip: a step that needs both runs the branch once."""
-        return self.head(features).squeeze(-1)
+        with as_given(features):
+            return F.linear(wide(features), wide(self.head.weight), wide(self.head.bias)).squeeze(-1)
 
     def pairs_cached(self, query: Tensor, passage: Tensor, mode: Mode, features: Tensor | None = None) -> Tensor:
         h = self.hidden
         logits = self.logits_of(self.features_cached(query, passage, mode) if features is None else features)
         if self.skip_weight is not None:
-            logits = logits + self.skip_weight * (query[..., h:] * passage[..., h:]).sum(-1)
+            logits = logits + self.skip_weight * (wide(query[..., h:]) * wide(passage[..., h:])).sum(-1)
         return logits
 
     def matrix_cached(self, query: Tensor, passage: Tensor, mode: Mode) -> Tensor:
@@ -306,7 +311,8 @@ class IEM(Scorer):
             strips.append(torch.cat(blocks, 1) if blocks else query.new_zeros(left.shape[0], 0))
         logits = torch.cat(strips) if strips else query.new_zeros(0, m)
         if self.skip_weight is not None:
-            logits = logits + self.skip_weight * (query[:, h:] @ passage[:, h:].T)
+            with as_given(query):
+                logits = logits + self.skip_weight * (wide(query[:, h:]) @ wide(passage[:, h:]).T)
         return logits
 
     def _space(self, pairs: int, query: Tensor, passage: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:

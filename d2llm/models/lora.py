@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2022) by peft on any transformers model: adapters put in, and merged into the weights when it is saved."""
+"""LoRA (Hu et al. 2022) by peft on any transformers model: adapters put in; and the weights a tuned model is saved with, its adapters and added rows merged in."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 
 from d2llm.errors import ConfigError, TrainingError
+from d2llm.models.added_rows import NAME, added_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,10 +74,13 @@ def adapters(model: nn.Module) -> dict[str, Any]:
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's weights under their original names, with every LoRA product added to the matrix it adapts."""
-    adapted = adapters(model)
+    """The model's weights under their original names, with added rows in their matrix and every LoRA product added to the one it adapts."""
+    adapted, held = adapters(model), model.state_dict()
+    for name, added in added_rows(model).items():
+        held[f"{name}.weight"] = added.merge(held[f"{name}.weight"].clone())
+        held = {key: value for key, value in held.items() if not key.startswith(f"{name}.{NAME}.")}
     state = {}
-    for name, value in model.state_dict().items():
+    for name, value in held.items():
         owner = next((prefix for prefix in _parents(name) if prefix in adapted), None)
         if owner is None:
             state[name] = value

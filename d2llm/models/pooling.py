@@ -2,7 +2,7 @@
 
 Every pooling is a module `forward(hidden (n, t, d), mask (n, t)) -> (n, d)`; mask is 1 or True at real tokens. Padding
 may be on either side, may hold anything (NaN included) and contributes nothing. A text without tokens gives a finite
-vector. One pooling keeps every token apart (`TokensPooling`, late interaction); its vectors are wider.
+vector, in float32 at least. One pooling keeps every token apart (`TokensPooling`, late interaction); its vectors are wider.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2llm.errors import ConfigError
+from d2llm.models.precision import as_given, wide
 
 __all__ = [
     "PMA",
@@ -51,7 +52,7 @@ class MeanPooling(Pooling):
     name = "mean"
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        return _weighted_mean(hidden, mask.bool().to(hidden.dtype))
+        return _weighted_mean(hidden, mask.bool())
 
 
 class WeightedMeanPooling(Pooling):
@@ -61,10 +62,7 @@ class WeightedMeanPooling(Pooling):
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         mask = mask.long()
-        weights = mask.cumsum(1) * mask
-        # In float32 at least: half precision cannot hold 1…L or their sum for long texts.
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        return _weighted_mean(hidden.to(wide), weights.to(wide)).to(hidden.dtype)
+        return _weighted_mean(hidden, mask.cumsum(1) * mask)
 
 
 class LastTokenPooling(Pooling):
@@ -84,7 +82,7 @@ class LastTokenPooling(Pooling):
         return mask.bool() & (from_end <= self.k)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        return _weighted_mean(hidden, self.read(mask).to(hidden.dtype))
+        return _weighted_mean(hidden, self.read(mask))
 
 
 class ClsPooling(Pooling):
@@ -96,7 +94,7 @@ class ClsPooling(Pooling):
         return (mask.long().cumsum(1) == 1) & mask.bool()
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        return _weighted_mean(hidden, self.read(mask).to(hidden.dtype))
+        return _weighted_mean(hidden, self.read(mask))
 
 
 class ClsMLPPooling(ClsPooling):
@@ -246,7 +244,12 @@ def build_pooling(name: str, hidden_size: int, **settings: Any) -> Pooling:
 
 
 def _weighted_mean(hidden: Tensor, weights: Tensor) -> Tensor:
-    """(n, t, d), (n, t) → (n, d); states of weight 0 are left out whatever they hold, no weight at all gives 0."""
-    hidden = hidden.masked_fill((weights == 0)[:, :, None], 0.0)
+    """(n, t, d), (n, t) → (n, d); states of weight 0 are left out whatever they hold, no weight at all gives 0.
+
+    Half precision could not hold 1…L or their sum for long texts.
+    """
+    hidden = wide(hidden).masked_fill((weights == 0)[:, :, None], 0.0)
+    weights = weights.to(hidden.dtype)
     total = weights.sum(1, keepdim=True)
-    return (weights[:, None, :] @ hidden)[:, 0] / total.masked_fill(total == 0, 1.0)
+    with as_given(hidden):
+        return (weights[:, None, :] @ hidden)[:, 0] / total.masked_fill(total == 0, 1.0)

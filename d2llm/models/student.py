@@ -21,6 +21,7 @@ from d2llm.methods import Batch, Embedded, MaxLengths, Mode, Role
 from d2llm.models.backbone import Backbone
 from d2llm.models.interaction import MaxSim, Scorer, build_scorer
 from d2llm.models.pooling import PMA, Pooling, TokensPooling, build_pooling
+from d2llm.models.precision import wide
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -148,9 +149,9 @@ class Student(nn.Module):
             self.formats[key] = replace(form, max_length=min(tokens, form.max_length))
 
     def pool(self, rows: list[tuple[int, ...]]) -> Tensor:
-        """Embeddings (n, d) of token id rows in one forward pass."""
+        """Embeddings (n, d) of token id rows in one forward pass, in float32 at least."""
         states, mask = self.backbone.states(rows, self.padding, lambda mask: self.pooling.read(self._pooled(mask)))
-        vectors = self.pooling(states, self._pooled(mask))
+        vectors = wide(self.pooling(states, self._pooled(mask)))
         if vectors.shape[1] < self.width:  # of every token, in a pass without the longest texts there may be
             vectors = F.pad(vectors, (0, self.width - vectors.shape[1]))
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
@@ -273,10 +274,11 @@ class Student(nn.Module):
 
     def parameter_counts(self) -> dict[str, int]:
         """How many scalars train and how many there are: backbone_trained, head_trained, total."""
+        added = self.backbone.added_rows()  # which the matrix has a place for
         return {
             "backbone_trained": self.backbone.trained_count(),
             "head_trained": sum(p.numel() for _, p in self.head_parameters() if p.requires_grad),
-            "total": sum(p.numel() for p in self.parameters()),
+            "total": sum(p.numel() for p in self.parameters()) - (0 if added is None else added.numel()),
         }
 
     # -------------------------------------------------------------------------------------------------- save and load

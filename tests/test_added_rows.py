@@ -1,0 +1,168 @@
+"""New tokens' embedding rows that train alone: the weights a masked whole matrix ends with, in the memory of the rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from d2llm import methods, optimization
+from d2llm.methods import MaxLengths, Tuning
+from d2llm.models.backbone import Backbone
+from d2llm.models.lora import merged_state
+from d2llm.models.student import Student, same_formats
+
+TOKENS = ["[BOQ]", "[EOQ]", "[BOD]", "[EOD]"]
+TEXTS = ["[BOQ]甲乙[EOQ]", "[BOD]山水火[EOD]", "[BOQ]丙[EOQ]", "[BOD]日月[EOD]"]
+
+
+def gemma() -> Backbone:
+    """Its embedding scales what it looks up."""
+    from transformers import Gemma3TextConfig, Gemma3TextModel
+
+    torch.manual_seed(0)
+    tokenizer = tiny.tokenizer()
+    shape = Gemma3TextConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, sliding_window=64, pad_token_id=0, initializer_range=0.2,
+    )  # fmt: skip
+    return Backbone(Gemma3TextModel(shape).eval(), tokenizer, "decoder")
+
+
+def student_of(backbone: Backbone) -> Student:
+    return Student(backbone, ("last_token", {}), ("cosine", {}), same_formats(MaxLengths()))
+
+
+def trained(student: Student, groups: list[dict[str, Any]], steps: int = 6) -> torch.optim.AdamW:
+    """After some clipped updates of a contrast in which not every step has every new token."""
+    made = optimization.optimizer(groups)
+    for number in range(steps):
+        texts = TEXTS if number % 2 else TEXTS[:1] + TEXTS[2:3]
+        embedded = student.embed(texts, "query", "symmetric")
+        loss = -(student.scorer.matrix(embedded, embedded, "symmetric") * 5).log_softmax(1).diagonal().mean()
+        optimization.step(None, [{"loss": loss}], made, None, 0.5, f"step {number}")
+    return made
+
+
+def masked(backbone: Backbone, tuning: Tuning, new: list[int]) -> torch.nn.Parameter:
+    """The naive way: the whole matrix trains, the gradient of every other row is zero. Adam leaves those as they are."""
+    backbone.tune(tuning)
+    weight = backbone.model.get_input_embeddings().weight
+    keep = torch.zeros(len(weight), 1)
+    keep[new] = 1.0
+    weight.requires_grad_(True)
+    weight.register_hook(lambda gradient: gradient * keep)
+    return weight
+
+
+@pytest.mark.parametrize(("family", "kind"), [("llama", "bitfit"), ("llama", "lora"), ("gemma", "lora")])
+def test_updates_are_those_of_the_whole_matrix_with_all_other_rows_masked(
+    family: str, kind: str, tmp_path: Path
+) -> None:
+    from transformers import AutoModel
+
+    tuning = Tuning(kind=kind, r=2)
+    found = []
+    for naive in (True, False):
+        backbone = gemma() if family == "gemma" else tiny.backbone("decoder")
+        new = backbone.add_tokens(TOKENS)
+        torch.manual_seed(1)  # the adapters' first weights
+        if naive:
+            whole = masked(backbone, tuning, new)
+            student = student_of(backbone)
+            body = [(name, p) for name, p in backbone.named_parameters() if p is not whole]
+            groups = optimization.groups(body, 0.05, 0.1) + [{"params": [whole], "lr": 0.05, "weight_decay": 0.0}]
+        else:
+            backbone.tune(tuning, new_tokens=new)
+            student = student_of(backbone)
+            recipe = methods.method("udever").recipe({"learning_rate": 0.05, "weight_decay": 0.1})
+            groups = methods.method("udever").parameter_groups(student, recipe)
+        before = {name: value.clone() for name, value in merged_state(backbone.model).items()}
+        trained(student, groups)
+        found.append((student, merged_state(backbone.model)))
+    (_, expected), (student, state) = found
+    assert list(state) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name], value, rtol=0, atol=1e-6, msg=lambda said, name=name: f"{name}: {said}")
+    moved = (state["embed_tokens.weight"] != before["embed_tokens.weight"]).any(1).nonzero().flatten().tolist()
+    assert moved == new
+    # Saved, they are part of the matrix, and transformers alone loads it.
+    student.save(tmp_path)
+    vectors = student.encode(TEXTS, "query", "symmetric")
+    np.testing.assert_allclose(Student.load(tmp_path).encode(TEXTS, "query", "symmetric"), vectors, atol=1e-5)
+    loaded, report = AutoModel.from_pretrained(tmp_path / "backbone", output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert torch.equal(loaded.get_input_embeddings().weight, state["embed_tokens.weight"])
+
+
+class Watch(TorchDispatchMode):
+    """The largest tensor that an operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for part in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(part, torch.Tensor) and part._base is None:
+                self.largest = max(self.largest, part.numel())
+        return out
+
+
+def test_neither_gradient_nor_state_nor_any_passing_value_is_of_the_matrix_size() -> None:
+    backbone = tiny.backbone("decoder", words=[f"w{i}" for i in range(5000)])
+    new = backbone.add_tokens(TOKENS)
+    backbone.tune(Tuning(kind="bitfit"), new_tokens=new)
+    student = student_of(backbone)
+    whole = backbone.rows * 32
+    groups = methods.method("udever").parameter_groups(student, methods.method("udever").recipe())
+    with Watch() as watch:
+        made = trained(student, groups)
+    assert watch.largest < whole / 4
+    held = [value for state in made.state.values() for value in state.values() if value.numel() > 1]
+    assert sum(value.numel() for value in held) == 2 * backbone.trained_count()
+    biases = sum(p.numel() for name, p in backbone.named_parameters() if "bias" in name)
+    assert backbone.trained_count() == biases + len(TOKENS) * 32
+    counts = student.parameter_counts()
+    assert counts["total"] == sum(value.numel() for value in merged_state(backbone.model).values())
+
+
+def test_a_stage_that_trains_every_weight_trains_these_rows_in_their_matrix(tmp_path: Path) -> None:
+    """With a tied head, whose rows they are as well."""
+    backbone = tiny.backbone("decoder", tmp_path)
+    new = backbone.add_tokens(TOKENS)
+    backbone.tune(Tuning(kind="bitfit"), new_tokens=new)
+    full = backbone.language_model()
+    weight, rows = backbone.model.get_input_embeddings().weight, backbone.added_rows()
+    assert full.lm_head.weight is weight and rows is not None
+    with torch.no_grad():
+        rows += 1.0
+    ids = torch.tensor(backbone.tokenize(["[BOQ]甲乙[EOQ]"]))
+    expected = full.get_input_embeddings()(ids)
+    with backbone.all_trainable():
+        assert not rows.requires_grad and weight.requires_grad
+        torch.testing.assert_close(full.get_input_embeddings()(ids), expected)
+        torch.testing.assert_close(weight[new], rows)
+        full(input_ids=ids, labels=ids).loss.backward()
+        assert rows.grad is None and weight.grad[new].any() and weight.grad[: new[0]].any()
+        with torch.no_grad():
+            weight -= 0.1 * weight.grad
+    assert rows.requires_grad and not weight.requires_grad
+    assert torch.equal(rows, weight[new])
+    assert torch.equal(merged_state(backbone.model)["embed_tokens.weight"], weight)
+
+
+def test_ids_with_gaps_get_rows_of_their_own() -> None:
+    """A special token that the model has no row for, as Gemma 3's text models have one, stands before the new ones."""
+    backbone = tiny.backbone("decoder")
+    there = backbone.rows
+    backbone.tokenizer.add_tokens(["<image>"], special_tokens=True)
+    old = backbone.model.get_input_embeddings().weight.detach().clone()
+    assert backbone.add_tokens(TOKENS) == list(range(there + 1, there + 5))
+    weight = backbone.model.get_input_embeddings().weight.detach()
+    assert len(weight) == there + 5 and torch.equal(weight[:there], old)
+    assert ((weight[there:] - old.mean(0)).abs() < 0.6 * old.std(0)).all()
