@@ -114,11 +114,9 @@ def from_files(config: Config) -> Made:
     tasks = files_tasks(settings)
     everything, passages = judged_pairs(settings, config.training.pack)
     kept = left_pairs(everything, tasks, config.training.pack)
-    train, pool = examples.training_pairs(kept, passages, everything)
+    train, pool = examples.training_pairs(kept, passages)
     enough.check(train, pool, config.training.pack, config.negatives.per_query)
-    groups = examples.teacher_groups(
-        kept, pool, settings.teacher_negatives, settings.teacher_dev, settings.seed, everything
-    )
+    groups = examples.teacher_groups(kept, pool, settings.teacher_negatives, settings.teacher_dev, settings.seed)
     report, _ = leaks.remove(tasks, examples.seen(everything, passages))
     for row in report["tasks"].values():
         row["removed"] = 0
