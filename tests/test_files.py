@@ -273,7 +273,8 @@ def test_parts_of_one_file_share_no_pair_in_any_order() -> None:
 # ------------------------------------------------------------------------------------------------------------- teacher
 def pairs_of(rows: list[tuple[str, str, bool]], mode: str = "symmetric") -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["a", "b", "label"]).assign(dataset="s", mode=mode)
-    return frame.assign(target=frame["label"].astype(float))
+    marked = [[text for asked, text, yes in rows if asked == a and yes] for a in frame["a"]]
+    return frame.assign(target=frame["label"].astype(float), marked=marked)
 
 
 def test_queries_without_wrong_candidates_get_some_from_the_pool() -> None:
@@ -291,19 +292,29 @@ def test_queries_without_wrong_candidates_get_some_from_the_pool() -> None:
 
 
 def test_no_near_copy_of_a_right_passage_is_taught_as_wrong() -> None:
-    pairs = pairs_of([(f"q{i}", f"p{i}", True) for i in range(60)] + [("Q0 ", "p1", True)])
+    pairs = pairs_of([(f"q{i}", f"p{i}", True) for i in range(60)] + [("Q0 ", "p0", True)])
+    # One more is right for each, by a pair that an evaluation set holds.
+    pairs["marked"] = [[*marked, f"p{59 - int(marked[0][1:])}"] for marked in pairs["marked"]]
     copies = [spelling for i in range(60) for spelling in (f"P{i}", f"p{i} ", f"ｐ{i}")]
     pool = pd.DataFrame({"dataset": "s", "text": [*copies, "x", "y", "z"]})
-    judged = pairs_of([(f"q{i}", f"p{59 - i}", True) for i in range(60)])  # which evaluation sets hold
-    groups = examples.teacher_groups(pairs, pool, 50, 0.2, 1, pd.concat([pairs, judged]))
+    groups = examples.teacher_groups(pairs, pool, 50, 0.2, 1)
     for frame in groups.values():
         for a, b, label in zip(frame["a"], frame["b"], frame["label"], strict=True):
             number = int(a.strip()[1:])
-            right = {f"p{number}", f"p{59 - number}"} | ({"p1"} if number == 0 else set())
+            right = {f"p{number}", f"p{59 - number}"}
             wrong = {examples.normal_form(text) for text, yes in zip(b, label, strict=True) if not yes}
             assert not wrong & right and len(wrong) == label.count(False)
     parts = [split for split, frame in groups.items() for a in set(frame["a"]) if a.strip().lower() == "q0"]
     assert len(parts) == 2 and len(set(parts)) == 1  # both spellings in one part
+
+
+def test_what_another_part_of_the_file_marks_is_marked(tmp_path: Path) -> None:
+    rows = [{"query": f"q{i % 10}", "passage": f"p{i}"} for i in range(60)]
+    settings = TrainingSet(file=jsonl(tmp_path / "t.jsonl", rows), part=(0.0, 0.5))
+    found, passages, _ = examples.judged("s", settings, rng())
+    assert 15 < len(found) < 45 and set(passages) == set(found["b"])
+    for a, marked in zip(found["a"], found["marked"], strict=True):
+        assert marked == [row["passage"] for row in rows if row["query"] == a]
 
 
 def test_long_groups_are_cut_without_losing_or_doubling_a_candidate() -> None:

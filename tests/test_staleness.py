@@ -58,6 +58,8 @@ def modules() -> dict[str, set[str]]:
         ("d2llm.d2llm_method", {"train d2llm"}),
         ("d2llm.contrastive_losses", TRAININGS | PRETEXTS),
         ("d2llm.training", TRAININGS),
+        ("d2llm.text_ids", TRAININGS | PRETEXTS),
+        ("d2llm.normal_form", {"texts", "data", "negatives", "runtime"} | TRAININGS | PRETEXTS | EVALUATIONS),
         ("baselines.llara", {"train llara", "pretext llara"}),
         ("baselines.sgpt", {"train sgpt"}),
         ("d2llm.teacher_tuning", {"teacher teacher"}),

@@ -121,11 +121,9 @@ def from_files(config: Config) -> Made:
     everything, passages, dropped_of_training = judged_pairs(settings, config.training.pack)
     dropped |= dropped_of_training
     kept = left_pairs(everything, tasks, config.training.pack)
-    train, pool = examples.training_pairs(kept, passages, everything)
+    train, pool = examples.training_pairs(kept, passages)
     enough.check(train, pool, config.training.pack, config.negatives.per_query)
-    groups = examples.teacher_groups(
-        kept, pool, settings.teacher_negatives, settings.teacher_dev, settings.seed, everything
-    )
+    groups = examples.teacher_groups(kept, pool, settings.teacher_negatives, settings.teacher_dev, settings.seed)
     report, _ = leaks.remove(tasks, examples.seen(everything, passages))
     for row in report["tasks"].values():
         row["removed"] = 0

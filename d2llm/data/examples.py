@@ -1,8 +1,8 @@
 """From judged pairs of one's own files to what every source makes: training pairs, pool, teacher's groups, evaluation sets.
 
-Files are read through `files`; nothing is written. A judged pair is a row `dataset, mode, a, b, label, target, contradicted`: whether b is right for a, the
-probability of yes the teacher is taught, above one half exactly where the label is yes, and whether its set says yes and no of it (the first counts).
-Texts are compared by their normal form, and kept as they are.
+Files are read through `files`; nothing is written. A judged pair is a row `dataset, mode, a, b, label, target, contradicted, marked`: whether b is right
+for a, the probability of yes the teacher is taught, above one half exactly where the label is yes, whether its set says yes and no of it (the first
+counts), and all that its set says is right for a. Texts are compared by their normal form, and kept as they are.
 """
 
 from __future__ import annotations
@@ -63,17 +63,19 @@ def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> Judged
     """One training set. Raises DataError for a file that is wrong."""
     if settings.retrieval is not None:
         (queries, corpus, qrels), dropped = retrieval(settings.retrieval, settings.incomplete == "drop")
-        qrels = qrels[qrels["relevance"] > 0]
-        by_id = corpus.set_index("id")["text"]
-        pairs = pd.DataFrame(
+        qrels, by_id = qrels[qrels["relevance"] > 0], corpus.set_index("id")["text"]
+        rows = pd.DataFrame(
             {"a": qrels["query_id"].map(queries.set_index("id")["text"]), "b": qrels["doc_id"].map(by_id)}
         )
-        pairs, passages = pairs.assign(label=True, target=1.0), corpus["text"]
+        rows, passages = rows.assign(label=True, target=1.0), corpus["text"]
     else:
-        pairs, dropped = judged_rows(settings)
-        pairs = within(pairs, settings.part, "a", "b")
-        passages = pairs["b"]
-    pairs = once(pairs)
+        rows, dropped = judged_rows(settings)
+        passages = within(rows, settings.part, "a", "b")["b"]
+    pairs = once(rows)
+    # Of the whole file: what another part, or an evaluation set, takes is right for the query all the same.
+    marked = by_query(pairs, True)
+    pairs = pairs.assign(marked=[marked.get(form, []) for form in pairs["a"].map(normal_form)])
+    pairs = within(pairs, settings.part, "a", "b").reset_index(drop=True)
     asked = pairs["a"].map(normal_form)
     chosen = asked.drop_duplicates()
     if settings.sample is not None and settings.sample < len(chosen):
@@ -194,41 +196,34 @@ def retrieval(
     return (queries, corpus, qrels), {reason: count for reason, count in dropped.items() if count}
 
 
-def training_pairs(
-    pairs: pd.DataFrame, passages: Mapping[str, pd.Series], judged: pd.DataFrame | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(training queries with one right passage each and what is judged `wrong` for them, the pool negatives are drawn from).
-
-    `judged` are the pairs before evaluation sets took theirs: what they say is right for a query is `marked` as well, and no negative of it.
-    """
+def training_pairs(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(training queries with one right passage each and what is judged `wrong` for them, the pool negatives are drawn from)."""
     right = pairs[pairs["label"]]
-    marked, wrong = by_query(pairs if judged is None else judged, True), by_query(pairs, False)
-    asked = list(zip(right["dataset"], right["a"].map(normal_form), strict=True))
+    wrong = {name: by_query(part, False) for name, part in pairs.groupby("dataset")}
+    asked = zip(right["dataset"], right["a"].map(normal_form), strict=True)
     train = pd.DataFrame(
         {"query": right["a"], "positive": right["b"], "dataset": right["dataset"], "mode": right["mode"],
-         "marked": [marked[query] for query in asked], "wrong": [wrong.get(query, []) for query in asked]}
+         "marked": right["marked"], "wrong": [wrong[dataset].get(form, []) for dataset, form in asked]}
     ).reset_index(drop=True)  # fmt: skip
     train.insert(0, "qid", [f"{dataset}-{i}" for i, dataset in enumerate(train["dataset"])])
     pool = [pd.DataFrame({"dataset": name, "text": found}) for name, found in passages.items()]
     return train, pd.concat(pool, ignore_index=True)
 
 
-def by_query(pairs: pd.DataFrame, label: bool) -> dict[tuple[str, str], list[str]]:
-    """By training set and normal form of a query: the passages judged right for it, or those judged wrong."""
+def by_query(pairs: pd.DataFrame, label: bool) -> dict[str, list[str]]:
+    """By the normal form of every query of a set: the passages judged right for it, or those judged wrong."""
     chosen = pairs[pairs["label"] == label]
-    return chosen["b"].groupby([chosen["dataset"], chosen["a"].map(normal_form)]).agg(list).to_dict()
+    return chosen["b"].groupby(chosen["a"].map(normal_form)).agg(list).to_dict()
 
 
 def teacher_groups(
-    pairs: pd.DataFrame, pool: pd.DataFrame, wrong: int, held: float, seed: int, judged: pd.DataFrame | None = None
+    pairs: pd.DataFrame, pool: pd.DataFrame, wrong: int, held: float, seed: int
 ) -> dict[str, pd.DataFrame]:
     """{"train", "dev"}: queries with judged candidates; whose query's digest lies below `held` is kept from training.
 
-    A query without a wrong candidate gets `wrong` drawn at random from its set's pool, none of them right for it by the set's `judged` pairs
-    (before evaluation sets took theirs).
+    A query without a wrong candidate gets `wrong` drawn at random from its set's pool, none of them marked as right for it.
     """
     texts = {name: distinct(part["text"]) for name, part in pool.groupby("dataset", sort=False)}
-    right = by_query(pairs if judged is None else judged, True)
     # Near copies of a query go to one part.
     spelling: dict[str, str] = {}
     rows: dict[str, list[dict[str, object]]] = {"train": [], "dev": []}
@@ -237,7 +232,7 @@ def teacher_groups(
         if all(label):
             rng = np.random.default_rng([seed, *f"{dataset} {a}".encode()])
             candidates = texts[str(dataset)]
-            known = {normal_form(text) for text in (a, *right[str(dataset), normal_form(a)])}
+            known = {normal_form(text) for text in (a, *part["marked"].iloc[0])}
             count = min(len(candidates), wrong + len(known))
             drawn = [candidates[i] for i in rng.choice(len(candidates), count, replace=False)]
             drawn = [text for text in drawn if normal_form(text) not in known][:wrong]
