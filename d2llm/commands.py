@@ -177,6 +177,7 @@ def index(options: argparse.Namespace) -> int:
 
 def search(options: argparse.Namespace) -> int:
     """Hits to standard output, best first."""
+    from d2llm.ranking import by_id
     from d2llm.search import Index
 
     queries = asked(options)
@@ -189,7 +190,7 @@ def search(options: argparse.Namespace) -> int:
         raise ArtifactError(
             f"{options.index}: {len(loaded)} passages and {len(passages)} texts; run `d2llm index` again"
         )
-    found = loaded.search(queries["text"].tolist(), options.depth, options.share)
+    found = loaded.search(queries["text"].tolist(), options.depth, options.share, by_id(passages["id"].tolist()))
     for query, (rows, scores) in zip(queries.itertuples(), found, strict=True):
         hits = passages.iloc[rows].assign(rank=range(1, len(rows) + 1), score=scores)
         print("\n".join(FORMATS[options.format](query, hits)))
@@ -240,14 +241,19 @@ def as_text(query: Any, hits: pd.DataFrame) -> Iterator[str]:
 def as_json(query: Any, hits: pd.DataFrame) -> Iterator[str]:
     """An object a hit."""
     for hit in hits.itertuples():
-        about = {"query_id": query.id, "query": query.text, "rank": hit.rank, "score": round(float(hit.score), 6)}
+        about = {"query_id": query.id, "query": query.text, "rank": hit.rank, "score": float(_exact(hit.score))}
         yield json.dumps(about | {"id": hit.id, "text": hit.text}, ensure_ascii=False)
 
 
 def as_trec(query: Any, hits: pd.DataFrame) -> Iterator[str]:
     """The lines of a TREC run, as trec_eval and pyserini read them: query, Q0, passage, rank, score, tag."""
     for hit in hits.itertuples():
-        yield f"{query.id} Q0 {hit.id} {hit.rank} {hit.score:.6f} d2llm"
+        yield f"{query.id} Q0 {hit.id} {hit.rank} {_exact(hit.score)} d2llm"
+
+
+def _exact(score: float) -> str:
+    """A score in so many digits that float32, in which trec_eval compares, tells no other ties than there are."""
+    return f"{score:.9g}"
 
 
 # How hits are printed: a query (id and text) and its hits → lines.
