@@ -267,6 +267,7 @@ def rows(config: Config) -> Iterator[Finding]:
     if config.data.source != "files":
         return
     from d2llm.data import build
+    from d2llm.data.settings import HubTable
 
     settings = config.data.files
     local = settings.local(Paths.of(config).downloads)
@@ -274,7 +275,7 @@ def rows(config: Config) -> Iterator[Finding]:
     for (part, name), one in settings.sets().items():
         tables = list(one.tables().values())
         if not tables or not all(
-            isinstance(table, str) and Path(settings.located(table)).is_file() for table in tables
+            not isinstance(table, HubTable) and Path(settings.located(table)).is_file() for table in tables
         ):
             continue
         alone = local.model_copy(update={"train": {}, "tasks": {}, part: {name: getattr(local, part)[name]}})

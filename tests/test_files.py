@@ -75,7 +75,8 @@ WRONG = [
     ("t.jsonl", '{"b": "x"}\n', r"no column 'a'; found b"),
     ("t.jsonl", '{"a": "x"}\n{"a": "  "}\n{"a": 3}\n', r"line 2, column 'a': expected a text; found '  ' \(and 1 more"),
     ("t.csv", "a,b\nx,y\n,z\n", r"line 3, column 'a': expected a text; found ''"),
-    ("t.csv", 'a,b\n"x,y\n', r"cannot be read as csv"),
+    ("t.jsonl", '{"a": "x", "b": 0, "b": 1}\n', r"line 1: not JSON \(the key 'b' stands in an object twice\)"),
+    ("t.jsonl", '{"a": "\u200b"}\n', r"line 1, column 'a': expected a text; found '\\u200b'"),
     ("t.parquet", "no parquet", r"cannot be read as parquet"),
 ]
 
@@ -478,7 +479,7 @@ def test_passages_as_lists_of_objects(tmp_path: Path) -> None:
 
 def test_a_tsv_file_without_header_and_with_quotation_marks(tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text('1\the said "no\n2\t"yes" and left\n')
-    frame = files.read_table(tmp_path / "t.tsv", ["id", "text"], quoted=False)
+    frame = files.read_table(tmp_path / "t.tsv", ["id", "text"], quotes="text")
     assert frame["text"].tolist() == ['he said "no', '"yes" and left'] and frame.index.tolist() == [1, 2]
     (tmp_path / "t.txt").write_text("id\ttext\n1\ta\n")
     assert files.read_table(tmp_path / "t.txt", kind="tsv", keep=["text"]).to_dict("list") == {"text": ["a"]}

@@ -19,7 +19,7 @@ from d2llm.errors import DataError
 from d2llm.logs import get_logger
 
 if TYPE_CHECKING:
-    from d2llm.data.settings import HubTable, Retrieval, TaskSet, TrainingSet
+    from d2llm.data.settings import Retrieval, Table, TaskSet, TrainingSet
 
 # Candidates of one query that the teacher reads together, at most.
 GROUP = 8
@@ -92,7 +92,7 @@ def judged_rows(name: str, settings: TrainingSet) -> pd.DataFrame:
     return pd.concat([right, wrong.explode("b").dropna().assign(label=False, target=0.0)])
 
 
-def _path(table: str | HubTable | None) -> str:
+def _path(table: Table | None) -> str:
     """A table as a file, which all are in what `FilesSettings.local` gives."""
     if not isinstance(table, str):
         raise TypeError(f"{table} is no file; read the settings that FilesSettings.local gives")

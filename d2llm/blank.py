@@ -1,0 +1,21 @@
+"""What counts as a text at all: something in it can be seen. One rule for files, command lines and evaluation sets."""
+
+from __future__ import annotations
+
+import re
+
+# Neither white space, nor a control character, nor what Unicode calls default ignorable (zero-width marks, fillers, variation selectors, byte order
+# marks, tags), nor an annotation mark, nor the empty Braille cell.
+VISIBLE = re.compile(
+    "[^\\s\\x00-\\x1f\\x7f-\\x9f\\xad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180f\\u200b-\\u200f\\u202a-\\u202e\\u2060-\\u206f\\u2800\\u3164"
+    "\\ufe00-\\ufe0f\\ufeff\\uffa0\\ufff0-\\ufffb\\U0001bca0-\\U0001bca3\\U0001d173-\\U0001d17a\\U000e0000-\\U000e0fff]"
+)
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing.
+
+    >>> [is_blank(text) for text in ("", " \\u200b\\ufeff", "\\u200bword", "\\U0001f600")]
+    [True, True, False, False]
+    """
+    return VISIBLE.search(text) is None
