@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2llm import EXAMPLE
-from d2llm.blank import is_blank
 from d2llm.errors import ArtifactError, ConfigError, DataError
+from d2llm.logs import utf_8
+from d2llm.text import is_blank, is_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +74,7 @@ def add_parsers(commands: Any) -> None:
     marks(made)
     made.add_argument("--depth", type=int, default=10, help="passages a query (default: 10)")
     made.add_argument("--share", type=float, metavar="PART", help="score only so large a part of the passages exactly, e.g. 0.02 (default: all)")  # fmt: skip
-    made.add_argument("--format", choices=tuple(FORMATS), default="text", help="for people, a JSON object a hit, or the lines of a TREC run (default: text)")  # fmt: skip
+    made.add_argument("--format", choices=tuple(FORMATS), default="text", help="for people, a JSON object a hit, or the lines of a TREC run, the last two in UTF-8 (default: text)")  # fmt: skip
     made = command("export", "write a student as sentence-transformers loads it, with a model card", "--config results/mini/config.yaml --method d2llm --seed 1 --to exported", exported)  # fmt: skip
     made.add_argument("--config", required=True, nargs="+", metavar="FILE", help="the run's resolved config")
     made.add_argument("--method", required=True)
@@ -203,6 +204,8 @@ def search(options: argparse.Namespace) -> int:
             f"{options.index}: {len(loaded)} passages and {len(passages)} texts; run `d2llm index` again"
         )
     found = loaded.search(queries["text"].tolist(), options.depth, options.share, by_id(passages["id"].tolist()))
+    if options.format != "text":
+        utf_8()
     for query, (rows, scores) in zip(queries.itertuples(), found, strict=True):
         hits = passages.iloc[rows].assign(rank=range(1, len(rows) + 1), score=scores)
         print("\n".join(FORMATS[options.format](query, hits)))
@@ -218,7 +221,7 @@ def asked(options: argparse.Namespace) -> pd.DataFrame:
             raise ConfigError(f"--{option}: there is no file to take it from; give --queries")
     if options.id and options.query:
         raise ConfigError("--id: a text of --query has none; write all queries into the file of --queries")
-    blank = next((query for query in options.query if is_blank(query)), None)
+    blank = next((query for query in options.query if not is_text(query)), None)
     if blank is not None:
         raise ConfigError(f"--query: expected a text; found {blank!r}")
     if options.queries:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from d2llm.data.settings import Retrieval, TrainingSet
 from d2llm.errors import ConfigError, DataError
 from d2llm.evaluation import tasks as evaluation_tasks
 from d2llm.paths import Paths
+from d2llm.text import is_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,6 +67,18 @@ def test_every_format_gives_the_same_texts_and_numbers(ending: str, tmp_path: Pa
 def test_labels_of_any_type(values: list, yes: list, expected: list[bool]) -> None:
     frame = pd.DataFrame({"label": pd.Series(values, dtype=object)})
     assert files.labels("f", frame, "label", yes).tolist() == expected
+
+
+def test_what_shows_nothing_is_no_text() -> None:
+    """By Unicode's own categories: control characters, separators and all but the visible of the format characters."""
+    for code in (*range(0xD800), *range(0xE000, 0x110000)):
+        letter, kind = chr(code), unicodedata.category(chr(code))
+        if kind in ("Cc", "Zs", "Zl", "Zp") or letter in "\u200b\u200d\u2060\ufeff\u00ad\u3164\u2800\ufe0f\U000e0041":
+            assert not is_text(letter) and not is_text(f" {letter}\n"), hex(code)
+            assert is_text(f"{letter}甲")
+        elif kind[0] in "LNPS" and letter not in "\u115f\u1160\u3164\uffa0\u2800":
+            assert is_text(letter), hex(code)
+    assert not is_text("") and not is_text(None) and not is_text(3) and not is_text("half \ud800")
 
 
 WRONG = [

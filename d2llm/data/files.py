@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from d2llm.blank import is_blank
 from d2llm.data import delimited
 from d2llm.errors import DataError, first_line
+from d2llm.text import HALF, is_blank, is_text
 
 if TYPE_CHECKING:
     from d2llm.data.settings import Quotes
 
 KINDS = (".jsonl", ".csv", ".tsv", ".parquet")
-# Half of a pair that stands for one character: JSON can write it alone, no file of ours can hold it.
-HALF = re.compile("[\ud800-\udfff]")
 
 
 def read_table(
@@ -129,7 +126,7 @@ def _parquet(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
 def texts(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
     """A column of texts, each of which shows something."""
     values = _column(path, frame, column)
-    _each(path, column, values, _is_text, "a text")
+    _each(path, column, values, is_text, "a text")
     return values.astype(object)
 
 
@@ -185,13 +182,9 @@ def unique_ids(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
 def lists(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
     """A column of lists of texts; a single text is a list of one, an object counts by its `text`."""
     values = _column(path, frame, column).map(_texts)
-    right = values.map(lambda value: isinstance(value, list) and all(map(_is_text, value)))
+    right = values.map(lambda value: isinstance(value, list) and all(map(is_text, value)))
     _each(path, column, values, right, "a text or a list of texts")
     return values
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and not is_blank(value) and not HALF.search(value)
 
 
 def _texts(value: Any) -> Any:

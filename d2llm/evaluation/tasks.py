@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from d2llm.artifacts import read_frame, read_json
-from d2llm.blank import is_blank
 from d2llm.errors import ConfigError, DataError
+from d2llm.text import is_text
 
 if TYPE_CHECKING:
     from d2llm.methods import Mode
@@ -197,7 +197,7 @@ def _read(path: Path, texts: list[str], unique: str | None = None) -> pd.DataFra
     frame = read_frame(path).reset_index(drop=True)
     for name in texts:
         _column(path, frame, name)
-        _rows(path, frame, name, ~frame[name].map(lambda x: isinstance(x, str) and not is_blank(x)), "non-empty text")
+        _rows(path, frame, name, ~frame[name].map(is_text).astype(bool), "non-empty text")
     if len(frame) == 0:
         raise DataError(f"{path}: expected rows, found none")
     if unique is not None:

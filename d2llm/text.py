@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
+# Half of a pair that stands for one character: JSON can write it alone, and so comes what is no UTF-8 on a command line; no file of ours can hold it.
+HALF = re.compile("[\ud800-\udfff]")
 # Neither white space, nor a control character, nor what Unicode calls default ignorable (zero-width marks, fillers, variation selectors, byte order
 # marks, tags), nor an annotation mark, nor the empty Braille cell.
 VISIBLE = re.compile(
@@ -19,3 +22,8 @@ def is_blank(text: str) -> bool:
     [True, True, False, False]
     """
     return VISIBLE.search(text) is None
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text that shows something and that UTF-8 can hold."""
+    return isinstance(value, str) and not is_blank(value) and not HALF.search(value)
