@@ -21,6 +21,8 @@ LOCK := $(if $(HASHED),requirements.hashes.lock,requirements.lock)
 EXTRA_INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 export OMP_NUM_THREADS ?= 1
+# Snakemake keeps a cache in the home, which may not be writable.
+export XDG_CACHE_HOME ?= $(shell test -n "$$HOME" && mkdir -p "$$HOME/.cache" 2>/dev/null && test -w "$$HOME/.cache" && echo "$$HOME/.cache" || echo "$(CURDIR)/results/cache")
 
 AUDIT := pip-audit==2.10.1
 AUDIT_ARGS ?=

@@ -18,12 +18,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from d2llm import __version__, gpus, stages
+from d2llm import __version__, gpus, home, stages
 from d2llm import commands as commands_of_use
 from d2llm.artifacts import ahead, settle_times, write_json
 from d2llm.config import Config, load
 from d2llm.errors import D2LLMError, fault
-from d2llm.logs import configure, get_logger
+from d2llm.logs import configure, escape, get_logger
 from d2llm.models import remote
 from d2llm.paths import Paths
 from d2llm.provenance import COMPUTING, checked_inputs, environment, output_digests, peak_memory_mb, sealed, versions
@@ -125,10 +125,12 @@ def add_config(command: argparse.ArgumentParser, required: bool) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    escape()
     options = parser().parse_args(argv)
     gc.set_threshold(*COLLECT)
     try:
         if hasattr(options, "call"):
+            home.settle()
             return options.call(options)
         configure(options.log)
         arguments = {name: getattr(options, name) for name in stages.STAGES[options.stage].arguments}
@@ -245,6 +247,7 @@ def running_workflow(guard: Path) -> str:
 
 def quiet(config: Config, paths: Paths, stage: str) -> None:
     """Keep libraries from chatting, from the network where nothing of it is needed, and from caches of other runs."""
+    home.settle(paths.cache)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"

@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from d2llm import EXAMPLE
 from d2llm.errors import ArtifactError, ConfigError, DataError
+from d2llm.logs import utf_8
+from d2llm.text import is_blank, is_text
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from d2llm.data.settings import Quotes
 
 # Texts of an index, beside it.
 TEXTS = "passages.parquet"
@@ -37,6 +41,9 @@ def add_parsers(commands: Any) -> None:
         )
         made.add_argument("--device", help="default: a GPU where there is one")
 
+    def marks(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--quotes", choices=("format", "text"), help="how quotation marks of a CSV or TSV file are read (default: refused where in doubt)")  # fmt: skip
+
     def mode(made: argparse.ArgumentParser) -> None:  # an index keeps the one it was made with
         made.add_argument("--mode", choices=("asymmetric", "symmetric"), default="asymmetric", help="questions and what answers them, or sentences of a kind (default: asymmetric)")  # fmt: skip
 
@@ -45,6 +52,7 @@ def add_parsers(commands: Any) -> None:
     mode(made)
     made.add_argument("--texts", required=True, metavar="FILE", help=FILE)
     made.add_argument("--column", help="its column (default: text)")
+    marks(made)
     made.add_argument("--role", choices=("query", "passage"), default="passage", help="default: passage")
     made.add_argument("--to", required=True, metavar="FILE", help="a .npy file: float32, a row a text")
     made = command("index", "make passages ready to be searched", f"--student {EXAMPLE} --passages corpus.jsonl --to index", index)  # fmt: skip
@@ -53,6 +61,7 @@ def add_parsers(commands: Any) -> None:
     made.add_argument("--passages", required=True, metavar="FILE", help=FILE)
     made.add_argument("--column", help="its column (default: text)")
     made.add_argument("--id", metavar="COLUMN", help="a column of ids (default: the number of the row, from 0)")
+    marks(made)
     made.add_argument("--precision", choices=("full", "float16", "int8"), default="float16", help="what a passage is kept in (default: float16)")  # fmt: skip
     made.add_argument("--to", required=True, metavar="FOLDER", help="an index that is there is replaced")
     made = command("search", "find the best passages of an index", f'--student {EXAMPLE} --index index --query "谁修好了机器？"', search)  # fmt: skip
@@ -62,9 +71,10 @@ def add_parsers(commands: Any) -> None:
     made.add_argument("--queries", metavar="FILE", help=FILE)
     made.add_argument("--column", help="its column (default: text)")
     made.add_argument("--id", metavar="COLUMN", help="a column of its ids (default: the number of the query, from 0)")
+    marks(made)
     made.add_argument("--depth", type=int, default=10, help="passages a query (default: 10)")
     made.add_argument("--share", type=float, metavar="PART", help="score only so large a part of the passages exactly, e.g. 0.02 (default: all)")  # fmt: skip
-    made.add_argument("--format", choices=tuple(FORMATS), default="text", help="for people, a JSON object a hit, or the lines of a TREC run (default: text)")  # fmt: skip
+    made.add_argument("--format", choices=tuple(FORMATS), default="text", help="for people, a JSON object a hit, or the lines of a TREC run, the last two in UTF-8 (default: text)")  # fmt: skip
     made = command("export", "write a student as sentence-transformers loads it, with a model card", "--config results/mini/config.yaml --method d2llm --seed 1 --to exported", exported)  # fmt: skip
     made.add_argument("--config", required=True, nargs="+", metavar="FILE", help="the run's resolved config")
     made.add_argument("--method", required=True)
@@ -93,7 +103,9 @@ def _quiet() -> None:
     logging.disable_progress_bar()
 
 
-def read_texts(path: str, column: str | None = None, identity: str | None = None) -> pd.DataFrame:
+def read_texts(
+    path: str, column: str | None = None, identity: str | None = None, quotes: Quotes | None = None
+) -> pd.DataFrame:
     """id and text of a file, from its columns (default: `text`, and the number of the row).
 
     Raises DataError for one that is wrong, an id that is there twice among it, and ConfigError for a column of a text file.
@@ -104,11 +116,12 @@ def read_texts(path: str, column: str | None = None, identity: str | None = None
 
     place = Path(path)
     if place.suffix == ".txt":
-        if column or identity:
-            raise ConfigError(f"{'--column' if column else '--id'}: {path} holds a text a line and has no columns")
+        for option, value in (("--column", column), ("--id", identity), ("--quotes", quotes)):
+            if value:
+                raise ConfigError(f"{option}: {path} holds a text a line and has no columns")
         lines = read_lines(place)
         return pd.DataFrame({"id": [str(i) for i in range(len(lines))], "text": lines})
-    frame = files.read_table(path)
+    frame = files.read_table(path, quotes=quotes)
     found = files.texts(path, frame, column or "text").tolist()
     named = (
         [str(i) for i in range(len(found))] if identity is None else files.unique_ids(path, frame, identity).tolist()
@@ -133,7 +146,7 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(f"{path}: no lines")
     lines = [line.removesuffix("\r") for line in whole.removesuffix("\n").split("\n")]
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        if is_blank(line):
             raise DataError(f"{path}: line {number}: expected a text; found a blank line")
     return lines
 
@@ -147,7 +160,7 @@ def encode(options: argparse.Namespace) -> int:
         raise ConfigError(f"--to {options.to}: expected a file that ends in .npy")
     if not to.parent.is_dir():
         raise ConfigError(f"--to {options.to}: no folder {to.parent}; make it, or choose another")
-    texts = read_texts(options.texts, options.column)["text"].tolist()
+    texts = read_texts(options.texts, options.column, quotes=options.quotes)["text"].tolist()
     vectors = student_of(options).encode(texts, options.role, options.mode)
     np.save(to, vectors, allow_pickle=False)
     print(f"{to}: {vectors.shape[0]} texts, {vectors.shape[1]} numbers each")
@@ -164,7 +177,7 @@ def index(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"--to {options.to}: exists and is no index; an index is replaced, anything else is not: choose another folder"
         )
-    passages = read_texts(options.passages, options.column, options.id)
+    passages = read_texts(options.passages, options.column, options.id, options.quotes)
     made = Index.build(student_of(options), passages["text"].tolist(), mode=options.mode, precision=options.precision)
     with atomic(options.to) as folder:
         made.save(folder)
@@ -177,6 +190,7 @@ def index(options: argparse.Namespace) -> int:
 
 def search(options: argparse.Namespace) -> int:
     """Hits to standard output, best first."""
+    from d2llm.ranking import by_id
     from d2llm.search import Index
 
     queries = asked(options)
@@ -189,7 +203,9 @@ def search(options: argparse.Namespace) -> int:
         raise ArtifactError(
             f"{options.index}: {len(loaded)} passages and {len(passages)} texts; run `d2llm index` again"
         )
-    found = loaded.search(queries["text"].tolist(), options.depth, options.share)
+    found = loaded.search(queries["text"].tolist(), options.depth, options.share, by_id(passages["id"].tolist()))
+    if options.format != "text":
+        utf_8()
     for query, (rows, scores) in zip(queries.itertuples(), found, strict=True):
         hits = passages.iloc[rows].assign(rank=range(1, len(rows) + 1), score=scores)
         print("\n".join(FORMATS[options.format](query, hits)))
@@ -200,17 +216,16 @@ def asked(options: argparse.Namespace) -> pd.DataFrame:
     """id and text of the queries, those of --query first. Raises ConfigError for none, a blank one, and a column that no file has."""
     import pandas as pd
 
-    if (options.column or options.id) and not options.queries:
-        raise ConfigError(
-            f"{'--column' if options.column else '--id'}: there is no file to take it from; give --queries"
-        )
+    for option in ("column", "id", "quotes"):
+        if getattr(options, option) and not options.queries:
+            raise ConfigError(f"--{option}: there is no file to take it from; give --queries")
     if options.id and options.query:
         raise ConfigError("--id: a text of --query has none; write all queries into the file of --queries")
-    blank = next((query for query in options.query if not query.strip()), None)
+    blank = next((query for query in options.query if not is_text(query)), None)
     if blank is not None:
         raise ConfigError(f"--query: expected a text; found {blank!r}")
     if options.queries:
-        listed = read_texts(options.queries, options.column, options.id)
+        listed = read_texts(options.queries, options.column, options.id, options.quotes)
         if not options.query:
             return listed
         texts = [*options.query, *listed["text"]]
@@ -240,14 +255,19 @@ def as_text(query: Any, hits: pd.DataFrame) -> Iterator[str]:
 def as_json(query: Any, hits: pd.DataFrame) -> Iterator[str]:
     """An object a hit."""
     for hit in hits.itertuples():
-        about = {"query_id": query.id, "query": query.text, "rank": hit.rank, "score": round(float(hit.score), 6)}
+        about = {"query_id": query.id, "query": query.text, "rank": hit.rank, "score": float(_exact(hit.score))}
         yield json.dumps(about | {"id": hit.id, "text": hit.text}, ensure_ascii=False)
 
 
 def as_trec(query: Any, hits: pd.DataFrame) -> Iterator[str]:
     """The lines of a TREC run, as trec_eval and pyserini read them: query, Q0, passage, rank, score, tag."""
     for hit in hits.itertuples():
-        yield f"{query.id} Q0 {hit.id} {hit.rank} {hit.score:.6f} d2llm"
+        yield f"{query.id} Q0 {hit.id} {hit.rank} {_exact(hit.score)} d2llm"
+
+
+def _exact(score: float) -> str:
+    """A score in so many digits that float32, in which trec_eval compares, tells no other ties than there are."""
+    return f"{score:.9g}"
 
 
 # How hits are printed: a query (id and text) and its hits → lines.

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from d2llm import home
 from d2llm.config import CheckpointSettings, load
 from d2llm.errors import D2LLMError, DataError
 from d2llm.paths import Paths
@@ -51,7 +52,7 @@ class Finding:
 
 def examine(files: Sequence[str | Path] = ()) -> list[Finding]:
     """Every finding about the machine, and about the config of these files."""
-    found = [*python(), *packages(), *workflow(), *cores(), *memory(), *gpu(), *fonts()]
+    found = [*python(), *packages(), *workflow(), *caches(), *cores(), *memory(), *gpu(), *fonts()]
     if not files:
         return [*found, *disk(Path("results"), DISK, "the mini tier with its environment")]
     try:
@@ -116,6 +117,13 @@ def workflow() -> Iterator[Finding]:
         yield Finding("warning", "snakemake", f"{called} is of another environment than this Python", fix)
     else:
         yield Finding("ok", "snakemake", called)
+
+
+def caches() -> Iterator[Finding]:
+    """Whether the libraries' caches can be written; nothing where they can."""
+    for folder in home.left:
+        fix = "the suite keeps them in results/<tier>/cache; for Snakemake itself: export XDG_CACHE_HOME=$PWD/results/cache"
+        yield Finding("warning", "home", f"caches cannot be written ({folder})", fix)
 
 
 def fonts() -> Iterator[Finding]:
@@ -267,6 +275,7 @@ def rows(config: Config) -> Iterator[Finding]:
     if config.data.source != "files":
         return
     from d2llm.data import build
+    from d2llm.data.settings import HubTable
 
     settings = config.data.files
     local = build.local_files(config)
@@ -274,7 +283,7 @@ def rows(config: Config) -> Iterator[Finding]:
     for (part, name), one in settings.sets().items():
         tables = list(one.tables().values())
         if not tables or not all(
-            isinstance(table, str) and Path(settings.located(table)).is_file() for table in tables
+            not isinstance(table, HubTable) and Path(settings.located(table)).is_file() for table in tables
         ):
             continue
         alone = local.model_copy(update={"train": {}, "tasks": {}, part: {name: getattr(local, part)[name]}})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from d2llm.errors import ArtifactError, ConfigError, first_line
+from d2llm.home import writable
 from d2llm.logs import get_logger
 
 T = TypeVar("T")
@@ -53,6 +54,12 @@ def patiently(fetch: Callable[[], T], what: str, where: str, waits: Sequence[flo
                 raise ConfigError(f"{where}: {what} has no such file ({first_line(error)})") from error
             if not passing(error):
                 raise
+            from huggingface_hub.constants import HF_HUB_CACHE
+
+            if not writable(HF_HUB_CACHE):
+                raise ConfigError(
+                    f"HF_HOME: the hub's cache {HF_HUB_CACHE} cannot be written; set HF_HOME to a folder that can"
+                ) from error
             # One failure after another, of one file after another, is progress; the same again and again is not.
             times = tried[first_line(error)] = tried.get(first_line(error), 0) + 1
             if times > len(waits):

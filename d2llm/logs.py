@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -41,7 +42,7 @@ def configure(log: str | Path | None) -> None:
     if log is not None:
         Path(log).parent.mkdir(parents=True, exist_ok=True)
         if not others:
-            Path(log).write_text("")
+            Path(log).write_text("", encoding="utf-8")
         # Appending: a job whose workflow was killed may still be writing to the same file.
         file = logging.FileHandler(log, mode="a", encoding="utf-8")
         file.setLevel(logging.WARNING if others else logging.INFO)
@@ -53,6 +54,19 @@ def configure(log: str | Path | None) -> None:
     for handler in handlers:
         handler.setFormatter(formatter)
         root.addHandler(handler)
+
+
+def escape() -> None:
+    """Let stdout and stderr write what their encoding lacks as an escape (\\u8c01), where Python would end with UnicodeEncodeError."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def utf_8() -> None:
+    """Let stdout be UTF-8, whatever the locale: for what programs read, where an escape would be another id, or another key."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
 
 
 def terminal() -> bool:

@@ -10,12 +10,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from unicodedata import normalize
 
-# Characters of which nothing is seen, Unicode's Default_Ignorable_Code_Point: soft hyphen, zero-width space and joiners, byte order mark,
-# direction marks, variation selectors, fillers.
-INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
-    "\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
-)
+from d2llm.text import IGNORABLE
+
+INVISIBLE = re.compile(f"[{IGNORABLE}]")
 # Full-width ASCII, as in Chinese punctuation. NFKC narrows it too, but takes four times as long over a passage that has any.
 WIDE = re.compile("[\uff01-\uff5e]")
 

@@ -38,7 +38,7 @@ class Paths:
 
     @property
     def cache(self) -> Path:
-        """Caches of libraries (mteb): never read back as results."""
+        """Caches of libraries (mteb's; all where the home cannot be written): never read back as results."""
         return self.root / "cache"
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -22,6 +22,7 @@ from d2llm.candidates import LEAST_BUDGET, Approximation
 from d2llm.errors import ArtifactError, ConfigError
 from d2llm.logs import progress
 from d2llm.models.student import check_several
+from d2llm.ranking import best, kept, ranked
 
 if TYPE_CHECKING:
     from d2llm.models.interaction import Mode
@@ -33,8 +34,8 @@ PASSAGE_BLOCK = 4096
 FEW = 5 * LEAST_BUDGET
 # Texts embedded at a time while an index is built.
 BUILD_BLOCK = 8192
-# Bump when the layout of a saved index changes.
-LAYOUT = 2
+# Bump when the layout of a saved index changes; layout 2, which is still read, has a row for every passage.
+LAYOUT = 3
 # What mends a saved index: no rule of the workflow makes one.
 AGAIN = "build it again (`d2llm index`, or Index.build and save)"
 
@@ -46,8 +47,9 @@ Precision = Literal["full", "float16", "int8"]
 class Index:
     """Passages ready to be searched by one student.
 
-    `cache` (m, c) is the scorer's passage cache, a row a passage in the order given, in `precision`; `scale` (m, parts) what each
-    part of a row of int8 is multiplied by. `vector_bytes` is what one plain embedding takes. Passages are told by their row: texts are the caller's.
+    `cache` (r, c) is the scorer's passage cache, in `precision`; `scale` (r, parts) what each part of a row of int8 is multiplied by. `places` (m,)
+    is the row of the cache of each passage, in the order given: equal texts share one, so that their scores are equal too; None: passage i has row i.
+    `vector_bytes` is what one plain embedding takes. Passages are told by their number in the order given: texts are the caller's.
 
     >>> import d2llm
     >>> student = d2llm.load("model")
@@ -67,8 +69,10 @@ class Index:
         vector_bytes: int = 0,
         mode: Mode = "asymmetric",
         scale: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> None:
         self.student, self.cache, self.vector_bytes, self.mode, self.scale = student, cache, vector_bytes, mode, scale
+        self.places = places
         self._approximations: dict[int, Approximation] = {}
 
     @classmethod
@@ -92,16 +96,14 @@ class Index:
             )
             for chunk in (distinct[start : start + BUILD_BLOCK] for start in range(0, len(distinct), BUILD_BLOCK))
         ] or [cls.of_vectors(student, student.encode([], "passage", mode), [], mode, precision)]
-        made = cls(
-            student, torch.cat([part.cache for part in parts]), parts[0].vector_bytes, mode,
-            joined([part.scale for part in parts]),
-        )  # fmt: skip
+        places = None
         if len(distinct) < len(passages):
             place = {text: row for row, text in enumerate(distinct)}
-            chosen = torch.tensor([place[text] for text in passages], device=made.cache.device)
-            made.cache = made.cache[chosen]
-            made.scale = None if made.scale is None else made.scale[chosen]
-        return made
+            places = torch.tensor([place[text] for text in passages])
+        return cls(
+            student, torch.cat([part.cache for part in parts]), parts[0].vector_bytes, mode,
+            joined([part.scale for part in parts]), places,
+        )  # fmt: skip
 
     @classmethod
     def of_vectors(
@@ -125,38 +127,56 @@ class Index:
         return cls(student, cache, table.shape[1] * table.element_size(), mode, scale)
 
     def __len__(self) -> int:
-        return len(self.cache)
+        return len(self.cache if self.places is None else self.places)
 
     @property
     def bytes_per_passage(self) -> int:
-        """What the index holds of one passage."""
+        """What the index holds of one distinct passage."""
         row = self.cache.shape[1] * self.cache.element_size()
         return row + (0 if self.scale is None else self.scale.shape[1] * self.scale.element_size())
 
     # --------------------------------------------------------------------------------------------------------- search
-    def search(self, queries: Sequence[str], depth: int, share: float | None = None) -> Hits:
-        """For every query the rows of the `depth` best passages and their scores, best first.
+    def search(
+        self, queries: Sequence[str], depth: int, share: float | None = None, ties: np.ndarray | None = None
+    ) -> Hits:
+        """For every query the numbers of the `depth` best passages and their scores, best first.
 
+        `ties` (m,): of passages with equal scores the one with the smaller tie number is first (`ranking.by_id` gives the evaluation's rule); None: the
+        first in the order given.
         `share`: the part of the passages whose exact score may be computed for a query, e.g. 0.02, of many passages (`budget`); None: all of them.
         Scores are exact either way, and which passages are found is approximate with it (`recall` measures how much so).
         Raises ConfigError for a share or a depth there cannot be, TypeError for one text in place of several.
         """
         check_several("queries", queries)
-        return self.search_vectors(self.student.encode(list(queries), "query", self.mode), depth, share)
+        return self.search_vectors(self.student.encode(list(queries), "query", self.mode), depth, share, ties)
 
-    def search_vectors(self, queries: np.ndarray, depth: int, share: float | None = None) -> Hits:
+    def search_vectors(
+        self, queries: np.ndarray, depth: int, share: float | None = None, ties: np.ndarray | None = None
+    ) -> Hits:
         """The same for embedded queries (n, d). Scores that are not finite come as +inf, first, for the caller to refuse."""
         if depth < 1:
             raise ConfigError(f"depth: expected a number of at least 1; found {depth!r}")
         q = on_device(self.student, queries)
+        ties = np.arange(len(self)) if ties is None else np.asarray(ties)
+        of_rows = on_device(self.student, self._ties_of_rows(ties))
         hits: Hits = []
         with torch.inference_mode():
             for first in range(0, len(q), QUERY_BLOCK):
                 block = self.student.scorer.query_cache(q[first : first + QUERY_BLOCK])
                 budget = self.budget(share, depth)
-                best, index = self._all(block, depth) if budget is None else self._some(block, depth, budget)
-                hits.extend(zip(index.cpu().numpy(), best.cpu().numpy(), strict=True))
-        return hits
+                scores, rows = (
+                    self._all(block, depth, of_rows) if budget is None else self._some(block, depth, budget, of_rows)
+                )
+                hits.extend(zip(rows.cpu().numpy(), scores.cpu().numpy(), strict=True))
+        return hits if self.places is None else shared(hits, depth, self.places.numpy(), ties)
+
+    def _ties_of_rows(self, ties: np.ndarray) -> np.ndarray:
+        """(m,) tie numbers of passages → (r,) of the cache's rows, the smallest of each."""
+        if self.places is None:
+            return ties
+        smallest = np.full(len(self.cache), len(self))
+        np.minimum.at(smallest, self.places.numpy(), ties)
+        return smallest
 
     def recall(self, queries: Sequence[str], depth: int = 10, share: float = 0.02) -> float:
         """Part of the `depth` best passages that a search with `share` finds, in the mean of some queries."""
@@ -168,7 +188,7 @@ class Index:
         )
 
     def budget(self, share: float | None, depth: int) -> int | None:
-        """How many passages may be scored exactly for a query, at least `LEAST_BUDGET`; None: all.
+        """How many distinct passages may be scored exactly for a query, at least `LEAST_BUDGET`; None: all.
 
         All are where they are few (`FEW`), or where the share has no room for twice the depth. Raises ConfigError for a share there cannot be.
         """
@@ -176,26 +196,29 @@ class Index:
             return None
         if not 0 < share <= 1:
             raise ConfigError(f"share: expected a number above 0 and at most 1; found {share!r}")
-        if self.student.scorer.name != "iem" or len(self) <= FEW or share * len(self) < 2 * depth:
+        count = len(self.cache)
+        if self.student.scorer.name != "iem" or count <= FEW or share * count < 2 * depth:
             return None
-        budget = max(int(share * len(self)), LEAST_BUDGET)
-        return None if budget >= len(self) else budget
+        budget = max(int(share * count), LEAST_BUDGET)
+        return None if budget >= count else budget
 
-    def _all(self, block: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-        """(n, c) queries → scores and rows (n, depth) of the best passages, all of them scored."""
-        return self._best(
-            len(block), depth, lambda rows: finite(self.student.scorer.matrix_cached(block, rows, self.mode).float())
-        )
+    def _all(self, block: Tensor, depth: int, ties: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, c) queries, (r,) tie numbers → scores and rows (n, depth) of the best, all of them scored."""
 
-    def _some(self, block: Tensor, depth: int, budget: int) -> tuple[Tensor, Tensor]:
-        """The same, with at most `budget` passages scored for a query."""
+        def scores(rows: Tensor) -> Tensor:
+            return finite(self.student.scorer.matrix_cached(block, rows, self.mode).float())
+
+        return ranked(*self._best(len(block), depth, scores, ties), ties)
+
+    def _some(self, block: Tensor, depth: int, budget: int, ties: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, with at most `budget` rows scored for a query."""
         if budget not in self._approximations:
-            self._approximations[budget] = Approximation(self.rows, len(self), budget)
+            self._approximations[budget] = Approximation(self.rows, len(self.cache), budget)
         fitted = self._approximations[budget]
         sampled = fitted.sample.to(block.device)
         known = self._exact(block, fitted.sample)
         weights = fitted.weights(known.nan_to_num(posinf=0.0))
-        _, near = self._best(len(block), fitted.second, fitted.scan(weights))
+        _, near = self._best(len(block), fitted.second, fitted.scan(weights), ties)
         second = [self._exact(query[None], chosen)[0] for query, chosen in zip(block, near, strict=True)]
         weights = torch.stack(
             [
@@ -204,41 +227,39 @@ class Index:
             ]
         )
         left = budget - len(sampled) - fitted.second
-        _, candidates = self._best(len(block), left, fitted.scan(weights))
-        best, index = [], []
+        _, candidates = self._best(len(block), left, fitted.scan(weights), ties)
+        found = []
         for query, drawn, other, chosen, more in zip(block, known, second, near, candidates, strict=True):
             new = torch.isin(chosen, sampled, invert=True)
             rows, scores = torch.cat([sampled, chosen[new]]), torch.cat([drawn, other[new]])
             chosen = more[torch.isin(more, rows, invert=True)]
             rows, scores = torch.cat([rows, chosen]), torch.cat([scores, self._exact(query[None], chosen)[0]])
-            top, order = scores.topk(min(depth, len(scores)))
-            best.append(top)
-            index.append(rows[order])
-        return torch.stack(best), torch.stack(index)
+            found.append(best(scores[None], rows[None], ties, depth))
+        return torch.cat([scores for scores, _ in found]), torch.cat([rows for _, rows in found])
 
     def _exact(self, block: Tensor, which: Tensor) -> Tensor:
         """(n, c) queries → (n, k) scores of these passages."""
         return finite(self.student.scorer.matrix_cached(block, self.rows(which), self.mode).float())
 
-    def _best(self, count: int, depth: int, scores_of: Any) -> tuple[Tensor, Tensor]:
-        """Scores and rows (count, depth) of what `scores_of` finds best, a block of passages at a time."""
+    def _best(
+        self, count: int, depth: int, scores_of: Callable[[Tensor], Tensor], ties: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Scores and rows (count, depth) of what `scores_of` finds best, equal scores in any order; a block of the cache at a time."""
         device = on_device(self.student, self.cache[:0]).device
-        best = torch.empty(count, 0, device=device)
-        index = torch.empty(count, 0, dtype=torch.long, device=device)
-        scores, ids, waiting = [best], [index], 0
+        scores = [torch.empty(count, 0, device=device)]
+        index = [torch.empty(count, 0, dtype=torch.long, device=device)]
+        waiting = 0
         starts = range(0, len(self.cache), PASSAGE_BLOCK)
         for start in progress(starts, "searching, blocks of passages") if len(starts) > 1 else starts:
             rows = self.rows(slice(start, start + PASSAGE_BLOCK))
             scores.append(scores_of(rows))
-            ids.append(torch.arange(start, start + len(rows), device=device).expand(count, -1))
+            index.append(torch.arange(start, start + len(rows), device=device).expand(count, -1))
             waiting += len(rows)
             # Merged when as much waits as is kept: with a merge for every block, many candidates would cost their number times that of blocks.
             if waiting >= depth or start == starts[-1]:
-                found = torch.cat(scores, dim=1)
-                best, order = found.topk(min(depth, found.shape[1]), dim=1)
-                index = torch.cat(ids, dim=1).gather(1, order)
-                scores, ids, waiting = [best], [index], 0
-        return best, index
+                merged = kept(torch.cat(scores, dim=1), torch.cat(index, dim=1), ties, depth)
+                scores, index, waiting = [merged[0]], [merged[1]], 0
+        return scores[0], index[0]
 
     def rows(self, which: Tensor | slice) -> Tensor:
         """(k, c) rows of the index where the scorer computes, as it made them, up to the loss of the precision they are kept in."""
@@ -260,8 +281,9 @@ class Index:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        parts = {"cache": self.cache} | ({} if self.scale is None else {"scale": self.scale})
-        save_file({name: part.cpu().contiguous() for name, part in parts.items()}, str(folder / "index.safetensors"))
+        parts = {"cache": self.cache, "scale": self.scale, "places": self.places}
+        held = {name: part.cpu().contiguous() for name, part in parts.items() if part is not None}
+        save_file(held, str(folder / "index.safetensors"))
         about: dict[str, Any] = {"layout": LAYOUT, "mode": self.mode, "vector_bytes": self.vector_bytes}
         about |= {"student": weights(self.student), "settings": settings(self.student)}
         write_json(folder / "index.json", about | {"shape": list(self.cache.shape)})
@@ -280,8 +302,11 @@ class Index:
         try:
             with safe_open(str(folder / "index.safetensors"), framework="pt") as parts:
                 cache = parts.get_tensor("cache")
-                scale = parts.get_tensor("scale") if "scale" in parts.keys() else None  # noqa: SIM118 - not a dict
-            fits = about["layout"] == LAYOUT and about["shape"] == list(cache.shape)
+                scale, places = (
+                    parts.get_tensor(name) if name in parts.keys() else None  # noqa: SIM118 - not a dict
+                    for name in ("scale", "places")
+                )
+            fits = about["layout"] in (2, LAYOUT) and about["shape"] == list(cache.shape)
             mode, vector_bytes, owner = about["mode"], int(about["vector_bytes"]), about["student"]
             held = dict(about.get("settings", {}))  # older indexes have the digest alone
         except Exception as error:  # noqa: BLE001 - any way a file can be broken ends in the same advice
@@ -299,7 +324,8 @@ class Index:
         if not mapped:
             cache = on_device(student, cache.clone())
             scale = None if scale is None else on_device(student, scale.clone())
-        return cls(student, cache, vector_bytes, mode, scale)
+            places = None if places is None else places.clone()
+        return cls(student, cache, vector_bytes, mode, scale, places)
 
 
 def check_there(folder: Path) -> None:
@@ -329,6 +355,21 @@ def joined(scales: Sequence[Tensor | None]) -> Tensor | None:
     """The scales of all parts of an index, each (m, parts), as one; None where the precision has none."""
     held = [scale for scale in scales if scale is not None]
     return torch.cat(held) if held else None
+
+
+def shared(hits: Hits, depth: int, places: np.ndarray, ties: np.ndarray) -> Hits:
+    """Hits of rows → hits of the passages that share them; places, ties (m,): the row and the tie number of each passage.
+
+    The best `depth` rows suffice: every passage of another row ranks below one passage of each of them.
+    """
+    members, starts = np.lexsort((ties, places)), np.append(0, np.cumsum(np.bincount(places)))
+    out: Hits = []
+    for rows, scores in hits:
+        parts = [members[starts[row] : starts[row + 1]][:depth] for row in rows]
+        passages, repeated = np.concatenate(parts), np.repeat(scores, [len(part) for part in parts])
+        order = np.lexsort((ties[passages], -repeated))[:depth]
+        out.append((passages[order], repeated[order]))
+    return out
 
 
 def finite(scores: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from d2llm.config import dump, load
+from d2llm.logs import utf_8
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class Command:
 
 def check_config(options: Namespace) -> int:
     """Print the resolved settings."""
-    sys.stdout.write(dump(load(options.config)))
+    resolved = dump(load(options.config))
+    utf_8()
+    sys.stdout.write(resolved)
     return 0
 
 
@@ -115,6 +118,7 @@ def config_docs(options: Namespace) -> int:
     if options.to:
         write_text(options.to, page())
     else:
+        utf_8()
         sys.stdout.write(page())
     return 0
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from d2llm import cli, logs, stages
+from d2llm import cli, home, logs, stages
 from d2llm.artifacts import write_text
-from d2llm.config import Config, Run, dump
+from d2llm.config import Config, Run, dump, load
 from d2llm.errors import ArtifactError
 from d2llm.logs import progress
 from d2llm.paths import Paths
@@ -295,6 +295,54 @@ def test_a_fault_of_the_machine_is_one_line(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(told)
     assert log.read_text().splitlines()[-1] == line
+
+
+# ---------------------------------------------------------------------------------------- terminals and homes of all kinds
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """`d2llm COMMAND` in a process of its own, whose output has to come from this environment."""
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("XDG_CACHE_HOME", "MPLCONFIGDIR", "HF_HOME")
+    }
+    line = [sys.executable, "-m", "d2llm.cli", *command]
+    return subprocess.run(
+        line, env=kept | {"PYTHONPATH": str(ROOT)} | environment, capture_output=True, cwd=ROOT, check=False
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gb18030"])
+def test_what_a_terminal_lacks_is_escaped_and_what_programs_read_is_utf_8(encoding: str, tmp_path: Path) -> None:
+    """Python would end with UnicodeEncodeError."""
+    said = run(["search", "--help"], PYTHONIOENCODING=encoding)
+    assert said.returncode == 0 and ("谁" if encoding == "gb18030" else "\\u8c01") in said.stdout.decode(encoding)
+    resolved = run(["check-config", "--config", "config/mini.yaml"], PYTHONIOENCODING=encoding)
+    (tmp_path / "again.yaml").write_bytes(resolved.stdout)
+    assert load([tmp_path / "again.yaml"]) == load([ROOT / "config/mini.yaml"])
+    wrong = run(["check-config", "--config", "没有.yaml"], PYTHONIOENCODING=encoding)
+    assert wrong.returncode == 2 and wrong.stderr.startswith(b"error: ") and wrong.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("home", ["/proc/none", "/dev/null"])
+def test_a_home_that_cannot_be_written_is_done_without(home: str, config: Path, tmp_path: Path) -> None:
+    """Nobody can make a folder there, root neither. matplotlib, which is first to complain, gets one."""
+    done = run(["figure", "--config", str(config), "--name", "architecture", "--log", str(tmp_path / "log")], HOME=home)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "WARNING" not in (tmp_path / "log").read_text() and (tmp_path / "results/mini/cache/matplotlib").is_dir()
+    found = run(["doctor"], HOME=home)
+    assert found.returncode == 0 and not found.stderr
+    assert f"caches cannot be written ({home}/.cache)" in found.stdout.decode()
+
+
+def test_caches_stay_where_they_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(home, "left", [])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("MPLCONFIGDIR", "mine")
+    home.settle(tmp_path / "other")
+    assert "XDG_CACHE_HOME" not in os.environ and not home.left
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    home.settle(tmp_path / "other")
+    assert os.environ["XDG_CACHE_HOME"] == str(tmp_path / "other") and home.left == ["/proc/none"]
+    assert os.environ["MPLCONFIGDIR"] == "mine"  # what the user says stays
 
 
 def test_a_bug_keeps_its_traceback(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,11 +37,16 @@ for changes, only in wanted:
 """
 
 
-def fetch(folder: Path, address: str, *wanted: tuple[str, str | None]) -> list[tuple[int, str]]:
-    """(exit code, the line before it) of each; the hub's address is read when libraries are imported."""
+def fetch(
+    folder: Path, address: str, *wanted: tuple[str, str | None], hub_home: str | None = ""
+) -> list[tuple[int, str]]:
+    """(exit code, the line before it) of each; the hub's address is read when libraries are imported. `hub_home`: HF_HOME, None for none."""
     (folder / "place.yaml").write_text(f"results: {folder / 'results'}\n")
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home")}
+    environment.pop("HF_HOME", None)
+    environment |= {"HF_ENDPOINT": address} | (
+        {} if hub_home is None else {"HF_HOME": hub_home or str(folder / "home")}
+    )
     command = [sys.executable, "-c", CODE, str(ROOT / "config/paper.yaml"), str(folder), json.dumps(wanted)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -54,6 +59,25 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("hub")
     hub_sets.write_sets(root, 24)
     return root
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written_is_another_one_or_one_line(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the home: one in the results folder. Of HF_HOME, which the user chose: told at once, not after a minute and a half as a fault of the network."""
+    wanted = [name for name in load([ROOT / "config/paper.yaml"]).data.files.downloads() if name.startswith(("thuir--t2ranking--data--coll", "c-mteb--lcqmc"))]  # fmt: skip
+    monkeypatch.setenv("HOME", "/proc/none")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with hub.serving(sets) as (address, _):
+        for name, hub_home in [(name, hub_home) for name in wanted for hub_home in (None, "/proc/none/hub")]:
+            ((code, line),) = fetch(tmp_path, address, ("{}", name), hub_home=hub_home)
+            if hub_home is None:
+                assert code == 0 and (tmp_path / "results/paper/cache/huggingface").is_dir()
+            else:
+                assert (
+                    code == 2 and "HF_HOME: the hub's cache /proc/none/hub/hub cannot be written; set HF_HOME" in line
+                )
 
 
 @pytest.mark.slow

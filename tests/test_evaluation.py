@@ -184,7 +184,7 @@ def test_search_merges_blocks_as_one_matrix_would(monkeypatch):
     whole = np.array([[student.score(q, p, "asymmetric") for p in passages] for q in queries])
     monkeypatch.setattr(search, "QUERY_BLOCK", 3)
     monkeypatch.setattr(search, "PASSAGE_BLOCK", 8)
-    hits = adapter.StudentScorer(student).search(queries, passages, 12)
+    hits = adapter.StudentScorer(student).search(queries, passages, 12, np.arange(50))
     for row, (index, scores) in zip(whole, hits, strict=True):
         np.testing.assert_allclose(scores, np.sort(row)[::-1][:12], rtol=1e-4)
         np.testing.assert_allclose(row[index], scores, rtol=1e-4)

@@ -39,7 +39,9 @@ class Fixed:
     def score_pairs(self, pairs: list[tuple[str, str]], mode: str) -> np.ndarray:
         return np.array([self.scores.get(pair, 0.0) for pair in pairs])
 
-    def search(self, queries: list[str], passages: list[str], depth: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    def search(
+        self, queries: list[str], passages: list[str], depth: int, ties: object = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         rows = [np.array([self.scores.get((query, passage), 0.0) for passage in passages]) for query in queries]
         return [(order, row[order]) for row in rows for order in [np.argsort(-row, kind="stable")[:depth]]]
 

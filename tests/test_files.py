@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from d2llm.data.settings import Retrieval, TrainingSet
 from d2llm.errors import ConfigError, DataError
 from d2llm.evaluation import tasks as evaluation_tasks
 from d2llm.paths import Paths
+from d2llm.text import is_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -87,6 +89,18 @@ def test_a_label_that_nobody_named_is_refused_with_its_line(label: object, yes: 
     )
 
 
+def test_what_shows_nothing_is_no_text() -> None:
+    """By Unicode's own categories: control characters, separators and all but the visible of the format characters."""
+    for code in (*range(0xD800), *range(0xE000, 0x110000)):
+        letter, kind = chr(code), unicodedata.category(chr(code))
+        if kind in ("Cc", "Zs", "Zl", "Zp") or letter in "\u200b\u200d\u2060\ufeff\u00ad\u3164\u2800\ufe0f\U000e0041":
+            assert not is_text(letter) and not is_text(f" {letter}\n"), hex(code)
+            assert is_text(f"{letter}甲")
+        elif kind[0] in "LNPS" and letter not in "\u115f\u1160\u3164\uffa0\u2800":
+            assert is_text(letter), hex(code)
+    assert not is_text("") and not is_text(None) and not is_text(3) and not is_text("half \ud800")
+
+
 WRONG = [
     ("t.xml", "<a/>", r"t\.xml: expected a file that ends in \.jsonl"),
     ("t.jsonl", "", "no rows"),
@@ -95,7 +109,8 @@ WRONG = [
     ("t.jsonl", '{"b": "x"}\n', r"no column 'a'; found b"),
     ("t.jsonl", '{"a": "x"}\n{"a": "  "}\n{"a": 3}\n', r"line 2, column 'a': expected a text; found '  ' \(and 1 more"),
     ("t.csv", "a,b\nx,y\n,z\n", r"line 3, column 'a': expected a text; found ''"),
-    ("t.csv", 'a,b\n"x,y\n', r"cannot be read as csv"),
+    ("t.jsonl", '{"a": "x", "b": 0, "b": 1}\n', r"line 1: not JSON \(the key 'b' stands in an object twice\)"),
+    ("t.jsonl", '{"a": "\u200b"}\n', r"line 1, column 'a': expected a text; found '\\u200b'"),
     ("t.parquet", "no parquet", r"cannot be read as parquet"),
 ]
 
@@ -644,7 +659,7 @@ def test_passages_as_lists_of_objects(tmp_path: Path) -> None:
 
 def test_a_tsv_file_without_header_and_with_quotation_marks(tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text('1\the said "no\n2\t"yes" and left\n')
-    frame = files.read_table(tmp_path / "t.tsv", ["id", "text"], quoted=False)
+    frame = files.read_table(tmp_path / "t.tsv", ["id", "text"], quotes="text")
     assert frame["text"].tolist() == ['he said "no', '"yes" and left'] and frame.index.tolist() == [1, 2]
     (tmp_path / "t.txt").write_text("id\ttext\n1\ta\n")
     assert files.read_table(tmp_path / "t.txt", kind="tsv", keep=["text"]).to_dict("list") == {"text": ["a"]}

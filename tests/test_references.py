@@ -94,7 +94,7 @@ def test_bm25_reference_takes_the_second_text_as_the_document():
 
 
 def test_bm25_reference_searches_as_its_index_does():
-    hits = Bm25Reference(Bm25Settings(tokens="characters")).search(["苹果", "天气"], DOCUMENTS, 2)
+    hits = Bm25Reference(Bm25Settings(tokens="characters")).search(["苹果", "天气"], DOCUMENTS, 2, np.arange(5))
     assert [index[0] for index, _ in hits] == [4, 3]
     assert [len(index) for index, _ in hits] == [2, 2]
 
@@ -129,14 +129,14 @@ def test_teacher_reranks_the_union_of_both_candidate_lists_and_nothing_else():
     passages = [str(number) for number in range(10, 60)]
     asked = []
 
-    def dense(queries, texts, depth):
+    def dense(queries, texts, depth, ties):
         asked.append((list(queries), len(texts), depth))
         return [np.arange(40, 40 + depth + 3) for _ in queries]  # more than asked for: cut
 
     settings = Bm25Settings(tokens="characters")
     reference = TeacherReference(teacher, TeacherCandidates(bm25=6, dense=4), settings, dense)
     queries = ["3", "99"]
-    hits = reference.search(queries, passages, 100)
+    hits = reference.search(queries, passages, 100, np.arange(50))
     assert asked == [(queries, 50, 4)] and reference.candidates == "BM25 6 + dense 4"
     for query, (index, scores) in zip(queries, hits, strict=True):
         lexical = Bm25(passages, "characters").top(query, 6)[0]
@@ -144,7 +144,7 @@ def test_teacher_reranks_the_union_of_both_candidate_lists_and_nothing_else():
         assert index.tolist() == sorted(index.tolist(), reverse=True)  # the teacher's rule: the larger number is better
         np.testing.assert_allclose(scores, [len(query) + int(passages[i]) + 1.0 for i in index])
     assert all(len(texts) == len(set(texts)) and mode == "asymmetric" for _, texts, mode in teacher.read)
-    assert [len(index) for index, _ in reference.search(queries, passages, 5)] == [5, 5]
+    assert [len(index) for index, _ in reference.search(queries, passages, 5, np.arange(50))] == [5, 5]
 
 
 def test_too_few_candidates_for_metrics_at_ten_are_refused():
@@ -170,7 +170,7 @@ def test_reference_rows_go_through_the_same_adapter(tmp_path, monkeypatch):
 
     folders = [sts_task(tmp_path), retrieval_task(tmp_path)]
     read = [tasks.read(folder, "test") for folder in folders]
-    rank = lambda queries, passages, depth: [np.arange(depth)] * len(queries)  # noqa: E731
+    rank = lambda queries, passages, depth, ties: [np.arange(depth)] * len(queries)  # noqa: E731
     teacher = TeacherReference(LengthTeacher(), TeacherCandidates(), Bm25Settings(tokens="characters"), rank)
     scores, predictions = evaluate(teacher, read, "teacher/base/seed1", EvaluationSettings())
     frame = pd.read_parquet(folders[0] / "test.parquet")

@@ -133,6 +133,12 @@ def test_an_index_on_the_command_line(folder, tmp_path, monkeypatch, capsys):
         assert hit["text"] == PASSAGES["abcd".index(hit["id"])] and hit["query"] == QUESTION
         assert hit["score"] == pytest.approx(exact[hit["id"]], abs=0.02)  # kept in float16
     assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
+    found = []
+    for depth in "1234":
+        assert main([*find, "--depth", depth]) == 0
+        found.append([json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()])
+    assert all(found[3][: len(ids)] == ids for ids in found)
+    assert [name for name in found[3] if name in "ad"] == ["d", "a"]  # one text twice: by id, descending
     assert main(find[:-2]) == 0
     assert capsys.readouterr().out.startswith(QUESTION + "\n    1  ")
     d2llm.Index.build(student, PASSAGES).save("bare")
@@ -174,6 +180,9 @@ def test_an_index_on_the_command_line(folder, tmp_path, monkeypatch, capsys):
             "--column: corpus.txt holds a text a line and has no columns",
         ),
         ([*find, "--query", " "], "--query: expected a text; found ' '"),
+        ([*find, "--query", "\u200b"], r"--query: expected a text; found '\u200b'"),
+        ([*find, "--query", "caf\udce9"], r"--query: expected a text; found 'caf\udce9'"),
+        ([*find, "--quotes", "text"], "--quotes: there is no file to take it from; give --queries"),
         ([*find, "--depth", "0"], "depth: expected a number of at least 1; found 0"),
         ([*find, "--device", "nonsense"], "device 'nonsense' cannot be used here ("),
         ([*find, "--device", "meta"], "device 'meta' cannot be used here ("),

@@ -53,11 +53,12 @@ class Bm25:
             return np.zeros(self._size, dtype=np.float32)
         return np.asarray(self._index.get_scores_from_ids(ids), dtype=np.float32)
 
-    def top(self, query: str, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices and scores of the `depth` best documents, best first; equal scores in the order of the documents."""
+    def top(self, query: str, depth: int, ties: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Indices and scores of the `depth` best documents, best first; of equal scores the smaller of `ties` first (None: the order of the documents)."""
         scores = self.scores(query)
         candidates = np.arange(len(scores))
         if 0 < depth < len(scores):  # sorting only what can be among them is ten times as fast
             candidates = np.flatnonzero(scores >= np.partition(scores, -depth)[-depth])
-        best = candidates[np.argsort(-scores[candidates], kind="stable")][:depth]
+        order = np.lexsort((candidates if ties is None else ties[candidates], -scores[candidates]))
+        best = candidates[order][:depth]
         return best, scores[best]

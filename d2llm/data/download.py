@@ -69,8 +69,7 @@ def table(wanted: HubTable, scratch: Path, where: str) -> pd.DataFrame:
             what,
             where,
         )
-        # Public TSV files of this kind hold a text a field, with whatever marks it has.
-        found = read_table(path, wanted.columns, wanted.format, wanted.keep, quoted=False)
+        found = read_table(path, wanted.columns, wanted.format, wanted.keep, wanted.quotes)
         return kept(found, wanted, where)
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError

@@ -31,7 +31,7 @@ from d2llm.errors import DataError
 from d2llm.normal_form import distinct, normal_form
 
 if TYPE_CHECKING:
-    from d2llm.data.settings import HubTable, Retrieval, TaskSet, TrainingSet
+    from d2llm.data.settings import Retrieval, Table, TaskSet, TrainingSet
 
 # Candidates of one query that the teacher reads together, at most.
 GROUP = 8
@@ -144,7 +144,7 @@ def complete_rows(
     return whole, {reason: count for reason, count in dropped.items() if count}
 
 
-def _path(table: str | HubTable | None) -> str:
+def _path(table: Table | None) -> str:
     """A table as a file, which all are in what `FilesSettings.local` gives."""
     if not isinstance(table, str):
         raise TypeError(f"{table} is no file; read the settings that FilesSettings.local gives")

@@ -5,24 +5,24 @@ Rows are counted as an editor counts lines: from 1, the header of a CSV file inc
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from d2llm.data import delimited
 from d2llm.data.labels import label_key, meanings
 from d2llm.errors import DataError, first_line
+from d2llm.text import HALF, is_blank, is_text
 
-# First line of the data, by format.
-FIRST = {".jsonl": 1, ".csv": 2, ".tsv": 2, ".parquet": 1}
-# Half of a pair that stands for one character: JSON can write it alone, no file of ours can hold it.
-HALF = re.compile("[\ud800-\udfff]")
+if TYPE_CHECKING:
+    from d2llm.data.settings import Quotes
+
+KINDS = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
 def read_table(
@@ -30,50 +30,50 @@ def read_table(
     columns: Sequence[str] | None = None,
     kind: str | None = None,
     keep: Sequence[str] | None = None,
-    quoted: bool = True,
+    quotes: Quotes | None = None,
 ) -> pd.DataFrame:
-    """A file as a frame whose index holds the lines, packed (.gz) or not; `columns` names those of a CSV or TSV file that has no header.
+    """A file as a frame of plain objects (texts, numbers, lists, None), packed (.gz) or not, whose index holds the lines.
 
-    `kind` is its format where its ending does not say it; of `keep`, where given, only these columns are read, as far as they are there.
-    `quoted`: whether quotation marks around a field of a TSV file belong to the format, as spreadsheets write it, or to the text.
+    `columns` names those of a CSV or TSV file that has no header; `kind` is its format where its ending does not say it; of `keep`, where given, only these
+    columns are read, as far as they are there; `quotes`, or that of an `OwnPath`, says how quotation marks of a CSV or TSV file are read (`delimited.read`).
 
     Raises DataError for one that is missing, damaged or of no known format.
     """
+    quotes = quotes or getattr(path, "quotes", None)
     path = Path(path)
     kind = f".{kind}" if kind else path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if kind not in FIRST:
-        raise DataError(f"{path}: expected a file that ends in {', '.join(FIRST)}; found {kind or 'no ending'!r}")
+    if kind not in KINDS:
+        raise DataError(f"{path}: expected a file that ends in {', '.join(KINDS)}; found {kind or 'no ending'!r}")
+    if quotes is not None and kind not in delimited.SEPARATORS:
+        raise DataError(f"{path}: quotes is for CSV and TSV; leave it out")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        if kind in (".csv", ".tsv"):
-            frame = _csv(path, columns, kind, keep, quoted)
+        if kind in delimited.SEPARATORS:
+            frame = delimited.read(path, kind, columns, keep, quotes)
         elif kind == ".jsonl":
             frame = _jsonl(path, keep)
         else:
-            frame = pd.read_parquet(path)
-            for column in frame.columns[frame.dtypes == "str"]:
-                frame[column].astype(object)  # decoded only now, where bytes may turn out to be no text
-            frame = frame if keep is None else frame[[column for column in frame if column in keep]]
+            frame = _parquet(path, keep)
     except DataError:
         raise
     except Exception as error:  # pandas and pyarrow raise many kinds for a damaged file
         raise DataError(f"{path}: cannot be read as {kind[1:]} ({first_line(error)})") from error
     if not len(frame):
         raise DataError(f"{path}: no rows")
-    if kind != ".jsonl":
-        first = FIRST[kind] - (columns is not None)
-        frame.index = pd.RangeIndex(first, first + len(frame))
     return frame
 
 
 def _jsonl(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
     rows, lines = [], []
     for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
         try:
-            row = json.loads(line)
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if not text.strip():
+                continue
+            row = DECODER.decode(text)
+        except UnicodeDecodeError as error:
+            raise DataError(delimited.not_utf8(path, error)) from None
         except ValueError as error:
             raise DataError(f"{path}: line {number}: not JSON ({first_line(error)})") from None
         if not isinstance(row, dict):
@@ -83,29 +83,51 @@ def _jsonl(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
     return pd.DataFrame(pd.Series(rows, dtype=object).tolist(), index=lines, dtype=object)
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Of a key that is there twice, json would keep the last value."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands in an object twice")
+    return made
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def _lines(path: Path) -> Iterator[bytes]:
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
         yield from stream
 
 
-def _csv(
-    path: Path, columns: Sequence[str] | None, kind: str, keep: Sequence[str] | None, quoted: bool
-) -> pd.DataFrame:
-    # As text: which columns are numbers is the configuration's to say, and "NA" is a word.
-    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8"}
-    if columns is not None:
-        options |= {"header": None, "names": list(columns)}
-    if keep is not None:
-        options["usecols"] = lambda name: name in keep
-    if kind == ".tsv":
-        options |= {"sep": "\t"} | ({} if quoted else {"quoting": csv.QUOTE_NONE})
-    return pd.read_csv(path, **options)
+def _parquet(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
+    """Its columns as plain objects: what pandas would make of them loses digits of whole numbers beside a missing one, or has missing values of its own."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    names = file.schema_arrow.names
+    again = next((name for name in names if names.count(name) > 1), None)
+    if again is not None:
+        raise DataError(f"{path}: expected every column once; found two of the name {again!r}")
+    held = file.read(None if keep is None else [name for name in names if name in keep])
+    columns = {}
+    for name, column in zip(held.column_names, held.columns, strict=True):
+        kind = column.type
+        column = column.cast(kind.value_type) if pa.types.is_dictionary(kind) else column
+        values = column.to_pandas(integer_object_nulls=True).astype(object)
+        values[column.is_null().to_numpy()] = None
+        if pa.types.is_decimal(kind):
+            number = float if kind.scale > 0 else int
+            values = pd.Series([None if value is None else number(value) for value in values], dtype=object)
+        columns[name] = values
+    return pd.DataFrame(columns).set_axis(range(1, held.num_rows + 1))
 
 
 def texts(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
-    """A column of texts, none of them empty."""
+    """A column of texts, each of which shows something."""
     values = _column(path, frame, column)
-    _each(path, column, values, _is_text, "a text")
+    _each(path, column, values, is_text, "a text")
     return values.astype(object)
 
 
@@ -165,13 +187,9 @@ def unique_ids(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
 def lists(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
     """A column of lists of texts; a single text is a list of one, an object counts by its `text`."""
     values = _column(path, frame, column).map(_texts)
-    right = values.map(lambda value: isinstance(value, list) and all(map(_is_text, value)))
+    right = values.map(lambda value: isinstance(value, list) and all(map(is_text, value)))
     _each(path, column, values, right, "a text or a list of texts")
     return values
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and not HALF.search(value)
 
 
 def _texts(value: Any) -> Any:
@@ -190,9 +208,11 @@ def complete(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
             continue  # named by whoever reads it
         values = kept[column]
         if values.map(lambda value: isinstance(value, list | np.ndarray)).any():
-            values = values.map(lambda value: [x for x in _texts(value) or [] if isinstance(x, str) and x.strip()])
+            values = values.map(
+                lambda value: [x for x in _texts(value) or [] if isinstance(x, str) and not is_blank(x)]
+            )
             kept = kept.assign(**{column: values})
-        there = values.map(lambda value: bool(value.strip()) if isinstance(value, str) else _there(value))
+        there = values.map(lambda value: not is_blank(value) if isinstance(value, str) else _there(value))
         kept = kept[there.astype(bool)]
     return kept
 

@@ -75,15 +75,23 @@ def bm25_ranks(
 
 
 def dense_ranks(
-    config: Config, queries: Sequence[str], passages: Sequence[str], depth: int, encode: vectors.Encode | None = None
+    config: Config,
+    queries: Sequence[str],
+    passages: Sequence[str],
+    depth: int,
+    encode: vectors.Encode | None = None,
+    ties: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Indices of the `depth` nearest passages of every query, best first: cosine of the base encoder's mean states.
 
-    `encode` gives vectors that are there already (`vectors.reader`); without it they are made.
+    `encode` gives vectors that are there already (`vectors.reader`); without it they are made. Of equal cosines the smaller of `ties` is first; None: the
+    first passage in the order given.
 
     The encoder is the pipeline's own base checkpoint, before any method trains, so no method's training pairs are its own choice.
     """
     import torch
+
+    from d2llm.ranking import best
 
     if encode is None:
         encoder = base_encoder(config)
@@ -91,11 +99,17 @@ def dense_ranks(
         def encode(texts: Sequence[str], role: Role) -> np.ndarray:
             return encoder.encode(list(texts), role, "symmetric")
 
-    q, p = torch.from_numpy(encode(queries, "query")), torch.from_numpy(encode(passages, "passage"))
+    # Each text once: in two batches, rounding could tell equal passages apart.
+    distinct = {text: row for row, text in enumerate(dict.fromkeys(passages))}
+    q, p = torch.from_numpy(encode(queries, "query")), torch.from_numpy(encode(list(distinct), "passage"))
+    places = None if len(distinct) == len(passages) else torch.tensor([distinct[text] for text in passages])
+    rows = torch.arange(len(passages))
+    order = rows if ties is None else torch.from_numpy(ties)
     out: list[np.ndarray] = []
     for start in range(0, len(q), 512):
         similarity = q[start : start + 512] @ p.T
-        out += list(similarity.topk(min(depth, len(p)), dim=1).indices.numpy())
+        similarity = similarity if places is None else similarity[:, places]
+        out += list(best(similarity, rows.expand(len(similarity), -1), order, depth)[1].numpy())
     return out
 
 

@@ -23,6 +23,8 @@ FilePath = Annotated[str, Field(pattern=r"^[^{}\x00-\x1f-][^{}\x00-\x1f]*$")]
 SplitName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
 Mode = Literal["symmetric", "asymmetric"]
 Incomplete = Literal["refuse", "drop"]
+# Whether quotation marks around a field of a CSV or TSV file belong to the format or to the text (`d2llm.data.delimited`).
+Quotes = Literal["format", "text"]
 Key = tuple[str, ...]
 # A hub's table below its download's folder.
 TABLE = "table.parquet"
@@ -68,6 +70,38 @@ class WorldSettings(Section):
     test_queries: Size = 500
 
 
+class OwnTable(Section):
+    """A file of one's own, where more is to be said of it than its path."""
+
+    # The file, as a plain path.
+    path: FilePath
+    # How quotation marks of a CSV or TSV file are read: format (RFC 4180: around a field they belong to the file) or text. Null: refused where in doubt.
+    quotes: Quotes | None = None
+
+    @model_validator(mode="after")
+    def _delimited(self) -> OwnTable:
+        check_quotes(self.quotes, self.path, None)
+        return self
+
+
+class OwnPath(str):
+    """The path of a file of one's own, with how its quotation marks are read: `FilesSettings.local` gives it, `files.read_table` asks it."""
+
+    quotes: Quotes | None
+
+    def __new__(cls, path: str, quotes: Quotes | None) -> OwnPath:
+        made = super().__new__(cls, path)
+        made.quotes = quotes
+        return made
+
+
+def check_quotes(quotes: Quotes | None, path: str | None, kind: str | None) -> None:
+    """Raise ValueError for `quotes` of a file that is neither CSV nor TSV."""
+    kind = kind or (path or "").removesuffix(".gz").rpartition(".")[2]
+    if quotes is not None and kind not in ("csv", "tsv"):
+        raise ValueError("quotes with a CSV or TSV file only")
+
+
 class HubTable(Section):
     """A table of a data set on the hub: a split of one of its subsets, or one of its files. Fetched once, by a rule of its own."""
 
@@ -85,11 +119,14 @@ class HubTable(Section):
     format: Literal["jsonl", "csv", "tsv", "parquet"] | None = None
     # Names of columns of a CSV or TSV file without a header.
     columns: Names | None = None
+    # How quotation marks of a CSV or TSV file are read, as of one's own files.
+    quotes: Quotes | None = None
     # Columns that stay; rows that are then equal stay once. Null: all.
     keep: Names | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> HubTable:
+        check_quotes(self.quotes, self.file, self.format)
         if (self.file is None) == (self.split is None):
             raise ValueError("either split (with subset, where there are several) or file")
         if self.file is None and (self.columns or self.format) or self.file is not None and self.subset is not None:
@@ -107,13 +144,13 @@ class HubTable(Section):
 def _tag(value: Any) -> str:
     if isinstance(value, str):
         return "path"
-    return "hub" if has(value, "repo") else "three"
+    return "own" if has(value, "path") else "hub" if has(value, "repo") else "three"
 
 
 # A file of one's own, or a table of the hub.
 Table = Annotated[
-    Annotated[FilePath, Tag("path")] | Annotated[HubTable, Tag("hub")],
-    Discriminator(lambda value: "path" if isinstance(value, str) else "hub"),
+    Annotated[FilePath, Tag("path")] | Annotated[OwnTable, Tag("own")] | Annotated[HubTable, Tag("hub")],
+    Discriminator(lambda value: _tag(value).replace("three", "hub")),
 ]
 
 
@@ -149,7 +186,7 @@ class TrainingSet(Section):
 
     # Symmetric: two texts of one kind; asymmetric: a query and a passage. It picks the teacher's prompt and the IEM's branch.
     mode: Mode = "symmetric"
-    # Pairs or triples: a path (JSONL, CSV, TSV, Parquet), or a table of the hub. Either this or retrieval.
+    # Pairs or triples: a path (JSONL, CSV, TSV, Parquet), alone or with `quotes`, or a table of the hub. Either this or retrieval.
     file: Table | None = None
     # Rows of `file` used, as a range of shares: a pair lies in it by a digest of its two texts, whatever their order.
     part: Part | None = None
@@ -207,7 +244,10 @@ class TrainingSet(Section):
 
 # What a split of an evaluation set is read from.
 Split = Annotated[
-    Annotated[FilePath, Tag("path")] | Annotated[HubTable, Tag("hub")] | Annotated[Retrieval, Tag("three")],
+    Annotated[FilePath, Tag("path")]
+    | Annotated[OwnTable, Tag("own")]
+    | Annotated[HubTable, Tag("hub")]
+    | Annotated[Retrieval, Tag("three")],
     Discriminator(_tag),
 ]
 
@@ -376,7 +416,7 @@ class FilesSettings(Section):
                 if isinstance(table, HubTable | MtebSet) and seen.setdefault(table.name, table) != table:
                     name = table.repo if isinstance(table, HubTable) else table.mteb
                     raise ValueError(
-                        f"one way of reading {name} (columns, format, keep; of mteb's sets all keys), as both share a download"
+                        f"one way of reading {name} (columns, format, quotes, keep; of mteb's sets all keys), as both share a download"
                     )
         return self
 
@@ -392,7 +432,7 @@ class FilesSettings(Section):
             (*key, *name.split(".")): self.located(table)
             for key, found in self.sets().items()
             for name, table in found.tables().items()
-            if isinstance(table, str)
+            if isinstance(table, str | OwnTable)
         }
 
     def downloads(self) -> dict[str, HubTable | MtebSet]:
@@ -402,20 +442,22 @@ class FilesSettings(Section):
         wanted += [task for task in self.tasks.values() if isinstance(task, MtebSet)]
         return {table.name: table for table in wanted}
 
-    def located(self, path: str) -> str:
+    def located(self, table: str | OwnTable) -> str:
         """A file's path as it is opened."""
-        return os.path.normpath(os.path.join(self.folder, os.path.expanduser(path)))
+        if isinstance(table, OwnTable):
+            return OwnPath(self.located(table.path), table.quotes)
+        return os.path.normpath(os.path.join(self.folder, os.path.expanduser(table)))
 
     def local(self, downloads: Path) -> FilesSettings:
         """The same with every table a file: one's own as they are opened, those of the hub as they lie below `downloads`."""
 
-        def path(table: str | HubTable) -> str:
-            return self.located(table) if isinstance(table, str) else str(downloads / table.name / TABLE)
+        def path(table: Table) -> str:
+            return str(downloads / table.name / TABLE) if isinstance(table, HubTable) else self.located(table)
 
         def three(found: Retrieval) -> Retrieval:
             return found.model_copy(update={name: path(table) for name, table in found.tables().items()})
 
-        def split(found: str | HubTable | Retrieval | None) -> str | Retrieval | None:
+        def split(found: Split | None) -> str | Retrieval | None:
             return found if found is None else three(found) if isinstance(found, Retrieval) else path(found)
 
         train = {

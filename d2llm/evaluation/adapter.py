@@ -15,6 +15,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 
 from d2llm.errors import ArtifactError
 from d2llm.evaluation.settings import SymmetricOrder
+from d2llm.ranking import by_id
 
 # mteb's task types: which search they stand for, and their name in the configuration.
 _MODES = {"PairClassification": "symmetric", "STS": "symmetric", "Retrieval": "asymmetric"}
@@ -46,8 +47,11 @@ class PairScorer(Protocol):
     def score_pairs(self, pairs: Sequence[tuple[str, str]], mode: str) -> np.ndarray:
         """(n,) scores of (query, passage) pairs, in that order."""
 
-    def search(self, queries: Sequence[str], passages: Sequence[str], depth: int) -> Hits:
-        """For every query: indices of passages and their scores, best first, at most `depth`. Asymmetric head."""
+    def search(self, queries: Sequence[str], passages: Sequence[str], depth: int, ties: np.ndarray) -> Hits:
+        """For every query: indices of passages and their scores, best first, at most `depth`. Asymmetric head.
+
+        Of passages with equal scores the one with the smaller of `ties` (m,) is first, and is kept where `depth` parts them (`d2llm.ranking`).
+        """
 
     def forget(self) -> None:
         """Drops what is remembered of the last task."""
@@ -96,12 +100,12 @@ class StudentScorer:
             ]
             return torch.cat(parts).float().cpu().numpy()
 
-    def search(self, queries: Sequence[str], passages: Sequence[str], depth: int) -> Hits:
+    def search(self, queries: Sequence[str], passages: Sequence[str], depth: int, ties: np.ndarray) -> Hits:
         """Scores every passage (`d2llm.search`). The index is not kept: a corpus is searched once and may be large."""
         from d2llm.search import Index
 
         index = Index.build(self.student, passages, self.batch_size)
-        return index.search_vectors(self.vectors(queries, "query", "asymmetric"), depth)
+        return index.search_vectors(self.vectors(queries, "query", "asymmetric"), depth, ties=ties)
 
     def _role(self, role: str, mode: str) -> str:
         """Roles that feed a text alike share its vector."""
@@ -198,14 +202,14 @@ class SearchModel:
     def search(
         self, queries: Any, *, task_metadata: Any, top_k: int, top_ranked: Any = None, **kwargs: Any
     ) -> dict[str, dict[str, float]]:
-        """{query id: {document id: score}} of the best documents, by the asymmetric head."""
+        """{query id: {document id: score}} of the best documents, by the asymmetric head; equal scores by id, descending, as mteb ranks them."""
         if top_ranked is not None:
             raise NotImplementedError("re-ranking tasks are not part of the suite")
         if self._corpus is None:
             raise RuntimeError("search looks through the corpus indexed last, and none was since the last search")
         ids, texts = self._corpus
         self._corpus = None
-        hits = self.scorer.search(list(queries["text"]), texts, top_k)
+        hits = self.scorer.search(list(queries["text"]), texts, top_k, by_id(ids))
         self._finite(np.concatenate([scores for _, scores in hits]), "scores")
         # trec_eval, inside mteb, compares float32: all metrics shall see the same ties.
         self.predictions = {

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from d2llm.config import Config
     from d2llm.evaluation.adapter import Hits, PairScorer
 
-# (queries, passages, depth) → for every query the indices of its nearest passages, best first.
-DenseRanks = Callable[[Sequence[str], Sequence[str], int], Sequence[np.ndarray]]
+# (queries, passages, depth, ties) → for every query the indices of its nearest passages, best first.
+DenseRanks = Callable[[Sequence[str], Sequence[str], int, np.ndarray], Sequence[np.ndarray]]
 
 
 class _TextOnly:
@@ -59,9 +59,9 @@ class Bm25Reference(_TextOnly):
                 scores[row] = every[place[pairs[row][1]]]
         return scores
 
-    def search(self, queries: Sequence[str], passages: Sequence[str], depth: int) -> Hits:
+    def search(self, queries: Sequence[str], passages: Sequence[str], depth: int, ties: np.ndarray) -> Hits:
         index = self._index(passages)
-        return [index.top(query, depth) for query in queries]
+        return [index.top(query, depth, ties) for query in queries]
 
     def _index(self, documents: Sequence[str]) -> Bm25:
         return Bm25(documents, self.settings.tokens, self.settings.k1, self.settings.b)
@@ -97,17 +97,22 @@ class TeacherReference(_TextOnly):
             scores[rows] = values
         return scores
 
-    def search(self, queries: Sequence[str], passages: Sequence[str], depth: int) -> Hits:
+    def search(self, queries: Sequence[str], passages: Sequence[str], depth: int, ties: np.ndarray) -> Hits:
         index = Bm25(passages, self.bm25.tokens, self.bm25.k1, self.bm25.b)
-        ranked = [[index.top(query, self.depths.bm25)[0]] for query in queries]
+        ranked = [[index.top(query, self.depths.bm25, ties)[0]] for query in queries]
         if self.depths.dense:
-            for ranks, more in zip(ranked, self.dense_ranks(queries, passages, self.depths.dense), strict=True):
+            nearest = self.dense_ranks(queries, passages, self.depths.dense, ties)
+            for ranks, more in zip(ranked, nearest, strict=True):
                 ranks.append(np.asarray(more)[: self.depths.dense])
         rows = [np.unique(np.concatenate(ranks)).astype(np.int64) for ranks in ranked]
-        groups = [(query, [passages[row] for row in some]) for query, some in zip(queries, rows, strict=True)]
+        texts = [[passages[row] for row in some] for some in rows]
+        # Each text once: in two places of a batch, rounding could tell equal passages apart.
+        groups = [(query, list(dict.fromkeys(some))) for query, some in zip(queries, texts, strict=True)]
         hits: Hits = []
-        for some, scores in zip(rows, self._score(groups, "asymmetric"), strict=True):
-            best = np.argsort(-scores, kind="stable")[:depth]
+        for (_, distinct), some, own, found in zip(groups, rows, texts, self._score(groups, "asymmetric"), strict=True):
+            known = dict(zip(distinct, found, strict=True))
+            scores = np.array([known[text] for text in own])
+            best = np.lexsort((ties[some], -scores))[:depth]
             hits.append((some[best], scores[best]))
         return hits
 
@@ -136,7 +141,7 @@ def _teacher(config: Config) -> PairScorer:
         Teacher.load(Paths.of(config).teacher_model, config.teacher),
         config.evaluation.teacher_candidates,
         config.evaluation.bm25,
-        lambda queries, passages, depth: dense_ranks(config, list(queries), list(passages), depth),
+        lambda queries, passages, depth, ties: dense_ranks(config, list(queries), list(passages), depth, ties=ties),
     )
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 from d2llm.artifacts import read_frame, read_json
 from d2llm.data.conditions import check_pairs, check_qrels
 from d2llm.errors import ConfigError, DataError
+from d2llm.text import is_text
 
 if TYPE_CHECKING:
     from d2llm.methods import Mode
@@ -202,7 +203,7 @@ def _read(path: Path, texts: list[str], unique: str | None = None) -> pd.DataFra
     frame = read_frame(path).reset_index(drop=True)
     for name in texts:
         _column(path, frame, name)
-        _rows(path, frame, name, ~frame[name].map(lambda x: isinstance(x, str) and x.strip() != ""), "non-empty text")
+        _rows(path, frame, name, ~frame[name].map(is_text).astype(bool), "non-empty text")
     if len(frame) == 0:
         raise DataError(f"{path}: expected rows, found none")
     if unique is not None:
