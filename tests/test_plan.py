@@ -30,6 +30,26 @@ def test_sizes_are_those_of_the_model(kind: str, tmp_path: Path) -> None:
     assert found.embeddings == embedding.numel() * (1 if found.tied else 2)
 
 
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4}),
+        ("Bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+        ("OPT", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+        ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48}),
+    ],
+)  # fmt: skip
+def test_sizes_of_families_that_name_them_otherwise(family: str, sizes: dict[str, int], tmp_path: Path) -> None:
+    import transformers
+
+    model = getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config")(vocab_size=50, **sizes))
+    model.save_pretrained(tmp_path / "model")
+    layers = [
+        p for name, p in model.named_parameters() if p.ndim == 2 and any(part.isdigit() for part in name.split("."))
+    ]
+    assert plan.sizes(CheckpointSettings(source=str(tmp_path / "model")), "").body == sum(p.numel() for p in layers)
+
+
 def test_layers_that_are_cut_are_not_counted(tmp_path: Path) -> None:
     tiny.backbone("decoder", tmp_path / "model", num_hidden_layers=3)
     source = str(tmp_path / "model")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pandas as pd
 
+from d2llm import demands, preflight
 from d2llm.artifacts import atomic, read_frame, read_json, write_frame, write_json, write_text
 from d2llm.data import card, examples, leaks, surface, world
 from d2llm.data.settings import SOURCE, MtebSet
@@ -70,15 +71,13 @@ def run(config: Config) -> None:
     write_frame(paths.teacher_train, made.teacher["train"])
     write_frame(paths.teacher_dev, made.teacher["dev"])
     with atomic(paths.tasks) as folder:
-        for name, header in made.headers.items():
-            write_json(folder / name / "task.json", header)
-            for split, frames in made.tasks.items():
-                if name in frames:
-                    write_task(folder / name, split, frames[name])
+        write_tasks(folder, made)
     write_json(paths.leaks, made.leaks)
     for name, count in (made.contradictions or {}).items():
         if count:
             log.warning("%s: %d pairs are judged right and wrong by its rows; the first row counts", name, count)
+    preflight.check_data(config, made.train, made.pool, paths.tasks)
+    preflight.check_made(config, demands.unlabelled(config))
     summary = card.summarise(made.train, made.pool, made.tasks, made.teacher, made.leaks, made.contradictions)
     write_json(paths.card_json, summary)
     write_text(paths.card_md, card.markdown(summary))
@@ -270,6 +269,15 @@ def teacher_groups(settings: WorldSettings, split: str) -> pd.DataFrame:
         [world.teacher_symmetric(_rng(settings, f"{split} teacher symmetric"), split, symmetric, 4),
          world.teacher_asymmetric(_rng(settings, f"{split} teacher asymmetric"), split, asymmetric, 4)], ignore_index=True,
     )  # fmt: skip
+
+
+def write_tasks(folder: Path, made: Made) -> None:
+    """The evaluation sets, a folder each."""
+    for name, header in made.headers.items():
+        write_json(folder / name / "task.json", header)
+        for split, frames in made.tasks.items():
+            if name in frames:
+                write_task(folder / name, split, frames[name])
 
 
 def write_task(folder: Path, split: str, frames: dict[str, pd.DataFrame]) -> None:
