@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 WEIGHTS = "*.safetensors"
 WANTED = ("*.json", WEIGHTS, "*.txt", "*.model", "*.jinja")
 CODE = ("*.py",)
+TOKENIZER = "put its files (tokenizer.json, or vocab.txt and the like) beside config.json"
 
 
 def run(config: Config, model: str) -> None:
@@ -136,8 +137,12 @@ def described(
         config = AutoConfig.from_pretrained(folder, **options)
         try:
             return config, AutoTokenizer.from_pretrained(folder, **options)
+        except ImportError:
+            raise
         except Exception as error:  # tokenizers raises nothing more particular
-            raise ValueError(f"its tokenizer: {first_line(error)}") from error
+            raise ConfigError(
+                f"{where}: {settings.source!r}: its tokenizer cannot be loaded ({first_line(error)}); {TOKENIZER}"
+            ) from error
 
 
 def check_described(
@@ -216,9 +221,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     """Raise ConfigError for a tokenizer that transformers has made up where its files are missing: it knows its special tokens and no word."""
     special = set(tokenizer.all_special_tokens)
     if not any(letter.isalnum() for token in tokenizer.get_vocab() if token not in special for letter in token):
-        raise ConfigError(
-            f"{where}: its tokenizer knows no word, only {len(special)} special tokens; put its files (tokenizer.json, or vocab.txt and the like) beside config.json"
-        )
+        raise ConfigError(f"{where}: its tokenizer knows no word, only {len(special)} special tokens; {TOKENIZER}")
 
 
 def check_layers(keep: int, there: int, where: str) -> None:

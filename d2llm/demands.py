@@ -20,6 +20,7 @@ from d2llm.paths import Paths
 from d2llm.validation import dotted
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from d2llm.config import Config
@@ -46,11 +47,16 @@ def check(config: Config, name: str, model: PretrainedConfig, tokenizer: PreTrai
 
 
 def unlabelled(config: Config) -> list[str]:
-    """Some of the texts that models will be given; none as long as stage `texts` has not made any."""
+    """Some of the texts that models will be given; none as long as stage `texts` has not made any by these settings."""
     import pandas as pd
 
-    place = Paths.of(config).pretraining
-    texts = pd.read_parquet(place, columns=["text"])["text"] if place.is_file() else pd.Series(dtype=str)
+    from d2llm.stages import current
+
+    return some(pd.read_parquet(Paths.of(config).pretraining)["text"]) if current(config, "texts") else []
+
+
+def some(texts: pd.Series) -> list[str]:
+    """A sample, the same each time."""
     return texts.sample(min(SAMPLE, len(texts)), random_state=0).tolist()
 
 

@@ -271,8 +271,8 @@ def rows(config: Config, sample: list[str] | None = None) -> Iterator[Finding]:
     """
     if config.data.source != "files":
         return
+    from d2llm import demands
     from d2llm.data import build
-    from d2llm.demands import SAMPLE
 
     settings = config.data.files
     local = settings.local(Paths.of(config).downloads)
@@ -288,7 +288,7 @@ def rows(config: Config, sample: list[str] | None = None) -> Iterator[Finding]:
             if part == "train":
                 pairs, _ = build.judged_pairs(alone)
                 if sample is not None:
-                    sample += pairs["b"].drop_duplicates().head(SAMPLE).tolist()
+                    sample += demands.some(pairs["b"].drop_duplicates())
             else:
                 build.files_tasks(alone)
             readable += 1

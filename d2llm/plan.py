@@ -20,6 +20,7 @@ from d2llm.errors import ConfigError, D2LLMError
 from d2llm.methods import Stage
 from d2llm.methods import method as find
 from d2llm.paths import Paths
+from d2llm.stages import current
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -184,13 +185,12 @@ def tokens_of(text: str) -> float:
 
 
 def amounts(config: Config, usual: int, made: Made | None = None) -> Amounts:
-    """From what the data stage makes where that is given; from its files where it has run, or from one's own where they are there; else from samples;
-    else `usual` queries a training set is assumed, and said. Raises DataError for a file that is wrong."""
+    """From what the data stage makes where that is given; from its files where it has run by these settings, or from one's own where they are there;
+    else from samples; else `usual` queries a training set is assumed, and said. Raises DataError for a file that is wrong."""
     if made is not None:
         return counted(made.train, made.pool, made.tasks["test"].values())
-    paths = Paths.of(config)
-    if paths.train_pairs.exists():
-        return measured(paths)
+    if current(config, "data"):
+        return measured(Paths.of(config))
     own = config.data.files
     if config.data.source == "files" and not own.downloads() and all(map(os.path.isfile, own.paths().values())):
         from d2llm.data import build

@@ -16,7 +16,7 @@ from d2llm.config import CheckpointSettings, load
 from d2llm.demands import Problem, problems, spelling, unlabelled
 from d2llm.errors import ConfigError, D2LLMError
 from d2llm.models import remote
-from d2llm.paths import PROVENANCE, Paths
+from d2llm.paths import Paths
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,11 +98,12 @@ def outline(config: Config, name: str, known: dict[str, Outline | None], read: R
 def checkpoint(config: Config, name: str, settings: CheckpointSettings, read: Read, fetch: bool) -> Outline | None:
     """That of a checkpoint: where it lies, or, of the hub, what stage `base` has made of it or the few small files that tell."""
     from d2llm import checkpoints
+    from d2llm.stages import current
 
     where, made = f"models.{name}.source", Paths.of(config).base(name)
     if settings.origin != "hub":
         place = checkpoints.located(settings, where)
-    elif is_made(config, name, made):
+    elif current(config, "base", model=name):
         place, settings = (made, None), settings.model_copy(update={"layers": None})  # cut already
     elif fetch:
         place = checkpoints.fetched(settings, where, weights=False), None
@@ -115,15 +116,6 @@ def checkpoint(config: Config, name: str, settings: CheckpointSettings, read: Re
     if settings.layers is not None:
         checkpoints.shorten(found, settings.layers)
     return Outline(found, read[place].tokenizer)
-
-
-def is_made(config: Config, name: str, folder: Path) -> bool:
-    """Whether stage `base` has finished a model, by these settings."""
-    from d2llm.artifacts import read_json
-    from d2llm.stages import settings
-
-    record = folder / PROVENANCE
-    return record.is_file() and read_json(record).get("settings") == settings(config, "base", model=name)
 
 
 # ------------------------------------------------------------------------------------------------------------------- data
@@ -152,7 +144,7 @@ def check_data(config: Config, train: pd.DataFrame, pool: pd.DataFrame, tasks: P
             read(tasks / name, "dev")
 
 
-def check_made(config: Config, texts: Sequence[str]) -> None:
+def check_texts(config: Config, texts: Sequence[str]) -> None:
     """Raise ConfigError for a checkpoint at hand whose tokenizer cannot spell these texts."""
     if any(isinstance(config.models.of(name), CheckpointSettings) for name in config.bases()):
         for name, found in outlines(config):

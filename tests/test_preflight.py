@@ -5,14 +5,18 @@ Each model is asked at three doors: stage `base`, `d2llm doctor`, and the workfl
 
 from __future__ import annotations
 
+import os
 import re
 import string
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hub
 import pytest
 import tiny
 import torch
@@ -20,14 +24,15 @@ import yaml
 from test_workflow import fresh, snakemake  # noqa: F401 - fresh is a fixture
 from tiny_run import BASE, tiny_settings
 
-from d2llm import checkpoints, demands, doctor, preflight, pretraining
+from d2llm import checkpoints, cli, demands, doctor, preflight, pretraining, stages
+from d2llm.artifacts import write_json
 from d2llm.config import BaseSettings, Config, dump, load, merged
 from d2llm.data import build
 from d2llm.data.lexicon import lexicon
 from d2llm.data.surface import FUNCTION_WORDS
 from d2llm.errors import ConfigError, D2LLMError, DataError
 from d2llm.models.vocabulary import build_tokenizer
-from d2llm.paths import Paths
+from d2llm.paths import PROVENANCE, Paths
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -297,7 +302,7 @@ def test_texts_of_another_language_are_refused_where_texts_and_model_meet(tmp_pa
     """By stage `base` where texts are there, by stage `data` where the model is."""
     CHECKPOINTS["encoder of another language"](tmp_path / "given")
     config = load([], settings(tmp_path, "encoder", {}))
-    build.run_texts(config)
+    cli.run_stage(config, "texts", {}, [])
     for stage in (lambda: pretraining.run(config, "encoder"), lambda: build.run(config)):
         with pytest.raises(ConfigError, match="models.encoder: its tokenizer knows .* of the letters"):
             stage()
@@ -329,3 +334,43 @@ def test_the_workflow_refuses_before_its_first_job(fresh: Path, tmp_path: Path) 
     # What trains nothing is not held up by it.
     done = snakemake(fresh, "--configfile", "c.yaml", "--", str(tmp_path / "results/tiny/data/card.md"))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_model_of_the_hub_is_asked_once_it_is_here(tmp_path: Path) -> None:
+    """From what stage `base` has made by these settings; without a hub in reach nothing else is known of it."""
+    config = load([], settings(tmp_path, "decoder", {"models": {"decoder": {"source": "org/name", "layers": 1}}}))
+    assert [problem.level for problem in preflight.of_models(config)] == ["warning"]
+    folder = Paths.of(config).base("decoder")
+    CHECKPOINTS["decoder"](folder)
+    assert [problem.level for problem in preflight.of_models(config)] == ["warning"]
+    write_json(folder / PROVENANCE, {"settings": stages.settings(config, "base", model="decoder"), "inputs": {}})
+    assert list(preflight.of_models(config)) == []
+    (folder / "tokenizer.json").unlink()
+    [found] = preflight.of_models(config)
+    assert found.level == "error" and found.text.startswith("models.decoder.source: 'org/name': its tokenizer cannot be loaded")
+
+
+@pytest.mark.slow
+def test_doctor_fetches_what_is_small(tmp_path: Path) -> None:
+    CHECKPOINTS["decoder without biases"](tmp_path / "hub" / "some-org" / "name")
+    values = settings(
+        tmp_path, "decoder", {"models": {"decoder": {"source": "some-org/name"}}, "methods": {"sgpt": {}}}
+    )
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    command = [sys.executable, "-m", "d2llm.cli", "doctor", "--config", str(tmp_path / "c.yaml")]
+
+    def said(address: str) -> tuple[int, str]:
+        own = environment | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=240)
+        return done.returncode, "\n".join(line for line in done.stdout.splitlines() if " models " in line)
+
+    code, line = said("http://127.0.0.1:9")
+    assert code == 1 and line.startswith(
+        "warning  models       models.decoder: not looked at, as it is not here yet; run"
+    )
+    with hub.serving(tmp_path / "hub") as (address, asked):
+        code, line = said(address)
+        fetched = [path for method, path in asked if method == "GET" and "/resolve/" in path]
+    assert code == 1 and line.startswith("error    models       methods.sgpt: BitFit trains biases only")
+    assert fetched and not any(path.endswith(".safetensors") for path in fetched)

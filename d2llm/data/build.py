@@ -77,7 +77,7 @@ def run(config: Config) -> None:
         if count:
             log.warning("%s: %d pairs are judged right and wrong by its rows; the first row counts", name, count)
     preflight.check_data(config, made.train, made.pool, paths.tasks)
-    preflight.check_made(config, demands.unlabelled(config))
+    preflight.check_texts(config, demands.some(made.pool["text"]))
     summary = card.summarise(made.train, made.pool, made.tasks, made.teacher, made.leaks, made.contradictions)
     write_json(paths.card_json, summary)
     write_text(paths.card_md, card.markdown(summary))
