@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from baselines.retromae import Autoencoding, autoencode
+from baselines.retromae import Autoencoding, autoencode, check_tokens
 from d2llm.contrast import ContrastiveMethod
 from d2llm.methods import Count, MaxLengths, Positive, PretextContext, Recipe, Schedule, Stage, Tuning, Warmup, Weight
 
@@ -85,10 +85,23 @@ class BGE(ContrastiveMethod[BGERecipe]):
         formats["query", "asymmetric"] = TextFormat((*cls, *instruction), tuple(sep), recipe.max_lengths.query)
         return Student(backbone, ("cls", {}), ("cosine", {}), formats, normalize=True, method=self.name)
 
+    def check(self, student: Student, recipe: BGERecipe, ordered: bool) -> None:
+        """The special tokens of its first stage, the pairs of its second."""
+        check_tokens(student.backbone, recipe.pretraining, f"{self.name}, pre-training")
+        check_order(recipe.unsupervised, ordered, f"{self.name}, unsupervised pairs")
+
     def pretext(self, student: Student, texts: list[str], recipe: BGERecipe, context: PretextContext) -> None:
         """RetroMAE pre-training, then unsupervised pairs."""
         autoencode(student, texts, recipe.pretraining, context, f"{self.name}, pre-training")
         contrast_pairs(student, texts, recipe.unsupervised, context, f"{self.name}, unsupervised pairs")
+
+
+def check_order(stage: UnsupervisedPairs, ordered: bool, name: str) -> None:
+    """Refuse pairs of a text and the next where no text is known to follow another."""
+    from d2llm.errors import TrainingError
+
+    if stage.trains and stage.pairs == "next" and not ordered:
+        raise TrainingError(f"{name}: pairs is next, but these texts have no known order; set it to crop")
 
 
 def contrast_pairs(
@@ -108,11 +121,10 @@ def contrast_pairs(
     form = TextFormat(plain.prefix, plain.suffix, min(stage.max_length, backbone.longest))
     first = backbone.tokenize(texts)
     known = context.next_texts if stage.pairs != "crop" else None
+    check_order(stage, context.next_texts is not None, name)
     if known is not None:
         second = backbone.tokenize(known)
         usable = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a and b and a != b]
-    elif stage.pairs == "next":
-        raise TrainingError(f"{name}: pairs is next, but these texts have no known order; set it to crop")
     else:
         second = first
         usable = [i for i, a in enumerate(first) if len(a) > 1]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from d2llm.contrast import ContrastiveMethod
 from d2llm.methods import Count, MaxLengths, Positive, PretextContext, Recipe, Schedule, Stage, Tuning, Warmup, Weight
@@ -57,6 +57,12 @@ class Adaptation(Stage):
     language_model: Weight = 1.0
     # Weight of both bag-of-words losses; the release's is 0.1.
     bag_of_words: Weight = 1.0
+
+    @model_validator(mode="after")
+    def _some_term(self) -> Adaptation:
+        if self.trains and not (self.language_model or self.bag_of_words):
+            raise ValueError("language_model or bag_of_words above 0, or steps 0")
+        return self
 
 
 class LLaRARecipe(Recipe):
@@ -122,6 +128,17 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
         pooling = ("last_token", {"k": len(SUMMARY_TOKENS)})
         return Student(backbone, pooling, ("cosine", {}), formats, padding="left", normalize=True, method=self.name)
 
+    def check(self, student: Student, recipe: LLaRARecipe, ordered: bool) -> None:
+        """Room for a text in its pre-training."""
+        from d2llm.errors import TrainingError
+
+        stage, around = recipe.adaptation, sum(map(len, self.layout(student.backbone, recipe)))
+        if stage.trains and stage.max_length <= around:
+            raise TrainingError(
+                f"{self.name}, adaptation: adaptation.max_length {stage.max_length} leaves no room for a text between prompts of "
+                f"{around} tokens"
+            )
+
     def pretext(self, student: Student, texts: list[str], recipe: LLaRARecipe, context: PretextContext) -> None:
         """EBAE and, where the texts' order is known, EBAR, with the language-model loss; trains all weights."""
         from d2llm.errors import TrainingError
@@ -130,13 +147,9 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
 
         backbone, stage = student.backbone, recipe.adaptation
         name = f"{self.name}, adaptation"
+        self.check(student, recipe, context.next_texts is not None)
         layout = self.layout(backbone, recipe)
         room = stage.max_length - sum(map(len, layout))
-        if room < 1:
-            raise TrainingError(
-                f"{name}: adaptation.max_length {stage.max_length} leaves no room for a text between prompts of "
-                f"{sum(map(len, layout))} tokens"
-            )
         encoded = backbone.tokenize(texts)
         following = backbone.tokenize(context.next_texts) if context.next_texts is not None else [()] * len(texts)
         rows = [(text[:room], after) for text, after in zip(encoded, following, strict=True) if text]

@@ -77,9 +77,21 @@ class RetroMAE(ContrastiveMethod[RetroMAERecipe]):
         formats = same_formats(recipe.max_lengths, *backbone.framing())
         return Student(backbone, ("cls", {}), ("dot", {}), formats, method=self.name)
 
+    def check(self, student: Student, recipe: RetroMAERecipe, ordered: bool) -> None:
+        """The special tokens of its pre-training."""
+        check_tokens(student.backbone, recipe.pretraining, f"{self.name}, pre-training")
+
     def pretext(self, student: Student, texts: list[str], recipe: RetroMAERecipe, context: PretextContext) -> None:
         """RetroMAE pre-training of the encoder."""
         autoencode(student, texts, recipe.pretraining, context, f"{self.name}, pre-training")
+
+
+def check_tokens(backbone: Backbone, stage: Autoencoding, name: str) -> None:
+    """Refuse a tokenizer without the special tokens of masked auto-encoding."""
+    from d2llm.errors import TrainingError
+
+    if stage.trains and not all(backbone.token(kind) for kind in ("cls", "sep", "mask")):
+        raise TrainingError(f"{name}: the tokenizer of {backbone.source} lacks [CLS], [SEP] or [MASK]")
 
 
 def autoencode(student: Student, texts: list[str], stage: Autoencoding, context: PretextContext, name: str) -> None:
@@ -99,9 +111,8 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
     steps = stage.updates(len(rows))
     if steps == 0:
         return
+    check_tokens(backbone, stage, name)
     mask_id = backbone.token("mask")
-    if len(form.prefix) != 1 or len(form.suffix) != 1 or not mask_id:
-        raise TrainingError(f"{name}: the tokenizer of {backbone.source} lacks [CLS], [SEP] or [MASK]")
     if not rows:
         raise TrainingError(f"{name}: there are no texts to pre-train on")
     with torch.random.fork_rng(devices=[]):

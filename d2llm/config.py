@@ -20,7 +20,7 @@ from d2llm.data.settings import DataSettings
 from d2llm.errors import ConfigError
 from d2llm.evaluation.settings import EvaluationSettings, RuntimeSettings
 from d2llm.methods import Tuning
-from d2llm.prompts import ASYMMETRIC_ZH, SYMMETRIC_ZH
+from d2llm.prompts import ASYMMETRIC_ZH, SYMMETRIC_ZH, Prompt
 from d2llm.section import Section, has
 from d2llm.validation import Key, at, check_plain, dotted, show, validate
 
@@ -68,6 +68,12 @@ class BaseSettings(Section):
     language_weight: Weight = 0.2
     # Of its weights and of the order of texts.
     seed: Count = 1
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "BaseSettings":
+        if self.hidden_size % self.heads:
+            raise ValueError(f"heads that divide hidden_size ({self.hidden_size})")
+        return self
 
 
 class CheckpointSettings(Section):
@@ -150,6 +156,12 @@ class NegativeSettings(Section):
     # Of the draw among candidates.
     seed: Count = 1
 
+    @model_validator(mode="after")
+    def _ascending(self) -> "NegativeSettings":
+        if any(first > last for first, last in (self.bm25_ranks, self.dense_ranks)):
+            raise ValueError("bm25_ranks and dense_ranks whose first rank is not above the last")
+        return self
+
 
 class PromptSettings(Section):
     """How the teacher is asked: a template with {a}, then {b}, then the answer cue; and the two answers."""
@@ -160,6 +172,14 @@ class PromptSettings(Section):
     yes: str
     # The answer that means no; it starts with another token.
     no: str
+
+    @model_validator(mode="after")
+    def _whole(self) -> "PromptSettings":
+        try:
+            Prompt.parse(self.template, self.yes, self.no)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
 
 
 class TeacherSettings(Section):
@@ -441,14 +461,29 @@ class Config(Section):
         """The resolved recipe of a method: as published, with this config's overrides."""
         from d2llm.methods import method as find
 
-        prefix: Key = ("methods", method)
-        if variant != "base":
-            prefix = ("tuning", "grids", method)
-            if variant in self.sweep(method):
-                prefix = ("sweeps", method)
-            if variant in self.variants:
-                prefix = ("variants", variant, "settings")
+        prefix = self.place(method, variant)
         return validate(find(method).Recipe, self.overrides(method, variant), lambda key: "config", prefix)
+
+    def place(self, method: str, variant: str) -> Key:
+        """The key of the settings that make a recipe what it is."""
+        if variant == "base":
+            return ("methods", method)
+        if variant in self.variants:
+            return ("variants", variant, "settings")
+        return ("sweeps", method) if variant in self.sweep(method) else ("tuning", "grids", method)
+
+    def bases(self) -> list[str]:
+        """The base models that some job reads: those students start from, the encoder of the dense candidates, the teacher's where one is asked."""
+        from d2llm.methods import method as find
+
+        runs = {(run.method, run.variant) for run in [*self.runs(), *(trial.run for trial in self.trials())]}
+        used = {find(name).base(self.recipe(name, variant)) for name, variant in runs} | (
+            {"encoder"} if runs else set()
+        )
+        if "teacher" in self.references or any(find(name).uses_teacher for name, _ in runs):
+            used |= {"teacher", "encoder"}
+        used |= {source for name in used if (source := self.models.of(name).grown_from)}
+        return [name for name in self.models.names() if name in used]
 
     def phrases(self) -> list[str]:
         """What methods feed besides the texts (instructions, brackets); a vocabulary made in the pipeline holds it."""
@@ -496,6 +531,8 @@ def load(files: Iterable[str | Path], overrides: Mapping[str, Any] | None = None
     check_methods(config, origin)
     check_sweeps(config, origin)
     check_grids(config, origin)
+    check_models(config, origin)
+    check_tasks(config, origin)
     check_files(config, origin)
     return config
 
@@ -619,13 +656,79 @@ def check_grids(config: Config, origin: Callable[[Key], str]) -> None:
             raise ConfigError(f"{origin(key)}: {dotted(key)}: a value twice (numbers count to six digits)")
         for point, settings in points.items():
             check_point(config, point, origin, key)
-            validate(find(name).Recipe, merged(config.methods[name], nested(settings)), origin, key)
+            recipe = validate(find(name).Recipe, merged(config.methods[name], nested(settings)), origin, key)
+            check_parts(config, find(name).kind, recipe, origin, key)
         sizes[name] = size
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise ConfigError(
             f"{origin(('tuning', 'grids'))}: tuning.grids: every method needs as many trials as the others; found {found}"
         )
+
+
+def check_models(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse base models that cannot be made: of text that is not generated, with heads of odd width, grown from what does not fit."""
+
+    def refuse(key: Key, text: str) -> None:
+        key = ("models", *key)
+        raise ConfigError(f"{origin(key)}: {dotted(key)}: {text}")
+
+    for name in config.bases():
+        settings, place = config.models.of(name), ("others", name) if name in config.models.others else (name,)
+        if not isinstance(settings, BaseSettings):
+            continue
+        if config.data.source != "world":
+            refuse(
+                place, "only generated text (data.source: world) can make a base model; give the source of a checkpoint"
+            )
+        if name != "encoder" and settings.hidden_size // settings.heads % 2:
+            refuse(
+                (*place, "heads"),
+                f"expected heads of even width in a decoder; found {settings.hidden_size} / {settings.heads}",
+            )
+        if settings.grown_from is None:
+            continue
+        if name in ("encoder", settings.grown_from):
+            refuse((*place, "grown_from"), f"{settings.grown_from} cannot be the beginning of {name}; set it to null")
+        source = config.models.of(settings.grown_from)
+        if isinstance(source, BaseSettings):
+            try:
+                check_growth(settings, source.model_dump(include=set(GROWN)))
+            except ConfigError as error:
+                refuse(place, str(error))
+
+
+# What a model has in common with the one it grows from, and what it has more of.
+GROWN = ("hidden_size", "heads", "intermediate_size", "layers")
+
+
+def check_growth(settings: BaseSettings, source: Mapping[str, int]) -> None:
+    """Refuse a model that is not its source's layers and some more; `source` has the sizes of GROWN."""
+    for key in GROWN[:-1]:
+        if getattr(settings, key) != source[key]:
+            raise ConfigError(f"{key} {getattr(settings, key)} is not the {source[key]} of the model it grows from")
+    if settings.layers <= source["layers"]:
+        raise ConfigError(
+            f"layers {settings.layers} is not more than the {source['layers']} of the model it grows from"
+        )
+
+
+def check_tasks(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse evaluation sets that there are not, and a reference row twice."""
+    if len(set(config.references)) < len(config.references):
+        raise ConfigError(f"{origin(('references',))}: references: expected each once; found {show(config.references)}")
+    if config.evaluation.tasks == "all":
+        return
+    if config.data.source == "files":
+        known = list(config.data.files.tasks)
+    else:
+        from d2llm.data.build import TASKS
+
+        known = list(TASKS)
+    for name in config.evaluation.tasks:
+        if name not in known:
+            key: Key = ("evaluation", "tasks")
+            raise ConfigError(f"{origin(key)}: {dotted(key)}: expected some of {', '.join(known)}; found {name!r}")
 
 
 def check_files(config: Config, origin: Callable[[Key], str]) -> None:

@@ -57,6 +57,12 @@ class Interaction(Section):
     # Size of that cosine.
     skip_scale: Positive = 10.0
 
+    @model_validator(mode="after")
+    def _pairs(self) -> Interaction:
+        if self.name == "iem" and self.init == "matcher" and self.hidden < 2:
+            raise ValueError("hidden of at least 2 with init matcher, whose units come in pairs")
+        return self
+
     def spec(self) -> tuple[str, dict[str, Any]]:
         """Name and options, as the builder takes them."""
         return self.name, self.model_dump(exclude={"name"}) if self.name == "iem" else {}
@@ -109,6 +115,13 @@ class D2LLMRecipe(Recipe):
         """A term must not vanish because the one it lives in has weight zero."""
         if self.in_batch == "joint" and self.ci == 0:
             raise ValueError("in_batch separate or none where ci is 0, as joint lives inside that term")
+        if self.gamma > 0 and self.interaction.name != "iem":
+            raise ValueError(
+                f"gamma 0 with interaction {self.interaction.name}, as only the iem has pair features to imitate"
+            )
+        contrast = self.in_batch_weight if self.in_batch == "separate" else 0.0
+        if not any((self.ci, self.alpha, self.beta, self.gamma, contrast, self.passage_to_query)):
+            raise ValueError("a term of the loss with a weight above 0")
         return self
 
 

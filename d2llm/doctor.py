@@ -12,13 +12,14 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from d2llm import home
 from d2llm.config import CheckpointSettings, load
@@ -28,7 +29,7 @@ from d2llm.provenance import ROOT
 
 if TYPE_CHECKING:
     from d2llm.config import Config
-    from d2llm.plan import Sizes
+    from d2llm.data.build import Made
 
 Level = Literal["ok", "warning", "error"]
 GIGA = 1e9
@@ -233,20 +234,23 @@ def gpu() -> Iterator[Finding]:
 def of_config(config: Config) -> Iterator[Finding]:
     """Whether the files, models, packages and sizes of a config fit this machine."""
     yield from files(config)
-    read = list(rows(config))
+    texts: list[str] = []
+    read = list(rows(config, texts))
     yield from read
     models = list(checkpoints(config))
     yield from models
     yield from extras(config)
-    reachable = True
-    if not config.offline:
-        for one in hub():
-            reachable = reachable and one.level == "ok"
-            yield one
+    answers = [] if config.offline else list(hub())
+    yield from answers
+    reachable = bool(answers) and all(one.level == "ok" for one in answers)
+    if not any(one.level == "error" for one in models):  # else that is what is to be mended first
+        asked_of = list(asked(config, reachable, texts))
+        models += asked_of
+        yield from asked_of
     if any(getattr(config.models.of(name), "origin", "") == "hub" for name in config.models.names()) and not reachable:
         fix = "run doctor again with the hub in reach"
         yield Finding("warning", "sizes", "not estimated, as sizes of models are on the hub", fix)
-    elif not any(one.level == "error" for one in [*read, *models]):  # else that is what is to be mended first
+    elif not any(one.level == "error" for one in [*read, *models]):
         yield from sizes(config)
 
 
@@ -267,13 +271,15 @@ def files(config: Config) -> Iterator[Finding]:
         yield Finding("ok", "files", f"{len(config.data.files.downloads())} sets will come from the hub")
 
 
-def rows(config: Config) -> Iterator[Finding]:
+def rows(config: Config, sample: list[str] | None = None) -> Iterator[Finding]:
     """What the data stage would refuse in a set of the user's own files: read always, as they may have changed since that stage ran.
 
     One finding a set at most; sets that lack a file, or have tables of the hub, are not read. What only shows in all sets together is left to `sizes`.
+    Some of the texts are added to `sample`.
     """
     if config.data.source != "files":
         return
+    from d2llm import demands
     from d2llm.data import build
     from d2llm.data.settings import HubTable
 
@@ -289,7 +295,9 @@ def rows(config: Config) -> Iterator[Finding]:
         alone = local.model_copy(update={"train": {}, "tasks": {}, part: {name: getattr(local, part)[name]}})
         try:
             if part == "train":
-                build.judged_pairs(alone, config.training.pack)
+                pairs, _, _ = build.judged_pairs(alone, config.training.pack)
+                if sample is not None:
+                    sample += demands.some(pairs["b"].drop_duplicates())
             else:
                 build.files_tasks(alone)
             readable += 1
@@ -347,25 +355,34 @@ def hub() -> Iterator[Finding]:
     yield Finding("ok", "hub", f"{constants.ENDPOINT} answers")
 
 
-def heads(config: Config, models: Mapping[str, Sizes]) -> Iterator[Finding]:
-    """Whether the heads of an attention pooling divide the width of the model below it; training would find out hours later."""
-    from d2llm.methods import method
+def asked(config: Config, reachable: bool, texts: Sequence[str]) -> Iterator[Finding]:
+    """What stages would refuse of the base models, in hours; of the hub's, their small files are fetched where it is in reach."""
+    from d2llm import preflight
 
-    for name, variant in dict.fromkeys((run.method, run.variant) for run in config.runs()):
-        recipe = config.recipe(name, variant)
-        pooling: Any = getattr(recipe, "pooling", None)
-        base = method(name).base(recipe)
-        if getattr(pooling, "name", None) == "pma" and models[base].hidden % pooling.heads:
-            where = f"methods.{name}.pooling.heads" if variant == "base" else f"variant {variant}: pooling.heads"
-            said = f"{where}: {pooling.heads} does not divide the width {models[base].hidden} of models.{base}"
-            yield Finding(
-                "error", "models", said, f"choose a divisor, e.g. {divisor(models[base].hidden, pooling.heads)}"
-            )
+    found = list(preflight.of_models(config, reachable, texts or preflight.sample_texts(config)))
+    for level, text in found:
+        fix = "run doctor again with the hub in reach" if level == "warning" and not reachable else ""
+        yield Finding("error" if level == "error" else "warning", "models", text, fix)
+    if not found:
+        yield Finding("ok", "models", f"{', '.join(config.bases())} can do what is asked of them")
 
 
-def divisor(width: int, near: int) -> int:
-    """The divisor of a width that is nearest to a number, of two the larger."""
-    return min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: (abs(n - near), -n))
+def own(config: Config) -> Made | None:
+    """What the data stage makes of one's own files where all are there; None for other data. Raises DataError as later stages would."""
+    from d2llm import preflight
+    from d2llm.data import build
+
+    settings = config.data.files
+    if config.data.source != "files" or settings.downloads() or not all(map(os.path.isfile, settings.paths().values())):
+        return None
+    made = build.from_files(config)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            build.write_tasks(Path(folder), made)
+            preflight.check_data(config, Path(folder))
+        except DataError as error:
+            raise DataError(str(error).replace(folder, str(Paths.of(config).tasks))) from None
+    return made
 
 
 def sizes(config: Config, found: tuple[float, float] | None | Literal["look"] = "look") -> Iterator[Finding]:
@@ -373,14 +390,14 @@ def sizes(config: Config, found: tuple[float, float] | None | Literal["look"] = 
     from d2llm.plan import plan, smaller
 
     try:
-        planned = plan(config, "cpu")
-    except DataError as error:  # of the sets together, which plan makes training data of
+        made = own(config)
+        planned = plan(config, "cpu", made=made)
+    except DataError as error:  # of the sets together, which training data is made of
         yield Finding("error", "files", str(error))
         return
     except (D2LLMError, OSError) as error:
         yield Finding("error", "sizes", f"cannot be estimated: {error}")
         return
-    yield from heads(config, planned["models"])
     most = max(planned["costs"], key=lambda cost: cost.memory)
     said = f"the largest job ({most.stage}) takes about {most.memory / GIGA:.1f} GB"
     devices = gpus()

@@ -107,6 +107,11 @@ class Stage(Section):
     # Tokens of a text.
     max_length: Annotated[int, Field(ge=4)] = 512
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is any update, however many texts there are."""
+        return bool(self.epochs if self.steps is None else self.steps)
+
     def updates(self, texts: int) -> int:
         """Number of updates over this many texts."""
         if self.steps is not None:
@@ -296,6 +301,12 @@ class Method(Generic[R]):
     def build(self, backbone: Backbone, recipe: R) -> Student:
         """The student: special tokens added, pooling, scorer and formats chosen, trained parameters marked."""
         raise NotImplementedError
+
+    def check(self, student: Student, recipe: R, ordered: bool) -> None:
+        """Refuse what its pre-training stage would refuse of the student as built; asked before anything is trained, when the student has no weights.
+
+        `ordered`: whether the source knows what follows a text.
+        """
 
     def objective(self, student: Student, embedded: Embedded, batch: Batch, recipe: R) -> dict[str, Tensor]:
         """The weighted loss terms of a batch, by name; the loop sums and logs them."""

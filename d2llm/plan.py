@@ -20,6 +20,7 @@ from d2llm.errors import ConfigError, D2LLMError
 from d2llm.methods import Stage
 from d2llm.methods import method as find
 from d2llm.paths import Paths
+from d2llm.stages import current
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from d2llm.config import CheckpointSettings, Config
+    from d2llm.data.build import Made
     from d2llm.methods import Recipe, Tuning
 
 GIGA = 1e9
@@ -104,6 +106,10 @@ class Sizes:
         return tokens * self.layers * (12 * self.hidden + 4 * self.intermediate) * size
 
 
+# What families call the width of their feed-forward layers; others leave it out, as it is four times the model's.
+FEED_FORWARD = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "hidden_dim")
+
+
 def sizes(settings: BaseSettings | CheckpointSettings, where: str) -> Sizes:
     """The sizes of a base model. Raises ConfigError or ArtifactError where its configuration cannot be had."""
     if isinstance(settings, BaseSettings):
@@ -132,7 +138,9 @@ def sizes(settings: BaseSettings | CheckpointSettings, where: str) -> Sizes:
         layers=min(settings.layers or config.num_hidden_layers, config.num_hidden_layers),
         heads=heads,
         kv_width=(getattr(config, "num_key_value_heads", None) or heads) * width,
-        intermediate=config.intermediate_size,
+        intermediate=next(
+            (found for key in FEED_FORWARD if (found := getattr(config, key, None))), 4 * config.hidden_size
+        ),
         vocabulary=config.vocab_size,
         gated=decoder and config.model_type not in ("gpt2", "bloom", "opt"),
         tied=bool(config.tie_word_embeddings),
@@ -176,12 +184,13 @@ def tokens_of(text: str) -> float:
     return sum(1 / 1.5 if ord(character) > 0x2E80 else 0.25 for character in text)
 
 
-def amounts(config: Config, usual: int) -> Amounts:
-    """From the data stage where it has run, or from one's own files where they are there; else from samples; else `usual` queries a training set
-    is assumed, and said. Raises DataError for a file that is wrong."""
-    paths = Paths.of(config)
-    if paths.train_pairs.exists():
-        return measured(paths)
+def amounts(config: Config, usual: int, made: Made | None = None) -> Amounts:
+    """From what the data stage makes where that is given; from its files where it has run by these settings, or from one's own where they are there;
+    else from samples; else `usual` queries a training set is assumed, and said. Raises DataError for a file that is wrong."""
+    if made is not None:
+        return counted(made.train, made.pool, made.tasks["test"].values())
+    if current(config, "data"):
+        return measured(Paths.of(config))
     own = config.data.files
     if config.data.source == "files" and not own.downloads() and all(map(os.path.isfile, own.paths().values())):
         from d2llm.data import build
@@ -279,12 +288,12 @@ class Cost:
     hours: float
 
 
-def plan(config: Config, device: str = "h100", usual: int = 50_000) -> dict[str, Any]:
+def plan(config: Config, device: str = "h100", usual: int = 50_000, made: Made | None = None) -> dict[str, Any]:
     """{"device", "models", "costs", "disk", "assumed"} of a configuration on a device. Raises ConfigError for an unknown one."""
     if device not in DEVICES:
         raise ConfigError(f"--device: expected one of {', '.join(DEVICES)}; found {device!r}")
     models = {name: sizes(config.models.of(name), f"models.{name}.source") for name in config.models.names()}
-    found = amounts(config, usual)
+    found = amounts(config, usual, made)
     costs = [
         *teacher_costs(config, models["teacher"], found, device),
         *pretext_costs(config, models, found, device),

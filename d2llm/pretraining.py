@@ -7,6 +7,7 @@ billions of words teach a real checkpoint; they are given to every method's base
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2llm import checkpoints
+from d2llm import checkpoints, demands
 from d2llm.artifacts import append_jsonl, atomic, read_frame, write_json
-from d2llm.config import CheckpointSettings
+from d2llm.config import CheckpointSettings, check_growth
 from d2llm.data.lexicon import SLOTS, lexicon
 from d2llm.errors import ConfigError
 from d2llm.logs import get_logger, progress
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from d2llm.config import BaseSettings, Config
 
@@ -60,10 +61,11 @@ def run(config: Config, model: str, resume: Resume | None = None) -> None:
     log = get_logger(__name__)
     torch.manual_seed(settings.seed)
     if settings.grown_from:
-        network, tokenizer = grown(paths.base(settings.grown_from), settings)
+        network, tokenizer = grown(paths.base(settings.grown_from), settings, f"models.{model}")
     else:
         tokenizer = build_tokenizer(vocabulary(config))
         network = new_model(model in ENCODERS, settings, tokenizer)
+    demands.check(config, model, network.config, tokenizer)
     log.info("%s: %d parameters, vocabulary %d", model, sum(p.numel() for p in network.parameters()), len(tokenizer))
     with atomic(paths.base(model)) as folder:
         folder.mkdir(parents=True)
@@ -90,7 +92,16 @@ def vocabulary(config: Config) -> list[str]:
 def new_model(encoder: bool, settings: BaseSettings, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A model with random weights. The decoder is a Llama with biases in all linear layers, which is what BitFit
     (SGPT, Udever) trains on the models those methods were published on."""
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, LlamaConfig
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    return (AutoModelForMaskedLM if encoder else AutoModelForCausalLM).from_config(
+        model_config(encoder, settings, tokenizer)
+    )
+
+
+def model_config(encoder: bool, settings: BaseSettings, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The sizes and parts of such a model."""
+    from transformers import BertConfig, LlamaConfig
 
     shared = {
         "vocab_size": len(tokenizer), "hidden_size": settings.hidden_size, "num_hidden_layers": settings.layers,
@@ -98,15 +109,40 @@ def new_model(encoder: bool, settings: BaseSettings, tokenizer: PreTrainedTokeni
         "max_position_embeddings": 512, "pad_token_id": tokenizer.pad_token_id, "tie_word_embeddings": True,
     }  # fmt: skip
     if encoder:
-        return AutoModelForMaskedLM.from_config(
-            BertConfig(**shared, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, type_vocab_size=1, initializer_range=0.05)
-        )  # fmt: skip
-    return AutoModelForCausalLM.from_config(
-        LlamaConfig(**shared, attention_bias=True, mlp_bias=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, initializer_range=0.05)
-    )  # fmt: skip
+        return BertConfig(
+            **shared,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            type_vocab_size=1,
+            initializer_range=0.05,
+        )
+    return LlamaConfig(
+        **shared,
+        attention_bias=True,
+        mlp_bias=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.05,
+    )
 
 
-def grown(source: Path, settings: BaseSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def grown_config(config: PretrainedConfig, settings: BaseSettings, where: str = "models") -> PretrainedConfig:
+    """The configuration of a deeper model. Raises ConfigError, beginning with the key `where`, for one that is not deeper or has other sizes."""
+    known = {"hidden_size": config.hidden_size, "heads": config.num_attention_heads, "intermediate_size": config.intermediate_size, "layers": config.num_hidden_layers}  # fmt: skip
+    try:
+        check_growth(settings, known)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    deeper = copy.deepcopy(config)
+    deeper.num_hidden_layers = settings.layers
+    if kinds := getattr(deeper, "layer_types", None):
+        deeper.layer_types = [kinds[layer % len(kinds)] for layer in range(settings.layers)]
+    return deeper
+
+
+def grown(
+    source: Path, settings: BaseSettings, where: str = "models"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A deeper copy of a saved decoder: its layers, then new ones whose outputs start near zero, so that it starts as its source.
 
     Teacher and student are then of one family that saw the same text, as Qwen 7B and 1.8B are, at the price of one pre-training.
@@ -114,14 +150,8 @@ def grown(source: Path, settings: BaseSettings) -> tuple[PreTrainedModel, PreTra
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     smaller = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
-    config = smaller.config
-    if settings.layers <= config.num_hidden_layers:
-        raise ConfigError(
-            f"models: layers {settings.layers} is not more than the {config.num_hidden_layers} of the model it grows from"
-        )
     known = smaller.state_dict()
-    config.num_hidden_layers = settings.layers
-    network = AutoModelForCausalLM.from_config(config)
+    network = AutoModelForCausalLM.from_config(grown_config(smaller.config, settings, where))
     state = network.state_dict()
     for name in state:
         if name in known:

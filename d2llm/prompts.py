@@ -36,7 +36,7 @@ class Prompt:
     def parse(cls, template: str, yes: str, no: str) -> Prompt:
         """Split a template holding `{a}` once, then `{b}` once, and text after it (the answer cue).
 
-        Raises ConfigError otherwise.
+        Raises ConfigError otherwise, and for answers that are blank or the same.
         """
         from d2llm.errors import ConfigError
 
@@ -46,6 +46,8 @@ class Prompt:
         middle, cue = rest.split("{b}")
         if not cue.strip():
             raise ConfigError(f"prompt {template[:40]!r}…: needs an answer cue after {{b}}, such as '\\n回答：'")
+        if not yes.strip() or not no.strip() or yes == no:
+            raise ConfigError(f"prompt {template[:40]!r}…: needs two different answers; found {yes!r} and {no!r}")
         head, _, announce = before.rpartition("\n")
         return cls(head + "\n" if head else "", announce, middle, cue, yes, no)
 

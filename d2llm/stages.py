@@ -11,8 +11,9 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
+from d2llm.artifacts import read_json
 from d2llm.config import Config, Run, StatisticsSettings, canonical
-from d2llm.errors import ConfigError
+from d2llm.errors import ArtifactError, ConfigError
 from d2llm.methods import method as find_method
 from d2llm.paths import PROVENANCE, Paths, beside
 from d2llm.provenance import code_digest, packages, versions
@@ -247,6 +248,17 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
         found |= {key: values[key] for key in ("models", "training", "negatives")}
         found["recipes"] = {name: config.recipe(name).model_dump(mode="json") for name in config.methods}
     return found
+
+
+def current(config: Config, stage: str, **arguments: Any) -> bool:
+    """Whether what a job has made here is of these settings, and of inputs that are as they were. Of a run by another config, or half a job, it is not."""
+    record = STAGES[stage].provenance(Paths.of(config), **arguments)
+    try:
+        said, made = read_json(record), record.stat().st_mtime
+        whole = said["settings"] == settings(config, stage, **arguments)
+        return whole and all(Path(name).stat().st_mtime <= made for name in said["inputs"])
+    except (ArtifactError, OSError, TypeError, KeyError):  # not there, damaged, or of an input that has gone
+        return False
 
 
 def outputs(stage: str, paths: Paths, **arguments: Any) -> list[Path]:

@@ -27,6 +27,7 @@ from d2llm.models import remote
 from d2llm.models.device import default_device
 from d2llm.models.last_layer import only_at
 from d2llm.models.packing import padding_mask
+from d2llm.models.positions import position_table
 from d2llm.models.precision import as_given, wide
 from d2llm.models.tokens import framing, pad_id, rows_of, token_ids, unknown_to_the_model
 from d2llm.prompts import Prompt, prompts
@@ -60,7 +61,10 @@ class Row:
 
 
 class PromptIds:
-    """A mode's prompt as token ids, begun as the checkpoint's tokenizer begins a text, with its two answer ids checked."""
+    """A mode's prompt as token ids, begun as the checkpoint's tokenizer begins a text, with its two answer ids checked.
+
+    Raises ConfigError for a prompt or an answer that the tokenizer cannot spell, and for one that leaves no room for texts.
+    """
 
     def __init__(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         encode = _encoder(tokenizer)
@@ -71,6 +75,15 @@ class PromptIds:
         self.middle = encode(prompt.passage)
         self.cue = encode(prompt.cue)
         self.yes, self.no = answer_ids(tokenizer, prompt)
+        for text, ids in (
+            (prompt.instruction + prompt.query, self.prefix),
+            (prompt.passage, self.middle),
+            (prompt.cue, self.cue),
+        ):
+            if text.strip() and (not ids or tokenizer.unk_token_id in ids):
+                raise ConfigError(
+                    f"the teacher's tokenizer cannot spell all of its prompt {text[:40]!r}; choose other words"
+                )
         self.room = max_length - len(self.prefix) - len(self.middle) - len(self.cue)
         if self.room < 2:
             fixed = max_length - self.room
@@ -114,6 +127,18 @@ class PromptIds:
             segments += [number] * len(part)
             answers.append(len(ids) - 1)
         return Row(ids, positions, segments, answers, spans, group, list(candidates))
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, settings: TeacherSettings) -> dict[str, PromptIds]:
+    """The prompt of each mode."""
+    return {mode: PromptIds(prompt, tokenizer, settings.max_length) for mode, prompt in prompts(settings).items()}
+
+
+def check_positions(model: PreTrainedModel, settings: TeacherSettings) -> None:
+    """Raise ConfigError for a model whose table of positions is shorter than prompts may be."""
+    table = position_table(model)
+    if table is not None and settings.max_length > table:
+        raise ConfigError(f"teacher.max_length is {settings.max_length}, and the model has {table} positions; lower it")
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase):  # noqa: ANN202
@@ -175,9 +200,8 @@ class Teacher:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: TeacherSettings) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
-        self.prompts = {
-            mode: PromptIds(prompt, tokenizer, settings.max_length) for mode, prompt in prompts(settings).items()
-        }
+        check_positions(model, settings)
+        self.prompts = prompt_ids(tokenizer, settings)
         self.rows = rows_of(model)
         self.pad_id = pad_id(tokenizer, self.rows)
         self._cache: dict[str, list[int]] = {}

@@ -1,6 +1,8 @@
 """Test tiers: quick tests by default, everything with `--all`. Fixtures live in the files that use them, but for the tiny run."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +14,23 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tests stand in an empty folder, so that none reads what a run has left in the clone: paths of results begin where one stands."""
+    before, folder = Path.cwd(), tmp_path_factory.mktemp("elsewhere")
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(elsewhere: Path) -> Iterator[None]:
+    """Nor what another test has."""
+    yield
+    assert Path.cwd() == elsewhere
+    assert [path.name for path in elsewhere.iterdir() if not path.name.startswith(".")] == []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

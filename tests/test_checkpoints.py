@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def config(folder: Path, **models: dict) -> Config:
     settings = tiny_settings(folder / "results")
     settings["models"] = {"teacher": BASE, "decoder": BASE, "encoder": BASE} | models
+    # Of the methods those that ask for no words of their own.
+    settings["methods"] = {name: settings["methods"][name] for name in ("d2llm", "retromae")}
     return load([], settings)
 
 
@@ -146,6 +148,7 @@ def base(folder: Path, address: str, **model: object) -> subprocess.CompletedPro
     """Stage `base` of a decoder on that hub, in a process of its own: the address is read when libraries are imported."""
     settings = tiny_settings(folder / "results")
     settings["models"] = {"teacher": BASE, "encoder": BASE, "decoder": {"source": "some-org/model_a", **model}}
+    settings["methods"] = {"d2llm": settings["methods"]["d2llm"]}
     (folder / "c.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home")}

@@ -303,6 +303,7 @@ def test_two_ways_of_reading_one_file_are_refused(tmp_path: Path) -> None:
     train = {"one": {"file": table}, "two": {"file": table}}
     settings = {"data": {"source": "files", "files": {"train": train, "tasks": tasks}}, "methods": {"bge": {}}}
     settings["training"] = {"dev_every": 0}
+    settings["models"] = {name: {"source": f"org/{name}"} for name in ("teacher", "encoder")}
     assert len(load([], settings).data.files.downloads()) == 2  # equal ones are one download
     train["two"] = {"file": table | {"keep": ["query"]}}
     with pytest.raises(ConfigError, match="data.files: expected one way of reading a/b"):

@@ -432,7 +432,10 @@ def own(folder: Path, **changes: object) -> dict:
             "teacher_dev": 0.2,
         },
     }  # fmt: skip
-    return tiny_settings(folder / "results", **({"data": data} | changes))
+    # Models that are elsewhere: none can be made of files.
+    models = {name: {"source": f"org/{name}"} for name in ("teacher", "decoder", "encoder")}
+    settings = tiny_settings(folder / "results", **({"data": data} | changes))
+    return settings | {"models": models | changes.get("models", {})}
 
 
 @pytest.fixture

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 import yaml
+from tiny_run import tiny_settings
 
 from d2llm import cli, plan
+from d2llm.artifacts import write_json
 from d2llm.config import CheckpointSettings, Config, load
 from d2llm.data import build
 from d2llm.errors import ConfigError
+from d2llm.paths import PROVENANCE, Paths
+from d2llm.stages import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +33,26 @@ def test_sizes_are_those_of_the_model(kind: str, tmp_path: Path) -> None:
     assert (found.layers, found.hidden) == (3, backbone.hidden_size)
     embedding = backbone.model.get_input_embeddings().weight
     assert found.embeddings == embedding.numel() * (1 if found.tied else 2)
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4}),
+        ("Bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+        ("OPT", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+        ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48}),
+    ],
+)  # fmt: skip
+def test_sizes_of_families_that_name_them_otherwise(family: str, sizes: dict[str, int], tmp_path: Path) -> None:
+    import transformers
+
+    model = getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config")(vocab_size=50, **sizes))
+    model.save_pretrained(tmp_path / "model")
+    layers = [
+        p for name, p in model.named_parameters() if p.ndim == 2 and any(part.isdigit() for part in name.split("."))
+    ]
+    assert plan.sizes(CheckpointSettings(source=str(tmp_path / "model")), "").body == sum(p.numel() for p in layers)
 
 
 def test_layers_that_are_cut_are_not_counted(tmp_path: Path) -> None:
@@ -92,12 +117,38 @@ def test_the_paper_tier_is_planned_without_its_data(tmp_path: Path) -> None:
     assert {c.stage: c for c in plan.plan(longer, "h100")["costs"]}["train d2llm"].hours == pytest.approx(2 * by["train d2llm"].hours)  # fmt: skip
 
 
-def test_a_run_that_has_its_data_is_planned_from_it(tiny_data: Config) -> None:
-    found = plan.plan(tiny_data, "cpu")
+@pytest.fixture
+def with_data(tiny_data: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A config whose data stage has run where it stands: its results folder is the usual one, `results`."""
+    shutil.copytree(tiny_data.results, tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    config = load([], tiny_settings(Path("results")))
+    write_json(Paths.of(config).data / PROVENANCE, {"settings": settings(config, "data"), "inputs": {}})
+    return config
+
+
+def test_a_run_that_has_its_data_is_planned_from_it(with_data: Config) -> None:
+    found = plan.plan(with_data, "cpu")
     assert found["assumed"] == () and found["amounts"].queries > 0
     sets = [name for name, (_, kind, _, _) in build.TASKS.items() if kind != "retrieval"]
-    assert found["amounts"].pairs == len(sets) * tiny_data.data.world.test_pairs  # nothing leaked
-    assert "one core" in plan.run(tiny_data, "cpu", 1)
+    assert found["amounts"].pairs == len(sets) * with_data.data.world.test_pairs  # nothing leaked
+    assert "one core" in plan.run(with_data, "cpu", 1)
+
+
+@pytest.mark.parametrize("what", ["elsewhere", "other settings", "half", "damaged"])
+def test_another_run_s_data_is_not_planned_from(what: str, with_data: Config, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Whoever stands in a clone that has run something plans what the config says, as in a fresh one."""
+    config, record = with_data, Paths.of(with_data).data / PROVENANCE
+    if what == "elsewhere":
+        monkeypatch.chdir(elsewhere)
+    elif what == "other settings":
+        config = load([], tiny_settings(Path("results"), data={"world": {"test_pairs": 38}}))
+    elif what == "half":
+        record.unlink()
+    else:
+        record.write_text("{", encoding="utf-8")
+    found = plan.plan(config, "cpu")
+    assert found["assumed"] == ("all numbers of texts",) and found["amounts"].pairs == 5 * config.data.world.test_pairs
 
 
 # ------------------------------------------------------------------------------------------------------ pretext stages

@@ -261,7 +261,7 @@ def test_pma_takes_half_precision_states():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("pma", {"heads": 5}, "heads must divide the hidden size 12, found 5"),
+        ("pma", {"heads": 5}, "heads must divide the hidden size 12, found 5; choose a divisor, e.g. 6"),
         ("pma", {"heads": 0}, "found 0"),
         ("pma", {"heads": 3, "scale": "width"}, "found 'width'"),
         ("pma", {"heads": 3, "init": "zero"}, "found 'zero'"),

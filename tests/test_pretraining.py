@@ -200,9 +200,22 @@ def test_a_grown_model_starts_as_its_source(tiny_bases: Config) -> None:
             assert float((after - before).abs().mean()) < 0.2 * float((other - before).abs().mean())
 
 
-def test_a_model_grows_only_upwards(tiny_bases: Config) -> None:
-    with pytest.raises(ConfigError, match="layers 1 is not more than the 1 of the model it grows from"):
-        pretraining.grown(Paths.of(tiny_bases).base("decoder"), BaseSettings(layers=1))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": 1}, "layers 1 is not more than the 1 of the model it grows from"),
+        ({"layers": 2, "hidden_size": 64}, "hidden_size 64 is not the 32 of the model it grows from"),
+        ({"layers": 2, "heads": 8}, "heads 8 is not the 4"),
+        ({"layers": 2, "intermediate_size": 64}, "intermediate_size 64 is not the 48"),
+    ],
+)
+def test_a_model_grows_only_upwards(changes: dict, message: str, tiny_bases: Config) -> None:
+    """In the stage of the source's files, before any job of the settings."""
+    settings = BaseSettings(**{"hidden_size": 32, "heads": 4, "intermediate_size": 48} | changes)
+    with pytest.raises(ConfigError, match=f"models.teacher: {message}"):
+        pretraining.grown(Paths.of(tiny_bases).base("decoder"), settings, "models.teacher")
+    with pytest.raises(ConfigError, match=f"models.teacher: {message}"):
+        changed(tiny_bases, models={"teacher": changes})
 
 
 # ----------------------------------------------------------------------------------------------------------- vocabulary

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from d2llm.data.bm25 import Bm25, tokens
-from d2llm.errors import ConfigError
 from d2llm.evaluation.references import Bm25Reference, TeacherReference
 from d2llm.evaluation.settings import Bm25Settings, TeacherCandidates
 
@@ -145,11 +144,6 @@ def test_teacher_reranks_the_union_of_both_candidate_lists_and_nothing_else():
         np.testing.assert_allclose(scores, [len(query) + int(passages[i]) + 1.0 for i in index])
     assert all(len(texts) == len(set(texts)) and mode == "asymmetric" for _, texts, mode in teacher.read)
     assert [len(index) for index, _ in reference.search(queries, passages, 5, np.arange(50))] == [5, 5]
-
-
-def test_too_few_candidates_for_metrics_at_ten_are_refused():
-    with pytest.raises(ConfigError, match="teacher_candidates: bm25 \\+ dense must be 10 or more"):
-        TeacherReference(FakeTeacher(), TeacherCandidates(bm25=5, dense=4), Bm25Settings(), lambda *_: [])
 
 
 def test_reference_rows_go_through_the_same_adapter(tmp_path, monkeypatch):

@@ -123,9 +123,9 @@ def test_what_is_fetched_stays_below_downloads() -> None:
     """Names of downloads are made of names that others chose."""
     table = {"repo": "../..", "revision": "../../../x", "file": "../../etc/passwd"}
     files = {"train": {"t": {"file": table}}, "tasks": {"s": {"mteb": "STSB", "type": "sts", "group": "sts"}}}
-    config = load(
-        [], {"methods": {"bge": {}}, "training": {"dev_every": 0}, "data": {"source": "files", "files": files}}
-    )
+    settings = {"methods": {"bge": {}}, "training": {"dev_every": 0}, "data": {"source": "files", "files": files}}
+    models = {name: {"source": f"org/{name}"} for name in ("teacher", "encoder")}
+    config = load([], settings | {"models": models})
     paths = Paths.of(config)
     for name in config.data.files.downloads():
         assert re.fullmatch(r"[\w.-]+", name) and name not in (".", "..")

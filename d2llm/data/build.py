@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 
+from d2llm import demands, preflight
 from d2llm.artifacts import atomic, read_frame, read_json, write_frame, write_json, write_text
 from d2llm.data import card, enough, examples, leaks, surface, world
 from d2llm.data.settings import SOURCE, MtebSet
@@ -74,11 +75,7 @@ def run(config: Config) -> None:
     write_frame(paths.teacher_train, made.teacher["train"])
     write_frame(paths.teacher_dev, made.teacher["dev"])
     with atomic(paths.tasks) as folder:
-        for name, header in made.headers.items():
-            write_json(folder / name / "task.json", header)
-            for split, frames in made.tasks.items():
-                if name in frames:
-                    write_task(folder / name, split, frames[name])
+        write_tasks(folder, made)
     write_json(paths.leaks, made.leaks)
     for name, counts in (made.counts or {}).items():
         if counts["contradictions"]:
@@ -92,6 +89,8 @@ def run(config: Config) -> None:
     for name, reasons in made.dropped.items():
         if reasons:
             log.warning("%s: left out: %s", name, card.counted(reasons))
+    preflight.check_data(config, paths.tasks)
+    preflight.check_texts(config, demands.some(made.pool["text"]))
     summary = card.summarise(made.train, made.pool, made.tasks, made.teacher, made.leaks, made.counts, made.dropped)
     write_json(paths.card_json, summary)
     write_text(paths.card_md, card.markdown(summary))
@@ -332,6 +331,15 @@ def teacher_groups(settings: WorldSettings, split: str) -> pd.DataFrame:
         [world.teacher_symmetric(_rng(settings, f"{split} teacher symmetric"), split, symmetric, 4),
          world.teacher_asymmetric(_rng(settings, f"{split} teacher asymmetric"), split, asymmetric, 4)], ignore_index=True,
     )  # fmt: skip
+
+
+def write_tasks(folder: Path, made: Made) -> None:
+    """The evaluation sets, a folder each."""
+    for name, header in made.headers.items():
+        write_json(folder / name / "task.json", header)
+        for split, frames in made.tasks.items():
+            if name in frames:
+                write_task(folder / name, split, frames[name])
 
 
 def write_task(folder: Path, split: str, frames: dict[str, pd.DataFrame]) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from d2llm.data.bm25 import Bm25
-from d2llm.errors import ConfigError
 from d2llm.evaluation.settings import Bm25Settings, TeacherCandidates
 from d2llm.paths import Paths
 
@@ -78,10 +77,6 @@ class TeacherReference(_TextOnly):
     trained = True
 
     def __init__(self, teacher: Any, depths: TeacherCandidates, bm25: Bm25Settings, dense_ranks: DenseRanks) -> None:
-        if depths.bm25 + depths.dense < 10:
-            raise ConfigError(
-                "evaluation.teacher_candidates: bm25 + dense must be 10 or more: metrics look at 10 passages"
-            )
         super().__init__()
         self.teacher = teacher
         self.depths = depths

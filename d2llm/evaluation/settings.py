@@ -36,6 +36,12 @@ class TeacherCandidates(Section):
     # Passages of the pipeline's encoder.
     dense: Depth = 30
 
+    @model_validator(mode="after")
+    def _enough(self) -> TeacherCandidates:
+        if self.bm25 + self.dense < 10:
+            raise ValueError("bm25 and dense that add up to 10 or more, as metrics look at 10 passages")
+        return self
+
     def __str__(self) -> str:
         return f"BM25 {self.bm25} + dense {self.dense}"
 
@@ -68,6 +74,12 @@ class EvaluationSettings(Section):
     teacher_candidates: TeacherCandidates = TeacherCandidates()
     # The lexical reference row.
     bm25: Bm25Settings = Bm25Settings()
+
+    @model_validator(mode="after")
+    def _tasks_once(self) -> EvaluationSettings:
+        if self.tasks != "all" and (not self.tasks or len(set(self.tasks)) < len(self.tasks)):
+            raise ValueError("tasks that are all, or names of sets, each once")
+        return self
 
 
 class RuntimeSettings(Section):

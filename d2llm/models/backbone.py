@@ -17,10 +17,11 @@ from d2llm.models.added_rows import added_rows, train_rows
 from d2llm.models.last_layer import only_at
 from d2llm.models.lora import adapters, add_lora, merged_state
 from d2llm.models.packing import layout, packs, padding_mask
+from d2llm.models.positions import position_table
 from d2llm.models.tokens import framing, pad_id, rows_of, token_ids, unknown_to_the_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 Kind = Literal["decoder", "encoder"]
 Side = Literal["right", "left"]
@@ -45,8 +46,9 @@ class Backbone(nn.Module):
         self.source = source
         self.hidden_size: int = model.config.hidden_size
         self.pad_id = pad_id(tokenizer, self.rows)
-        # Longest input in tokens: encoders have a table of positions, rotary and ALiBi decoders have none to run out of.
-        self.longest: int = _positions(model) if kind == "encoder" else 1 << 30
+        # Longest input in tokens, by the table of positions; rotary and ALiBi decoders have none to run out of.
+        stated = getattr(model.config, "max_position_embeddings", 0) if kind == "encoder" else 0
+        self.longest: int = position_table(model) or int(stated or 1 << 30)
         self._cache: dict[str, tuple[int, ...]] = {}
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.packs = packs(model)
@@ -132,7 +134,7 @@ class Backbone(nn.Module):
         if text.strip() and (not ids or (unknown is not None and unknown in ids)):
             raise ConfigError(
                 f"the tokenizer of {self.source or 'the base model'} cannot spell {text!r}: part of it becomes "
-                f"{self.tokenizer.unk_token!r}; put these words into its vocabulary or choose another phrase"
+                f"{self.tokenizer.unk_token or 'nothing'!r}; put these words into its vocabulary or choose another phrase"
             )
         return ids
 
@@ -334,20 +336,18 @@ def head_of(full: nn.Module) -> Callable[[Tensor], Tensor]:
     return heads[0]
 
 
-def _positions(model: PreTrainedModel) -> int:
-    """How many positions an encoder can tell apart; RoBERTa's kin count theirs from behind the padding index."""
-    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
-    if isinstance(table, nn.Embedding):
-        return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    return int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
-
-
 def _body_options(folder: str, options: dict[str, Any]) -> dict[str, Any]:
     """Leave out the pooler of BERT-like bodies: nothing here uses it, and BitFit would count its bias."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
 
     kept = {key: value for key, value in options.items() if key != "attn_implementation"}
-    config = AutoConfig.from_pretrained(folder, **kept)
+    return body_options(AutoConfig.from_pretrained(folder, **kept))
+
+
+def body_options(config: PretrainedConfig) -> dict[str, Any]:
+    """The same for a model's configuration."""
+    from transformers import AutoModel
+
     body = AutoModel._model_mapping.get(type(config), None)
     takes = isinstance(body, type) and "add_pooling_layer" in inspect.signature(body.__init__).parameters
     return {"add_pooling_layer": False} if takes else {}

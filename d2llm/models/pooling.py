@@ -164,7 +164,10 @@ class PMA(Pooling):
     ) -> None:
         super().__init__()
         if heads < 1 or hidden_size % heads:
-            raise ConfigError(f"pooling pma: heads must divide the hidden size {hidden_size}, found {heads}")
+            near = divisor(hidden_size, heads)
+            raise ConfigError(
+                f"pooling pma: heads must divide the hidden size {hidden_size}, found {heads}; choose a divisor, e.g. {near}"
+            )
         if scale not in ("model", "head"):
             raise ConfigError(f'pooling pma: scale is "model" or "head", found {scale!r}')
         if init not in ("random", "mean"):
@@ -241,6 +244,11 @@ def build_pooling(name: str, hidden_size: int, **settings: Any) -> Pooling:
         return kind(hidden_size, **settings) if kind in (ClsMLPPooling, TokensPooling, PMA) else kind(**settings)
     except TypeError as error:
         raise ConfigError(f"pooling {name}: {error}") from error
+
+
+def divisor(width: int, near: int) -> int:
+    """The divisor of a width that is nearest to a number, of two the larger."""
+    return min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: (abs(n - near), -n))
 
 
 def _weighted_mean(hidden: Tensor, weights: Tensor) -> Tensor:

@@ -57,8 +57,8 @@ class TextFormat:
     def __post_init__(self) -> None:
         if len(self.prefix) + len(self.suffix) >= self.max_length:
             raise TrainingError(
-                f"max_lengths: {self.max_length} tokens leave no room for a text between {len(self.prefix)} prefix and "
-                f"{len(self.suffix)} suffix tokens"
+                f"{self.max_length} tokens leave no room for a text between {len(self.prefix)} prefix and "
+                f"{len(self.suffix)} suffix tokens; raise max_lengths or training.max_length"
             )
 
     def ids(self, text_ids: tuple[int, ...] | list[int]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import subprocess
 import sys
 import time
 import uuid
@@ -134,8 +135,20 @@ def guard():
         sys.exit(f"error: {fault(error) or error}")
 
 
+def preflight():
+    """Refuse what a model at hand cannot do, before any model is made or trained by this run. In a process of its own, which takes its memory along.
+
+    What ends otherwise than by refusing is no reason to stop: the jobs ask again.
+    """
+    asking = ("base", "teacher", "pretext", "train")
+    if any(job.rule.name.startswith(asking) for job in workflow.dag.needrun_jobs()):
+        if subprocess.run([sys.executable, "-m", "d2llm.preflight", str(PATHS.config)]).returncode == 2:
+            sys.exit(2)
+
+
 onstart:
     guard()
+    preflight()
 
 
 # ------------------------------------------------------------------------------------------- what makes a job stale

@@ -1,0 +1,370 @@
+"""What a later stage would refuse is refused before the first job: by the config alone, by a model's small files, by the data once they are there.
+
+Each model is asked at three doors: stage `base`, `d2llm doctor`, and the workflow's own look at its start.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import string
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import hub
+import pytest
+import tiny
+import torch
+import yaml
+from test_workflow import fresh, snakemake  # noqa: F401 - fresh is a fixture
+from tiny_run import BASE, tiny_settings
+
+from d2llm import checkpoints, cli, demands, doctor, preflight, pretraining, stages
+from d2llm.artifacts import write_json
+from d2llm.config import BaseSettings, Config, dump, load, merged
+from d2llm.data import build
+from d2llm.data.lexicon import lexicon
+from d2llm.data.surface import FUNCTION_WORDS
+from d2llm.errors import ConfigError, D2LLMError, DataError
+from d2llm.models.vocabulary import build_tokenizer
+from d2llm.paths import PROVENANCE, Paths
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# ------------------------------------------------------------------------------------------------- by the config alone
+def d2llm(**settings: object) -> dict[str, Any]:
+    return {"methods": {"d2llm": settings}}
+
+
+FILES = {
+    "source": "files",
+    "files": {
+        "train": {"t": {"file": "x.jsonl", "label": "l", "yes": [1]}},
+        "tasks": {"s": {"type": "sts", "group": "sts", "dev": "x.csv", "test": "y.csv"}},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"evaluation": {"teacher_candidates": {"bm25": 5, "dense": 4}}}, "evaluation.teacher_candidates: expected bm25 and dense that add up to 10"),
+        ({"evaluation": {"tasks": ["ir_question", "ir_qestion"]}}, "evaluation.tasks: expected some of nli_indomain, .*; found 'ir_qestion'"),
+        ({"evaluation": {"tasks": ["ir_question", "ir_question"]}}, "evaluation: expected tasks that are all, or names of sets, each once"),
+        ({"evaluation": {"tasks": []}}, "evaluation: expected tasks that are all, or names"),
+        ({"references": ["bm25", "bm25"]}, "references: expected each once"),
+        ({"models": {"decoder": {"heads": 3}}}, "models.decoder: expected heads that divide hidden_size"),
+        ({"models": {"others": {"odd": {"hidden_size": 36, "heads": 4}}}, "variants": {"v": {"method": "d2llm", "settings": {"base": "odd"}}}}, "models.others.odd.heads: expected heads of even width in a decoder; found 36 / 4"),
+        ({"models": {"teacher": {"layers": 1}}}, "models.teacher: layers 1 is not more than the 1 of the model it grows from"),
+        ({"models": {"teacher": {"hidden_size": 64}}}, "models.teacher: hidden_size 64 is not the 32 of the model it grows from"),
+        ({"models": {"encoder": {"grown_from": "decoder"}}}, "models.encoder.grown_from: decoder cannot be the beginning of encoder"),
+        ({"models": {"decoder": {"grown_from": "decoder"}}}, "models.decoder.grown_from: decoder cannot be the beginning of decoder"),
+        ({"data": FILES}, "models.teacher: only generated text .* can make a base model; give the source of a checkpoint"),
+        ({"negatives": {"dense_ranks": [9, 2]}}, "negatives: expected bm25_ranks and dense_ranks whose first rank is not above the last"),
+        ({"teacher": {"symmetric": {"template": "{b}{a}?", "yes": "是", "no": "不"}}}, "teacher.symmetric: expected prompt .* needs {a} once and after it {b} once"),
+        ({"teacher": {"asymmetric": {"template": "{a}{b}?", "yes": "是", "no": "是"}}}, "teacher.asymmetric: expected prompt .* needs two different answers"),
+        (d2llm(gamma=0.1, interaction={"name": "cosine"}), "methods.d2llm: expected gamma 0 with interaction cosine"),
+        ({"sweeps": {"d2llm": {"interaction.name": ["iem", "dot"]}}}, "sweeps.d2llm.interaction.name: expected gamma 0 with interaction dot"),
+        (d2llm(ci=0.0, alpha=0.0, beta=0.0, gamma=0.0, in_batch="none"), "methods.d2llm: expected a term of the loss with a weight above 0"),
+        (d2llm(interaction={"init": "matcher", "hidden": 1}), "methods.d2llm.interaction: expected hidden of at least 2 with init matcher"),
+        ({"methods": {"llara": {"adaptation": {"language_model": 0.0, "bag_of_words": 0.0}}}}, "methods.llara.adaptation: expected language_model or bag_of_words above 0"),
+        ({"tuning": {"grids": {"d2llm": {"base": ["half"]}}}}, "tuning.grids.d2llm.base: expected one of teacher, decoder; found 'half'"),
+    ],
+)  # fmt: skip
+def test_what_the_config_alone_tells(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"command line: {told}"):
+        load([], tiny_settings(tmp_path, **changes))
+
+
+def test_a_loss_of_one_term_will_do(tmp_path: Path) -> None:
+    load([], tiny_settings(tmp_path, **d2llm(ci=0.0, alpha=0.0, beta=0.0, gamma=0.0, in_batch="separate")))
+
+
+# ------------------------------------------------------------------------------------------------------ by small files
+METHODS = {
+    "d2llm": {"pooling": {"heads": 4}, "interaction": {"hidden": 16}},
+    "retromae": {"pretraining": {"steps": 2, "max_length": 48}},
+}
+ASKED = {"template": "Is it so? {a} {b} answer?", "yes": "yes", "no": "no"}
+TEACHER = {"symmetric": ASKED, "asymmetric": ASKED, "max_length": 64}
+SIZES = {"hidden_size": 32, "layers": 2, "heads": 4, "intermediate_size": 48}
+
+
+@cache
+def words() -> list[str]:
+    """The generated world's, and letters for what is asked in English."""
+    return [*lexicon().words(), *FUNCTION_WORDS, *string.ascii_letters, *"?:"]
+
+
+def save(folder: Path, network: Any, **special: str | None) -> None:
+    """A checkpoint with a tokenizer that knows the words."""
+    tokenizer = build_tokenizer(words())
+    for name, token in special.items():
+        setattr(tokenizer, name, token)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def made(encoder: bool, **changes: Any) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    settings = pretraining.model_config(encoder, BaseSettings(**SIZES), build_tokenizer(words()))
+    settings.update(changes)
+    return (AutoModelForMaskedLM if encoder else AutoModelForCausalLM).from_config(settings)
+
+
+def gpt2() -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(vocab_size=len(build_tokenizer(words())), n_embd=32, n_layer=1, n_head=4, n_positions=48))  # fmt: skip
+
+
+def without_tokenizer(folder: Path, network: Any) -> None:
+    save(folder, network)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+# What stands in a folder.
+CHECKPOINTS: dict[str, Callable[[Path], None]] = {
+    "decoder": lambda folder: save(folder, made(False)),
+    "encoder": lambda folder: save(folder, made(True)),
+    "decoder without biases": lambda folder: save(folder, made(False, attention_bias=False, mlp_bias=False)),
+    "encoder without tokenizer": lambda folder: without_tokenizer(folder, made(True)),
+    "decoder without tokenizer": lambda folder: without_tokenizer(folder, gpt2()),
+    "encoder without [MASK]": lambda folder: save(folder, made(True), mask_token=None),
+    "decoder without ends": lambda folder: save(folder, made(False), eos_token=None),
+    "decoder of 48 positions": lambda folder: save(folder, gpt2()),
+    "encoder of another language": lambda folder: tiny.backbone("encoder", folder, ["the"]) and None,
+}
+
+
+def settings(folder: Path, model: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """A run that has one base model from elsewhere."""
+    found = tiny_settings(folder / "results", teacher=TEACHER)
+    found["models"] = {"teacher": BASE, "decoder": BASE, "encoder": BASE, model: {"source": str(folder / "given")}}
+    return merged(found | {"methods": METHODS}, changes)
+
+
+# Base model, what is given as it, what is changed of the config, and what is said.
+MODELS: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "decoder as encoder": ("encoder", "decoder", {}, r"models.encoder.source: '.*': expected an encoder .*; found LlamaForCausalLM, a decoder"),
+    "encoder as decoder": ("decoder", "encoder", {}, r"models.decoder.source: '.*': expected a decoder .*; found BertForMaskedLM, an encoder"),
+    "encoder as teacher": ("teacher", "encoder", {}, "models.teacher.source: .*; found BertForMaskedLM, an encoder: every token sees the whole text"),
+    "no tokenizer": ("encoder", "encoder without tokenizer", {}, "models.encoder.source: .*: its tokenizer knows no word, only 5 special tokens"),
+    "no tokenizer, GPT-2": ("decoder", "decoder without tokenizer", {}, "models.decoder.source: .*: its tokenizer knows no word, only 1 special"),
+    "layers": ("decoder", "decoder", {"models": {"decoder": {"layers": 4}}}, "models.decoder.layers: expected at most the 2 layers the checkpoint has; found 4"),
+    "grown": ("decoder", "decoder", {"models": {"teacher": {"grown_from": "decoder", "layers": 2}}}, "models.teacher: layers 2 is not more than the 2"),
+    "answers alike": ("teacher", "decoder", {"teacher": {"symmetric": ASKED | {"no": "yet"}}}, "teacher: answers 'yes' and 'yet' start with the same token 'y'"),
+    "answers unknown": ("teacher", "decoder", {"teacher": {"symmetric": ASKED | {"no": "龙"}}}, "teacher: answer '龙' has no token"),
+    "prompt unknown": ("teacher", "decoder", {"teacher": {"symmetric": ASKED | {"template": "{a} {b} 龙？"}}}, "teacher: the teacher's tokenizer cannot spell all of its prompt ' 龙"),
+    "prompt too long": ("teacher", "decoder", {"teacher": {"max_length": 12}}, "teacher: teacher.max_length is 12, but the prompt alone takes 14"),
+    "prompt too long for another": ("teacher", "decoder", {"teachers": {"teacher-b": {"max_length": 12}}}, "teachers.teacher-b: teacher.max_length is 12"),
+    "positions": ("teacher", "decoder of 48 positions", {}, "teacher: teacher.max_length is 64, and the model has 48 positions"),
+    "teacher's adapters": ("teacher", "decoder", {"teacher": {"tuning": {"kind": "lora", "first_layer": 2}}}, "teacher: tuning.first_layer: 2: the model has no layer as high"),
+    "biases": ("decoder", "decoder without biases", {"methods": {"sgpt": {}}}, "methods.sgpt: BitFit trains biases only and LlamaModel of models.decoder has none"),
+    "biases of a variant": ("decoder", "decoder without biases", {"variants": {"few": {"method": "d2llm", "settings": {"tuning": {"kind": "bitfit"}}}}}, "variants.few.settings: BitFit trains biases only"),
+    "biases of a trial": ("decoder", "decoder without biases", {"tuning": {"grids": {"d2llm": {"tuning.kind": ["lora", "bitfit"]}}}}, "tuning.grids.d2llm: BitFit trains biases only"),
+    "adapters": ("decoder", "decoder", d2llm(tuning={"targets": ["wqkv"]}), r"methods.d2llm: tuning.targets \['wqkv'\]: "),
+    "heads": ("decoder", "decoder", {"sweeps": {"d2llm": {"pooling.heads": [4, 5]}}}, "sweeps.d2llm: pooling pma: heads must divide the hidden size 32, found 5; choose a divisor, e.g. 4"),
+    "room": ("decoder", "decoder", {"methods": {"udever": {"max_lengths": {"query": 2}}}}, "methods.udever: 2 tokens leave no room for a text between 1 prefix and 1 suffix"),
+    "room of all": ("encoder", "encoder", {"training": {"max_length": 2}}, "methods.retromae: 2 tokens leave no room for a text .* or training.max_length"),
+    "room of a pretext": ("decoder", "decoder", {"methods": {"llara": {"prompts": {"prefix": "so?", "summary": "so?", "prediction": "so?"}, "adaptation": {"max_length": 20}}}}, "methods.llara: llara, adaptation: adaptation.max_length 20 leaves no room"),
+    "phrase": ("encoder", "encoder", {"methods": {"bge": {"instruction": "为了："}}}, "methods.bge: the tokenizer of models.encoder cannot spell '为了：'"),
+    "mask of a pretext": ("encoder", "encoder without [MASK]", {}, "methods.retromae: retromae, pre-training: the tokenizer of models.encoder lacks"),
+    "mask": ("encoder", "encoder without [MASK]", {"methods": {"retromae": {"pretraining": {"steps": 0}}, "colbert": {}}}, r"methods.colbert: .* has no \[MASK\]"),
+    "sink": ("decoder", "decoder without ends", d2llm(sink="bos"), "methods.d2llm: methods.d2llm.sink: bos, but the tokenizer has neither"),
+    "language": ("encoder", "encoder of another language", {}, r"models.encoder: its tokenizer knows \d+% of the letters and digits of the texts; choose"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def given(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Config, str, str]:
+    """(config, base model, what is said of it)."""
+    model, checkpoint, changes, told = MODELS[request.param]
+    CHECKPOINTS[checkpoint](tmp_path / "given")
+    return load([], settings(tmp_path, model, changes)), model, told
+
+
+@pytest.mark.parametrize("given", list(MODELS), indirect=True)
+def test_what_a_model_cannot_do_is_refused_at_every_door(
+    given: tuple[Config, str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, model, told = given
+    [said] = [one.found for one in doctor.of_config(config) if one.level == "error"]
+    assert re.match(told, said), said
+    if "grows" not in said and "texts" not in said:  # of these the stage asks later
+        with pytest.raises(D2LLMError, match=re.escape(said)):
+            pretraining.run(config, model)
+    assert not Paths.of(config).base(model).exists()
+    monkeypatch.setenv("MTEB_CACHE", "")  # a process of its own sets it
+    (tmp_path / "c.yaml").write_text(dump(config), encoding="utf-8")
+    assert preflight.main([str(tmp_path / "c.yaml")]) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == f"error: {said}"
+
+
+def test_all_that_configs_ask_can_be_tried_without_weights(tmp_path: Path) -> None:
+    """Of every method, variant, sweep and trial there is; and nothing is drawn from the stream of random numbers."""
+    more = {"methods": {"colbert": {}, "simcse": {}}, "results": str(tmp_path)}
+    config = load([ROOT / "config/mini.yaml", ROOT / "config/study.yaml"], more)
+    state = torch.get_rng_state()
+    assert list(preflight.of_models(config, texts=preflight.sample_texts(config))) == []
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_only_what_is_read_is_asked(tmp_path: Path) -> None:
+    """Of a run of encoders without a teacher, neither decoder nor teacher."""
+    CHECKPOINTS["encoder"](tmp_path / "given")
+    values = settings(tmp_path, "decoder", {}) | {"methods": {"bge": {}}, "references": ["bm25"]}
+    config = load([], values)
+    assert config.bases() == ["encoder"] and list(preflight.of_models(config)) == []
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+def test_whether_a_model_sees_what_follows_is_tried(encoder: bool) -> None:
+    """Whatever its configuration says: an encoder's causal class is none."""
+    from transformers import AutoModelForCausalLM
+
+    network = made(encoder)
+    checkpoints.check_direction(network, encoder, "x")
+    with pytest.raises(
+        ConfigError, match=f"x: expected {'a decoder; found an encoder' if encoder else 'an encoder; found a decoder'}"
+    ):
+        checkpoints.check_direction(network, not encoder, "x")
+    checkpoints.check_direction(network.bfloat16(), encoder, "x")
+    if encoder:
+        network = AutoModelForCausalLM.from_config(network.config)
+        checkpoints.check_direction(network, True, "x")
+        network.config.is_decoder = True
+        checkpoints.check_direction(AutoModelForCausalLM.from_config(network.config), False, "x")
+
+
+@pytest.mark.parametrize(
+    ("changes", "encoder", "fits"),
+    [
+        ({}, True, True),
+        ({"is_decoder": True}, True, False),
+        ({"is_encoder_decoder": True}, True, False),
+        ({"is_decoder": True}, False, True),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, False, False),
+        ({"model_type": "gemma3_text"}, False, True),
+        ({"model_type": "llama", "is_causal": False}, False, False),
+        ({"model_type": "clip"}, False, False),
+        ({"model_type": "gemma3", "hidden_size": None}, False, False),
+        ({"model_type": "own", "auto_map": {"AutoModelForMaskedLM": "x.Y"}}, True, True),
+    ],
+)
+def test_what_a_configuration_says_of_its_kind(changes: dict[str, Any], encoder: bool, fits: bool) -> None:
+    said = SimpleNamespace(**{"model_type": "bert", "architectures": None, "hidden_size": 8} | changes)
+    if fits:
+        return checkpoints.check_kind(said, encoder, "x")
+    with pytest.raises(ConfigError, match="x: expected a"):
+        checkpoints.check_kind(said, encoder, "x")
+
+
+def test_a_share_of_letters_is_of_what_tokens_stand_for() -> None:
+    """By hand: of five letters and digits three are known; blanks and marks do not count."""
+    assert demands.spelled(tiny.tokenizer(), ["甲 a，1", "乙丙。 !"]) == 3 / 5
+    assert demands.spelled(tiny.tokenizer(), ["，。"]) == 0
+
+    class Slow(SimpleNamespace):
+        def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+            return {"input_ids": [1, 2, 3, 1]}
+
+    slow = Slow(is_fast=False, unk_token_id=1)
+    assert demands.spelled(slow, ["x", "y"]) == 1 / 2
+    said = [problem.level for texts in (["甲 " * 9 + "a"], ["甲 a"], ["甲 a a"], []) for problem in demands.spelling(tiny.tokenizer(), texts, "x")]  # fmt: skip
+    assert said == ["warning", "warning", "error"]
+
+
+# ------------------------------------------------------------------------------------------------------ by what is there
+def test_a_base_made_here_is_asked_before_it_is_trained(tmp_path: Path, tiny_data: Config) -> None:
+    config = load([], tiny_settings(Path(tiny_data.results), **d2llm(pooling={"heads": 5})))
+    with pytest.raises(ConfigError, match="methods.d2llm: pooling pma: heads must divide the hidden size 32, found 5"):
+        pretraining.run(config, "decoder")
+
+
+def test_texts_of_another_language_are_refused_where_texts_and_model_meet(tmp_path: Path) -> None:
+    """By stage `base` where texts are there, by stage `data` where the model is."""
+    CHECKPOINTS["encoder of another language"](tmp_path / "given")
+    config = load([], settings(tmp_path, "encoder", {}))
+    cli.run_stage(config, "texts", {}, [])
+    for stage in (lambda: pretraining.run(config, "encoder"), lambda: build.run(config)):
+        with pytest.raises(ConfigError, match="models.encoder: its tokenizer knows .* of the letters"):
+            stage()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"training": {"dev_sample": 1}}, "sts_graded: the 1 pairs drawn from dev all have score|the 1 pairs drawn from dev all have label"),
+        ({"negatives": {"per_query": 400}}, "texts are too few for 400 negatives of"),
+    ],
+)  # fmt: skip
+def test_the_data_stage_refuses_what_trainings_would(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    config = load([], tiny_settings(tmp_path, **changes))
+    build.run_texts(config)
+    with pytest.raises(DataError, match=told):
+        build.run(config)
+
+
+@pytest.mark.slow
+def test_the_workflow_refuses_before_its_first_job(fresh: Path, tmp_path: Path) -> None:  # noqa: F811
+    CHECKPOINTS["decoder without biases"](tmp_path / "given")
+    values = settings(tmp_path, "decoder", {"methods": {"sgpt": {}}})
+    (fresh / "c.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    done = snakemake(fresh, "--configfile", "c.yaml")
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and "error: methods.sgpt: BitFit trains biases only" in said and "Traceback" not in said
+    assert not re.search(r"^(local)?rule ", said, re.M)
+    # What trains nothing is not held up by it.
+    done = snakemake(fresh, "--configfile", "c.yaml", "--", str(tmp_path / "results/tiny/data/card.md"))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_model_of_the_hub_is_asked_once_it_is_here(tmp_path: Path) -> None:
+    """From what stage `base` has made by these settings; without a hub in reach nothing else is known of it."""
+    config = load([], settings(tmp_path, "decoder", {"models": {"decoder": {"source": "org/name", "layers": 1}}}))
+    assert [problem.level for problem in preflight.of_models(config)] == ["warning"]
+    folder = Paths.of(config).base("decoder")
+    CHECKPOINTS["decoder"](folder)
+    assert [problem.level for problem in preflight.of_models(config)] == ["warning"]
+    write_json(folder / PROVENANCE, {"settings": stages.settings(config, "base", model="decoder"), "inputs": {}})
+    assert list(preflight.of_models(config)) == []
+    (folder / "tokenizer.json").unlink()
+    [found] = preflight.of_models(config)
+    assert found.level == "error" and found.text.startswith(
+        "models.decoder.source: 'org/name': its tokenizer cannot be loaded"
+    )
+
+
+@pytest.mark.slow
+def test_doctor_fetches_what_is_small(tmp_path: Path) -> None:
+    CHECKPOINTS["decoder without biases"](tmp_path / "hub" / "some-org" / "name")
+    values = settings(
+        tmp_path, "decoder", {"models": {"decoder": {"source": "some-org/name"}}, "methods": {"sgpt": {}}}
+    )
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    command = [sys.executable, "-m", "d2llm.cli", "doctor", "--config", str(tmp_path / "c.yaml")]
+
+    def said(address: str) -> tuple[int, str]:
+        own = environment | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=240)
+        return done.returncode, "\n".join(line for line in done.stdout.splitlines() if " models " in line)
+
+    code, line = said("http://127.0.0.1:9")
+    assert code == 1 and line.startswith(
+        "warning  models       models.decoder: not looked at, as it is not here yet; run"
+    )
+    with hub.serving(tmp_path / "hub") as (address, asked):
+        code, line = said(address)
+        fetched = [path for method, path in asked if method == "GET" and "/resolve/" in path]
+    assert code == 1 and line.startswith("error    models       methods.sgpt: BitFit trains biases only")
+    assert fetched and not any(path.endswith(".safetensors") for path in fetched)
