@@ -236,6 +236,12 @@ def of_config(config: Config) -> Iterator[Finding]:
     yield from files(config)
     texts: list[str] = []
     read = list(rows(config, texts))
+    made: Made | None = None
+    if not any(one.level == "error" for one in read):
+        try:
+            made = own(config)
+        except DataError as error:  # of the sets together
+            read.append(Finding("error", "files", str(error)))
     yield from read
     models = list(checkpoints(config))
     yield from models
@@ -251,7 +257,7 @@ def of_config(config: Config) -> Iterator[Finding]:
         fix = "run doctor again with the hub in reach"
         yield Finding("warning", "sizes", "not estimated, as sizes of models are on the hub", fix)
     elif not any(one.level == "error" for one in [*read, *models]):
-        yield from sizes(config)
+        yield from sizes(config, made)
 
 
 def files(config: Config) -> Iterator[Finding]:
@@ -274,7 +280,7 @@ def files(config: Config) -> Iterator[Finding]:
 def rows(config: Config, sample: list[str] | None = None) -> Iterator[Finding]:
     """What the data stage would refuse in a set of the user's own files: read always, as they may have changed since that stage ran.
 
-    One finding a set at most; sets that lack a file, or have tables of the hub, are not read. What only shows in all sets together is left to `sizes`.
+    One finding a set at most; sets that lack a file, or have tables of the hub, are not read. What only shows in all sets together is left to `own`.
     Some of the texts are added to `sample`.
     """
     if config.data.source != "files":
@@ -385,16 +391,14 @@ def own(config: Config) -> Made | None:
     return made
 
 
-def sizes(config: Config, found: tuple[float, float] | None | Literal["look"] = "look") -> Iterator[Finding]:
-    """Whether the estimated memory of each job, and the disk of all, are there (`d2llm plan`, which is rough)."""
+def sizes(
+    config: Config, made: Made | None = None, found: tuple[float, float] | None | Literal["look"] = "look"
+) -> Iterator[Finding]:
+    """Whether the estimated memory of each job, and the disk of all, are there (`d2llm plan`, which is rough); `made`: by `own`."""
     from d2llm.plan import plan, smaller
 
     try:
-        made = own(config)
         planned = plan(config, "cpu", made=made)
-    except DataError as error:  # of the sets together, which training data is made of
-        yield Finding("error", "files", str(error))
-        return
     except (D2LLMError, OSError) as error:
         yield Finding("error", "sizes", f"cannot be estimated: {error}")
         return

@@ -178,8 +178,8 @@ def write_own_files(folder: Path) -> None:
 
 def test_jobs_that_do_not_fit_are_an_error() -> None:
     config = load([ROOT / "config" / "mini.yaml"])
-    assert levels(doctor.sizes(config, (8e9, 8e9)))["sizes"] == "ok"
-    assert levels(doctor.sizes(config, (1e6, 1e6)))["sizes"] == "error"
+    assert levels(doctor.sizes(config, None, (8e9, 8e9)))["sizes"] == "ok"
+    assert levels(doctor.sizes(config, None, (1e6, 1e6)))["sizes"] == "error"
 
 
 def test_what_needs_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,7 +321,9 @@ class IEM(Scorer):
         None where autograd keeps them, or where their type is another's to choose.
         """
         weight = self.head.weight
-        plain = query.dtype == passage.dtype == weight.dtype and not torch.is_autocast_enabled(weight.device.type)
+        plain = query.dtype == passage.dtype == weight.dtype and (
+            weight.is_meta or not torch.is_autocast_enabled(weight.device.type)
+        )
         if torch.is_grad_enabled() or not plain:
             return None, None
         return query.new_empty(pairs, self.hidden), query.new_empty(pairs, self.hidden)

@@ -16,4 +16,6 @@ def wide(x: Tensor) -> Tensor:
 def as_given(x: Tensor) -> AbstractContextManager:
     """A context in which products on the device of `x` are formed in the type of what goes in, also inside of mixed precision."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    if x.is_meta or not torch.is_autocast_enabled(kind):  # torch knows no autocast of tensors without memory
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
