@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import marshal
 import os
 import subprocess
 import sys
@@ -63,9 +62,10 @@ def test_tokens_are_words_or_characters_without_punctuation():
 
 def test_words_are_those_of_the_installed_dictionary(tmp_path: Path) -> None:
     """jieba takes whatever lies in its place for a cache, from any version and anybody, as its dictionary."""
-    (tmp_path / "jieba.cache").write_bytes(
-        marshal.dumps(({"我爱": 10**9, "我": 0, "北": 0, "北京天安门": 10**9, "北京天安": 0}, 10**9))
-    )
+    words = {"我爱": 10**9, "我": 0, "北": 0, "北京天安门": 10**9, "北京天安": 0}
+    stale = f"import jieba; jieba.dt.gen_pfdict = lambda file: ({words!r}, 10**9); jieba.initialize()"
+    subprocess.run([sys.executable, "-c", stale], env=os.environ | {"TMPDIR": str(tmp_path)}, check=True)
+    assert (tmp_path / "jieba.cache").is_file()
     code = "from d2llm.data.bm25 import tokens; print(*tokens('我爱北京天安门', 'words'))"
     for place in (str(tmp_path), "/proc/none"):
         environment = os.environ | {"TMPDIR": str(tmp_path), "XDG_CACHE_HOME": place}
