@@ -34,6 +34,19 @@ def writable(folder: str | Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)
 
 
+def own(name: str) -> Path:
+    """A folder of that name for a cache of this suite alone: among the user's caches, or a temporary one."""
+    folder = Path(default()) / "d2llm" / name
+    return folder if default() != "no home" and writable(folder) else temporary()
+
+
+def temporary() -> Path:
+    """A folder until this process ends."""
+    place = Path(tempfile.mkdtemp(prefix="d2llm-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return place
+
+
 def settle(place: Path | None = None) -> None:
     """Have caches kept below `place` where their default folder cannot be written; None: in a temporary folder, until this process ends.
 
@@ -43,9 +56,7 @@ def settle(place: Path | None = None) -> None:
     if folder != "no home" and writable(folder):
         return
     left.append(folder)
-    if place is None:
-        place = Path(tempfile.mkdtemp(prefix="d2llm-"))
-        atexit.register(shutil.rmtree, place, ignore_errors=True)
+    place = place or temporary()
     if folder == "no home":
         os.environ["HOME"] = str(place.resolve())  # some library asks for it while it is imported
     os.environ["XDG_CACHE_HOME"] = str(place.resolve())

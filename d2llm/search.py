@@ -158,6 +158,8 @@ class Index:
             raise ConfigError(f"depth: expected a number of at least 1; found {depth!r}")
         q = on_device(self.student, queries)
         ties = np.arange(len(self)) if ties is None else np.asarray(ties)
+        if len(ties) != len(self):
+            raise ValueError(f"ties: expected a number for each of the {len(self)} passages; found {len(ties)}")
         of_rows = on_device(self.student, self._ties_of_rows(ties))
         hits: Hits = []
         with torch.inference_mode():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from math import log
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +57,20 @@ def test_bm25_is_its_formula(kind, query):
 def test_tokens_are_words_or_characters_without_punctuation():
     assert tokens("我爱北京天安门，OK！", "words") == ["我", "爱", "北京", "天安门", "ok"]
     assert tokens("北京 A1。", "characters") == ["北", "京", "a", "1"]
+
+
+def test_words_are_those_of_the_installed_dictionary(tmp_path: Path) -> None:
+    """jieba takes whatever lies in its place for a cache, from any version and anybody, as its dictionary."""
+    words = {"我爱": 10**9, "我": 0, "北": 0, "北京天安门": 10**9, "北京天安": 0}
+    stale = f"import jieba; jieba.dt.gen_pfdict = lambda file: ({words!r}, 10**9); jieba.initialize()"
+    subprocess.run([sys.executable, "-c", stale], env=os.environ | {"TMPDIR": str(tmp_path)}, check=True)
+    assert (tmp_path / "jieba.cache").is_file()
+    code = "from d2llm.data.bm25 import tokens; print(*tokens('我爱北京天安门', 'words'))"
+    for place in (str(tmp_path), "/proc/none"):
+        environment = os.environ | {"TMPDIR": str(tmp_path), "XDG_CACHE_HOME": place}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["我", "爱", "北京", "天安门"]
+    assert (tmp_path / "d2llm").is_dir() and not list(tmp_path.glob("d2llm-*"))
 
 
 def test_bm25_of_documents_without_words_is_zero():

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import numpy as np
+
+from d2llm.home import own
 
 
 def tokens(text: str, kind: Literal["words", "characters"]) -> list[str]:
@@ -14,10 +17,17 @@ def tokens(text: str, kind: Literal["words", "characters"]) -> list[str]:
     text = text.lower()
     if kind == "characters":
         return [character for character in text if character.isalnum()]
+    return [word for word in _jieba().cut(text) if any(character.isalnum() for character in word)]
+
+
+@cache
+def _jieba() -> Any:
+    """The package, with a cache of its dictionary by its version: its own, /tmp/jieba.cache, may be of any version and of anybody."""
     import jieba
 
     jieba.setLogLevel(logging.WARNING)
-    return [word for word in jieba.cut(text) if any(character.isalnum() for character in word)]
+    jieba.dt.tmp_dir = str(own(f"jieba-{jieba.__version__}"))
+    return jieba
 
 
 class Bm25:

@@ -175,15 +175,16 @@ def table(lines: Lines, rows: Iterator[list[str]], names: list[str], keep: Seque
 
 def header(path: Path, row: list[str], separator: str) -> list[str]:
     """The names of the columns; one without a name gets what pandas calls it. Raises DataError for a name that is there twice."""
-    for name in row:
-        if name and row.count(name) > 1:
-            raise DataError(f"{path}: line 1: expected every column once; found two of the name {name!r}")
     for other, said in NAMES.items():
-        if len(row) == 1 and other in row[0]:
+        if len(row) == 1 and other != separator and other in row[0]:
             raise DataError(
                 f"{path}: line 1: expected columns divided by a {NAMES[separator]}; is it a {said}? Found {row[0][:60]!r}"
             )
-    return [name or f"Unnamed: {place}" for place, name in enumerate(row)]
+    names = [name or f"Unnamed: {place}" for place, name in enumerate(row)]
+    again = next((name for name in names if names.count(name) > 1), None)
+    if again is not None:
+        raise DataError(f"{path}: line 1: expected every column once; found two of the name {again!r}")
+    return names
 
 
 def opened(path: Path) -> TextIO:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from d2llm import hub
 from d2llm.artifacts import atomic, remove, write_frame, write_json
-from d2llm.data.files import read_table
+from d2llm.data.files import from_arrow, read_table
 from d2llm.data.settings import SOURCE, TABLE, HubTable, MtebSet
 from d2llm.errors import ConfigError, first_line
 from d2llm.logs import get_logger
@@ -88,7 +88,7 @@ def table(wanted: HubTable, scratch: Path, where: str) -> pd.DataFrame:
             if hub.passing(error):
                 raise
             raise ConfigError(f"{where}: {what}: {first_line(error)}") from error
-        return found.to_pandas()
+        return from_arrow(found.with_format("arrow")[:])
 
     return kept(checked(load, wanted.repo, what, where), wanted, where)
 

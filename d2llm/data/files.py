@@ -20,6 +20,8 @@ from d2llm.errors import DataError, first_line
 from d2llm.text import HALF, is_blank, is_text
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from d2llm.data.settings import Quotes
 
 KINDS = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -101,8 +103,6 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _parquet(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
-    """Its columns as plain objects: what pandas would make of them loses digits of whole numbers beside a missing one, or has missing values of its own."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)
@@ -110,7 +110,14 @@ def _parquet(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
     again = next((name for name in names if names.count(name) > 1), None)
     if again is not None:
         raise DataError(f"{path}: expected every column once; found two of the name {again!r}")
-    held = file.read(None if keep is None else [name for name in names if name in keep])
+    frame = from_arrow(file.read(None if keep is None else [name for name in names if name in keep]))
+    return frame.set_axis(range(1, len(frame) + 1))
+
+
+def from_arrow(held: pa.Table) -> pd.DataFrame:
+    """An Arrow table's columns as plain objects: pandas' own would lose digits of whole numbers beside a missing one, or miss values in ways of their own."""
+    import pyarrow as pa
+
     columns = {}
     for name, column in zip(held.column_names, held.columns, strict=True):
         kind = column.type
@@ -121,7 +128,7 @@ def _parquet(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
             number = float if kind.scale > 0 else int
             values = pd.Series([None if value is None else number(value) for value in values], dtype=object)
         columns[name] = values
-    return pd.DataFrame(columns).set_axis(range(1, held.num_rows + 1))
+    return pd.DataFrame(columns)
 
 
 def texts(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
