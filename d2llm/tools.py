@@ -27,8 +27,13 @@ class Command:
 
 
 def check_config(options: Namespace) -> int:
-    """Print the resolved settings."""
-    sys.stdout.write(dump(load(options.config)))
+    """Print the resolved settings; refuse, where that is asked for, what base models cannot do."""
+    config = load(options.config)
+    if options.models:
+        from d2llm import preflight
+
+        preflight.refuse(preflight.of_models(config, texts=preflight.sample_texts(config)))
+    sys.stdout.write(dump(config))
     return 0
 
 
@@ -130,6 +135,7 @@ COMMANDS: dict[str, Command] = {
         "validate config files and print them resolved",
         "d2llm check-config --config config/mini.yaml mine.yaml",
         check_config,
+        {"--models": {"action": "store_true", "help": "also ask base models at hand for what teacher and methods ask of them, as the workflow does at its start"}},
     ),
     "plan": Command(
         "estimate what a config needs: memory, hours, disk",

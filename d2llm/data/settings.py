@@ -22,6 +22,17 @@ FilePath = Annotated[str, Field(pattern=r"^[^{}\x00-\x1f-][^{}\x00-\x1f]*$")]
 SplitName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
 Mode = Literal["symmetric", "asymmetric"]
 Key = tuple[str, ...]
+# The generated world's evaluation sets: title, type, group, description.
+TASKS = {
+    "nli_indomain": ("NLI-A", "pair_classification", "nli", "premise and hypothesis in the wording of the training pairs"),
+    "nli_shifted": ("NLI-B", "pair_classification", "nli", "premise and hypothesis in sentence patterns no training pair has"),
+    "sts_graded": ("STS-G", "sts", "sts", "sentence pairs scored 0–5 by how much of the event they share"),
+    "question_match": ("QMatch", "sts", "sts", "question pairs, 1 when they ask the same"),
+    "role_swap": ("Swap", "sts", "sts", "pairs with the same words, 0 when the roles changed places"),
+    "ir_question": ("IR-Q", "retrieval", "ir", "questions, two-sentence passages"),
+    "ir_keyword": ("IR-K", "retrieval", "ir", "search words, one-sentence passages, several relevant"),
+    "ir_claim": ("IR-C", "retrieval", "ir", "general statements, two-sentence passages that support them"),
+}  # fmt: skip
 # A hub's table below its download's folder.
 TABLE = "table.parquet"
 # What a download is of, in the same folder.
