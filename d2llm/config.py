@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import yaml
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from d2llm.data.settings import DataSettings
+from d2llm.data.settings import TASKS, DataSettings
 from d2llm.errors import ConfigError
 from d2llm.evaluation.settings import EvaluationSettings, RuntimeSettings
 from d2llm.methods import Tuning
@@ -719,12 +719,7 @@ def check_tasks(config: Config, origin: Callable[[Key], str]) -> None:
         raise ConfigError(f"{origin(('references',))}: references: expected each once; found {show(config.references)}")
     if config.evaluation.tasks == "all":
         return
-    if config.data.source == "files":
-        known = list(config.data.files.tasks)
-    else:
-        from d2llm.data.build import TASKS
-
-        known = list(TASKS)
+    known = list(config.data.files.tasks if config.data.source == "files" else TASKS)
     for name in config.evaluation.tasks:
         if name not in known:
             key: Key = ("evaluation", "tasks")

@@ -1,18 +1,17 @@
 """What stages would refuse hours later, asked of all base models and of the data of a config as soon as they can be seen.
 
-`d2llm doctor` asks, the workflow before its first job (`python -m d2llm.preflight CONFIG`), and stage `data` of what it has made. The conditions
+`d2llm doctor` asks, the workflow before its first job (`d2llm check-config --models`), and stage `data` of what it has made. The conditions
 themselves are stated elsewhere: of models in `checkpoints`, `pretraining` and `demands`, of data in `monitor` and `evaluation.tasks`.
 """
 
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from d2llm.config import CheckpointSettings, load
+from d2llm.config import CheckpointSettings
 from d2llm.demands import Problem, problems, spelling, unlabelled
 from d2llm.errors import ConfigError, D2LLMError
 from d2llm.models import remote
@@ -145,21 +144,3 @@ def refuse(found: Iterator[Problem]) -> None:
     for problem in found:
         if problem.level == "error":
             raise ConfigError(problem.text)
-
-
-def main(files: Sequence[str]) -> int:
-    """Print the first error about the base models of a config; 2 where there is one."""
-    from d2llm.cli import quiet
-
-    try:
-        config = load(files)
-        quiet(config, Paths.of(config), "preflight")
-        refuse(of_models(config, texts=sample_texts(config)))
-    except D2LLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -28,8 +28,13 @@ class Command:
 
 
 def check_config(options: Namespace) -> int:
-    """Print the resolved settings."""
-    resolved = dump(load(options.config))
+    """Print the resolved settings; refuse, where that is asked for, what base models cannot do."""
+    config = load(options.config)
+    if options.models:
+        from d2llm import preflight
+
+        preflight.refuse(preflight.of_models(config, texts=preflight.sample_texts(config)))
+    resolved = dump(config)
     utf_8()
     sys.stdout.write(resolved)
     return 0
@@ -134,6 +139,7 @@ COMMANDS: dict[str, Command] = {
         "validate config files and print them resolved",
         "d2llm check-config --config config/mini.yaml mine.yaml",
         check_config,
+        {"--models": {"action": "store_true", "help": "also ask base models at hand for what teacher and methods ask of them, as the workflow does at its start"}},
     ),
     "plan": Command(
         "estimate what a config needs: memory, hours, disk",

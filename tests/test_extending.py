@@ -53,7 +53,7 @@ def carry_out(folder: Path) -> None:
 def test_the_page_has_what_it_announces() -> None:
     assert set(files()) == {"d2llm/margin_loss.py", "tests/test_margin_loss.py", "my.yaml", "d2llm/reporting/figure_spread.py"}  # fmt: skip
     assert [name for name, _, _ in changes()] == [
-        "baselines/mymethod.py", "baselines/mymethod.py", "d2llm/data/build.py", "d2llm/data/build.py", "d2llm/reporting/catalogue.py",
+        "baselines/mymethod.py", "baselines/mymethod.py", "d2llm/data/settings.py", "d2llm/data/build.py", "d2llm/reporting/catalogue.py",
         "d2llm/reporting/captions.py",
     ]  # fmt: skip
     assert [line[3:] for line in TEXT.splitlines() if line.startswith("## ")] == ["A baseline", "A loss", "A task", "A data set", "A figure", "Before you send it"]  # fmt: skip

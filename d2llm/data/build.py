@@ -15,7 +15,7 @@ import pandas as pd
 from d2llm import demands, preflight
 from d2llm.artifacts import atomic, read_frame, read_json, write_frame, write_json, write_text
 from d2llm.data import card, enough, examples, leaks, surface, world
-from d2llm.data.settings import SOURCE, MtebSet
+from d2llm.data.settings import SOURCE, TASKS, MtebSet
 from d2llm.logs import get_logger
 from d2llm.paths import Paths
 
@@ -32,16 +32,6 @@ STS_POSITIVE = 4.0
 # Right sentences a left one meets in the STS training sets: a match and a near miss of the same sentence are both in the pool.
 PARTNERS = 2
 SHAPES = ("question", "keyword", "claim")
-TASKS = {
-    "nli_indomain": ("NLI-A", "pair_classification", "nli", "premise and hypothesis in the wording of the training pairs"),
-    "nli_shifted": ("NLI-B", "pair_classification", "nli", "premise and hypothesis in sentence patterns no training pair has"),
-    "sts_graded": ("STS-G", "sts", "sts", "sentence pairs scored 0–5 by how much of the event they share"),
-    "question_match": ("QMatch", "sts", "sts", "question pairs, 1 when they ask the same"),
-    "role_swap": ("Swap", "sts", "sts", "pairs with the same words, 0 when the roles changed places"),
-    "ir_question": ("IR-Q", "retrieval", "ir", "questions, two-sentence passages"),
-    "ir_keyword": ("IR-K", "retrieval", "ir", "search words, one-sentence passages, several relevant"),
-    "ir_claim": ("IR-C", "retrieval", "ir", "general statements, two-sentence passages that support them"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,17 @@ Incomplete = Literal["refuse", "drop"]
 # Whether quotation marks around a field of a CSV or TSV file belong to the format or to the text (`d2llm.data.delimited`).
 Quotes = Literal["format", "text"]
 Key = tuple[str, ...]
+# The generated world's evaluation sets: title, type, group, description.
+TASKS = {
+    "nli_indomain": ("NLI-A", "pair_classification", "nli", "premise and hypothesis in the wording of the training pairs"),
+    "nli_shifted": ("NLI-B", "pair_classification", "nli", "premise and hypothesis in sentence patterns no training pair has"),
+    "sts_graded": ("STS-G", "sts", "sts", "sentence pairs scored 0–5 by how much of the event they share"),
+    "question_match": ("QMatch", "sts", "sts", "question pairs, 1 when they ask the same"),
+    "role_swap": ("Swap", "sts", "sts", "pairs with the same words, 0 when the roles changed places"),
+    "ir_question": ("IR-Q", "retrieval", "ir", "questions, two-sentence passages"),
+    "ir_keyword": ("IR-K", "retrieval", "ir", "search words, one-sentence passages, several relevant"),
+    "ir_claim": ("IR-C", "retrieval", "ir", "general statements, two-sentence passages that support them"),
+}  # fmt: skip
 # A hub's table below its download's folder.
 TABLE = "table.parquet"
 # What a download is of, in the same folder.

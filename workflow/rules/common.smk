@@ -142,7 +142,9 @@ def preflight():
     """
     asking = ("base", "teacher", "pretext", "train")
     if any(job.rule.name.startswith(asking) for job in workflow.dag.needrun_jobs()):
-        if subprocess.run([sys.executable, "-m", "d2llm.preflight", str(PATHS.config)]).returncode == 2:
+        command = [sys.executable, "-m", "d2llm.cli", "check-config", "--models", "--config", str(PATHS.config)]
+        quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+        if subprocess.run(command, env=os.environ | quiet, stdout=subprocess.DEVNULL).returncode == 2:
             sys.exit(2)
 
 
