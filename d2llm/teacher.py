@@ -9,10 +9,11 @@ Tuning is in `teacher_tuning.py`, the stage that stores scores in `teacher_score
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -265,17 +266,25 @@ class Teacher:
         config, prompt = self.model.config.get_text_config(), self.prompts["symmetric"]
         if any((getattr(config, name, None) or math.inf) < self.settings.max_length for name in WINDOWS):
             return False
+        if "position_ids" not in inspect.signature(self.model.forward).parameters:
+            return False  # it counts distances in the row itself
         half = min(prompt.room // 2, 32)
         filler = (prompt.middle + prompt.cue + prompt.prefix) * half
         a, candidates = filler[:half], [filler[:half], filler[half : 2 * half]]
+
+        def answer(row: Row, packed: bool) -> Tensor:
+            return self._pass([row], "symmetric", packed=packed)[1][-1].float()
+
         try:
             (shared,) = prompt.rows(a, candidates)
-            together = self._pass([shared], "symmetric", packed=True)[1][1].float()
-            alone = self._pass(prompt.rows(a, candidates[1:]), "symmetric", packed=False)[1][0].float()
+            others = [prompt.yes if segment == 1 else token for token, segment in zip(shared.ids, shared.segments, strict=True)]  # fmt: skip
+            together, beside = answer(shared, True), answer(replace(shared, ids=others), True)
+            alone = answer(prompt.rows(a, candidates[1:])[0], False)
         except Exception:  # noqa: BLE001 - a mask or positions that an architecture does not take are told in many ways
             return False
+        # What is masked adds an exact zero; what a recurrent layer carries over may be as small as the rounding of half precision.
         rounding = 1e-3 if self.model.dtype == torch.float32 else 0.1
-        return bool((together - alone).norm() <= rounding * alone.norm())
+        return torch.equal(together, beside) and bool((together - alone).norm() <= rounding * alone.norm())
 
     @torch.no_grad()
     def instruction(self, mode: str) -> list[tuple[Tensor, Tensor]]:
@@ -392,6 +401,11 @@ class AnswerHead(nn.Module):
         super().__init__()
         self.places, chosen = places, list(choice)
         self.two = head.weight[chosen], None if head.bias is None else head.bias[chosen]
+
+    @property
+    def weight(self) -> Tensor:
+        """The two rows: some architectures ask a head for its type."""
+        return self.two[0]
 
     def forward(self, states: Tensor) -> Tensor:
         self.states, self.answers = states, states[self.places]

@@ -59,7 +59,7 @@ def search_files(folder: Path, queries: dict, corpus: dict, qrels: list[tuple]) 
 
 
 def measured(
-    folder: Path, settings: dict[str, Any], scores: dict[tuple[str, str], float]
+    folder: Path, settings: dict[str, Any], scores: dict[tuple[str, str], float], keep: int = 100
 ) -> tuple[dict[str, float], pd.DataFrame, examples.EvaluationSet]:
     """Metrics of a whole set, its predictions, and the set, by the way from files to mteb that every set takes."""
     from d2llm.artifacts import write_json
@@ -71,7 +71,7 @@ def measured(
     filled = examples.with_familiarity({"test": {"t": made.frames}}, Seen.of((), ()))
     write_json(place / "task.json", build.header("t", task))
     build.write_task(place, "test", filled["test"]["t"])
-    rows, predictions = evaluate(Fixed(scores), [tasks.read(place, "test")], "hand", EvaluationSettings())
+    rows, predictions = evaluate(Fixed(scores), [tasks.read(place, "test")], "hand", EvaluationSettings(keep=keep))
     whole = rows[rows["phenomenon"] == "all"].set_index("metric")
     assert (whole["n"] == len(made.frames.get("queries", made.frames.get("pairs")))).all()
     return whole["value"].to_dict(), predictions, made
@@ -128,6 +128,18 @@ def test_a_passage_with_the_id_of_its_query_can_be_left_out_of_the_ranking(
     assert (predictions["query_id"] == predictions["doc_id"]).any() != ignored
 
 
+def test_of_equal_scores_the_documents_that_are_measured_are_kept(tmp_path: Path) -> None:
+    """MRR from the predictions, of which comparisons and disagreements are made, is the MRR that is stored."""
+    from d2llm.comparison import examples as of_queries
+
+    corpus = {f"d{i:02}": f"text {i}" for i in range(30)}
+    three = search_files(tmp_path, {"q": "ask"}, corpus, [("q", "d27", 1)])
+    values, predictions, _ = measured(tmp_path, {"type": "retrieval", "test": three}, {}, keep=10)
+    assert predictions["doc_id"].tolist() == [f"d{i}" for i in range(29, 19, -1)]
+    assert of_queries(predictions, "retrieval")["value"].tolist() == [pytest.approx(values["mrr_at_10"], abs=1e-5)]
+    assert values["mrr_at_10"] == pytest.approx(1 / 3, abs=1e-5)
+
+
 def test_an_empty_query_or_passage_is_refused_or_left_out_and_counted(tmp_path: Path) -> None:
     three = search_files(
         tmp_path,
@@ -161,6 +173,15 @@ def test_labels_that_mean_neither_yes_nor_no_are_refused_or_left_out_and_counted
     values, predictions, made = measured(tmp_path, settings | {"incomplete": "drop"}, scores)
     assert values["ap"] == 1.0 and predictions["query_id"].tolist() == ["t-test-1", "t-test-3", "t-test-4"]
     assert made.dropped == {"rows labelled '-'": 1}
+
+
+def test_a_set_stands_in_the_table_of_its_metrics() -> None:
+    """In another it had no cell, and counted in the average of that table's comparisons."""
+    for kind, group in (("pair_classification", "sts"), ("sts", "nli"), ("sts", "ir"), ("retrieval", "sts")):
+        with pytest.raises(ValueError, match=f"group (nli|sts|ir) for type {kind}, .*; found {group}"):
+            MtebSet.model_validate({"mteb": "ATEC", "type": kind, "group": group})
+    with pytest.raises(ValueError, match="group nli for type pair_classification"):
+        TaskSet.model_validate({"type": "pair_classification", "group": "sts", "test": "t.csv"})
 
 
 def test_a_label_cannot_mean_both() -> None:
@@ -212,6 +233,28 @@ def test_judgements_that_measure_nothing_are_refused_by_the_users_file(
 
 
 # --------------------------------------------------------------------------------------------------------- sets of mteb
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("CQADupstackRetrieval", "test", "CQADupstackRetrieval is a mean over sets; name each as a set of its own: CQADupstackAndroidRetrieval, "),
+        ("StakeholderGrounding", "test", "StakeholderGrounding is measured in a way of its own"),
+        ("T2Retrieval", "validation", "mteb evaluates T2Retrieval on dev; found 'validation'"),
+        ("MSVDT2VRetrieval", "test", "MSVDT2VRetrieval is of text, video; expected a set of texts alone"),
+    ],
+)  # fmt: skip
+def test_what_mteb_has_that_is_no_set_of_texts_measured_as_its_type_is_refused(
+    name: str, split: str, message: str
+) -> None:
+    import mteb
+
+    from d2llm.data.download import check_own_rules
+
+    with pytest.raises(ConfigError, match=f"key.*: {message}"):
+        check_own_rules(mteb.get_task(name), [split], "key")
+    check_own_rules(mteb.get_task("Touche2020Retrieval.v3"), ["test"], "key")
+    assert MtebSet(mteb="Touche2020Retrieval.v3", type="retrieval", group="ir").name == "mteb--touche2020retrieval.v3"
+
+
 def test_a_subset_of_mtebs_is_named_where_there_are_several() -> None:
     from types import SimpleNamespace
 

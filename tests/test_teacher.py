@@ -364,6 +364,7 @@ ARCHITECTURES: dict[
     "mistral": (False, {"sliding_window": 24}),  # shorter than a prompt
     "mpt": (False, {}),  # counts distances in the row itself
     "bloom": (False, {}),  # takes no mask of rows and columns
+    "mamba": (False, {}),  # recurrent, and asks its head for its type
 }
 
 
@@ -385,6 +386,41 @@ def test_of_every_architecture_scores_are_those_of_the_model_itself(kind: str, t
         np.testing.assert_allclose(logits, [one for one, _ in wanted], atol=1e-5)
         np.testing.assert_allclose(features, [state for _, state in wanted], atol=1e-5)
     assert other.packs is packs and other.model.get_output_embeddings() is head
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("mpt", {}),
+        (
+            "qwen3_next",
+            {
+                "layer_types": ["linear_attention", "full_attention"],
+                "head_dim": 8,
+                "num_experts": 2,
+                "num_experts_per_tok": 1,
+            },
+        ),
+    ],
+)
+def test_half_precision_does_not_hide_that_candidates_touch(
+    kind: str, more: dict[str, object], teacher: Teacher
+) -> None:
+    """Distances counted in the row, or a state carried on, are less than a tenth of an answer's state, and change scores by the size of their spread."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    width = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+    shape = AutoConfig.for_model(
+        kind, vocab_size=len(teacher.tokenizer), intermediate_size=48, initializer_range=0.2, **(width | more)
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(shape).eval().bfloat16()
+    group = (LETTERS, [LETTERS[i:] + LETTERS[: 9 - i] for i in range(8)])
+    shared, alone = (
+        Teacher(model, teacher.tokenizer, small_settings(pack_size=size)).score([group, group], "symmetric")[0]
+        for size in (8, 1)
+    )
+    np.testing.assert_array_equal(shared, alone)
 
 
 def test_candidates_do_not_see_each_other(teacher: Teacher) -> None:

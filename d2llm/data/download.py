@@ -6,7 +6,7 @@ that class's renaming of columns, and written in the columns of one's own files 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -133,8 +133,9 @@ def mteb_set(wanted: MtebSet, scratch: Path, where: str) -> tuple[dict[str, pd.D
     if kind != wanted.type:
         raise ConfigError(f"{where}.type: mteb has {wanted.mteb} as {task.metadata.type}; found {wanted.type!r}")
     check_subset(task, wanted.subset, f"{where}.subset")
-    about = task.metadata.dataset
     splits = [split for split in (wanted.dev, wanted.test) if split is not None]
+    check_own_rules(task, splits, where)
+    about = task.metadata.dataset
 
     def load() -> Any:
         subsets = None if wanted.subset is None else [wanted.subset]
@@ -168,6 +169,31 @@ def check_subset(task: Any, subset: str | None, where: str) -> None:
     if subset is None and known or subset is not None and subset not in known:
         has = f"one of {', '.join(known)}" if known else "null, as this task has one subset only"
         raise ConfigError(f"{where}: expected {has}; found {'null' if subset is None else repr(subset)}")
+
+
+def check_own_rules(task: Any, splits: Sequence[str], where: str) -> None:
+    """Raise ConfigError for a task that is no single set of texts measured as its type is, and for a retrieval split that its class does not evaluate."""
+    from mteb.abstasks import AbsTaskPairClassification, AbsTaskRetrieval, AbsTaskSTS
+    from mteb.abstasks.aggregated_task import AbsTaskAggregate
+
+    name = task.metadata.name
+    if isinstance(task, AbsTaskAggregate):
+        parts = ", ".join(part.metadata.name for part in task.metadata.tasks)
+        raise ConfigError(f"{where}.mteb: {name} is a mean over sets; name each as a set of its own: {parts}")
+    if list(task.metadata.modalities) != ["text"]:
+        raise ConfigError(
+            f"{where}.mteb: {name} is of {', '.join(task.metadata.modalities)}; expected a set of texts alone"
+        )
+    measures = (base._evaluate_subset for base in (AbsTaskPairClassification, AbsTaskRetrieval, AbsTaskSTS))
+    if type(task)._evaluate_subset not in measures:
+        raise ConfigError(f"{where}.mteb: {name} is measured in a way of its own, which the suite does not store")
+    # mteb's loader gives the only split of a retrieval set under any name.
+    other = [split for split in splits if split not in task.metadata.eval_splits]
+    if other and task.metadata.type == "Retrieval":
+        known = ", ".join(task.metadata.eval_splits)
+        raise ConfigError(
+            f"{where}: mteb evaluates {name} on {known}; found {other[0]!r} (its tables can be named one by one)"
+        )
 
 
 def split_of(task: Any, subset: str | None, split: str, where: str) -> Any:
@@ -213,7 +239,10 @@ def retrieval(data: Any, where: str) -> dict[str, pd.DataFrame]:
         raise ConfigError(f"{where}: this set of mteb's has {beside[0]}, which the suite does not evaluate")
     titles = corpus["title"].fillna("") if "title" in corpus else ""
     corpus["text"] = (titles + " " + corpus["text"]).str.strip()
-    rows = [(query, doc, relevance) for query, docs in data["relevant_docs"].items() for doc, relevance in docs.items()]
+    # Sorted: mteb's loader has them in another order every time.
+    rows = sorted(
+        (query, doc, relevance) for query, docs in data["relevant_docs"].items() for doc, relevance in docs.items()
+    )
     odd = next((relevance for _, _, relevance in rows if relevance != int(relevance)), None)
     if odd is not None:
         raise ConfigError(f"{where}: this set of mteb's has a relevance of {odd}, of which mteb computes no metric")

@@ -37,6 +37,8 @@ TASKS = {
     "ir_keyword": ("IR-K", "retrieval", "ir", "search words, one-sentence passages, several relevant"),
     "ir_claim": ("IR-C", "retrieval", "ir", "general statements, two-sentence passages that support them"),
 }  # fmt: skip
+# The table a type of evaluation set stands in: each has the metrics of one type.
+GROUP = {"pair_classification": "nli", "sts": "sts", "retrieval": "ir"}
 # A hub's table below its download's folder.
 TABLE = "table.parquet"
 # What a download is of, in the same folder.
@@ -263,6 +265,12 @@ Split = Annotated[
 ]
 
 
+def fits(kind: str, group: str) -> None:
+    """Raise ValueError for a set in a table of other metrics: it would be missing there, and yet count in the group's average."""
+    if GROUP[kind] != group:
+        raise ValueError(f"group {GROUP[kind]} for type {kind}, as its table has that type's metrics; found {group}")
+
+
 class TaskSet(Section):
     """Files one evaluation set is made of."""
 
@@ -310,6 +318,7 @@ class TaskSet(Section):
 
     @model_validator(mode="after")
     def _splits(self) -> TaskSet:
+        fits(self.type, self.group)
         meanings(self.yes, self.no)
         given = [split for split in (self.dev, self.test) if split is not None]
         if not given:
@@ -337,7 +346,7 @@ class MtebSet(Section):
     """An evaluation set that mteb knows: fetched by its own task class at its pinned revision, by a rule of its own."""
 
     # mteb's name of the task.
-    mteb: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    mteb: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")]
     # mteb's name of the subset, of a task that has several (languages); null: the only one.
     subset: Text | None = None
     # What is measured; as mteb's task.
@@ -363,6 +372,7 @@ class MtebSet(Section):
 
     @model_validator(mode="after")
     def _splits(self) -> MtebSet:
+        fits(self.type, self.group)
         if self.dev is None and self.test is None:
             raise ValueError("a split of mteb's for dev, for test, or for both")
         if self.dev == self.test:

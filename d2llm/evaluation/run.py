@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,9 +162,9 @@ def _rows(
         breakdown = metrics.retrieval_breakdown(metrics.per_query(results, qrels), phenomena)
         predictions = pd.DataFrame(
             [
-                (query, doc, query, score, float(qrels[query].get(doc, 0)), relevant[query], phenomena[query])
+                (query, doc, query, docs[doc], float(qrels[query].get(doc, 0)), relevant[query], phenomena[query])
                 for query, docs in results.items()
-                for doc, score in islice(docs.items(), keep)
+                for doc in metrics.ranking(docs)[:keep]
             ],
             columns=["query_id", "doc_id", "cluster", "score", "label", "relevant", "phenomenon"],
         )
