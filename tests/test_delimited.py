@@ -174,7 +174,7 @@ def test_a_long_field_and_a_cut_archive(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- where quotes is given
 def test_quotes_of_a_file_in_a_config_and_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text('query\tpassage\n"a\tb\nc\td"\n', encoding="utf-8")
-    shared = {"data": {"source": "files", "files": {"folder": str(tmp_path), "tasks": {"t": {"type": "sts", "group": "sts", "test": "t.tsv"}}}}, "methods": {"bge": {}}, "training": {"dev_every": 0}}  # fmt: skip
+    shared = {"data": {"source": "files", "files": {"folder": str(tmp_path), "tasks": {"t": {"type": "sts", "group": "sts", "test": "t.tsv"}}}}, "methods": {"bge": {}}, "training": {"dev_every": 0}, "models": {name: {"source": f"org/{name}"} for name in ("teacher", "decoder", "encoder")}}  # fmt: skip
 
     def judged(file: object) -> list:
         shared["data"]["files"]["train"] = {"t": {"file": file}}
@@ -221,10 +221,10 @@ def test_nullable_columns_of_parquet_are_plain_values(tmp_path: Path) -> None:
         "text": ["a", "b", None], "score": [0.5, None, 1.0],
     }  # fmt: skip
     assert {type(value) for name in found for value in found[name]} == {int, bool, str, float, type(None)}
-    for column, yes in (("label", [1]), ("flag", [True]), ("word", ["yes"])):
+    for column, yes, no in (("label", [1], [0]), ("flag", [True], [False]), ("word", ["yes"], ["no"])):
         with pytest.raises(DataError, match=rf"line 3, column '{column}': expected a label; found None"):
-            files.labels(path, found, column, yes)
-        assert files.labels(path, found.head(2), column, yes).tolist() == [True, False]
+            files.labels(path, found, column, yes, no)
+        assert files.labels(path, found.head(2), column, yes, no).tolist() == [True, False]
     with pytest.raises(DataError, match="line 2, column 'id': expected an id; found None"):
         files.ids(path, found, "id")
     assert files.ids(path, found.drop(index=2), "id").tolist() == [str(big), "3"]

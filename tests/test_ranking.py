@@ -137,9 +137,9 @@ def test_what_is_kept_for_mteb_is_what_trec_eval_ranks_first() -> None:
             rows = np.array(plain(levels, ties, depth))
             return [(rows, levels[rows]) for _ in queries]
 
-    model, about = SearchModel("toy", Levels(), keep=20), TaskMetadata.model_construct(type="Retrieval", name="t")
+    model, about = SearchModel("toy", Levels()), TaskMetadata.model_construct(type="Retrieval", name="t")
     model.index(Dataset.from_dict({"id": ids, "text": ids}), task_metadata=about)
-    kept = model.search({"id": ["q"], "text": ["q"]}, task_metadata=about, top_k=1000)
+    kept = model.search({"id": ["q"], "text": ["q"]}, task_metadata=about, top_k=20)
     everything = {"q": {doc: float(level) for doc, level in zip(ids, levels, strict=True)}}
     # The reciprocal rank of each document, were it the only relevant one, is its place.
     places = {}
