@@ -37,11 +37,12 @@ def body(family: str, **changes: object) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("family", "kind"), [("Qwen2", "decoder"), ("Llama", "decoder"), ("GPT2", "decoder"), ("Bert", "encoder")]
+    ("family", "kind"),
+    [("Qwen2", "decoder"), ("Llama", "decoder"), ("GPT2", "decoder"), ("Bert", "encoder"), ("Roberta", "encoder")],
 )
 @pytest.mark.parametrize("padding", ["right", "left"])
 def test_states_and_gradients_are_those_of_texts_alone(family: str, kind: str, padding: str) -> None:
-    model = body(family)
+    model = body(family)  # RoBERTa's positions begin behind the padding index
     backbone = Backbone(model, tiny.tokenizer(), kind)
     assert backbone.packs and model.config._attn_implementation == NAME
     states, mask = backbone.states(ROWS, padding)
@@ -61,6 +62,34 @@ def test_states_and_gradients_are_those_of_texts_alone(family: str, kind: str, p
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("family", ["GPT2", "Phi3", "Llama"])
+def test_a_text_of_one_token_alone(family: str) -> None:
+    """A fused projection's query, key and value of a single token are parts of one memory."""
+    model = body(family, pad_token_id=0)
+    backbone = Backbone(model, tiny.tokenizer(), "decoder")
+    assert backbone.packs
+    found = []
+    for states in (lambda: backbone.states([(7,)])[0], lambda: model(input_ids=torch.tensor([[7]])).last_hidden_state):
+        model.zero_grad()
+        made = states()
+        made.square().sum().backward()
+        found.append([made, *(p.grad for p in model.parameters() if p.grad is not None)])
+        model.set_attn_implementation("eager")
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_an_architecture_that_reads_the_mask_in_its_own_way_is_padded() -> None:
+    """Nemotron says that its attention may be replaced, and goes on with its own."""
+    model = body("Nemotron", num_key_value_heads=4)
+    backbone = Backbone(model, tiny.tokenizer(), "decoder")
+    states, _ = backbone.states(ROWS)
+    for row, state in zip(ROWS, states, strict=True):
+        alone = model(input_ids=torch.tensor([row])).last_hidden_state[0]
+        torch.testing.assert_close(state[: len(row)], alone, rtol=1e-4, atol=1e-4)
+    assert not backbone.packs and backbone.model.training is False
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -17,7 +17,7 @@ from d2llm.models.added_rows import added_rows, train_rows
 from d2llm.models.last_layer import only_at
 from d2llm.models.lora import adapters, add_lora, merged_state
 from d2llm.models.packing import layout, packs, padding_mask
-from d2llm.models.positions import position_table
+from d2llm.models.positions import first_position, position_table
 from d2llm.models.tokens import framing, pad_id, rows_of, token_ids, unknown_to_the_model
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ class Backbone(nn.Module):
         self.longest: int = position_table(model) or int(stated or 1 << 30)
         self._cache: dict[str, tuple[int, ...]] = {}
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._first_position = first_position(model)
         self.packs = packs(model)
+        self.packs = self.packs and self._packs_rightly()
 
     # -------------------------------------------------------------------------------------------------- load and save
     @classmethod
@@ -213,7 +215,7 @@ class Backbone(nn.Module):
         with nullcontext() if places is None else only_at(self.model, places):
             if ids is not None:
                 return self(ids, mask), mask
-            groups, positions = layout(lengths)
+            groups, positions = layout(lengths, self._first_position)
             found = self.model(
                 input_ids=torch.tensor([token for row in rows for token in row])[None],
                 position_ids=positions,
@@ -225,6 +227,24 @@ class Backbone(nn.Module):
         # Copied to their places: the gradient of that is a plain selection.
         states = found.new_zeros(mask.numel(), found.shape[1])
         return states.index_copy(0, real, found).view(*mask.shape, -1), mask
+
+    @torch.no_grad()
+    def _packs_rightly(self) -> bool:
+        """Whether texts laid end to end have the states they have alone. Tried, as an architecture may take positions or masks in its own way."""
+        other = {self.pad_id, self.model.config.pad_token_id}
+        tokens = [token for token in range(min(self.rows, 16)) if token not in other]
+        rows, training = [tuple(tokens[:1]), tuple(tokens[1:3]), tuple(tokens[2:6])], self.model.training
+        self.model.eval()
+        try:
+            together, mask = self.states(rows)
+            alone = [self(*self.pad([row]))[0] for row in rows]
+        except Exception:  # noqa: BLE001 - masks and positions that an architecture does not take are told in many ways
+            return False
+        finally:
+            self.model.train(training)
+        rounding = 1e-3 if self.model.dtype == torch.float32 else 0.1
+        pairs = zip(together, mask.bool().to(together.device), alone, strict=True)
+        return all(bool((states[real] - own).norm() <= rounding * own.norm()) for states, real, own in pairs)
 
     def hidden(self, input_ids: Tensor, visible: Tensor, position_ids: Tensor) -> Tensor:
         """Last hidden states (n, t, d) under a free attention pattern: visible (n, t, t) bool, row sees column."""

@@ -102,7 +102,7 @@ class _PackedAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, joined, *sums = ctx.saved_tensors
-        sides = (gradient.contiguous(), query, key, value, joined)
+        sides = (_from_start(gradient.contiguous()), query, key, value, joined)
         found = [torch.empty_like(query) for _ in range(3)]
         for view, logsumexp in zip(ctx.views, sums, strict=True):
             out, q, k, v, given = (x.as_strided(*view) for x in sides)
@@ -120,8 +120,13 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 def _by_token(x: Tensor) -> Tensor:
-    """(1, heads, T, d) → (1, T, heads, d), its numbers in that order; mostly they are already."""
-    return x.transpose(1, 2).contiguous()
+    """(1, heads, T, d) → (1, T, heads, d), its numbers in that order from the start of its memory; mostly they are already."""
+    return _from_start(x.transpose(1, 2).contiguous())
+
+
+def _from_start(x: Tensor) -> Tensor:
+    """A part of a larger tensor, as a fused projection gives for a single token, as one of its own: `as_strided` counts from the start of the memory."""
+    return x.clone() if x.storage_offset() else x
 
 
 @lru_cache(maxsize=4)
@@ -151,12 +156,12 @@ def packs(model: PreTrainedModel) -> bool:
     return True
 
 
-def layout(lengths: Sequence[int]) -> tuple[Groups, Tensor]:
-    """Of texts in order: the groups `packed_attention` takes, and positions (1, T), each text's from 0."""
+def layout(lengths: Sequence[int], first_position: int = 0) -> tuple[Groups, Tensor]:
+    """Of texts in order: the groups `packed_attention` takes, and positions (1, T), each text's from the first one."""
     groups = tuple((len(list(members)), length) for length, members in groupby(lengths))
     sizes = np.asarray(lengths)
     first = sizes.cumsum() - sizes
-    return groups, torch.from_numpy(np.arange(sizes.sum()) - first.repeat(sizes))[None]
+    return groups, torch.from_numpy(first_position + np.arange(sizes.sum()) - first.repeat(sizes))[None]
 
 
 def padding_mask(lengths: Sequence[int], side: Literal["right", "left"]) -> Tensor:

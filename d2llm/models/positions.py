@@ -1,4 +1,4 @@
-"""How long a text a model can read, where it has learned an embedding of every position."""
+"""Positions of models that have learned an embedding of each: how many there are, and which a text begins with."""
 
 from __future__ import annotations
 
@@ -16,3 +16,11 @@ def position_table(model: nn.Module) -> int | None:
             unused = getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1
             return table.num_embeddings - unused
     return None
+
+
+def first_position(model: nn.Module) -> int:
+    """The position of a text's first token, as the model takes positions: RoBERTa's kin count from behind the padding index."""
+    for name, table in model.named_modules():
+        if name.rpartition(".")[2] == "position_embeddings" and isinstance(table, nn.Embedding):
+            return 0 if table.padding_idx is None else table.padding_idx + 1
+    return 0
