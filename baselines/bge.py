@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from baselines.retromae import Autoencoding, autoencode, check_tokens
+from baselines.retromae import Autoencoding, autoencode, check_encoder
 from d2llm.contrast import ContrastiveMethod
 from d2llm.methods import Count, MaxLengths, Positive, PretextContext, Recipe, Schedule, Stage, Tuning, Warmup, Weight
 
@@ -86,8 +86,8 @@ class BGE(ContrastiveMethod[BGERecipe]):
         return Student(backbone, ("cls", {}), ("cosine", {}), formats, normalize=True, method=self.name)
 
     def check(self, student: Student, recipe: BGERecipe, ordered: bool) -> None:
-        """The special tokens of its first stage, the pairs of its second."""
-        check_tokens(student.backbone, recipe.pretraining, f"{self.name}, pre-training")
+        """The encoder of its first stage, the pairs of its second."""
+        check_encoder(student.backbone, recipe.pretraining, f"{self.name}, pre-training")
         check_order(recipe.unsupervised, ordered, f"{self.name}, unsupervised pairs")
 
     def pretext(self, student: Student, texts: list[str], recipe: BGERecipe, context: PretextContext) -> None:

@@ -78,20 +78,41 @@ class RetroMAE(ContrastiveMethod[RetroMAERecipe]):
         return Student(backbone, ("cls", {}), ("dot", {}), formats, method=self.name)
 
     def check(self, student: Student, recipe: RetroMAERecipe, ordered: bool) -> None:
-        """The special tokens of its pre-training."""
-        check_tokens(student.backbone, recipe.pretraining, f"{self.name}, pre-training")
+        """The special tokens and the encoder of its pre-training."""
+        check_encoder(student.backbone, recipe.pretraining, f"{self.name}, pre-training")
 
     def pretext(self, student: Student, texts: list[str], recipe: RetroMAERecipe, context: PretextContext) -> None:
         """RetroMAE pre-training of the encoder."""
         autoencode(student, texts, recipe.pretraining, context, f"{self.name}, pre-training")
 
 
-def check_tokens(backbone: Backbone, stage: Autoencoding, name: str) -> None:
-    """Refuse a tokenizer without the special tokens of masked auto-encoding."""
-    from d2llm.errors import TrainingError
+def check_encoder(backbone: Backbone, stage: Autoencoding, name: str) -> None:
+    """Refuse a tokenizer without the special tokens of masked auto-encoding, and an encoder that is not built as BERT is: one head, embeddings that can be given."""
+    import torch
+    from transformers import AutoModelForMaskedLM
 
-    if stage.trains and not all(backbone.token(kind) for kind in ("cls", "sep", "mask")):
+    from d2llm.demands import without_weights
+    from d2llm.errors import TrainingError, first_line
+    from d2llm.models import remote
+    from d2llm.models.backbone import head_of
+    from d2llm.models.enhanced_decoder import EnhancedDecoder
+
+    if not stage.trains:
+        return
+    if not all(backbone.token(kind) for kind in ("cls", "sep", "mask")):
         raise TrainingError(f"{name}: the tokenizer of {backbone.source} lacks [CLS], [SEP] or [MASK]")
+    config = backbone.model.config
+    try:
+        with without_weights():
+            EnhancedDecoder(config)
+            full = AutoModelForMaskedLM.from_config(config, trust_remote_code=remote.allowed())
+            head_of(full)
+            full.base_model.embeddings(inputs_embeds=torch.empty(1, 2, config.hidden_size))
+    except Exception as error:
+        raise TrainingError(
+            f"{name}: {type(backbone.model).__name__} of {backbone.source} is not built as BERT is ({first_line(error)}); "
+            "choose another encoder, or set pretraining.steps to 0"
+        ) from error
 
 
 def autoencode(student: Student, texts: list[str], stage: Autoencoding, context: PretextContext, name: str) -> None:
@@ -111,7 +132,7 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
     steps = stage.updates(len(rows))
     if steps == 0:
         return
-    check_tokens(backbone, stage, name)
+    check_encoder(backbone, stage, name)
     mask_id = backbone.token("mask")
     if not rows:
         raise TrainingError(f"{name}: there are no texts to pre-train on")

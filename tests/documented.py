@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import yaml
 from test_docs import checked, commands
 from test_extending import carry_out
@@ -77,9 +78,12 @@ def prepare(clone: Path, run: Path) -> None:
         shutil.copytree(source, clone / name, dirs_exist_ok=True) if source.is_dir() else shutil.copy(source, clone / name)  # fmt: skip
     (clone / "tests").mkdir(exist_ok=True)
     write_files(clone)
-    # More queries than a test of reading needs: the teacher's development groups are a twentieth of them.
-    rows = ({"sentence1": f"{i} men walk", "sentence2": f"{i} {who} walk", "label": said} for i in range(400) for who, said in (("people", "yes"), ("dogs", "no")))  # fmt: skip
-    (clone / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    # In the language of the run's models. More queries than a test of reading needs: the teacher's development groups are a twentieth of them.
+    texts = pd.read_parquet(run / "data/pretraining.parquet")
+    rows = [(row.text, said, label) for row in texts.itertuples() for said, label in ((row.paraphrase, "yes"), (row.distractor, "no"))]  # fmt: skip
+    for split, part in (("train", rows[80:]), ("dev", rows[:40]), ("test", rows[40:80])):
+        lines = (json.dumps(dict(zip(("sentence1", "sentence2", "label"), row, strict=True))) + "\n" for row in part)
+        (clone / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
     for name, base in (("model", "decoder"), ("encoder", "encoder")):
         shutil.copytree(run / "models" / base, clone / name)
     (clone / "mine.yaml").write_text(yaml.safe_dump({"training": {"steps": 24}}), encoding="utf-8")

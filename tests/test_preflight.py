@@ -125,6 +125,13 @@ def gpt2() -> Any:
     return GPT2LMHeadModel(GPT2Config(vocab_size=len(build_tokenizer(words())), n_embd=32, n_layer=1, n_head=4, n_positions=48))  # fmt: skip
 
 
+def electra() -> Any:
+    from transformers import ElectraConfig, ElectraForMaskedLM
+
+    sizes = {"hidden_size": 32, "embedding_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}  # fmt: skip
+    return ElectraForMaskedLM(ElectraConfig(vocab_size=len(build_tokenizer(words())), **sizes))
+
+
 def without_tokenizer(folder: Path, network: Any) -> None:
     save(folder, network)
     for file in folder.glob("tokenizer*"):
@@ -141,6 +148,7 @@ CHECKPOINTS: dict[str, Callable[[Path], None]] = {
     "encoder without [MASK]": lambda folder: save(folder, made(True), mask_token=None),
     "decoder without ends": lambda folder: save(folder, made(False), eos_token=None),
     "decoder of 48 positions": lambda folder: save(folder, gpt2()),
+    "other encoder": lambda folder: save(folder, electra()),
     "encoder of another language": lambda folder: tiny.backbone("encoder", folder, ["the"]) and None,
 }
 
@@ -178,6 +186,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "room of a pretext": ("decoder", "decoder", {"methods": {"llara": {"prompts": {"prefix": "so?", "summary": "so?", "prediction": "so?"}, "adaptation": {"max_length": 20}}}}, "methods.llara: llara, adaptation: adaptation.max_length 20 leaves no room"),
     "phrase": ("encoder", "encoder", {"methods": {"bge": {"instruction": "为了："}}}, "methods.bge: the tokenizer of models.encoder cannot spell '为了：'"),
     "mask of a pretext": ("encoder", "encoder without [MASK]", {}, "methods.retromae: retromae, pre-training: the tokenizer of models.encoder lacks"),
+    "encoder of a pretext": ("encoder", "other encoder", {}, "methods.retromae: retromae, pre-training: ElectraModel of models.encoder is not built as BERT is"),
     "mask": ("encoder", "encoder without [MASK]", {"methods": {"retromae": {"pretraining": {"steps": 0}}, "colbert": {}}}, r"methods.colbert: .* has no \[MASK\]"),
     "sink": ("decoder", "decoder without ends", d2llm(sink="bos"), "methods.d2llm: methods.d2llm.sink: bos, but the tokenizer has neither"),
     "language": ("encoder", "encoder of another language", {}, r"models.encoder: its tokenizer knows \d+% of the letters and digits of the texts; choose"),
