@@ -183,7 +183,7 @@ def test_what_the_hub_does_not_have_is_named(sets: Path, tmp_path: Path) -> None
             key % "dureader: {file: {keep: [quest]}}",
             "zyznull--dureader-retrieval-ranking--train.jsonl.gz--70ae446852c1",
         ),
-        ("{data: {files: {tasks: {ocnli: {type: sts}}}}}", "mteb--ocnli"),
+        ("{data: {files: {tasks: {ocnli: {type: sts, group: sts}}}}}", "mteb--ocnli"),
         ("{data: {files: {tasks: {ocnli: {test: train}}}}}", "mteb--ocnli"),
     ]
     with hub.serving(sets) as (address, _):

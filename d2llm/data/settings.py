@@ -268,7 +268,7 @@ Split = Annotated[
 def fits(kind: str, group: str) -> None:
     """Raise ValueError for a set in a table of other metrics: it would be missing there, and yet count in the group's average."""
     if GROUP[kind] != group:
-        raise ValueError(f"group {GROUP[kind]} for type {kind}, as its table has that type's metrics; found {group}")
+        raise ValueError(f"group {GROUP[kind]}, not {group}, for type {kind}, whose metrics its table has")
 
 
 class TaskSet(Section):
