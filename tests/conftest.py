@@ -18,11 +18,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 @pytest.fixture(scope="session", autouse=True)
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Tests stand in an empty folder, so that none reads what a run has left in the clone: paths of results begin where one stands."""
-    before, folder = Path.cwd(), tmp_path_factory.mktemp("elsewhere")
-    os.chdir(folder)
-    yield folder
-    os.chdir(before)
+    """Tests stand in an empty folder, so that none reads what a run has left in the clone: paths of results begin where one stands.
+
+    Processes they start import this clone's code all the same.
+    """
+    root, folder = Path(__file__).resolve().parent.parent, tmp_path_factory.mktemp("elsewhere")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(root), prepend=os.pathsep)
+        patch.chdir(folder)
+        yield folder
 
 
 @pytest.fixture(autouse=True)
