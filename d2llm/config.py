@@ -795,9 +795,12 @@ def typed(value: Any) -> Any:
         return [typed(inner) for inner in value]
     if isinstance(value, str):
         try:
-            return yaml.load(value, Loader=loader())
+            parsed = yaml.load(value, Loader=loader())
         except (yaml.YAMLError, RecursionError):
             return value
+        # A text stays as it is: of a prompt YAML would take what follows a # for a comment, and fold the lines.
+        text = isinstance(parsed, str) and value.lstrip()[:1] not in ("'", '"') or parsed is None and "#" in value
+        return value if text else parsed
     return value
 
 

@@ -38,7 +38,7 @@ class PlainScorer:
         return (left @ MATRIX * right).sum(1)
 
     def search(
-        self, queries: Sequence[str], passages: Sequence[str], depth: int
+        self, queries: Sequence[str], passages: Sequence[str], depth: int, ties: object = None
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         scores = embed(queries) @ MATRIX @ embed(passages).T
         order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]

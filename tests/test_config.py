@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from d2llm.config import Config, Run, dump, load, read
+from d2llm.config import Config, Run, dump, load, read, typed
 from d2llm.errors import ConfigError
 
 MINI = Path(__file__).parent.parent / "config" / "mini.yaml"
@@ -178,3 +178,9 @@ def test_check_config_prints_the_resolved_config(tmp_path: Path) -> None:
     done = subprocess.run([*command, str(mine)], cwd=MINI.parent.parent, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: {mine}: seedz: unknown key (found [1]); nearest valid key: seeds\n"
+
+
+def test_a_text_of_the_command_line_stays_as_it_is() -> None:
+    template = "读#P和#H。\n#P：{a}\n#H：{b}\n回答："  # YAML alone would read "回答：" of it
+    found = typed({"t": template, "n": "7", "q": '"7"', "s": "{steps: 7, name: a}", "e": "", "h": "#1"})
+    assert found == {"t": template, "n": 7, "q": "7", "s": {"steps": 7, "name": "a"}, "e": None, "h": "#1"}
