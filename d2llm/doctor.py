@@ -367,7 +367,7 @@ def asked(config: Config, reachable: bool, texts: Sequence[str]) -> Iterator[Fin
 
     found = list(preflight.of_models(config, reachable, texts or preflight.sample_texts(config)))
     for level, text in found:
-        fix = "run doctor again with the hub in reach" if level == "warning" and not reachable else ""
+        fix = "run doctor again with the hub in reach" if text.endswith(preflight.AWAY) else ""
         yield Finding("error" if level == "error" else "warning", "models", text, fix)
     if not found:
         yield Finding("ok", "models", f"{', '.join(config.bases())} can do what is asked of them")
@@ -386,7 +386,7 @@ def own(config: Config) -> Made | None:
         try:
             build.write_tasks(Path(folder), made)
             preflight.check_data(config, Path(folder))
-        except DataError as error:
+        except D2LLMError as error:
             raise DataError(str(error).replace(folder, str(Paths.of(config).tasks))) from None
     return made
 

@@ -130,12 +130,14 @@ def sizes(settings: BaseSettings | CheckpointSettings, where: str) -> Sizes:
     else:
         folder, file = checkpoints.located(settings, where)
         config = AutoConfig.from_pretrained(folder, **options, **({"gguf_file": file} if file else {}))
+    layers = settings.layers or config.num_hidden_layers
+    checkpoints.check_layers(layers, config.num_hidden_layers, f"{where.removesuffix('.source')}.layers")
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     decoder = config.model_type not in ("bert", "roberta", "xlm-roberta", "electra")
     return Sizes(
         hidden=config.hidden_size,
-        layers=min(settings.layers or config.num_hidden_layers, config.num_hidden_layers),
+        layers=layers,
         heads=heads,
         kv_width=(getattr(config, "num_key_value_heads", None) or heads) * width,
         intermediate=next(

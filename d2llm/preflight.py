@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from d2llm.config import Config
 
 
+# Of a model that only stage `base` brings.
+AWAY = "not looked at, as it is not here yet"
+
+
 class Outline(NamedTuple):
     """A base model without its weights."""
 
@@ -68,7 +72,7 @@ def outlines(config: Config, fetch: bool = False) -> Iterator[tuple[str, Outline
         except D2LLMError as error:
             yield name, Problem("error", str(error))
         else:
-            yield name, known[name] or Problem("warning", f"models.{name}: not looked at, as it is not here yet")
+            yield name, known[name] or Problem("warning", f"models.{name}: {AWAY}")
 
 
 # Checkpoints by folder and file: a large vocabulary takes seconds to read.

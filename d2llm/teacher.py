@@ -76,15 +76,9 @@ class PromptIds:
         self.middle = encode(prompt.passage)
         self.cue = encode(prompt.cue)
         self.yes, self.no = answer_ids(tokenizer, prompt)
-        for text, ids in (
-            (prompt.instruction + prompt.query, self.prefix),
-            (prompt.passage, self.middle),
-            (prompt.cue, self.cue),
-        ):
-            if text.strip() and (not ids or tokenizer.unk_token_id in ids):
-                raise ConfigError(
-                    f"the teacher's tokenizer cannot spell all of its prompt {text[:40]!r}; choose other words"
-                )
+        check_spelled(tokenizer, prompt.instruction + prompt.query, self.prefix)
+        check_spelled(tokenizer, prompt.passage, self.middle)
+        check_spelled(tokenizer, prompt.cue, self.cue)
         self.room = max_length - len(self.prefix) - len(self.middle) - len(self.cue)
         if self.room < 2:
             fixed = max_length - self.room
@@ -128,6 +122,15 @@ class PromptIds:
             segments += [number] * len(part)
             answers.append(len(ids) - 1)
         return Row(ids, positions, segments, answers, spans, group, list(candidates))
+
+
+def check_spelled(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> None:
+    """Raise ConfigError for a part of the prompt of which something is lost."""
+    lost = (
+        tokenizer.unk_token_id in ids and tokenizer.unk_token != tokenizer.eos_token
+    )  # one and the same in GPT-2's kin
+    if text.strip() and (not ids or lost):
+        raise ConfigError(f"the teacher's tokenizer cannot spell all of its prompt {text[:40]!r}; choose other words")
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, settings: TeacherSettings) -> dict[str, PromptIds]:

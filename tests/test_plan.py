@@ -60,6 +60,10 @@ def test_layers_that_are_cut_are_not_counted(tmp_path: Path) -> None:
     source = str(tmp_path / "model")
     whole, cut = (plan.sizes(CheckpointSettings(source=source, **more), "") for more in ({}, {"layers": 1}))
     assert 3 * cut.body == whole.body and cut.embeddings == whole.embeddings
+    with pytest.raises(
+        ConfigError, match="models.decoder.layers: expected at most the 3 layers the checkpoint has; found 4"
+    ):
+        plan.sizes(CheckpointSettings(source=source, layers=4), "models.decoder.source")
 
 
 def test_flops_of_a_pass_are_what_torch_counts(tmp_path: Path) -> None:

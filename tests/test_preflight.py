@@ -331,6 +331,10 @@ def test_the_workflow_refuses_before_its_first_job(fresh: Path, tmp_path: Path) 
     said = done.stdout + done.stderr
     assert done.returncode != 0 and "error: methods.sgpt: BitFit trains biases only" in said and "Traceback" not in said
     assert not re.search(r"^(local)?rule ", said, re.M)
+    # A model that exists is fetched before anything is trained, so that a hub's is looked at then.
+    planned = snakemake(fresh, "--configfile", "c.yaml", "--dry-run").stdout
+    found = re.findall(r"^rule (base\w*):.*?priority: (\d+)", planned, re.M | re.S)
+    assert dict(found) == {"base": "96", "base_teacher": "90", "base_encoder": "65"}
     # What trains nothing is not held up by it.
     done = snakemake(fresh, "--configfile", "c.yaml", "--", str(tmp_path / "results/tiny/data/card.md"))
     assert done.returncode == 0, done.stdout + done.stderr

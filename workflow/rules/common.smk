@@ -189,6 +189,11 @@ def base_inputs(wildcards):
     return [PATHS.pretraining] + ([PATHS.base(model.grown_from)] if model.grown_from else [])
 
 
+def base_priority(usual, *names):
+    """That of the jobs of these base models. What exists comes before anything is trained: a hub's model can be looked at only then."""
+    return 96 if names and all(hasattr(CONFIG.models.of(name), "source") for name in names) else usual
+
+
 def vector_shards():
     """Vectors of the texts, where jobs of their own make them."""
     shards = CONFIG.negatives.shards

@@ -88,7 +88,7 @@ rule base:
         PATHS.logs("base", "{model}"),
     wildcard_constraints:
         model="decoder",
-    priority: 95
+    priority: base_priority(95, "decoder")
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
@@ -106,20 +106,20 @@ rule base:
 use rule base as base_teacher with:
     wildcard_constraints:
         model="teacher",
-    priority: 90
+    priority: base_priority(90, "teacher")
 
 
 use rule base as base_other with:
     wildcard_constraints:
         model="|".join(map(re.escape, CONFIG.models.others)) or "(?!)",
-    priority: 1
+    priority: base_priority(1, *CONFIG.models.others)
 
 
 # It mines the dense negatives, so the teacher's scores wait for it.
 use rule base as base_encoder with:
     wildcard_constraints:
         model="encoder",
-    priority: 65
+    priority: base_priority(65, "encoder")
 
 
 rule vectors:
