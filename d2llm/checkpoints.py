@@ -224,7 +224,9 @@ def check_direction(network: PreTrainedModel, encoder: bool, where: str) -> None
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     """Raise ConfigError for a tokenizer that transformers has made up where its files are missing: it knows its special tokens and no word."""
     special = set(tokenizer.all_special_tokens)
-    if not any(letter.isalnum() for token in tokenizer.get_vocab() if token not in special for letter in token):
+    # Bytes in tokenizers of some repositories' own.
+    tokens = (token if isinstance(token, str) else bytes(token).decode(errors="replace") for token in tokenizer.get_vocab())  # fmt: skip
+    if not any(letter.isalnum() for token in tokens if token not in special for letter in token):
         raise ConfigError(f"{where}: its tokenizer knows no word, only {len(special)} special tokens; {TOKENIZER}")
 
 

@@ -96,12 +96,16 @@ def problems(
         yield from of_teachers(config, model, tokenizer)
     runs = [*config.runs(), *(trial.run for trial in config.trials())]
     told: set[str] = set()
-    tokenizers: dict[str, Any] = {}  # methods add tokens, each its own
+    tokenizers: dict[str, Any] = {}  # a copy for each method, which may add tokens
     for method, variant in dict.fromkeys((run.method, run.variant) for run in runs):
         if find(method).base(config.recipe(method, variant)) != name:
             continue
-        own = tokenizers.setdefault(method, copy.deepcopy(tokenizer))
-        for problem in of_student(config, name, model, own, method, variant):
+        found: list[Problem] = []
+        with noted(found):
+            if method not in tokenizers:
+                tokenizers[method] = copy.deepcopy(tokenizer)
+            try_student(config, name, model, tokenizers[method], method, variant)
+        for problem in found:
             if problem.text not in told:
                 told.add(problem.text)
                 # A variant is named where the method itself has no such problem.
@@ -136,22 +140,18 @@ def of_teachers(config: Config, model: PretrainedConfig, tokenizer: PreTrainedTo
                 )
 
 
-def of_student(
-    config: Config, name: str, model: PretrainedConfig, tokenizer: Any, method: str, variant: str
-) -> list[Problem]:
-    """What the stages of a run would refuse of the student it starts with."""
+def try_student(config: Config, name: str, model: PretrainedConfig, tokenizer: Any, method: str, variant: str) -> None:
+    """Build the student that a run starts with. Raises what the stages of the run would."""
     from transformers import AutoModel
 
     from d2llm.models.backbone import Backbone, body_options
 
     chosen, recipe = find(method), config.recipe(method, variant)
-    found: list[Problem] = []
-    with noted(found), without_weights():
+    with without_weights():
         body = AutoModel.from_config(copy.deepcopy(model), trust_remote_code=remote.allowed(), **body_options(model))
         student = chosen.build(Backbone(body, tokenizer, chosen.kind, f"models.{name}"), recipe)
         student.limit_length(config.training.max_length)
         chosen.check(student, recipe, ordered=config.data.source == "world")
-    return found
 
 
 @contextmanager

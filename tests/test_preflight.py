@@ -276,6 +276,15 @@ def test_what_a_configuration_says_of_its_kind(changes: dict[str, Any], encoder:
         checkpoints.check_kind(said, encoder, "x")
 
 
+def test_a_tokenizer_that_knows_a_word_will_do() -> None:
+    """However few, and if its tokens are bytes."""
+    for vocabulary in ({"[UNK]": 0, "a": 1}, {b"\xe7": 0, "去".encode(): 1}):
+        checkpoints.check_tokenizer(SimpleNamespace(all_special_tokens=["[UNK]"], get_vocab=lambda known=vocabulary: known), "x")  # fmt: skip
+    empty = SimpleNamespace(all_special_tokens=["[UNK]"], get_vocab=lambda: {"[UNK]": 0, "▁": 1})
+    with pytest.raises(ConfigError, match="x: its tokenizer knows no word, only 1 special tokens"):
+        checkpoints.check_tokenizer(empty, "x")
+
+
 def test_a_share_of_letters_is_of_what_tokens_stand_for() -> None:
     """By hand: of five letters and digits three are known; blanks and marks do not count."""
     assert demands.spelled(tiny.tokenizer(), ["甲 a，1", "乙丙。 !"]) == 3 / 5
