@@ -55,11 +55,9 @@ def cell(config: Config) -> float:
 def test_a_cell_follows_from_its_records(tiny_scores: Config, tmp_path: Path, process: None) -> None:
     first = tmp_path / "first"
     shutil.copytree(tiny_scores.results, first)
-    config = load(
-        [],
-        tiny_scores.model_dump(mode="json")
-        | {"results": str(first), "evaluation": {"tasks": [TASK], "batch_size": 32}},
-    )
+    (tmp_path / "tiny.yaml").write_text(dump(tiny_scores), encoding="utf-8")
+    changes = {"results": str(first), "evaluation": {"tasks": [TASK], "batch_size": 32}}
+    config = load([tmp_path / "tiny.yaml"], changes)
     paths = Paths.of(config)
     inputs = [paths.pairs, paths.base("decoder"), paths.tasks, paths.teacher_scores(0, 1)]
     trained = job(config, "train", *inputs)
