@@ -5,7 +5,6 @@ Each function raises DataError in the name of the file it is given.
 
 from __future__ import annotations
 
-from math import gcd
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +64,7 @@ def whole_relevance(relevance: pd.Series) -> pd.Series:
         scaled = values * 10**digits
         steps = np.round(scaled).astype(np.int64)
         if np.abs(scaled - steps).max() < 1e-6:
-            steps //= gcd(*steps.tolist())
+            steps //= np.gcd.reduce(steps)
             if steps.max() <= MOST_STEPS:
                 return pd.Series(steps, index=relevance.index, name=relevance.name)
             break

@@ -28,9 +28,9 @@ NAMES = {",": "comma", "\t": "tab", ";": "semicolon"}
 # Rows that are turned into columns at a time.
 CHUNK = 50_000
 # What mends marks in doubt.
-SAY = "say how they are read, in a config {{path: …, quotes: {0}}}, as an option --quotes {0}"
-EITHER = SAY.format("format") + " (the marks belong to the file), or text (they are text)"
-TEXT = "where the marks are text, " + SAY.format("text")
+STATE = "say how they are read, in a config {{path: …, quotes: {0}}}, as an option --quotes {0}"
+EITHER = STATE.format("format") + " (the marks belong to the file), or text (they are text)"
+TEXT = "where the marks are text, " + STATE.format("text")
 
 
 def read(
@@ -51,7 +51,7 @@ def read(
     in doubt.
     """
     csv.field_size_limit(sys.maxsize)
-    with opened(path) as stream:
+    with open_text(path) as stream:
         lines = Lines(
             path, stream, SEPARATORS[kind], quotes, plain=quotes == "text" or (quotes is None and kind == ".tsv")
         )
@@ -61,7 +61,7 @@ def read(
                 return table(lines, rows, header(path, next(filter(None, rows), []), lines.separator), keep)
             return table(lines, rows, list(columns), keep)
         except csv.Error as error:
-            raise DataError(f"{path}: line {lines.start}: {broken(error)}; {TEXT}") from None
+            raise DataError(f"{path}: line {lines.start}: {explain(error)}; {TEXT}") from None
         except UnicodeDecodeError as error:
             raise DataError(not_utf8(path, error)) from None
 
@@ -109,7 +109,7 @@ class Lines:
             raise DataError(f"{self.path}: line {self.read}: a field begins with a quotation mark; {EITHER}")
         raise DataError(
             f"{self.path}: line {self.read}: a backslash before a quotation mark; where it escapes the mark, write the mark twice instead, or the file as "
-            f"JSONL; where it is text, {SAY.format('format')}"
+            f"JSONL; where it is text, {STATE.format('format')}"
         )
 
     def check(self, row: list[str], width: int) -> None:
@@ -169,16 +169,16 @@ def table(lines: Lines, rows: Iterator[list[str]], names: list[str], keep: Seque
         if len(chunk) >= CHUNK:
             flush()
     flush()
-    made = {names[place]: pd.Series(pa.chunked_array(column).to_pandas(), dtype="str") for column, place in zip(columns, chosen, strict=True)}  # fmt: skip
-    return pd.DataFrame(made).set_axis(np.asarray(numbers))
+    series = {names[place]: pd.Series(pa.chunked_array(column).to_pandas(), dtype="str") for column, place in zip(columns, chosen, strict=True)}  # fmt: skip
+    return pd.DataFrame(series).set_axis(np.asarray(numbers))
 
 
 def header(path: Path, row: list[str], separator: str) -> list[str]:
     """The names of the columns; one without a name gets what pandas calls it. Raises DataError for a name that is there twice."""
-    for other, said in NAMES.items():
+    for other, name in NAMES.items():
         if len(row) == 1 and other != separator and other in row[0]:
             raise DataError(
-                f"{path}: line 1: expected columns divided by a {NAMES[separator]}; is it a {said}? Found {row[0][:60]!r}"
+                f"{path}: line 1: expected columns divided by a {NAMES[separator]}; is it a {name}? Found {row[0][:60]!r}"
             )
     names = [name or f"Unnamed: {place}" for place, name in enumerate(row)]
     again = next((name for name in names if names.count(name) > 1), None)
@@ -187,14 +187,14 @@ def header(path: Path, row: list[str], separator: str) -> list[str]:
     return names
 
 
-def opened(path: Path) -> TextIO:
+def open_text(path: Path) -> TextIO:
     """A file as UTF-8 text, packed or not, with or without a byte order mark, its line ends as they are."""
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
 
 
-def broken(error: csv.Error) -> str:
+def explain(error: csv.Error) -> str:
     """What csv's two complaints about quotation marks mean."""
     if "expected after" in str(error):
         return "something follows the quotation mark that ends a field (a mark in such a field is written twice)"
@@ -209,7 +209,7 @@ def not_utf8(path: Path, error: UnicodeDecodeError) -> str:
         for number, line in enumerate(stream, 1):
             try:
                 line.decode()
-            except UnicodeDecodeError as found:
-                kind = "it may be UTF-16" if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff") else found.reason
+            except UnicodeDecodeError as wrong:
+                kind = "it may be UTF-16" if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff") else wrong.reason
                 return f"{path}: line {number}: not UTF-8 ({kind}); save the file as UTF-8"
     return f"{path}: not UTF-8 ({error.reason}); save the file as UTF-8"

@@ -187,7 +187,9 @@ def retrieval(
         lost = ~qrels[column].isin(set(known["id"]))
         if lost.any() and not drop:
             line = qrels.index[lost][0]
-            raise DataError(f"{path}: line {line}: expected an id of {origin}; found {qrels[column][line]!r}")
+            raise DataError(
+                f"{path}: line {line}: expected an id of {origin}; found {qrels[column][line]!r}; `incomplete: drop` leaves such judgements out"
+            )
         qrels = qrels[~lost]
     dropped["judgements of a query or passage that is not there"] = len(frame) - len(qrels)
     relevance = qrels["relevance"].clip(lower=0)  # trec_eval takes both for not relevant

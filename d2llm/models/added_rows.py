@@ -37,10 +37,10 @@ class AddedRows(nn.Module):
         """(k, d): what trains."""
         return self.rows.weight
 
-    def forward(self, ids: Tensor, found: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, states: Tensor) -> Tensor:
         """Token ids (…) and their states (…, d) by the whole matrix → states (…, d), those of the added tokens by their own rows."""
         place = torch.searchsorted(self.ids, ids).clamp(max=len(self.ids) - 1)
-        return torch.where((self.ids[place] == ids)[..., None], self.rows(place), found)
+        return torch.where((self.ids[place] == ids)[..., None], self.rows(place), states)
 
     @torch.no_grad()
     def merge(self, weight: Tensor) -> Tensor:
@@ -61,9 +61,9 @@ def train_rows(embedding: Any, ids: Sequence[int]) -> None:
     embedding.register_forward_hook(_look_up)
 
 
-def _look_up(embedding: Any, inputs: tuple[Tensor, ...], found: Tensor) -> Tensor:
+def _look_up(embedding: Any, inputs: tuple[Tensor, ...], states: Tensor) -> Tensor:
     added = getattr(embedding, NAME)
-    return added(inputs[0], found) if added.enabled else found
+    return added(inputs[0], states) if added.enabled else states
 
 
 def added_rows(model: nn.Module) -> dict[str, AddedRows]:
