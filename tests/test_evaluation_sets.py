@@ -140,6 +140,22 @@ def test_of_equal_scores_the_documents_that_are_measured_are_kept(tmp_path: Path
     assert values["mrr_at_10"] == pytest.approx(1 / 3, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("identical", "first", "expected"),
+    [(False, False, ["q", "a", "b"]), (True, False, ["a", "b"]), (False, True, ["a", "b"]), (True, True, ["b"])],
+)
+def test_rankings_are_measured_by_the_rules_of_the_class(identical: bool, first: bool, expected: list[str]) -> None:
+    """Tested by itself: mteb also takes identical ids out of the very rankings it was given."""
+    from types import SimpleNamespace
+
+    from d2llm.evaluation.run import _ranked
+
+    rules = SimpleNamespace(ignore_identical_ids=identical, skip_first_result=first)
+    rankings = {"q": {"q": 3.0, "a": 2.0, "b": 1.0}}
+    assert list(_ranked(rankings, rules)["q"]) == expected
+    assert list(rankings["q"]) == ["q", "a", "b"]
+
+
 def test_an_empty_query_or_passage_is_refused_or_left_out_and_counted(tmp_path: Path) -> None:
     three = search_files(
         tmp_path,
