@@ -15,35 +15,20 @@ rule all:
     input:
         PATHS.scores,
         PATHS.scores_csv,
-        every_table(),
-        every_figure(),
+        stages.tables(PATHS),
+        stages.figures(CONFIG, PATHS),
         PATHS.report,
         PATHS.notebook,
 
 
 rule tables:
     input:
-        every_table(),
+        stages.tables(PATHS),
 
 
 rule figures:
     input:
-        every_figure(),
-
-
-rule report:
-    input:
-        PATHS.report,
-
-
-rule notebook:
-    input:
-        PATHS.notebook,
-
-
-rule search_notebook:
-    input:
-        PATHS.search_notebook,
+        stages.figures(CONFIG, PATHS),
 
 
 include: "workflow/rules/data.smk"

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from baselines.retromae import Autoencoding, autoencode, check_encoder
-from d2llm.contrast import ContrastiveMethod
-from d2llm.methods import Count, MaxLengths, Positive, PretextContext, Recipe, Schedule, Stage, Tuning, Warmup, Weight
+from d2llm.config.recipes import Count, MaxLengths, Positive, Recipe, Schedule, Stage, Tuning, Warmup, Weight
+from d2llm.methods.base import PretextContext
+from d2llm.methods.contrastive import ContrastiveMethod
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +66,8 @@ class BGE(ContrastiveMethod[BGERecipe]):
     title = "BGE"
     citation = "Xiao et al. 2023, C-Pack: Packed Resources For General Chinese Embeddings"
     kind = "encoder"
+    pooling = ("cls", {})
+    scorer = ("cosine", {})
     Recipe = BGERecipe
     pretext_keys = ("pretraining", "unsupervised", "max_lengths")
 
@@ -83,7 +86,7 @@ class BGE(ContrastiveMethod[BGERecipe]):
         formats = same_formats(recipe.max_lengths, cls, sep)
         instruction = backbone.phrase(recipe.instruction) if recipe.instruction else []
         formats["query", "asymmetric"] = TextFormat((*cls, *instruction), tuple(sep), recipe.max_lengths.query)
-        return Student(backbone, ("cls", {}), ("cosine", {}), formats, normalize=True, method=self.name)
+        return Student(backbone, *self.parts(recipe), formats, normalize=True, method=self.name)
 
     def check(self, student: Student, recipe: BGERecipe, ordered: bool) -> None:
         """The encoder of its first stage, the pairs of its second."""
@@ -98,7 +101,7 @@ class BGE(ContrastiveMethod[BGERecipe]):
 
 def check_order(stage: UnsupervisedPairs, ordered: bool, name: str) -> None:
     """Refuse pairs of a text and the next where no text is known to follow another."""
-    from d2llm.errors import TrainingError
+    from d2llm.run.errors import TrainingError
 
     if stage.trains and stage.pairs == "next" and not ordered:
         raise TrainingError(f"{name}: pairs is next, but these texts have no known order; set it to crop")
@@ -110,11 +113,12 @@ def contrast_pairs(
     """Cross-entropy of each text's partner among all partners of the batch, without those that are right for it, as in `contrast`."""
     import torch
 
-    from d2llm.contrastive_losses import in_batch_contrast
-    from d2llm.errors import TrainingError
+    from d2llm.methods.losses import in_batch_contrast
+    from d2llm.methods.parameters import groups
+    from d2llm.methods.text_ids import PairTextIds
     from d2llm.models.student import TextFormat
-    from d2llm.optimization import batches, fit, groups
-    from d2llm.text_ids import PairTextIds
+    from d2llm.run.errors import TrainingError
+    from d2llm.training.optimization import batches, fit
 
     backbone = student.backbone
     plain = student.formats["passage", "symmetric"]

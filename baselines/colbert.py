@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 from pydantic import Field
 
-from d2llm.contrast import ContrastiveMethod
-from d2llm.methods import Count, MaxLengths, Mode, Positive, Recipe, Role, Schedule, Warmup, Weight
+from d2llm.config.recipes import Count, MaxLengths, Mode, Positive, Recipe, Role, Schedule, Warmup, Weight
+from d2llm.config.registry import Spec
+from d2llm.methods.contrastive import ContrastiveMethod
 
 if TYPE_CHECKING:
     from d2llm.models.backbone import Backbone
@@ -47,10 +48,14 @@ class ColBERT(ContrastiveMethod[ColBERTRecipe]):
     kind = "encoder"
     Recipe = ColBERTRecipe
 
+    def parts(self, recipe: ColBERTRecipe) -> tuple[Spec, Spec]:
+        """Both by the numbers of a token's vector."""
+        return ("tokens", {"size": recipe.token_size}), ("maxsim", {"size": recipe.token_size})
+
     def build(self, backbone: Backbone, recipe: ColBERTRecipe) -> Student:
         """[CLS] [Q] query [SEP] [MASK] …, [CLS] [D] document [SEP]; the first of two sentences is a query, the second a document."""
-        from d2llm.errors import ConfigError
         from d2llm.models.student import Student, TextFormat
+        from d2llm.run.errors import ConfigError
 
         (cls, sep), mask = backbone.framing(), backbone.token("mask")
         if not mask:
@@ -67,8 +72,7 @@ class ColBERT(ContrastiveMethod[ColBERTRecipe]):
             longest = lengths.of("query", mode), lengths.of("passage", mode)
             formats["query", mode] = TextFormat((*cls, query), tuple(sep), longest[0], mask[0], recipe.query_tokens)
             formats["passage", mode] = TextFormat((*cls, document), tuple(sep), longest[1])
-        size = {"size": recipe.token_size}
-        return Student(backbone, ("tokens", size), ("maxsim", size), formats, method=self.name)
+        return Student(backbone, *self.parts(recipe), formats, method=self.name)
 
 
 METHOD = ColBERT()

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import Field, model_validator
 
-from d2llm.contrast import ContrastiveMethod
-from d2llm.methods import Count, MaxLengths, Positive, PretextContext, Recipe, Schedule, Stage, Tuning, Warmup, Weight
-from d2llm.section import Section
+from d2llm.config.recipes import Count, MaxLengths, Positive, Recipe, Schedule, Stage, Tuning, Warmup, Weight
+from d2llm.config.section import Section
+from d2llm.methods.base import PretextContext
+from d2llm.methods.contrastive import ContrastiveMethod
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,6 +98,8 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
     title = "LLaRA"
     citation = "Li et al. 2023, Making Large Language Models A Better Foundation For Dense Retrieval"
     kind = "decoder"
+    pooling = ("last_token", {"k": len(SUMMARY_TOKENS)})
+    scorer = ("cosine", {})
     Recipe = LLaRARecipe
     pretext_keys = ("adaptation", "prompts")
 
@@ -125,12 +128,11 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
         backbone.tune(recipe.tuning)
         if recipe.gradient_checkpointing:
             backbone.checkpoint_gradients()
-        pooling = ("last_token", {"k": len(SUMMARY_TOKENS)})
-        return Student(backbone, pooling, ("cosine", {}), formats, padding="left", normalize=True, method=self.name)
+        return Student(backbone, *self.parts(recipe), formats, padding="left", normalize=True, method=self.name)
 
     def check(self, student: Student, recipe: LLaRARecipe, ordered: bool) -> None:
         """Room for a text in its pre-training."""
-        from d2llm.errors import TrainingError
+        from d2llm.run.errors import TrainingError
 
         stage, around = recipe.adaptation, sum(map(len, self.layout(student.backbone, recipe)))
         if stage.trains and stage.max_length <= around:
@@ -141,9 +143,10 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
 
     def pretext(self, student: Student, texts: list[str], recipe: LLaRARecipe, context: PretextContext) -> None:
         """EBAE and, where the texts' order is known, EBAR, with the language-model loss; trains all weights."""
-        from d2llm.errors import TrainingError
+        from d2llm.methods.parameters import groups
         from d2llm.models.backbone import head_of
-        from d2llm.optimization import batches, fit, groups
+        from d2llm.run.errors import TrainingError
+        from d2llm.training.optimization import batches, fit
 
         backbone, stage = student.backbone, recipe.adaptation
         name = f"{self.name}, adaptation"

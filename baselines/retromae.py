@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from d2llm.contrast import ContrastiveMethod
-from d2llm.methods import Count, MaxLengths, Positive, PretextContext, Recipe, Schedule, Stage, Tuning, Warmup, Weight
+from d2llm.config.recipes import Count, MaxLengths, Positive, Recipe, Schedule, Stage, Tuning, Warmup, Weight
+from d2llm.methods.base import PretextContext
+from d2llm.methods.contrastive import ContrastiveMethod
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +65,8 @@ class RetroMAE(ContrastiveMethod[RetroMAERecipe]):
     title = "RetroMAE"
     citation = "Xiao et al. 2022, RetroMAE: Pre-Training Retrieval-oriented Language Models Via Masked Auto-Encoder"
     kind = "encoder"
+    pooling = ("cls", {})
+    scorer = ("dot", {})
     Recipe = RetroMAERecipe
     pretext_keys = ("pretraining",)
 
@@ -75,7 +78,7 @@ class RetroMAE(ContrastiveMethod[RetroMAERecipe]):
         if recipe.gradient_checkpointing:
             backbone.checkpoint_gradients()
         formats = same_formats(recipe.max_lengths, *backbone.framing())
-        return Student(backbone, ("cls", {}), ("dot", {}), formats, method=self.name)
+        return Student(backbone, *self.parts(recipe), formats, method=self.name)
 
     def check(self, student: Student, recipe: RetroMAERecipe, ordered: bool) -> None:
         """The special tokens and the encoder of its pre-training."""
@@ -91,11 +94,11 @@ def check_encoder(backbone: Backbone, stage: Autoencoding, name: str) -> None:
     import torch
     from transformers import AutoModelForMaskedLM
 
-    from d2llm.demands import without_weights
-    from d2llm.errors import TrainingError, first_line
     from d2llm.models import remote
     from d2llm.models.backbone import head_of
     from d2llm.models.enhanced_decoder import EnhancedDecoder
+    from d2llm.models.meta import without_weights
+    from d2llm.run.errors import TrainingError, first_line
 
     if not stage.trains:
         return
@@ -119,11 +122,12 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
     """Train the student's encoder by masked auto-encoding with enhanced decoding; decoder and head are then dropped."""
     import torch
 
-    from d2llm.errors import TrainingError
+    from d2llm.methods.parameters import groups
     from d2llm.models.backbone import head_of
     from d2llm.models.enhanced_decoder import EnhancedDecoder
     from d2llm.models.student import TextFormat
-    from d2llm.optimization import batches, fit, groups
+    from d2llm.run.errors import TrainingError
+    from d2llm.training.optimization import batches, fit
 
     backbone = student.backbone
     before, after = backbone.framing()

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from d2llm.contrast import ContrastiveMethod
-from d2llm.methods import Count, MaxLengths, Positive, Recipe, Role, Schedule, Tuning, Warmup, Weight
+from d2llm.config.recipes import Count, MaxLengths, Positive, Recipe, Role, Schedule, Tuning, Warmup, Weight
+from d2llm.methods.contrastive import ContrastiveMethod
 
 if TYPE_CHECKING:
     from d2llm.models.backbone import Backbone
@@ -39,6 +39,8 @@ class SGPT(ContrastiveMethod[SGPTRecipe]):
     title = "SGPT"
     citation = "Muennighoff 2022, SGPT: GPT Sentence Embeddings for Semantic Search"
     kind = "decoder"
+    pooling = ("weighted_mean", {})
+    scorer = ("cosine", {})
     Recipe = SGPTRecipe
 
     def phrases(self, recipe: SGPTRecipe) -> tuple[str, ...]:
@@ -63,7 +65,7 @@ class SGPT(ContrastiveMethod[SGPTRecipe]):
         backbone.tune(recipe.tuning)
         if recipe.gradient_checkpointing:
             backbone.checkpoint_gradients()
-        return Student(backbone, ("weighted_mean", {}), ("cosine", {}), formats, method=self.name)
+        return Student(backbone, *self.parts(recipe), formats, method=self.name)
 
 
 METHOD = SGPT()

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from d2llm.contrast import ContrastiveMethod
-from d2llm.methods import Count, MaxLengths, Positive, Recipe, Schedule, Warmup, Weight
+from d2llm.config.recipes import Count, MaxLengths, Positive, Recipe, Schedule, Warmup, Weight
+from d2llm.methods.contrastive import ContrastiveMethod
 
 if TYPE_CHECKING:
     from d2llm.models.backbone import Backbone
@@ -36,6 +36,8 @@ class SimCSE(ContrastiveMethod[SimCSERecipe]):
     title = "SimCSE"
     citation = "Gao et al. 2021, SimCSE: Simple Contrastive Learning of Sentence Embeddings"
     kind = "encoder"
+    pooling = ("cls_mlp", {})
+    scorer = ("cosine", {})
     Recipe = SimCSERecipe
 
     def build(self, backbone: Backbone, recipe: SimCSERecipe) -> Student:
@@ -46,7 +48,7 @@ class SimCSE(ContrastiveMethod[SimCSERecipe]):
         if recipe.gradient_checkpointing:
             backbone.checkpoint_gradients()
         formats = same_formats(recipe.max_lengths, *backbone.framing())
-        return Student(backbone, ("cls_mlp", {}), ("cosine", {}), formats, method=self.name)
+        return Student(backbone, *self.parts(recipe), formats, method=self.name)
 
 
 METHOD = SimCSE()

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from d2llm.contrast import ContrastiveMethod
-from d2llm.methods import Count, MaxLengths, Mode, Positive, Recipe, Role, Schedule, Tuning, Warmup, Weight
+from d2llm.config.recipes import Count, MaxLengths, Mode, Positive, Recipe, Role, Schedule, Tuning, Warmup, Weight
+from d2llm.methods.contrastive import ContrastiveMethod
 
 if TYPE_CHECKING:
     from d2llm.models.backbone import Backbone
@@ -39,6 +39,8 @@ class Udever(ContrastiveMethod[UdeverRecipe]):
     title = "Udever"
     citation = "Zhang et al. 2023, Language Models are Universal Embedders"
     kind = "decoder"
+    pooling = ("last_token", {"k": 1})
+    scorer = ("cosine", {})
     Recipe = UdeverRecipe
 
     def build(self, backbone: Backbone, recipe: UdeverRecipe) -> Student:
@@ -66,7 +68,7 @@ class Udever(ContrastiveMethod[UdeverRecipe]):
         backbone.tune(recipe.tuning, new_tokens=new)
         if recipe.gradient_checkpointing:
             backbone.checkpoint_gradients()
-        return Student(backbone, ("last_token", {"k": 1}), ("cosine", {}), formats, padding="left", method=self.name)
+        return Student(backbone, *self.parts(recipe), formats, padding="left", method=self.name)
 
 
 METHOD = Udever()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common import arguments, publish
 
-from d2llm import stages
+from d2llm.run import stages
 
 
 def fresh(*command: str) -> float:

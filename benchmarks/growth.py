@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from common import arguments, publish
 
-from d2llm.config import Config, load
-from d2llm.methods import method
+from d2llm.config.load import load
+from d2llm.config.schema import Config
+from d2llm.methods.registry import method
 from d2llm.models.backbone import Backbone
-from d2llm.models.interaction import IEM
-from d2llm.optimization import optimizer, schedule, step
-from d2llm.paths import Paths
-from d2llm.search import Index
-from d2llm.teacher import Teacher
-from d2llm.training import PairData
+from d2llm.models.scorers.iem import IEM
+from d2llm.run.paths import Paths
+from d2llm.search.index import Index
+from d2llm.teacher.cross_encoder import Teacher
+from d2llm.training.optimization import optimizer, schedule, step
+from d2llm.training.pairs import PairData
 
 
 def seconds(call: Callable[[], Any], least: float, repeats: int = 5) -> float:

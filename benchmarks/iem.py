@@ -14,8 +14,8 @@ import torch
 from common import arguments, publish, rounds
 from torch import Tensor
 
-from d2llm.models.interaction import IEM
-from d2llm.search import stored
+from d2llm.models.scorers.iem import IEM
+from d2llm.search.index import stored
 
 
 def release(iem: IEM, q: Tensor, p: Tensor, batch: int = 4096) -> Tensor:

@@ -1,6 +1,6 @@
 """What the training loop itself costs an update: everything but the tokenizer, the model's passes, the objective and the optimiser's step.
 
-Runs `d2llm.training` as the workflow does, on what a finished run has (`make`), into a folder of its own, with a clock around those. The tokenizer's own
+Runs `d2llm.training.train` as the workflow does, on what a finished run has (`make`), into a folder of its own, with a clock around those. The tokenizer's own
 work on texts that are new to it is told apart. What is left is making batches, the teacher's targets, logs, progress and checkpoints' bookkeeping.
 
 `--sample` trains once more without clocks, while py-spy (`pip install py-spy`; it needs leave to read another process) looks at the stack, and counts
@@ -23,14 +23,14 @@ from typing import Any
 
 from common import arguments, publish
 
-from d2llm import training
-from d2llm.cli import COLLECT
-from d2llm.config import load
-from d2llm.methods import method
+from d2llm.cli.main import COLLECT
+from d2llm.config.load import load
+from d2llm.methods.registry import method
 from d2llm.models import backbone
 from d2llm.models.student import Student
-from d2llm.paths import Paths
-from d2llm.resume import Loop
+from d2llm.run.checkpoint import Loop
+from d2llm.run.paths import Paths
+from d2llm.training import train as training
 
 # Of a finished run, by name below its folder.
 MADE = ("data", "models", "pairs", "teacher")

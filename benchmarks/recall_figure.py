@@ -13,13 +13,13 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2llm.reporting.figures import FORMATS, render
+from d2llm.reporting.drawing.figures import FORMATS, render
 from d2llm.reporting.style import COLORS, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from d2llm.reporting.figures import Data
+    from d2llm.reporting.drawing.figures import Data
 
 LOOKS = [(COLORS[name], MARKERS[name]) for name in ("d2llm", "bge", "llara")]
 # What is asked of a search: this recall, with so much of the corpus scored.

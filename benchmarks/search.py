@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from common import arguments, publish
 
-from d2llm.models.interaction import IEM
-from d2llm.search import PASSAGE_BLOCK, Index
+from d2llm.models.scorers.iem import IEM
+from d2llm.search.index import PASSAGE_BLOCK, Index
 
 SHARES = (0.001, 0.0025, 0.005, 0.01, 0.02)
 
@@ -52,7 +52,7 @@ def synthetic(options: Any) -> tuple[Index, np.ndarray]:
 
 
 def trained(options: Any) -> tuple[Index, np.ndarray]:
-    from d2llm.data import world
+    from d2llm.data.world import generate as world
     from d2llm.models.student import Student
 
     student = Student.load(options.student)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from common import arguments, publish, rounds
 
-from d2llm.config import PromptSettings, TeacherSettings
-from d2llm.teacher import Teacher
+from d2llm.config.schema import PromptSettings, TeacherSettings
+from d2llm.teacher.cross_encoder import Teacher
 
 PROMPT = PromptSettings(
     template="Below are two sentences, the premise and the hypothesis. Judge by the sentences and by what you know of the world whether the "

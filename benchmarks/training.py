@@ -20,16 +20,18 @@ import torch
 from common import arguments, publish
 
 from baselines.sgpt import DOCUMENT_BRACKETS, QUERY_BRACKETS
-from d2llm import pretext
-from d2llm.cli import COLLECT
-from d2llm.config import Config, load
-from d2llm.methods import method
+from d2llm.cli.main import COLLECT
+from d2llm.config.load import load
+from d2llm.config.schema import Config
+from d2llm.methods.registry import method
 from d2llm.models.backbone import Backbone
 from d2llm.models.lora import merged_state
 from d2llm.models.student import Student
-from d2llm.monitor import Monitor
-from d2llm.paths import Paths
-from d2llm.training import PairData, run
+from d2llm.run.paths import Paths
+from d2llm.training import pretext
+from d2llm.training.monitor import Monitor
+from d2llm.training.pairs import PairData
+from d2llm.training.train import run
 
 
 def config_of(options: Any, folder: Path) -> Config:
@@ -132,7 +134,7 @@ def reference(config: Config, name: str, seed: int) -> tuple[float, Student]:
 
 def suite(config: Config, name: str, seed: int) -> tuple[float, Student]:
     """(seconds of the updates alone, student): the stage `train`, timed from its first update to its last."""
-    import d2llm.training as training
+    import d2llm.training.train as training
 
     clock: list[float] = []
     plain = training.progress
@@ -162,7 +164,7 @@ def overhead(config: Config, name: str, seed: int, steps: int = 40) -> tuple[flo
     """(part of a step's time outside torch's operators, part of the reference-free step): by torch's own profiler."""
     from torch.profiler import ProfilerActivity, profile
 
-    from d2llm.optimization import optimizer, schedule, step
+    from d2llm.training.optimization import optimizer, schedule, step
 
     chosen, recipe, settings = method(name), config.recipe(name), config.training
     student = chosen.build(Backbone.load(Paths.of(config).base(chosen.kind), chosen.kind), recipe)

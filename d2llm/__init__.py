@@ -1,6 +1,6 @@
 """D2LLM: a bi-encoder student that keeps a cross-encoder's judgement, and a suite to compare it with others.
 
-The package knows nothing of Snakemake: every stage is a function of a validated config (`d2llm.stages` lists them). To use a trained student:
+The package knows nothing of Snakemake: every stage is a function of a validated config (`d2llm.run.stages` lists them). To use a trained student:
 `d2llm.load(folder)` and `d2llm.Index` (docs/searching.md). Importing the package imports no torch.
 """
 
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from d2llm.run.paths import STUDENT
+from d2llm.version import __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from d2llm.models.student import Student
-    from d2llm.search import Index
+    from d2llm.search.index import Index
 
 __all__ = ["Index", "__version__", "load"]
-__version__ = "0.1.0"
 
 
 def load(folder: str | Path, dtype: str = "float32", device: str | None = None) -> Student:
@@ -40,15 +42,9 @@ def load(folder: str | Path, dtype: str = "float32", device: str | None = None) 
     return Student.load(inside, dtype=dtype).to(where)
 
 
-# Where an exported model holds its student: the name sentence-transformers gives the folder as well.
-STUDENT = "0_Embedder"
-# Where `make` leaves one, for examples and messages.
-EXAMPLE = "results/mini/runs/d2llm/base/seed1/model"
-
-
 def __getattr__(name: str) -> Any:
     if name == "Index":
-        from d2llm.search import Index
+        from d2llm.search.index import Index
 
         return Index
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

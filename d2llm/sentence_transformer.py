@@ -17,11 +17,11 @@ from sentence_transformers.sentence_transformer.modules import InputModule, Modu
 from torch import Tensor
 
 import d2llm
-from d2llm import STUDENT
-from d2llm.errors import ArtifactError
-from d2llm.methods import Mode, Role
-from d2llm.models.interaction import Scorer
+from d2llm.config.recipes import Mode, Role
+from d2llm.models.scorers.base import Scorer
 from d2llm.models.student import Student
+from d2llm.run.errors import ArtifactError
+from d2llm.run.paths import STUDENT
 
 
 class Embedder(InputModule):

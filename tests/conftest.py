@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from d2llm.config import Config
+    from d2llm.config.schema import Config
 
 # Tests share the machine with each other: one thread each, set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -74,7 +74,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> "Config":
 
 @pytest.fixture(scope="session")
 def tiny_bases(tiny_data: "Config") -> "Config":
-    from d2llm import pretraining
+    from d2llm.training import pretraining
 
     for model in ("decoder", "encoder", "teacher"):
         pretraining.run(tiny_data, model)
@@ -83,7 +83,7 @@ def tiny_bases(tiny_data: "Config") -> "Config":
 
 @pytest.fixture(scope="session")
 def tiny_pairs(tiny_bases: "Config") -> "Config":
-    from d2llm.data import negatives
+    from d2llm.data.negatives import mine as negatives
 
     negatives.run(tiny_bases)
     return tiny_bases
@@ -91,7 +91,8 @@ def tiny_pairs(tiny_bases: "Config") -> "Config":
 
 @pytest.fixture(scope="session")
 def tiny_scores(tiny_pairs: "Config") -> "Config":
-    from d2llm import teacher_scores, teacher_tuning
+    from d2llm.teacher import score as teacher_scores
+    from d2llm.teacher import tune as teacher_tuning
 
     teacher_tuning.run(tiny_pairs, "teacher")
     teacher_scores.run(tiny_pairs, "teacher", 0, 1)

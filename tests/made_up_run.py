@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from d2llm.artifacts import write_frame, write_json, write_text
-from d2llm.comparison import COLUMNS
-from d2llm.config import Config, dump, load
+from d2llm.config.load import dump, load
+from d2llm.config.schema import Config
 from d2llm.evaluation.about import behind
-from d2llm.evaluation.curves import RUNS
-from d2llm.paths import Paths
-from d2llm.reporting import tables
 from d2llm.reporting.catalogue import TABLES
+from d2llm.reporting.layout import tables
+from d2llm.run.artifacts import write_frame, write_json, write_text
+from d2llm.run.paths import Paths
+from d2llm.run.schemas import COMPARISONS, RUNS
 
 TASKS = [
     ("nli_a", "NLI <A>", "pair_classification", "nli", ("accuracy", "ap", "precision", "recall")),
@@ -89,7 +89,7 @@ def scores(methods: tuple[str, ...], seeds: tuple[int, ...]) -> pd.DataFrame:
 def comparisons(methods: tuple[str, ...], seeds: tuple[int, ...]) -> pd.DataFrame:
     """D2LLM significantly ahead on NLI, ahead without significance on STS, significantly behind on IR."""
     if "d2llm" not in methods or len(methods) < 2:
-        return pd.DataFrame(columns=list(COLUMNS))
+        return pd.DataFrame(columns=list(COMPARISONS))
     rows = []
     for group, task, difference, p in (
         ("nli", "nli_a", 0.0912, 0.001),

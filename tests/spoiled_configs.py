@@ -13,11 +13,13 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from d2llm import checkpoints, stages
-from d2llm.config import Config, load, loader, read
-from d2llm.errors import ConfigError
-from d2llm.paths import Paths
-from d2llm.validation import dotted
+from d2llm.config.load import load, loader, read
+from d2llm.config.schema import Config
+from d2llm.config.validation import dotted
+from d2llm.models.base import checkpoints
+from d2llm.run import jobs, stages
+from d2llm.run.errors import ConfigError
+from d2llm.run.paths import Paths
 
 FOLDER = Path(__file__).parent.parent / "config"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -236,7 +238,7 @@ def plan(config: Config) -> int:
             Path(path).is_file()
     for stage, arguments in jobs(config):
         count += 1
-        stages.settings_line(config, stage, **arguments)
+        jobs.settings_line(config, stage, **arguments)
         place = stages.STAGES[stage].provenance(Paths.of(config), **arguments)
         assert ".." not in place.relative_to(root).parts, place
         assert not set(str(place.relative_to(root))) & set(" '\"$`;&|<>*?\\{}\n\t"), place

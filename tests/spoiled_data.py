@@ -17,10 +17,10 @@ import pandas as pd
 from hypothesis import strategies as st
 from spoiled_configs import at_most
 
-from d2llm.artifacts import read_frame, write_frame
-from d2llm.data import examples
-from d2llm.data.settings import Retrieval, TaskSet, TrainingSet
-from d2llm.errors import DataError
+from d2llm.config.data import Retrieval, TaskSet, TrainingSet
+from d2llm.data.files import examples
+from d2llm.run.artifacts import read_frame, write_frame
+from d2llm.run.errors import DataError
 
 FORMATS = ("jsonl", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz", "tsv.gz")
 ODD: list[Any] = [

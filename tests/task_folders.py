@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from d2llm.models.interaction import Scorer
+from d2llm.models.scorers.base import Scorer
 
 ABOUT = {"description": "made for a test"}
 

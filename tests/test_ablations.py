@@ -9,14 +9,16 @@ import pytest
 from made_up_run import make, value
 from test_comparison import compared, predictions, scores_of
 
-from d2llm import comparison, statistics
-from d2llm.artifacts import read_csv, write_frame
-from d2llm.config import Config
-from d2llm.paths import Paths
-from d2llm.reporting import figure_sweep_nli, figures, tables
+from d2llm.analysis import comparison, statistics
+from d2llm.config.schema import Config
 from d2llm.reporting.collected import Collected, collected
 from d2llm.reporting.context import context
-from d2llm.reporting.tables import TABLES
+from d2llm.reporting.drawing import figures
+from d2llm.reporting.figures import sweep_nli as figure_sweep_nli
+from d2llm.reporting.layout import tables
+from d2llm.reporting.layout.tables import TABLES
+from d2llm.run.artifacts import read_csv, write_frame
+from d2llm.run.paths import Paths
 
 
 def ablated(tmp_path: Path, **changes: object) -> Config:

@@ -11,11 +11,12 @@ import tiny
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from d2llm import methods, optimization
-from d2llm.methods import MaxLengths, Tuning
+from d2llm.config.recipes import MaxLengths, Tuning
+from d2llm.methods import base as methods
 from d2llm.models.backbone import Backbone
 from d2llm.models.lora import merged_state
 from d2llm.models.student import Student, same_formats
+from d2llm.training import optimization
 
 TOKENS = ["[BOQ]", "[EOQ]", "[BOD]", "[EOD]"]
 TEXTS = ["[BOQ]甲乙[EOQ]", "[BOD]山水火[EOD]", "[BOQ]丙[EOQ]", "[BOD]日月[EOD]"]

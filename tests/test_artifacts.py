@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from d2llm.artifacts import (
+from d2llm.run.artifacts import (
     ahead,
     append_jsonl,
     atomic,
@@ -23,7 +23,7 @@ from d2llm.artifacts import (
     write_frame,
     write_json,
 )
-from d2llm.errors import ArtifactError
+from d2llm.run.errors import ArtifactError
 
 
 def test_atomic_file_replaces_only_at_the_end(tmp_path: Path) -> None:

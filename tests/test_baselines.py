@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 
 from baselines import bge, llara, retromae
-from d2llm import methods
-from d2llm.errors import ConfigError, TrainingError
-from d2llm.methods import Batch, Embedded, PretextContext
+from d2llm.methods import base as methods
+from d2llm.methods.base import PretextContext
+from d2llm.methods.text_ids import PairTextIds
 from d2llm.models.backbone import head_of
+from d2llm.models.batch import Batch, Embedded
 from d2llm.models.enhanced_decoder import EnhancedDecoder
 from d2llm.models.lora import merged_state
-from d2llm.optimization import batches
-from d2llm.text_ids import PairTextIds
+from d2llm.run.errors import ConfigError, TrainingError
+from d2llm.training.optimization import batches
 
 CLS, SEP, MASK, BOS, EOS = 2, 3, 4, 5, 6
 FIRST_NEW = len(tiny.SPECIAL) + len(tiny.WORDS)  # id of the first token a method adds

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from d2llm.config import Config
+from d2llm.config.schema import Config
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--width", "16", "--hidden", "16"]
@@ -74,14 +74,14 @@ def test_samples_whose_innermost_frame_is_python_s(monkeypatch: pytest.MonkeyPat
 
     share, lines = interpreted(
         [
-            "run (d2llm/training.py:99);step (d2llm/optimization.py:120);at::mm (libtorch_cpu.so) 5",
-            "run (d2llm/training.py:99);step (d2llm/optimization.py:120) 2",
-            "run (d2llm/training.py:99);unicode_hash (libpython3.11.so.1.0) 1",
-            "run (d2llm/training.py:99);THPVariable_Wrap (libtorch_python.so) 2",
+            "run (d2llm/training/train.py:99);step (d2llm/training/optimization.py:120);at::mm (libtorch_cpu.so) 5",
+            "run (d2llm/training/train.py:99);step (d2llm/training/optimization.py:120) 2",
+            "run (d2llm/training/train.py:99);unicode_hash (libpython3.11.so.1.0) 1",
+            "run (d2llm/training/train.py:99);THPVariable_Wrap (libtorch_python.so) 2",
         ]
     )
     assert share == 0.3
-    assert lines == [("step (d2llm/optimization.py:120)", 0.2), ("run (d2llm/training.py:99)", 0.1)]
+    assert lines == [("step (d2llm/training/optimization.py:120)", 0.2), ("run (d2llm/training/train.py:99)", 0.1)]
 
 
 @pytest.mark.slow

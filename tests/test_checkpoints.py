@@ -15,13 +15,15 @@ import torch
 import yaml
 from tiny_run import BASE, tiny_settings
 
-from d2llm import checkpoints, pretraining
-from d2llm.artifacts import read_json
-from d2llm.config import Config, PromptSettings, TeacherSettings, load
-from d2llm.errors import ArtifactError, ConfigError
+from d2llm.config.load import load
+from d2llm.config.schema import Config, PromptSettings, TeacherSettings
 from d2llm.models.backbone import Backbone
-from d2llm.paths import Paths
-from d2llm.teacher import Teacher
+from d2llm.models.base import checkpoints
+from d2llm.run.artifacts import read_json
+from d2llm.run.errors import ArtifactError, ConfigError
+from d2llm.run.paths import Paths
+from d2llm.teacher.cross_encoder import Teacher
+from d2llm.training import pretraining
 
 ROOT = Path(__file__).resolve().parent.parent
 

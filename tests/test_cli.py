@@ -18,14 +18,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from d2llm import cli, home, logs, stages
-from d2llm.artifacts import write_text
-from d2llm.config import Config, Run, dump, load
-from d2llm.errors import ArtifactError
-from d2llm.logs import progress
-from d2llm.paths import Paths
-from d2llm.resume import Resume
-from d2llm.tools import COMMANDS
+from d2llm.cli import main as cli
+from d2llm.cli.upkeep import COMMANDS
+from d2llm.config.load import dump, load
+from d2llm.config.schema import Config, Run
+from d2llm.run import home, jobs, logs, stages
+from d2llm.run.artifacts import write_text
+from d2llm.run.checkpoint import Resume
+from d2llm.run.errors import ArtifactError
+from d2llm.run.logs import progress
+from d2llm.run.paths import Paths
 
 ROOT = Path(__file__).parent.parent
 
@@ -99,7 +101,7 @@ def test_the_nearest_run_is_like_it_in_method_then_variant_then_seed() -> None:
     for wanted, near in (
         (("dllm", "base", 1), 0), (("d2llm", "base", 9), 1), (("d2llm", "no_cl", 5), 2), (("bgee", "no_ci", 5), 3)
     ):  # fmt: skip
-        assert stages.nearest_run(Run(*wanted), runs) == runs[near]
+        assert jobs.nearest_run(Run(*wanted), runs) == runs[near]
 
 
 def test_a_job_waits_for_its_ghost(tmp_path: Path) -> None:

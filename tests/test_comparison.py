@@ -18,14 +18,17 @@ from scipy import stats
 from sklearn.metrics import average_precision_score
 from training_records import write_collected
 
-from d2llm import comparison, statistics
-from d2llm.artifacts import read_csv, write_frame
-from d2llm.config import Config
-from d2llm.errors import ArtifactError, ConfigError
+from d2llm.analysis import comparison, statistics
+from d2llm.config.schema import Config
 from d2llm.evaluation import runtime_table
-from d2llm.paths import Paths
-from d2llm.reporting import figure_leads, figure_main, figure_phenomena, figures
 from d2llm.reporting.collected import Collected
+from d2llm.reporting.drawing import figures
+from d2llm.reporting.figures import leads as figure_leads
+from d2llm.reporting.figures import main as figure_main
+from d2llm.reporting.figures import phenomena as figure_phenomena
+from d2llm.run.artifacts import read_csv, write_frame
+from d2llm.run.errors import ArtifactError, ConfigError
+from d2llm.run.paths import Paths
 
 METHODS = ["d2llm", "bge", "sgpt"]
 TASKS = pd.DataFrame(
@@ -228,7 +231,7 @@ def finished(tmp_path: Path) -> Config:
 @pytest.mark.slow
 def test_figures_need_collected_files_only_and_come_out_the_same(finished: Config) -> None:
     code = (
-        "import sys; from d2llm.config import Config; from d2llm.reporting import figures;"
+        "import sys; from d2llm.config.schema import Config; from d2llm.reporting import figures;"
         f"config = Config(results={finished.results!r}, methods={dict.fromkeys(METHODS, {})!r}, references=[]);"
         "[figures.run(config, name) for name in figures.FIGURES];"
         "print([name for name in ('torch', 'mteb', 'transformers') if name in sys.modules])"

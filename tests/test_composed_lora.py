@@ -7,9 +7,9 @@ import torch
 from peft.tuners.lora.layer import Linear
 from tiny import backbone
 
-from d2llm.methods import Tuning
-from d2llm.models import composed_lora
-from d2llm.models.composed_lora import ComposedLinear
+from d2llm.config.recipes import Tuning
+from d2llm.models.fast import composed_lora
+from d2llm.models.fast.composed_lora import ComposedLinear
 
 
 def layers(model: torch.nn.Module) -> list[ComposedLinear]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from d2llm.config import Config, Run, dump, load, read, typed
-from d2llm.errors import ConfigError
+from d2llm.config.load import dump, load, read, typed
+from d2llm.config.schema import Config, Run
+from d2llm.run.errors import ConfigError
 
 MINI = Path(__file__).parent.parent / "config" / "mini.yaml"
 
@@ -40,7 +41,7 @@ def test_mini_spells_out_every_key_of_the_schema(tmp_path: Path) -> None:
     written = read(MINI)
     known = read(write(tmp_path / "resolved.yaml", dump(load([MINI]))))
     for section in set(known) - {"methods", "variants", "sweeps"}:
-        # The prompts' words stand in d2llm/prompts.py.
+        # The prompts' words stand in d2llm/teacher/prompts.py.
         asked = {leaf for leaf in leaves(known[section]) if not leaf.endswith((".template", ".yes", ".no"))}
         # Of the sources the one it uses; config/local.yaml shows the other.
         asked = {leaf for leaf in asked if section != "data" or not leaf.startswith(".files.")}

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from d2llm import cli, config_docs
-from d2llm.config import Config
-from d2llm.section import Section
+from d2llm.cli import main as cli
+from d2llm.config import docs as config_docs
+from d2llm.config.schema import Config
+from d2llm.config.section import Section
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 

@@ -12,13 +12,15 @@ import pytest
 import training_records as made
 from matplotlib import pyplot
 
-from d2llm.artifacts import append_jsonl, read_csv, read_frame, read_json, write_frame, write_json
-from d2llm.config import Config
-from d2llm.errors import ArtifactError
+from d2llm.config.schema import Config
 from d2llm.evaluation import curves
-from d2llm.paths import Paths
-from d2llm.reporting import figure_dev, figure_losses, figures
 from d2llm.reporting.collected import collected
+from d2llm.reporting.drawing import figures
+from d2llm.reporting.figures import dev as figure_dev
+from d2llm.reporting.figures import losses as figure_losses
+from d2llm.run.artifacts import append_jsonl, read_csv, read_frame, read_json, write_frame, write_json
+from d2llm.run.errors import ArtifactError
+from d2llm.run.paths import Paths
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ import pytest
 import world_reader
 from test_world import row_of
 
-from d2llm.config import Config
-from d2llm.data import build, leaks, world
-from d2llm.data import events as ev
-from d2llm.data.settings import DataSettings, WorldSettings
-from d2llm.paths import Paths
+from d2llm.config.data import DataSettings, WorldSettings
+from d2llm.config.schema import Config
+from d2llm.data import build, leaks
+from d2llm.data.world import events as ev
+from d2llm.data.world import generate as world
+from d2llm.run.paths import Paths
 
 SIZES = {
     "pretraining_texts": 120, "teacher_symmetric": 40, "teacher_asymmetric": 30, "nli_premises": 40, "sts_pairs": 60, "queries": 24,

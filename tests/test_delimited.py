@@ -14,11 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from d2llm.commands import read_texts
-from d2llm.config import load
-from d2llm.data import examples, files
-from d2llm.data.settings import HubTable, OwnTable, TrainingSet
-from d2llm.errors import ConfigError, DataError
+from d2llm.cli.student import read_texts
+from d2llm.config.data import HubTable, OwnTable, TrainingSet
+from d2llm.config.load import load
+from d2llm.data.files import examples
+from d2llm.data.files import read as files
+from d2llm.run.errors import ConfigError, DataError
 
 SEPARATOR = {"csv": ",", "tsv": "\t"}
 MARKS = r"quotes: format\}, as an option --quotes format .*, or text"

@@ -7,10 +7,10 @@ import itertools
 import pandas as pd
 import pytest
 
-from d2llm.errors import ArtifactError
 from d2llm.evaluation.tasks import Task
-from d2llm.reporting import disagreement
-from d2llm.reporting.disagreement import examples
+from d2llm.reporting.page import disagreement
+from d2llm.reporting.page.disagreement import examples
+from d2llm.run.errors import ArtifactError
 
 ABOUT = {"title": "T", "group": "nli", "description": "", "split": "test", "revision": ""}
 
@@ -115,7 +115,7 @@ def test_predictions_of_other_texts_are_refused() -> None:
 @pytest.mark.slow
 def test_means_of_standings_are_the_metric(tiny_scores) -> None:
     """Over all queries of a real evaluation, mteb's MRR@10 comes out."""
-    from d2llm.evaluation.run import measure
+    from d2llm.evaluation.evaluate import measure
 
     scores, found = measure(tiny_scores, "bm25", "base", 1, "test")
     for task, own in found[found["task"].isin(scores.loc[scores["task_type"] == "retrieval", "task"])].groupby("task"):

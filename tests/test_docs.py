@@ -13,9 +13,12 @@ import pytest
 import yaml
 from test_workflow import fresh, snakemake  # noqa: F401 - fresh is a fixture
 
-from d2llm import cli, config_docs
-from d2llm.config import Config
-from d2llm.methods import Recipe, method, names
+from d2llm.cli import main as cli
+from d2llm.config import docs as config_docs
+from d2llm.config.recipes import Recipe
+from d2llm.config.registry import names
+from d2llm.config.schema import Config
+from d2llm.methods.registry import method
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob(".github/**/*.md")])
@@ -275,8 +278,8 @@ def test_the_check_of_error_lines_can_fail() -> None:
 
 
 def test_the_first_lines_are_what_a_wrong_config_gives(tmp_path: Path) -> None:
-    from d2llm.config import load
-    from d2llm.errors import ConfigError
+    from d2llm.config.load import load
+    from d2llm.run.errors import ConfigError
 
     wrong = ["teacher: {lerning_rate: 0.1}", "training: {steps: '400'}", "methods: {sgptt: {}}"]
     for content, line in zip(wrong, lines()[:3], strict=True):

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import tiny
 
-from d2llm import cli, doctor, plan
-from d2llm.config import Config, load, read
+from d2llm.cli import doctor, plan
+from d2llm.cli import main as cli
+from d2llm.config.load import load, read
+from d2llm.config.schema import Config
 from d2llm.data import build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,7 +152,10 @@ def test_files_are_read_again_after_the_data_stage(tmp_path: Path, monkeypatch: 
     train, column, judged = said("error")
     assert train.startswith("my/train.jsonl: line 91: not UTF-8")
     assert column.startswith("my/sts_dev.csv: no column 'sentence2'")
-    assert judged == "my/test_qrels.csv: line 17: expected an id of my/corpus.csv; found '800'; `incomplete: drop` leaves such judgements out"
+    assert (
+        judged
+        == "my/test_qrels.csv: line 17: expected an id of my/corpus.csv; found '800'; `incomplete: drop` leaves such judgements out"
+    )
     assert said("ok") == ["all 12 are there", "the rows of 2 of 5 sets can be used"]
     with (tmp_path / "my/corpus.csv").open("a") as stream:
         stream.write("\n7,again")

@@ -13,11 +13,12 @@ import hub_sets
 import pandas as pd
 import pytest
 
-from d2llm import hub as library
-from d2llm.config import Config, load
-from d2llm.data.settings import HubTable, MtebSet
-from d2llm.errors import ArtifactError, ConfigError
-from d2llm.paths import Paths
+from d2llm.config.data import HubTable, MtebSet
+from d2llm.config.load import load
+from d2llm.config.schema import Config
+from d2llm.run import hub as library
+from d2llm.run.errors import ArtifactError, ConfigError
+from d2llm.run.paths import Paths
 
 ROOT = Path(__file__).resolve().parent.parent
 # Downloads in one process, with short waits: (changes to config/paper.yaml, name of a download or None for all).
@@ -136,10 +137,10 @@ def test_what_is_stored_under_mtebs_name_is_what_mtebs_own_class_returns(sets: P
     """Every retrieval, pair and STS set of the paper tier, and one of several languages."""
     from plain_mteb import PlainScorer
 
+    from d2llm.config.evaluation import EvaluationSettings
     from d2llm.data import build
     from d2llm.evaluation import tasks
-    from d2llm.evaluation.run import evaluate
-    from d2llm.evaluation.settings import EvaluationSettings
+    from d2llm.evaluation.evaluate import evaluate
 
     more = "{data: {files: {tasks: {sts22: {mteb: STS22, subset: zh, type: sts, group: sts}}}}}"
     with hub.serving(sets) as (address, _):

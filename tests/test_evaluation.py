@@ -14,12 +14,12 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from task_folders import FakeStudent, pair_task, retrieval_task, sts_task, write_task
 from training_records import write_runs
 
-from d2llm.artifacts import read_json, write_json
-from d2llm.config import CheckpointSettings, Config, ModelsSettings
-from d2llm.errors import ArtifactError, ConfigError, DataError
+from d2llm.config.evaluation import EvaluationSettings
+from d2llm.config.schema import CheckpointSettings, Config, ModelsSettings
 from d2llm.evaluation import collect, metrics, tasks
-from d2llm.evaluation.settings import EvaluationSettings
-from d2llm.paths import Paths
+from d2llm.run.artifacts import read_json, write_json
+from d2llm.run.errors import ArtifactError, ConfigError, DataError
+from d2llm.run.paths import Paths
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,7 +33,7 @@ def mteb_cache(tmp_path_factory):
 def evaluate(student, *folders: Path, settings: EvaluationSettings | None = None, results: Path | None = None):
     """Scores {(task, phenomenon, metric): value} and predictions of a student on task folders."""
     from d2llm.evaluation.adapter import StudentScorer
-    from d2llm.evaluation.run import evaluate
+    from d2llm.evaluation.evaluate import evaluate
 
     read = [tasks.read(folder, "test") for folder in folders]
     settings = settings or EvaluationSettings()
@@ -176,8 +176,8 @@ def test_roles_with_equal_formats_share_their_vectors():
 
 
 def test_search_merges_blocks_as_one_matrix_would(monkeypatch):
-    from d2llm import search
     from d2llm.evaluation import adapter
+    from d2llm.search import index as search
 
     student = FakeStudent()
     queries, passages = [f"问{i}" for i in range(7)], [f"文{i % 40}" for i in range(50)]  # ten passages twice
@@ -252,7 +252,7 @@ def test_mteb_result_is_kept_and_equal_runs_leave_equal_files(tmp_path, monkeypa
 
 
 def test_a_sample_of_a_set_of_mtebs_has_its_rules_and_another_name(tmp_path):
-    from d2llm.evaluation.mteb_tasks import mteb_task
+    from d2llm.evaluation.mteb import mteb_task
 
     known = {"name": "T2Retrieval", "subset": None, "split": {"dev": None, "test": "dev"}, "whole": []}
     folder = retrieval_task(tmp_path)
@@ -359,7 +359,7 @@ def test_tasks_are_found_by_folder_and_wanted_ones_must_be_there(tmp_path):
 @pytest.fixture
 def suite(tmp_path, monkeypatch):
     """A results folder with three tasks and two evaluated methods whose students are fake."""
-    from d2llm.evaluation import run
+    from d2llm.evaluation import evaluate as run
     from d2llm.evaluation.adapter import StudentScorer
 
     config = Config(results=str(tmp_path), methods={"d2llm": {}, "bge": {}}, references=["bm25"], seeds=[1, 2])
@@ -463,7 +463,7 @@ def test_a_saved_student_is_loaded_and_scored_by_its_own_scorer(tmp_path):
     import tiny
     import torch
 
-    from d2llm.evaluation.run import run
+    from d2llm.evaluation.evaluate import run
     from d2llm.models.student import Student, TextFormat
 
     config = Config(results=str(tmp_path), methods={"d2llm": {}})
@@ -497,7 +497,7 @@ def test_a_saved_student_is_loaded_and_scored_by_its_own_scorer(tmp_path):
 
 
 def test_a_run_without_a_model_is_told(tmp_path):
-    from d2llm.evaluation.run import run
+    from d2llm.evaluation.evaluate import run
 
     config = Config(results=str(tmp_path), methods={"d2llm": {}})
     pair_task(Paths.of(config).tasks)

@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from d2llm.data import build, examples
+from d2llm.config.data import MtebSet, TaskSet
+from d2llm.config.evaluation import EvaluationSettings
+from d2llm.data import build
 from d2llm.data.conditions import whole_relevance
+from d2llm.data.files import examples
 from d2llm.data.leaks import Seen
-from d2llm.data.settings import MtebSet, TaskSet
-from d2llm.errors import ConfigError, DataError
 from d2llm.evaluation import tasks
-from d2llm.evaluation.settings import EvaluationSettings
+from d2llm.run.errors import ConfigError, DataError
 
 
 def jsonl(path: Path, rows: list[dict]) -> str:
@@ -62,8 +63,8 @@ def measured(
     folder: Path, settings: dict[str, Any], scores: dict[tuple[str, str], float], keep: int = 100
 ) -> tuple[dict[str, float], pd.DataFrame, examples.EvaluationSet]:
     """Metrics of a whole set, its predictions, and the set, by the way from files to mteb that every set takes."""
-    from d2llm.artifacts import write_json
-    from d2llm.evaluation.run import evaluate
+    from d2llm.evaluation.evaluate import evaluate
+    from d2llm.run.artifacts import write_json
 
     task = TaskSet.model_validate({"group": "ir"} | settings)
     made = examples.evaluation_set("t", task, "test", np.random.default_rng(0))
@@ -130,7 +131,7 @@ def test_a_passage_with_the_id_of_its_query_can_be_left_out_of_the_ranking(
 
 def test_of_equal_scores_the_documents_that_are_measured_are_kept(tmp_path: Path) -> None:
     """MRR from the predictions, of which comparisons and disagreements are made, is the MRR that is stored."""
-    from d2llm.comparison import examples as of_queries
+    from d2llm.analysis.comparison import examples as of_queries
 
     corpus = {f"d{i:02}": f"text {i}" for i in range(30)}
     three = search_files(tmp_path, {"q": "ask"}, corpus, [("q", "d27", 1)])
@@ -148,7 +149,7 @@ def test_rankings_are_measured_by_the_rules_of_the_class(identical: bool, first:
     """Tested by itself: mteb also takes identical ids out of the very rankings it was given."""
     from types import SimpleNamespace
 
-    from d2llm.evaluation.run import _ranked
+    from d2llm.evaluation.evaluate import _ranked
 
     rules = SimpleNamespace(ignore_identical_ids=identical, skip_first_result=first)
     rankings = {"q": {"q": 3.0, "a": 2.0, "b": 1.0}}
@@ -263,7 +264,7 @@ def test_what_mteb_has_that_is_no_set_of_texts_measured_as_its_type_is_refused(
 ) -> None:
     import mteb
 
-    from d2llm.data.download import check_own_rules
+    from d2llm.data.hub.download import check_own_rules
 
     with pytest.raises(ConfigError, match=f"key.*: {message}"):
         check_own_rules(mteb.get_task(name), [split], "key")
@@ -274,7 +275,7 @@ def test_what_mteb_has_that_is_no_set_of_texts_measured_as_its_type_is_refused(
 def test_a_subset_of_mtebs_is_named_where_there_are_several() -> None:
     from types import SimpleNamespace
 
-    from d2llm.data.download import check_subset
+    from d2llm.data.hub.download import check_subset
 
     several = SimpleNamespace(metadata=SimpleNamespace(is_multilingual=True), hf_subsets=["en", "zh"])
     single = SimpleNamespace(metadata=SimpleNamespace(is_multilingual=False), hf_subsets=["default"])
@@ -301,7 +302,7 @@ def test_a_subset_of_mtebs_is_named_where_there_are_several() -> None:
 def test_a_retrieval_set_of_mtebs_that_is_more_than_texts_is_refused(change: dict, message: str) -> None:
     from datasets import Dataset
 
-    from d2llm.data.download import retrieval
+    from d2llm.data.hub.download import retrieval
 
     split = {
         "corpus": {"id": ["d"], "title": ["t"], "text": ["x"]},

@@ -15,7 +15,7 @@ from test_new_baseline import call, clone  # noqa: F401 - clone is a fixture
 from test_own_workflow import write_files
 from tiny_run import tiny_settings
 
-from d2llm.artifacts import read_json
+from d2llm.run.artifacts import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -53,7 +53,7 @@ def carry_out(folder: Path) -> None:
 def test_the_page_has_what_it_announces() -> None:
     assert set(files()) == {"d2llm/margin_loss.py", "tests/test_margin_loss.py", "my.yaml", "d2llm/reporting/figure_spread.py"}  # fmt: skip
     assert [name for name, _, _ in changes()] == [
-        "baselines/mymethod.py", "baselines/mymethod.py", "d2llm/data/settings.py", "d2llm/data/build.py", "d2llm/reporting/catalogue.py",
+        "baselines/mymethod.py", "baselines/mymethod.py", "d2llm/config/data.py", "d2llm/data/build.py", "d2llm/reporting/catalogue.py",
         "d2llm/reporting/captions.py",
     ]  # fmt: skip
     assert [line[3:] for line in TEXT.splitlines() if line.startswith("## ")] == ["A baseline", "A loss", "A task", "A data set", "A figure", "Before you send it"]  # fmt: skip
@@ -119,10 +119,10 @@ def test_the_page_can_be_followed(clone: Path) -> None:  # noqa: F811
 def test_a_data_set_of_ones_own_is_a_config_alone(tmp_path: Path) -> None:
     write_files(tmp_path)
     (tmp_path / "my.yaml").write_text(files()["my.yaml"], encoding="utf-8")
-    from d2llm.config import load
+    from d2llm.config.load import load
     from d2llm.data import build
     from d2llm.evaluation import tasks
-    from d2llm.paths import Paths
+    from d2llm.run.paths import Paths
 
     changes = {
         "results": str(tmp_path),

@@ -19,24 +19,33 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from scipy import stats
 
-from d2llm import stages
-from d2llm.artifacts import write_frame
-from d2llm.config import Config
-from d2llm.errors import ArtifactError, ConfigError
-from d2llm.paths import Paths
-from d2llm.prompts import ASYMMETRIC_ZH, SYMMETRIC_ZH
-from d2llm.reporting import (
-    agreement,
-    figure_agreement,
-    figure_architecture,
-    figure_main,
-    figure_phenomena,
-    figure_phenomena_ir,
-    figure_phenomena_sts,
-    figures,
-    fonts,
-)
+from d2llm.analysis import agreement
+from d2llm.config.prompts import ASYMMETRIC_ZH, SYMMETRIC_ZH
+from d2llm.config.schema import Config
 from d2llm.reporting.collected import Collected, collected
+from d2llm.reporting.drawing import figures, fonts
+from d2llm.reporting.figures import (
+    agreement as figure_agreement,
+)
+from d2llm.reporting.figures import (
+    architecture as figure_architecture,
+)
+from d2llm.reporting.figures import (
+    main as figure_main,
+)
+from d2llm.reporting.figures import (
+    phenomena as figure_phenomena,
+)
+from d2llm.reporting.figures import (
+    phenomena_ir as figure_phenomena_ir,
+)
+from d2llm.reporting.figures import (
+    phenomena_sts as figure_phenomena_sts,
+)
+from d2llm.run import jobs
+from d2llm.run.artifacts import write_frame
+from d2llm.run.errors import ArtifactError, ConfigError
+from d2llm.run.paths import Paths
 
 METHODS = ["d2llm", "bge"]
 
@@ -363,7 +372,7 @@ def test_what_the_architecture_shows_makes_it_stale_and_no_other_figure() -> Non
             base | {"models": {"decoder": {"layers": 3}}},
             base | {"teacher": {"symmetric": {"template": "问{a}和{b}：", "yes": "是", "no": "不"}}},
         ]
-        return [stages.settings_line(Config(**settings), "figure", name=name) for settings in (base, *changed)]
+        return [jobs.settings_line(Config(**settings), "figure", name=name) for settings in (base, *changed)]
 
     assert len(set(lines("architecture"))) == 4
     assert len(set(lines("main"))) == 1
@@ -412,4 +421,4 @@ def test_chinese_that_no_font_has_is_shown_in_english(
     with caplog.at_level(logging.WARNING, logger="d2llm"):
         text = words(architecture(teacher={"symmetric": prompt}))
     assert "龘" not in text and "yes / no" in text and "[text a]" in text
-    assert [record.name for record in caplog.records] == ["d2llm.reporting.fonts"]
+    assert [record.name for record in caplog.records] == ["d2llm.reporting.drawing.fonts"]

@@ -14,15 +14,19 @@ import pandas as pd
 import pytest
 from tiny_run import tiny_settings
 
-from d2llm import doctor
-from d2llm.artifacts import read_json
-from d2llm.config import Config, load, merged
-from d2llm.data import build, examples, files
-from d2llm.data.settings import Retrieval, TrainingSet
-from d2llm.errors import ConfigError, DataError
+from d2llm.cli import doctor
+from d2llm.config.data import Retrieval, TrainingSet
+from d2llm.config.load import load
+from d2llm.config.schema import Config
+from d2llm.config.values import merged
+from d2llm.data import build
+from d2llm.data.files import examples
+from d2llm.data.files import read as files
 from d2llm.evaluation import tasks as evaluation_tasks
-from d2llm.paths import Paths
-from d2llm.text import is_text
+from d2llm.models.text import is_text
+from d2llm.run.artifacts import read_json
+from d2llm.run.errors import ConfigError, DataError
+from d2llm.run.paths import Paths
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -602,7 +606,7 @@ def test_what_is_left_out_is_in_the_card_and_the_log(tmp_path: Path, caplog: pyt
     ],
 )
 def test_a_wrong_section_is_refused_before_anything_runs(changes: dict, message: str, tmp_path: Path) -> None:
-    from d2llm.config import merged
+    from d2llm.config.values import merged
 
     settings = own(tmp_path)
     with pytest.raises(ConfigError, match=message):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from d2llm import gpus
+from d2llm.cli import gpus
 
 JOB = "import os, sys; from d2llm import gpus; lock = gpus.claim(); print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
 

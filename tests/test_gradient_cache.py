@@ -13,15 +13,17 @@ from accelerate.state import AcceleratorState
 from test_training import prepared, train
 from tiny_run import changed
 
-from d2llm import methods, optimization, training
-from d2llm.artifacts import read_jsonl
-from d2llm.config import Config
-from d2llm.errors import ConfigError, TrainingError
-from d2llm.gradient_cache import GradientCache
-from d2llm.memory import retried
-from d2llm.methods import Batch, TeacherTargets
+from d2llm.config.schema import Config
+from d2llm.methods import base as methods
+from d2llm.models.batch import Batch, TeacherTargets
 from d2llm.models.student import Student
-from d2llm.paths import Paths
+from d2llm.run.artifacts import read_jsonl
+from d2llm.run.errors import ConfigError, TrainingError
+from d2llm.run.paths import Paths
+from d2llm.training import optimization
+from d2llm.training import train as training
+from d2llm.training.gradient_cache import GradientCache
+from d2llm.training.memory import retried
 
 TEXTS = [
     "甲乙",

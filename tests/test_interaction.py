@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from d2llm.errors import ConfigError
-from d2llm.models.interaction import IEM, build_scorer
+from d2llm.models.parts import build_scorer
+from d2llm.models.scorers.iem import IEM
+from d2llm.run.errors import ConfigError
 
 D, N, M = 6, 5, 8
 

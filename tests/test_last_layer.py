@@ -7,10 +7,10 @@ import tiny
 import torch
 from test_packing import ROWS, body
 
-from d2llm.methods import MaxLengths
+from d2llm.config.recipes import MaxLengths
 from d2llm.models.backbone import Backbone
-from d2llm.models.last_layer import only_at
-from d2llm.models.pooling import build_pooling
+from d2llm.models.fast.last_layer import only_at
+from d2llm.models.parts import build_pooling
 from d2llm.models.student import Student, same_formats
 
 FEWER = ["Llama", "Qwen2", "Gemma2", "Bert", "Roberta", "Electra", "Camembert"]

@@ -5,17 +5,15 @@ import math
 import pytest
 import torch
 
-from d2llm.losses import (
+from d2llm.methods.d2llm.losses import (
     contrastive_imitation,
     cosine_matrix,
     feature_imitation,
-    in_batch_contrast,
-    info_nce,
-    off_diagonal,
     rank_imitation_easy,
     rank_imitation_hard,
     weighted_total,
 )
+from d2llm.methods.losses import in_batch_contrast, info_nce, off_diagonal
 
 B, K, E, H = 5, 4, 3, 6
 

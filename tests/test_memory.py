@@ -15,9 +15,9 @@ import pytest
 import tiny
 from test_search import FORMATS
 
-from d2llm.config import Config
+from d2llm.config.schema import Config
 from d2llm.models.student import Student
-from d2llm.paths import Paths
+from d2llm.run.paths import Paths
 
 sys.path.insert(0, str(Path(__file__).parent / "campaigns"))
 

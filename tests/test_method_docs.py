@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from d2llm import losses
-from d2llm.config import Config
-from d2llm.d2llm_method import D2LLMRecipe
+from d2llm.config.schema import Config
+from d2llm.methods.d2llm import losses
+from d2llm.methods.d2llm.recipe import D2LLMRecipe
 from d2llm.models import interaction, pooling
 
 ROOT = Path(__file__).parents[1]

@@ -17,14 +17,16 @@ from sklearn.metrics import average_precision_score
 from task_folders import pair_task, retrieval_task, sts_task
 from test_training import prepared, weights
 
-from d2llm import monitor, training
-from d2llm.artifacts import read_jsonl
-from d2llm.config import Config, load
-from d2llm.errors import ArtifactError, ConfigError, DataError, TrainingError
-from d2llm.methods import Tuning
+from d2llm.config.load import load
+from d2llm.config.recipes import Tuning
+from d2llm.config.schema import Config
 from d2llm.models.student import Student, TextFormat
-from d2llm.monitor import Monitor
-from d2llm.paths import Paths
+from d2llm.run.artifacts import read_jsonl
+from d2llm.run.errors import ArtifactError, ConfigError, DataError, TrainingError
+from d2llm.run.paths import Paths
+from d2llm.training import monitor
+from d2llm.training import train as training
+from d2llm.training.monitor import Monitor
 
 
 def dev_tasks(root: Path) -> Path:
@@ -255,7 +257,7 @@ def test_a_damaged_dev_set_stops_a_training_before_it_starts(tiny_scores: Config
 
 def test_watching_needs_no_mteb() -> None:
     code = (
-        "import sys, d2llm.training, d2llm.monitor; "
+        "import sys, d2llm.training.train, d2llm.training.monitor; "
         "print([m for m in ('mteb', 'd2llm.evaluation.adapter') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -16,12 +16,12 @@ import torch
 from tiny import backbone, framed_by
 from tiny_run import changed
 
-from d2llm.config import Config, NegativeSettings
-from d2llm.data import negatives
-from d2llm.data.bm25 import tokens
-from d2llm.errors import ArtifactError, DataError
-from d2llm.normal_form import normal_form
-from d2llm.paths import Paths
+from d2llm.config.schema import Config, NegativeSettings
+from d2llm.data.negatives import mine as negatives
+from d2llm.data.negatives.bm25 import tokens
+from d2llm.models.normal_form import normal_form
+from d2llm.run.errors import ArtifactError, DataError
+from d2llm.run.paths import Paths
 
 TEXTS = [
     "护士在公园借走了苹果",
@@ -85,7 +85,7 @@ def test_dense_ranks_by_brute_force(framed: bool, tmp_path: Path) -> None:
     cosine = np.stack([vector(text) for text in queries]) @ np.stack([vector(text) for text in passages]).T
     assert np.diff(np.sort(cosine, axis=1), axis=1).min() > 1e-5  # no ties to hide behind
     for depth in (3, 7, 20):
-        found = negatives.dense_ranks(config, queries, passages, depth)
+        found = encoder.dense_ranks(config, queries, passages, depth)
         assert [row.tolist() for row in found] == np.argsort(-cosine, axis=1)[:, :depth].tolist()
 
 
@@ -319,7 +319,7 @@ def test_the_stage_draws_from_the_asked_ranks(tiny_pairs: Config) -> None:
     pool, pairs = pd.read_parquet(paths.pool), pd.read_parquet(paths.pairs)
     texts = pool.loc[pool["dataset"] == "ir_claim", "text"].drop_duplicates().tolist()
     part = pairs[pairs["dataset"] == "ir_claim"]
-    dense = negatives.dense_ranks(tiny_pairs, part["query"].tolist(), texts, 9)
+    dense = encoder.dense_ranks(tiny_pairs, part["query"].tolist(), texts, 9)
     for made, near in zip(part.itertuples(), dense, strict=True):
         naive = naive_bm25(made.query, texts, "words")
         edge = sorted(naive, reverse=True)[7]
@@ -374,7 +374,7 @@ def test_a_pool_without_texts_is_an_artifact_error(tmp_path: Path) -> None:
 
 
 def test_texts_embedded_by_several_jobs_give_the_same_negatives(tiny_pairs: Config, tmp_path: Path) -> None:
-    from d2llm.data import vectors
+    from d2llm.data.negatives import dense as vectors
 
     copy = changed_results(tiny_pairs, tmp_path)
     sharded = changed(copy, negatives={"shards": 3})

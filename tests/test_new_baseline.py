@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from d2llm import cli
-from d2llm.errors import ConfigError
-from d2llm.new_baseline import KINDS, new_baseline
+from d2llm.cli import main as cli
+from d2llm.cli.new_baseline import KINDS, new_baseline
+from d2llm.run.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("Snakefile", "workflow", "config", "profiles", "d2llm", "baselines", "notebooks", "environment.yml")
@@ -91,7 +91,7 @@ def test_a_file_that_exists_is_kept(clone: Path) -> None:
 
 
 def test_outside_a_clone_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr("d2llm.new_baseline.ROOT", tmp_path / "site-packages")
+    monkeypatch.setattr("d2llm.cli.new_baseline.ROOT", tmp_path / "site-packages")
     monkeypatch.chdir(tmp_path)
     assert cli.main(["new-baseline", "mine"]) == 2
     assert f"in {tmp_path}; run it in a clone of the repository" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d2llm.normal_form import INVISIBLE, distinct, normal_form, right_forms
+from d2llm.models.normal_form import INVISIBLE, distinct, normal_form, right_forms
 
 TEXT = "Café Nr. 5, 东京塔？"
 # Spellings of TEXT: decomposed, full width and narrow, case, blanks at the end, doubled and of other kinds, invisible characters.

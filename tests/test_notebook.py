@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 from made_up_run import make, value
 
-from d2llm import cli
-from d2llm.config import load
-from d2llm.errors import ArtifactError
-from d2llm.paths import Paths
+from d2llm.cli import main as cli
+from d2llm.config.load import load
 from d2llm.reporting import notebook
+from d2llm.run.errors import ArtifactError
+from d2llm.run.paths import Paths
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "results" / "reference" / "mini"

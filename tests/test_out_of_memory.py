@@ -20,18 +20,20 @@ from test_teacher import SHORT, made, trivial
 from tiny_run import changed
 
 from baselines import bge, llara, retromae
-from d2llm import optimization, pretext, stages, teacher_tuning
-from d2llm.artifacts import read_jsonl
-from d2llm.config import Config
-from d2llm.errors import TrainingError
-from d2llm.memory import retried
-from d2llm.methods import PretextContext
+from d2llm.config.schema import Config
+from d2llm.methods.base import PretextContext
 from d2llm.models.backbone import head_of
 from d2llm.models.enhanced_decoder import EnhancedDecoder
 from d2llm.models.student import Student
-from d2llm.paths import Paths
-from d2llm.resume import Resume
-from d2llm.teacher import Teacher
+from d2llm.run import jobs
+from d2llm.run.artifacts import read_jsonl
+from d2llm.run.checkpoint import Resume
+from d2llm.run.errors import TrainingError
+from d2llm.run.paths import Paths
+from d2llm.teacher import tune as teacher_tuning
+from d2llm.teacher.cross_encoder import Teacher
+from d2llm.training import optimization, pretext
+from d2llm.training.memory import retried
 
 
 def narrow(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, size: Callable[..., int], room: int) -> list[int]:
@@ -282,8 +284,8 @@ def test_precision_is_a_setting_of_these_stages_where_it_is_not_the_usual(tiny_s
         update={"training": tiny_scores.training.model_copy(update={"precision": "bfloat16"})}
     )
     for stage, arguments in (("teacher", {"teacher": "teacher"}), ("pretext", {"method": "bge", "variant": "base"})):
-        assert "training.precision" not in stages.settings(tiny_scores, stage, **arguments)
-        assert stages.settings(half, stage, **arguments)["training.precision"] == "bfloat16"
+        assert "training.precision" not in jobs.settings(tiny_scores, stage, **arguments)
+        assert jobs.settings(half, stage, **arguments)["training.precision"] == "bfloat16"
 
 
 @pytest.mark.slow

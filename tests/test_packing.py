@@ -6,12 +6,12 @@ import pytest
 import tiny
 import torch
 
-from d2llm.errors import ConfigError
-from d2llm.methods import MaxLengths, Tuning
-from d2llm.models import packing
+from d2llm.config.recipes import MaxLengths, Tuning
 from d2llm.models.backbone import Backbone
-from d2llm.models.packing import NAME, layout, padding_mask
+from d2llm.models.fast import packing
+from d2llm.models.fast.packing import NAME, layout, padding_mask
 from d2llm.models.student import Student, same_formats
+from d2llm.run.errors import ConfigError
 
 ROWS = [tuple(range(7, 7 + size)) for size in (1, 1, 2, 4, 4, 4, 9)]
 

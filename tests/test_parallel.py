@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from test_training import prepared, train, tuned
 
-from d2llm.artifacts import read_json
-from d2llm.config import Config, dump
-from d2llm.paths import Paths
+from d2llm.config.load import dump
+from d2llm.config.schema import Config
+from d2llm.run.artifacts import read_json
+from d2llm.run.paths import Paths
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "d2llm.cli"]
@@ -50,7 +51,7 @@ def test_two_processes_train_as_one(method: str, changes: dict, tiny_scores: Con
     one = prepared(tiny_scores, tmp_path / "one", training={"log_every": 1} | changes, **recipe)
     two = prepared(tiny_scores, tmp_path / "two", training={"log_every": 1, "processes": 2} | changes, **recipe)
     if method == "retromae":
-        from d2llm import pretext
+        from d2llm.training import pretext
 
         for config in (one, two):
             pretext.run(config, method, "base")
@@ -78,7 +79,7 @@ def test_two_processes_train_as_one(method: str, changes: dict, tiny_scores: Con
 
 @pytest.mark.slow
 def test_processes_that_were_not_started_are_refused(tiny_scores: Config, tmp_path: Path) -> None:
-    from d2llm.errors import ConfigError
+    from d2llm.run.errors import ConfigError
 
     config = prepared(tiny_scores, tmp_path / "run", training={"processes": 2})
     with pytest.raises(ConfigError, match="training.processes: 2 processes, started were 1"):

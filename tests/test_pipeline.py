@@ -19,10 +19,10 @@ from offline import offline
 from test_workflow import fresh  # noqa: F401 - a fixture
 from tiny_run import BASE, tiny_settings
 
-from d2llm.paths import Paths
-from d2llm.provenance import file_digest
-from d2llm.reporting.figures import FIGURES
-from d2llm.reporting.tables import TABLES
+from d2llm.reporting.catalogue import FIGURES
+from d2llm.reporting.layout.tables import TABLES
+from d2llm.run.paths import Paths
+from d2llm.run.provenance import file_digest
 
 
 def run(

@@ -12,13 +12,15 @@ import torch
 import yaml
 from tiny_run import tiny_settings
 
-from d2llm import cli, plan
-from d2llm.artifacts import write_json
-from d2llm.config import CheckpointSettings, Config, load
+from d2llm.cli import main as cli
+from d2llm.cli import plan
+from d2llm.config.load import load
+from d2llm.config.schema import CheckpointSettings, Config
 from d2llm.data import build
-from d2llm.errors import ConfigError
-from d2llm.paths import PROVENANCE, Paths
-from d2llm.stages import settings
+from d2llm.run.artifacts import write_json
+from d2llm.run.errors import ConfigError
+from d2llm.run.paths import PROVENANCE, Paths
+from d2llm.run.stages import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,7 +83,7 @@ def test_flops_of_a_pass_are_what_torch_counts(tmp_path: Path) -> None:
 
 
 def test_adapters_are_counted_as_peft_makes_them(tmp_path: Path) -> None:
-    from d2llm.methods import Tuning
+    from d2llm.config.recipes import Tuning
 
     backbone = tiny.backbone("decoder", tmp_path / "model", num_hidden_layers=3)
     settings = CheckpointSettings(source=str(tmp_path / "model"))

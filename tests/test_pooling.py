@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from d2llm.errors import ConfigError
-from d2llm.models.pooling import PMA, build_pooling
+from d2llm.models.parts import build_pooling
+from d2llm.models.poolings.pma import PMA
+from d2llm.run.errors import ConfigError
 
 D, T = 12, 7
 LENGTHS = [7, 1, 4, 2]

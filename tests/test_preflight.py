@@ -24,15 +24,21 @@ import yaml
 from test_workflow import fresh, snakemake  # noqa: F401 - fresh is a fixture
 from tiny_run import BASE, tiny_settings
 
-from d2llm import checkpoints, cli, demands, doctor, preflight, pretraining, stages
-from d2llm.artifacts import write_json
-from d2llm.config import BaseSettings, Config, dump, load, merged
+from d2llm.cli import demands, doctor, preflight
+from d2llm.cli import main as cli
+from d2llm.config.load import dump, load
+from d2llm.config.schema import BaseSettings, Config
+from d2llm.config.values import merged
 from d2llm.data import build
-from d2llm.data.lexicon import lexicon
-from d2llm.data.surface import FUNCTION_WORDS
-from d2llm.errors import ConfigError, D2LLMError, DataError
-from d2llm.models.vocabulary import build_tokenizer
-from d2llm.paths import PROVENANCE, Paths
+from d2llm.data.world.lexicon import lexicon
+from d2llm.data.world.surface import FUNCTION_WORDS
+from d2llm.models.base import checkpoints
+from d2llm.models.base.vocabulary import build_tokenizer
+from d2llm.run import jobs
+from d2llm.run.artifacts import write_json
+from d2llm.run.errors import ConfigError, D2LLMError, DataError
+from d2llm.run.paths import PROVENANCE, Paths
+from d2llm.training import pretraining
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -356,7 +362,7 @@ def test_a_model_of_the_hub_is_asked_once_it_is_here(tmp_path: Path) -> None:
     folder = Paths.of(config).base("decoder")
     CHECKPOINTS["decoder"](folder)
     assert [problem.level for problem in preflight.of_models(config)] == ["warning"]
-    write_json(folder / PROVENANCE, {"settings": stages.settings(config, "base", model="decoder"), "inputs": {}})
+    write_json(folder / PROVENANCE, {"settings": jobs.settings(config, "base", model="decoder"), "inputs": {}})
     assert list(preflight.of_models(config)) == []
     (folder / "tokenizer.json").unlink()
     [found] = preflight.of_models(config)

@@ -16,17 +16,17 @@ from test_world_logic import event
 from tiny_run import changed, tiny_config
 from torch.nn import functional as F
 
-from d2llm import pretraining
-from d2llm.artifacts import read_json, read_jsonl
-from d2llm.config import BaseSettings, Config
+from d2llm.config.schema import BaseSettings, Config
 from d2llm.data import build
-from d2llm.data.lexicon import SLOTS, lexicon
-from d2llm.data.surface import FUNCTION_WORDS
-from d2llm.errors import ConfigError
+from d2llm.data.world.lexicon import SLOTS, lexicon
+from d2llm.data.world.surface import FUNCTION_WORDS
 from d2llm.models.backbone import Backbone, head_of
-from d2llm.models.vocabulary import build_tokenizer
-from d2llm.paths import Paths
-from d2llm.prompts import prompts
+from d2llm.models.base.vocabulary import build_tokenizer
+from d2llm.run.artifacts import read_json, read_jsonl
+from d2llm.run.errors import ConfigError
+from d2llm.run.paths import Paths
+from d2llm.teacher.prompts import prompts
+from d2llm.training import pretraining
 
 LEX = lexicon()
 TARGETS = pretraining.SlotTargets.build()

@@ -13,7 +13,7 @@ import yaml
 from test_workflow import fresh, snakemake  # noqa: F401 - fresh is a fixture
 from tiny_run import tiny_settings
 
-from d2llm.methods import names
+from d2llm.config.registry import names
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,42 +9,31 @@ from pathlib import Path
 
 import pytest
 
-from d2llm import stages
-from d2llm.artifacts import write_json
-from d2llm.config import Config, load
-from d2llm.errors import ArtifactError
-from d2llm.paths import Paths, beside
-from d2llm.provenance import (
-    altered,
-    checked_inputs,
-    closure,
-    code_digest,
-    commit,
-    content_digest,
-    damaged,
-    imports,
-    module_digest,
-    output_digests,
-    parsed,
-    sealed,
-)
+from d2llm.config.load import load
+from d2llm.config.schema import Config
+from d2llm.run import jobs, stages
+from d2llm.run.artifacts import write_json
+from d2llm.run.code import closure, code_digest, imports, module_digest, parsed
+from d2llm.run.errors import ArtifactError
+from d2llm.run.paths import Paths, beside
+from d2llm.run.provenance import altered, checked_inputs, commit, content_digest, damaged, output_digests, sealed
 
 ROOT = Path(__file__).parent.parent
 
 FILES = {
     "d2llm/__init__.py": "",
-    "d2llm/methods.py": "import importlib\n",
-    "d2llm/losses.py": "def loss(x):\n    return x\n",
+    "d2llm/methods/base.py": "import importlib\n",
+    "d2llm/methods/d2llm/losses.py": "def loss(x):\n    return x\n",
     "d2llm/unused.py": "x = 1\n",
-    "d2llm/config.py": "x = 1\n",
-    "d2llm/d2llm_method.py": "from d2llm import losses\n",
+    "d2llm/config/schema.py": "x = 1\n",
+    "d2llm/methods/d2llm/method.py": "from d2llm import losses\n",
     "d2llm/models/__init__.py": "",
     "d2llm/models/pooling.py": "from . import student\n",
-    "d2llm/models/student.py": "def f():\n    from d2llm.losses import loss\n    return loss\n",
-    "d2llm/training.py": "import d2llm.methods\nfrom d2llm import config\nfrom d2llm.models.pooling import x\n",
+    "d2llm/models/student.py": "def f():\n    from d2llm.methods.d2llm.losses import loss\n    return loss\n",
+    "d2llm/training/train.py": "import d2llm.methods.base\nfrom d2llm import config\nfrom d2llm.models.pooling import x\n",
     "baselines/__init__.py": "",
-    "baselines/bge.py": "import d2llm.methods\n",
-    "baselines/sgpt.py": "import d2llm.methods\n",
+    "baselines/bge.py": "import d2llm.methods.base\n",
+    "baselines/sgpt.py": "import d2llm.methods.base\n",
     "baselines/udever.py": "from baselines import sgpt\n",
 }
 
@@ -77,44 +66,57 @@ def digest(project: Path, *modules: str) -> str:
 
 
 def test_closure_follows_all_imports_but_plumbing_and_other_methods(project: Path) -> None:
-    library = {"d2llm.training", "d2llm.methods", "d2llm.models", "d2llm.models.pooling", "d2llm.models.student"}
-    assert closure(["d2llm.training", "baselines.bge"], project) == library | {"d2llm.losses", "baselines.bge"}
-    assert closure(["baselines.udever"], project) == {"baselines.udever", "baselines.sgpt", "d2llm.methods"}
+    library = {
+        "d2llm.training.train",
+        "d2llm.methods.base",
+        "d2llm.models",
+        "d2llm.models.pooling",
+        "d2llm.models.student",
+    }
+    assert closure(["d2llm.training.train", "baselines.bge"], project) == library | {
+        "d2llm.methods.d2llm.losses",
+        "baselines.bge",
+    }
+    assert closure(["baselines.udever"], project) == {"baselines.udever", "baselines.sgpt", "d2llm.methods.base"}
 
 
 @pytest.mark.parametrize(
     ("file", "text", "stale"),
     [
-        ("d2llm/losses.py", "# why\ndef loss(x):\n\n    'doc'\n    return (x)  # x\n", set()),
-        ("d2llm/losses.py", "def loss(x):\n    return -x\n", {"bge", "sgpt", "udever"}),
-        ("baselines/bge.py", "import d2llm.methods\nx = 2\n", {"bge"}),
-        ("d2llm/losses.py", "if TYPE_CHECKING:\n    import d2llm.unused\ndef loss(x):\n    return x\n", set()),
+        ("d2llm/methods/d2llm/losses.py", "# why\ndef loss(x):\n\n    'doc'\n    return (x)  # x\n", set()),
+        ("d2llm/methods/d2llm/losses.py", "def loss(x):\n    return -x\n", {"bge", "sgpt", "udever"}),
+        ("baselines/bge.py", "import d2llm.methods.base\nx = 2\n", {"bge"}),
         (
-            "d2llm/losses.py",
+            "d2llm/methods/d2llm/losses.py",
+            "if TYPE_CHECKING:\n    import d2llm.unused\ndef loss(x):\n    return x\n",
+            set(),
+        ),
+        (
+            "d2llm/methods/d2llm/losses.py",
             "if SOMETHING:\n    import d2llm.unused\ndef loss(x):\n    return x\n",
             {"bge", "sgpt", "udever"},
         ),
-        ("baselines/sgpt.py", "import d2llm.methods\nx = 2\n", {"sgpt", "udever"}),
-        ("d2llm/d2llm_method.py", "x = 2\n", set()),
+        ("baselines/sgpt.py", "import d2llm.methods.base\nx = 2\n", {"sgpt", "udever"}),
+        ("d2llm/methods/d2llm/method.py", "x = 2\n", set()),
         ("d2llm/unused.py", "x = 2\n", set()),
-        ("d2llm/config.py", "x = 2\n", set()),
+        ("d2llm/config/schema.py", "x = 2\n", set()),
         ("d2llm/models/student.py", "x = 2\n", {"bge", "sgpt", "udever"}),
     ],
 )
 def test_an_edit_makes_stale_exactly_what_uses_it(project: Path, file: str, text: str, stale: set[str]) -> None:
     methods = ("bge", "sgpt", "udever")
-    before = {method: digest(project, "d2llm.training", f"baselines.{method}") for method in methods}
+    before = {method: digest(project, "d2llm.training.train", f"baselines.{method}") for method in methods}
     (project / file).write_text(text)
-    after = {method: digest(project, "d2llm.training", f"baselines.{method}") for method in methods}
+    after = {method: digest(project, "d2llm.training.train", f"baselines.{method}") for method in methods}
     assert {method for method in methods if before[method] != after[method]} == stale
 
 
 def test_a_docstring_is_not_confused_with_a_value(project: Path) -> None:
-    before = digest(project, "d2llm.losses")
-    (project / "d2llm/losses.py").write_text('def loss(x):\n    "half"\n    return x\n')
-    assert digest(project, "d2llm.losses") == before
-    (project / "d2llm/losses.py").write_text('def loss(x):\n    return "half"\n')
-    assert digest(project, "d2llm.losses") != before
+    before = digest(project, "d2llm.methods.d2llm.losses")
+    (project / "d2llm/methods/d2llm/losses.py").write_text('def loss(x):\n    "half"\n    return x\n')
+    assert digest(project, "d2llm.methods.d2llm.losses") == before
+    (project / "d2llm/methods/d2llm/losses.py").write_text('def loss(x):\n    return "half"\n')
+    assert digest(project, "d2llm.methods.d2llm.losses") != before
 
 
 def test_content_digest_of_a_file_and_a_folder(tmp_path: Path) -> None:
@@ -135,9 +137,9 @@ def test_every_stage_has_its_module_and_settings() -> None:
         if name == "download":  # of which this tier has none
             continue
         given = {argument: ARGUMENTS[argument] for argument in stage.arguments}
-        for module in stages.modules(name, **given):
+        for module in jobs.modules(name, **given):
             assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), f"{name}: {module}"
-        stages.settings_line(config, name, **given)
+        jobs.settings_line(config, name, **given)
 
 
 def config_keys(module: str) -> set[str]:
@@ -160,11 +162,11 @@ def test_stages_declare_the_settings_their_modules_read() -> None:
         declared |= {"training.pack", "negatives.per_query"} if name in ("texts", "data") else set()
         # The one set a download is.
         declared |= {"data.files"} if name == "download" else set()
-        for module in stages.modules(name, **given):
+        for module in jobs.modules(name, **given):
             for key in config_keys(module):
                 known = any((key + ".").startswith(part.rstrip(".") + ".") for part in declared)
                 known = known or any(part.startswith(key + ".") for part in declared)
-                assert known, f"stage {name}: {module} reads config.{key}; declare it in d2llm/stages.py"
+                assert known, f"stage {name}: {module} reads config.{key}; declare it in d2llm/run/stages.py"
 
 
 def test_settings_of_a_training_are_its_own(tmp_path: Path) -> None:
@@ -174,8 +176,8 @@ def test_settings_of_a_training_are_its_own(tmp_path: Path) -> None:
     changed = {
         method
         for method in before.methods
-        if stages.settings(before, "train", method=method, variant="base", seed=1)
-        != stages.settings(after, "train", method=method, variant="base", seed=1)
+        if jobs.settings(before, "train", method=method, variant="base", seed=1)
+        != jobs.settings(after, "train", method=method, variant="base", seed=1)
     }
     assert changed == {"bge"}
 
@@ -278,11 +280,11 @@ def test_every_stage_s_record_speaks_for_its_files() -> None:
     for name, stage in stages.STAGES.items():
         given = {argument: ARGUMENTS.get(argument, "x") for argument in stage.arguments}
         record = stage.provenance(paths, **given)
-        for path in stages.outputs(name, paths, **given):
+        for path in jobs.outputs(name, paths, **given):
             assert path.is_relative_to(record.parent), name
-    assert stages.outputs("texts", paths) == [Path("r/data/pretraining.parquet")]
-    assert stages.outputs("train", paths, method="bge", variant="base", seed=1) == [Path("r/runs/bge/base/seed1")]
-    assert len(stages.outputs("table", paths, name="nli")) == 4
+    assert jobs.outputs("texts", paths) == [Path("r/data/pretraining.parquet")]
+    assert jobs.outputs("train", paths, method="bge", variant="base", seed=1) == [Path("r/runs/bge/base/seed1")]
+    assert len(jobs.outputs("table", paths, name="nli")) == 4
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="compares with git itself")

@@ -15,15 +15,15 @@ import torch
 from datasets import Dataset
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from d2llm import search
-from d2llm.commands import as_json, as_trec
-from d2llm.data.bm25 import Bm25
+from d2llm.cli.student import as_json, as_trec
+from d2llm.config.evaluation import Bm25Settings, TeacherCandidates
+from d2llm.data.negatives.bm25 import Bm25
 from d2llm.evaluation.adapter import SearchModel
 from d2llm.evaluation.references import Bm25Reference, TeacherReference
-from d2llm.evaluation.settings import Bm25Settings, TeacherCandidates
 from d2llm.models.student import Student, TextFormat
-from d2llm.ranking import best, by_id
-from d2llm.search import Index
+from d2llm.search import index as search
+from d2llm.search.index import Index
+from d2llm.search.ranking import best, by_id
 
 FORMATS = {(role, mode): TextFormat((5,)) for role in ("query", "passage") for mode in ("symmetric", "asymmetric")}
 

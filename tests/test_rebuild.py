@@ -12,11 +12,13 @@ import pandas as pd
 import pytest
 import torch
 
-from d2llm import cli, stages
-from d2llm.artifacts import read_json
-from d2llm.config import Config, dump, load
-from d2llm.paths import Paths
-from d2llm.provenance import content_digest
+from d2llm.cli import main as cli
+from d2llm.config.load import dump, load
+from d2llm.config.schema import Config
+from d2llm.run import jobs, stages
+from d2llm.run.artifacts import read_json
+from d2llm.run.paths import Paths
+from d2llm.run.provenance import content_digest
 
 RUN = {"method": "d2llm", "variant": "base", "seed": 1}
 TASK = "sts_graded"
@@ -68,7 +70,7 @@ def test_a_cell_follows_from_its_records(tiny_scores: Config, tmp_path: Path, pr
     told = {key: trained[key] for key in RUN}
     assert told == RUN == {key: evaluated[key] for key in RUN}
     for stage, record in (("train", trained), ("evaluate", evaluated)):
-        assert record["code"] == stages.code(stage, **RUN), "other code than the one that was recorded"
+        assert record["code"] == jobs.code(stage, **RUN), "other code than the one that was recorded"
     settings = {
         "tier": config.tier,
         "results": str(tmp_path / "again"),

@@ -9,15 +9,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from d2llm.artifacts import read_csv, read_json
-from d2llm.comparison import COLUMNS as COLUMNS_COMPARED
-from d2llm.comparison import check
-from d2llm.config import load, plain
-from d2llm.paths import Paths
-from d2llm.reporting import layout
+from d2llm.analysis.comparison import check
+from d2llm.config.load import load
+from d2llm.config.values import plain
 from d2llm.reporting.collected import collected
 from d2llm.reporting.context import context
-from d2llm.reporting.tables import TABLES
+from d2llm.reporting.layout import formats as layout
+from d2llm.reporting.layout.tables import TABLES
+from d2llm.run.artifacts import read_csv, read_json
+from d2llm.run.paths import Paths
+from d2llm.run.schemas import COMPARISONS
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "results" / "reference" / "mini"
@@ -33,7 +34,7 @@ def scores() -> pd.DataFrame:
 
 
 def comparisons() -> pd.DataFrame:
-    return read_csv(REFERENCE / "comparisons.csv", COLUMNS_COMPARED)
+    return read_csv(REFERENCE / "comparisons.csv", COMPARISONS)
 
 
 @pytest.mark.parametrize("name", sorted(TABLES))

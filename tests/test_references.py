@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from d2llm.data.bm25 import Bm25, tokens
+from d2llm.config.evaluation import Bm25Settings, TeacherCandidates
+from d2llm.data.negatives.bm25 import Bm25, tokens
 from d2llm.evaluation.references import Bm25Reference, TeacherReference
-from d2llm.evaluation.settings import Bm25Settings, TeacherCandidates
 
 DOCUMENTS = [
     "张伟昨天在公园买了苹果",
@@ -65,7 +65,7 @@ def test_words_are_those_of_the_installed_dictionary(tmp_path: Path) -> None:
     stale = f"import jieba; jieba.dt.gen_pfdict = lambda file: ({words!r}, 10**9); jieba.initialize()"
     subprocess.run([sys.executable, "-c", stale], env=os.environ | {"TMPDIR": str(tmp_path)}, check=True)
     assert (tmp_path / "jieba.cache").is_file()
-    code = "from d2llm.data.bm25 import tokens; print(*tokens('我爱北京天安门', 'words'))"
+    code = "from d2llm.data.negatives.bm25 import tokens; print(*tokens('我爱北京天安门', 'words'))"
     for place in (str(tmp_path), "/proc/none"):
         environment = os.environ | {"TMPDIR": str(tmp_path), "XDG_CACHE_HOME": place}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -80,7 +80,7 @@ def test_bm25_of_documents_without_words_is_zero():
 def test_bm25_is_the_same_in_another_process():
     """Python's string hashes differ between processes; scores may not."""
     code = (
-        "from d2llm.data.bm25 import Bm25; "
+        "from d2llm.data.negatives.bm25 import Bm25; "
         f"print(Bm25({DOCUMENTS!r}, 'characters').scores('张伟在公园买了苹果很好').tobytes().hex())"
     )
     outputs = {
@@ -168,9 +168,9 @@ def test_reference_rows_go_through_the_same_adapter(tmp_path, monkeypatch):
     from scipy.stats import spearmanr
     from task_folders import retrieval_task, sts_task
 
+    from d2llm.config.evaluation import EvaluationSettings
     from d2llm.evaluation import tasks
-    from d2llm.evaluation.run import evaluate
-    from d2llm.evaluation.settings import EvaluationSettings
+    from d2llm.evaluation.evaluate import evaluate
 
     class LengthTeacher(FakeTeacher):
         @staticmethod

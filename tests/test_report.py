@@ -17,12 +17,14 @@ import pandas as pd
 import pytest
 from made_up_run import extras, make, value
 
-from d2llm.artifacts import write_json, write_text
-from d2llm.config import Config
-from d2llm.errors import ArtifactError
-from d2llm.paths import Paths, beside
-from d2llm.reporting import captions, catalogue, layout, report
-from d2llm.reporting.layout import Cell, Column, Row, Table
+from d2llm.config.schema import Config
+from d2llm.reporting import captions, catalogue
+from d2llm.reporting.layout import formats as layout
+from d2llm.reporting.layout.formats import Cell, Column, Row, Table
+from d2llm.reporting.page import report
+from d2llm.run.artifacts import write_json, write_text
+from d2llm.run.errors import ArtifactError
+from d2llm.run.paths import Paths, beside
 
 VOID = {"meta", "br", "img", "link", "input", "hr", "col"}
 PIXEL = '<svg xmlns="http://www.w3.org/2000/svg" width="690" height="200"><rect width="690" height="200"/></svg>'
@@ -302,7 +304,7 @@ def test_a_table_in_html() -> None:
 
 def test_no_heavy_import(whole) -> None:
     code = (
-        "import sys; from d2llm.config import load; from d2llm.reporting import report;"
+        "import sys; from d2llm.config.schema import load; from d2llm.reporting import report;"
         f"report.html(load([{str(Paths.of(whole).config)!r}]));"
         "print([name for name in ('torch', 'mteb', 'transformers', 'matplotlib') if name in sys.modules])"
     )
@@ -421,7 +423,7 @@ def test_scores_of_the_reference_run_are_shown_as_they_are(tmp_path: Path) -> No
     """The committed reference is a results folder without the rendered HTML tables: its report has its numbers."""
     reference = Path(__file__).parent.parent / "results" / "reference" / "mini"
     shutil.copytree(reference, tmp_path / "mini")
-    from d2llm.config import load
+    from d2llm.config.load import load
 
     config = load([reference / "config.yaml"], {"results": str(tmp_path)})
     page = Page(report.html(config))

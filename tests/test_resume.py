@@ -24,13 +24,17 @@ import pytest
 import torch
 from test_training import prepared, tuned
 
-from d2llm import optimization, pretext, pretraining, signals, teacher_tuning, training
-from d2llm.config import Config, dump
-from d2llm.errors import Interrupted
+from d2llm.config.load import dump
+from d2llm.config.schema import Config
 from d2llm.models.student import Student
-from d2llm.paths import Paths
-from d2llm.resume import Loop, Resume
-from d2llm.signals import Signals
+from d2llm.run import signals
+from d2llm.run.checkpoint import Loop, Resume
+from d2llm.run.errors import Interrupted
+from d2llm.run.paths import Paths
+from d2llm.run.signals import Signals
+from d2llm.teacher import tune as teacher_tuning
+from d2llm.training import optimization, pretext, pretraining
+from d2llm.training import train as training
 
 ROOT = Path(__file__).resolve().parent.parent
 JOB = {"settings": {"a": 1}, "code": "c", "inputs": {}, "threads": 1, "versions": {}}

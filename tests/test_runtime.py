@@ -15,14 +15,17 @@ from matplotlib import pyplot
 from task_folders import pair_task, sts_task
 from tiny_run import changed
 
-from d2llm.config import Config, load
-from d2llm.errors import ArtifactError, ConfigError
+from d2llm.config.evaluation import RuntimeSettings
+from d2llm.config.load import load
+from d2llm.config.schema import Config
 from d2llm.evaluation import runtime, runtime_table
-from d2llm.evaluation.settings import RuntimeSettings
-from d2llm.paths import Paths
-from d2llm.reporting import figure_latency, figure_runtime, figures
 from d2llm.reporting.collected import Collected, collected
+from d2llm.reporting.drawing import figures
+from d2llm.reporting.figures import latency as figure_latency
+from d2llm.reporting.figures import runtime as figure_runtime
 from d2llm.reporting.style import duration
+from d2llm.run.errors import ArtifactError, ConfigError
+from d2llm.run.paths import Paths
 
 SIZES = [20, 60, 300]
 METHODS = {"d2llm": {}, "bge": {}}
@@ -32,7 +35,7 @@ METHODS = {"d2llm": {}, "bge": {}}
 @pytest.fixture(scope="module")
 def measured(tiny_scores: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, pd.DataFrame]:
     """A tiny run with untrained students, in a folder of its own, and its table of run times."""
-    from d2llm.methods import MaxLengths
+    from d2llm.config.recipes import MaxLengths
     from d2llm.models.backbone import Backbone
     from d2llm.models.student import Student, same_formats
 

@@ -12,11 +12,11 @@ import pytest
 import yaml
 from made_up_run import extras, make
 
-from d2llm.artifacts import read_json, write_frame, write_json
-from d2llm.config import load, loader
-from d2llm.errors import ConfigError
-from d2llm.paths import Paths
-from d2llm.reporting import report
+from d2llm.config.load import load, loader
+from d2llm.reporting.page import report
+from d2llm.run.artifacts import read_json, write_frame, write_json
+from d2llm.run.errors import ConfigError
+from d2llm.run.paths import Paths
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(path for part in ("d2llm", "baselines", "benchmarks", "tests") for path in (ROOT / part).rglob("*.py"))

@@ -12,12 +12,12 @@ import tiny
 import torch
 from sklearn.linear_model import Ridge
 
-from d2llm import search
-from d2llm.candidates import RIDGE, Approximation
-from d2llm.errors import ArtifactError, ConfigError
-from d2llm.models.interaction import IEM
+from d2llm.models.scorers.iem import IEM
 from d2llm.models.student import Student, TextFormat
-from d2llm.search import Index
+from d2llm.run.errors import ArtifactError, ConfigError
+from d2llm.search import index as search
+from d2llm.search.candidates import RIDGE, Approximation
+from d2llm.search.index import Index
 
 SCORERS = [("cosine", {}), ("iem", {"hidden": 24}), ("iem", {"hidden": 24, "skip": "cosine"})]
 TOKENS = ("maxsim", {"size": 8})

@@ -20,12 +20,12 @@ import torch
 from tiny_run import changed
 
 import d2llm
-from d2llm import STUDENT
-from d2llm.cli import main, parser
-from d2llm.commands import read_texts
-from d2llm.config import Config, dump
-from d2llm.errors import ArtifactError, ConfigError, DataError
-from d2llm.paths import Paths
+from d2llm.cli.main import main, parser
+from d2llm.cli.student import read_texts
+from d2llm.config.load import dump
+from d2llm.config.schema import Config
+from d2llm.run.errors import ArtifactError, ConfigError, DataError
+from d2llm.run.paths import STUDENT, Paths
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "searching.md"
 NAMED = "results/mini/runs/d2llm/base/seed1/model"
@@ -197,7 +197,7 @@ def test_the_export_in_sentence_transformers(trained, folder, tmp_path):
     from sentence_transformers import SentenceTransformer
 
     from d2llm import sentence_transformer
-    from d2llm.export import export
+    from d2llm.search.export import export
 
     place = export(trained, "d2llm", "base", 1, tmp_path / "out")
     assert not list(place.rglob("*.bin")) + list(place.rglob("*.py")) + list(place.rglob("*.pt"))
@@ -245,7 +245,7 @@ numpy.save(sys.argv[2], model.encode_query(sys.argv[3:]))
 @pytest.mark.slow
 def test_an_exported_student_comes_from_a_hub(trained: Config, folder: Path, tmp_path: Path) -> None:
     """As sentence-transformers fetches any model: by its name, with nothing but what the hub has of it."""
-    from d2llm.export import export
+    from d2llm.search.export import export
 
     export(trained, "d2llm", "base", 1, tmp_path / "hub" / "some-org" / "exported")
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
@@ -262,7 +262,7 @@ def test_an_exported_student_comes_from_a_hub(trained: Config, folder: Path, tmp
 def test_late_interaction_goes_all_the_same_ways(trained, tmp_path):
     """ColBERT, a vector a token: trained, evaluated, searched and exported by what serves a vector a text."""
     from d2llm import sentence_transformer
-    from d2llm.export import export
+    from d2llm.search.export import export
 
     root = tmp_path / "results"
     shutil.copytree(Paths.of(trained).root, root / trained.tier)
@@ -342,7 +342,7 @@ def test_query_document_and_neither_are_framed_as_the_student_was_trained():
 def test_an_exported_student_begins_texts_as_the_checkpoint_it_was_trained_from(tmp_path):
     import tiny
 
-    from d2llm.methods import method
+    from d2llm.methods.registry import method
     from d2llm.sentence_transformer import load
 
     trained = method("d2llm")
@@ -360,7 +360,7 @@ def test_an_exported_student_begins_texts_as_the_checkpoint_it_was_trained_from(
 
 
 def test_the_card_holds_the_runs_own_scores(tmp_path):
-    from d2llm.export import scores
+    from d2llm.search.export import scores
 
     same = ("sts", "test", "spearman")
     rows = [

@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 import training_records as made
 
-from d2llm.config import Config
-from d2llm.errors import ArtifactError
-from d2llm.paths import Paths
-from d2llm.reporting import layout
+from d2llm.config.schema import Config
 from d2llm.reporting.collected import Collected, collected
 from d2llm.reporting.context import context
-from d2llm.reporting.layout import Block, PlainTable
-from d2llm.reporting.settings_table import SETTINGS
+from d2llm.reporting.layout import formats as layout
+from d2llm.reporting.layout.formats import Block, PlainTable
+from d2llm.reporting.tables.settings import SETTINGS
+from d2llm.run.errors import ArtifactError
+from d2llm.run.paths import Paths
 
 METHODS = {
     "d2llm": {

@@ -15,10 +15,10 @@ import pytest
 import torch
 import yaml
 
-from d2llm.config import load
+from d2llm.config.load import load
 from d2llm.evaluation import tasks
-from d2llm.paths import Paths
-from d2llm.teacher import Teacher
+from d2llm.run.paths import Paths
+from d2llm.teacher.cross_encoder import Teacher
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {

@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from spoiled_configs import FILES, jobs, outcome, plan, spoiled
 from test_config import MINI, refusal, write
 
-from d2llm.config import Config, load, read
-from d2llm.errors import ConfigError
-from d2llm.stages import STAGES
-from d2llm.validation import ANY, keys, nearest
+from d2llm.config.load import load, read
+from d2llm.config.schema import Config
+from d2llm.config.validation import ANY, keys, nearest
+from d2llm.run.errors import ConfigError
+from d2llm.run.stages import STAGES
 
 
 @settings(

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from spoiled_data import SETTINGS, Spoiled, clean, outcome, spoiled, written
 
-from d2llm.data import files
-from d2llm.errors import DataError
+from d2llm.data.files import read as files
+from d2llm.run.errors import DataError
 
 
 @settings(

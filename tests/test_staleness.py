@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from d2llm.reporting.catalogue import FIGURES, TABLES
 from spoiled_configs import jobs
 
-from d2llm import provenance, stages
-from d2llm.config import Config, load
-from d2llm.provenance import closure
-from d2llm.reporting.catalogue import FIGURES, TABLES
+from d2llm.config.load import load
+from d2llm.config.schema import Config
+from d2llm.run import jobs, provenance
+from d2llm.run.code import closure
 
 MINI = Path(__file__).resolve().parent.parent / "config" / "mini.yaml"
 METHODS = {"d2llm", "bge", "retromae", "llara", "sgpt", "udever"}
@@ -48,30 +49,30 @@ def named(config: Config) -> Iterator[tuple[str, str, dict[str, Any]]]:
 @cache
 def modules() -> dict[str, set[str]]:
     """The modules that each job of the mini tier depends on."""
-    return {name: closure(stages.modules(stage, **arguments)) for name, stage, arguments in named(load([MINI]))}
+    return {name: closure(jobs.modules(stage, **arguments)) for name, stage, arguments in named(load([MINI]))}
 
 
 @pytest.mark.parametrize(
     ("module", "stale"),
     [
-        ("d2llm.losses", {"train d2llm"}),
-        ("d2llm.d2llm_method", {"train d2llm"}),
-        ("d2llm.contrastive_losses", TRAININGS | PRETEXTS),
-        ("d2llm.training", TRAININGS),
-        ("d2llm.text_ids", TRAININGS | PRETEXTS),
-        ("d2llm.normal_form", {"texts", "data", "negatives", "runtime"} | TRAININGS | PRETEXTS | EVALUATIONS),
+        ("d2llm.methods.d2llm.losses", {"train d2llm"}),
+        ("d2llm.methods.d2llm.method", {"train d2llm"}),
+        ("d2llm.methods.losses", TRAININGS | PRETEXTS),
+        ("d2llm.training.train", TRAININGS),
+        ("d2llm.methods.text_ids", TRAININGS | PRETEXTS),
+        ("d2llm.models.normal_form", {"texts", "data", "negatives", "runtime"} | TRAININGS | PRETEXTS | EVALUATIONS),
         ("baselines.llara", {"train llara", "pretext llara"}),
         ("baselines.sgpt", {"train sgpt"}),
-        ("d2llm.teacher_tuning", {"teacher teacher"}),
-        ("d2llm.data.world", {"texts", "data"}),
-        ("d2llm.reporting.figure_leads", {"figure leads"}),
-        ("d2llm.reporting.report", {"report"}),
+        ("d2llm.teacher.tune", {"teacher teacher"}),
+        ("d2llm.data.world.generate", {"texts", "data"}),
+        ("d2llm.reporting.figures.leads", {"figure leads"}),
+        ("d2llm.reporting.page.report", {"report"}),
         ("d2llm.reporting.captions", {"report"}),
-        ("d2llm.hub", BASES),
-        ("d2llm.config", set()),
-        ("d2llm.validation", set()),
-        ("d2llm.artifacts", set()),
-        ("d2llm.provenance", set()),
+        ("d2llm.run.hub", BASES),
+        ("d2llm.config.schema", set()),
+        ("d2llm.config.validation", set()),
+        ("d2llm.run.artifacts", set()),
+        ("d2llm.run.provenance", set()),
         ("d2llm.cli", set()),
     ],
 )
@@ -100,7 +101,7 @@ def test_another_version(package: str, stale: set[str], monkeypatch: pytest.Monk
     config = load([MINI])
 
     def lines() -> dict[str, str]:
-        return {name: stages.versions_line(stage, **arguments) for name, stage, arguments in named(config)}
+        return {name: jobs.versions_line(stage, **arguments) for name, stage, arguments in named(config)}
 
     before = lines()
     monkeypatch.setattr(provenance, "version", lambda name: "9.9" if name == package else plain(name))
@@ -141,7 +142,7 @@ def settings_as_they_are() -> dict[str, str]:
 def settings(changes: dict[str, Any]) -> dict[str, str]:
     """The settings line of every job of the mini tier with some keys changed."""
     config = load([MINI], changes)
-    return {name: stages.settings_line(config, stage, **arguments) for name, stage, arguments in named(config)}
+    return {name: jobs.settings_line(config, stage, **arguments) for name, stage, arguments in named(config)}
 
 
 @pytest.mark.parametrize(("changes", "stale"), KEYS, ids=[str(changes) for changes, _ in KEYS])

@@ -17,14 +17,17 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from d2llm import methods, optimization
-from d2llm.errors import ArtifactError, ConfigError, TrainingError
-from d2llm.methods import Batch, Embedded, MaxLengths, TeacherTargets, Tuning
+from d2llm.config.recipes import MaxLengths, Tuning
+from d2llm.methods import base as methods
+from d2llm.methods.text_ids import PairTextIds
 from d2llm.models.backbone import Backbone
+from d2llm.models.batch import Batch, Embedded, TeacherTargets
+from d2llm.models import parts
 from d2llm.models.lora import merged_state
-from d2llm.models.pooling import POOLINGS, Pooling
+from d2llm.models.poolings.base import Pooling
 from d2llm.models.student import PASS_COST, Student, TextFormat, same_formats, split_by_length
-from d2llm.text_ids import PairTextIds
+from d2llm.run.errors import ArtifactError, ConfigError, TrainingError
+from d2llm.training import optimization
 
 SMALL = {"pooling": {"heads": 4}, "interaction": {"hidden": 16}}
 
@@ -36,7 +39,7 @@ def student_of(backbone, pooling=("mean", {}), scorer=("cosine", {}), padding="r
 # ------------------------------------------------------------------------------------------------ registry and recipes
 def test_the_registry_finds_every_method_without_torch():
     code = (
-        "import sys, d2llm.methods as m; names = m.names(); [m.method(n).recipe() for n in names]; "
+        "import sys, d2llm.methods.base as m; names = m.names(); [m.method(n).recipe() for n in names]; "
         "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules); assert not heavy, heavy; print(*names)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -124,9 +127,16 @@ class Wide(Both):
         return 2 * hidden_size
 
 
+def as_pooling(monkeypatch, kind):
+    """Let a class be the pooling of its name."""
+    place = f"d2llm.models.poolings.{kind.name}"
+    monkeypatch.setitem(sys.modules, place, SimpleNamespace(POOLING=kind))
+    monkeypatch.setattr(parts, "module", lambda kind, name: place if name == "both" else f"d2llm.models.{kind}s.{name}")
+
+
 @pytest.mark.parametrize("scorer", [("iem", {"hidden": 16}), ("bilinear", {}), ("cosine", {})])
 def test_a_scorer_is_as_wide_as_the_pooling(monkeypatch, tmp_path, scorer):
-    monkeypatch.setitem(POOLINGS, "both", Wide)
+    as_pooling(monkeypatch, Wide)
     student = student_of(tiny.backbone("decoder", tmp_path / "m"), ("both", {}), scorer)
     assert student.training and student.width == 2 * student.backbone.hidden_size
     scores = student.score(TEXTS, TEXTS)
@@ -134,7 +144,7 @@ def test_a_scorer_is_as_wide_as_the_pooling(monkeypatch, tmp_path, scorer):
     student.save(tmp_path / "saved")
     np.testing.assert_allclose(Student.load(tmp_path / "saved").score(TEXTS, TEXTS), scores, rtol=1e-4, atol=1e-5)
     # One whose author did not think of the width is told so when it is built.
-    monkeypatch.setitem(POOLINGS, "both", Both)
+    as_pooling(monkeypatch, Both)
     with pytest.raises(
         ConfigError, match="pooling both: its width says 32 numbers a text, it gives 64; override width"
     ):

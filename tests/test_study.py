@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from tiny_run import BASE, tiny_config
 
-from d2llm import stages
-from d2llm.config import Config, Run, load
-from d2llm.errors import ConfigError
+from d2llm.config.load import load
+from d2llm.config.schema import Config, Run
+from d2llm.run import jobs
+from d2llm.run.errors import ConfigError
 
 CONFIG = Path(__file__).parent.parent / "config"
 VARIANTS = {
@@ -80,10 +81,10 @@ def test_another_teacher_is_the_main_one_with_changes(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, teachers={"teacher-weak": {"steps": 3}})
     weak = config.teacher_of("teacher-weak")
     assert weak.steps == 3 and weak.model_copy(update={"steps": config.teacher.steps}) == config.teacher
-    lines = {name: stages.settings(config, "teacher", teacher=name) for name in ("teacher", "teacher-weak")}
+    lines = {name: jobs.settings(config, "teacher", teacher=name) for name in ("teacher", "teacher-weak")}
     assert {key for key in lines["teacher"] if lines["teacher"][key] != lines["teacher-weak"][key]} == {"teacher.steps"}
     # How it was tuned is the model's affair: its scores depend on how it is asked.
-    scored = [stages.settings_line(config, "teacher-scores", teacher=n, shard=0, shards=1) for n in lines]
+    scored = [jobs.settings_line(config, "teacher-scores", teacher=n, shard=0, shards=1) for n in lines]
     assert scored[0] == scored[1]
     with pytest.raises(ConfigError, match="known: teacher, teacher-weak"):
         config.teacher_of("teacher-strong")
@@ -97,7 +98,7 @@ def test_seeds_and_trials_share_a_methods_own_pretraining(tmp_path: Path) -> Non
     config = tiny_config(tmp_path, seeds=[1, 2], variants=variants)
     assert config.pretexts() == [("bge", "base"), ("retromae", "base"), ("llara", "base"), ("bge", "longer")]
     assert config.pretext_of("bge", "hot") == "base" and config.pretext_of("sgpt", "base") is None
-    line = {name: stages.settings_line(config, "pretext", method="bge", variant=name) for name in ("base", "longer")}
+    line = {name: jobs.settings_line(config, "pretext", method="bge", variant=name) for name in ("base", "longer")}
     assert line["base"] != line["longer"]
 
 

@@ -12,15 +12,16 @@ import pandas as pd
 import pytest
 from training_records import write_collected
 
-from d2llm.artifacts import write_frame
-from d2llm.config import Config
-from d2llm.errors import ArtifactError, ConfigError
-from d2llm.paths import Paths
-from d2llm.reporting import layout, tables
+from d2llm.config.schema import Config
 from d2llm.reporting.collected import Collected
 from d2llm.reporting.context import Context
-from d2llm.reporting.main_tables import MainTable
-from d2llm.reporting.marks import marks
+from d2llm.reporting.layout import formats as layout
+from d2llm.reporting.layout import tables
+from d2llm.reporting.layout.marks import marks
+from d2llm.reporting.tables.main import MainTable
+from d2llm.run.artifacts import write_frame
+from d2llm.run.errors import ArtifactError, ConfigError
+from d2llm.run.paths import Paths
 
 TITLES = {"teacher": "Teacher", "bm25": "BM25", "bge": "BGE & co", "sgpt": "SGPT", "d2llm": "D2LLM"}
 SPEC = MainTable("sts", "Table 2. Similarity.", "sts", ("pearson", "spearman"))
@@ -261,7 +262,7 @@ def test_only_significant_differences_from_the_strongest_baseline_are_marked():
 
 def test_run_writes_every_form_of_every_table_without_torch_or_mteb(config):
     code = (
-        "import sys; from d2llm.config import Config; from d2llm.reporting import tables;"
+        "import sys; from d2llm.config.schema import Config; from d2llm.reporting import tables;"
         f"config = Config(results={config.results!r}, methods={{'d2llm': {{}}, 'bge': {{}}}});"
         "[tables.run(config, name) for name in tables.TABLES];"
         "print([name for name in ('torch', 'mteb', 'transformers') if name in sys.modules])"

@@ -19,15 +19,16 @@ from hypothesis import strategies as st
 from test_negatives import changed_results
 from tiny_run import changed
 
-from d2llm import teacher_scores, teacher_tuning
-from d2llm.artifacts import read_json, read_jsonl
-from d2llm.config import Config, PromptSettings, TeacherSettings
-from d2llm.errors import ArtifactError, ConfigError, TrainingError
+from d2llm.config.schema import Config, PromptSettings, TeacherSettings
+from d2llm.models.base.vocabulary import build_tokenizer
 from d2llm.models.tokens import encodings, token_ids
-from d2llm.models.vocabulary import build_tokenizer
-from d2llm.paths import Paths
-from d2llm.prompts import Prompt, prompts
-from d2llm.teacher import PromptIds, Teacher, answer_ids, collate, token_batches
+from d2llm.run.artifacts import read_json, read_jsonl
+from d2llm.run.errors import ArtifactError, ConfigError, TrainingError
+from d2llm.run.paths import Paths
+from d2llm.teacher import score as teacher_scores
+from d2llm.teacher import tune as teacher_tuning
+from d2llm.teacher.cross_encoder import PromptIds, Teacher, answer_ids, collate, token_batches
+from d2llm.teacher.prompts import Prompt, prompts
 
 SYMMETRIC = (
     "#P和#H将分别描述一种事件或问题，它们可能并无关系。仅使用此描述和您对世界的了解，判断#H是不是一个关于#P中的事件绝对正确的句子，或者#H是不是绝对正确地描述了#P的事件或问题，"
@@ -215,7 +216,7 @@ def test_packed_scores_and_features_are_those_of_separate_prompts(mode: str, pac
 
 
 def test_the_instruction_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("d2llm.teacher.SHORTEST", 1)
+    monkeypatch.setattr("d2llm.teacher.cross_encoder.SHORTEST", 1)
     teacher = made(pack_size=2, batch_tokens=300)
     assert teacher.packs  # tried once, by passes of its own
     fed: list[tuple[int, ...]] = []
@@ -719,8 +720,8 @@ def test_shards_hold_the_same_scores(tiny_scores: Config, tmp_path: Path) -> Non
 
 
 def test_a_teacher_is_not_tuned_by_its_biases_alone() -> None:
-    from d2llm.config import load
-    from d2llm.errors import ConfigError
+    from d2llm.config.load import load
+    from d2llm.run.errors import ConfigError
 
     settings = {"methods": {"d2llm": {}}, "teacher": {"tuning": {"kind": "bitfit"}}}
     with pytest.raises(ConfigError, match=r"teacher: expected tuning\.kind full or lora"):

@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 import torch
 
-from d2llm.contrast import allowed_positives, of_others, text_ids
-from d2llm.data import examples, negatives
-from d2llm.data.settings import TrainingSet
-from d2llm.methods import Batch
-from d2llm.normal_form import normal_form
-from d2llm.text_ids import PairTextIds
-from d2llm.training import PairData
+from d2llm.config.data import TrainingSet
+from d2llm.data.files import examples
+from d2llm.data.negatives import mine as negatives
+from d2llm.methods.contrastive import allowed_positives, of_others, text_ids
+from d2llm.methods.text_ids import PairTextIds
+from d2llm.models.batch import Batch
+from d2llm.models.normal_form import normal_form
+from d2llm.training.pairs import PairData
 
 COUNT = 3  # hard negatives of a row
 

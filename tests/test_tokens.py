@@ -11,13 +11,13 @@ from test_checkpoints import config
 from test_teacher import ASYMMETRIC, LETTERS, SYMMETRIC, made
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from d2llm import pretraining
-from d2llm.config import TeacherSettings
-from d2llm.errors import ArtifactError, ConfigError, DataError
+from d2llm.config.schema import TeacherSettings
 from d2llm.models.backbone import Backbone
+from d2llm.models.base.vocabulary import build_tokenizer
 from d2llm.models.tokens import framing, pad_id, token_ids, unknown_to_the_model
-from d2llm.models.vocabulary import build_tokenizer
-from d2llm.teacher import Teacher
+from d2llm.run.errors import ArtifactError, ConfigError, DataError
+from d2llm.teacher.cross_encoder import Teacher
+from d2llm.training import pretraining
 
 BOS, EOS, CLS, SEP = 5, 6, 2, 3
 

@@ -14,15 +14,17 @@ import torch
 from test_negatives import changed_results
 from tiny_run import changed
 
-from d2llm import pretext, training
-from d2llm.artifacts import read_json, read_jsonl
-from d2llm.config import Config
-from d2llm.errors import ArtifactError, DataError, TrainingError
-from d2llm.methods import method, names
+from d2llm.config.registry import names
+from d2llm.config.schema import Config
+from d2llm.methods.registry import method
 from d2llm.models.backbone import Backbone
 from d2llm.models.lora import merged_state
 from d2llm.models.student import Student
-from d2llm.paths import Paths
+from d2llm.run.artifacts import read_json, read_jsonl
+from d2llm.run.errors import ArtifactError, DataError, TrainingError
+from d2llm.run.paths import Paths
+from d2llm.training import pretext
+from d2llm.training import train as training
 
 SIZES = {"nli": (10, "symmetric"), "sts": (3, "symmetric"), "search": (6, "asymmetric")}
 PACK, WIDTH = 4, 3
@@ -233,7 +235,9 @@ def test_seeds_start_from_one_pretraining(tiny_scores: Config, tmp_path: Path) -
 def test_a_variant_may_start_from_another_base_and_learn_from_another_teacher(
     tiny_scores: Config, tmp_path: Path
 ) -> None:
-    from d2llm import pretraining, teacher_scores, teacher_tuning
+    from d2llm.teacher import score as teacher_scores
+    from d2llm.teacher import tune as teacher_tuning
+    from d2llm.training import pretraining
 
     variants = {
         "small": {"method": "d2llm", "settings": {"base": "half", "pooling": {"heads": 2}}},

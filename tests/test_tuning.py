@@ -10,9 +10,10 @@ import yaml
 from test_workflow import fresh, refused, scheduled  # noqa: F401 - fresh is a fixture
 from tiny_run import tiny_config
 
-from d2llm.config import Run, load
-from d2llm.errors import ConfigError
-from d2llm.tuning import adopt, at_edge, choose, judged, markdown, run
+from d2llm.analysis.hyperparameters import adopt, at_edge, choose, judged, markdown, run
+from d2llm.config.load import load
+from d2llm.config.schema import Run
+from d2llm.run.errors import ConfigError
 
 MINI = Path(__file__).parent.parent / "config" / "mini.yaml"
 

@@ -10,9 +10,9 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
 
-from d2llm import cli
-from d2llm.errors import ArtifactError
-from d2llm.reporting.two_runs import Side, common, side, two_runs
+from d2llm.cli import main as cli
+from d2llm.reporting.compare import Side, common, side, two_runs
+from d2llm.run.errors import ArtifactError
 
 SIZE = 120
 TITLES = {

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from made_up_run import extras, make, scores
 
-from d2llm import cli
-from d2llm.artifacts import read_json, write_json
-from d2llm.errors import ArtifactError, ConfigError
-from d2llm.paths import Paths, beside
-from d2llm.provenance import output_digests
+from d2llm.cli import main as cli
 from d2llm.reporting.reference import keep
-from d2llm.reporting.verification import Verdict, compare, explain, verify
+from d2llm.reporting.verify import Verdict, compare, explain, verify
+from d2llm.run.artifacts import read_json, write_json
+from d2llm.run.errors import ArtifactError, ConfigError
+from d2llm.run.paths import Paths, beside
+from d2llm.run.provenance import output_digests
 
 METHODS = ("bge", "sgpt", "d2llm")
 

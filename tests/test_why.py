@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 from tiny_run import tiny_config
 
-from d2llm import cli, stages, why
-from d2llm.artifacts import write_json
-from d2llm.config import Config, dump
-from d2llm.errors import ConfigError
-from d2llm.paths import Paths
-from d2llm.provenance import ROOT, code_digest, commit
+from d2llm.cli import main as cli
+from d2llm.cli import why
+from d2llm.config.load import dump
+from d2llm.config.schema import Config
+from d2llm.run import stages
+from d2llm.run.artifacts import write_json
+from d2llm.run.code import ROOT, code_digest
+from d2llm.run.errors import ConfigError
+from d2llm.run.paths import Paths
+from d2llm.run.provenance import commit
 
 TRAINED = ("d2llm", "bge")
 
@@ -37,7 +41,7 @@ def run(clone: Path, tmp_path: Path) -> Config:
     paths = Paths.of(config)
     jobs = [("texts", {}), *(("train", {"method": name, "variant": "base", "seed": 1}) for name in TRAINED)]
     for stage, given in jobs:
-        code = code_digest(stages.modules(stage, **given), clone)
+        code = code_digest(jobs.modules(stage, **given), clone)
         place = stages.STAGES[stage].provenance(paths, **given)
         write_json(place, {"stage": stage, **given, "code": code, "commit": commit(clone)})
     return config
@@ -63,7 +67,7 @@ def test_only_files_that_a_job_runs_are_named_and_comments_count_for_nothing(
 
 def test_jobs_of_the_same_reasons_stand_together(clone: Path, run: Config, tmp_path: Path) -> None:
     said = why.run(run, edited(clone, tmp_path / "edited", d2llm__training="\nEXTRA = 1\n"))
-    assert said == f"train bge base 1, train d2llm base 1:\n  d2llm/training.py since {commit(clone)[:10]}"
+    assert said == f"train bge base 1, train d2llm base 1:\n  d2llm/training/train.py since {commit(clone)[:10]}"
 
 
 def test_what_no_commit_has_is_said(clone: Path, run: Config) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from d2llm.reporting import captions, catalogue
-from d2llm.reporting.figures import FIGURES
-from d2llm.reporting.tables import TABLES
+from d2llm.reporting.catalogue import FIGURES
+from d2llm.reporting.layout.tables import TABLES
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("Snakefile", "workflow", "config", "profiles", "d2llm", "baselines", "notebooks", "environment.yml")
@@ -190,10 +190,10 @@ def test_a_second_call_has_nothing_to_do(finished: Path) -> None:
 @pytest.mark.slow
 def test_a_comment_or_docstring_reruns_nothing(copy: Path) -> None:
     for file in (
-        "d2llm/losses.py",
-        "d2llm/methods.py",
+        "d2llm/methods/d2llm/losses.py",
+        "d2llm/methods/base.py",
         "baselines/bge.py",
-        "d2llm/config.py",
+        "d2llm/config/schema.py",
         "d2llm/models/pooling.py",
     ):
         path = copy / file

@@ -27,9 +27,10 @@ from world_reader import (
     unwrapped,
 )
 
-from d2llm.data import events as ev
-from d2llm.data import surface, world
-from d2llm.data.lexicon import LETTER_SLOTS, SLOTS, lexicon
+from d2llm.data.world import events as ev
+from d2llm.data.world import generate as world
+from d2llm.data.world import surface
+from d2llm.data.world.lexicon import LETTER_SLOTS, SLOTS, lexicon
 
 LEX = lexicon()
 FAMILIES = {"common": surface.COMMON, "shifted": surface.SHIFTED}

@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from d2llm.data import events as ev
-from d2llm.data.lexicon import (
+from d2llm.data.world import events as ev
+from d2llm.data.world.lexicon import (
     AGENT,
     ATTRIBUTE,
     MANNER,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from d2llm.config import Config, load, merged, read
+from d2llm.config.load import load, read
+from d2llm.config.schema import Config
+from d2llm.config.values import merged
 
 SETTINGS = read(Path(__file__).resolve().parent.parent / "config" / "tiny.yaml")
 # A base model, as it has two of.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from d2llm.artifacts import append_jsonl, write_json
-from d2llm.config import Config, Run
-from d2llm.paths import Paths
+from d2llm.config.schema import Config, Run
+from d2llm.run.artifacts import append_jsonl, write_json
+from d2llm.run.paths import Paths
 
 UPDATES = 40
 TASKS = {"nli_x": 0.5, "sts_x": 0.6, "ir_x": 0.7}
@@ -77,8 +77,8 @@ def write_runs(config: Config) -> None:
 
 def write_collected(config: Config) -> None:
     """`runs.csv`, `curves.parquet` and the data card, for what is rendered from them."""
-    from d2llm.artifacts import write_frame
     from d2llm.evaluation.curves import curves, trainings
+    from d2llm.run.artifacts import write_frame
 
     paths = Paths.of(config)
     write_runs(config)

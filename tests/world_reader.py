@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
-from d2llm.data import lexicon as words
-from d2llm.data import surface
+from d2llm.data.world import lexicon as words
+from d2llm.data.world import surface
 
 NUMBERS = {"两": 2, "三": 3, "四": 4, "五": 5, "六": 6, "七": 7}
 MOST = 20  # quantities are thought of as whole numbers from 2 to MOST

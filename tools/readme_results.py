@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from d2llm.config import load
-from d2llm.evaluation.headline import HEADLINE
-from d2llm.paths import Paths
+from d2llm.config.load import load
+from d2llm.config.task_types import HEADLINE
 from d2llm.reporting.context import context
+from d2llm.run.paths import Paths
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference" / "mini"

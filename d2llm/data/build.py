@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 
-from d2llm import demands, preflight
-from d2llm.artifacts import atomic, read_frame, read_json, write_frame, write_json, write_text
-from d2llm.data import card, enough, examples, leaks, surface, world
-from d2llm.data.settings import SOURCE, TASKS, MtebSet
-from d2llm.logs import get_logger
-from d2llm.paths import Paths
+from d2llm.config.data import SOURCE, TASKS, MtebSet
+from d2llm.data import card, enough, leaks
+from d2llm.data.files import examples
+from d2llm.data.world import generate as world
+from d2llm.data.world import surface
+from d2llm.run.artifacts import atomic, read_frame, read_json, write_frame, write_json, write_text
+from d2llm.run.logs import get_logger
+from d2llm.run.paths import Paths
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from d2llm.config import Config
-    from d2llm.data.examples import Dropped
+    from d2llm.config.data import FilesSettings, TaskSet, WorldSettings
+    from d2llm.config.schema import Config
+    from d2llm.data.files.examples import Dropped
     from d2llm.data.leaks import Report
-    from d2llm.data.settings import FilesSettings, TaskSet, WorldSettings
 
 # Score from which a graded pair is a training positive (as NLI-zh takes its STS-B pairs).
 STS_POSITIVE = 4.0
@@ -79,8 +81,6 @@ def run(config: Config) -> None:
     for name, reasons in made.dropped.items():
         if reasons:
             log.warning("%s: left out: %s", name, card.counted(reasons))
-    preflight.check_data(config, paths.tasks)
-    preflight.check_texts(config, demands.some(made.pool["text"]))
     summary = card.summarise(made.train, made.pool, made.tasks, made.teacher, made.leaks, made.counts, made.dropped)
     write_json(paths.card_json, summary)
     write_text(paths.card_md, card.markdown(summary))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from d2llm.errors import DataError
+from d2llm.run.errors import DataError
 
 # Steps from 0 to the largest relevance: trec_eval, which computes mteb's metrics, counts whole steps and walks through all of them.
 MOST_STEPS = 10_000

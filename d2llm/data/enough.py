@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from d2llm.errors import DataError
-from d2llm.normal_form import normal_form, right_forms
+from d2llm.models.normal_form import normal_form, right_forms
+from d2llm.run.errors import DataError
 
 
 def check(train: pd.DataFrame, pool: pd.DataFrame, pack: int, negatives: int) -> None:

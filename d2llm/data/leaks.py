@@ -13,7 +13,7 @@ from typing import NotRequired, TypedDict
 
 import pandas as pd
 
-from d2llm.normal_form import normal_form
+from d2llm.models.normal_form import normal_form
 
 Frames = dict[str, pd.DataFrame]  # {"pairs"} or {"queries", "corpus", "qrels"}
 Tasks = dict[str, dict[str, Frames]]  # split -> task -> frames

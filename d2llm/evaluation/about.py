@@ -8,13 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2llm.artifacts import read_json
-from d2llm.paths import Paths
-from d2llm.provenance import SEAL
-from d2llm.records import records
+from d2llm.run.artifacts import read_json
+from d2llm.run.paths import Paths
+from d2llm.run.provenance import SEAL, records
 
 if TYPE_CHECKING:
-    from d2llm.config import Config
+    from d2llm.config.schema import Config
 
 # Stages whose results lead to the scores; what is made of these has records of its own.
 BEHIND = frozenset(

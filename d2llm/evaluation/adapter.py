@@ -1,6 +1,6 @@
 """The one way in which anything is evaluated by mteb: `SearchModel` wraps a scorer of pairs and searcher of passages.
 
-A `PairScorer` is a trained student (`StudentScorer`) or a reference row (`references`). The adapter decides head,
+A `PairScorer` is a trained student or a reference row (`rows/`). The adapter decides head,
 argument order and both-order averaging by the task's type, keeps what it handed to mteb, and lets no NaN through.
 It computes no metric.
 """
@@ -13,17 +13,15 @@ from typing import Any, Protocol
 import numpy as np
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-from d2llm.errors import ArtifactError
-from d2llm.evaluation.settings import SymmetricOrder
-from d2llm.ranking import by_id
+from d2llm.config.evaluation import SymmetricOrder
+from d2llm.config.task_types import BY_MTEB_TYPE
+from d2llm.run.errors import ArtifactError
+from d2llm.search.ranking import by_id
 
-# mteb's task types: which search they stand for, and their name in the configuration.
-_MODES = {"PairClassification": "symmetric", "STS": "symmetric", "Retrieval": "asymmetric"}
-_NAMES = {"PairClassification": "pair_classification", "STS": "sts"}
+# mteb's word for the side of a text.
 _ROLES = {"query": "query", "document": "passage"}
 _ORDER = ("query", "passage")
 
-PAIR_BLOCK = 4096
 # Of every model in mteb's results; which one it is, the run's provenance says.
 REVISION = "local"
 
@@ -50,69 +48,12 @@ class PairScorer(Protocol):
     def search(self, queries: Sequence[str], passages: Sequence[str], depth: int, ties: np.ndarray) -> Hits:
         """For every query: indices of passages and their scores, best first, at most `depth`. Asymmetric head.
 
-        Of passages with equal scores the one with the smaller of `ties` (m,) is first, and is kept where `depth` parts them (`d2llm.ranking`).
+        Of passages with equal scores the one with the smaller of `ties` (m,) is first, and is kept where `depth` parts them (`d2llm.search.ranking`).
         """
 
     def forget(self) -> None:
         """Drops what is remembered of the last task."""
 
-
-class StudentScorer:
-    """A trained student: every distinct text is encoded once, pairs and matrices go through its own scorer."""
-
-    candidates = "all"
-    trained = True
-
-    def __init__(self, student: Any, batch_size: int = 256) -> None:
-        self.student = student
-        self.batch_size = batch_size
-        scorer = student.scorer
-        self.kind = getattr(scorer, "name", None) or type(scorer).__name__.lower()
-        # Text → vector, per (role, mode): a pair task repeats its premises, and both orders need the same texts twice.
-        self._known: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-
-    def vectors(self, texts: Sequence[str], role: str, mode: str) -> np.ndarray:
-        """(n, d) float32 embeddings, remembered until `forget`."""
-        known = self._known.setdefault((self._role(role, mode), mode), {})
-        new = [text for text in dict.fromkeys(texts) if text not in known]
-        if new:
-            encoded = self.student.encode(new, role, mode, self.batch_size)
-            known.update(zip(new, encoded, strict=True))
-        return np.stack([known[text] for text in texts])
-
-    def forget(self) -> None:
-        """Drops the vectors: tasks share few texts."""
-        self._known.clear()
-
-    def score_pairs(self, pairs: Sequence[tuple[str, str]], mode: str) -> np.ndarray:
-        import torch
-
-        from d2llm.search import on_device
-
-        q, p = (self.vectors(side, role, mode) for side, role in zip(zip(*pairs, strict=True), _ORDER, strict=True))
-        blocks = range(0, len(pairs), PAIR_BLOCK)
-        with torch.inference_mode():
-            parts = [
-                self.student.scorer.pairs(
-                    *(on_device(self.student, side[start : start + PAIR_BLOCK]) for side in (q, p)), mode
-                )
-                for start in blocks
-            ]
-            return torch.cat(parts).float().cpu().numpy()
-
-    def search(self, queries: Sequence[str], passages: Sequence[str], depth: int, ties: np.ndarray) -> Hits:
-        """Scores every passage (`d2llm.search`). The index is not kept: a corpus is searched once and may be large."""
-        from d2llm.search import Index
-
-        index = Index.build(self.student, passages, self.batch_size)
-        return index.search_vectors(self.vectors(queries, "query", "asymmetric"), depth, ties=ties)
-
-    def _role(self, role: str, mode: str) -> str:
-        """Roles that feed a text alike share its vector."""
-        formats = getattr(self.student, "formats", None)
-        if formats and formats.get(("query", mode)) == formats.get(("passage", mode)) is not None:
-            return "query"
-        return role
 
 
 class SearchModel:
@@ -168,7 +109,7 @@ class SearchModel:
             role = _ORDER[len(self._sides) % 2]
         vectors = self._finite(self.scorer.vectors(texts, role, mode), "embeddings")
         if mode == "symmetric":
-            self._order = self.orders.of(_NAMES[task_metadata.type])
+            self._order = self.orders.of(BY_MTEB_TYPE[task_metadata.type].name)
             self._sides = [*self._sides[-1:], (texts, vectors)]
         return vectors
 
@@ -230,8 +171,8 @@ class SearchModel:
 
 def _mode(task_metadata: Any) -> str:
     try:
-        return _MODES[task_metadata.type]
+        return BY_MTEB_TYPE[task_metadata.type].mode
     except KeyError:
         raise NotImplementedError(
-            f"{task_metadata.name}: tasks of type {task_metadata.type} are not evaluated; known: {', '.join(_MODES)}"
+            f"{task_metadata.name}: tasks of type {task_metadata.type} are not evaluated; known: {', '.join(BY_MTEB_TYPE)}"
         ) from None

@@ -7,52 +7,18 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from d2llm.artifacts import MEND, atomic, read_frame, write_frame, write_json
-from d2llm.errors import ArtifactError
 from d2llm.evaluation.about import behind
 from d2llm.evaluation.curves import curves, trainings
-from d2llm.logs import get_logger
-from d2llm.paths import Paths
+from d2llm.run.artifacts import MEND, atomic, read_frame, write_frame, write_json
+from d2llm.run.errors import ArtifactError
+from d2llm.run.logs import get_logger
+from d2llm.run.paths import Paths
+from d2llm.run.schemas import PREDICTION_KEY, PREDICTIONS, SCORE_KEY, SCORES
 
 if TYPE_CHECKING:
-    from d2llm.config import Config
+    from d2llm.config.schema import Config
 
 logger = get_logger("collect")
-
-# Columns of the collected tables, in order, with their kinds; others are refused, so that none is lost silently.
-SCORES: dict[str, str] = {
-    "tier": "str",
-    "method": "str",
-    "variant": "str",
-    "seed": "int",
-    "split": "str",
-    "task": "str",
-    "task_title": "str",
-    "task_type": "str",
-    "group": "str",
-    "scorer": "str",
-    "candidates": "str",
-    "phenomenon": "str",
-    "metric": "str",
-    "value": "float",
-    "n": "int",
-}
-PREDICTIONS: dict[str, str] = {
-    "tier": "str",
-    "method": "str",
-    "variant": "str",
-    "seed": "int",
-    "task": "str",
-    "query_id": "str",
-    "doc_id": "str",
-    "cluster": "str",
-    "score": "float",
-    "label": "float",
-    "relevant": "int",
-    "phenomenon": "str",
-}
-SCORE_KEY = ["method", "variant", "seed", "task", "phenomenon", "metric"]
-PREDICTION_KEY = ["method", "variant", "seed", "task", "query_id", "doc_id"]
 
 
 def run(config: Config) -> None:

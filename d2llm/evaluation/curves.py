@@ -12,44 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from d2llm.artifacts import MEND, read_json, read_jsonl
-from d2llm.errors import ArtifactError
-from d2llm.paths import PROVENANCE
+from d2llm.run.artifacts import MEND, read_json, read_jsonl
+from d2llm.run.errors import ArtifactError
+from d2llm.run.paths import PROVENANCE
+from d2llm.run.schemas import CURVES, FINE_TUNING, RUNS
 
 if TYPE_CHECKING:
-    from d2llm.config import Run
+    from d2llm.config.schema import Run
 
-# Columns of `runs.csv`, a training a row: parameters count scalars, times are seconds, memory is of the whole process.
-RUNS: dict[str, str] = {
-    "method": "str",
-    "variant": "str",
-    "seed": "int",
-    "kind": "str",
-    "pooling": "str",
-    "scorer": "str",
-    "updates": "int",
-    "queries": "int",
-    "negatives_per_query": "int",
-    "backbone_trained": "int",
-    "head_trained": "int",
-    "parameters": "int",
-    "seconds": "float",
-    "pretext_seconds": "float",
-    "peak_memory_mb": "float",
-    "last_loss": "float",
-}
-# Columns of `curves.parquet`, a number a row, in the order of the logs.
-CURVES: dict[str, str] = {
-    "method": "str",
-    "variant": "str",
-    "seed": "int",
-    "stage": "str",
-    "step": "int",
-    "name": "str",
-    "value": "float",
-}
-# Stages of a log that have a meaning here; all others are pretext stages of a method.
-TUNING, DEV = "fine-tuning", "dev"
 # Of a record, what is neither a loss nor a score.
 ASIDE = frozenset(("stage", "step", "dataset", "gradient_norm", "learning_rate"))
 
@@ -107,7 +77,7 @@ def curves(logs: Mapping[Run, Iterable[Path]], updates: Mapping[Run, int]) -> pd
     rows = []
     for run, files in logs.items():
         own = [row for path in files for row in values(path)]
-        reached = max((step for stage, step, *_ in own if stage == TUNING), default=0)
+        reached = max((step for stage, step, *_ in own if stage == FINE_TUNING), default=0)
         where = " and ".join(map(str, files))
         if reached != updates[run]:
             raise ArtifactError(f"{where}: fine-tuning ends at update {reached}, expected {updates[run]}; {MEND}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from d2llm.artifacts import write_frame
-from d2llm.evaluation.run import measure
-from d2llm.paths import Paths
+from d2llm.evaluation.evaluate import measure
+from d2llm.run.artifacts import write_frame
+from d2llm.run.paths import Paths
 
 if TYPE_CHECKING:
-    from d2llm.config import Config
+    from d2llm.config.schema import Config
 
 
 def run(config: Config, method: str, variant: str, seed: int) -> None:

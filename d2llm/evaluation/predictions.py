@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2llm.artifacts import MEND, check_column, present
-from d2llm.errors import ArtifactError, first_line
+from d2llm.run.artifacts import MEND, check_column, present
+from d2llm.run.errors import ArtifactError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd

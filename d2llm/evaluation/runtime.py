@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from d2llm.artifacts import atomic, present
-from d2llm.data.bm25 import Bm25, tokens
+from d2llm.data.negatives.bm25 import Bm25, tokens
 from d2llm.evaluation import tasks
-from d2llm.evaluation.runtime_table import COLUMNS, PHASES
-from d2llm.logs import get_logger
-from d2llm.paths import Paths
+from d2llm.run.artifacts import atomic, present
+from d2llm.run.logs import get_logger
+from d2llm.run.paths import Paths
+from d2llm.run.schemas import PHASES, RUNTIME
 
 if TYPE_CHECKING:
-    from d2llm.config import Config
-    from d2llm.evaluation.settings import RuntimeSettings
-    from d2llm.teacher import Teacher
+    from d2llm.config.evaluation import RuntimeSettings
+    from d2llm.config.schema import Config
+    from d2llm.teacher.cross_encoder import Teacher
 
 # Passages a search returns: what the headline metric of retrieval looks at.
 DEPTH = 10
@@ -79,7 +79,7 @@ def run(config: Config) -> None:
             rows.append(row(name, config.threads, timing))
         logger.info("%s measured in %.1f s", name, time.perf_counter() - started)
     with atomic(paths.runtime) as temporary:
-        pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(
+        pd.DataFrame(rows, columns=list(RUNTIME)).to_csv(
             temporary, index=False, encoding="utf-8", lineterminator="\n", float_format="%.6g"
         )
 
@@ -88,7 +88,7 @@ def systems(config: Config, texts: Texts) -> Iterator[tuple[str, Callable[[], It
     """What is measured, by name: methods, then reference rows."""
     from d2llm.models.device import default_device
     from d2llm.models.student import Student
-    from d2llm.teacher import Teacher
+    from d2llm.teacher.cross_encoder import Teacher
 
     paths, settings, evaluation = Paths.of(config), config.runtime, config.evaluation
     for method in config.methods:
@@ -152,7 +152,7 @@ def student_timings(student: Any, texts: Texts, settings: RuntimeSettings, batch
     """A bi-encoder: queries one at a time, passages in batches, one query with a batch of passages, whole searches."""
     import torch
 
-    from d2llm.search import Index, on_device
+    from d2llm.search.index import Index, on_device
 
     some = texts.queries[: settings.repeats + 1]
     seconds = clock(lambda query: student.encode([query], "query", "asymmetric", 1), some, settings)
@@ -195,8 +195,8 @@ def teacher_timings(config: Config, teacher: Teacher, texts: Texts, lexical: dic
 
     Corpora beyond `runtime.teacher_pairs` are extrapolated: that many pairs are read, and their time grows with the corpus.
     """
-    from d2llm.data.negatives import base_encoder
-    from d2llm.search import Index
+    from d2llm.data.negatives.encoder import base_encoder
+    from d2llm.search.index import Index
 
     settings, evaluation = config.runtime, config.evaluation
     some = texts.queries[: settings.repeats + 1]

@@ -15,20 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from d2llm.artifacts import read_frame, read_json
+from d2llm.config.task_types import TASK_TYPES, TypeName
 from d2llm.data.conditions import check_pairs, check_qrels
-from d2llm.errors import ConfigError, DataError
-from d2llm.text import is_text
+from d2llm.models.text import is_text
+from d2llm.run.artifacts import read_frame, read_json
+from d2llm.run.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from d2llm.methods import Mode
+    from d2llm.config.recipes import Mode
 
-TaskType = Literal["pair_classification", "sts", "retrieval"]
 Split = Literal["dev", "test"]
-TASK_TYPES: tuple[str, ...] = ("pair_classification", "sts", "retrieval")
-GROUPS: tuple[str, ...] = ("nli", "sts", "ir")
-# Symmetric search compares two texts of one kind; retrieval compares a query with a passage.
-MODES: dict[str, Mode] = {"pair_classification": "symmetric", "sts": "symmetric", "retrieval": "asymmetric"}
 
 
 class Searched(NamedTuple):
@@ -60,7 +56,7 @@ class Task:
 
     name: str
     title: str
-    type: TaskType
+    type: TypeName
     group: str
     description: str
     split: str
@@ -77,12 +73,12 @@ class Task:
 
     @property
     def mode(self) -> Mode:
-        return MODES[self.type]
+        return TASK_TYPES[self.type].mode
 
     @property
     def target(self) -> str:
         """The column of `pairs` that holds what is to be predicted."""
-        return "label" if self.type == "pair_classification" else "score"
+        return TASK_TYPES[self.type].target
 
     def paired(self) -> pd.DataFrame:
         """`pairs`, of a task that has them. Raises TypeError for one of retrieval."""
@@ -148,9 +144,9 @@ def _about(path: Path) -> dict[str, Any]:
     for key, kind in expected.items():
         if not isinstance(raw.get(key), kind):
             raise DataError(f"{path}: key {key!r} must be text, found {raw.get(key)!r}")
-    for key, allowed in (("type", TASK_TYPES), ("group", GROUPS)):
+    for key, allowed in (("type", TASK_TYPES), ("group", {kind.group for kind in TASK_TYPES.values()})):
         if raw[key] not in allowed:
-            raise DataError(f"{path}: key {key!r} must be one of {', '.join(allowed)}, found {raw[key]!r}")
+            raise DataError(f"{path}: key {key!r} must be one of {', '.join(sorted(allowed))}, found {raw[key]!r}")
     if raw["name"] != path.parent.name:
         raise DataError(f"{path}: key 'name' is {raw['name']!r}, but the folder is {path.parent.name!r}")
     about = {key: raw[key] for key in expected}

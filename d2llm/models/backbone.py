@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from d2llm.errors import ArtifactError, ConfigError, TrainingError
 from d2llm.models import remote
 from d2llm.models.added_rows import added_rows, train_rows
-from d2llm.models.last_layer import only_at
+from d2llm.models.fast.last_layer import only_at
+from d2llm.models.fast.packing import layout, packs, padding_mask
 from d2llm.models.lora import adapters, add_lora, merged_state
-from d2llm.models.packing import layout, packs, padding_mask
 from d2llm.models.positions import first_position, position_table
 from d2llm.models.tokens import framing, pad_id, rows_of, token_ids, unknown_to_the_model
+from d2llm.run.errors import ArtifactError, ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

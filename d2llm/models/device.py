@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from d2llm.errors import ConfigError, first_line
+from d2llm.run.errors import ConfigError, first_line
 
 
 def default_device() -> torch.device:

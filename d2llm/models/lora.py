@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from d2llm.errors import ConfigError, TrainingError
 from d2llm.models.added_rows import NAME, added_rows
+from d2llm.run.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from d2llm.methods import Tuning
+    from d2llm.config.recipes import Tuning
 
 
 def linear_projections(model: nn.Module) -> list[str]:
@@ -35,7 +35,7 @@ def add_lora(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel:
     """The model with fresh adapters, which add nothing yet. Raises ConfigError where targets or first_layer fit no module."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    from d2llm.models.composed_lora import ComposedLinear
+    from d2llm.models.fast.composed_lora import ComposedLinear
 
     targets = linear_projections(model) if tuning.targets == "auto" else list(tuning.targets)
     if tuning.first_layer:

@@ -3,34 +3,66 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2llm import EXAMPLE, STUDENT
-from d2llm.artifacts import write_json
-from d2llm.errors import ArtifactError, ConfigError, TrainingError
-from d2llm.logs import progress
-from d2llm.methods import Batch, Embedded, MaxLengths, Mode, Role
+from d2llm.config.recipes import MaxLengths, Mode, Role
+from d2llm.config.registry import Spec
 from d2llm.models.backbone import Backbone
-from d2llm.models.interaction import MaxSim, Scorer, build_scorer
-from d2llm.models.pooling import PMA, Pooling, TokensPooling, build_pooling
+from d2llm.models.batch import Batch, Embedded
+from d2llm.models.parts import build_pooling, build_scorer
 from d2llm.models.precision import wide
+from d2llm.run.artifacts import write_json
+from d2llm.run.errors import ArtifactError, ConfigError, TrainingError
+from d2llm.run.logs import progress
+from d2llm.run.paths import EXAMPLE, STUDENT
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
 
-    from d2llm.gradient_cache import GradientCache
-    from d2llm.parallel import Shares
+    from d2llm.models.poolings.base import Pooling
+    from d2llm.models.scorers.base import Scorer
 
-# A part by name and options, as its builder takes them and as student.json keeps them.
-Spec = tuple[str, dict[str, Any]]
+Rows = list[tuple[int, ...]]
+
+
+class Embedding(Protocol):
+    """How a training embeds a batch that does not fit into memory at once (`training.gradient_cache`)."""
+
+    size: int
+
+    def forward(self, rows: Rows) -> Tensor:
+        """Embeddings (n, d) of rows, whose gradient `backward` sends on."""
+        ...
+
+    def backward(self) -> None:
+        """After the loss's backward pass: the gradients of the weights that embed."""
+        ...
+
+    def halve(self) -> None:
+        """Half as many texts at a time from now on."""
+        ...
+
+
+class Sharing(Protocol):
+    """How several processes share the embedding of a batch (`training.parallel`)."""
+
+    def embed(self, rows: Rows, embed: Callable[[Rows], Tensor]) -> Tensor:
+        """Embeddings (n, d) of rows, of which this process embeds some."""
+        ...
+
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
+        """After the backward pass: the mean over processes of every gradient."""
+        ...
+
+
 # Cost of one more forward pass in padded tokens (measured at width 128, where a pass is cheapest), and the most passes a call is split into.
 PASS_COST, MOST_PASSES = 64, 5
 # Places considered for a cut; of more, every other (third, …) is.
@@ -116,9 +148,9 @@ class Student(nn.Module):
         self.method = method
         self.unpooled = unpooled
         # Set by a training whose batches do not fit into memory at once.
-        self.cache: GradientCache | None = None
+        self.cache: Embedding | None = None
         # Set by a training over several processes.
-        self.shares: Shares | None = None
+        self.shares: Sharing | None = None
 
     # ------------------------------------------------------------------------------------------------------ embedding
     @property
@@ -254,8 +286,6 @@ class Student(nn.Module):
     @torch.inference_mode()
     def attention(self, text: str, role: Role = "query", mode: Mode = "asymmetric") -> tuple[list[str], np.ndarray]:
         """(tokens, (tokens, heads) shares) of a text under PMA: what the pooled value of each head is made of. Other poolings raise ConfigError."""
-        if not isinstance(self.pooling, PMA):
-            raise ConfigError(f"pooling {self.pooling_spec[0]} has no attention to show; only pma has")
         rows = self.ids([text], role, mode)
         states, mask = self.backbone.states(rows, self.padding)
         tokens = [self.backbone.tokenizer.decode([token]) for token in rows[0]]
@@ -400,10 +430,7 @@ def _width(pooling: Pooling, hidden_size: int) -> int:
 
 def _check_fit(pooling: Pooling, scorer: Scorer) -> None:
     """A vector a token and MaxSim go together, with equal sizes. Raises ConfigError."""
-    sizes = [
-        pooling.project.out_features if isinstance(pooling, TokensPooling) else None,
-        scorer.size if isinstance(scorer, MaxSim) else None,
-    ]
+    sizes = pooling.token_size, scorer.token_size
     if sizes[0] != sizes[1]:
         said = ["one vector a text" if size is None else f"{size} numbers a token" for size in sizes]
         raise ConfigError(f"pooling {pooling.name} gives {said[0]}, scorer {scorer.name} takes {said[1]}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from d2llm.errors import ConfigError, DataError
+from d2llm.run.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

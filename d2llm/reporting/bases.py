@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from d2llm.config import BaseSettings
+from d2llm.config.schema import BaseSettings
 
 if TYPE_CHECKING:
-    from d2llm.config import CheckpointSettings
+    from d2llm.config.schema import CheckpointSettings
 
 
 def size(model: BaseSettings | CheckpointSettings, between: str = " of ", heads: bool = False) -> str:

@@ -9,18 +9,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from d2llm.artifacts import read_csv, read_frame, read_json
-from d2llm.comparison import COLUMNS as COMPARISONS
-from d2llm.errors import ConfigError
 from d2llm.evaluation import runtime_table
-from d2llm.evaluation.collect import PREDICTIONS, SCORES
-from d2llm.evaluation.curves import CURVES, RUNS
 from d2llm.evaluation.predictions import read_predictions
+from d2llm.run.artifacts import read_csv, read_frame, read_json
+from d2llm.run.errors import ConfigError
+from d2llm.run.schemas import COMPARISONS, CURVES, PREDICTIONS, RUNS, SCORES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from d2llm.paths import Paths
+    from d2llm.run.paths import Paths
 
 T = TypeVar("T")
 
@@ -56,10 +54,10 @@ _READ = {
 
 
 def given(file: T | None, name: str) -> T:
-    """A field of `Collected`. Raises ConfigError for a file that the catalogue does not name for this table or figure."""
+    """A field of `Collected`. Raises ConfigError for a file that the head does not name for this table or figure."""
     if file is None:
         raise ConfigError(
-            f"a table or figure uses the collected file {name!r} without asking for it; name it in d2llm/reporting/catalogue.py"
+            f"a table or figure uses the collected file {name!r} without asking for it; name it in READS at the head of its module"
         )
     return file
 

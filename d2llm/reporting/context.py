@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from d2llm.reporting.style import REFERENCE_TITLES
+from d2llm.config.catalogue import row_head
+from d2llm.config.data import TASKS
+from d2llm.config.registry import declared
 
 if TYPE_CHECKING:
-    from d2llm.config import Config
+    from d2llm.config.schema import Config
 
 
 @dataclass(frozen=True)
@@ -27,21 +29,35 @@ class Context:
     level: float = 0.95
     # The title of the method whose leads are judged.
     subject: str = "D2LLM"
+    # Title and description of the evaluation sets of each group.
+    sets: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
 
 def context(config: Config) -> Context:
     """Rows, their order and their names: references, baselines as configured, then D2LLM last, whoever is compared."""
-    from d2llm.methods import method
-
     methods = sorted(config.methods, key=lambda name: name == "d2llm")
     orders = config.evaluation.symmetric_order.model_dump()
     return Context(
         tier=config.tier,
         methods=methods,
         references=list(config.references),
-        titles={**REFERENCE_TITLES, **{name: method(name).title for name in methods}},
+        titles={**{name: row_head(name)["TITLE"] for name in config.references}, **{name: declared(name).title for name in methods}},
         generated=config.data.source == "world",
         averaged=frozenset(kind for kind, order in orders.items() if order == "average"),
         level=config.statistics.level,
-        subject=method(config.statistics.subject).title,
+        subject=declared(config.statistics.subject).title,
+        sets=evaluation_sets(config),
     )
+
+
+def evaluation_sets(config: Config) -> dict[str, list[tuple[str, str]]]:
+    """Title and description of what is evaluated, by group, in the order of the names."""
+    known: dict[str, tuple[str, str, str]] = {name: (of[2], of[0], of[3]) for name, of in TASKS.items()}
+    if config.data.source == "files":
+        own = config.data.files.tasks
+        known = {name: (task.group, task.title or name, task.description) for name, task in own.items()}
+    sets: dict[str, list[tuple[str, str]]] = {}
+    for name in sorted(known if config.evaluation.tasks == "all" else config.evaluation.tasks):
+        group, title, description = known[name]
+        sets.setdefault(group, []).append((title, description))
+    return sets

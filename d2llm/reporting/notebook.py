@@ -10,12 +10,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2llm.artifacts import present, write_text
-from d2llm.errors import ArtifactError
-from d2llm.paths import Paths
+from d2llm.run.artifacts import present, write_text
+from d2llm.run.errors import ArtifactError
+from d2llm.run.paths import Paths
 
 if TYPE_CHECKING:
-    from d2llm.config import Config
+    from d2llm.config.schema import Config
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "results.ipynb"
 SEARCH = NOTEBOOK.with_name("search.ipynb")

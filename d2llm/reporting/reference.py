@@ -9,14 +9,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2llm.artifacts import atomic, present, read_json, write_json
-from d2llm.errors import ArtifactError, ConfigError
-from d2llm.paths import PROVENANCE, Paths, beside
-from d2llm.provenance import SEAL
-from d2llm.records import records
+from d2llm.run.artifacts import atomic, present, read_json, write_json
+from d2llm.run.errors import ArtifactError, ConfigError
+from d2llm.run.paths import PROVENANCE, Paths, beside
+from d2llm.run.provenance import SEAL, records
 
 if TYPE_CHECKING:
-    from d2llm.config import Config
+    from d2llm.config.schema import Config
 
 
 def keep(config: Config, folder: Path) -> list[Path]:

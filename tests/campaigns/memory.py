@@ -21,8 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from task_folders import retrieval_task  # noqa: E402
 from tiny_run import changed, tiny_config  # noqa: E402
 
-from d2llm.config import Config  # noqa: E402
-from d2llm.logs import memory_mb  # noqa: E402
+from d2llm.config.schema import Config  # noqa: E402
+from d2llm.run.logs import memory_mb  # noqa: E402
 
 UPDATES = (100, 500, 1000, 2000, 3000, 4000)
 PASSAGES = (20_000, 120_000)
@@ -31,8 +31,11 @@ QUERIES = 200
 
 def prepared(folder: Path) -> Config:
     """A tiny run as far as a training of D2LLM needs it."""
-    from d2llm import pretraining, teacher_scores, teacher_tuning
-    from d2llm.data import build, negatives
+    from d2llm.data import build
+    from d2llm.data.negatives import mine as negatives
+    from d2llm.teacher import score as teacher_scores
+    from d2llm.teacher import tune as teacher_tuning
+    from d2llm.training import pretraining
 
     config = tiny_config(folder)
     build.run_texts(config)
@@ -47,8 +50,8 @@ def prepared(folder: Path) -> Config:
 
 def training(folder: Path, at: Sequence[int]) -> dict[int, float]:
     """MB held after so many updates of one training of D2LLM, with a checkpoint every few seconds and dev samples in between."""
-    import d2llm.training as loop
-    from d2llm.resume import Resume
+    import d2llm.training.train as loop
+    from d2llm.run.checkpoint import Resume
 
     settings: dict[str, Any] = {"steps": max(at), "dev_every": max(1, max(at) // 8), "checkpoint_minutes": 0.05}
     config = changed(tiny_config(folder), training=settings)
@@ -76,7 +79,8 @@ def training(folder: Path, at: Sequence[int]) -> dict[int, float]:
 
 def evaluation(folder: Path, passages: int) -> dict[str, float]:
     """MB before and at most while the trained student of `training` is evaluated on a corpus of so many passages, by the stage's own code."""
-    from d2llm.evaluation import run, tasks
+    from d2llm.evaluation import evaluate as run
+    from d2llm.evaluation import tasks
 
     config = tiny_config(folder)
     task = tasks.read(retrieval_task(folder / f"corpus{passages}", queries=QUERIES, passages=passages), "test")

@@ -29,9 +29,9 @@ import hub  # noqa: E402
 import hub_sets  # noqa: E402
 from test_workflow import PARTS  # noqa: E402
 
-from d2llm.config import load  # noqa: E402
-from d2llm.paths import Paths  # noqa: E402
+from d2llm.config.load import load  # noqa: E402
 from d2llm.reporting.catalogue import FIGURES, TABLES  # noqa: E402
+from d2llm.run.paths import Paths  # noqa: E402
 
 COUNT = 60  # rows of a set
 # A teacher of random weights cannot be good; PMA's heads have to divide the width of the tiny student.

@@ -1,4 +1,4 @@
-"""What the rules share: the validated config, the paths, and the functions that say what a job needs. Holds no rule."""
+"""What the rules share: the validated config, the paths, and how a stage's declaration (d2llm/run/stages.py) becomes a rule. Holds no rule."""
 
 import fcntl
 import os
@@ -15,18 +15,19 @@ for variable, folder in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", P
     os.environ[variable] = os.pathsep.join([str(folder), *others])
 sys.path.insert(0, workflow.basedir)
 
-from d2llm import checkpoints, stages
-from d2llm import config as schema
-from d2llm.artifacts import write_text
-from d2llm.errors import ConfigError, fault
-from d2llm.methods import method as find_method
-from d2llm.methods import names as method_names
-from d2llm.paths import PROVENANCE, Paths, beside
-from d2llm.provenance import content_digest
+from d2llm.config.catalogue import entries
+from d2llm.config.load import dump, load, read
+from d2llm.config.registry import modules
+from d2llm.models.base import checkpoints
 from d2llm.reporting import captions
-from d2llm.reporting.catalogue import BESIDES, FIGURES, TABLES
 from d2llm.reporting.context import context
-from d2llm.signals import pass_on
+from d2llm.run import jobs, stages
+from d2llm.run.artifacts import write_text
+from d2llm.run.errors import ConfigError, fault
+from d2llm.run.paths import Paths
+from d2llm.run.provenance import content_digest
+from d2llm.run.signals import pass_on
+from d2llm.run.stages import STAGES
 
 # On a cluster every job has a Snakemake of its own. A scheduler may tell that alone to end, and Snakemake only waits for its job:
 # let a training hear of it, and keep a checkpoint.
@@ -34,28 +35,11 @@ if not workflow.is_main_process:
     pass_on()
 
 
-def resources_by_rule(given):
-    """What a profile's `set-resources` gives, with what it gives `train` for the rules that are it for other methods.
-
-    Snakemake overwrites resources by a rule's name, which `use rule train as …` does not hand on, so a baseline that a profile does not know of would get
-    no GPU. What a profile says of such a rule itself goes first.
-    """
-    found = dict(given)
-    for name in method_names() if "train" in given else ():
-        found[f"train_{name}"] = given["train"].copy()
-        found[f"train_{name}"].update(given.get(f"train_{name}", {}))
-    return found
-
-
-# Before the first rule, as Snakemake reads them once.
-workflow.resource_settings.overwrite_resources = resources_by_rule(workflow.resource_settings.overwrite_resources)
-
-
 # ----------------------------------------------------------------------------------------------------------- faults
 def killed(logs):
     """The line for jobs that were killed, as the system does when memory runs out; such a job says nothing itself. Empty without any."""
-    said = "".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in logs)
-    count = len(re.findall(r"non-zero exit status 137|died with <Signals.SIGKILL", said))
+    text = "".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in logs)
+    count = len(re.findall(r"non-zero exit status 137|died with <Signals.SIGKILL", text))
     jobs = "a job was" if count == 1 else f"{count} jobs were"
     return (
         f"error: {jobs} killed (SIGKILL), as happens when memory runs out; run fewer at once (--cores 1), or lower training.texts_at_once, "
@@ -65,13 +49,21 @@ def killed(logs):
     )
 
 
+def refusing(function, *arguments, **keywords):
+    """What a function gives; a ConfigError ends the run in one line, where an exception would come wrapped in a rule's name."""
+    try:
+        return function(*arguments, **keywords)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
 # ---------------------------------------------------------------------------------------------------------- config
 def resolve():
     """The files of --configfile laid over config/mini.yaml, then -C. A first file that names a tier stands alone."""
     files = [Path(os.path.relpath(file)) for file in workflow.overwrite_configfiles]
-    if not files or "tier" not in schema.read(files[0]):
+    if not files or "tier" not in read(files[0]):
         files.insert(0, Path(os.path.relpath(workflow.basedir)) / "config" / "mini.yaml")
-    return schema.load(files, workflow.config_settings.config)
+    return load(files, workflow.config_settings.config)
 
 
 def check_checkpoints(config):
@@ -82,18 +74,11 @@ def check_checkpoints(config):
             checkpoints.located(model, f"models.{name}.source")
 
 
-try:
-    CONFIG = resolve()
-    check_checkpoints(CONFIG)
-except ConfigError as error:
-    sys.exit(f"error: {error}")  # one line; an exception would come wrapped in this file's name
+CONFIG = refusing(resolve)
+refusing(check_checkpoints, CONFIG)
 PATHS = Paths.of(CONFIG)
+refusing(stages.files, CONFIG, PATHS)
 ENVIRONMENT = "../../environment.yml"
-REPORTING = Path(os.path.relpath(workflow.basedir)) / "d2llm" / "reporting"
-STYLE_SHEET = str(REPORTING / "suite.mplstyle")
-TEMPLATES = sorted(str(path) for path in (REPORTING / "templates").iterdir())
-NOTEBOOK = os.path.relpath(Path(workflow.basedir) / "notebooks" / "results.ipynb")
-SEARCH_NOTEBOOK = os.path.relpath(Path(workflow.basedir) / "notebooks" / "search.ipynb")
 
 
 wildcard_constraints:
@@ -124,7 +109,7 @@ def guard():
             time.sleep(wait)  # a job that looks whether a run is there holds it for a moment
     else:
         sys.exit(f"error: another run is working in {PATHS.root}; wait for it, or choose another: -C results=FOLDER")
-    text = schema.dump(CONFIG).encode()
+    text = dump(CONFIG).encode()
     try:
         GUARD.truncate(0)
         GUARD.write(uuid.uuid4().hex)
@@ -153,148 +138,62 @@ onstart:
     preflight()
 
 
-# ------------------------------------------------------------------------------------------- what makes a job stale
-def settings_of(stage):
-    """For `params`: the leaf settings a job of this stage reads, as one line."""
-    return lambda wildcards: stages.settings_line(CONFIG, stage, **dict(wildcards.items()))
+# ----------------------------------------------------------------------------------------------------- rules of stages
+def reads(stage):
+    """For `input`: what a job of the stage reads."""
+    return lambda wildcards: list(map(str, refusing(STAGES[stage].reads, CONFIG, PATHS, **dict(wildcards.items()))))
 
 
-def code_of(stage):
-    """For `params`: digest of the code a job of this stage runs; Snakemake itself does not see imported modules."""
-    return lambda wildcards: stages.code(stage, **dict(wildcards.items()))
+def writes(stage):
+    """For `output`: what a job of the stage writes, folders marked as such."""
+    paths = STAGES[stage].writes(PATHS, **{name: f"{{{name}}}" for name in STAGES[stage].arguments})
+    return [path if path.suffix else directory(path) for path in paths]
 
 
-def versions_of(stage):
-    """For `params`: versions of the packages that code computes with, as one line."""
-    return lambda wildcards: stages.versions_line(stage, **dict(wildcards.items()))
+def log_of(stage):
+    """For `log`: where a job of the stage logs."""
+    parts = {"seed": "seed{seed}", "shard": "{shard}-of-{shards}"}
+    names = [parts.get(name, f"{{{name}}}") for name in STAGES[stage].arguments if name != "shards"]
+    return PATHS.logs(*([] if stage == "teacher" else [stage]), *names)
 
 
-# -------------------------------------------------------------------------------------------------- what a job needs
-def files():
-    """What a source of files reads: one's own files, and what is fetched. Refuses a file that is not there; Snakemake would not say which key names it."""
-    if CONFIG.data.source != "files":
-        return []
-    own = CONFIG.data.files.paths()
-    for key, path in own.items():
-        if not Path(path).is_file():
-            sys.exit(f"error: data.files.{'.'.join(key)}: no such file: {path} (seen from {Path.cwd()})")
-    return sorted(set(own.values())) + [PATHS.download(name) for name in CONFIG.data.files.downloads()]
+def job(stage):
+    """For `params`: the config's file, and what makes a job stale. Snakemake compares it with the last run's, and does not see imported modules itself."""
+
+    def of(function):
+        return lambda wildcards: function(CONFIG, stage, **dict(wildcards.items()))
+
+    return {
+        "config": str(PATHS.config),
+        "settings": of(jobs.settings_line),
+        "code": of(jobs.code),
+        "versions": of(jobs.versions_line),
+    }
 
 
-def base_inputs(wildcards):
-    """Unlabelled text, and the model that this one grows from; nothing for a checkpoint that exists."""
-    model = CONFIG.models.of(wildcards.model)
-    if hasattr(model, "source"):
-        return []
-    return [PATHS.pretraining] + ([PATHS.base(model.grown_from)] if model.grown_from else [])
+def command(stage):
+    """For `shell`: the stage on the command line."""
+    arguments = "".join(f" --{name} {{wildcards.{name}}}" for name in STAGES[stage].arguments)
+    return f"{launcher(stage)} -m d2llm.cli {stage.replace('_', '-')}{arguments} --config {{params.config}} --log {{log:q}} --inputs {{input:q}}"
+
+
+def launcher(stage):
+    """What starts a job: Python, or torchrun for a training by several processes."""
+    count = CONFIG.training.processes
+    shared = stage == "train" and count > 1
+    return f"python -m torch.distributed.run --standalone --nproc_per_node {count}" if shared else "python"
+
+
+def resources(stage):
+    """For `resources`: those of the stage, under what a profile's `set-resources` gives its rule. Rules that inherit from it (`use rule train as …`) thus do
+    so from the profile as well, which names `train` alone."""
+    given = workflow.resource_settings.overwrite_resources.get(stage, {})
+    return {"mem_mb": STAGES[stage].memory_mb} | {name: getattr(value, "value", value) for name, value in given.items()}
 
 
 def base_priority(usual, *names):
     """That of the jobs of these base models. What exists comes before anything is trained: a hub's model can be looked at only then."""
     return 96 if names and all(hasattr(CONFIG.models.of(name), "source") for name in names) else usual
-
-
-def vector_shards():
-    """Vectors of the texts, where jobs of their own make them."""
-    shards = CONFIG.negatives.shards
-    return [PATHS.vectors(shard, shards) for shard in range(shards)] if shards > 1 else []
-
-
-def training_inputs(wildcards):
-    """Training pairs, a base model, and dev sets to watch it by; the teacher's scores only for a method that imitates one."""
-    method, variant = find_method(wildcards.method), wildcards.variant
-    recipe, owner = CONFIG.recipe(method.name, variant), CONFIG.pretext_of(method.name, variant)
-    inputs = [PATHS.pairs, PATHS.pretext(method.name, owner) if owner else PATHS.base(method.base(recipe))]
-    inputs += [PATHS.tasks] if CONFIG.training.dev_every else []
-    return inputs + (teacher_scores(recipe.teacher) if method.uses_teacher else [])
-
-
-def pretext_inputs(wildcards):
-    """Unlabelled text and a base model."""
-    method = find_method(wildcards.method)
-    return [PATHS.pretraining, PATHS.base(method.base(CONFIG.recipe(method.name, wildcards.variant)))]
-
-
-def evaluation_inputs(wildcards):
-    """The evaluation sets, and what is evaluated. The teacher re-ranks candidates of BM25 and of the encoder."""
-    if wildcards.method == "bm25":
-        return [PATHS.tasks]
-    if wildcards.method == "teacher":
-        return [PATHS.tasks, PATHS.teacher_model, PATHS.base("encoder")]
-    return [PATHS.tasks, PATHS.run(wildcards.method, wildcards.variant, wildcards.seed) / "model"]
-
-
-def launcher():
-    """What starts a training: Python, or torchrun for several processes."""
-    count = CONFIG.training.processes
-    return "python" if count == 1 else f"python -m torch.distributed.run --standalone --nproc_per_node {count}"
-
-
-def teacher_scores(teacher):
-    """All shards of a teacher's scores."""
-    shards = CONFIG.teacher.shards
-    return [PATHS.teacher_scores(shard, shards, teacher) for shard in range(shards)]
-
-
-def evaluated(file):
-    """One file of every evaluation."""
-    return [PATHS.evaluation(*run) / file for run in CONFIG.evaluations()]
-
-
-def trained(file):
-    """One file of every training."""
-    return [PATHS.run(*run) / file for run in CONFIG.runs()]
-
-
-def tried(place, file):
-    """For `input`: one file of every trial. Refuses a method without a grid before hours of trials of the others."""
-
-    def files(wildcards):
-        try:
-            return [place(*trial.run) / file for trial in CONFIG.tuning_trials()]
-        except ConfigError as error:
-            sys.exit(f"error: {error}")
-
-    return files
-
-
-def told_with_scores():
-    """What the page tells of how scores came about, as far as a job names it: the card and leaks, the negatives, the teachers' records."""
-    runs = [run for run in CONFIG.runs() if find_method(run.method).uses_teacher]
-    teachers = [CONFIG.recipe(run.method, run.variant).teacher for run in runs]
-    teachers += ["teacher"] if "teacher" in CONFIG.references else []
-    reports = [PATHS.card_json, PATHS.leaks] + ([PATHS.negatives_report] if CONFIG.runs() else [])
-    # Beside a teacher's record lies its report, which is nobody's output (teacher.smk).
-    return reports + [PATHS.teacher(teacher) / PROVENANCE for teacher in dict.fromkeys(teachers)]
-
-
-def rendered_from(catalogue, *more):
-    """The collected files a table or figure is made of."""
-    checkpoints = any(hasattr(CONFIG.models.of(name), "source") for name in CONFIG.models.names())
-
-    def files(wildcards):
-        besides = BESIDES.get(wildcards.name, ()) if checkpoints and catalogue is FIGURES else ()
-        return [getattr(PATHS, name) for name in (*catalogue.get(wildcards.name, ("scores",)), *besides)] + list(more)
-
-    return files
-
-
-def every_table():
-    """All tables, in all formats."""
-    return [PATHS.table(name, ext) for name in TABLES for ext in ("csv", "md", "tex", "html")]
-
-
-def every_figure():
-    """All figures, in all formats. That of leads only where the subject is compared with something."""
-    names = [name for name in FIGURES if name != "leads" or {CONFIG.statistics.subject} < set(CONFIG.methods)]
-    return [PATHS.figure(name, ext) for name in names for ext in ("pdf", "svg", "png")]
-
-
-def rendered_records():
-    """The records of all that is made of the collected files, and of these themselves."""
-    made = [PATHS.scores, PATHS.comparisons, PATHS.ablations, PATHS.runtime, PATHS.examples]
-    made += [path for path in every_table() + every_figure() if path.suffix in (".csv", ".svg")]
-    return [beside(path) for path in made]
 
 
 def tuning_record():
@@ -303,28 +202,29 @@ def tuning_record():
 
 
 # ------------------------------------------------------------------------------------------------ Snakemake's own report
-SUBJECT = context(CONFIG).subject
+CONTEXT = context(CONFIG)
 # Read by the captions in workflow/report/.
 config["captions"] = {
-    kind: {name: captions.rst(captions.caption(kind, name, SUBJECT).text) for name in known}
-    for kind, known in (("table", captions.TABLES), ("figure", captions.FIGURES))
+    kind: {name: captions.rst(captions.caption(kind, name, CONTEXT).text) for name in entries(kind)}
+    for kind in ("table", "figure")
 }
 config["captions"]["report"] = {"report": captions.rst(captions.REPORT.text)}
 
 
-def section_of(kind):
-    """For `category`: the section of a table or figure."""
-    return lambda wildcards: captions.SECTIONS[captions.caption(kind, wildcards.name, SUBJECT).section][0]
-
-
-def title_of(kind):
-    """For `labels`: what a table or figure is called."""
-    return lambda wildcards: {"kind": kind, "title": captions.caption(kind, wildcards.name, SUBJECT).title}
+def shown(kind, ext):
+    """For `output`: the files of a table or figure, the one of this ending in Snakemake's report, under its title."""
+    caption = lambda wildcards: captions.caption(kind, wildcards.name, CONTEXT)
+    about = {
+        "caption": f"../report/{kind}.rst",
+        "category": lambda wildcards: captions.SECTIONS[caption(wildcards).section][0],
+        "labels": lambda wildcards: {"kind": kind, "title": caption(wildcards).title},
+    }
+    return [report(path, **about) if path.suffix == f".{ext}" else path for path in writes(kind)]
 
 
 def require_training_rules():
     """Refuse a method of the config that no rule trains; Snakemake would only say that files are missing."""
     for method in CONFIG.methods:
-        name = "train" if method == "d2llm" else f"train_{method}"
+        name = "train" if modules()[method].startswith("d2llm.") else f"train_{method}"
         if not workflow.is_rule(name):
             sys.exit(f"error: method {method!r} has no rule {name}; add its stanza to workflow/rules/baselines.smk")

@@ -6,86 +6,69 @@ Priorities put the longest chain first: texts, decoder, teacher, its scores, D2L
 
 # The only rule besides `base` that uses the network, and only for what the config names.
 rule download:
+    input:
+        reads("download"),
     output:
-        directory(PATHS.download("{download}")),
+        *writes("download"),
     log:
-        PATHS.logs("download", "{download}"),
+        log_of("download"),
     priority: 105
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=4000,
+        **resources("download"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("download"),
-        code=code_of("download"),
-        versions=versions_of("download"),
+        **job("download"),
     shell:
-        "python -m d2llm.cli download --download {wildcards.download} --config {params.config} --log {log:q}"
+        command("download")
 
 
 rule texts:
     input:
-        files(),
+        reads("texts"),
     output:
-        PATHS.pretraining,
-        beside(PATHS.pretraining),
+        *writes("texts"),
     log:
-        PATHS.logs("texts"),
+        log_of("texts"),
     priority: 100
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=2000,
+        **resources("texts"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("texts"),
-        code=code_of("texts"),
-        versions=versions_of("texts"),
+        **job("texts"),
     shell:
-        "python -m d2llm.cli texts --config {params.config} --log {log:q} --inputs {input:q}"
+        command("texts")
 
 
 rule data:
     input:
-        PATHS.pretraining,
-        files(),
+        reads("data"),
     output:
-        PATHS.train_pairs,
-        PATHS.pool,
-        PATHS.teacher_train,
-        PATHS.teacher_dev,
-        PATHS.card_json,
-        PATHS.card_md,
-        PATHS.leaks,
-        directory(PATHS.tasks),
-        PATHS.data / PROVENANCE,
+        *writes("data"),
     log:
-        PATHS.logs("data"),
+        log_of("data"),
     priority: 94
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=4000,
+        **resources("data"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("data"),
-        code=code_of("data"),
-        versions=versions_of("data"),
+        **job("data"),
     shell:
-        "python -m d2llm.cli data --config {params.config} --log {log:q} --inputs {input:q}"
+        command("data")
 
 
 rule base:
     input:
-        base_inputs,
+        reads("base"),
     output:
-        directory(PATHS.base("{model}")),
+        *writes("base"),
     log:
-        PATHS.logs("base", "{model}"),
+        log_of("base"),
     wildcard_constraints:
         model="decoder",
     priority: base_priority(95, "decoder")
@@ -93,14 +76,11 @@ rule base:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=4000,
+        **resources("base"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("base"),
-        code=code_of("base"),
-        versions=versions_of("base"),
+        **job("base"),
     shell:
-        "python -m d2llm.cli base --model {wildcards.model} --config {params.config} --log {log:q} --inputs {input:q}"
+        command("base")
 
 
 use rule base as base_teacher with:
@@ -124,52 +104,37 @@ use rule base as base_encoder with:
 
 rule vectors:
     input:
-        PATHS.train_pairs,
-        PATHS.pool,
-        PATHS.base("encoder"),
+        reads("vectors"),
     output:
-        PATHS.vectors("{shard}", "{shards}"),
-        beside(PATHS.vectors("{shard}", "{shards}")),
+        *writes("vectors"),
     log:
-        PATHS.logs("vectors", "{shard}-of-{shards}"),
+        log_of("vectors"),
     priority: 62
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=4000,
+        **resources("vectors"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("vectors"),
-        code=code_of("vectors"),
-        versions=versions_of("vectors"),
+        **job("vectors"),
     shell:
-        "python -m d2llm.cli vectors --shard {wildcards.shard} --shards {wildcards.shards} --config {params.config} --log {log:q}"
-        " --inputs {input:q}"
+        command("vectors")
 
 
 rule negatives:
     input:
-        PATHS.train_pairs,
-        PATHS.pool,
-        PATHS.base("encoder"),
-        vector_shards(),
+        reads("negatives"),
     output:
-        PATHS.pairs,
-        PATHS.negatives_report,
-        PATHS.pairs.with_name(PROVENANCE),
+        *writes("negatives"),
     log:
-        PATHS.logs("negatives"),
+        log_of("negatives"),
     priority: 60
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=4000,
+        **resources("negatives"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("negatives"),
-        code=code_of("negatives"),
-        versions=versions_of("negatives"),
+        **job("negatives"),
     shell:
-        "python -m d2llm.cli negatives --config {params.config} --log {log:q} --inputs {input:q}"
+        command("negatives")

@@ -3,13 +3,11 @@
 
 rule evaluate:
     input:
-        evaluation_inputs,
+        reads("evaluate"),
     output:
-        PATHS.evaluation("{method}", "{variant}", "{seed}") / "scores.parquet",
-        PATHS.evaluation("{method}", "{variant}", "{seed}") / "predictions.parquet",
-        PATHS.evaluation("{method}", "{variant}", "{seed}") / PROVENANCE,
+        *writes("evaluate"),
     log:
-        PATHS.logs("evaluate", "{method}", "{variant}", "seed{seed}"),
+        log_of("evaluate"),
     wildcard_constraints:
         method="(?!teacher/)[a-z0-9_]+",
     priority: 5
@@ -17,15 +15,11 @@ rule evaluate:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=4000,
+        **resources("evaluate"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("evaluate"),
-        code=code_of("evaluate"),
-        versions=versions_of("evaluate"),
+        **job("evaluate"),
     shell:
-        "python -m d2llm.cli evaluate --method {wildcards.method} --variant {wildcards.variant} --seed {wildcards.seed}"
-        " --config {params.config} --log {log:q} --inputs {input:q}"
+        command("evaluate")
 
 
 # The cross-encoder reads every pair: the longest evaluation starts first.
@@ -37,31 +31,17 @@ use rule evaluate as evaluate_teacher with:
 
 rule collect:
     input:
-        evaluated("scores.parquet"),
-        evaluated("predictions.parquet"),
-        # Beside each summary lies the log, which is nobody's output (train.smk).
-        trained("summary.json"),
-        trained(PROVENANCE),
-        told_with_scores(),
+        reads("collect"),
     output:
-        PATHS.scores,
-        PATHS.scores_csv,
-        PATHS.predictions,
-        PATHS.trainings,
-        PATHS.curves,
-        PATHS.about,
-        beside(PATHS.scores),
+        *writes("collect"),
     log:
-        PATHS.logs("collect"),
+        log_of("collect"),
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=4000,
+        **resources("collect"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("collect"),
-        code=code_of("collect"),
-        versions=versions_of("collect"),
+        **job("collect"),
     shell:
-        "python -m d2llm.cli collect --config {params.config} --log {log:q} --inputs {input:q}"
+        command("collect")

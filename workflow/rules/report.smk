@@ -1,218 +1,154 @@
 """Comparisons, tables and figures: from the collected scores and predictions alone, each table and figure by a job of its own.
 
-Then the page and the notebook that show them.
+Then the page and the notebooks that show them.
 """
 
 
 rule comparison:
     input:
-        PATHS.scores,
-        PATHS.predictions,
+        reads("comparison"),
     output:
-        PATHS.comparisons,
-        beside(PATHS.comparisons),
+        *writes("comparison"),
     log:
-        PATHS.logs("comparison"),
+        log_of("comparison"),
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=2000,
+        **resources("comparison"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("comparison"),
-        code=code_of("comparison"),
-        versions=versions_of("comparison"),
+        **job("comparison"),
     shell:
-        "python -m d2llm.cli comparison --config {params.config} --log {log:q} --inputs {input:q}"
+        command("comparison")
 
 
 rule ablations:
     input:
-        PATHS.scores,
-        PATHS.predictions,
+        reads("ablations"),
     output:
-        PATHS.ablations,
-        beside(PATHS.ablations),
+        *writes("ablations"),
     log:
-        PATHS.logs("ablations"),
+        log_of("ablations"),
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=3000,
+        **resources("ablations"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("ablations"),
-        code=code_of("ablations"),
-        versions=versions_of("ablations"),
+        **job("ablations"),
     shell:
-        "python -m d2llm.cli ablations --config {params.config} --log {log:q} --inputs {input:q}"
+        command("ablations")
 
 
 rule table:
     input:
-        rendered_from(TABLES),
+        reads("table"),
     output:
-        PATHS.table("{name}", "csv"),
-        PATHS.table("{name}", "md"),
-        PATHS.table("{name}", "tex"),
-        report(
-            PATHS.table("{name}", "html"),
-            caption="../report/table.rst",
-            category=section_of("table"),
-            labels=title_of("table"),
-        ),
-        beside(PATHS.table("{name}", "csv")),
+        *shown("table", "html"),
     log:
-        PATHS.logs("table", "{name}"),
+        log_of("table"),
     wildcard_constraints:
-        name="|".join(TABLES),
+        name="|".join(entries("table")),
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=1000,
+        **resources("table"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("table"),
-        code=code_of("table"),
-        versions=versions_of("table"),
+        **job("table"),
     shell:
-        "python -m d2llm.cli table --name {wildcards.name} --config {params.config} --log {log:q} --inputs {input:q}"
+        command("table")
 
 
 rule figure:
     input:
-        rendered_from(FIGURES, STYLE_SHEET),
+        reads("figure"),
     output:
-        PATHS.figure("{name}", "pdf"),
-        report(
-            PATHS.figure("{name}", "svg"),
-            caption="../report/figure.rst",
-            category=section_of("figure"),
-            labels=title_of("figure"),
-        ),
-        PATHS.figure("{name}", "png"),
-        beside(PATHS.figure("{name}", "svg")),
+        *shown("figure", "svg"),
     log:
-        PATHS.logs("figure", "{name}"),
+        log_of("figure"),
     wildcard_constraints:
-        name="|".join(FIGURES),
+        name="|".join(entries("figure")),
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=2000,
+        **resources("figure"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("figure"),
-        code=code_of("figure"),
-        versions=versions_of("figure"),
+        **job("figure"),
     shell:
-        "python -m d2llm.cli figure --name {wildcards.name} --config {params.config} --log {log:q} --inputs {input:q}"
+        command("figure")
 
 
 rule examples:
     input:
-        PATHS.predictions,
-        PATHS.tasks,
+        reads("examples"),
     output:
-        PATHS.examples,
-        beside(PATHS.examples),
+        *writes("examples"),
     log:
-        PATHS.logs("examples"),
+        log_of("examples"),
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=3000,
+        **resources("examples"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("examples"),
-        code=code_of("examples"),
-        versions=versions_of("examples"),
+        **job("examples"),
     shell:
-        "python -m d2llm.cli examples --config {params.config} --log {log:q} --inputs {input:q}"
+        command("examples")
 
 
-rule html_report:
+rule report:
     input:
-        TEMPLATES,
-        PATHS.scores_csv,
-        PATHS.trainings,
-        PATHS.about,
-        PATHS.comparisons,
-        PATHS.examples,
-        every_table(),
-        every_figure(),
-        rendered_records(),
+        reads("report"),
     output:
         report(PATHS.report, caption="../report/report.rst", category="The whole run", labels={"title": "One page"}),
-        beside(PATHS.report),
+        writes("report")[1:],
     log:
-        PATHS.logs("report"),
+        log_of("report"),
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=1000,
+        **resources("report"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("report"),
-        code=code_of("report"),
-        versions=versions_of("report"),
+        **job("report"),
         tuning=tuning_record(),
     shell:
-        "python -m d2llm.cli report --config {params.config} --log {log:q} --inputs {input:q}"
+        command("report")
 
 
-rule executed_notebook:
+rule notebook:
     input:
-        NOTEBOOK,
-        PATHS.scores_csv,
-        PATHS.comparisons,
-        PATHS.ablations,
-        PATHS.curves,
+        reads("notebook"),
     output:
-        PATHS.notebook,
-        beside(PATHS.notebook),
+        *writes("notebook"),
     log:
-        PATHS.logs("notebook"),
+        log_of("notebook"),
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=1000,
+        **resources("notebook"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("notebook"),
-        code=code_of("notebook"),
-        versions=versions_of("notebook"),
+        **job("notebook"),
     shell:
-        "python -m d2llm.cli notebook --config {params.config} --log {log:q} --inputs {input:q}"
+        command("notebook")
 
 
-# Trained students at work: D2LLM's of the first seed, and a baseline's to compare with.
-rule executed_search_notebook:
+rule search_notebook:
     input:
-        SEARCH_NOTEBOOK,
-        PATHS.tasks,
-        [PATHS.run(method, "base", CONFIG.seeds[0]) / "summary.json" for method in CONFIG.methods],
+        reads("search_notebook"),
     output:
-        PATHS.search_notebook,
-        beside(PATHS.search_notebook),
+        *writes("search_notebook"),
     log:
-        PATHS.logs("search-notebook"),
+        log_of("search_notebook"),
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=4000,
+        **resources("search_notebook"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("search-notebook"),
-        code=code_of("search-notebook"),
-        versions=versions_of("search-notebook"),
+        **job("search_notebook"),
     shell:
-        "python -m d2llm.cli search-notebook --config {params.config} --log {log:q} --inputs {input:q}"
+        command("search_notebook")

@@ -4,23 +4,17 @@
 # All cores, so that nothing runs beside it; it computes with the config's number of threads like every other job.
 rule runtime:
     input:
-        PATHS.tasks,
-        [PATHS.run(method, "base", CONFIG.seeds[0]) / "model" for method in CONFIG.methods],
-        [PATHS.teacher_model, PATHS.base("encoder")] if "teacher" in CONFIG.references else [],
+        reads("runtime"),
     output:
-        PATHS.runtime,
-        beside(PATHS.runtime),
+        *writes("runtime"),
     log:
-        PATHS.logs("runtime"),
+        log_of("runtime"),
     conda:
         ENVIRONMENT
     threads: workflow.resource_settings.cores or CONFIG.threads
     resources:
-        mem_mb=4000,
+        **resources("runtime"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("runtime"),
-        code=code_of("runtime"),
-        versions=versions_of("runtime"),
+        **job("runtime"),
     shell:
-        "python -m d2llm.cli runtime --config {params.config} --log {log:q} --inputs {input:q}"
+        command("runtime")

@@ -1,52 +1,42 @@
-"""The teacher: a base decoder tuned to answer yes or no, and its judgement of the training pairs, stored once for every run."""
+"""The teacher: a base decoder tuned to answer yes or no, and its judgement of the training pairs, stored once for every run.
+
+Its report and log are no outputs: Snakemake removes what it knows of a failed job, and they say why it failed.
+"""
 
 
 rule teacher:
     input:
-        PATHS.teacher_train,
-        PATHS.teacher_dev,
-        PATHS.base("teacher"),
+        reads("teacher"),
     output:
-        # Its report and log are not named here: Snakemake removes what it knows of a failed job, and they say why it failed.
-        directory(PATHS.teacher("{teacher}") / "model"),
-        PATHS.teacher("{teacher}") / PROVENANCE,
+        *writes("teacher"),
     log:
-        PATHS.logs("{teacher}"),
+        log_of("teacher"),
     priority: 85
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=4000,
+        **resources("teacher"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("teacher"),
-        code=code_of("teacher"),
-        versions=versions_of("teacher"),
+        **job("teacher"),
     shell:
-        "python -m d2llm.cli teacher --teacher {wildcards.teacher} --config {params.config} --log {log:q} --inputs {input:q}"
+        command("teacher")
 
 
 rule teacher_scores:
     input:
-        PATHS.pairs,
-        PATHS.teacher("{teacher}") / "model",
+        reads("teacher_scores"),
     output:
-        PATHS.teacher_scores("{shard}", "{shards}", "{teacher}"),
-        beside(PATHS.teacher_scores("{shard}", "{shards}", "{teacher}")),
+        *writes("teacher_scores"),
     log:
-        PATHS.logs("teacher_scores", "{teacher}", "{shard}-of-{shards}"),
+        log_of("teacher_scores"),
     priority: 80
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=4000,
+        **resources("teacher_scores"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("teacher-scores"),
-        code=code_of("teacher-scores"),
-        versions=versions_of("teacher-scores"),
+        **job("teacher_scores"),
     shell:
-        "python -m d2llm.cli teacher-scores --teacher {wildcards.teacher} --shard {wildcards.shard} --shards {wildcards.shards}"
-        " --config {params.config} --log {log:q} --inputs {input:q}"
+        command("teacher_scores")

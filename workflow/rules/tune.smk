@@ -3,48 +3,36 @@
 
 rule evaluate_dev:
     input:
-        evaluation_inputs,
+        reads("evaluate_dev"),
     output:
-        PATHS.development("{method}", "{variant}", "{seed}") / "scores.parquet",
-        PATHS.development("{method}", "{variant}", "{seed}") / PROVENANCE,
+        *writes("evaluate_dev"),
     log:
-        PATHS.logs("evaluate_dev", "{method}", "{variant}", "seed{seed}"),
+        log_of("evaluate_dev"),
     priority: 5
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=4000,
+        **resources("evaluate_dev"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("evaluate-dev"),
-        code=code_of("evaluate-dev"),
-        versions=versions_of("evaluate-dev"),
+        **job("evaluate_dev"),
     shell:
-        "python -m d2llm.cli evaluate-dev --method {wildcards.method} --variant {wildcards.variant} --seed {wildcards.seed}"
-        " --config {params.config} --log {log:q} --inputs {input:q}"
+        command("evaluate_dev")
 
 
 rule tune:
     input:
-        scores=tried(PATHS.development, "scores.parquet"),
-        summaries=tried(PATHS.run, "summary.json"),
+        reads("tune"),
     output:
-        PATHS.trials,
-        PATHS.trials_md,
-        PATHS.chosen,
-        beside(PATHS.trials),
+        *writes("tune"),
     log:
-        PATHS.logs("tune"),
+        log_of("tune"),
     conda:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=1000,
+        **resources("tune"),
     params:
-        config=str(PATHS.config),
-        settings=settings_of("tune"),
-        code=code_of("tune"),
-        versions=versions_of("tune"),
+        **job("tune"),
     shell:
-        "python -m d2llm.cli tune --config {params.config} --log {log:q} --inputs {input:q}"
+        command("tune")

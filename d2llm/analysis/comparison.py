@@ -1,0 +1,250 @@
+"""Stage `comparison`: the subject (`statistics.subject`, D2LLM as a rule) against every other method on every task, from the collected predictions.
+
+Paired bootstrap: all methods are scored on the same resampled examples, and the metric is computed anew on each resample;
+where there are several seeds, what their spread leaves open is added. Which differences are significant is judged after
+Holm's correction over all of them. How it is computed is in `d2llm.analysis.statistics`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from d2llm.analysis import statistics
+from d2llm.config.task_types import HEADLINE, TASK_TYPES
+from d2llm.evaluation.predictions import read_predictions
+from d2llm.run.artifacts import MEND, atomic, read_frame
+from d2llm.run.errors import ArtifactError
+from d2llm.run.logs import get_logger
+from d2llm.run.paths import Paths
+from d2llm.run.schemas import AVERAGE, COMPARISONS, PREDICTIONS, SCORES, SUBJECT
+
+if TYPE_CHECKING:
+    from d2llm.config.schema import Config
+
+# Resamples computed at once: bounds the memory.
+BLOCK = 500
+_SCORES = {
+    name: SCORES[name]
+    for name in ("method", "variant", "seed", "task", "task_type", "group", "phenomenon", "metric", "value")
+}
+_PREDICTIONS = {name: kind for name, kind in PREDICTIONS.items() if name not in ("tier", "phenomenon")}
+
+
+def run(config: Config) -> None:
+    """Write `comparisons.csv`; without the subject or a baseline among the methods it has no row.
+
+    Raises ArtifactError when the predictions do not fit each other or the scores.
+    """
+    paths, settings = Paths.of(config), config.statistics
+    scores = read_frame(paths.scores, _SCORES)
+    where = {"variant": "base", "method": list(config.methods)}
+    predictions = read_predictions(paths.predictions, _PREDICTIONS, where)
+    tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
+    columns = len(tasks) + int((tasks.groupby("group").size() > 1).sum())
+    count = max(settings.resamples, least((len(config.methods) - 1) * columns, settings.level))
+    found = compare(predictions, tasks, list(config.methods), count, settings.level, settings.seed, settings.subject)
+    check(found, scores)
+    with atomic(paths.comparisons) as temporary:
+        found.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+    get_logger(__name__).info(
+        "%d comparisons, %d significant", len(found), int((found["p_holm"] < 1 - settings.level).sum())
+    )
+
+
+def run_ablations(config: Config) -> None:
+    """Write `ablations.csv`: every method as configured against each of its variants, on the columns of the ablation table.
+
+    `method` is `base` for D2LLM, another method's name for its variants; `baseline` names the variant's training
+    (`Config.points`). The seeds are the variants', which the method itself has had as well; without variants there is no
+    row. Raises ArtifactError when the predictions do not fit each other or the scores.
+    """
+    paths, settings = Paths.of(config), config.statistics
+    owners = {method: dict.fromkeys(found.values()) for method, found in varied(config).items()}
+    variants = {method: [name for name in found if name != "base"] for method, found in owners.items()}
+    variants = {method: found for method, found in variants.items() if found}
+    scores = read_frame(paths.scores, _SCORES)
+    tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
+    seeds = config.seeds_of_variants()
+    judged = judged_columns(tasks)
+    differences = sum(map(len, variants.values())) * len(judged)
+    count = max(settings.resamples, least(differences, settings.level))
+    parts = [pd.DataFrame(columns=list(COMPARISONS))]
+    for method, names in variants.items():
+        where = {"method": method, "seed": seeds, "variant": [*names, "base"]}
+        predictions = read_predictions(paths.predictions, _PREDICTIONS, where)
+        predictions = predictions.assign(method=predictions["variant"])
+        part = compare(predictions, tasks, [*names, "base"], count, settings.level, settings.seed, "base", judged)
+        own = scores[(scores["method"] == method) & scores["seed"].isin(seeds)]
+        check(part, own.assign(method=own["variant"], variant="base"))
+        parts.append(part if method == SUBJECT else part.assign(method=method))
+    found = pd.concat(parts[1:] or parts, ignore_index=True)
+    if len(parts) > 2:
+        found = found.assign(p_holm=statistics.holm(found["p"]))
+    with atomic(paths.ablations) as temporary:
+        found.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+    get_logger(__name__).info("%d ablations on %d columns", differences // len(judged), len(judged))
+
+
+def varied(config: Config) -> dict[str, dict[str, str]]:
+    """{method: {variant: the training that stands for it}}: D2LLM's variants first, then the others' in the order of the methods."""
+    points = config.points()
+    found = {}
+    for method in sorted(config.methods, key=lambda name: name != SUBJECT):
+        own = {name: points[method, name][1] for name in config.variants if (method, name) in points}
+        if own:
+            found[method] = own
+    return found
+
+
+def judged_columns(tasks: pd.DataFrame) -> list[tuple[str, str]]:
+    """(group, task) of the columns ablations are judged by: every pair classification task, of other kinds the average."""
+    found = []
+    for group, members in tasks.groupby("group", sort=False):
+        alone = len(members) == 1 or set(members["task_type"]) == {"pair_classification"}
+        found += [(str(group), str(task)) for task in (sorted(members.index) if alone else [AVERAGE])]
+    return found
+
+
+def least(differences: int, level: float) -> int:
+    """Resamples below which not even the clearest of so many corrected differences could be significant; a tenth to spare."""
+    return math.ceil(1.1 * 2 * differences / (1 - level))
+
+
+def compare(
+    predictions: pd.DataFrame, tasks: pd.DataFrame, methods: list[str], count: int, level: float, seed: int, subject: str = SUBJECT,
+    judged: list[tuple[str, str]] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """One row a baseline and task (or average of a group of tasks): columns `COMPARISONS`.
+
+    `tasks` is indexed by task with columns task_type and group; `methods` holds the subject and the baselines. With
+    `judged`, (group, task) pairs, only those rows are kept, and corrected for.
+    """
+    baselines = [name for name in methods if name != subject]
+    if subject not in methods or not baselines:
+        return pd.DataFrame(columns=list(COMPARISONS))
+    seeds = sorted(predictions["seed"].unique().tolist())
+    rows = []
+    for group, members in tasks.groupby("group", sort=False):
+        parts = []
+        for task, kind in members["task_type"].items():
+            sides = _sides(predictions[predictions["task"] == task], task, kind, methods, seeds)
+            parts.append(_measure(sides, kind, methods, seeds, count, np.random.default_rng([seed, *task.encode()])))
+            rows += _rows(task, group, HEADLINE[kind], parts[-1], subject, baselines, level, seed)
+        if len(parts) > 1:
+            average = _Measured(
+                {n: np.mean([part.observed[n] for part in parts], axis=0) for n in methods},
+                {n: np.mean([part.drawn[n] for part in parts], axis=0) for n in methods},
+                sum(part.n for part in parts),
+            )
+            metric = HEADLINE[members["task_type"].iloc[0]]
+            rows += _rows(AVERAGE, group, metric, average, subject, baselines, level, seed)
+    found = pd.DataFrame([row for row in rows if judged is None or (row["group"], row["task"]) in judged])
+    return found.assign(p_holm=statistics.holm(found["p"]))[list(COMPARISONS)]
+
+
+class _Measured(NamedTuple):
+    """By method: the metric of each seed (S,), and its mean over seeds on every resample (count,); the number of examples."""
+
+    observed: dict[str, np.ndarray]
+    drawn: dict[str, np.ndarray]
+    n: int
+
+
+def _sides(
+    own: pd.DataFrame, task: str, kind: str, methods: list[str], seeds: list[int]
+) -> dict[tuple[str, int], pd.DataFrame]:
+    """The examples of every method and seed, checked to be the same ones with the same right answers."""
+    sides: dict[tuple[str, int], pd.DataFrame] = {}
+    for name in methods:
+        for seed in seeds:
+            part = own[(own["method"] == name) & (own["seed"] == seed)]
+            if part.empty:
+                raise ArtifactError(f"no predictions of {name}, seed {seed}, on {task}; {MEND}")
+            sides[name, seed] = examples(part, kind)
+    shared = [column for column in ("cluster", "target", "relevant") if column in next(iter(sides.values()))]
+    first = next(iter(sides.values()))[shared]
+    for (name, seed), side in sides.items():
+        if not side[shared].equals(first):
+            raise ArtifactError(
+                f"predictions of {name}, seed {seed}, on {task} are of other examples than the others'; {MEND}"
+            )
+    return sides
+
+
+def examples(predictions: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """One row an example in the order of its id: `value`, `cluster`, and `target` (pairs) or `relevant` (queries)."""
+    if kind != "retrieval":
+        frame = predictions.rename(columns={"score": "value", "label": "target"}).set_index("query_id")
+        return frame[["value", "target", "cluster"]].sort_index()
+    from d2llm.evaluation.metrics import per_query  # loads scipy and scikit-learn, which those who render do without
+
+    results: dict[str, dict[str, float]] = {}
+    qrels: dict[str, dict[str, float]] = {}
+    columns = (predictions[name] for name in ("query_id", "doc_id", "score", "label", "relevant"))
+    for query, doc, score, label, relevant in zip(*columns, strict=True):
+        results.setdefault(query, {})[doc] = score
+        # "" stands for relevant documents that were not kept: they bear on recall, which is not used here.
+        judged = qrels.setdefault(query, {"": float(relevant > 0)})
+        judged[doc] = label
+    ranks = per_query(results, qrels)[[HEADLINE[kind]]].set_axis(["value"], axis=1)
+    return ranks.join(
+        predictions.drop_duplicates("query_id").set_index("query_id")[["cluster", "relevant"]]
+    ).sort_index()
+
+
+def _measure(
+    sides: Mapping[tuple[str, int], pd.DataFrame], kind: str, methods: list[str], seeds: list[int], count: int, rng: np.random.Generator
+) -> _Measured:  # fmt: skip
+    first = next(iter(sides.values()))
+    clusters = pd.factorize(first["cluster"])[0]
+    target = first["target"].to_numpy() if "target" in first else None
+    values = {key: side["value"].to_numpy() for key, side in sides.items()}
+    metric = getattr(statistics, TASK_TYPES[kind].resampled)
+    whole = np.ones((1, len(first)), dtype=np.int32)
+    observed = {name: np.array([metric(values[name, s], target, whole)[0] for s in seeds]) for name in methods}
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in methods}
+    for start in range(0, count, BLOCK):
+        counts = statistics.resamples(rng, clusters, min(BLOCK, count - start))  # the same for all methods: paired
+        for name in methods:
+            drawn[name].append(np.mean([metric(values[name, s], target, counts) for s in seeds], axis=0))
+    return _Measured(observed, {name: np.concatenate(parts) for name, parts in drawn.items()}, len(first))
+
+
+def _rows(
+    task: str, group: str, metric: str, found: _Measured, subject: str, baselines: list[str], level: float, seed: int
+) -> list[dict[str, object]]:
+    strongest = max(baselines, key=lambda name: found.observed[name].mean())
+    rows = []
+    for name in baselines:
+        per_seed = found.observed[subject] - found.observed[name]
+        drawn = found.drawn[subject] - found.drawn[name]
+        drawn = drawn + statistics.seed_luck(
+            np.random.default_rng([seed, 1, *f"{task} {name}".encode()]), per_seed, len(drawn)
+        )
+        measured = statistics.interval(float(per_seed.mean()), drawn, level)
+        rows.append(
+            {"group": group, "task": task, "metric": metric, "method": subject, "baseline": name, "strongest": name == strongest,
+             "value": float(found.observed[subject].mean()), **measured._asdict(), "seeds": len(per_seed), "n": found.n}
+        )  # fmt: skip
+    return rows
+
+
+def check(found: pd.DataFrame, scores: pd.DataFrame) -> None:
+    """Refuse predictions from which the collected scores do not follow: two truths in one folder.
+
+    mteb rounds retrieval metrics to five digits, so that is how close they have to be.
+    """
+    base = scores[(scores["variant"] == "base") & (scores["phenomenon"] == "all")]
+    values = base.groupby(["method", "task", "metric"])["value"].mean().to_dict()
+    for row in found[found["task"] != AVERAGE].itertuples():
+        for method, value in ((row.method, row.value), (row.baseline, row.value - row.difference)):
+            collected = values.get((method, row.task, row.metric), float("nan"))
+            if not abs(collected - value) <= 1e-5:
+                raise ArtifactError(
+                    f"{row.metric} of {method} on {row.task} is {collected:.6f} in the scores and {value:.6f} by its predictions; {MEND}"
+                )

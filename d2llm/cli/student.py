@@ -1,0 +1,297 @@
+"""`d2llm encode`, `index`, `search` and `export`: a trained student at work, by hand.
+
+Each reads texts, asks the library, prints or writes; the work itself is in `models.student`, `search` and `export`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d2llm.models.text import is_blank, is_text
+from d2llm.run.errors import ArtifactError, ConfigError, DataError
+from d2llm.run.logs import utf_8
+from d2llm.run.paths import EXAMPLE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from d2llm.config.data import Quotes
+
+# Texts of an index, beside it.
+TEXTS = "passages.parquet"
+FILE = "JSONL, CSV, TSV or Parquet with a column of texts, or .txt with a text a line"
+
+
+def add_parsers(commands: Any) -> None:
+    """The subcommands, each with its `call`."""
+
+    def command(name: str, text: str, example: str, call: Any) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text, epilog=f"example: d2llm {name} {example}")
+        made.set_defaults(call=call)
+        return made
+
+    def shared(made: argparse.ArgumentParser) -> None:
+        made.add_argument(
+            "--student", required=True, metavar="FOLDER", help="a run's model folder, or what `export` wrote"
+        )
+        made.add_argument("--device", help="default: a GPU where there is one")
+
+    def marks(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--quotes", choices=("format", "text"), help="how quotation marks of a CSV or TSV file are read (default: refused where in doubt)")  # fmt: skip
+
+    def mode(made: argparse.ArgumentParser) -> None:  # an index keeps the one it was made with
+        made.add_argument("--mode", choices=("asymmetric", "symmetric"), default="asymmetric", help="questions and what answers them, or sentences of a kind (default: asymmetric)")  # fmt: skip
+
+    made = command("encode", "embed texts with a trained student", f"--student {EXAMPLE} --texts queries.txt --role query --to queries.npy", encode)  # fmt: skip
+    shared(made)
+    mode(made)
+    made.add_argument("--texts", required=True, metavar="FILE", help=FILE)
+    made.add_argument("--column", help="its column (default: text)")
+    marks(made)
+    made.add_argument("--role", choices=("query", "passage"), default="passage", help="default: passage")
+    made.add_argument("--to", required=True, metavar="FILE", help="a .npy file: float32, a row a text")
+    made = command("index", "make passages ready to be searched", f"--student {EXAMPLE} --passages corpus.jsonl --to index", index)  # fmt: skip
+    shared(made)
+    mode(made)
+    made.add_argument("--passages", required=True, metavar="FILE", help=FILE)
+    made.add_argument("--column", help="its column (default: text)")
+    made.add_argument("--id", metavar="COLUMN", help="a column of ids (default: the number of the row, from 0)")
+    marks(made)
+    made.add_argument("--precision", choices=("full", "float16", "int8"), default="float16", help="what a passage is kept in (default: float16)")  # fmt: skip
+    made.add_argument("--to", required=True, metavar="FOLDER", help="an index that is there is replaced")
+    made = command("search", "find the best passages of an index", f'--student {EXAMPLE} --index index --query "谁修好了机器？"', search)  # fmt: skip
+    shared(made)
+    made.add_argument("--index", required=True, metavar="FOLDER", help="what `index` wrote")
+    made.add_argument("--query", action="append", default=[], metavar="TEXT", help="may be given several times")
+    made.add_argument("--queries", metavar="FILE", help=FILE)
+    made.add_argument("--column", help="its column (default: text)")
+    made.add_argument("--id", metavar="COLUMN", help="a column of its ids (default: the number of the query, from 0)")
+    marks(made)
+    made.add_argument("--depth", type=int, default=10, help="passages a query (default: 10)")
+    made.add_argument("--share", type=float, metavar="PART", help="score only so large a part of the passages exactly, e.g. 0.02 (default: all)")  # fmt: skip
+    made.add_argument("--format", choices=tuple(FORMATS), default="text", help="for people, a JSON object a hit, or the lines of a TREC run, the last two in UTF-8 (default: text)")  # fmt: skip
+    made = command("export", "write a student as sentence-transformers loads it, with a model card", "--config results/mini/config.yaml --method d2llm --seed 1 --to exported", exported)  # fmt: skip
+    made.add_argument("--config", required=True, nargs="+", metavar="FILE", help="the run's resolved config")
+    made.add_argument("--method", required=True)
+    made.add_argument("--variant", default="base")
+    made.add_argument("--seed", type=int, required=True)
+    made.add_argument("--to", required=True, metavar="FOLDER", help="must not exist")
+
+
+def student_of(options: argparse.Namespace) -> Any:
+    """The student that is asked for."""
+    import d2llm
+
+    _quiet()
+    return d2llm.load(options.student, device=options.device)
+
+
+def _quiet() -> None:
+    import os
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def read_texts(
+    path: str, column: str | None = None, identity: str | None = None, quotes: Quotes | None = None
+) -> pd.DataFrame:
+    """id and text of a file, from its columns (default: `text`, and the number of the row).
+
+    Raises DataError for one that is wrong, an id that is there twice among it, and ConfigError for a column of a text file.
+    """
+    import pandas as pd
+
+    from d2llm.data.files import read as files
+
+    place = Path(path)
+    if place.suffix == ".txt":
+        for option, value in (("--column", column), ("--id", identity), ("--quotes", quotes)):
+            if value:
+                raise ConfigError(f"{option}: {path} holds a text a line and has no columns")
+        lines = read_lines(place)
+        return pd.DataFrame({"id": [str(i) for i in range(len(lines))], "text": lines})
+    frame = files.read_table(path, quotes=quotes)
+    found = files.texts(path, frame, column or "text").tolist()
+    named = (
+        [str(i) for i in range(len(found))] if identity is None else files.unique_ids(path, frame, identity).tolist()
+    )
+    return pd.DataFrame({"id": named, "text": found})
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, a text each: what only an editor takes for the end of one (a form feed, U+2028) stays in it.
+
+    Raises DataError for a file that is missing or not UTF-8, and for a blank line: left out, it would shift the numbers of all that follow.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    content = path.read_bytes()
+    try:
+        whole = content.decode("utf-8-sig")  # with a byte order mark or without
+    except UnicodeDecodeError as error:
+        number = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}: line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+    if not whole:
+        raise DataError(f"{path}: no lines")
+    lines = [line.removesuffix("\r") for line in whole.removesuffix("\n").split("\n")]
+    for number, line in enumerate(lines, 1):
+        if is_blank(line):
+            raise DataError(f"{path}: line {number}: expected a text; found a blank line")
+    return lines
+
+
+def encode(options: argparse.Namespace) -> int:
+    """Embeddings into a .npy file."""
+    import numpy as np
+
+    to = Path(options.to)
+    if to.suffix != ".npy":
+        raise ConfigError(f"--to {options.to}: expected a file that ends in .npy")
+    if not to.parent.is_dir():
+        raise ConfigError(f"--to {options.to}: no folder {to.parent}; make it, or choose another")
+    texts = read_texts(options.texts, options.column, quotes=options.quotes)["text"].tolist()
+    vectors = student_of(options).encode(texts, options.role, options.mode)
+    np.save(to, vectors, allow_pickle=False)
+    print(f"{to}: {vectors.shape[0]} texts, {vectors.shape[1]} numbers each")
+    return 0
+
+
+def index(options: argparse.Namespace) -> int:
+    """An index and the texts it is of, in one folder."""
+    from d2llm.run.artifacts import atomic, write_frame
+    from d2llm.search.index import Index
+
+    to = Path(options.to)
+    if to.exists() and not (to / "index.json").is_file():
+        raise ConfigError(
+            f"--to {options.to}: exists and is no index; an index is replaced, anything else is not: choose another folder"
+        )
+    passages = read_texts(options.passages, options.column, options.id, options.quotes)
+    made = Index.build(student_of(options), passages["text"].tolist(), mode=options.mode, precision=options.precision)
+    with atomic(options.to) as folder:
+        made.save(folder)
+        write_frame(folder / TEXTS, passages)
+    print(
+        f"{options.to}: {len(made)} passages, {made.bytes_per_passage} bytes each ({options.precision}; an embedding has {made.vector_bytes})"
+    )
+    return 0
+
+
+def search(options: argparse.Namespace) -> int:
+    """Hits to standard output, best first."""
+    from d2llm.search.index import Index
+    from d2llm.search.ranking import by_id
+
+    queries = asked(options)
+    passages = texts_of(Path(options.index))
+    if options.format == "trec":
+        check_words(options.queries or "--query", queries["id"])
+        check_words(options.index, passages["id"])
+    loaded = Index.load(options.index, student_of(options))
+    if len(loaded) != len(passages):
+        raise ArtifactError(
+            f"{options.index}: {len(loaded)} passages and {len(passages)} texts; run `d2llm index` again"
+        )
+    found = loaded.search(queries["text"].tolist(), options.depth, options.share, by_id(passages["id"].tolist()))
+    if options.format != "text":
+        utf_8()
+    for query, (rows, scores) in zip(queries.itertuples(), found, strict=True):
+        hits = passages.iloc[rows].assign(rank=range(1, len(rows) + 1), score=scores)
+        print("\n".join(FORMATS[options.format](query, hits)))
+    return 0
+
+
+def asked(options: argparse.Namespace) -> pd.DataFrame:
+    """id and text of the queries, those of --query first. Raises ConfigError for none, a blank one, and a column that no file has."""
+    import pandas as pd
+
+    for option in ("column", "id", "quotes"):
+        if getattr(options, option) and not options.queries:
+            raise ConfigError(f"--{option}: there is no file to take it from; give --queries")
+    if options.id and options.query:
+        raise ConfigError("--id: a text of --query has none; write all queries into the file of --queries")
+    blank = next((query for query in options.query if not is_text(query)), None)
+    if blank is not None:
+        raise ConfigError(f"--query: expected a text; found {blank!r}")
+    if options.queries:
+        listed = read_texts(options.queries, options.column, options.id, options.quotes)
+        if not options.query:
+            return listed
+        texts = [*options.query, *listed["text"]]
+    elif options.query:
+        texts = options.query
+    else:
+        raise ConfigError("nothing to search for; give --query TEXT or --queries FILE")
+    return pd.DataFrame({"id": [str(i) for i in range(len(texts))], "text": texts})
+
+
+def check_words(origin: str, ids: pd.Series) -> None:
+    """Raise DataError for an id that is not one word: blanks divide the fields of a TREC run."""
+    blank = ids[ids.str.contains(r"\s")]
+    if len(blank):
+        raise DataError(
+            f"{origin}: id {blank.iloc[0]!r} has a blank in it, which a TREC run cannot hold; choose --format json"
+        )
+
+
+def as_text(query: Any, hits: pd.DataFrame) -> Iterator[str]:
+    """The query and its hits, for people."""
+    yield query.text
+    for hit in hits.itertuples():
+        yield f"  {hit.rank:3d}  {hit.score:9.4f}  {hit.id}  {hit.text}"
+
+
+def as_json(query: Any, hits: pd.DataFrame) -> Iterator[str]:
+    """An object a hit."""
+    for hit in hits.itertuples():
+        about = {"query_id": query.id, "query": query.text, "rank": hit.rank, "score": float(_exact(hit.score))}
+        yield json.dumps(about | {"id": hit.id, "text": hit.text}, ensure_ascii=False)
+
+
+def as_trec(query: Any, hits: pd.DataFrame) -> Iterator[str]:
+    """The lines of a TREC run, as trec_eval and pyserini read them: query, Q0, passage, rank, score, tag."""
+    for hit in hits.itertuples():
+        yield f"{query.id} Q0 {hit.id} {hit.rank} {_exact(hit.score)} d2llm"
+
+
+def _exact(score: float) -> str:
+    """A score in so many digits that float32, in which trec_eval compares, tells no other ties than there are."""
+    return f"{score:.9g}"
+
+
+# How hits are printed: a query (id and text) and its hits → lines.
+FORMATS = {"text": as_text, "json": as_json, "trec": as_trec}
+
+
+def texts_of(folder: Path) -> pd.DataFrame:
+    """id and text of an index's passages. Raises ArtifactError where there is no index, or one without its texts."""
+    from d2llm.run.artifacts import read_frame
+    from d2llm.search.index import AGAIN, check_there
+
+    check_there(folder)
+    if not (folder / TEXTS).is_file():
+        raise ArtifactError(f"{folder}: an index without its texts ({TEXTS} is missing); `d2llm index` writes both")
+    return read_frame(folder / TEXTS, {"id": "str", "text": "str"}, AGAIN)
+
+
+def exported(options: argparse.Namespace) -> int:
+    """A folder others can load."""
+    from d2llm.config.load import load
+    from d2llm.search.export import export
+
+    _quiet()
+    print(
+        export(load(options.config), options.method, options.variant, options.seed, Path(options.to)), file=sys.stdout
+    )
+    return 0

@@ -1,0 +1,212 @@
+"""The commands of `d2llm` for those who run the suite, none of them a stage: each with its help, its arguments, an example, and what it does.
+
+They are for people: none makes an artifact of a run, none leaves provenance. Each returns the exit code.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from d2llm.config.load import dump, load
+from d2llm.run.logs import utf_8
+
+
+@dataclass(frozen=True)
+class Command:
+    """`config` says whether it takes --config; `arguments` are argparse's, by flag or name."""
+
+    help: str
+    example: str
+    run: Callable[[Namespace], int]
+    arguments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    config: Literal["needed", "optional", "none"] = "needed"
+
+
+def check_config(options: Namespace) -> int:
+    """Print the resolved settings; refuse, where that is asked for, what base models cannot do."""
+    config = load(options.config)
+    if options.models:
+        from d2llm.cli import preflight
+
+        preflight.refuse(preflight.of_models(config, texts=preflight.sample_texts(config)))
+    resolved = dump(config)
+    utf_8()
+    sys.stdout.write(resolved)
+    return 0
+
+
+def plan(options: Namespace) -> int:
+    """Print the estimate."""
+    from d2llm.cli.plan import run
+
+    print(run(load(options.config), options.device, options.queries))
+    return 0
+
+
+def why(options: Namespace) -> int:
+    """Print which files make jobs stale."""
+    from d2llm.cli.why import run
+
+    print(run(load(options.config)))
+    return 0
+
+
+def adopt(options: Namespace) -> int:
+    """Write the settings chosen."""
+    from d2llm.analysis.hyperparameters import adopt_file
+
+    print(f"{options.to}: {adopt_file(load(options.config), Path(options.to))}")
+    return 0
+
+
+def keep(options: Namespace) -> int:
+    """Copy a run's small files."""
+    from d2llm.reporting.reference import keep as copy
+
+    kept = copy(load(options.config), Path(options.to))
+    print(f"{len(kept)} files in {options.to}")
+    return 0
+
+
+def verify(options: Namespace) -> int:
+    """Print what differs; 1 where it is too much."""
+    from d2llm.reporting.verify import verify as check
+
+    found = check(load(options.config), Path(options.against), options.exact, options.tolerance)
+    print(found.text())
+    return 0 if found.passed else 1
+
+
+def doctor(options: Namespace) -> int:
+    """Print every finding; 1 where one is an error."""
+    from d2llm.cli.doctor import examine
+
+    found = examine(options.config or ())
+    for finding in found:
+        print(finding)
+    return int(any(finding.level == "error" for finding in found))
+
+
+def compare(options: Namespace) -> int:
+    """Print the comparison, or write it as CSV."""
+    from d2llm.reporting.compare import side, text, two_runs
+    from d2llm.run.artifacts import atomic
+
+    found = two_runs(
+        side(Path(options.a)), side(Path(options.b)), variants=options.variants, resamples=options.resamples, level=options.level
+    )  # fmt: skip
+    if options.csv:
+        with atomic(options.csv) as temporary:
+            found.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+    print(text(found, (options.a, options.b), options.level))
+    return 0
+
+
+def new_baseline(options: Namespace) -> int:
+    """Write the files of one more baseline."""
+    from d2llm.cli.new_baseline import new_baseline as write
+
+    print(write(options.name, options.title, options.kind))
+    return 0
+
+
+def config_docs(options: Namespace) -> int:
+    """Print the page of all keys, or write it."""
+    from d2llm.config.docs import page
+    from d2llm.run.artifacts import write_text
+
+    if options.to:
+        write_text(options.to, page())
+    else:
+        utf_8()
+        sys.stdout.write(page())
+    return 0
+
+
+COMMANDS: dict[str, Command] = {
+    "doctor": Command(
+        "check this machine, and a config where one is given; exit code 1 where something is missing",
+        "d2llm doctor --config config/mini.yaml",
+        doctor,
+        config="optional",
+    ),
+    "check-config": Command(
+        "validate config files and print them resolved",
+        "d2llm check-config --config config/mini.yaml mine.yaml",
+        check_config,
+        {"--models": {"action": "store_true", "help": "also ask base models at hand for what teacher and methods ask of them, as the workflow does at its start"}},
+    ),
+    "plan": Command(
+        "estimate what a config needs: memory, hours, disk",
+        "d2llm plan --config config/paper.yaml --device a100",
+        plan,
+        {
+            "--device": {"default": "h100", "help": "h100, a100, l40s, rtx4090 or cpu (default: h100)"},
+            "--queries": {"type": int, "default": 50_000, "metavar": "N", "help": "assumed of a training set without a sample (default: 50000)"},
+        },
+    ),
+    "why": Command(
+        "say which source files differ since a run's jobs ran, where Snakemake only says that their code does",
+        "d2llm why --config results/mini/config.yaml",
+        why,
+    ),
+    "compare": Command(
+        "compare two runs task by task, by paired bootstrap",
+        "d2llm compare results/mini trial/mini --csv difference.csv",
+        compare,
+        {
+            "a": {"metavar": "A", "help": "a results folder, or its scores.csv"},
+            "b": {"metavar": "B", "help": "another; differences are B − A, intervals need predictions.parquet beside both scores.csv"},
+            "--csv": {"metavar": "FILE", "help": "write the rows there as well, in full precision"},
+            "--variants": {"action": "store_true", "help": "compare variants and points of sweeps too"},
+            "--resamples": {"type": int, "default": 2500, "metavar": "N", "help": "at least (default: 2500)"},
+            "--level": {"type": float, "default": 0.95, "metavar": "X", "help": "of confidence (default: 0.95)"},
+        },
+        config="none",
+    ),
+    "verify": Command(
+        "compare a run's scores with a reference run's; exit code 1 where they differ by more than is tolerated",
+        "d2llm verify --config results/mini/config.yaml --against results/reference/mini",
+        verify,
+        {
+            "--against": {"required": True, "metavar": "FOLDER", "help": "e.g. results/reference/mini"},
+            "--exact": {"type": float, "default": 1e-6, "metavar": "X", "help": "for rows without training (default: 1e-6)"},
+            "--tolerance": {"type": float, "default": 0.02, "metavar": "X", "help": "for trained rows (default: 0.02)"},
+        },
+    ),
+    "new-baseline": Command(
+        "write what one more baseline needs, from templates: its file, rule, config and test (docs/extending.md)",
+        "d2llm new-baseline mymethod --title MyMethod --kind encoder",
+        new_baseline,
+        {
+            "name": {"metavar": "NAME", "help": "of the file and in configs: lower case, e.g. mymethod"},
+            "--title": {"help": "in tables (default: the name)"},
+            "--kind": {"choices": ["decoder", "encoder"], "default": "decoder", "help": "of its base model (default: decoder)"},
+        },
+        config="none",
+    ),
+    "adopt": Command(
+        "write the settings that `tune` chose into a tier's file",
+        "d2llm adopt --config results/mini/config.yaml --to config/mini.yaml",
+        adopt,
+        {"--to": {"required": True, "metavar": "FILE", "help": "the tier's file; its comments stay"}},
+    ),
+    "config-docs": Command(
+        "print every config key with its type, default and meaning, or write docs/configuration.md",
+        "d2llm config-docs --to docs/configuration.md",
+        config_docs,
+        {"--to": {"metavar": "FILE", "help": "write it there"}},
+        config="none",
+    ),
+    "keep": Command(
+        "copy the small files of a finished run to a folder, as results/reference/<tier> holds them",
+        "d2llm keep --config results/mini/config.yaml --to results/reference/mini",
+        keep,
+        {"--to": {"required": True, "metavar": "FOLDER", "help": "replaced whole"}},
+    ),
+}  # fmt: skip

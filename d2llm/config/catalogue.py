@@ -1,0 +1,54 @@
+"""The tables, figures and reference rows there are, each a module of `d2llm/reporting/tables/` or `figures/`, with what its head says of it.
+
+Heads are read, not imported, so that the workflow needs none of what draws. A head holds `PLACE` (its place among its kind), `READS` (the collected
+files it is made of, by their names in `run.paths.Paths`), `CAPTION`, and where there is need `ALSO` (files that add to it and may be away) and
+`SETTINGS` (keys of the config it shows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+from d2llm.run.code import ROOT, constants
+
+Kind = Literal["table", "figure"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a table or figure says of itself. `caption`: section, title, text, alt, and what is added to the text for generated data."""
+
+    module: str
+    place: int
+    reads: tuple[str, ...]
+    caption: Mapping[str, str]
+    also: tuple[str, ...] = ()
+    settings: tuple[str, ...] = field(default=())
+
+
+@cache
+def row_names() -> list[str]:
+    """The reference rows there are, each a file of `d2llm/evaluation/rows/` whose head names it."""
+    files = (ROOT / "d2llm" / "evaluation" / "rows").glob("*.py")
+    return sorted(file.stem for file in files if "TITLE" in row_head(file.stem))
+
+
+def row_head(name: str) -> dict[str, Any]:
+    """What the file of a reference row says of itself."""
+    return constants(f"d2llm.evaluation.rows.{name}")
+
+
+@cache
+def entries(kind: Kind) -> dict[str, Entry]:
+    """All of a kind by name, in their order."""
+    package = f"d2llm.reporting.{kind}s"
+    found = {}
+    for file in (ROOT / package.replace(".", "/")).glob("*.py"):
+        head = constants(f"{package}.{file.stem}")
+        if "PLACE" in head:
+            parts = {key.lower(): head[key] for key in ("PLACE", "READS", "CAPTION", "ALSO", "SETTINGS") if key in head}
+            found[file.stem] = Entry(f"{package}.{file.stem}", **parts)
+    return dict(sorted(found.items(), key=lambda item: (item[1].place, item[0])))

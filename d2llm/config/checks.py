@@ -1,0 +1,218 @@
+"""What a config may not say beyond the types of its keys: names that do not exist, points that cannot be told apart, sizes that do not fit."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from d2llm.config.data import TASKS
+from d2llm.config.registry import declared
+from d2llm.config.schema import NAME, BaseSettings, Config, StatisticsSettings
+from d2llm.config.validation import Key, dotted, show, validate
+from d2llm.config.values import merged, nested, plain
+from d2llm.run.errors import ConfigError
+
+if TYPE_CHECKING:
+    from d2llm.config.recipes import Recipe
+
+
+def check_seeds(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse a seed twice, which is no second training, and variants' seeds that the method they are compared with lacks."""
+    for name, seeds in (("seeds", config.seeds), ("variant_seeds", config.seeds_of_variants())):
+        if len(set(seeds)) < len(seeds):
+            raise ConfigError(f"{origin((name,))}: {name}: expected each seed once; found {show(seeds)}")
+    if not set(config.seeds_of_variants()) <= set(config.seeds):
+        found = f"expected some of seeds {show(config.seeds)}; found {show(config.variant_seeds)}"
+        raise ConfigError(f"{origin(('variant_seeds',))}: variant_seeds: {found}")
+
+
+def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse methods nobody knows, overrides their recipes lack, and variants that name neither."""
+    if not config.methods:
+        raise ConfigError(f"{origin(('methods',))}: methods: expected at least one method; found none")
+    names = [("methods", name) for name in config.methods]
+    for name in config.training.steps_of:
+        if name not in config.methods:
+            key: Key = ("training", "steps_of", name)
+            raise ConfigError(f"{origin(key)}: {dotted(key)}: expected one of {', '.join(config.methods)}")
+    subject = config.statistics.subject
+    # The usual one may be away: a run of baselines alone compares nothing.
+    if subject not in [*config.methods, StatisticsSettings().subject]:
+        key = ("statistics", "subject")
+        known = ", ".join(config.methods)
+        raise ConfigError(f"{origin(key)}: {dotted(key)}: expected one of {known}; found {subject!r}")
+    for name, settings in config.variants.items():
+        if name == "base" or name in config.references:
+            raise ConfigError(f"{origin(('variants', name))}: variants.{name}: this name is taken; choose another")
+        if settings.method not in config.methods:
+            known = ", ".join(config.methods)
+            where = origin(("variants", name, "method"))
+            raise ConfigError(f"{where}: variants.{name}.method: expected one of {known}; found {settings.method!r}")
+        names.append(("variants", name))
+    for section, name in names:
+        prefix: Key = (section, name) if section == "methods" else (section, name, "settings")
+        method, variant = (name, "base") if section == "methods" else (config.variants[name].method, name)
+        try:
+            recipe = declared(method).Recipe
+        except ConfigError as error:
+            raise ConfigError(f"{origin(prefix)}: {dotted(prefix)}: {error}") from None
+        found_recipe = validate(recipe, config.overrides(method, variant), origin, prefix)
+        check_parts(config, declared(method).kind, found_recipe, origin, prefix)
+        if section == "methods":
+            for part, usual in (("base", None), ("teacher", "teacher")):
+                if getattr(found_recipe, part, usual) != usual:
+                    raise ConfigError(
+                        f"{origin((*prefix, part))}: {dotted((*prefix, part))}: for variants only; methods share theirs"
+                    )
+    for name in config.methods:
+        if declared(name).has_pretext() and not declared(name).pretext_keys:
+            raise ConfigError(
+                f"method {name}: it has a pretext stage, and no pretext_keys to say which keys of its recipe decide it"
+            )
+    for name in config.teachers:
+        config.teacher_of(name, origin)
+    taken = sorted({"teacher", "decoder", "encoder", "pretext"} & set(config.models.others))
+    if taken:
+        raise ConfigError(f"{origin(('models', 'others', taken[0]))}: models.others.{taken[0]}: this name is taken")
+
+
+def check_parts(config: Config, kind: str, recipe: "Recipe", origin: Callable[[Key], str], prefix: Key) -> None:
+    """Refuse a recipe that starts from a base model, or learns from a teacher, that the config does not have."""
+    bases = [name for name in config.models.names() if (name == "encoder") == (kind == "encoder")]
+    for key, known in (("base", bases), ("teacher", ["teacher", *config.teachers])):
+        named = getattr(recipe, key, None)
+        if named is not None and named not in known:
+            where = (*prefix, key)
+            raise ConfigError(f"{origin(where)}: {dotted(where)}: expected one of {', '.join(known)}; found {named!r}")
+
+
+def check_sweeps(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse sweeps of unknown methods or settings, and values that cannot tell their points apart."""
+
+    for name, axes in config.sweeps.items():
+        if name not in config.methods:
+            known = ", ".join(config.methods)
+            raise ConfigError(
+                f"{origin(('sweeps', name))}: {dotted(('sweeps', name))}: expected one of the methods {known}"
+            )
+        for axis, values in axes.items():
+            key: Key = ("sweeps", name, axis)
+            points = {f"{axis}={plain(value)}": value for value in values}
+            if len(points) < len(values):
+                raise ConfigError(f"{origin(key)}: {dotted(key)}: a value twice (numbers count to six digits)")
+            for point, value in points.items():
+                check_point(config, point, origin, key)
+                settings = merged(config.methods[name], nested({axis: value}))
+                check_parts(
+                    config, declared(name).kind, validate(declared(name).Recipe, settings, origin, key), origin, key
+                )
+
+
+def check_point(config: Config, point: str, origin: Callable[[Key], str], key: Key) -> None:
+    """Refuse a point of a grid or sweep whose name cannot be one of a folder, or is taken."""
+    if not re.fullmatch(NAME, point):
+        raise ConfigError(f"{origin(key)}: {dotted(key)}: {point!r} cannot name a trial; use numbers or plain words")
+    if point in config.variants:
+        raise ConfigError(f"{origin(key)}: {dotted(key)}: {point!r} is a variant's name already; rename that")
+
+
+def check_grids(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse grids of unequal size (a comparison must not be one of tuning budgets), of unknown methods or settings."""
+
+    sizes = {}
+    for name in config.tuning.grids:
+        key: Key = ("tuning", "grids", name)
+        if name not in config.methods:
+            known = ", ".join(config.methods)
+            raise ConfigError(f"{origin(key)}: {dotted(key)}: expected one of the methods {known}")
+        points = config.grid(name)
+        size = math.prod(map(len, config.tuning.grids[name].values()))
+        if len(points) < size:
+            raise ConfigError(f"{origin(key)}: {dotted(key)}: a value twice (numbers count to six digits)")
+        for point, settings in points.items():
+            check_point(config, point, origin, key)
+            recipe = validate(declared(name).Recipe, merged(config.methods[name], nested(settings)), origin, key)
+            check_parts(config, declared(name).kind, recipe, origin, key)
+        sizes[name] = size
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ConfigError(
+            f"{origin(('tuning', 'grids'))}: tuning.grids: every method needs as many trials as the others; found {found}"
+        )
+
+
+def check_models(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse base models that cannot be made: of text that is not generated, with heads of odd width, grown from what does not fit."""
+
+    def refuse(key: Key, text: str) -> None:
+        key = ("models", *key)
+        raise ConfigError(f"{origin(key)}: {dotted(key)}: {text}")
+
+    for name in config.bases():
+        settings, place = config.models.of(name), ("others", name) if name in config.models.others else (name,)
+        if not isinstance(settings, BaseSettings):
+            continue
+        if config.data.source != "world":
+            refuse(
+                place, "only generated text (data.source: world) can make a base model; give the source of a checkpoint"
+            )
+        if name != "encoder" and settings.hidden_size // settings.heads % 2:
+            refuse(
+                (*place, "heads"),
+                f"expected heads of even width in a decoder; found {settings.hidden_size} / {settings.heads}",
+            )
+        if settings.grown_from is None:
+            continue
+        if name in ("encoder", settings.grown_from):
+            refuse((*place, "grown_from"), f"{settings.grown_from} cannot be the beginning of {name}; set it to null")
+        source = config.models.of(settings.grown_from)
+        if isinstance(source, BaseSettings):
+            try:
+                check_growth(settings, source.model_dump(include=set(GROWN)))
+            except ConfigError as error:
+                refuse(place, str(error))
+
+
+# What a model has in common with the one it grows from, and what it has more of.
+GROWN = ("hidden_size", "heads", "intermediate_size", "layers")
+
+
+def check_growth(settings: BaseSettings, source: Mapping[str, int]) -> None:
+    """Refuse a model that is not its source's layers and some more; `source` has the sizes of GROWN."""
+    for key in GROWN[:-1]:
+        if getattr(settings, key) != source[key]:
+            raise ConfigError(f"{key} {getattr(settings, key)} is not the {source[key]} of the model it grows from")
+    if settings.layers <= source["layers"]:
+        raise ConfigError(
+            f"layers {settings.layers} is not more than the {source['layers']} of the model it grows from"
+        )
+
+
+def check_tasks(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse evaluation sets that there are not, and a reference row twice."""
+    if len(set(config.references)) < len(config.references):
+        raise ConfigError(f"{origin(('references',))}: references: expected each once; found {show(config.references)}")
+    if config.evaluation.tasks == "all":
+        return
+    known = list(config.data.files.tasks if config.data.source == "files" else TASKS)
+    for name in config.evaluation.tasks:
+        if name not in known:
+            key: Key = ("evaluation", "tasks")
+            raise ConfigError(f"{origin(key)}: {dotted(key)}: expected some of {', '.join(known)}; found {name!r}")
+
+
+def check_files(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse an evaluation set without the split that is evaluated, and a lack of dev splits where they are asked for."""
+    if config.data.source != "files":
+        return
+    split = config.evaluation.split
+    wanted = config.data.files.tasks if config.evaluation.tasks == "all" else config.evaluation.tasks
+    for name, task in config.data.files.tasks.items():
+        if name in wanted and getattr(task, split) is None:
+            key: Key = ("data", "files", "tasks", name)
+            raise ConfigError(f"{origin(key)}: {dotted(key)}: no {split} split, which evaluation.split asks for")
+    if not any(task.dev for task in config.data.files.tasks.values()):
+        for asked, reader in ((config.training.dev_every, "training.dev_every"), (config.tuning.grids, "tuning.grids")):
+            if asked:
+                key = ("data", "files", "tasks")
+                raise ConfigError(f"{origin(key)}: {dotted(key)}: no set has a dev split, which {reader} asks for")

@@ -1,0 +1,150 @@
+"""Settings every method has: its recipe, what of the backbone trains, lengths, pretext stages. Says nothing of what a method does (`d2llm.methods`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator, model_validator
+
+from d2llm.config.section import Names, Pair, Section
+
+if TYPE_CHECKING:
+    pass
+
+
+Mode = Literal["symmetric", "asymmetric"]
+
+Role = Literal["query", "passage"]
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def _warmup(value: Any) -> int | float:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not whole and not (isinstance(value, float) and 0.0 <= value < 1.0):
+        raise ValueError("a whole number of steps, or a fraction of all steps below 1")
+    return value
+
+
+# An integer counts steps, a fraction below one is a share of all steps. One validator, for one readable error.
+Warmup = Annotated[int | float, PlainValidator(_warmup)]
+
+Positive = Annotated[float, Field(gt=0.0)]
+
+Weight = Annotated[float, Field(ge=0.0)]
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Tuning(Section):
+    """Which of the backbone's parameters train. Pooling and scorer always train in full."""
+
+    # All weights, adapters of low rank, or biases alone.
+    kind: Literal["full", "lora", "bitfit"] = "full"
+    # LoRA only:
+    r: Annotated[int, Field(ge=1)] = 8
+    # Its scale: alpha divided by r.
+    alpha: Positive = 8.0
+    # On what goes into the adapters.
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    # "auto": every linear projection of attention and feed-forward; otherwise the last parts of module names.
+    targets: Literal["auto"] | Names = "auto"
+    # Layers below it, counted from 0, stay as they are.
+    first_layer: Annotated[int, Field(ge=0)] = 0
+
+
+class MaxLengths(Section):
+    """Longest inputs in tokens, prefix and suffix included. The text is cut, never the prefix or suffix."""
+
+    # Of a query of retrieval.
+    query: Annotated[int, Field(ge=1)] = 512
+    # Of a passage.
+    passage: Annotated[int, Field(ge=1)] = 512
+    # Of either text of a symmetric pair.
+    symmetric: Annotated[int, Field(ge=1)] = 512
+
+    def of(self, role: Role, mode: Mode) -> int:
+        """The limit of a text by its role and mode."""
+        return self.symmetric if mode == "symmetric" else getattr(self, role)
+
+
+class Stage(Section):
+    """A pretext stage: its own optimiser run before fine-tuning. Zero steps skip it."""
+
+    # Updates; null: from `epochs`.
+    steps: Count | None = None
+    # Passes over the unlabelled text, where steps is null.
+    epochs: Weight = 1.0
+    # Texts an update.
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    # Its highest rate.
+    learning_rate: Positive = 1e-4
+    # Of matrices, not of biases and norms.
+    weight_decay: Weight = 0.01
+    # Whole steps, or a fraction of all steps.
+    warmup: Warmup = 0.1
+    # Of the rate after warm-up.
+    schedule: Schedule = "linear"
+    # Tokens of a text.
+    max_length: Annotated[int, Field(ge=4)] = 512
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is any update, however many texts there are."""
+        return bool(self.epochs if self.steps is None else self.steps)
+
+    def updates(self, texts: int) -> int:
+        """Number of updates over this many texts."""
+        if self.steps is not None:
+            return self.steps
+        return -(-round(self.epochs * texts) // self.batch_size)
+
+
+class Recipe(Section):
+    """Settings every method has. Subclasses set the published values as defaults and add their own keys.
+
+    The number of updates, the batch and the sampler are not here: they are shared by all methods (section `training`).
+    """
+
+    # The highest rate of what trains in the base model.
+    learning_rate: Positive = 1e-4
+    # Pooling and scorer; null: the same rate.
+    head_learning_rate: Positive | None = None
+    # Of matrices, not of biases and norms.
+    weight_decay: Weight = 0.01
+    # Adam's.
+    betas: Pair = (0.9, 0.999)
+    # Adam's.
+    epsilon: Positive = 1e-8
+    # Largest norm of the gradient; null: not clipped.
+    clip: Positive | None = 1.0
+    # Whole steps, or a fraction of all steps.
+    warmup: Warmup = 0.1
+    # Of the rate after warm-up.
+    schedule: Schedule = "linear"
+    # Scores are divided by it in the contrastive loss.
+    temperature: Positive = 0.05
+    # Which of the base model's weights train.
+    tuning: Tuning = Tuning()
+    # Longest inputs.
+    max_lengths: MaxLengths = MaxLengths()
+    # The base model it starts from, by its name in section `models`; null: the one of the method's kind.
+    base: str | None = None
+    # Hard negatives used per query; null: all that the batch holds.
+    hard_negatives: Count | None = None
+    # Forget activations and compute them again: less memory, more time.
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_published(cls, values: Any) -> Any:
+        """Lay a sub-section over the published one: `tuning: {r: 16}` changes the rank, not the kind."""
+        if not isinstance(values, Mapping):
+            return values
+        values = dict(values)
+        for name, value in values.items():
+            default = cls.model_fields[name].default if name in cls.model_fields else None
+            if isinstance(default, Section) and isinstance(value, Mapping):
+                values[name] = default.model_dump(mode="json") | dict(value)
+        return values

@@ -1,0 +1,372 @@
+"""From judged pairs of one's own files to what every source makes: training pairs, pool, teacher's groups, evaluation sets.
+
+Files are read through `files`; nothing is written. A judged pair is a row `dataset, mode, a, b, label, target, contradicted, marked`: whether b is right
+for a, the probability of yes the teacher is taught, above one half exactly where the label is yes, whether its set says yes and no of it (the first
+counts), and all that its set says is right for a. Texts are compared by their normal form, and kept as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from d2llm.data.conditions import check_pairs, check_qrels
+from d2llm.data.files.read import complete, ids, labels, lists, numbers, other_labels, read_table, texts, unique_ids
+from d2llm.data.leaks import Frames, Seen, Tasks, unordered
+from d2llm.models.normal_form import distinct, normal_form
+from d2llm.run.errors import DataError
+
+if TYPE_CHECKING:
+    from d2llm.config.data import Retrieval, Table, TaskSet, TrainingSet
+
+# Candidates of one query that the teacher reads together, at most.
+GROUP = 8
+NEW, SEEN = "not in training", "in training"
+ONE, BOTH = "one text in training", "both texts in training"
+# Labels that are counted by name where rows are left out.
+LABELS_NAMED = 10
+UNJUDGED = "queries without a judgement"
+# What was left out of a set, and how often.
+Dropped = dict[str, int]
+
+
+class Judged(NamedTuple):
+    """Judged pairs of a training set (see above), every text that is a passage in it, and what was left out."""
+
+    pairs: pd.DataFrame
+    passages: pd.Series
+    dropped: Dropped
+
+
+class EvaluationSet(NamedTuple):
+    """One split of an evaluation set, {"pairs"} or {"queries", "corpus", "qrels"}, and what was left out."""
+
+    frames: Frames
+    dropped: Dropped
+
+
+def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> Judged:
+    """One training set. Raises DataError for a file that is wrong."""
+    if settings.retrieval is not None:
+        (queries, corpus, qrels), dropped = retrieval(settings.retrieval, settings.incomplete == "drop")
+        qrels, by_id = qrels[qrels["relevance"] > 0], corpus.set_index("id")["text"]
+        rows = pd.DataFrame(
+            {"a": qrels["query_id"].map(queries.set_index("id")["text"]), "b": qrels["doc_id"].map(by_id)}
+        )
+        rows, passages = rows.assign(label=True, target=1.0), corpus["text"]
+    else:
+        rows, dropped = judged_rows(settings)
+        passages = within(rows, settings.part, "a", "b")["b"]
+    pairs = once(rows)
+    # Of the whole file: what another part, or an evaluation set, takes is right for the query all the same.
+    marked = by_query(pairs, True)
+    pairs = pairs.assign(marked=[marked.get(form, []) for form in pairs["a"].map(normal_form)])
+    pairs = within(pairs, settings.part, "a", "b").reset_index(drop=True)
+    asked = pairs["a"].map(normal_form)
+    chosen = asked.drop_duplicates()
+    if settings.sample is not None and settings.sample < len(chosen):
+        kept = set(chosen.iloc[np.sort(rng.permutation(len(chosen))[: settings.sample])])
+        pairs = pairs[asked.isin(kept)].reset_index(drop=True)
+    if not pairs["label"].any():
+        raise DataError(f"data.files.train.{name}: no pair of it is right; check label and yes, or score and yes_from")
+    pairs.insert(0, "dataset", name)
+    pairs.insert(1, "mode", settings.mode)
+    passages = pd.Series(distinct(passages), dtype=object)
+    if settings.pool is not None:
+        own = passages.map(normal_form).isin(set(pairs["b"].map(normal_form)))
+        passages = pd.concat([passages[own], sampled(passages[~own], settings.pool, rng)])
+    return Judged(pairs, passages.reset_index(drop=True), dropped)
+
+
+def once(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Every pair once, as it is judged first; `contradicted` where a later row judges it the other way. A text and itself are no pair."""
+    pairs = pairs.reset_index(drop=True)
+    forms = pd.DataFrame({"a": pairs["a"].map(normal_form), "b": pairs["b"].map(normal_form), "label": pairs["label"]})
+    forms = forms[forms["a"] != forms["b"]]
+    torn = forms.groupby(["a", "b"])["label"].transform("nunique") > 1
+    first = forms.index[~forms.duplicated(["a", "b"])]
+    return pairs.loc[first].assign(contradicted=torn[first]).reset_index(drop=True)
+
+
+def judged_rows(settings: TrainingSet) -> tuple[pd.DataFrame, Dropped]:
+    """a, b, label and target of a file of pairs or triples, in its order; and what was left out."""
+    path = _path(settings.file)
+    frame = read_table(path)
+    dropped: Dropped = {}
+    if settings.incomplete == "drop":
+        columns = [settings.query, settings.passage, *filter(None, (settings.label, settings.score))]
+        frame, dropped = complete_rows(frame, columns, settings.label, settings.yes or (), settings.no)
+    query = texts(path, frame, settings.query)
+    # Label and yes come together, and so do score, scores and yes_from.
+    if settings.label is not None and settings.yes is not None:
+        pairs = pd.DataFrame({"a": query, "b": texts(path, frame, settings.passage)})
+        label = labels(path, frame, settings.label, settings.yes, settings.no)
+        return pairs.assign(label=label, target=label.astype(float)), dropped
+    if settings.score is not None and settings.scores is not None and settings.yes_from is not None:
+        pairs = pd.DataFrame({"a": query, "b": texts(path, frame, settings.passage)})
+        score = numbers(path, frame, settings.score, *settings.scores)
+        wanted = target(score, settings.scores, settings.yes_from)
+        return pairs.assign(label=score >= settings.yes_from, target=wanted), dropped
+    passages = lists(path, frame, settings.passage)
+    right = pd.DataFrame({"a": query, "b": passages}).explode("b").dropna().assign(label=True, target=1.0)
+    if settings.negatives is None:
+        return right, dropped
+    wrong = pd.DataFrame({"a": query, "b": lists(path, frame, settings.negatives)})
+    return pd.concat([right, wrong.explode("b").dropna().assign(label=False, target=0.0)]), dropped
+
+
+def complete_rows(
+    frame: pd.DataFrame, columns: Sequence[str], label: str | None, yes: Sequence[Any], no: Sequence[Any] | None
+) -> tuple[pd.DataFrame, Dropped]:
+    """The rows with a value in each of `columns` and, in column `label` (None: no labels), one that `yes` or `no` names; and what was left out."""
+    whole = complete(frame, columns)
+    dropped = {"rows without a text, label or score": len(frame) - len(whole)}
+    if label is not None and label in whole:
+        others = other_labels(whole, label, yes, no)
+        counts = others.value_counts()
+        dropped |= {f"rows labelled {name!r}": int(count) for name, count in counts.iloc[:LABELS_NAMED].items()}
+        dropped |= {"rows with other labels": int(counts.iloc[LABELS_NAMED:].sum())}
+        whole = whole.drop(index=others.index)
+    return whole, {reason: count for reason, count in dropped.items() if count}
+
+
+def _path(table: Table | None) -> str:
+    """A table as a file, which all are in what `FilesSettings.local` gives."""
+    if not isinstance(table, str):
+        raise TypeError(f"{table} is no file; read the settings that FilesSettings.local gives")
+    return table
+
+
+def target(score: pd.Series, scores: tuple[float, float], yes_from: float) -> pd.Series:
+    """A score as a probability of yes: linear from 0 at the least to ½ at `yes_from`, and on to 1 at the most."""
+    least, most = scores
+    below = 0.5 * (score - least) / max(yes_from - least, 1e-12)
+    above = 0.5 + 0.5 * (score - yes_from) / max(most - yes_from, 1e-12)
+    # What is yes must be above one half, or the bound itself would teach neither.
+    return above.where(score >= yes_from, below).clip(0.0, 1.0).where(score != yes_from, 0.5 + 1e-6)
+
+
+def retrieval(
+    settings: Retrieval, drop: bool = False
+) -> tuple[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame], Dropped]:
+    """((queries, corpus with id and text, qrels with query_id, doc_id and relevance of at least 0), what was left out).
+
+    With `drop`, what lacks a text goes, and what the qrels say of it. Relevance is whole numbers where the file has nothing else. The index of the
+    qrels holds their lines. Raises DataError for ids that do not fit.
+    """
+    tables, dropped = [], {}
+    paths = {name: _path(table) for name, table in settings.tables().items()}
+    for name, key in (("queries", settings.id), ("corpus", settings.corpus_id or settings.id)):
+        path = paths[name]
+        frame = read_table(path)
+        whole = complete(frame, [key, settings.text]) if drop else frame
+        dropped[f"{'queries' if name == 'queries' else 'passages'} without an id or a text"] = len(frame) - len(whole)
+        table = pd.DataFrame({"id": unique_ids(path, whole, key), "text": texts(path, whole, settings.text)})
+        tables.append(table.reset_index(drop=True))
+    queries, corpus = tables
+    path = paths["qrels"]
+    frame = read_table(path)
+    columns = {name: ids(path, frame, getattr(settings, name)) for name in ("query_id", "doc_id")}
+    relevance = 1.0 if settings.relevance is None else numbers(path, frame, settings.relevance, -10.0, 1000.0)
+    qrels = pd.DataFrame(columns).assign(relevance=relevance)
+    for column, known, origin in (("query_id", queries, paths["queries"]), ("doc_id", corpus, paths["corpus"])):
+        lost = ~qrels[column].isin(set(known["id"]))
+        if lost.any() and not drop:
+            line = qrels.index[lost][0]
+            raise DataError(
+                f"{path}: line {line}: expected an id of {origin}; found {qrels[column][line]!r}; `incomplete: drop` leaves such judgements out"
+            )
+        qrels = qrels[~lost]
+    dropped["judgements of a query or passage that is not there"] = len(frame) - len(qrels)
+    relevance = qrels["relevance"].clip(lower=0)  # trec_eval takes both for not relevant
+    whole = (relevance == relevance.round()).all()
+    qrels = qrels.assign(relevance=relevance.astype(int) if whole else relevance)
+    return (queries, corpus, qrels), {reason: count for reason, count in dropped.items() if count}
+
+
+def training_pairs(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(training queries with one right passage each and what is judged `wrong` for them, the pool negatives are drawn from)."""
+    right = pairs[pairs["label"]]
+    wrong = {name: by_query(part, False) for name, part in pairs.groupby("dataset")}
+    asked = zip(right["dataset"], right["a"].map(normal_form), strict=True)
+    train = pd.DataFrame(
+        {"query": right["a"], "positive": right["b"], "dataset": right["dataset"], "mode": right["mode"],
+         "marked": right["marked"], "wrong": [wrong[dataset].get(form, []) for dataset, form in asked]}
+    ).reset_index(drop=True)  # fmt: skip
+    train.insert(0, "qid", [f"{dataset}-{i}" for i, dataset in enumerate(train["dataset"])])
+    pool = [pd.DataFrame({"dataset": name, "text": found}) for name, found in passages.items()]
+    return train, pd.concat(pool, ignore_index=True)
+
+
+def by_query(pairs: pd.DataFrame, label: bool) -> dict[str, list[str]]:
+    """By the normal form of every query of a set: the passages judged right for it, or those judged wrong."""
+    chosen = pairs[pairs["label"] == label]
+    return chosen["b"].groupby(chosen["a"].map(normal_form)).agg(list).to_dict()
+
+
+def teacher_groups(
+    pairs: pd.DataFrame, pool: pd.DataFrame, wrong: int, held: float, seed: int
+) -> dict[str, pd.DataFrame]:
+    """{"train", "dev"}: queries with judged candidates; whose query's digest lies below `held` is kept from training.
+
+    A query without a wrong candidate gets `wrong` drawn at random from its set's pool, none of them marked as right for it.
+    """
+    texts = {name: distinct(part["text"]) for name, part in pool.groupby("dataset", sort=False)}
+    # Near copies of a query go to one part.
+    spelling: dict[str, str] = {}
+    rows: dict[str, list[dict[str, object]]] = {"train": [], "dev": []}
+    for (dataset, mode, a), part in pairs.groupby(["dataset", "mode", "a"], sort=False):
+        b, target, label = part["b"].tolist(), part["target"].tolist(), part["label"].tolist()
+        if all(label):
+            rng = np.random.default_rng([seed, *f"{dataset} {a}".encode()])
+            candidates = texts[str(dataset)]
+            known = {normal_form(text) for text in (a, *part["marked"].iloc[0])}
+            count = min(len(candidates), wrong + len(known))
+            drawn = [candidates[i] for i in rng.choice(len(candidates), count, replace=False)]
+            drawn = [text for text in drawn if normal_form(text) not in known][:wrong]
+            b, target, label = b + drawn, target + [0.0] * len(drawn), label + [False] * len(drawn)
+        order = mixed(label) if len(b) > GROUP else list(range(len(b)))
+        split = "dev" if share(f"{seed} {spelling.setdefault(normal_form(a), a)}") < held else "train"
+        for start in range(0, len(b), GROUP):
+            chosen = order[start : start + GROUP]
+            rows[split].append(
+                {"mode": mode, "a": a, "b": [b[i] for i in chosen], "target": [target[i] for i in chosen],
+                 "label": [bool(label[i]) for i in chosen],
+                 # No source but the generated world knows how words relate.
+                 "relations": ["0" * len(b[i]) for i in chosen], "phenomenon": [str(dataset)] * len(chosen)}
+            )  # fmt: skip
+    groups = {split: pd.DataFrame(found) for split, found in rows.items()}
+    for split, frame in groups.items():
+        for mode in pairs["mode"].unique():
+            of = frame[frame["mode"] == mode] if len(frame) else frame
+            kinds = {value for values in of.get("label", []) for value in values}
+            if kinds != {True, False}:
+                raise DataError(
+                    f"data.files: the {mode} training sets leave the teacher's {split} part without "
+                    f"{'right' if True not in kinds else 'wrong'} pairs; give more rows, or change teacher_dev"
+                )
+    return groups
+
+
+def mixed(label: list[bool]) -> list[int]:
+    """Places of a list's members, right and wrong ones spread evenly, so that a piece of it holds both where there are enough."""
+    seen, total = {True: 0, False: 0}, {kind: max(1, label.count(kind)) for kind in (True, False)}
+    place = []
+    for kind in label:
+        seen[kind] += 1
+        place.append((seen[kind] - 0.5) / total[kind])
+    return sorted(range(len(label)), key=lambda i: (place[i], i))
+
+
+def share(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+def evaluation_set(name: str, settings: TaskSet, split: str, rng: np.random.Generator) -> EvaluationSet | None:
+    """One split; None where there is no file for it. Its phenomenon is the named column, or empty.
+
+    Raises DataError for a file that is wrong, or from which nothing can be measured.
+    """
+    source = getattr(settings, split)
+    if source is None:
+        return None
+    if settings.type == "retrieval":
+        return _retrieval_set(settings, source, rng)
+    frame = read_table(source)
+    target = "score" if settings.type == "sts" else "label"
+    label = settings.label if target == "label" else None
+    dropped: Dropped = {}
+    if settings.incomplete == "drop":
+        columns = [settings.sentence1, settings.sentence2, getattr(settings, target)]
+        frame, dropped = complete_rows(frame, columns, label, settings.yes, settings.no)
+    pairs = pd.DataFrame({side: texts(source, frame, getattr(settings, side)) for side in ("sentence1", "sentence2")})
+    pairs.insert(0, "id", [f"{name}-{split}-{line}" for line in pairs.index])
+    pairs["phenomenon"] = texts(source, frame, settings.phenomenon) if settings.phenomenon else ""
+    if label is None:
+        pairs["score"] = numbers(source, frame, settings.score, *settings.scores)
+    else:
+        pairs["label"] = labels(source, frame, label, settings.yes, settings.no).astype(int)
+    pairs = within(pairs, getattr(settings, f"{split}_part"), "sentence1", "sentence2")
+    pairs = sampled(pairs, settings.sample, rng)
+    check_pairs(source, pairs, target, getattr(settings, target))
+    return EvaluationSet({"pairs": pairs}, dropped)
+
+
+def _retrieval_set(settings: TaskSet, source: Retrieval, rng: np.random.Generator) -> EvaluationSet:
+    """A retrieval set: as in mteb every query that is judged counts, also one without a relevant passage, and no other."""
+    (queries, corpus, qrels), dropped = retrieval(source, settings.incomplete == "drop")
+    check_qrels(_path(source.qrels), qrels, source.relevance)
+    judged_ids = set(qrels["query_id"])
+    asked = queries[queries["id"].isin(judged_ids)]
+    if len(asked) < len(queries):
+        dropped |= {UNJUDGED: len(queries) - len(asked)}
+    asked = sampled(asked, settings.sample, rng).assign(phenomenon="")
+    qrels = qrels[qrels["query_id"].isin(set(asked["id"]))]
+    if settings.sample is not None:
+        check_qrels(f"{_path(source.qrels)}: sample of {settings.sample} queries", qrels, source.relevance)
+    return EvaluationSet({"queries": asked, "corpus": corpus, "qrels": qrels.reset_index(drop=True)}, dropped)
+
+
+def within(pairs: pd.DataFrame, part: tuple[float, float] | None, one: str, two: str) -> pd.DataFrame:
+    """The rows whose pair of texts, in any order, has its digest in a range of shares; all of them without one.
+
+    The digest is of the first spelling in the rows, so that near copies of a pair lie in one part with it.
+    """
+    if part is None:
+        return pairs
+    spelling: dict[frozenset[str], list[str]] = {}
+    first = [spelling.setdefault(unordered(*pair), sorted(pair)) for pair in zip(pairs[one], pairs[two], strict=True)]
+    return pairs[[part[0] <= share("\n".join(pair)) < part[1] for pair in first]]
+
+
+def sampled(frame: pd.DataFrame, size: int | None, rng: np.random.Generator) -> pd.DataFrame:
+    """That many rows drawn at random, in their order; all of them without a size, or where there are no more."""
+    if size is not None and size < len(frame):
+        frame = frame.iloc[np.sort(rng.permutation(len(frame))[:size])]
+    return frame.reset_index(drop=True)
+
+
+def without(pairs: pd.DataFrame, tasks: Tasks) -> pd.DataFrame:
+    """Judged pairs that no evaluation set holds: neither the pair, in any order, nor the query of a retrieval set, nor near copies."""
+    held: set[frozenset[str]] = set()
+    asked: set[str] = set()
+    for made in tasks.values():
+        for frames in made.values():
+            if "pairs" in frames:
+                both = zip(frames["pairs"]["sentence1"], frames["pairs"]["sentence2"], strict=True)
+                held.update(unordered(*pair) for pair in both)
+            else:
+                asked.update(frames["queries"]["text"].map(normal_form))
+    gone = [
+        unordered(a, b) in held or (mode == "asymmetric" and normal_form(a) in asked)
+        for a, b, mode in zip(pairs["a"], pairs["b"], pairs["mode"], strict=True)
+    ]
+    return pairs[~np.array(gone, dtype=bool)].reset_index(drop=True)
+
+
+def seen(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> Seen:
+    """What training shows: the judged pairs and the passages negatives are drawn from."""
+    return Seen.of((text for part in passages.values() for text in part), zip(pairs["a"], pairs["b"], strict=True))
+
+
+def with_familiarity(tasks: Tasks, training: Seen) -> Tasks:
+    """The sets with an empty phenomenon filled: of a pair, how many of its texts training has; of a query, whether it has it."""
+    out: Tasks = {}
+    for split, made in tasks.items():
+        out[split] = {}
+        for name, frames in made.items():
+            key = "pairs" if "pairs" in frames else "queries"
+            columns = ("sentence1", "sentence2") if key == "pairs" else ("text",)
+            frame = frames[key]
+            known = sum(
+                frame[column].map(lambda text: normal_form(text) in training.texts).astype(int) for column in columns
+            )
+            words = (NEW, ONE, BOTH) if key == "pairs" else (NEW, SEEN)
+            named = frame["phenomenon"].where(frame["phenomenon"] != "", known.map(dict(enumerate(words))))
+            out[split][name] = {**frames, key: frame.assign(phenomenon=named)}
+    return out

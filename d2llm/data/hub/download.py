@@ -1,0 +1,256 @@
+"""Stage `download`: one data set of the hub into Parquet files of the results folder, which is all that later stages read.
+
+A table of the configuration (`HubTable`) keeps its columns. An evaluation set of mteb (`MtebSet`) is loaded by mteb's own task class, with
+that class's renaming of columns, and written in the columns of one's own files (docs/data.md). Nothing is sampled or dropped here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pandas as pd
+
+from d2llm.config.data import SOURCE, TABLE, HubTable, MtebSet
+from d2llm.config.task_types import BY_MTEB_TYPE
+from d2llm.data.files.read import from_arrow, read_table
+from d2llm.run import hub
+from d2llm.run.artifacts import atomic, remove, write_frame, write_json
+from d2llm.run.errors import ConfigError, first_line
+from d2llm.run.logs import get_logger
+from d2llm.run.paths import Paths
+
+if TYPE_CHECKING:
+    from d2llm.config.schema import Config
+
+T = TypeVar("T")
+
+
+def run(config: Config, download: str) -> None:
+    """Fetch one data set of the config by its name among the downloads."""
+    paths = Paths.of(config)
+    wanted = config.data.files.downloads()[download]
+    place = paths.download(download)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    where = "data.files." + next(
+        ".".join(key)
+        for key, found in config.data.files.sets().items()
+        if found == wanted or wanted in found.tables().values()
+    )
+    scratch = place.with_name(f".{download}.scratch")
+    remove(scratch)  # of a job that was killed; no other does this one
+    scratch.mkdir()
+    try:
+        if isinstance(wanted, HubTable):
+            frames, about = {TABLE: table(wanted, scratch, where)}, wanted.model_dump(mode="json")
+        else:
+            frames, about = mteb_set(wanted, scratch, where)
+    finally:
+        remove(scratch)
+    about |= {"rows": {name: len(frame) for name, frame in frames.items()}}
+    get_logger(__name__).info("%s: %s", download, about)
+    with atomic(place) as folder:
+        for name, frame in frames.items():
+            write_frame(folder / name, frame)
+        write_json(folder / SOURCE, about)
+
+
+def table(wanted: HubTable, scratch: Path, where: str) -> pd.DataFrame:
+    """A table as the hub has it. Raises ConfigError for a subset, split or file it has not, ArtifactError for a hub that stays away."""
+    what = f"data set {wanted.repo} at {wanted.revision}"
+    if (file := wanted.file) is not None:
+        from huggingface_hub import hf_hub_download
+
+        path = checked(
+            lambda: hf_hub_download(wanted.repo, file, repo_type="dataset", revision=wanted.revision),
+            wanted.repo,
+            what,
+            where,
+        )
+        found = read_table(path, wanted.columns, wanted.format, wanted.keep, wanted.quotes)
+        return kept(found, wanted, where)
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    def load() -> pd.DataFrame:
+        try:
+            # A cache of its own: the libraries' shared one may hold another revision under the same name.
+            found = load_dataset(
+                wanted.repo, wanted.subset, split=wanted.split, revision=wanted.revision, cache_dir=str(scratch)
+            )
+        except DatasetNotFoundError as error:
+            if "Couldn't reach" in str(error) or hub.passing(error.__cause__ or ValueError()):
+                raise
+            raise ConfigError(f"{where}: the hub has no {what}; check repo and revision") from error
+        except (ValueError, RuntimeError) as error:  # an unknown subset or split; a set that needs a loading script
+            if hub.passing(error):
+                raise
+            raise ConfigError(f"{where}: {what}: {first_line(error)}") from error
+        return from_arrow(found.with_format("arrow")[:])
+
+    return kept(checked(load, wanted.repo, what, where), wanted, where)
+
+
+def kept(frame: pd.DataFrame, wanted: HubTable, where: str) -> pd.DataFrame:
+    """The columns that stay, rows that are then equal once."""
+    if wanted.keep is not None:
+        missing = [column for column in wanted.keep if column not in frame]
+        if missing:
+            raise ConfigError(f"{where}: keep: {wanted.repo} has no column {missing[0]!r}; it has {', '.join(frame)}")
+        frame = frame[list(wanted.keep)]
+        plain = frame.map(lambda value: value if isinstance(value, str | int | float) else repr(value))
+        frame = frame[~plain.duplicated()]
+    return frame.reset_index(drop=True)
+
+
+def checked(fetch: Callable[[], T], repo: str, what: str, where: str) -> T:
+    """What `fetch` returns, with the files it came from compared with the hub's digests."""
+
+    def once() -> T:
+        found = fetch()
+        hub.check(repo, "dataset")
+        return found
+
+    return hub.patiently(once, what, where)
+
+
+def mteb_set(wanted: MtebSet, scratch: Path, where: str) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """({file: frame} of the splits asked for, what it is).
+
+    Raises ConfigError for a task, type, subset or split that mteb does not have, and for a set that only part of what is stored here could tell.
+    """
+    import datasets
+    import mteb
+
+    datasets.config.HF_DATASETS_CACHE = scratch  # mteb's loaders take no other
+    try:
+        task = mteb.get_task(wanted.mteb)
+    except KeyError as error:
+        raise ConfigError(f"{where}.mteb: {str(error).strip(chr(34))}") from error
+    known = BY_MTEB_TYPE.get(task.metadata.type)
+    kind = None if known is None else known.name
+    if kind != wanted.type:
+        raise ConfigError(f"{where}.type: mteb has {wanted.mteb} as {task.metadata.type}; found {wanted.type!r}")
+    check_subset(task, wanted.subset, f"{where}.subset")
+    splits = [split for split in (wanted.dev, wanted.test) if split is not None]
+    check_own_rules(task, splits, where)
+    about = task.metadata.dataset
+
+    def load() -> Any:
+        subsets = None if wanted.subset is None else [wanted.subset]
+        fresh: Any = mteb.get_task(wanted.mteb, eval_splits=splits, hf_subsets=subsets)
+        try:
+            fresh.load_data()
+        except (ValueError, RuntimeError) as error:  # a split or file that mteb expects and the hub has not
+            if hub.passing(error):
+                raise
+            raise ConfigError(f"{where}: mteb cannot load {what}: {first_line(error)}") from error
+        if kind == "retrieval":
+            fresh.convert_v1_dataset_format_to_v2(num_proc=None)
+        return fresh
+
+    what = f"data set {about['path']} at {about['revision']}"
+    task = checked(load, about["path"], what, where)
+    frames: dict[str, pd.DataFrame] = {}
+    for split in splits:
+        if kind == "retrieval":
+            parts = retrieval(split_of(task, wanted.subset, split, where), where)
+            frames |= {f"{split}/{part}.parquet": frame for part, frame in parts.items()}
+        else:
+            frames[f"{split}.parquet"] = pairs(task, split_of(task, wanted.subset, split, where), where)
+    origin = {"name": wanted.mteb, "subset": wanted.subset, "repo": about["path"], "revision": about["revision"]}
+    return frames, origin | ({"scores": [task.min_score, task.max_score]} if kind == "sts" else {})
+
+
+def check_subset(task: Any, subset: str | None, where: str) -> None:
+    """Raise ConfigError unless the subset is one that mteb's task has, or none where it has one only."""
+    known = list(task.hf_subsets) if task.metadata.is_multilingual else []
+    if subset is None and known or subset is not None and subset not in known:
+        has = f"one of {', '.join(known)}" if known else "null, as this task has one subset only"
+        raise ConfigError(f"{where}: expected {has}; found {'null' if subset is None else repr(subset)}")
+
+
+def check_own_rules(task: Any, splits: Sequence[str], where: str) -> None:
+    """Raise ConfigError for a task that is no single set of texts measured as its type is, and for a retrieval split that its class does not evaluate."""
+    from mteb.abstasks import AbsTaskPairClassification, AbsTaskRetrieval, AbsTaskSTS
+    from mteb.abstasks.aggregated_task import AbsTaskAggregate
+
+    name = task.metadata.name
+    if isinstance(task, AbsTaskAggregate):
+        parts = ", ".join(part.metadata.name for part in task.metadata.tasks)
+        raise ConfigError(f"{where}.mteb: {name} is a mean over sets; name each as a set of its own: {parts}")
+    if list(task.metadata.modalities) != ["text"]:
+        raise ConfigError(
+            f"{where}.mteb: {name} is of {', '.join(task.metadata.modalities)}; expected a set of texts alone"
+        )
+    measures = (base._evaluate_subset for base in (AbsTaskPairClassification, AbsTaskRetrieval, AbsTaskSTS))
+    if type(task)._evaluate_subset not in measures:
+        raise ConfigError(f"{where}.mteb: {name} is measured in a way of its own, which the suite does not store")
+    # mteb's loader gives the only split of a retrieval set under any name.
+    other = [split for split in splits if split not in task.metadata.eval_splits]
+    if other and task.metadata.type == "Retrieval":
+        known = ", ".join(task.metadata.eval_splits)
+        raise ConfigError(
+            f"{where}: mteb evaluates {name} on {known}; found {other[0]!r} (its tables can be named one by one)"
+        )
+
+
+def split_of(task: Any, subset: str | None, split: str, where: str) -> Any:
+    """A split as mteb has loaded it. Raises ConfigError where there is none of that name."""
+    data = task.dataset[subset] if subset is not None else task.dataset.get("default", task.dataset)
+    if split not in data:
+        raise ConfigError(f"{where}: mteb's {task.metadata.name} has no split {split!r}; it has {', '.join(data)}")
+    return data[split]
+
+
+def pairs(task: Any, data: Any, where: str) -> pd.DataFrame:
+    """sentence1, sentence2 and label or score of a split that mteb has loaded, under whatever names its class has for them."""
+    frame = data.to_pandas()
+    if task.metadata.type == "STS":
+        one, two = task.column_names
+        return pd.DataFrame({"sentence1": frame[one], "sentence2": frame[two], "score": frame["score"].astype(float)})
+    one, two, label = task.input1_column_name, task.input2_column_name, task.label_column_name
+    if len(frame) == 1 and not isinstance(frame[one][0], str):  # the older layout: one row that holds lists
+        frame = pd.DataFrame({column: list(frame[column][0]) for column in (one, two, label)})
+    labels = pd.to_numeric(frame[label], errors="coerce")
+    if not labels.isin([0, 1]).all():  # mteb takes whatever is not 1 for no
+        odd = frame[label][~labels.isin([0, 1])].iloc[0]
+        raise ConfigError(f"{where}: mteb's {task.metadata.name} has the label {odd!r}; expected 0 and 1 alone")
+    return pd.DataFrame({"sentence1": frame[one], "sentence2": frame[two], "label": labels.astype(int)})
+
+
+def retrieval(data: Any, where: str) -> dict[str, pd.DataFrame]:
+    """queries and corpus (id, text) and qrels (query_id, doc_id, relevance) of a split that mteb has loaded; a title stands before its text.
+
+    Raises ConfigError for a set whose texts are more than that: candidates to re-rank, instructions, conversations.
+    """
+    corpus, queries = data["corpus"].to_pandas(), data["queries"].to_pandas()
+    beside = [
+        name
+        for name, there in (
+            ("candidates of its own to re-rank", bool(data.get("top_ranked"))),
+            ("instructions beside its queries", "instruction" in queries),
+            ("conversations as queries", len(queries) > 0 and not isinstance(queries["text"].iloc[0], str)),
+        )
+        if there
+    ]
+    if beside:
+        raise ConfigError(f"{where}: this set of mteb's has {beside[0]}, which the suite does not evaluate")
+    titles = corpus["title"].fillna("") if "title" in corpus else ""
+    corpus["text"] = (titles + " " + corpus["text"]).str.strip()
+    # Sorted: mteb's loader has them in another order every time.
+    rows = sorted(
+        (query, doc, relevance) for query, docs in data["relevant_docs"].items() for doc, relevance in docs.items()
+    )
+    odd = next((relevance for _, _, relevance in rows if relevance != int(relevance)), None)
+    if odd is not None:
+        raise ConfigError(f"{where}: this set of mteb's has a relevance of {odd}, of which mteb computes no metric")
+    return {
+        "queries": queries[["id", "text"]],
+        "corpus": corpus[["id", "text"]],
+        "qrels": pd.DataFrame(
+            [(query, doc, int(relevance)) for query, doc, relevance in rows],
+            columns=["query_id", "doc_id", "relevance"],
+        ),
+    }

@@ -1,0 +1,70 @@
+"""The pipeline's encoder as a dense retriever, for hard negatives and for the teacher's candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from d2llm.run.paths import Paths
+
+if TYPE_CHECKING:
+    from d2llm.config.recipes import Role
+    from d2llm.config.schema import Config
+    from d2llm.models.student import Student
+
+# (texts, role) → vectors.
+Encode = Callable[[Sequence[str], "Role"], np.ndarray]
+
+
+def base_encoder(config: Config) -> Student:
+    """The pipeline's encoder as a dense retriever: mean of its states, cosine, texts framed as it was pre-trained on them."""
+    from d2llm.config.recipes import MaxLengths
+    from d2llm.models.backbone import Backbone
+    from d2llm.models.device import default_device
+    from d2llm.models.student import Student, same_formats
+
+    backbone = Backbone.load(Paths.of(config).base("encoder"), "encoder")
+    length = config.training.max_length
+    formats = same_formats(MaxLengths(query=length, passage=length, symmetric=length), *backbone.framing())
+    return Student(backbone, ("mean", {}), ("cosine", {}), formats, normalize=True).eval().to(default_device())
+
+
+def dense_ranks(
+    config: Config,
+    queries: Sequence[str],
+    passages: Sequence[str],
+    depth: int,
+    encode: Encode | None = None,
+    ties: np.ndarray | None = None,
+) -> list[np.ndarray]:
+    """Indices of the `depth` nearest passages of every query, best first: cosine of the base encoder's mean states.
+
+    `encode` gives vectors that are there already (`vectors.reader`); without it they are made. Of equal cosines the smaller of `ties` is first; None: the
+    first passage in the order given.
+
+    The encoder is the pipeline's own base checkpoint, before any method trains, so no method's training pairs are its own choice.
+    """
+    import torch
+
+    from d2llm.search.ranking import best
+
+    if encode is None:
+        encoder = base_encoder(config)
+
+        def encode(texts: Sequence[str], role: Role) -> np.ndarray:
+            return encoder.encode(list(texts), role, "symmetric")
+
+    # Each text once: in two batches, rounding could tell equal passages apart.
+    distinct = {text: row for row, text in enumerate(dict.fromkeys(passages))}
+    q, p = torch.from_numpy(encode(queries, "query")), torch.from_numpy(encode(list(distinct), "passage"))
+    places = None if len(distinct) == len(passages) else torch.tensor([distinct[text] for text in passages])
+    rows = torch.arange(len(passages))
+    order = rows if ties is None else torch.from_numpy(ties)
+    out: list[np.ndarray] = []
+    for start in range(0, len(q), 512):
+        similarity = q[start : start + 512] @ p.T
+        similarity = similarity if places is None else similarity[:, places]
+        out += list(best(similarity, rows.expand(len(similarity), -1), order, depth)[1].numpy())
+    return out

@@ -1,0 +1,703 @@
+"""The generated world's tasks: NLI, STS and retrieval examples, unlabelled text and graded pairs for the teacher.
+
+Every label follows from the logic of `events.py`, never from how an example was made; an example whose label disagrees with the
+phenomenon it was made for is dropped. Functions are pure given a Generator and return data frames; `build.py` writes them.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+import pandas as pd
+
+from d2llm.data.world import events as ev
+from d2llm.data.world import surface
+from d2llm.data.world.lexicon import AGENT, LETTER_SLOTS, OBJECT, PATIENT, PLACE, SLOTS, TIME, VERB, lexicon
+
+ENTAILED = (
+    "paraphrase",
+    "detail dropped",
+    "hypernym",
+    "dropped and hypernym",
+    "denial specialised",
+    "one event of two",
+    "both events weakened",
+)
+NON_ENTAILED = (
+    "detail added", "more specific", "substitution", "opposite", "role swap", "negation", "denial generalised", "events mixed", "order swapped",
+)  # fmt: skip
+# A pair that is not entailed is answered "yes" with at most this probability, in proportion to its similarity.
+NON_ENTAILED_CEILING = 0.45
+
+
+class Sentences:
+    """Texts of one or two events each: `events` (n, 2, WIDTH) with all-zero second events where there is only one."""
+
+    def __init__(self, first: np.ndarray, second: np.ndarray | None = None) -> None:
+        self.events = np.stack([first, np.zeros_like(first) if second is None else second], axis=1)
+
+    @property
+    def double(self) -> np.ndarray:
+        return np.any(self.events[:, 1], axis=-1)
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def realise(
+        self, rng: np.random.Generator, templates: tuple[str, ...], links: tuple[str, ...] = surface.CONNECTIVES
+    ) -> tuple[list[str], list[tuple[str, str]]]:
+        """Texts, and for each the tags of (first event with connective, second event)."""
+        first, first_tags = surface.realise(rng, self.events[:, 0], templates)
+        rows = np.flatnonzero(self.double)
+        second = zip(rows.tolist(), *surface.realise(rng, self.events[rows, 1], templates), strict=True)
+        texts, tags = list(first), [(tag, "") for tag in first_tags]
+        for (row, text, tag), link in zip(second, rng.integers(0, len(links), len(rows)), strict=True):
+            texts[row] += links[link] + text
+            tags[row] = (first_tags[row] + "." * len(links[link]), tag)
+        return texts, tags
+
+
+def entails(a: Sentences, b: Sentences) -> np.ndarray:
+    """(n,) bool: one event of `b` follows from either event of `a`; two events follow in the same order."""
+    first, second = a.events[:, 0], a.events[:, 1]
+    either = ev.entails(first, b.events[:, 0]) | (a.double & ev.entails(second, b.events[:, 0]))
+    both = a.double & ev.entails(first, b.events[:, 0]) & ev.entails(second, b.events[:, 1])
+    return np.where(b.double, both, either)
+
+
+def similarity(a: Sentences, b: Sentences) -> np.ndarray:
+    """(n,) in [0, 1]: mean over b's events of the similarity to the better aligned event of `a`."""
+    cross = ev.similarity(a.events[:, :, None], b.events[:, None, :])  # (n, 2, 2)
+    cross[~a.double, 1] = 0
+    one = cross[:, :, 0].max(1)
+    two = (cross[:, 0, 0] + cross[:, 1, 1]) / 2
+    return np.where(b.double, np.where(a.double, two, cross[:, 0].mean(1)), one)
+
+
+def target(label: np.ndarray, alike: np.ndarray) -> np.ndarray:
+    """What the teacher should answer "yes" with: 1 when entailed, else in proportion to similarity, below one half."""
+    return np.where(label, 1.0, NON_ENTAILED_CEILING * alike)
+
+
+def relations(a: Sentences, b: Sentences, tags: list[tuple[str, str]]) -> list[str]:
+    """For each character of b's text, a digit: how the word it belongs to stands to `a` (`events.relation`); "0" outside slots.
+
+    Each event of b is compared with the better aligned event of a. Negation is "1" when the aligned event is negated too, else "5".
+    """
+    cross = ev.similarity(a.events[:, :, None], b.events[:, None, :])
+    cross[~a.double, 1] = -1
+    partner = cross.argmax(1)  # (n, 2): which event of a
+    rows = np.arange(len(b))
+    out = [""] * len(b)
+    for index in range(2):
+        chosen = a.events[rows, partner[:, index]]
+        table = ev.relation(chosen, b.events[:, index])
+        negated = np.where(chosen[:, ev.POLARITY] == b.events[:, index, ev.POLARITY], 1, 5)
+        for row in rows:
+            tag = tags[row][index]
+            if tag:
+                digits = {ord(letter): str(table[row, slot]) for letter, slot in LETTER_SLOTS.items()}
+                digits |= {ord("n"): str(negated[row]), ord("."): "0"}
+                out[row] += tag.translate(digits)
+    return out
+
+
+# NLI -----------------------------------------------------------------------------------------------------------------
+
+
+def _weaken(rng: np.random.Generator, events: np.ndarray, chance: float) -> np.ndarray:
+    """Randomly more general descriptions of the same events."""
+    out = events.copy()
+    for edit in (ev.drop, ev.generalise, ev.drop):
+        hit = rng.random(len(out)) < chance
+        out[hit] = edit(rng, out[hit])
+    return out
+
+
+def nli(
+    rng: np.random.Generator, split: str, premises: int, hypotheses: int, templates: tuple[str, ...]
+) -> pd.DataFrame:
+    """Premise-hypothesis pairs; a premise has up to `hypotheses` of them.
+
+    Columns: group, a, b, label (bool), phenomenon, target, relations.
+    """
+    full = ev.sample(rng, premises, split)
+    other = ev.sample(rng, premises, split)
+    double = rng.random(premises) < 0.25
+    denied = ~double & (rng.random(premises) < 0.12)
+    said = _weaken(rng, full, 0.35)
+    said_other = _weaken(rng, other, 0.35)
+    said[denied] = ev.deny(said[denied])
+    full[denied] = ev.deny(full[denied])
+    premise = Sentences(said, np.where(double[:, None], said_other, 0))
+    texts, _ = premise.realise(rng, templates)
+
+    take = np.repeat(np.arange(premises), hypotheses)
+    kind = _choose_phenomenon(rng, double[take], denied[take], (said[:, PATIENT] > 0)[take])
+    first, second = said[take].copy(), np.where(double[:, None], said_other, 0)[take]
+    h1, h2 = np.zeros_like(first), np.zeros_like(first)
+    for phenomenon in np.unique(kind):
+        rows = np.flatnonzero(kind == phenomenon)
+        h1[rows], h2[rows] = _hypothesis(rng, phenomenon, split, first[rows], second[rows], full[take][rows])
+    hypothesis = Sentences(h1, h2)
+    given = Sentences(first, second)
+    label = entails(given, hypothesis)
+    keep = label == np.isin(kind, ENTAILED)
+    changed = (given.events != hypothesis.events).any((1, 2)) | (kind == "paraphrase")
+    keep &= changed
+    b, tags = hypothesis.realise(rng, templates)
+    frame = pd.DataFrame(
+        {"group": take, "a": [texts[i] for i in take], "b": b, "label": label, "phenomenon": kind,
+         "target": target(label, similarity(given, hypothesis)), "relations": relations(given, hypothesis, tags)}
+    )  # fmt: skip
+    frame = frame[keep & (frame["a"] != frame["b"])]
+    return frame.drop_duplicates(["a", "b"]).reset_index(drop=True)
+
+
+def _choose_phenomenon(
+    rng: np.random.Generator, double: np.ndarray, denied: np.ndarray, person: np.ndarray
+) -> np.ndarray:
+    """Half entailed; the rest half "neutral" (hypothesis says more than the premise, as SNLI's third class) and half contradicted."""
+    single = {"paraphrase": 0.10, "detail dropped": 0.12, "hypernym": 0.14, "dropped and hypernym": 0.14,
+              "detail added": 0.12, "more specific": 0.14, "substitution": 0.12, "opposite": 0.05, "role swap": 0.0, "negation": 0.07}  # fmt: skip
+    people = dict(single) | {"substitution": 0.07, "role swap": 0.08, "opposite": 0.04, "negation": 0.05}
+    two = {"paraphrase": 0.06, "one event of two": 0.24, "both events weakened": 0.20,
+           "detail added": 0.10, "substitution": 0.10, "events mixed": 0.18, "order swapped": 0.08, "opposite": 0.04}  # fmt: skip
+    negative = {
+        "paraphrase": 0.1,
+        "denial specialised": 0.4,
+        "denial generalised": 0.28,
+        "substitution": 0.12,
+        "negation": 0.1,
+    }
+    out = np.empty(len(double), dtype=object)
+    for mask, table in (
+        (double, two), (denied, negative), (~double & ~denied & person, people), (~double & ~denied & ~person, single),
+    ):  # fmt: skip
+        names, weights = list(table), np.array(list(table.values()))
+        out[mask] = rng.choice(names, size=int(mask.sum()), p=weights / weights.sum())
+    return out
+
+
+def _hypothesis(
+    rng: np.random.Generator, phenomenon: str, split: str, first: np.ndarray, second: np.ndarray, full: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The hypothesis' two events for premises (first, second); `full` is the event the premise was weakened from."""
+    none = np.zeros_like(first)
+    double = second.any(-1)
+    pick = double & (rng.random(len(first)) < 0.5)  # which of two events a one-event edit is made of
+    base = np.where(pick[:, None], second, first)
+    if phenomenon == "paraphrase":
+        return first, second
+    if phenomenon == "detail dropped":
+        once = ev.drop(rng, base)
+        return np.where((rng.random(len(base)) < 0.5)[:, None], once, ev.drop(rng, once)), none
+    if phenomenon == "hypernym":
+        return ev.generalise(rng, base, 1), none
+    if phenomenon == "dropped and hypernym":
+        return ev.drop(rng, ev.generalise(rng, base, 1), 1), none
+    if phenomenon == "one event of two":
+        return _weaken(rng, base, 0.4), none
+    if phenomenon == "both events weakened":
+        return _weaken(rng, first, 0.4), _weaken(rng, second, 0.4)
+    if phenomenon == "denial specialised":
+        detailed = np.where((rng.random(len(full)) < 0.5)[:, None], full, ev.add_detail(rng, base))
+        return np.where((detailed == base).all(-1)[:, None], ev.add_detail(rng, base), detailed), none
+    if phenomenon == "denial generalised":
+        return ev.drop(rng, ev.generalise(rng, base, 1), 1), none
+    if phenomenon == "detail added":
+        return ev.add_detail(rng, _weaken(rng, base, 0.25)), none
+    if phenomenon == "more specific":
+        partly = _mix(rng, full, base)
+        return partly, none
+    if phenomenon == "events mixed":
+        mixed, rest = _cross(rng, first, second, split)
+        loosened = _weaken(rng, mixed, 0.3)
+        return loosened, np.where((rng.random(len(first)) < 0.5)[:, None], rest, 0)
+    if phenomenon == "order swapped":
+        return second, first
+    edited = {
+        "substitution": lambda e: ev.substitute(rng, e, split),
+        "opposite": ev.oppose,
+        "role swap": ev.swap_roles,
+        "negation": ev.deny,
+    }[phenomenon](base)
+    return _weaken(rng, edited, 0.25), none
+
+
+def _mix(rng: np.random.Generator, specific: np.ndarray, general: np.ndarray) -> np.ndarray:
+    """Per slot, the specific or the general node: between the two descriptions, equal to `general` only where they agree."""
+    take = rng.random(general.shape) < 0.6
+    out = np.where(take, specific, general)
+    same = (out == general).all(-1)
+    return np.where(same[:, None], specific, out)
+
+
+def _cross(
+    rng: np.random.Generator, first: np.ndarray, second: np.ndarray, split: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two events that exchanged their agents, or their times and places: the words of the premise, bound wrongly.
+
+    Agents stay where the exchange would leave the split or make somebody act on themselves.
+    """
+    a, b = first.copy(), second.copy()
+    a[:, AGENT], b[:, AGENT] = second[:, AGENT], first[:, AGENT]
+    agents = rng.random(len(a)) < 0.6
+    for made in (a, b):
+        agents &= ev.in_split(made, split) & (made[:, PATIENT] != made[:, AGENT] + ev.patient_offset())
+    a[~agents, AGENT], b[~agents, AGENT] = first[~agents, AGENT], second[~agents, AGENT]
+    for slot in (PLACE, TIME):
+        a[~agents, slot], b[~agents, slot] = second[~agents, slot], first[~agents, slot]
+    return a, b
+
+
+# STS -----------------------------------------------------------------------------------------------------------------
+
+
+def _pairs(
+    rng: np.random.Generator, left: Sentences, right: Sentences, phenomenon: np.ndarray, score: np.ndarray | None, match: np.ndarray | None = None,
+    asked: tuple[np.ndarray, np.ndarray] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Frame of pairs: a, b, score, label (paraphrase or entailed), phenomenon, target, relations."""
+    alike = similarity(left, right)
+    if asked is None:
+        label = entails(left, right)
+        a, _ = left.realise(rng, surface.COMMON)
+        b, tags = right.realise(rng, surface.COMMON)
+        marks = relations(left, right, tags)
+    else:
+        label = np.asarray(match, dtype=bool)
+        a, _ = surface.realise(rng, left.events[:, 0], surface.QUESTIONS, asked[0])
+        b, first = surface.realise(rng, right.events[:, 0], surface.QUESTIONS, asked[1])
+        marks = relations(left, right, [(tag, "") for tag in first])
+        alike = np.where(asked[0] == asked[1], alike, 0.6 * alike)
+    frame = pd.DataFrame(
+        {"a": a, "b": b, "score": score if score is not None else alike, "label": label, "phenomenon": phenomenon,
+         "target": target(label, alike), "relations": marks}
+    )  # fmt: skip
+    return frame[frame["a"] != frame["b"]].drop_duplicates(["a", "b"]).reset_index(drop=True)
+
+
+def _repeated(rng: np.random.Generator, split: str, n: int, partners: int, kind: str = "any") -> np.ndarray:
+    """(n, WIDTH) events, each `partners` times: every left sentence meets that many right ones, as in LCQMC or PAWS."""
+    return np.repeat(ev.sample(rng, -(-n // partners), split, kind), partners, axis=0)[:n]
+
+
+def _matches(rng: np.random.Generator, n: int, partners: int) -> np.ndarray:
+    """(n,) bool: a fair coin a pair, or, where a left sentence has several partners, every other one of them."""
+    return rng.random(n) < 0.5 if partners == 1 else np.arange(n) % 2 == 0
+
+
+def sts_graded(rng: np.random.Generator, split: str, n: int, partners: int = 1) -> pd.DataFrame:
+    """Sentence pairs scored 0–5 by the similarity of their events; "n edits" is the phenomenon."""
+    left = _repeated(rng, split, n, partners)
+    right = left.copy()
+    edits = rng.choice([0, 1, 2, 3, 4, 6], size=n, p=[0.12, 0.22, 0.22, 0.18, 0.14, 0.12])
+    for step in range(6):
+        op = rng.choice(4, size=n, p=[0.25, 0.2, 0.47, 0.08])
+        for code, edit in enumerate(
+            (ev.drop, ev.generalise, lambda g, e: ev.substitute(g, e, split), lambda g, e: ev.oppose(e))
+        ):
+            hit = np.flatnonzero((edits > step) & (op == code))
+            right[hit] = edit(rng, right[hit])
+    unrelated = rng.random(n) < 0.08
+    right[unrelated] = ev.sample(rng, int(unrelated.sum()), split)
+    flip = rng.random(n) < 0.5
+    left, right = np.where(flip[:, None], right, left), np.where(flip[:, None], left, right)
+    name = np.where(
+        unrelated,
+        "unrelated",
+        np.where(edits == 0, "paraphrase", np.char.add(np.minimum(edits, 4).astype(str), " edits")),
+    )
+    name = np.char.replace(name.astype(str), "4 edits", "4+ edits")
+    score = np.round(5 * ev.similarity(left, right), 2)
+    return _pairs(rng, Sentences(left), Sentences(right), name, score)
+
+
+def question_match(rng: np.random.Generator, split: str, n: int, partners: int = 1) -> pd.DataFrame:
+    """Question pairs: 1 when they ask the same thing, else 0 (one word, the roles, the verb or what is asked for differs)."""
+    left = _repeated(rng, split, n, partners)
+    ask = np.repeat(_askable(rng, left[::partners]), partners)[:n]
+    right, other = left.copy(), ask.copy()
+    match = _matches(rng, n, partners)
+    person = left[:, PATIENT] > 0
+    name = np.full(n, "same question", dtype=object)
+    kinds = np.where(
+        match, "same question", rng.choice(["other word", "opposite", "other wildcard"], size=n, p=[0.6, 0.15, 0.25])
+    )
+    kinds = np.where(~match & person & (rng.random(n) < 0.3), "role swap", kinds)
+    for kind in ("other word", "opposite", "other wildcard", "role swap"):
+        rows = np.flatnonzero(kinds == kind)
+        name[rows] = kind
+        if kind == "other word":
+            held = right[rows, ask[rows]].copy()
+            right[rows] = ev.substitute(rng, right[rows], split)
+            right[rows, ask[rows]] = held
+        elif kind == "opposite":
+            right[rows] = ev.oppose(right[rows])
+        elif kind == "role swap":
+            right[rows] = ev.swap_roles(right[rows])
+        else:
+            other[rows] = _askable(rng, right[rows])
+    hide = np.arange(n)
+    plain_left, plain_right = left.copy(), right.copy()
+    plain_left[hide, ask] = 0
+    plain_right[hide, other] = 0
+    truth = (plain_left == plain_right).all(-1) & (ask == other)
+    keep = np.flatnonzero(truth == match)
+    # The wildcard stands in for the asked word, so the hidden node still decides phrases such as 在哪里.
+    frame = _pairs(
+        rng,
+        Sentences(left[keep]),
+        Sentences(right[keep]),
+        name[keep],
+        truth[keep].astype(float),
+        truth[keep],
+        (ask[keep], other[keep]),
+    )
+    return frame
+
+
+def _askable(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
+    """(n,) a said slot that a question can ask for."""
+    slots = np.array(list(surface.ASK))
+    return slots[(rng.random((len(events), len(slots))) * (events[:, slots] > 0)).argmax(1)]
+
+
+def role_swap(rng: np.random.Generator, split: str, n: int, partners: int = 1) -> pd.DataFrame:
+    """Pairs about two people: 1 for a paraphrase (active, passive, 把), 0 when the roles changed places; same words either way."""
+    left = _repeated(rng, split, n, partners, "person")
+    match = _matches(rng, n, partners)
+    right = np.where(match[:, None], left, ev.swap_roles(left))
+    name = np.where(match, "paraphrase", "roles swapped")
+    return _pairs(rng, Sentences(left), Sentences(right), name, match.astype(float))
+
+
+# Retrieval -------------------------------------------------------------------------------------------------------------
+
+
+class Retrieval(TypedDict):
+    """A retrieval set: its frames, and the events behind its texts with what is relevant by their logic, (q, p) bool."""
+
+    queries: pd.DataFrame
+    corpus: pd.DataFrame
+    qrels: pd.DataFrame
+    query_events: np.ndarray
+    ask: np.ndarray
+    passage_events: np.ndarray
+    tags: list[tuple[str, ...]]
+    relevant: np.ndarray
+
+
+def retrieval(rng: np.random.Generator, split: str, shape: str, queries: int) -> Retrieval:
+    """Queries, passages among confusable ones, and complete relevance judgements.
+
+    Args:
+        shape: "question" (wildcard question; passages of two sentences), "keyword" (search words; one-sentence passages, several
+            relevant) or "claim" (a general statement; passages of two sentences).
+    Returns:
+        dict with `queries` (id, text, phenomenon), `corpus` (id, text), `qrels` (query_id, doc_id, relevance) and the event
+        arrays `query_events` (q, WIDTH), `ask` (q,), `passage_events` (p, sentences, WIDTH) with the `tags` of
+        their sentences for the teacher's examples.
+    """
+    length = {"question": 2, "keyword": 1, "claim": 2}[shape]
+    gold = np.stack([_denied_some(rng, ev.sample(rng, queries, split)) for _ in range(length)], axis=1)
+    at = rng.integers(0, length, queries)
+    rows = np.arange(queries)
+    core = gold[rows, at].copy()
+    core[:, ev.POLARITY] = 0
+    gold[rows, at] = core
+    ask = _askable(rng, core) if shape == "question" else np.full(queries, -1)
+    asked = np.maximum(ask, 0)
+    query = _weaken(rng, core, {"question": 0.3, "keyword": 0.5, "claim": 0.5}[shape])
+    hidden = ask >= 0
+    query[hidden, asked[hidden]] = 0
+
+    passages = [gold]
+    phenomena = np.where(
+        (query == np.where(hidden[:, None] & (np.arange(ev.WIDTH) == asked[:, None]), 0, core)).all(-1),
+        "as stated",
+        "generalised",
+    )
+    for edit in range({"question": 3, "keyword": 3, "claim": 2}[shape]):
+        twin = gold.copy()
+        twin[rows, at] = _confuse(rng, core, query, asked, hidden, split, edit, shape != "keyword")
+        if length > 1:
+            filler = (at + 1) % length
+            fresh = rng.random(queries) < 0.5
+            twin[rows[fresh], filler[fresh]] = ev.sample(rng, int(fresh.sum()), split)
+        passages.append(twin)
+    if shape == "keyword":  # a second relevant passage: the same event with another detail
+        passages.append(np.stack([ev.add_detail(rng, core)], axis=1))
+    stacked = np.concatenate(passages)
+    stacked = stacked[rng.permutation(len(stacked))]
+    texts, tags = _passages(rng, stacked)
+    _, unique = np.unique(np.array(texts), return_index=True)
+    unique = np.sort(unique)
+    stacked, texts, tags = stacked[unique], [texts[i] for i in unique], [tags[i] for i in unique]
+
+    if shape == "keyword":
+        words = surface.keywords(rng, query)
+    elif shape == "question":
+        # realise needs a node in the asked slot to know its phrase; the wildcard replaces its word
+        shown = query.copy()
+        shown[hidden, asked[hidden]] = core[hidden, asked[hidden]]
+        words, _ = surface.realise(rng, shown, surface.QUESTIONS, ask)
+    else:
+        words, _ = surface.realise(rng, query, surface.COMMON)
+    relevant = relevance(query, ask, stacked)
+    found = np.argwhere(relevant)
+    name = f"ir-{shape}-{split}"
+    return {
+        "queries": pd.DataFrame({"id": [f"{name}-q{i}" for i in range(queries)], "text": words, "phenomenon": phenomena}),
+        "corpus": pd.DataFrame({"id": [f"{name}-d{i}" for i in range(len(texts))], "text": texts}),
+        "qrels": pd.DataFrame(
+            {"query_id": [f"{name}-q{q}" for q, _ in found], "doc_id": [f"{name}-d{d}" for _, d in found], "relevance": 1}
+        ),
+        "query_events": query, "ask": ask, "passage_events": stacked, "tags": tags, "relevant": relevant,
+    }  # fmt: skip
+
+
+def _denied_some(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
+    """A copy in which one event in twelve did not happen."""
+    events = events.copy()
+    hit = rng.random(len(events)) < 0.08
+    events[hit] = ev.deny(events[hit])
+    return events
+
+
+def _confuse(
+    rng: np.random.Generator,
+    core: np.ndarray,
+    query: np.ndarray,
+    asked: np.ndarray,
+    hidden: np.ndarray,
+    split: str,
+    edit: int,
+    roles: bool,
+) -> np.ndarray:
+    """An event like `core` that does not answer the query: another word, other roles, the opposite, a denial, or no answer.
+
+    `roles`: whether the exchange of roles may be among them; search words do not say who did what to whom.
+    """
+    out = ev.substitute(rng, core, split, (AGENT, OBJECT, PATIENT, PLACE, TIME))
+    turn = rng.random(len(core))
+    person = core[:, PATIENT] > 0
+    swap = person & (turn < 0.35) & roles
+    out[swap] = ev.swap_roles(core[swap])
+    other = ~swap & (turn < 0.5)
+    out[other] = ev.oppose(core[other])
+    no = ~swap & (turn >= 0.5) & (turn < 0.6)
+    out[no] = ev.deny(core[no])
+    missing = ~swap & (turn >= 0.6) & (turn < 0.75) & hidden & np.isin(asked, (PLACE, TIME))
+    silent = core[missing].copy()
+    silent[np.arange(len(silent)), asked[missing]] = 0
+    out[missing] = silent
+    # A second edit now and then, so that confusable passages differ in how near they come.
+    if edit:
+        more = rng.random(len(out)) < 0.3
+        out[more] = ev.substitute(rng, out[more], split, (PLACE, TIME, AGENT))
+    return out
+
+
+def _passages(rng: np.random.Generator, events: np.ndarray) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Texts of (p, sentences, WIDTH) events, each sentence ending in 。, and the tags of every sentence without it."""
+    parts = [surface.realise(rng, events[:, index], surface.COMMON) for index in range(events.shape[1])]
+    texts = ["。".join(sentences) + "。" for sentences in zip(*(made for made, _ in parts), strict=True)]
+    return texts, list(zip(*(tags for _, tags in parts), strict=True))
+
+
+def relevance(query: np.ndarray, ask: np.ndarray, passages: np.ndarray) -> np.ndarray:
+    """(q, p) bool: some sentence of the passage entails the query and says what it asks for."""
+    out = np.zeros((len(query), len(passages)), dtype=bool)
+    for index in range(passages.shape[1]):
+        sentence = passages[:, index]
+        # A verb only entails itself, so all but one pair in forty is settled by comparing verbs.
+        q, p = np.nonzero(query[:, None, VERB] == sentence[None, :, VERB])
+        hit = ev.entails(sentence[p], query[q])
+        asked = ask[q]
+        said = (asked < 0) | (sentence[p, np.maximum(asked, 0)] > 0)
+        out[q, p] |= hit & said
+    return out
+
+
+def graded_relevance(query: np.ndarray, ask: np.ndarray, passages: np.ndarray) -> np.ndarray:
+    """Row-wise similarity in [0, 1] of a query event (m, WIDTH) to the nearest sentence of its passage (m, sentences, WIDTH)."""
+    best = np.zeros(len(query))
+    for index in range(passages.shape[1]):
+        sentence = passages[:, index].copy()
+        said = query[:, : len(SLOTS)] > 0
+        sentence[:, : len(SLOTS)] = np.where(said, sentence[:, : len(SLOTS)], 0)
+        best = np.maximum(best, ev.similarity(query, sentence))
+    return best
+
+
+# Unlabelled text and the teacher's examples ---------------------------------------------------------------------------------
+
+
+def _continued(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
+    """Another action of the same agent, at the same place and time, staying in the train split."""
+    out = np.zeros_like(events)
+    todo = np.arange(len(events))
+    while len(todo):
+        trial = ev.sample(rng, len(todo), "train")
+        for slot in (AGENT, PLACE, TIME):
+            trial[:, slot] = events[todo, slot]
+        good = ev.in_split(trial, "train") & (trial[:, PATIENT] != trial[:, AGENT] + ev.patient_offset())
+        out[todo[good]] = trial[good]
+        todo = todo[~good]
+    return out
+
+
+def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
+    """Unlabelled text with its meaning: what the base checkpoints are pre-trained on (train compositions only).
+
+    Columns: text; paraphrase (same meaning, other words); distractor (nearly the same words, another meaning); next_text (the sentence that follows: same agent, place and time, another
+    action); slots (2 x len(SLOTS) node ids, zeros for a missing second event) and ask (slot asked for, -1 for statements).
+    """
+    first = np.concatenate([ev.sample(rng, n // 2, "train", "person"), ev.sample(rng, n - n // 2, "train", "object")])[
+        rng.permutation(n)
+    ]
+    second = ev.sample(rng, n, "train")
+    first = _denied_some(rng, _weaken(rng, first, 0.3))
+    second = _weaken(rng, second, 0.3)
+    double = rng.random(n) < 0.3
+    question = ~double & (rng.random(n) < 0.25)
+    words = ~double & ~question & (rng.random(n) < 0.1)
+    second[~double] = 0
+    families = surface.COMMON + surface.SHIFTED
+    sentences = Sentences(first, second)
+    links = (*surface.CONNECTIVES, "。")
+    text, _ = sentences.realise(rng, families, links)
+    again, _ = sentences.realise(rng, families, links)
+    ask = np.where(question, _askable(rng, first), -1)
+    asked = np.flatnonzero(question)
+    for target_texts in (text, again):
+        shown, _ = surface.realise(rng, first[asked], surface.QUESTIONS, ask[asked])
+        for row, value in zip(asked, shown, strict=True):
+            target_texts[row] = value
+    # The same words bound otherwise: roles or events exchanged; elsewhere one word or the polarity changed.
+    moved_first, moved_second = ev.swap_roles(first), second.copy()
+    crossed, rest = _cross(rng, first, second, "train")
+    moved_first[double], moved_second[double] = crossed[double], rest[double]
+    alone = ~double & ((first[:, PATIENT] == 0) | (rng.random(n) < 0.15))
+    moved_first[alone] = ev.substitute(rng, first[alone], "train")
+    turned = alone & (rng.random(n) < 0.3)
+    moved_first[turned] = ev.oppose(first[turned])
+    # A question hides the word it asks for, and some edits are impossible: what is still the same gets the opposite verb.
+    hidden = np.flatnonzero(ask >= 0)
+    moved_first[hidden, ask[hidden]] = first[hidden, ask[hidden]]
+    same = (moved_first == first).all(-1) & (moved_second == second).all(-1)
+    moved_first[same] = ev.oppose(moved_first[same])
+    distractor, _ = Sentences(moved_first, moved_second).realise(rng, families, links)
+    shown, _ = surface.realise(rng, moved_first[asked], surface.QUESTIONS, ask[asked])
+    for row, value in zip(asked, shown, strict=True):
+        distractor[row] = value
+    typed = np.flatnonzero(words)
+    for row, value in zip(typed, surface.keywords(rng, first[typed]), strict=True):
+        again[row] = value
+    # Texts stand in quotes and brackets now and then, as anywhere; methods that put them around texts find them known.
+    marks = np.flatnonzero(rng.random(n) < 0.12)
+    for row, kind in zip(marks, rng.integers(0, len(surface.BRACKETS), len(marks)), strict=True):
+        left, right = surface.BRACKETS[kind]
+        for column in (text, again, distractor):
+            column[row] = left + column[row] + right
+    follow = _continued(rng, first)
+    next_text, _ = surface.realise(rng, follow, families)
+    slots = np.concatenate([first[:, : len(SLOTS)], second[:, : len(SLOTS)]], axis=1)
+    hidden = np.flatnonzero(ask >= 0)
+    slots[hidden, ask[hidden]] = 0
+    negated = first[:, ev.POLARITY]
+    return pd.DataFrame(
+        {"text": text, "paraphrase": again, "distractor": distractor, "next_text": next_text, "slots": list(slots.astype(np.int16)), "ask": ask.astype(np.int8),
+         "negated": negated.astype(np.int8)}
+    )  # fmt: skip
+
+
+def teacher_symmetric(rng: np.random.Generator, split: str, groups: int, size: int) -> pd.DataFrame:
+    """Graded symmetric groups: mode, a, b [list], target [list], label [list], relations [list], phenomenon [list]."""
+    share = {"nli": 0.56, "sts": 0.16, "questions": 0.1, "roles": 0.18}
+    # A teacher has read widely: its examples have every sentence pattern, the students' training pairs only the common ones.
+    pairs = nli(rng, split, int(groups * share["nli"]), size, surface.COMMON + surface.SHIFTED)
+    singles = pd.concat(
+        [sts_graded(rng, split, int(groups * share["sts"] * size)),
+         question_match(rng, split, int(groups * share["questions"] * size * 1.3)),
+         role_swap(rng, split, int(groups * share["roles"] * size))], ignore_index=True,
+    )  # fmt: skip
+    singles["group"] = -1 - np.arange(len(singles))
+    return _grouped(pd.concat([pairs, singles.drop(columns="score")], ignore_index=True), "symmetric")
+
+
+def teacher_asymmetric(rng: np.random.Generator, split: str, groups: int, size: int) -> pd.DataFrame:
+    """Graded retrieval groups: a query with relevant, confusable and random passages; same columns as `teacher_symmetric`."""
+    parts = []
+    chunk = 400  # queries of a small world of their own: the work is queries x passages
+    for shape in ("question", "keyword", "claim"):
+        for start in range(0, groups // 3, chunk):
+            world = retrieval(rng, split, shape, min(chunk, groups // 3 - start))
+            parts.append(_passage_pairs(rng, world, size, f"{shape}-{start}"))
+    return _grouped(pd.concat(parts, ignore_index=True), "asymmetric")
+
+
+def _passage_pairs(rng: np.random.Generator, world: Retrieval, size: int, shape: str) -> pd.DataFrame:
+    """Up to `size` passages a query: one relevant, the nearest irrelevant ones, one at random."""
+    query, ask, passages, relevant = world["query_events"], world["ask"], world["passage_events"], world["relevant"]
+    texts, words = world["corpus"]["text"].tolist(), world["queries"]["text"].tolist()
+    rows, docs = [], []
+    lex = lexicon()
+    for start in range(0, len(query), 128):
+        block = np.arange(start, min(start + 128, len(query)))
+        near = np.zeros((len(block), len(passages)), dtype=np.float32)
+        for index in range(passages.shape[1]):
+            sentence = passages[:, index, : len(SLOTS)]
+            said = query[block, : len(SLOTS)] > 0
+            hits = sum(
+                said[:, slot, None] * lex.similarity[query[block, slot]][:, sentence[:, slot]]
+                for slot in (AGENT, VERB, OBJECT, PATIENT, PLACE, TIME)
+            )
+            near = np.maximum(near, np.asarray(hits, dtype=np.float32))
+        near += 0.3 * rng.random(near.shape, dtype=np.float32)
+        good = relevant[block]
+        wrong = np.argsort(-np.where(good, -1, near), axis=1)[:, : size - 2]
+        for i, row in enumerate(block):
+            options = np.flatnonzero(good[i])
+            chosen = [int(rng.choice(options))] if len(options) else []
+            chosen += [int(d) for d in wrong[i]] + [int(rng.integers(len(passages)))]
+            chosen = list(dict.fromkeys(chosen))
+            rows += [int(row)] * len(chosen)
+            docs += chosen
+    q, d = np.array(rows), np.array(docs)
+    label = relevant[q, d]
+    alike = graded_relevance(query[q], ask[q], passages[d])
+    tags = world["tags"]
+    marks = _passage_relations(query[q], passages[d], [tags[i] for i in d])
+    return pd.DataFrame(
+        {"group": [f"{shape}-{i}" for i in q], "a": [words[i] for i in q], "b": [texts[i] for i in d], "label": label,
+         "phenomenon": np.where(label, "relevant", "not relevant"), "target": target(label, alike), "relations": marks}
+    )  # fmt: skip
+
+
+def _passage_relations(query: np.ndarray, passages: np.ndarray, tags: list[tuple[str, ...]]) -> list[str]:
+    """As `relations`, for passages: the words of each sentence against the query, which is never a denial."""
+    tables = [ev.relation(query, passages[:, index]) for index in range(passages.shape[1])]
+    out = []
+    for row, sentences in enumerate(tags):
+        marks = ""
+        for table, tag in zip(tables, sentences, strict=True):
+            digits = {ord(letter): str(table[row, slot]) for letter, slot in LETTER_SLOTS.items()}
+            marks += tag.translate(digits | {ord("n"): "5", ord("."): "0"}) + "0"
+        out.append(marks)
+    return out
+
+
+def _grouped(pairs: pd.DataFrame, mode: str) -> pd.DataFrame:
+    """One row a group, in order of first occurrence; lists over its pairs. (pandas' own agg(list) takes seconds here.)"""
+    code, _ = pd.factorize(pairs["group"])
+    order = np.argsort(code, kind="stable")
+    starts = np.flatnonzero(np.diff(code[order], prepend=-1))
+    out = {"mode": mode, "a": pairs["a"].to_numpy()[order][starts]}
+    for column in ("b", "target", "label", "relations", "phenomenon"):
+        values = pairs[column].to_numpy()[order]
+        out[column] = [part.tolist() for part in np.split(values, starts[1:])]
+    return pd.DataFrame(out)

@@ -1,0 +1,202 @@
+"""Evaluates one run, or a reference row, on every configured task and writes scores, predictions and mteb's results."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import ConstantInputWarning
+
+from d2llm.config.catalogue import row_names
+from d2llm.config.schema import Run
+from d2llm.config.task_types import TASK_TYPES
+from d2llm.evaluation import metrics, tasks
+from d2llm.evaluation.tasks import Task
+from d2llm.run.artifacts import write_frame, write_json
+from d2llm.run.errors import ArtifactError
+from d2llm.run.logs import get_logger, progress
+from d2llm.run.paths import Paths
+
+if TYPE_CHECKING:
+    from mteb.types import EncodeKwargs
+
+    from d2llm.config.schema import Config
+    from d2llm.evaluation.adapter import PairScorer, SearchModel
+
+logger = get_logger("evaluation")
+
+
+def run(config: Config, method: str, variant: str, seed: int) -> None:
+    """Evaluates (method, variant, seed) and writes `mteb/`, `predictions.parquet` and `scores.parquet`, in this order.
+
+    Raises:
+        DataError: a task's files do not hold what they must.
+        ArtifactError: the model's folder is missing, or it gives NaN or constant scores.
+    """
+    folder = Paths.of(config).evaluation(method, variant, seed)
+    scores, predictions = measure(config, method, variant, seed, config.evaluation.split, folder / "mteb")
+    write_frame(folder / "predictions.parquet", predictions)
+    write_frame(folder / "scores.parquet", scores)
+
+
+def measure(
+    config: Config, method: str, variant: str, seed: int, split: str, results: Path | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores and predictions of a run on all configured tasks, each row with what it is of."""
+    paths, settings = Paths.of(config), config.evaluation
+    names = tasks.names(paths.tasks, settings.tasks)
+    if split == "dev":  # some sets have none
+        names = [name for name in names if tasks.has(paths.task(name), split)]
+    # All tasks are read before any model: a damaged one is told in a second.
+    read = [tasks.read(paths.task(name), split) for name in names]
+    scorer = load(config, method, variant, seed)
+    identity = {"tier": config.tier, "method": method, "variant": variant, "seed": seed}
+    found = evaluate(scorer, read, f"{method}/{variant}/seed{seed}", settings, results)
+    return tuple(frame.assign(**identity)[[*identity, *frame.columns]] for frame in found)
+
+
+def load(config: Config, method: str, variant: str, seed: int) -> PairScorer:
+    """The trained student of a run, or the reference row of that name."""
+    row = method if method in row_names() else "student"
+    return import_module(f"d2llm.evaluation.rows.{row}").load(config, Run(method, variant, seed))
+
+
+def evaluate(
+    scorer: PairScorer, read: Iterable[Task], label: str, settings: Any, results: Path | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores (one row a metric) and predictions (one row a pair, or a query's kept document) of a scorer on tasks.
+
+    `settings` is an EvaluationSettings; `results`, where given, receives mteb's own result of each task as JSON.
+    """
+    from d2llm.evaluation.adapter import SearchModel
+
+    model = SearchModel(label, scorer, settings.symmetric_order)
+    scores, predictions = [], []
+    for task in progress(list(read), f"evaluate {label}"):
+        measured, rules = _mteb(model, task, settings.batch_size, results)
+        rows, predicted = _rows(model, task, measured, rules, settings.keep)
+        about = {"split": task.split, "task": task.name, "task_title": task.title, "task_type": task.type}
+        about |= {"group": task.group, "scorer": scorer.kind}
+        about |= {"candidates": scorer.candidates if task.type == "retrieval" else ""}
+        scores += [{**about, "phenomenon": p, "metric": m, "value": value, "n": n} for p, m, value, n in rows]
+        predictions.append(predicted.assign(task=task.name)[["task", *predicted.columns]])
+        main = "  ".join(f"{metric} {value:.4f}" for phenomenon, metric, value, _ in rows if phenomenon == "all")
+        logger.info("%s on %s: %s", label, task.name, main)
+        scorer.forget()
+    return pd.DataFrame(scores), pd.concat(predictions, ignore_index=True)
+
+
+def _mteb(model: SearchModel, task: Task, batch_size: int, results: Path | None) -> tuple[dict[str, float], Any]:
+    """mteb's scores of one task, all keys, and the task of mteb's that measured it."""
+    from mteb.results import TaskResult
+
+    from d2llm.evaluation.adapter import REVISION
+    from d2llm.evaluation.mteb import mteb_task
+
+    logging.getLogger("mteb").setLevel(logging.WARNING)
+    evaluated, split, subset = mteb_task(task)
+    options: EncodeKwargs = {"batch_size": batch_size, "show_progress_bar": False}
+    with warnings.catch_warnings():
+        # Said in our own words by `_defined`.
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        # Not mteb.evaluate: its cache may answer for a model that was trained again, and it imports twice as much.
+        scores = evaluated.evaluate(model, split=split, encode_kwargs=options)
+    if results is not None:
+        # No times in it: they are the provenance's, and two equal runs shall leave equal files.
+        result = TaskResult.from_task_results(
+            evaluated,
+            {split: scores},
+            evaluation_time=None,  # type: ignore[arg-type]  # the field of the result takes None, its maker's hint forgets it
+        )
+        content = result.model_dump(mode="json", exclude={"date", "evaluation_phases"})
+        about = model.mteb_model_meta
+        # As mteb's own cache lays them out: with MTEB_CACHE set to `results`, mteb.load_results reads them.
+        place = results / "results" / about.model_name_as_path() / REVISION
+        write_json(place / f"{evaluated.metadata.name}.json", _plain(content))
+        write_json(place / "model_meta.json", {"name": about.name, "revision": REVISION})
+    return dict(scores[subset]), evaluated
+
+
+def _ranked(results: dict[str, dict[str, float]], rules: Any) -> dict[str, dict[str, float]]:
+    """The rankings that a retrieval class of mteb measures, by its rules, from those it was given, best first."""
+    if rules.ignore_identical_ids:
+        results = {query: {doc: s for doc, s in docs.items() if doc != query} for query, docs in results.items()}
+    if rules.skip_first_result:
+        results = {query: dict(list(docs.items())[1:]) for query, docs in results.items()}
+    return results
+
+
+def _rows(
+    model: SearchModel, task: Task, measured: dict[str, float], rules: Any, keep: int
+) -> tuple[list[metrics.Row], pd.DataFrame]:
+    """Score rows of a task (its metrics, then its breakdown) and its predictions, of a query the `keep` best documents."""
+    if task.type == "retrieval":
+        _, queries, judged = task.searched()
+        n = len(queries)
+        qrels: dict[str, dict[str, float]] = {}
+        for row in judged.itertuples():
+            qrels.setdefault(row.query_id, {})[row.doc_id] = row.relevance
+        # Relevant documents, retrieved or not: what recall and nDCG from the predictions alone need.
+        relevant = {query: sum(relevance > 0 for relevance in found.values()) for query, found in qrels.items()}
+        phenomena = dict(zip(queries["id"], queries["phenomenon"], strict=True))
+        results = _ranked(model.predictions, rules)
+        breakdown = metrics.retrieval_breakdown(metrics.per_query(results, qrels), phenomena)
+        predictions = pd.DataFrame(
+            [
+                (query, doc, query, docs[doc], float(qrels[query].get(doc, 0)), relevant[query], phenomena[query])
+                for query, docs in results.items()
+                for doc in metrics.ranking(docs)[:keep]
+            ],
+            columns=["query_id", "doc_id", "cluster", "score", "label", "relevant", "phenomenon"],
+        )
+    else:
+        pairs = task.paired()
+        n = len(pairs)
+        target = pairs[task.target].to_numpy()
+        split = metrics.pair_breakdown if task.type == "pair_classification" else metrics.sts_breakdown
+        breakdown = split(model.predictions, target, pairs["phenomenon"].tolist())
+        predictions = pd.DataFrame(
+            {
+                "query_id": pairs["id"],
+                "doc_id": "",
+                # Pairs with one first text, such as a premise's hypotheses, are not independent: named by the first of them.
+                "cluster": pairs.groupby("sentence1")["id"].transform("first"),
+                "score": model.predictions,
+                "label": target.astype(float),
+                "relevant": 0,
+                "phenomenon": pairs["phenomenon"],
+            }
+        )
+    rows = [
+        ("all", name, _defined(model, task, name, measured[key]), n)
+        for name, key in TASK_TYPES[task.type].metrics.items()
+    ]
+    return rows + list(breakdown), predictions
+
+
+def _defined(model: SearchModel, task: Task, metric: str, value: float) -> float:
+    """A metric as mteb gives it, or what stands for a correlation with equal scores, which does not exist."""
+    if np.isfinite(value):
+        return float(value)
+    if model.scorer.trained:
+        raise ArtifactError(
+            f"{model.name} on task {task.name}: {metric} is not defined ({value}): all its scores are equal; the model "
+            "has collapsed, train it again with other settings"
+        )
+    logger.warning("%s on %s: all scores are equal; %s is set to 0", model.name, task.name, metric)
+    return 0.0
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no word for NaN (mteb gives it for a metric it cannot compute); None stands for it."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,87 @@
+"""The contrastive objective the baselines share, and the passages a query meets in a batch. Importable without torch.
+
+What counts as a negative is decided here once, for every method alike: a passage of the batch is hidden from a query when the training set
+marks it as right for the query's text, or it is that text itself (`normal_form`); published code leaves it in by mistake or by rarity.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from d2llm.config.registry import R
+from d2llm.methods.base import Method
+from d2llm.models.batch import Batch, Embedded
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from d2llm.models.batch import TextIds
+    from d2llm.models.student import Student
+
+
+class ContrastiveMethod(Method[R]):
+    """A method trained by InfoNCE: every query against all positives and all hard negatives of the batch."""
+
+    def objective(self, student: Student, embedded: Embedded, batch: Batch, recipe: R) -> dict[str, Tensor]:
+        """−log softmax over [own positive, all other passages of the batch] / τ at the positive, mean over queries."""
+        import torch
+
+        from d2llm.methods.losses import info_nce, off_diagonal
+
+        q, p, n = embedded.q, embedded.p, embedded.n
+        mask = negative_mask(batch, q.device)
+        size, count = n.shape[:2]
+        matrix = student.scorer.matrix(q, torch.cat([p, n.flatten(0, 1)]), batch.mode)
+        positives, hard = matrix.split([size, size * count], dim=1)
+        hard = hard.view(size, size, count)
+        own = torch.arange(size, device=q.device)
+        far, far_mask = of_others(hard, mask, batch)
+        loss = info_nce(
+            positives.diagonal(),
+            hard[own, own],
+            torch.cat([off_diagonal(positives), far], dim=1),
+            recipe.temperature,
+            mask,
+            torch.cat([off_diagonal(allowed_positives(batch, q.device)), far_mask], dim=1),
+        )
+        return {"info_nce": loss}
+
+
+def negative_mask(batch: Batch, device: Any = None) -> Tensor:
+    """(B, K): whether a place among a query's hard negatives holds one; all do where the batch says nothing."""
+    import torch
+
+    if batch.negative_mask is None:
+        return torch.ones(len(batch), batch.negative_count, dtype=torch.bool, device=device)
+    return batch.negative_mask.to(device)
+
+
+def text_ids(batch: Batch) -> TextIds:
+    """The batch's, or, of one made by hand, those its texts give: right for a query are the positives of its text."""
+    from d2llm.methods.text_ids import PairTextIds
+
+    if batch.text_ids is not None:
+        return batch.text_ids
+    size = len(batch)
+    made = PairTextIds([batch.dataset] * size, batch.queries, batch.positives, batch.negatives, [()] * size)
+    return made.of(range(size))
+
+
+def allowed_positives(batch: Batch, device: Any = None) -> Tensor:
+    """(B, B): whether the positive of query j may be a negative of query i; False on the diagonal."""
+    import torch
+
+    ids = text_ids(batch)
+    return torch.from_numpy(~ids.are_right(ids.positives)).to(device)
+
+
+def of_others(logits: Tensor, mask: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of logits (B, B, K), query by owner by negative, what belongs to other owners, as (B, (B−1)·K), with its mask."""
+    import torch
+
+    size, count = logits.shape[1:]
+    ids = text_ids(batch)
+    allowed = torch.from_numpy(~ids.are_right(ids.negatives)).to(logits.device)
+    away = ~torch.eye(size, dtype=torch.bool, device=logits.device)
+    width = (size - 1) * count
+    return logits[away].view(size, width), (allowed & mask[None])[away].view(size, width)

@@ -1,0 +1,196 @@
+"""D2LLM's interaction emulation module (IEM)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2llm.models.precision import as_given, wide
+from d2llm.models.scorers.base import MODES, Mode, Scorer, check_mode
+from d2llm.run.errors import ConfigError
+
+TITLE = "IEM"
+
+
+class IEM(Scorer):
+    """Interaction emulation module: an MLP over two vectors that stands in for cross-attention (release: `IEM`).
+
+        x = act(W1·[q; p] + b1)          (h)
+        y = ReLU(W_mode·x + b_mode)      (h)   pair feature y^S; one branch for symmetric, one for asymmetric search
+        z = w·y + b                            the logit z^S; one head for both branches
+
+    W1·[q; p] = Wq·q + Wp·p, so a passage stores Wp·p + b1 and a query costs one product; only the branch of the mode
+    runs. `matrix` works in blocks: its intermediate values stay within `block_bytes` (under autograd, the graph keeps
+    all of them).
+
+    activation: act is "relu" (release) or "squared_relu", ReLU(·)²; the branch's is always ReLU.
+    init: "random" is the release's (Xavier weights). "matcher" starts as a measure of closeness (docs/method.md):
+        the first layer's rows come in pairs ±R(q − p), the branches are the identity plus noise, the head weighs all
+        parts of the distance with one negative number:
+            squared_relu   z ≈ scale · (1 − ‖q − p‖² / 2d)           = scale · cos(q, p) if ‖q‖² = ‖p‖² = d
+            relu           z ≈ scale · (1 − √π/2 · ‖q − p‖₁ / d)     0 for independent normal vectors, in the mean
+        It expects entries of about unit variance, as PMA's layer norm gives. R is the identity if 2d ≤ hidden, else
+        hidden/2 random orthogonal directions, scaled so that ‖R(q − p)‖² keeps its size in the mean. Units to spare
+        are random, with a head weight of 0.
+    branches: "both" (paper) or "shared", one branch for either mode (ablation).
+    skip: "none" (paper) or "cosine", which adds w_c · cos(q, p) with a learned w_c, at first `skip_scale` (variant;
+        the caches then hold the normalised vector as well).
+    """
+
+    name = "iem"
+    sized = True
+
+    def __init__(
+        self,
+        size: int,
+        hidden: int = 512,
+        activation: Literal["relu", "squared_relu"] = "relu",
+        init: Literal["random", "matcher"] = "random",
+        branches: Literal["both", "shared"] = "both",
+        skip: Literal["none", "cosine"] = "none",
+        scale: float = 10.0,
+        skip_scale: float = 10.0,
+        block_bytes: int = 2 << 20,
+    ) -> None:
+        super().__init__()
+        for key, found, known in (
+            ("activation", activation, ("relu", "squared_relu")),
+            ("init", init, ("random", "matcher")),
+            ("branches", branches, ("both", "shared")),
+            ("skip", skip, ("none", "cosine")),
+        ):
+            if found not in known:
+                raise ConfigError(f"scorer iem: {key} is one of {', '.join(known)}, found {found!r}")
+        if hidden < (2 if init == "matcher" else 1):
+            raise ConfigError(f"scorer iem: hidden must be at least {2 if init == 'matcher' else 1}, found {hidden}")
+        self.size, self.hidden = size, hidden
+        self.squared = activation == "squared_relu"
+        self.block_bytes = block_bytes
+        self.first = nn.Linear(2 * size, hidden)
+        made = {name: nn.Linear(hidden, hidden) for name in (MODES if branches == "both" else ("shared",))}
+        self.branches = nn.ModuleDict(made)
+        self.head = nn.Linear(hidden, 1)
+        self.skip_weight = nn.Parameter(torch.tensor(float(skip_scale))) if skip == "cosine" else None
+        for layer in (self.first, *made.values(), self.head):
+            nn.init.xavier_uniform_(layer.weight)
+        if init == "matcher":
+            self._become_matcher(scale, made.values())
+
+    @torch.no_grad()
+    def _become_matcher(self, scale: float, branches: Iterable[nn.Linear]) -> None:
+        size, count = self.size, min(self.size, self.hidden // 2)
+        if count == size:
+            directions = torch.eye(size)
+        else:
+            directions = nn.init.orthogonal_(torch.empty(count, size)) * math.sqrt(size / count)
+        # Two rows for a direction, as ReLU passes one sign of a difference; the activations of both together are its
+        # square or its absolute value.
+        both = torch.cat([directions, -directions])
+        self.first.weight[: 2 * count] = torch.cat([both, -both], 1)
+        self.first.bias.zero_()
+        for branch in branches:
+            nn.init.normal_(branch.weight, std=0.02 / math.sqrt(self.hidden))
+            branch.weight.diagonal().add_(1.0)
+            branch.bias.zero_()
+        # What the activations sum to for independent vectors of unit variance: E(q − p)² = 2 and E|q − p| = 2/√π in
+        # each of `count` directions, whose scale √(d/count) enters the first squared.
+        expected = 2.0 * size if self.squared else 2.0 / math.sqrt(math.pi) * math.sqrt(size * count)
+        self.head.weight.zero_()
+        self.head.weight[0, : 2 * count] = -scale / expected
+        self.head.bias.fill_(scale)
+
+    # -------------------------------------------------------------------------------------------- the parts of one side
+
+    def query_cache(self, q: Tensor) -> Tensor:
+        """(n, d) → (n, h): Wq·q; with the cosine skip (n, h + d): followed by q/‖q‖."""
+        return self._cache(q, self.first.weight[:, : self.size], None)
+
+    def passage_cache(self, p: Tensor) -> Tensor:
+        """(m, d) → (m, h): Wp·p + b1; with the cosine skip (m, h + d): followed by p/‖p‖."""
+        return self._cache(p, self.first.weight[:, self.size :], self.first.bias)
+
+    def cache_parts(self, width: int) -> tuple[int, ...]:
+        return (width,) if self.skip_weight is None else (self.hidden, width - self.hidden)
+
+    def _cache(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x = x.to(weight.dtype)
+        part = F.linear(x, weight, bias)
+        return part if self.skip_weight is None else torch.cat([part, F.normalize(x, dim=-1)], -1)
+
+    # ----------------------------------------------------------------------------------------------------------- scores
+
+    def features_cached(self, query: Tensor, passage: Tensor, mode: Mode) -> Tensor:
+        """(n, c), (n, c) → (n, h): y^S, the output of the mode's branch."""
+        return self._branch(query[..., : self.hidden] + passage[..., : self.hidden], mode)
+
+    def logits_of(self, features: Tensor) -> Tensor:
+        """(…, h) features → (…) logits, without a cosine skip: a step that needs both runs the branch once."""
+        with as_given(features):
+            return F.linear(wide(features), wide(self.head.weight), wide(self.head.bias)).squeeze(-1)
+
+    def pairs_cached(self, query: Tensor, passage: Tensor, mode: Mode, features: Tensor | None = None) -> Tensor:
+        h = self.hidden
+        logits = self.logits_of(self.features_cached(query, passage, mode) if features is None else features)
+        if self.skip_weight is not None:
+            logits = logits + self.skip_weight * (wide(query[..., h:]) * wide(passage[..., h:])).sum(-1)
+        return logits
+
+    def matrix_cached(self, query: Tensor, passage: Tensor, mode: Mode) -> Tensor:
+        check_mode(mode)
+        h, n, m = self.hidden, query.shape[0], passage.shape[0]
+        # Pairs in a block: two values of (pairs, h) are alive at once, before and after the branch.
+        rows = max(1, self.block_bytes // (2 * h * query.element_size()))
+        width = min(max(m, 1), rows)
+        height = max(1, rows // width)
+        before, after = self._space(min(n, height) * width, query, passage)
+        strips = []
+        for i in range(0, n, height):
+            left = query[i : i + height, None, :h]
+            blocks = []
+            for j in range(0, m, width):
+                right = passage[None, j : j + width, :h]
+                shape = (left.shape[0], right.shape[1])
+                pairs = shape[0] * shape[1]
+                x = torch.add(left, right, out=None if before is None else before[:pairs].view(*shape, h))
+                y = self._branch(x.view(pairs, h), mode, None if after is None else after[:pairs])
+                blocks.append(self.logits_of(y).view(shape))
+            strips.append(torch.cat(blocks, 1) if blocks else query.new_zeros(left.shape[0], 0))
+        logits = torch.cat(strips) if strips else query.new_zeros(0, m)
+        if self.skip_weight is not None:
+            with as_given(query):
+                logits = logits + self.skip_weight * (wide(query[:, h:]) @ wide(passage[:, h:]).T)
+        return logits
+
+    def _space(self, pairs: int, query: Tensor, passage: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Room for the two values of a block, (pairs, h) each, which all blocks share: fresh memory for each costs a fifth of the time.
+
+        None where autograd keeps them, or where their type is another's to choose.
+        """
+        weight = self.head.weight
+        plain = query.dtype == passage.dtype == weight.dtype and (
+            weight.is_meta or not torch.is_autocast_enabled(weight.device.type)
+        )
+        if torch.is_grad_enabled() or not plain:
+            return None, None
+        return query.new_empty(pairs, self.hidden), query.new_empty(pairs, self.hidden)
+
+    def _branch(self, x: Tensor, mode: Mode, out: Tensor | None = None) -> Tensor:
+        """(r, h) before the first activation → (r, h) pair features, in `out` if given. Without autograd, x is overwritten."""
+        check_mode(mode)
+        # Linear; a ModuleDict declares any module.
+        branch: Any = self.branches[mode if mode in self.branches else "shared"]
+        if torch.is_grad_enabled():
+            x = torch.relu(x)
+            return torch.relu(branch(x.square() if self.squared else x))
+        x.relu_()
+        if self.squared:
+            x.square_()
+        return (branch(x) if out is None else torch.addmm(branch.bias, x, branch.weight.T, out=out)).relu_()
+
+
+SCORER = IEM

@@ -1,0 +1,156 @@
+"""`d2llm compare A B`: two runs task by task: every method of both, B minus A, with paired bootstrap intervals.
+
+For two configurations, two versions of the code or two machines on the same test examples. How intervals and p-values come about is
+`d2llm.analysis.comparison`'s; whether a fresh run may be called the same as a reference is `verification`'s question, not this one's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from d2llm.analysis.comparison import check, compare, least
+from d2llm.analysis.statistics import holm
+from d2llm.config.task_types import HEADLINE, METRIC_TITLES
+from d2llm.evaluation.predictions import read_predictions
+from d2llm.reporting.style import AVERAGE_TITLE, number, signed
+from d2llm.run.artifacts import read_csv
+from d2llm.run.errors import ArtifactError
+from d2llm.run.logs import progress
+from d2llm.run.schemas import AVERAGE, PREDICTIONS, SCORES
+
+_PREDICTIONS = {name: kind for name, kind in PREDICTIONS.items() if name not in ("tier", "phenomenon")}
+A, B = "run A", "run B"
+COLUMNS = ("method", "variant", "group", "task", "metric", "a", "b", "difference", "low", "high", "p", "p_holm", "seeds", "n")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two: its scores, and where its predictions are (None: not there)."""
+
+    scores: pd.DataFrame
+    predictions: Path | None
+
+
+def side(path: Path) -> Side:
+    """A results folder, or a scores.csv with predictions.parquet beside it or not. Raises ArtifactError."""
+    file = path / "scores.csv" if path.is_dir() else path
+    beside = file.with_name("predictions.parquet")
+    return Side(read_csv(file, SCORES), beside if beside.exists() else None)
+
+
+def two_runs(
+    first: Side, second: Side, *, variants: bool = False, resamples: int = 2500, level: float = 0.95, seed: int = 1
+) -> pd.DataFrame:
+    """One row a method (and variant), task and average of a group: columns `COLUMNS`; `a`, `b` and `difference` are means over the seeds
+    both have. Without predictions of both, interval and p-values are NaN. p_holm corrects for all rows.
+
+    Raises ArtifactError when the two share no method, task or seed, or are of other examples.
+    """
+    shared = common(first.scores, second.scores, variants)
+    same_sizes(first.scores, second.scores, list(shared["task"].unique()))
+    tasks = first.scores[first.scores["task"].isin(shared["task"])].drop_duplicates("task").set_index("task")
+    tasks = tasks[["task_type", "group"]]
+    runs = [(str(m), str(v)) for m, v in shared[["method", "variant"]].drop_duplicates().itertuples(index=False)]
+    files = {name: part.predictions for name, part in ((A, first), (B, second)) if part.predictions is not None}
+    both = len(files) == 2
+    columns = len(tasks) + int((tasks.groupby("group").size() > 1).sum())
+    count = max(resamples, least(len(runs) * columns, level))
+    rows = []
+    for method, variant in progress(runs, "compare"):
+        seeds = sorted(int(one) for one in shared.loc[(shared["method"] == method) & (shared["variant"] == variant), "seed"].unique())  # fmt: skip
+        own = [part[(part["method"] == method) & (part["variant"] == variant) & part["seed"].isin(seeds)] for part in (first.scores, second.scores)]  # fmt: skip
+        scores = pd.concat([part.assign(method=name, variant="base") for name, part in zip((A, B), own, strict=True)])
+        if not both:
+            rows.append(plain_differences(scores, tasks).assign(method=method, variant=variant, seeds=len(seeds)))
+            continue
+        where = {"method": method, "variant": variant, "seed": seeds, "task": list(tasks.index)}
+        predictions = pd.concat(
+            read_predictions(file, _PREDICTIONS, where).assign(method=name) for name, file in files.items()
+        )
+        found = compare(predictions, tasks, [A, B], count, level, seed, subject=B)
+        check(found, scores)
+        found = found.rename(columns={"value": "b"}).assign(a=found["value"] - found["difference"])
+        rows.append(found.assign(method=method, variant=variant))
+    table = pd.concat(rows, ignore_index=True)
+    return table.assign(p_holm=holm(table["p"]) if both else float("nan"))[list(COLUMNS)]
+
+
+def common(first: pd.DataFrame, second: pd.DataFrame, variants: bool) -> pd.DataFrame:
+    """(method, variant, seed, task) of the headline scores both have. Raises ArtifactError where there is none."""
+    key = ["method", "variant", "seed", "task"]
+    found = []
+    for scores in (first, second):
+        own = scores[(scores["phenomenon"] == "all") & (scores["metric"] == scores["task_type"].map(HEADLINE))]
+        found.append(own if variants else own[own["variant"] == "base"])
+    shared = found[0][key].merge(found[1][key], on=key)
+    if shared.empty:
+        said = ", ".join(f"{name} {sorted(set(found[0][name]))} and {sorted(set(found[1][name]))}" for name in key)
+        raise ArtifactError(f"the two runs have no score in common (method, variant, seed and task alike): {said}")
+    # Every task with every seed: a mean over other seeds would be another one.
+    whole = shared.groupby(["method", "variant", "seed"])["task"].transform("nunique") == shared["task"].nunique()
+    if not whole.any():
+        raise ArtifactError("no run of the two has been evaluated on all tasks they share")
+    return shared[whole]
+
+
+def same_sizes(first: pd.DataFrame, second: pd.DataFrame, tasks: list[str]) -> None:
+    """Raises ArtifactError naming the tasks whose scores are of other splits or numbers of examples: all that scores alone tell of them."""
+    sizes = []
+    for scores in (first, second):
+        own = scores[scores["phenomenon"] == "all"].drop_duplicates("task").set_index("task")
+        sizes.append({task: f"{own.loc[task, 'n']} of {own.loc[task, 'split']}" for task in tasks})
+    other = [f"{task} ({sizes[0][task]} in A, {sizes[1][task]} in B)" for task in tasks if sizes[0][task] != sizes[1][task]]  # fmt: skip
+    if other:
+        raise ArtifactError(
+            f"the two runs were evaluated on other examples: {', '.join(other)}; only runs on the same test sets can be compared"
+        )
+
+
+def plain_differences(scores: pd.DataFrame, tasks: pd.DataFrame) -> pd.DataFrame:
+    """Differences of collected scores alone, tasks and then averages as `compare` orders them."""
+    used = scores[(scores["phenomenon"] == "all") & (scores["metric"] == scores["task_type"].map(HEADLINE))]
+    means = used.groupby(["task", "method"])["value"].mean().unstack()
+    rows = []
+    for group, members in tasks.groupby("group", sort=False):
+        names = list(members.index)
+        metric = HEADLINE[members["task_type"].iloc[0]]
+        size = used.drop_duplicates("task").set_index("task")["n"]
+        for name, part in [(task, [task]) for task in names] + ([(AVERAGE, names)] if len(names) > 1 else []):
+            a, b = means.loc[part, A].mean(), means.loc[part, B].mean()
+            kind = HEADLINE[members.loc[part[0], "task_type"]] if name != AVERAGE else metric
+            rows.append({"group": group, "task": name, "metric": kind, "a": a, "b": b, "difference": b - a, "n": int(size[part].sum())})  # fmt: skip
+    return pd.DataFrame(rows).assign(low=float("nan"), high=float("nan"), p=float("nan"))
+
+
+def text(table: pd.DataFrame, names: tuple[str, str], level: float) -> str:
+    """The table for a terminal: marks as in the tables of a run, ↑ where B is significantly above A, ↓ below."""
+    intervals = bool(table["p"].notna().any())
+    lines = [f"A  {names[0]}", f"B  {names[1]}", ""]
+    head = ["method", "task", "metric", "A", "B", "B − A", *([f"{level:.0%} interval", "p", "p (Holm)", ""] if intervals else [])]  # fmt: skip
+    body = []
+    for row in table.itertuples():
+        title = row.method if row.variant == "base" else f"{row.method} {row.variant}"
+        task = f"{AVERAGE_TITLE} {row.group}" if row.task == AVERAGE else row.task
+        cells = [title, task, METRIC_TITLES.get(row.metric, row.metric), number(row.a), number(row.b), signed(row.difference)]  # fmt: skip
+        if intervals:
+            mark = "" if row.p_holm >= 1 - level or row.difference == 0 else "↑" if row.difference > 0 else "↓"
+            cells += [f"{signed(row.low)} to {signed(row.high)}", f"{row.p:.4f}", f"{row.p_holm:.4f}", mark]
+        body.append(cells)
+    widths = [max(len(line[place]) for line in [head, *body]) for place in range(len(head))]
+    for line in [head, *body]:
+        left = [cell.ljust(width) if place < 3 else cell.rjust(width) for place, (cell, width) in enumerate(zip(line, widths, strict=True))]  # fmt: skip
+        lines.append("  ".join(left).rstrip())
+    lines.append("")
+    seeds = sorted(set(table["seeds"]))
+    said = f"Headline metrics, means over the seeds both have ({' or '.join(map(str, seeds))} of them)."
+    if intervals:
+        luck = (
+            ", and the spread of seeds" if max(seeds) > 1 else "; of one seed, so the luck of a training is not in them"
+        )
+        said += f" Intervals: paired bootstrap over examples{luck}. ↑ ↓: B significantly above or below A after Holm's correction over these {len(table)} rows."  # fmt: skip
+    else:
+        said += " Scores alone are compared, without intervals or p-values, as predictions.parquet is not beside both scores.csv: of the examples only splits and numbers are known to be the same."  # fmt: skip
+    return "\n".join([*lines, said])

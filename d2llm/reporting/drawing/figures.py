@@ -1,0 +1,119 @@
+"""Renders a figure by name as PDF, SVG and PNG, from the collected files alone; no torch.
+
+A figure is a module of `reporting/figures/`: a head (`config.catalogue`) and `draw(data) -> matplotlib Figure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d2llm.config.catalogue import entries
+from d2llm.reporting.collected import Collected, collected, given
+from d2llm.reporting.context import Context, context
+from d2llm.reporting.style import CONTROLLED_TEXT
+from d2llm.run.artifacts import atomic
+from d2llm.run.errors import ConfigError
+from d2llm.run.paths import Paths
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from d2llm.config.schema import Config
+
+# No dates and versions in the files: equal results, equal bytes.
+FORMATS: dict[str, dict[str, Any]] = {
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+    "svg": {"Date": None, "Creator": None},
+    "png": {"Software": None},
+}
+STYLE = Path(__file__).with_name("suite.mplstyle")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What figures are made of: the collected files a figure asks for (`READS`), rows and their titles, the settings."""
+
+    collected: Collected
+    context: Context
+    config: Config
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """Scores of the methods as configured, no variants."""
+        scores = given(self.collected.scores, "scores")
+        return scores[scores["variant"] == "base"]
+
+    @property
+    def curves(self) -> pd.DataFrame:
+        """Losses and development scores of the methods as configured, no variants."""
+        curves = given(self.collected.curves, "curves")
+        return curves[curves["variant"] == "base"]
+
+    @property
+    def comparisons(self) -> pd.DataFrame:
+        """The subject against every baseline."""
+        return given(self.collected.comparisons, "comparisons")
+
+    @property
+    def runtime(self) -> pd.DataFrame:
+        """Times of the configured methods and reference rows."""
+        return given(self.collected.runtime, "runtime")
+
+
+def run(config: Config, name: str) -> None:
+    """Write `figures/<name>.pdf`, `.svg` and `.png`. Raises ConfigError for a figure nobody knows."""
+    known, paths = entries("figure"), Paths.of(config)
+    if name not in known:
+        raise ConfigError(f"no figure named {name!r}; known: {', '.join(known)}")
+    also = (file for file in known[name].also if getattr(paths, file).exists())
+    data = Data(collected(paths, [*known[name].reads, *also]), context(config), config)
+    render(import_module(known[name].module).draw, data, {ext: paths.figure(name, ext) for ext in FORMATS})
+
+
+def render(draw: Callable[[Data], Figure], data: Data, files: dict[str, Path]) -> None:
+    """Draw once in the suite's style and write every format."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with pyplot.style.context(STYLE):
+        figure = draw(data)
+        settle(figure)
+        for ext, path in files.items():
+            with atomic(path) as temporary:
+                figure.savefig(temporary, format=ext, metadata=FORMATS[ext])
+        pyplot.close(figure)
+
+
+def settle(figure: Figure) -> None:
+    """Lay out once for all formats, and to a millionth of the page: the last bits of a layout are not the same in every process."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, width, height = (round(side, 6) for side in axes.get_position(original=True).bounds)
+        axes.set_position((left, bottom, width, height))
+
+
+def empty(said: str) -> Figure:
+    """A figure that says why it is one."""
+    from matplotlib import pyplot
+
+    figure = pyplot.figure(figsize=(6.9, 0.8))
+    figure.text(0.5, 0.5, said, ha="center", va="center")
+    return figure
+
+
+def note(figure: Figure, data: Data, said: str) -> None:
+    """The line below a figure; generated text is said to be that on every one of them."""
+    import textwrap
+
+    if data.context.generated:
+        said += f" {CONTROLLED_TEXT}"
+    width = int(figure.get_figwidth() * 18.5)
+    figure.supxlabel(textwrap.fill(said, width), fontsize=7, color="#444444", x=0.01, ha="left")

@@ -1,0 +1,83 @@
+"""How far the subject (D2LLM as a rule) is ahead of, or behind, each baseline on each task, with its confidence interval."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from d2llm.config.task_types import METRIC_TITLES
+from d2llm.reporting.drawing.figures import empty, note
+from d2llm.reporting.style import AVERAGE_TITLE, BAND, BAND_AVERAGE, GROUP_TITLES, look
+from d2llm.run.schemas import AVERAGE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from d2llm.reporting.drawing.figures import Data
+
+PLACE = 2
+READS = ("scores", "comparisons")
+CAPTION = {
+    "section": "main",
+    "title": "{subject}'s lead over each baseline",
+    "text": (
+        "{subject}'s score minus each baseline's, with its confidence interval. Right of zero {subject} is ahead. "
+        "Filled marks are significant after correction over all comparisons, open ones are not."
+    ),
+    "alt": (
+        "Interval plot of {subject} minus each baseline on every task and on the average of each kind of task; the"
+        " strongest baseline's row is in the table at the top of the report."
+    ),
+}
+
+
+def draw(data: Data) -> Figure:
+    """A panel a kind of task. Filled: significant after correction; open: not."""
+    from matplotlib import pyplot
+    from matplotlib.lines import Line2D
+
+    found = data.comparisons
+    if not len(found):
+        return empty(
+            f"Nothing to compare: this needs {data.config.statistics.subject} and a baseline among the methods."
+        )
+    titles = data.scores.drop_duplicates("task").set_index("task")["task_title"].to_dict() | {AVERAGE: AVERAGE_TITLE}
+    groups = [group for group in GROUP_TITLES if group in set(found["group"])]
+    baselines = [name for name in data.context.methods if name in set(found["baseline"])]
+    figure, axes = pyplot.subplots(1, len(groups), figsize=(6.9, 3.6), squeeze=False)
+    for axis, group in zip(axes[0], groups, strict=True):
+        own = found[found["group"] == group]
+        tasks = [*sorted(set(own["task"]) - {AVERAGE}), *({AVERAGE} & set(own["task"]))]
+        axis.axvline(0, color="#333333", linewidth=0.8, zorder=1)
+        for place, task in enumerate(tasks):
+            axis.axhspan(place - 0.42, place + 0.42, color=BAND if task != AVERAGE else BAND_AVERAGE, lw=0, zorder=0)
+            for step, name in enumerate(baselines):
+                row = own[(own["task"] == task) & (own["baseline"] == name)].iloc[0]
+                color, marker = look(name, data.context.methods)
+                height = place + (step - (len(baselines) - 1) / 2) * 0.15
+                fill = color if row["p_holm"] < 1 - data.context.level else "white"
+                axis.plot([row["low"], row["high"]], [height, height], color=color, linewidth=1.1, zorder=2)
+                axis.plot(row["difference"], height, marker, color=color, markerfacecolor=fill, markersize=4, zorder=3)
+        axis.set_yticks(range(len(tasks)), [titles[task] for task in tasks])
+        axis.set_ylim(len(tasks) - 0.5, -0.5)
+        axis.grid(False, axis="y")
+        metric = own["metric"].iloc[0]
+        axis.set_title(f"{GROUP_TITLES.get(group, group)}: {METRIC_TITLES.get(metric, metric)}")
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=look(n, data.context.methods)[0],
+            marker=look(n, data.context.methods)[1],
+            label=data.context.titles.get(n, n),
+        )
+        for n in baselines
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.4)
+    seeds, subject = int(found["seeds"].iloc[0]), data.context.subject
+    note(
+        figure, data,
+        f"{subject} minus the baseline; right of 0 {subject} is better. Bars: {data.context.level:.0%} intervals, paired bootstrap over examples"
+        f"{' and spread of seeds' if seeds > 1 else '; one seed, so the spread of training is not in them'}. Filled marks: significant after Holm's "
+        f"correction over {len(found)} comparisons.",
+    )  # fmt: skip
+    return figure

@@ -1,0 +1,139 @@
+"""Tables 1 to 3 of the paper: every method on every task of one kind, beside the reference rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from d2llm.config.task_types import METRIC_TITLES
+from d2llm.reporting.collected import Collected, given
+from d2llm.reporting.context import Context
+from d2llm.reporting.layout.formats import Cell, Column, Lead, Row, Table
+from d2llm.reporting.layout.marks import marks
+from d2llm.reporting.style import AVERAGE_TITLE, CONTROLLED_TEXT
+from d2llm.run.errors import ArtifactError
+from d2llm.run.schemas import AVERAGE
+
+if TYPE_CHECKING:
+    from d2llm.config.schema import Config
+
+
+@dataclass(frozen=True)
+class MainTable:
+    """A table over the tasks of `group` (column `group` of the scores) and `metrics`, the paper's, in its order."""
+
+    name: str
+    heading: str
+    group: str
+    metrics: tuple[str, ...]
+    remark: str = ""
+
+    def build(self, collected: Collected, context: Context, config: Config | None = None) -> Table:
+        """The table from collected scores, with the significant leads that `comparisons` (d2llm.analysis.comparison) holds.
+
+        Raises:
+            ArtifactError: a configured method has no score for a task and metric that others have.
+        """
+        scores, comparisons = given(collected.scores, "scores"), collected.comparisons
+        used = scores[
+            (scores["group"] == self.group)
+            & (scores["variant"] == "base")
+            & (scores["phenomenon"] == "all")
+            & scores["metric"].isin(self.metrics)
+            & scores["method"].isin([*context.methods, *context.references])
+        ]
+        if used.empty:
+            return Table(self.name, self.heading, "No task of this kind was evaluated.", (), ())
+        columns = self._columns(used)
+        names = [*context.references, *context.methods]
+        cells = {name: _cells(name, used[used["method"] == name], columns) for name in names}
+        ranked = [marks({name: cells[name][place].mean for name in context.methods}) for place in range(len(columns))]
+        rows = [
+            Row(name, context.titles.get(name, name), "reference", tuple(cells[name])) for name in context.references
+        ]
+        leads = self._leads(comparisons, context)
+        for name in context.methods:
+            marked = (
+                replace(cell, mark=ranks[name], lead=leads.get((name, column.task, column.metric), ""))
+                for cell, ranks, column in zip(cells[name], ranked, columns, strict=True)
+            )
+            rows.append(Row(name, context.titles.get(name, name), "method", tuple(marked)))
+        caption = self._caption(used, context, None if comparisons is None else len(comparisons))
+        return Table(self.name, self.heading, caption, columns, tuple(rows))
+
+    def _leads(self, comparisons: pd.DataFrame | None, context: Context) -> dict[tuple[str, str, str], Lead]:
+        """(method, task, metric) of the cells that differ significantly from the strongest baseline."""
+        if comparisons is None:
+            return {}
+        found = comparisons[comparisons["strongest"] & (comparisons["group"] == self.group)]
+        found = found[found["p_holm"] < 1 - context.level]
+        return {
+            (row.method, row.task, row.metric): "up" if row.difference > 0 else "down" for row in found.itertuples()
+        }
+
+    def _columns(self, used: pd.DataFrame) -> tuple[Column, ...]:
+        titles = used.drop_duplicates("task").set_index("task")["task_title"].sort_index().to_dict()
+        if len(titles) > 1:
+            titles[AVERAGE] = AVERAGE_TITLE
+        return tuple(
+            Column(task, title, metric, METRIC_TITLES.get(metric, metric))
+            for task, title in titles.items()
+            for metric in self.metrics
+        )
+
+    def _caption(self, used: pd.DataFrame, context: Context, compared: int | None) -> str:
+        own = used[used["method"].isin(context.methods)]
+        seeds = sorted(own["seed"].unique().tolist())
+        many = len(seeds) > 1
+        said = [
+            f"Tier {context.tier}, {'/'.join(sorted(used['split'].unique()))} split, "
+            + (f"mean ± standard deviation over {len(seeds)} seeds." if many else "one seed.")
+        ]
+        if many:
+            said.append("Average: the tasks are averaged within a seed.")
+        said.append(
+            f"Best in bold, runner-up underlined among the {len(context.methods)} trained methods; "
+            "these marks are ranks, not claims of significance."
+        )
+        if compared:
+            said.append(
+                f"↑ ↓: {context.subject} is significantly above or below the strongest baseline of the column (paired bootstrap over "
+                f"examples{', spread of seeds' if many else ''}, {context.level:.0%}, Holm's correction over {compared} comparisons; "
+                "judged in the column of the headline metric)."
+            )
+        if context.references:
+            said.append("Reference rows (one evaluation each) are set apart and not ranked.")
+        if set(used["task_type"]) & context.averaged:
+            said.append("A pair's score is the mean of its two orders, for every row alike.")
+        # Only rows that look at candidates, not at the whole corpus, say which.
+        partial = used[~used["candidates"].isin(["", "all"])]
+        for method, depth in partial[["method", "candidates"]].drop_duplicates().itertuples(index=False):
+            said.append(f"{context.titles.get(method, method)}: re-ranks the union of candidates {depth} per query.")
+        if self.remark:
+            said.append(self.remark)
+        if context.generated:
+            said.append(CONTROLLED_TEXT)
+        return " ".join(said)
+
+
+def _cells(name: str, own: pd.DataFrame, columns: Sequence[Column]) -> list[Cell]:
+    """One method's cells: (seed × column) values, reduced over seeds."""
+    wide = own.pivot(index="seed", columns=["task", "metric"], values="value")
+    for column in columns:
+        key = (column.task, column.metric)
+        if column.task != AVERAGE and (key not in wide.columns or wide[key].isna().any()):
+            raise ArtifactError(
+                f"the collected scores hold no {column.metric} of method {name} on task {column.task} for every seed; "
+                "run `snakemake --cores all` again"
+            )
+    cells = []
+    for column in columns:
+        if column.task == AVERAGE:
+            values = wide.xs(column.metric, axis=1, level="metric").mean(axis=1)
+        else:
+            values = wide[column.task, column.metric]
+        cells.append(Cell(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, len(values)))
+    return cells

@@ -1,0 +1,103 @@
+"""Which of the subject's leads (D2LLM's as a rule) hold: each comparison with the strongest baseline, judged and put into words. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from d2llm.config.task_types import METRIC_TITLES
+from d2llm.reporting.style import AVERAGE_TITLE, DECIMALS, GROUP_TITLES, number, signed
+from d2llm.run.schemas import AVERAGE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from d2llm.reporting.context import Context
+
+VERDICTS = {
+    (1, True): "ahead",
+    (-1, True): "behind",
+    (1, False): "ahead, not significantly",
+    (-1, False): "behind, not significantly",
+    (0, False): "level",
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The subject against the strongest baseline on one task, or on the average of a group of tasks."""
+
+    group: str
+    task: str
+    metric: str
+    baseline: str
+    value: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    verdict: str
+    average: bool
+
+    @property
+    def baseline_value(self) -> float:
+        return self.value - self.difference
+
+    @property
+    def significant(self) -> bool:
+        return self.verdict in ("ahead", "behind")
+
+
+def claims(comparisons: pd.DataFrame, task_titles: dict[str, str], context: Context) -> dict[str, list[Claim]]:
+    """The claims of each group by its title, tasks in order and their average last."""
+    found: dict[str, list[Claim]] = {}
+    own = comparisons[comparisons["strongest"]]
+    own = own.assign(last=own["task"] == AVERAGE).sort_values(["last", "task"], kind="stable")
+    for group in [*(g for g in GROUP_TITLES if g in set(own["group"])), *sorted(set(own["group"]) - set(GROUP_TITLES))]:
+        title = GROUP_TITLES.get(group, group)
+        found[title] = [_claim(row, title, task_titles, context) for row in own[own["group"] == group].itertuples()]
+    return found
+
+
+def _claim(row, group: str, task_titles: dict[str, str], context: Context) -> Claim:
+    # What prints as no difference is none, unless it is a significant one.
+    significant = row.difference != 0 and row.p_holm < 1 - context.level
+    shown = row.difference if significant else round(row.difference, DECIMALS)
+    sign = (shown > 0) - (shown < 0)
+    return Claim(
+        group=group,
+        task=AVERAGE_TITLE if row.task == AVERAGE else task_titles.get(row.task, row.task),
+        metric=METRIC_TITLES.get(row.metric, row.metric),
+        baseline=context.titles.get(row.baseline, row.baseline),
+        value=row.value,
+        difference=row.difference,
+        low=row.low,
+        high=row.high,
+        p=row.p_holm,
+        verdict=VERDICTS[sign, significant],
+        average=row.task == AVERAGE,
+    )
+
+
+def sentence(group: str, found: list[Claim], context: Context) -> tuple[str, str]:
+    """What a group's claims come to: a verdict in a word or two, and a sentence with the numbers.
+
+    Judged on the average of the group's tasks, or on its only one.
+    """
+    whole = next((claim for claim in found if claim.average), found[-1])
+    tasks = [claim for claim in found if not claim.average]
+    where = "on average over the tasks" if whole.average else f"on {whole.task}"
+    if whole.verdict == "level":
+        verdict, said = "Level", f"{context.subject} is level with the strongest baseline, {whole.baseline}, {where}"
+    else:
+        side = "ahead of" if whole.difference > 0 else "behind"
+        verdict = {"ahead": "Holds", "behind": "Does not hold"}.get(whole.verdict, "Not shown")
+        said = f"{context.subject} is {side} the strongest baseline, {whole.baseline}, by {number(abs(whole.difference))} {where}"
+    said += f" ({whole.metric} {number(whole.value)} against {number(whole.baseline_value)}; {context.level:.0%} interval of the difference "
+    said += (
+        f"{signed(whole.low)} to {signed(whole.high)}; {'significant' if whole.significant else 'not significant'})."
+    )
+    if whole.average:
+        ahead, behind = (sum(claim.verdict == side for claim in tasks) for side in ("ahead", "behind"))
+        said += f" Task by task: significantly ahead on {ahead} of {len(tasks)}, significantly behind on {behind}, undecided on {len(tasks) - ahead - behind}."
+    return verdict, said

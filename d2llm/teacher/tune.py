@@ -1,0 +1,255 @@
+"""Stage `teacher`: tunes the base decoder as a yes/no cross-encoder on graded groups, and reports whether it is good enough.
+
+The loss is binary cross-entropy of yes against no, with graded targets (1 for entailed or relevant, below one half otherwise). Where the
+source knows how each word of a candidate stands to the query (the generated world does), a word-relation loss is added; its head is
+thrown away. A teacher below `teacher.min_ap` on dev is refused, because every later number would rest on it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from d2llm.methods.base import PretextContext
+from d2llm.methods.parameters import groups
+from d2llm.models import remote
+from d2llm.models.lora import add_lora, merged_state
+from d2llm.models.tokens import encodings
+from d2llm.run.artifacts import append_jsonl, atomic, read_frame, write_json
+from d2llm.run.checkpoint import Resume
+from d2llm.run.errors import TrainingError
+from d2llm.run.logs import get_logger
+from d2llm.run.paths import Paths
+from d2llm.run.schemas import TEACHER_PAIRS
+from d2llm.teacher.cross_encoder import Row, Teacher
+from d2llm.training.optimization import fit, mixed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+    from d2llm.config.schema import Config, TeacherSettings
+
+RELATIONS = 6  # d2llm.data.world.events.relation
+LOG_EVERY = 50  # of the updates
+
+
+def run(config: Config, teacher: str, resume: Resume | None = None) -> None:
+    """Tune a teacher of the config, check it on dev, save model and report."""
+    from transformers import AutoConfig
+
+    paths, settings = Paths.of(config), config.teacher_of(teacher)
+    folder = paths.teacher(teacher)
+    train = read_frame(paths.teacher_train, TEACHER_PAIRS)
+    dev = read_frame(paths.teacher_dev, TEACHER_PAIRS)
+    torch.manual_seed(settings.seed)
+    judge = Teacher.load(paths.base("teacher"), settings, torch.float32 if settings.steps else "auto")
+    log_file, report_file = folder / "log.jsonl", folder / "report.json"
+    log_file.unlink(missing_ok=True)
+    if settings.steps:
+        tune(judge, train, settings, log_file, resume, config.training.precision)
+    report = assess(judge, dev)
+    write_json(report_file, report)
+    for mode, found in report.items():
+        get_logger(__name__).info(
+            "%s on dev, %s: AP %.3f, accuracy %.3f", teacher, mode, found["ap"], found["accuracy"]
+        )
+        if found["ap"] < settings.min_ap:
+            raise TrainingError(
+                f"the teacher is not good enough to learn from: {mode} dev AP {found['ap']:.3f} is below teacher.min_ap "
+                f"{settings.min_ap}; raise teacher.steps, or lower the bar knowingly ({report_file} has the details)"
+            )
+    if settings.quantization != "none":
+        # What is kept are the weights themselves; every stage quantises them anew, alike.
+        judge = Teacher.load(paths.base("teacher"), settings.model_copy(update={"quantization": "none"}))
+    with atomic(folder / "model") as place:
+        kept = AutoConfig.from_pretrained(paths.base("teacher"), trust_remote_code=remote.allowed()).dtype
+        state = {name: value.to(kept) for name, value in merged_state(judge.model).items()}
+        # The model itself as well: what `Teacher.load` computes in is what the saved config says of it.
+        judge.model.to(kept).save_pretrained(place, state_dict=state)
+        judge.tokenizer.save_pretrained(place)
+
+
+def relation_labels(
+    teacher: Teacher, candidates: list[str], marks: list[str], rows_tokens: list[list[int]]
+) -> list[list[int]]:
+    """For every token of every candidate, the digit of its first character (-100 outside slots)."""
+    out = []
+    for encoded, digits, ids in zip(encodings(teacher.tokenizer, candidates), marks, rows_tokens, strict=True):
+        labels = [int(digits[start]) or -100 for start, _ in encoded.offsets]
+        assert len(labels) == len(ids)
+        out.append(labels)
+    return out
+
+
+class _Examples:
+    """Packed rows with targets and word relations, ready to batch."""
+
+    def __init__(self, teacher: Teacher, frame: pd.DataFrame) -> None:
+        self.rows: dict[str, list[Row]] = {}
+        self.targets: dict[str, list[np.ndarray]] = {}
+        self.relations: dict[str, list[list[list[int]]]] = {}
+        for mode, part in frame.groupby("mode", sort=True):
+            pairs = list(zip(part["a"], (list(b) for b in part["b"]), strict=True))
+            self.rows[mode] = teacher.pack(pairs, mode)
+            targets = [np.asarray(values, dtype=np.float32) for values in part["target"]]
+            self.targets[mode] = [targets[row.group][row.members] for row in self.rows[mode]]
+            flat = [text for _, candidates in pairs for text in candidates]
+            marks = [mark for values in part["relations"] for mark in values]
+            labels = relation_labels(teacher, flat, marks, teacher.tokens(flat))
+            ends = np.cumsum([len(candidates) for _, candidates in pairs])
+            by_group = [labels[end - len(c) : end] for end, (_, c) in zip(ends, pairs, strict=True)]
+            self.relations[mode] = [[by_group[row.group][i] for i in row.members] for row in self.rows[mode]]
+
+    def batches(self, pairs: int, steps: int, seed: int, asymmetric_share: float) -> list[tuple[str, np.ndarray]]:
+        """`steps` batches of one mode and about `pairs` pairs; rows of like length travel together (within 16 batches)."""
+        rng = np.random.default_rng(seed)
+        sizes = {
+            mode: max(1, round(pairs * len(rows) / sum(len(row.answers) for row in rows)))
+            for mode, rows in self.rows.items()
+        }
+        queues: dict[str, list[np.ndarray]] = {mode: [] for mode in self.rows}
+        out = []
+        for _ in range(steps):
+            mode = "asymmetric" if rng.random() < asymmetric_share else "symmetric"
+            mode = mode if mode in self.rows else next(iter(self.rows))  # some sources have one mode only
+            size = sizes[mode]
+            if not queues[mode]:
+                order = rng.permutation(len(self.rows[mode]))
+                lengths = np.array([len(self.rows[mode][i].ids) for i in order])
+                made = []
+                for start in range(0, len(order), 16 * size):
+                    part = slice(start, start + 16 * size)
+                    chunk = order[part][np.argsort(lengths[part], kind="stable")]
+                    made += [chunk[i : i + size] for i in range(0, len(chunk), size)]
+                queues[mode] = [made[i] for i in rng.permutation(len(made))]
+            out.append((mode, queues[mode].pop()))
+        return out
+
+
+def tune(
+    teacher: Teacher,
+    frame: pd.DataFrame,
+    settings: TeacherSettings,
+    log_file: Path,
+    resume: Resume | None = None,
+    precision: str = "float32",
+) -> None:
+    """Train the teacher in place."""
+    from accelerate import Accelerator
+
+    examples = _Examples(teacher, frame)
+    hidden = teacher.model.config.hidden_size
+    device = teacher.model.device
+    relation = nn.Linear(hidden, RELATIONS).to(device)
+    if settings.tuning.kind == "lora":
+        teacher.model.requires_grad_(False)
+        teacher.model = add_lora(teacher.model, settings.tuning)
+    teacher.model.train()
+    batches = examples.batches(settings.batch_pairs, settings.steps, settings.seed, settings.asymmetric_share)
+
+    def write(record: dict[str, Any]) -> None:
+        number = record["step"]
+        if number % LOG_EVERY == 0 or number == settings.steps:
+            append_jsonl(log_file, {**record, "mode": batches[number - 1][0]})
+
+    context = PretextContext(
+        device=device,
+        accelerator=Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed(precision)),
+        loop=partial((resume or Resume()).loop, log_file=log_file),
+        log=write,
+    )
+
+    def loss(batch: tuple[str, np.ndarray]) -> dict[str, Tensor]:
+        mode, index = batch
+        rows = [examples.rows[mode][i] for i in index]
+        with context.autocast():
+            logits, _, states = teacher.forward(rows, mode)
+        wanted = torch.from_numpy(np.concatenate([examples.targets[mode][i] for i in index])).to(device)
+        logits = logits.float()
+        terms = {"answer": F.binary_cross_entropy_with_logits(logits[:, 0] - logits[:, 1], wanted)}
+        if settings.relation_weight:
+            at, digits = marked(rows, [examples.relations[mode][i] for i in index], states.shape[1])
+            if digits:  # only some sources know any
+                picked = states.flatten(0, 1)[torch.tensor(at, device=device)].float()
+                right = torch.tensor(digits, device=device)
+                terms["relation"] = settings.relation_weight * F.cross_entropy(relation(picked), right)
+        return terms
+
+    def split(batch: tuple[str, np.ndarray], parts: int) -> list[tuple[tuple[str, np.ndarray], dict[str, float]]]:
+        """At most so many parts of the rows, each with its share of the candidates and of the marked words."""
+        mode, index = batch
+
+        def counts(some: np.ndarray) -> tuple[int, int]:
+            rows = [examples.rows[mode][i] for i in some]
+            words = marked(rows, [examples.relations[mode][i] for i in some], 0)[1]
+            return sum(len(row.answers) for row in rows), len(words)
+
+        answers, words = counts(index)
+        pieces = [(piece, counts(piece)) for piece in np.array_split(index, min(parts, len(index)))]
+        return [
+            ((mode, piece), {"answer": own / answers, "relation": said / max(1, words)})
+            for piece, (own, said) in pieces
+        ]
+
+    fit(
+        groups([*teacher.model.named_parameters(), *relation.named_parameters()], settings.learning_rate, 0.01),
+        batches,
+        loss,
+        steps=settings.steps,
+        name="tuning the teacher",
+        context=context,
+        split=split,
+        warmup=settings.warmup,
+        betas=(0.9, 0.98),
+    )
+    teacher.model.eval()
+
+
+def marked(rows: list[Row], labels: list[list[list[int]]], width: int) -> tuple[list[int], list[int]]:
+    """Where the candidates' words that have a relation stand in rows of so many tokens laid end to end, and the relations."""
+    at, digits = [], []
+    for i, (row, found) in enumerate(zip(rows, labels, strict=True)):
+        for (start, end), own in zip(row.text_spans, found, strict=True):
+            for offset, digit in enumerate(own[: end - start]):
+                if digit != -100:
+                    at.append(i * width + start + offset)
+                    digits.append(digit)
+    return at, digits
+
+
+def assess(teacher: Teacher, dev: pd.DataFrame, bins: int = 10) -> dict[str, dict]:
+    """By mode: AP, accuracy at 0.5, expected calibration error against labels, Spearman with the targets, accuracy by phenomenon."""
+    from scipy.stats import spearmanr
+    from sklearn.metrics import average_precision_score
+
+    report = {}
+    for mode, part in dev.groupby("mode", sort=True):
+        pairs = [(a, list(b)) for a, b in zip(part["a"], part["b"], strict=True)]
+        logits = np.concatenate(teacher.score(pairs, mode, description=f"teacher on dev, {mode}"))
+        margin = logits[:, 0] - logits[:, 1]  # ranks: a sure teacher's probabilities tie at 1
+        probability = 1 / (1 + np.exp(-margin))
+        label, wanted, name = (
+            np.concatenate([np.asarray(v) for v in part[key]]) for key in ("label", "target", "phenomenon")
+        )
+        label = label.astype(bool)
+        edges = np.minimum((probability * bins).astype(int), bins - 1)
+        curve = [
+            {"from": k / bins, "to": (k + 1) / bins, "n": int((edges == k).sum()), "mean_probability": float(probability[edges == k].mean()),
+             "share_true": float(label[edges == k].mean())}
+            for k in range(bins) if (edges == k).any()
+        ]  # fmt: skip
+        error = sum(b["n"] * abs(b["mean_probability"] - b["share_true"]) for b in curve) / len(label)
+        right = (probability >= 0.5) == label
+        report[str(mode)] = {
+            "n": len(label), "ap": float(average_precision_score(label, margin)), "accuracy": float(right.mean()),
+            "expected_calibration_error": float(error), "spearman_with_targets": float(spearmanr(margin, wanted)[0]),
+            "accuracy_by_phenomenon": {str(k): float(right[name == k].mean()) for k in sorted(set(name))}, "reliability": curve,
+        }  # fmt: skip
+    return report

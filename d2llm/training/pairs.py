@@ -1,0 +1,132 @@
+"""The training pairs as batches: the same for every method of a seed, with the teacher's scores for those that imitate one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from d2llm.methods.losses import off_diagonal
+from d2llm.methods.text_ids import PairTextIds
+from d2llm.models.batch import Batch, TeacherTargets
+from d2llm.run.artifacts import read_frame
+from d2llm.run.errors import DataError
+from d2llm.run.paths import Paths
+from d2llm.run.schemas import PAIRS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from d2llm.config.schema import Config
+    from d2llm.methods.base import Method
+
+
+class PairData:
+    """The training pairs with, for methods that use it, the teacher's scores."""
+
+    def __init__(self, pairs: pd.DataFrame, scores: pd.DataFrame | None) -> None:
+        self.pairs = pairs
+        self.queries, self.positives = pairs["query"].tolist(), pairs["positive"].tolist()
+        self.negatives = [list(found) for found in pairs["negatives"]]
+        widths = {len(found) for found in self.negatives}
+        if len(widths) != 1:
+            raise DataError(
+                f"pairs: every query needs the same number of negatives, found {sorted(widths)}; remove pairs/ and run again"
+            )
+        self.width = widths.pop()
+        self.text_ids = PairTextIds(
+            pairs["dataset"].tolist(), self.queries, self.positives, self.negatives, pairs["marked"].tolist()
+        )
+        self.scores = None if scores is None else _Scores(scores, self.width)
+        # Rows of every pack, packs of every data set (one mode each).
+        self.packs = [rows.to_numpy() for _, rows in pairs.groupby("pack", sort=True).groups.items()]
+        owner = pairs.groupby("pack", sort=True)["dataset"].first().to_numpy()
+        self.datasets = {str(name): np.flatnonzero(owner == name) for name in dict.fromkeys(owner)}
+        self.modes = pairs.groupby("dataset")["mode"].first().to_dict()
+
+    @classmethod
+    def load(cls, config: Config, method: Method, teacher: str = "teacher") -> PairData:
+        """Read what the run needs; a method that does not use a teacher never sees any scores."""
+        pairs = read_frame(Paths.of(config).pairs, PAIRS)
+        scores = None
+        if method.uses_teacher:
+            from d2llm.teacher.targets import read_scores
+
+            scores = read_scores(config, pairs["qid"].tolist(), teacher)
+        return cls(pairs, scores)
+
+    def plan(self, size: int, steps: int, seed: int) -> list[tuple[str, list[int]]]:
+        """`steps` batches of one data set each, as (data set, pack numbers): the same for every method of a seed.
+
+        A data set is drawn in proportion to its size; its packs are reshuffled every pass.
+        """
+        rng = np.random.default_rng(seed)
+        names = list(self.datasets)
+        share = np.array([len(self.datasets[name]) for name in names], dtype=float)
+        per_batch = max(1, size // len(self.packs[0]))
+        queues: dict[str, list[int]] = {name: [] for name in names}
+        out = []
+        for name in rng.choice(names, size=steps, p=share / share.sum()):
+            queue = queues[name]
+            while len(queue) < per_batch:
+                queue += rng.permutation(self.datasets[name]).tolist()
+            out.append((str(name), queue[:per_batch]))
+            del queue[:per_batch]
+        return out
+
+    def batches(self, size: int, steps: int, seed: int, done: int = 0) -> Batches:
+        """The batches of `plan` after the first `done`, made one at a time."""
+        return Batches(self, self.plan(size, steps, seed)[done:])
+
+    def batch(self, dataset: str, packs: list[int]) -> Batch:
+        """The batch of some packs; easy negatives are the other positives of a query's pack."""
+        rows = np.concatenate([self.packs[number] for number in packs])
+        teacher = None
+        if self.scores is not None:
+            teacher = self.scores.targets(rows, [len(self.packs[number]) for number in packs])
+        return Batch(
+            dataset=dataset, mode=self.modes[dataset], queries=[self.queries[i] for i in rows],
+            positives=[self.positives[i] for i in rows], negatives=[self.negatives[i] for i in rows], teacher=teacher,
+            text_ids=self.text_ids.of(rows),
+        )  # fmt: skip
+
+
+class Batches:
+    """A sized iterable over planned batches."""
+
+    def __init__(self, data: PairData, plan: list[tuple[str, list[int]]]) -> None:
+        self.data, self.plan = data, plan
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for dataset, packs in self.plan:
+            yield self.data.batch(dataset, packs)
+
+
+class _Scores:
+    """Teacher scores as arrays in the order of the training pairs."""
+
+    def __init__(self, scores: pd.DataFrame, width: int) -> None:
+        stack = {
+            key: np.stack(scores[key]).astype(np.float32) for key in ("yes", "no", "easy_yes", "easy_no", "features")
+        }
+        if stack["yes"].shape[1] != width + 1:
+            raise DataError(
+                f"teacher scores cover {stack['yes'].shape[1] - 1} negatives a query, the pairs have {width}; remove teacher/scores and run again"
+            )
+        self.hard = np.stack([stack["yes"], stack["no"]], axis=-1)
+        self.easy = np.stack([stack["easy_yes"], stack["easy_no"]], axis=-1)
+        self.features = stack["features"].reshape(-1, width + 1, width + 1)
+
+    def targets(self, rows: np.ndarray, sizes: list[int]) -> TeacherTargets:
+        packs = torch.arange(len(rows)).split(sizes)
+        index = torch.cat([off_diagonal(pack.expand(len(pack), -1)) for pack in packs])  # all but oneself
+        hard = torch.from_numpy(self.hard[rows])
+        return TeacherTargets(
+            positive_logits=hard[:, 0], negative_logits=hard[:, 1:], easy_logits=torch.from_numpy(self.easy[rows]),
+            easy_index=index, features=torch.from_numpy(self.features[rows]),
+        )  # fmt: skip
