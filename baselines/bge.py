@@ -5,13 +5,25 @@ Source: Xiao et al. 2023, C-Pack (arXiv 2309.07597), and FlagEmbedding. docs/bas
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from baselines.retromae import Autoencoding, autoencode, check_encoder
-from d2llm.config.recipes import Count, MaxLengths, Positive, Recipe, Schedule, Stage, Tuning, Warmup, Weight
-from d2llm.methods.base import PretextContext
+from d2llm.config.recipes import (
+    Count,
+    MaxLengths,
+    PositiveFloat,
+    PretextStage,
+    Reading,
+    Recipe,
+    Schedule,
+    TunedWeights,
+    Warmup,
+    Weight,
+)
+from d2llm.methods.base import TrainingContext
 from d2llm.methods.contrastive import ContrastiveMethod
 
 if TYPE_CHECKING:
@@ -24,32 +36,37 @@ if TYPE_CHECKING:
 INSTRUCTION = "为这个句子生成表示以用于检索相关文章："
 
 
-class UnsupervisedPairs(Stage):
+class UnsupervisedPairs(PretextStage):
     """Contrastive learning on text pairs that need no label (the paper's "general-purpose fine-tuning")."""
 
     # The paper's batch of 19,200 needs a cluster; the other numbers are assumptions.
     batch_size: Annotated[int, Field(ge=2)] = 256
-    learning_rate: Positive = 1e-4
+    learning_rate: PositiveFloat = 1e-4
     # Of this stage's contrast.
-    temperature: Positive = 0.01
+    temperature: PositiveFloat = 0.01
     max_length: Annotated[int, Field(ge=4)] = 256
     # "next": a text and the one that follows it; "crop": two random spans of one text; "auto": next where known.
     pairs: Literal["auto", "next", "crop"] = "auto"
     # Shortest span of "crop", as a share of the text.
     shortest: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
 
+    def reading(self, recipe: Any, ordered: bool) -> Reading:
+        """A text and the next, or two spans of one."""
+        cropped = self.pairs == "crop" or (self.pairs == "auto" and not ordered)
+        return Reading(sequences=2, around=2, share=(1 + self.shortest) / 2 if cropped else 1.0)
+
 
 class BGERecipe(Recipe):
     """Rate 1e-5 (large; 2e-5 base, 3e-5 small), temperature of bge-v1.5 (bge: 0.01), groups of 2, lengths 64 and 256."""
 
-    learning_rate: Positive = 1e-5
+    learning_rate: PositiveFloat = 1e-5
     # The trainer's defaults, which its example leaves alone.
     weight_decay: Weight = 0.0
     warmup: Warmup = 0
     schedule: Schedule = "linear"
-    temperature: Positive = 0.02
+    temperature: PositiveFloat = 0.02
     hard_negatives: Count | None = 1
-    tuning: Tuning = Tuning(kind="full")
+    tuning: TunedWeights = TunedWeights(kind="full")
     max_lengths: MaxLengths = MaxLengths(query=64, passage=256, symmetric=256)
     # Before queries of retrieval.
     instruction: str = INSTRUCTION
@@ -75,13 +92,11 @@ class BGE(ContrastiveMethod[BGERecipe]):
         """The query instruction."""
         return (recipe.instruction,)
 
-    def build(self, backbone: Backbone, recipe: BGERecipe) -> Student:
+    def make_student(self, backbone: Backbone, recipe: BGERecipe) -> Student:
         """[CLS] text [SEP]; [CLS] instruction text [SEP] for queries of retrieval."""
         from d2llm.models.student import Student, TextFormat, same_formats
 
         backbone.tune(recipe.tuning)
-        if recipe.gradient_checkpointing:
-            backbone.checkpoint_gradients()
         cls, sep = backbone.framing()
         formats = same_formats(recipe.max_lengths, cls, sep)
         instruction = backbone.phrase(recipe.instruction) if recipe.instruction else []
@@ -93,7 +108,7 @@ class BGE(ContrastiveMethod[BGERecipe]):
         check_encoder(student.backbone, recipe.pretraining, f"{self.name}, pre-training")
         check_order(recipe.unsupervised, ordered, f"{self.name}, unsupervised pairs")
 
-    def pretext(self, student: Student, texts: list[str], recipe: BGERecipe, context: PretextContext) -> None:
+    def pretext(self, student: Student, texts: list[str], recipe: BGERecipe, context: TrainingContext) -> None:
         """RetroMAE pre-training, then unsupervised pairs."""
         autoencode(student, texts, recipe.pretraining, context, f"{self.name}, pre-training")
         contrast_pairs(student, texts, recipe.unsupervised, context, f"{self.name}, unsupervised pairs")
@@ -108,7 +123,7 @@ def check_order(stage: UnsupervisedPairs, ordered: bool, name: str) -> None:
 
 
 def contrast_pairs(
-    student: Student, texts: list[str], stage: UnsupervisedPairs, context: PretextContext, name: str
+    student: Student, texts: list[str], stage: UnsupervisedPairs, context: TrainingContext, name: str
 ) -> None:
     """Cross-entropy of each text's partner among all partners of the batch, without those that are right for it, as in `contrast`."""
     import torch
@@ -118,7 +133,9 @@ def contrast_pairs(
     from d2llm.methods.text_ids import PairTextIds
     from d2llm.models.student import TextFormat
     from d2llm.run.errors import TrainingError
-    from d2llm.training.optimization import batches, fit
+    from d2llm.training.loop import Rates, fit
+    from d2llm.training.memory import FewerTexts
+    from d2llm.training.optimization import batches
 
     backbone = student.backbone
     plain = student.formats["passage", "symmetric"]
@@ -167,16 +184,14 @@ def contrast_pairs(
     with backbone.all_trainable():
         fit(
             groups(backbone.named_parameters(), stage.learning_rate, stage.weight_decay),
-            batches(len(pairs), stage.batch_size, steps, context.seed + 1),
+            partial(batches, len(pairs), stage.batch_size, steps, context.seed + 1),
             loss,
             draw=prepare,
-            student=student,
-            texts=2 * stage.batch_size,
+            memory=FewerTexts(student, lambda batch: 2 * stage.batch_size, context.autocast),
             steps=steps,
             name=name,
             context=context,
-            warmup=stage.warmup,
-            schedule_kind=stage.schedule,
+            rates=Rates(stage.warmup, stage.schedule),
             generators=[generator],
         )
 

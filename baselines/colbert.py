@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 from pydantic import Field
 
-from d2llm.config.recipes import Count, MaxLengths, Mode, Positive, Recipe, Role, Schedule, Warmup, Weight
+from d2llm.config.recipes import Count, MaxLengths, Mode, PositiveFloat, Recipe, Role, Schedule, Warmup, Weight
 from d2llm.config.registry import Spec
 from d2llm.methods.contrastive import ContrastiveMethod
 
@@ -24,12 +24,12 @@ QUERY, DOCUMENT = "[Q]", "[D]"
 class ColBERTRecipe(Recipe):
     """The code's settings: rate 3e-6, constant, one negative, vectors of 128 numbers, queries of 32 tokens, documents of 220."""
 
-    learning_rate: Positive = 3e-6
+    learning_rate: PositiveFloat = 3e-6
     # transformers' AdamW of that time, which the code leaves as it is.
     weight_decay: Weight = 0.0
     warmup: Warmup = 0
     schedule: Schedule = "constant"
-    temperature: Positive = 1.0
+    temperature: PositiveFloat = 1.0
     hard_negatives: Count | None = 1
     # Published for search alone: two sentences of a kind have the documents' limit.
     max_lengths: MaxLengths = MaxLengths(query=32, passage=220, symmetric=220)
@@ -52,7 +52,15 @@ class ColBERT(ContrastiveMethod[ColBERTRecipe]):
         """Both by the numbers of a token's vector."""
         return ("tokens", {"size": recipe.token_size}), ("maxsim", {"size": recipe.token_size})
 
-    def build(self, backbone: Backbone, recipe: ColBERTRecipe) -> Student:
+    def pair_flops(self, recipe: ColBERTRecipe, width: int, length: float) -> float:
+        """Every token with every token."""
+        return 2.0 * recipe.token_size * length**2
+
+    def indexed_width(self, recipe: ColBERTRecipe, width: int, longest: int) -> int:
+        """A vector a token, twice: an index is put together from its parts."""
+        return 2 * recipe.token_size * longest
+
+    def make_student(self, backbone: Backbone, recipe: ColBERTRecipe) -> Student:
         """[CLS] [Q] query [SEP] [MASK] …, [CLS] [D] document [SEP]; the first of two sentences is a query, the second a document."""
         from d2llm.models.student import Student, TextFormat
         from d2llm.run.errors import ConfigError
@@ -64,8 +72,6 @@ class ColBERT(ContrastiveMethod[ColBERTRecipe]):
             )
         query, document = backbone.add_tokens([QUERY, DOCUMENT])
         backbone.tune(recipe.tuning, new_tokens=[query, document])
-        if recipe.gradient_checkpointing:
-            backbone.checkpoint_gradients()
         lengths = recipe.max_lengths
         formats: dict[tuple[Role, Mode], TextFormat] = {}
         for mode in get_args(Mode):

@@ -5,13 +5,26 @@ Source: Li et al. 2023 (arXiv 2312.15503) in the form of the released code. docs
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field, model_validator
 
-from d2llm.config.recipes import Count, MaxLengths, Positive, Recipe, Schedule, Stage, Tuning, Warmup, Weight
+from d2llm.config.recipes import (
+    Count,
+    MaxLengths,
+    PositiveFloat,
+    PretextStage,
+    Reading,
+    Recipe,
+    Schedule,
+    TunedWeights,
+    Warmup,
+    Weight,
+    tokens_of,
+)
 from d2llm.config.section import Section
-from d2llm.methods.base import PretextContext
+from d2llm.methods.base import TrainingContext
 from d2llm.methods.contrastive import ContrastiveMethod
 
 if TYPE_CHECKING:
@@ -43,13 +56,13 @@ class Prompts(Section):
 CHINESE = {"prefix": "“", "summary": "”，用八个词总结上文：", "prediction": "”，用八个词预测下文："}
 
 
-class Adaptation(Stage):
+class Adaptation(PretextStage):
     """EBAE and EBAR: rate 1e-5, one epoch, length 128, all weights (released example)."""
 
     # Not in the released example; assumed.
     batch_size: Annotated[int, Field(ge=1)] = 256
     epochs: Weight = 1.0
-    learning_rate: Positive = 1e-5
+    learning_rate: PositiveFloat = 1e-5
     weight_decay: Weight = 0.0
     warmup: Warmup = 0.1
     max_length: Annotated[int, Field(ge=4)] = 128
@@ -58,6 +71,12 @@ class Adaptation(Stage):
     language_model: Weight = 1.0
     # Weight of both bag-of-words losses; the release's is 0.1.
     bag_of_words: Weight = 1.0
+
+    def reading(self, recipe: Any, ordered: bool) -> Reading:
+        """A text and two prompts, which end in eight tokens each."""
+        prompts = recipe.prompts
+        around = sum(map(tokens_of, (prompts.prefix, prompts.summary, prompts.prediction)))
+        return Reading(around=16 + around, predicted=1, besides=16)
 
     @model_validator(mode="after")
     def _some_term(self) -> Adaptation:
@@ -69,13 +88,13 @@ class Adaptation(Stage):
 class LLaRARecipe(Recipe):
     """Fine-tuning: rate 3e-4, temperature 0.01, warm-up 0.1, LoRA r 64, groups of 16, lengths 64 and 160."""
 
-    learning_rate: Positive = 3e-4
+    learning_rate: PositiveFloat = 3e-4
     weight_decay: Weight = 0.0
     warmup: Warmup = 0.1
     schedule: Schedule = "linear"
-    temperature: Positive = 0.01
+    temperature: PositiveFloat = 0.01
     hard_negatives: Count | None = 15
-    tuning: Tuning = Tuning(kind="lora", r=64, alpha=16.0, dropout=0.1)
+    tuning: TunedWeights = TunedWeights(kind="lora", r=64, alpha=16.0, dropout=0.1)
     max_lengths: MaxLengths = MaxLengths(query=64, passage=160, symmetric=160)
     # Words fed around texts.
     prompts: Prompts = Prompts()
@@ -118,7 +137,7 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
             tuple(backbone.phrase(prompts.prediction + "".join(PREDICTION_TOKENS))),
         )
 
-    def build(self, backbone: Backbone, recipe: LLaRARecipe) -> Student:
+    def make_student(self, backbone: Backbone, recipe: LLaRARecipe) -> Student:
         """Queries predict, passages and symmetric texts summarise; padded on the left."""
         from d2llm.models.student import Student, TextFormat, same_formats
 
@@ -126,8 +145,6 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
         formats = same_formats(recipe.max_lengths, layout.prefix, layout.summary)
         formats["query", "asymmetric"] = TextFormat(layout.prefix, layout.prediction, recipe.max_lengths.query)
         backbone.tune(recipe.tuning)
-        if recipe.gradient_checkpointing:
-            backbone.checkpoint_gradients()
         return Student(backbone, *self.parts(recipe), formats, padding="left", normalize=True, method=self.name)
 
     def check(self, student: Student, recipe: LLaRARecipe, ordered: bool) -> None:
@@ -141,12 +158,14 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
                 f"{around} tokens"
             )
 
-    def pretext(self, student: Student, texts: list[str], recipe: LLaRARecipe, context: PretextContext) -> None:
+    def pretext(self, student: Student, texts: list[str], recipe: LLaRARecipe, context: TrainingContext) -> None:
         """EBAE and, where the texts' order is known, EBAR, with the language-model loss; trains all weights."""
         from d2llm.methods.parameters import groups
         from d2llm.models.backbone import head_of
         from d2llm.run.errors import TrainingError
-        from d2llm.training.optimization import batches, fit
+        from d2llm.training.loop import Rates, fit
+        from d2llm.training.memory import InParts
+        from d2llm.training.optimization import batches
 
         backbone, stage = student.backbone, recipe.adaptation
         name = f"{self.name}, adaptation"
@@ -175,15 +194,14 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
             named = [(key, value) for key, value in full.named_parameters() if "lora_" not in key]
             fit(
                 groups(named, stage.learning_rate, stage.weight_decay),
-                batches(len(rows), stage.batch_size, steps, context.seed),
+                partial(batches, len(rows), stage.batch_size, steps, context.seed),
                 loss,
                 draw=lambda members: [rows[index] for index in members],
-                split=lambda chosen, parts: split(chosen, parts, special),
+                memory=InParts(lambda chosen, parts: split(chosen, parts, special)),
                 steps=steps,
                 name=name,
                 context=context,
-                warmup=stage.warmup,
-                schedule_kind=stage.schedule,
+                rates=Rates(stage.warmup, stage.schedule),
             )
 
 

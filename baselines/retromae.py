@@ -6,12 +6,24 @@ Source: Xiao et al. 2022 (arXiv 2205.12035) and its code in FlagEmbedding. docs/
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from d2llm.config.recipes import Count, MaxLengths, Positive, Recipe, Schedule, Stage, Tuning, Warmup, Weight
-from d2llm.methods.base import PretextContext
+from d2llm.config.recipes import (
+    Count,
+    MaxLengths,
+    PositiveFloat,
+    PretextStage,
+    Reading,
+    Recipe,
+    Schedule,
+    TunedWeights,
+    Warmup,
+    Weight,
+)
+from d2llm.methods.base import TrainingContext
 from d2llm.methods.contrastive import ContrastiveMethod
 
 if TYPE_CHECKING:
@@ -26,12 +38,12 @@ if TYPE_CHECKING:
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
-class Autoencoding(Stage):
+class Autoencoding(PretextStage):
     """Masked auto-encoding: 8 epochs, batch 32 on each of 8 devices, rate 1e-4, warm-up 0.1, decay 0.01, length 512."""
 
     epochs: Weight = 8.0
     batch_size: Annotated[int, Field(ge=1)] = 256
-    learning_rate: Positive = 1e-4
+    learning_rate: PositiveFloat = 1e-4
     weight_decay: Weight = 0.01
     warmup: Warmup = 0.1
     max_length: Annotated[int, Field(ge=4)] = 512
@@ -40,18 +52,22 @@ class Autoencoding(Stage):
     # Share of a text hidden from each position of the decoder.
     decoder_mask: Rate = 0.5
 
+    def reading(self, recipe: Any, ordered: bool) -> Reading:
+        """Masked tokens are predicted, then all of them by one layer more."""
+        return Reading(around=2, predicted=1 + self.encoder_mask, layers=1)
+
 
 class RetroMAERecipe(Recipe):
     """Fine-tuning as published: rate 2e-5, temperature 1, groups of 16 (15 hard negatives)."""
 
-    learning_rate: Positive = 2e-5
+    learning_rate: PositiveFloat = 2e-5
     # The trainer's defaults, which its example leaves alone.
     weight_decay: Weight = 0.0
     warmup: Warmup = 0
     schedule: Schedule = "linear"
-    temperature: Positive = 1.0
+    temperature: PositiveFloat = 1.0
     hard_negatives: Count | None = 15
-    tuning: Tuning = Tuning(kind="full")
+    tuning: TunedWeights = TunedWeights(kind="full")
     # Not among our facts; assumed as BGE's.
     max_lengths: MaxLengths = MaxLengths(query=64, passage=256, symmetric=256)
     # Its pre-training stage.
@@ -70,13 +86,11 @@ class RetroMAE(ContrastiveMethod[RetroMAERecipe]):
     Recipe = RetroMAERecipe
     pretext_keys = ("pretraining",)
 
-    def build(self, backbone: Backbone, recipe: RetroMAERecipe) -> Student:
+    def make_student(self, backbone: Backbone, recipe: RetroMAERecipe) -> Student:
         """[CLS] text [SEP] for every text."""
         from d2llm.models.student import Student, same_formats
 
         backbone.tune(recipe.tuning)
-        if recipe.gradient_checkpointing:
-            backbone.checkpoint_gradients()
         formats = same_formats(recipe.max_lengths, *backbone.framing())
         return Student(backbone, *self.parts(recipe), formats, method=self.name)
 
@@ -84,7 +98,7 @@ class RetroMAE(ContrastiveMethod[RetroMAERecipe]):
         """The special tokens and the encoder of its pre-training."""
         check_encoder(student.backbone, recipe.pretraining, f"{self.name}, pre-training")
 
-    def pretext(self, student: Student, texts: list[str], recipe: RetroMAERecipe, context: PretextContext) -> None:
+    def pretext(self, student: Student, texts: list[str], recipe: RetroMAERecipe, context: TrainingContext) -> None:
         """RetroMAE pre-training of the encoder."""
         autoencode(student, texts, recipe.pretraining, context, f"{self.name}, pre-training")
 
@@ -118,7 +132,7 @@ def check_encoder(backbone: Backbone, stage: Autoencoding, name: str) -> None:
         ) from error
 
 
-def autoencode(student: Student, texts: list[str], stage: Autoencoding, context: PretextContext, name: str) -> None:
+def autoencode(student: Student, texts: list[str], stage: Autoencoding, context: TrainingContext, name: str) -> None:
     """Train the student's encoder by masked auto-encoding with enhanced decoding; decoder and head are then dropped."""
     import torch
 
@@ -127,7 +141,9 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
     from d2llm.models.enhanced_decoder import EnhancedDecoder
     from d2llm.models.student import TextFormat
     from d2llm.run.errors import TrainingError
-    from d2llm.training.optimization import batches, fit
+    from d2llm.training.loop import Rates, fit
+    from d2llm.training.memory import InParts
+    from d2llm.training.optimization import batches
 
     backbone = student.backbone
     before, after = backbone.framing()
@@ -161,15 +177,14 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
         named = [*full.named_parameters(), *((f"decoder.{key}", value) for key, value in decoder.named_parameters())]
         fit(
             groups(named, stage.learning_rate, stage.weight_decay),
-            batches(len(rows), stage.batch_size, steps, context.seed),
+            partial(batches, len(rows), stage.batch_size, steps, context.seed),
             loss,
             draw=prepare,
-            split=Masked.split,
+            memory=InParts(Masked.split),
             steps=steps,
             name=name,
             context=context,
-            warmup=stage.warmup,
-            schedule_kind=stage.schedule,
+            rates=Rates(stage.warmup, stage.schedule),
             generators=[generator],
         )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from d2llm.config.recipes import Count, MaxLengths, Positive, Recipe, Role, Schedule, Tuning, Warmup, Weight
+from d2llm.config.recipes import Count, MaxLengths, PositiveFloat, Recipe, Role, Schedule, TunedWeights, Warmup, Weight
 from d2llm.methods.contrastive import ContrastiveMethod
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ QUERY_BRACKETS, DOCUMENT_BRACKETS = ("[", "]"), ("{", "}")
 class SGPTRecipe(Recipe):
     """Rate of the asymmetric runs (symmetric: 3.2e-4), cosine × 20, one hard negative, lengths 75 and 300."""
 
-    learning_rate: Positive = 4e-4
+    learning_rate: PositiveFloat = 4e-4
     # sentence-transformers' defaults, on which the code stands.
     weight_decay: Weight = 0.01
     warmup: Warmup = 0.1
     schedule: Schedule = "linear"
-    temperature: Positive = 0.05
+    temperature: PositiveFloat = 0.05
     hard_negatives: Count | None = 1
-    tuning: Tuning = Tuning(kind="bitfit")
+    tuning: TunedWeights = TunedWeights(kind="bitfit")
     max_lengths: MaxLengths = MaxLengths(query=300, passage=300, symmetric=75)
 
 
@@ -47,7 +47,7 @@ class SGPT(ContrastiveMethod[SGPTRecipe]):
         """The brackets."""
         return (*QUERY_BRACKETS, *DOCUMENT_BRACKETS)
 
-    def build(self, backbone: Backbone, recipe: SGPTRecipe) -> Student:
+    def make_student(self, backbone: Backbone, recipe: SGPTRecipe) -> Student:
         """[query] and {document} in asymmetric search, bare texts otherwise; padded on the right.
 
         Before either stands what the checkpoint begins texts with: nothing on the models it was published on.
@@ -63,8 +63,6 @@ class SGPT(ContrastiveMethod[SGPTRecipe]):
                 (*first, *backbone.phrase(left)), tuple(backbone.phrase(right)), lengths.of(role, "asymmetric")
             )
         backbone.tune(recipe.tuning)
-        if recipe.gradient_checkpointing:
-            backbone.checkpoint_gradients()
         return Student(backbone, *self.parts(recipe), formats, method=self.name)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from d2llm.config.recipes import Count, MaxLengths, Positive, Recipe, Schedule, Warmup, Weight
+from d2llm.config.recipes import Count, MaxLengths, PositiveFloat, Recipe, Schedule, Warmup, Weight
 from d2llm.methods.contrastive import ContrastiveMethod
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 class SimCSERecipe(Recipe):
     """The supervised BERT base model: temperature 0.05, rate 5e-5, one contradiction as hard negative, length 32."""
 
-    learning_rate: Positive = 5e-5
+    learning_rate: PositiveFloat = 5e-5
     # Hugging Face's trainer's defaults, on which the code stands.
     weight_decay: Weight = 0.0
     warmup: Warmup = 0
     schedule: Schedule = "linear"
-    temperature: Positive = 0.05
+    temperature: PositiveFloat = 0.05
     hard_negatives: Count | None = 1
     # Of sentences; passages are longer than any text it was published on, so retrieval has the length of the other encoders.
     max_lengths: MaxLengths = MaxLengths(query=64, passage=256, symmetric=32)
@@ -40,13 +40,11 @@ class SimCSE(ContrastiveMethod[SimCSERecipe]):
     scorer = ("cosine", {})
     Recipe = SimCSERecipe
 
-    def build(self, backbone: Backbone, recipe: SimCSERecipe) -> Student:
+    def make_student(self, backbone: Backbone, recipe: SimCSERecipe) -> Student:
         """[CLS] text [SEP] in every role; all of the encoder trains."""
         from d2llm.models.student import Student, same_formats
 
         backbone.tune(recipe.tuning)
-        if recipe.gradient_checkpointing:
-            backbone.checkpoint_gradients()
         formats = same_formats(recipe.max_lengths, *backbone.framing())
         return Student(backbone, *self.parts(recipe), formats, method=self.name)
 

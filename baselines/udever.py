@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from d2llm.config.recipes import Count, MaxLengths, Mode, Positive, Recipe, Role, Schedule, Tuning, Warmup, Weight
+from d2llm.config.recipes import (
+    Count,
+    MaxLengths,
+    Mode,
+    PositiveFloat,
+    Recipe,
+    Role,
+    Schedule,
+    TunedWeights,
+    Warmup,
+    Weight,
+)
 from d2llm.methods.contrastive import ContrastiveMethod
 
 if TYPE_CHECKING:
@@ -20,15 +31,15 @@ QUERY_TOKENS, DOCUMENT_TOKENS = ("[BOQ]", "[EOQ]"), ("[BOD]", "[EOD]")
 class UdeverRecipe(Recipe):
     """Rate of the model card (the author's log: 4e-4), warm-up a quarter of one of 3 epochs, then constant, length 300."""
 
-    learning_rate: Positive = 1e-4
+    learning_rate: PositiveFloat = 1e-4
     # Not published: no decay assumed, as next to nothing but biases trains.
     weight_decay: Weight = 0.0
     warmup: Warmup = 0.25 / 3
     schedule: Schedule = "constant"
     # Not published: SGPT's assumed.
-    temperature: Positive = 0.05
+    temperature: PositiveFloat = 0.05
     hard_negatives: Count | None = 8
-    tuning: Tuning = Tuning(kind="bitfit")
+    tuning: TunedWeights = TunedWeights(kind="bitfit")
     max_lengths: MaxLengths = MaxLengths(query=300, passage=300, symmetric=300)
 
 
@@ -43,7 +54,7 @@ class Udever(ContrastiveMethod[UdeverRecipe]):
     scorer = ("cosine", {})
     Recipe = UdeverRecipe
 
-    def build(self, backbone: Backbone, recipe: UdeverRecipe) -> Student:
+    def make_student(self, backbone: Backbone, recipe: UdeverRecipe) -> Student:
         """[BOQ] query [EOQ], [BOD] document [EOD], and the model card's default, documents, for symmetric texts.
 
         Padded on the left, as there. The new tokens' embeddings train with the biases. Before them stands what the checkpoint begins texts with: nothing on
@@ -66,8 +77,6 @@ class Udever(ContrastiveMethod[UdeverRecipe]):
             for (role, mode), (first, last) in around.items()
         }
         backbone.tune(recipe.tuning, new_tokens=new)
-        if recipe.gradient_checkpointing:
-            backbone.checkpoint_gradients()
         return Student(backbone, *self.parts(recipe), formats, padding="left", method=self.name)
 
 

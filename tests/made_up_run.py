@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from d2llm.reporting.catalogue import TABLES
 
 from d2llm.config.load import dump, load
 from d2llm.config.schema import Config
 from d2llm.evaluation.about import behind
-from d2llm.reporting.catalogue import TABLES
 from d2llm.reporting.layout import tables
 from d2llm.run.artifacts import write_frame, write_json, write_text
 from d2llm.run.paths import Paths

@@ -11,7 +11,7 @@ import tiny
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from d2llm.config.recipes import MaxLengths, Tuning
+from d2llm.config.recipes import MaxLengths, TunedWeights
 from d2llm.methods import base as methods
 from d2llm.models.backbone import Backbone
 from d2llm.models.lora import merged_state
@@ -50,7 +50,7 @@ def trained(student: Student, groups: list[dict[str, Any]], steps: int = 6) -> t
     return made
 
 
-def masked(backbone: Backbone, tuning: Tuning, new: list[int]) -> torch.nn.Parameter:
+def masked(backbone: Backbone, tuning: TunedWeights, new: list[int]) -> torch.nn.Parameter:
     """The naive way: the whole matrix trains, the gradient of every other row is zero. Adam leaves those as they are."""
     backbone.tune(tuning)
     weight = backbone.model.get_input_embeddings().weight
@@ -67,7 +67,7 @@ def test_updates_are_those_of_the_whole_matrix_with_all_other_rows_masked(
 ) -> None:
     from transformers import AutoModel
 
-    tuning = Tuning(kind=kind, r=2)
+    tuning = TunedWeights(kind=kind, r=2)
     found = []
     for naive in (True, False):
         backbone = gemma() if family == "gemma" else tiny.backbone("decoder")
@@ -117,7 +117,7 @@ class Watch(TorchDispatchMode):
 def test_neither_gradient_nor_state_nor_any_passing_value_is_of_the_matrix_size() -> None:
     backbone = tiny.backbone("decoder", words=[f"w{i}" for i in range(5000)])
     new = backbone.add_tokens(TOKENS)
-    backbone.tune(Tuning(kind="bitfit"), new_tokens=new)
+    backbone.tune(TunedWeights(kind="bitfit"), new_tokens=new)
     student = student_of(backbone)
     whole = backbone.rows * 32
     groups = methods.method("udever").parameter_groups(student, methods.method("udever").recipe())
@@ -136,7 +136,7 @@ def test_a_stage_that_trains_every_weight_trains_these_rows_in_their_matrix(tmp_
     """With a tied head, whose rows they are as well."""
     backbone = tiny.backbone("decoder", tmp_path)
     new = backbone.add_tokens(TOKENS)
-    backbone.tune(Tuning(kind="bitfit"), new_tokens=new)
+    backbone.tune(TunedWeights(kind="bitfit"), new_tokens=new)
     full = backbone.language_model()
     weight, rows = backbone.model.get_input_embeddings().weight, backbone.added_rows()
     assert full.lm_head.weight is weight and rows is not None

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from baselines import bge, llara, retromae
 from d2llm.methods import base as methods
-from d2llm.methods.base import PretextContext
+from d2llm.methods.base import TrainingContext
 from d2llm.methods.text_ids import PairTextIds
 from d2llm.models.backbone import head_of
 from d2llm.models.batch import Batch, Embedded
@@ -491,7 +491,7 @@ def adapted(name, folder, more=None, **context):
     method, recipe, student = built(name, tiny.backbone(methods.method(name).kind, folder), **settings)
     marked, log = student.trainable(), []
     torch.manual_seed(7)
-    method.pretext(student, WORLD, recipe, PretextContext(seed=3, log=log.append, **context))
+    method.pretext(student, WORLD, recipe, TrainingContext(seed=3, log=log.append, **context))
     assert student.trainable() == marked
     return student, log
 
@@ -545,7 +545,7 @@ def test_masked_texts_are_framed_as_in_fine_tuning(framed, tmp_path, monkeypatch
     monkeypatch.setattr(retromae, "masked", lambda ids, mask, *more: seen.append((ids, mask)) or real(ids, mask, *more))
     stage = {"steps": 1, "batch_size": 6}
     method, recipe, student = built("retromae", tiny.backbone("encoder", tmp_path / "m"), framed, pretraining=stage)
-    method.pretext(student, WORLD, recipe, PretextContext())
+    method.pretext(student, WORLD, recipe, TrainingContext())
     (ids, mask) = seen[0]
     rows = sorted(tuple(row[real.bool()].tolist()) for row, real in zip(ids, mask, strict=True))
     assert rows == sorted(student.ids(WORLD, "passage", "symmetric"))
@@ -557,10 +557,10 @@ def test_masked_texts_are_framed_as_in_fine_tuning(framed, tmp_path, monkeypatch
 def test_pretext_of_no_steps_and_of_no_texts(tmp_path):
     method, recipe, student = built("retromae", tiny.backbone("encoder", tmp_path / "m"), pretraining={"steps": 0})
     before = copy.deepcopy(student.state_dict())
-    method.pretext(student, WORLD, recipe, PretextContext())
+    method.pretext(student, WORLD, recipe, TrainingContext())
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
     with pytest.raises(TrainingError, match="no texts"):
-        method.pretext(student, [], method.recipe({"pretraining": {"steps": 2}}), PretextContext())
+        method.pretext(student, [], method.recipe({"pretraining": {"steps": 2}}), TrainingContext())
 
 
 def test_steps_of_a_stage():
@@ -588,11 +588,11 @@ def test_unsupervised_pairs_of_neighbours_by_hand(tmp_path):
     a, b = (student.embed(texts, "passage", "symmetric").detach() for texts in (WORLD[:5], following[:5]))
     expected = F.cross_entropy(a @ b.T / 0.01, torch.arange(5)).item()
     log = []
-    context = PretextContext(next_texts=following, log=log.append)
+    context = TrainingContext(next_texts=following, log=log.append)
     bge.contrast_pairs(student, WORLD, recipe.unsupervised, context, "bge")
     assert log[0]["info_nce"] == pytest.approx(expected, rel=1e-4)
     with pytest.raises(TrainingError, match="no known order"):
-        bge.contrast_pairs(student, WORLD, recipe.unsupervised, PretextContext(), "bge")
+        bge.contrast_pairs(student, WORLD, recipe.unsupervised, TrainingContext(), "bge")
 
 
 @pytest.mark.parametrize("order", ["next", "crop"])
@@ -625,5 +625,5 @@ def test_right_partners_are_no_negatives_in_unsupervised_pairs(order, tmp_path):
         scores = [a[i] @ b[j] / 0.01 for j in range(size) if j == i or not hidden[i][j]]
         losses.append(torch.logsumexp(torch.stack(scores), 0) - a[i] @ b[i] / 0.01)
     log = []
-    bge.contrast_pairs(student, texts, recipe.unsupervised, PretextContext(next_texts=following, log=log.append), "bge")
+    bge.contrast_pairs(student, texts, recipe.unsupervised, TrainingContext(next_texts=following, log=log.append), "bge")
     assert log[0]["info_nce"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)

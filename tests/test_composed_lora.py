@@ -7,7 +7,7 @@ import torch
 from peft.tuners.lora.layer import Linear
 from tiny import backbone
 
-from d2llm.config.recipes import Tuning
+from d2llm.config.recipes import TunedWeights
 from d2llm.models.fast import composed_lora
 from d2llm.models.fast.composed_lora import ComposedLinear
 
@@ -18,7 +18,7 @@ def layers(model: torch.nn.Module) -> list[ComposedLinear]:
 
 def tuned(rank: int, dropout: float = 0.0):
     made = backbone("decoder")
-    made.tune(Tuning(kind="lora", r=rank, alpha=8.0, dropout=dropout))
+    made.tune(TunedWeights(kind="lora", r=rank, alpha=8.0, dropout=dropout))
     torch.manual_seed(1)
     for layer in layers(made):
         torch.nn.init.normal_(layer.lora_B["default"].weight)  # starts at zero, which would hide the product

@@ -18,7 +18,7 @@ from task_folders import pair_task, retrieval_task, sts_task
 from test_training import prepared, weights
 
 from d2llm.config.load import load
-from d2llm.config.recipes import Tuning
+from d2llm.config.recipes import TunedWeights
 from d2llm.config.schema import Config
 from d2llm.models.student import Student, TextFormat
 from d2llm.run.artifacts import read_jsonl
@@ -58,7 +58,7 @@ def student(kind: str = "decoder", lora: bool = False) -> Student:
     # Dropout, without which training and evaluation mode would be the same.
     backbone = tiny.backbone(kind, **({"hidden_dropout_prob": 0.3} if kind == "encoder" else {}))
     if lora:
-        backbone.tune(Tuning(kind="lora", r=2, alpha=4.0, dropout=0.3))
+        backbone.tune(TunedWeights(kind="lora", r=2, alpha=4.0, dropout=0.3))
         torch.manual_seed(5)
         for name, parameter in backbone.named_parameters():
             if "lora_B" in name:  # zero at first, which would hide whether it counts

@@ -21,7 +21,7 @@ from tiny_run import changed
 
 from baselines import bge, llara, retromae
 from d2llm.config.schema import Config
-from d2llm.methods.base import PretextContext
+from d2llm.methods.base import TrainingContext
 from d2llm.models.backbone import head_of
 from d2llm.models.enhanced_decoder import EnhancedDecoder
 from d2llm.models.student import Student
@@ -101,13 +101,13 @@ def test_parts_of_unequal_texts_weigh_what_they_hide(tmp_path: Path) -> None:
             torch.testing.assert_close(sum(terms), value, msg=f"{key}, {parts} parts")
 
 
-def remembering(told: list[dict[str, Any]], notes: dict[str, Any], **more: Any) -> PretextContext:
+def remembering(told: list[dict[str, Any]], notes: dict[str, Any], **more: Any) -> TrainingContext:
     """A context whose loop has these notes of an earlier process, and tells those it is given."""
 
     def loop(*_: Any, **__: Any) -> SimpleNamespace:
         return SimpleNamespace(done=0, notes=notes, after=lambda update, **kept: told.append(kept))
 
-    return PretextContext(loop=loop, **more)
+    return TrainingContext(loop=loop, **more)
 
 
 def test_what_an_attempt_that_failed_has_sent_back_is_thrown_away() -> None:
@@ -165,7 +165,7 @@ def test_a_loss_that_cannot_be_split_says_what_to_lower() -> None:
 
     group = optimization.groups([("weight", weight)], 0.1, 0.0)
     with pytest.raises(TrainingError, match=r"mine, step 1: out of memory; lower its batch_size"):
-        optimization.fit(group, [[1, 2]], loss, steps=1, name="mine", context=PretextContext())
+        optimization.fit(group, [[1, 2]], loss, steps=1, name="mine", context=TrainingContext())
 
 
 def test_every_share_adds_up_to_one() -> None:

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from d2llm.config.recipes import MaxLengths, Tuning
+from d2llm.config.recipes import MaxLengths, TunedWeights
 from d2llm.models.backbone import Backbone
 from d2llm.models.fast import packing
 from d2llm.models.fast.packing import NAME, layout, padding_mask
@@ -126,7 +126,7 @@ def test_checkpointed_gradients_stay_apart_as_well() -> None:
     found = []
     for checkpointed in (False, True):
         backbone = Backbone(body("Llama"), tiny.tokenizer(), "decoder")
-        backbone.tune(Tuning())
+        backbone.tune(TunedWeights())
         backbone.train()
         if checkpointed:
             backbone.checkpoint_gradients()
@@ -185,8 +185,8 @@ def test_a_sink_is_fed_but_not_pooled(padding, tmp_path) -> None:
 
 def test_lora_from_a_layer_on_leaves_the_lower_ones_alone() -> None:
     backbone = tiny.backbone("decoder", num_hidden_layers=3)
-    backbone.tune(Tuning(kind="lora", r=2, first_layer=2))
+    backbone.tune(TunedWeights(kind="lora", r=2, first_layer=2))
     trained = {name for name, p in backbone.model.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * 7 and all(name.startswith("layers.2.") for name in trained)
     with pytest.raises(ConfigError, match="first_layer: 3: the model has no layer as high"):
-        tiny.backbone("decoder", num_hidden_layers=3).tune(Tuning(kind="lora", r=2, first_layer=3))
+        tiny.backbone("decoder", num_hidden_layers=3).tune(TunedWeights(kind="lora", r=2, first_layer=3))

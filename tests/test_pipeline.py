@@ -15,11 +15,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from d2llm.reporting.catalogue import FIGURES
 from offline import offline
 from test_workflow import fresh  # noqa: F401 - a fixture
 from tiny_run import BASE, tiny_settings
 
-from d2llm.reporting.catalogue import FIGURES
 from d2llm.reporting.layout.tables import TABLES
 from d2llm.run.paths import Paths
 from d2llm.run.provenance import file_digest

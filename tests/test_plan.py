@@ -15,6 +15,7 @@ from tiny_run import tiny_settings
 from d2llm.cli import main as cli
 from d2llm.cli import plan
 from d2llm.config.load import load
+from d2llm.config.recipes import TunedWeights
 from d2llm.config.schema import CheckpointSettings, Config
 from d2llm.data import build
 from d2llm.run.artifacts import write_json
@@ -83,11 +84,10 @@ def test_flops_of_a_pass_are_what_torch_counts(tmp_path: Path) -> None:
 
 
 def test_adapters_are_counted_as_peft_makes_them(tmp_path: Path) -> None:
-    from d2llm.config.recipes import Tuning
 
     backbone = tiny.backbone("decoder", tmp_path / "model", num_hidden_layers=3)
     settings = CheckpointSettings(source=str(tmp_path / "model"))
-    tuning = Tuning(kind="lora", r=4, first_layer=1)
+    tuning = TunedWeights(kind="lora", r=4, first_layer=1)
     backbone.tune(tuning)
     assert plan.trainable(plan.sizes(settings, ""), tuning) == backbone.trained_count()
 

@@ -17,12 +17,12 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from d2llm.config.recipes import MaxLengths, Tuning
+from d2llm.config.recipes import MaxLengths, TunedWeights
 from d2llm.methods import base as methods
 from d2llm.methods.text_ids import PairTextIds
+from d2llm.models import parts
 from d2llm.models.backbone import Backbone
 from d2llm.models.batch import Batch, Embedded, TeacherTargets
-from d2llm.models import parts
 from d2llm.models.lora import merged_state
 from d2llm.models.poolings.base import Pooling
 from d2llm.models.student import PASS_COST, Student, TextFormat, same_formats, split_by_length
@@ -231,9 +231,9 @@ def test_decoders_with_other_positions(family, padding, tmp_path):
     texts = [text[:20] for text in TEXTS]
     expected = [body(input_ids=torch.tensor([tiny.ids(text)])).last_hidden_state[0, -1].tolist() for text in texts]
     np.testing.assert_allclose(student.encode(texts, "query", "symmetric"), expected, atol=1e-5)
-    student.backbone.tune(Tuning(kind="bitfit"))
+    student.backbone.tune(TunedWeights(kind="bitfit"))
     assert all(name.endswith("bias") for name in student.trainable())
-    student.backbone.tune(Tuning(kind="lora"))
+    student.backbone.tune(TunedWeights(kind="lora"))
     assert {name.split(".")[-4] for name in student.trainable()} == {
         "GPT2": {"c_attn", "c_proj", "c_fc"},
         "Bloom": {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"},
@@ -351,13 +351,13 @@ def test_lora_adapts_every_projection_and_saves_merged(tmp_path):
 def test_bitfit_without_biases_is_refused():
     bare = tiny.backbone("decoder", attention_bias=False, mlp_bias=False)
     with pytest.raises(TrainingError, match="has none; set tuning.kind to lora"):
-        bare.tune(Tuning(kind="bitfit"))
+        bare.tune(TunedWeights(kind="bitfit"))
 
 
 def test_only_the_new_rows_of_the_embedding_move():
     backbone = tiny.backbone("decoder")
     new = backbone.add_tokens(["[BOQ]"])
-    backbone.tune(Tuning(kind="bitfit"), new_tokens=new)
+    backbone.tune(TunedWeights(kind="bitfit"), new_tokens=new)
     student = student_of(backbone)
     before = backbone.model.get_input_embeddings().weight.detach().clone()
     recipe = methods.method("udever").recipe({"learning_rate": 0.1, "weight_decay": 0.5})
@@ -375,10 +375,10 @@ def test_only_the_new_rows_of_the_embedding_move():
 
 def test_lora_targets_by_name_and_unknown_ones():
     backbone = tiny.backbone("decoder")
-    backbone.tune(Tuning(kind="lora", targets=("q_proj",)))
+    backbone.tune(TunedWeights(kind="lora", targets=("q_proj",)))
     assert {n.split(".")[-4] for n, p in backbone.model.named_parameters() if p.requires_grad} == {"q_proj"}
     with pytest.raises(ConfigError, match="nowhere"):
-        tiny.backbone("decoder").tune(Tuning(kind="lora", targets=("nowhere",)))
+        tiny.backbone("decoder").tune(TunedWeights(kind="lora", targets=("nowhere",)))
 
 
 def test_rates_of_encoder_and_head_and_what_decays():

@@ -14,9 +14,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from d2llm.reporting.catalogue import FIGURES
 
 from d2llm.reporting import captions, catalogue
-from d2llm.reporting.catalogue import FIGURES
 from d2llm.reporting.layout.tables import TABLES
 
 ROOT = Path(__file__).parent.parent

@@ -24,11 +24,11 @@ TAKEN = {"teacher", "bm25", "base", "average", "all", "baselines", "d2llm"}
 KINDS = {
     "decoder": {
         "formats": "The text as the checkpoint begins it", "before": "()", "after": "()", "learning_rate": "0.0001", "mini_rate": "0.002", "rates": "[0.001, 0.002, 0.004]",
-        "tuning": 'Tuning(kind="lora", r=16, alpha=16.0)', "trained": '"lora" in name',
+        "tuning": 'TunedWeights(kind="lora", r=16, alpha=16.0)', "trained": '"lora" in name',
     },
     "encoder": {
         "formats": "[CLS] text [SEP]", "before": "(2,)", "after": "(3,)",
-        "learning_rate": "0.00002", "mini_rate": "0.0003", "rates": "[0.0001, 0.0003, 0.001]", "tuning": "Tuning()", "trained": '"backbone" in name',
+        "learning_rate": "0.00002", "mini_rate": "0.0003", "rates": "[0.0001, 0.0003, 0.001]", "tuning": "TunedWeights()", "trained": '"backbone" in name',
     },
 }  # fmt: skip
 STANZA = """

@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from d2llm.config.data import HubTable, MtebSet
-from d2llm.config.recipes import Stage
+from d2llm.config.recipes import PretextStage, TunedWeights, tokens_of
 from d2llm.config.registry import declared
 from d2llm.config.schema import BaseSettings
-from d2llm.methods.d2llm.recipe import D2LLMRecipe
 from d2llm.run.errors import ConfigError, D2LLMError
 from d2llm.run.jobs import current
 from d2llm.run.paths import Paths
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from d2llm.config.recipes import Recipe, Tuning
+    from d2llm.config.recipes import Recipe
     from d2llm.config.schema import CheckpointSettings, Config
     from d2llm.data.build import Made
 
@@ -180,11 +179,6 @@ class Amounts:
 
 # Tokens taken for a text of a symmetric set, a question and a passage, as long as none can be counted.
 SENTENCE, QUESTION, PASSAGE = 20, 15, 120
-
-
-def tokens_of(text: str) -> float:
-    """A token is taken for 1.5 characters of Chinese or 4 of others."""
-    return sum(1 / 1.5 if ord(character) > 0x2E80 else 0.25 for character in text)
 
 
 def amounts(config: Config, usual: int, made: Made | None = None) -> Amounts:
@@ -356,48 +350,18 @@ def teacher_costs(config: Config, teacher: Sizes, found: Amounts, device: str) -
     return costs
 
 
-def passes(tuning: Tuning) -> float:
+def passes(tuning: TunedWeights) -> float:
     """Forward passes a training step is worth: one forward, one backward to the activations, one to the weights that train."""
     return 3.0 if tuning.kind == "full" else 2.1
 
 
-def trainable(model: Sizes, tuning: Tuning) -> int:
+def trainable(model: Sizes, tuning: TunedWeights) -> int:
     """Weights that train."""
     if tuning.kind == "full":
         return model.parameters
     if tuning.kind == "bitfit":
         return 10 * model.hidden * model.layers
     return model.lora(tuning.r, tuning.first_layer)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a pretext stage makes of a text: so many sequences of that share of it and the tokens around, by so many more layers than the model's;
-    it predicts `predicted` times the text's tokens and some besides."""
-
-    sequences: int = 1
-    share: float = 1.0
-    around: float = 0.0
-    layers: int = 0
-    predicted: float = 0.0
-    besides: int = 0
-
-
-def reading(recipe: Any, stage: Any, ordered: bool) -> Reading:
-    """Stages are told apart by their settings; one of a kind that is not known here reads each text once and predicts nothing.
-
-    `ordered`: whether the source knows what follows a text.
-    """
-    if hasattr(stage, "encoder_mask"):  # RetroMAE's: masked tokens are predicted, then all of them by one layer more
-        return Reading(around=2, predicted=1 + stage.encoder_mask, layers=1)
-    if hasattr(stage, "bag_of_words"):  # LLaRA's: a text and two prompts, which end in eight tokens each
-        prompts = recipe.prompts
-        around = sum(map(tokens_of, (prompts.prefix, prompts.summary, prompts.prediction)))
-        return Reading(around=16 + around, predicted=1, besides=16)
-    if hasattr(stage, "pairs"):  # BGE's second: a text and the next, or two spans of one
-        cropped = stage.pairs == "crop" or (stage.pairs == "auto" and not ordered)
-        return Reading(sequences=2, around=2, share=(1 + stage.shortest) / 2 if cropped else 1.0)
-    return Reading()
 
 
 def longest_of(shares: dict[float, float], count: int) -> float:
@@ -422,7 +386,7 @@ def pretext_costs(config: Config, models: dict[str, Sizes], found: Amounts, devi
         costs = [
             pretext_cost(f"pretext {name}", model, recipe, stage, found, config, device)
             for stage in stages
-            if isinstance(stage, Stage) and stage.updates(found.unlabelled)
+            if isinstance(stage, PretextStage) and stage.updates(found.unlabelled)
         ]
         if costs:
             whole = {key: sum(getattr(cost, key) for cost in costs) for key in ("tokens", "flops", "hours")}
@@ -431,10 +395,10 @@ def pretext_costs(config: Config, models: dict[str, Sizes], found: Amounts, devi
 
 
 def pretext_cost(
-    title: str, model: Sizes, recipe: Recipe, stage: Stage, found: Amounts, config: Config, device: str
+    title: str, model: Sizes, recipe: Recipe, stage: PretextStage, found: Amounts, config: Config, device: str
 ) -> Cost:
     """One stage of one job. A batch is padded to its longest text; memory is what it takes in one part, which training makes more where that does not fit."""
-    read = reading(recipe, stage, config.data.source == "world")
+    read = stage.reading(recipe, config.data.source == "world")
     size, steps, half = stage.batch_size, stage.updates(found.unlabelled), config.training.precision != "float32"
     checkpointing = recipe.gradient_checkpointing
     room = stage.max_length - read.around
@@ -475,17 +439,10 @@ def run_costs(config: Config, models: dict[str, Sizes], found: Amounts, device: 
         memory = 4 * model.parameters + 12 * trainable(model, recipe.tuning) + kept / (model.layers if recipe.gradient_checkpointing else 1)  # fmt: skip
         costs.append(Cost(f"train {name}", jobs, tokens, flops, memory, hours(flops, device, half)))
         read = 2 * found.pairs * found.symmetric + found.corpus * found.asymmetric + found.asked * QUESTION
-        # Of a method that keeps every token: numbers of each, and how many tokens there is room for.
-        each, longest = getattr(recipe, "token_size", 0), min(settings.max_length, max(recipe.max_lengths.model_dump().values()))  # fmt: skip
-        flops = model.forward(read, length)
-        if isinstance(recipe, D2LLMRecipe):
-            # Two products of width h a pair are left where the passage's side is stored.
-            flops += found.scored * 2 * (recipe.interaction.hidden**2 + 2 * recipe.interaction.hidden)
-        else:
-            flops += found.scored * 2 * (each * length**2 if each else model.hidden)
-        # Vectors of the largest corpus, in float32; an index of wide ones is put together from its parts.
-        width = 2 * each * longest if each else max(model.hidden, 512)
-        memory = 4 * model.parameters + found.corpus / 8 * 4 * width
+        longest = min(settings.max_length, max(recipe.max_lengths.model_dump().values()))
+        flops = model.forward(read, length) + found.scored * chosen.pair_flops(recipe, model.hidden, length)
+        # Vectors of the largest corpus, in float32.
+        memory = 4 * model.parameters + found.corpus / 8 * 4 * chosen.indexed_width(recipe, model.hidden, longest)
         costs.append(Cost(f"evaluate {name}", jobs, read, flops, memory, hours(flops, device, False)))
     return costs
 

@@ -21,7 +21,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import Tag
 from pydantic_core import PydanticUndefined
 
-from d2llm.config.recipes import MaxLengths, Recipe, Stage
+from d2llm.config.recipes import MaxLengths, PretextStage, Recipe
 from d2llm.config.registry import declared, names
 from d2llm.config.schema import Config
 from d2llm.config.section import Section
@@ -85,7 +85,7 @@ def recipes(beside: dict[str, str]) -> Iterator[str]:
     yield f"{RECIPES}\n{table(Recipe, prefix, beside)}"
     for name, part in (("max_lengths", MaxLengths),):
         yield f"### {escaped(f'{prefix}.{name}')}\n\n{inspect.cleandoc(part.__doc__ or '')}\n\n{table(part, f'{prefix}.{name}', beside)}"
-    yield f"### Pre-training stages\n\n{inspect.cleandoc(Stage.__doc__ or '')} Keys that every such section has (`pretraining`, `unsupervised`, `adaptation`):\n\n{table(Stage, 'stage', beside)}"
+    yield f"### Pre-training stages\n\n{inspect.cleandoc(PretextStage.__doc__ or '')} Keys that every such section has (`pretraining`, `unsupervised`, `adaptation`):\n\n{table(PretextStage, 'stage', beside)}"
     for name in names():
         own = declared(name).Recipe
         usual = Recipe()
@@ -99,8 +99,8 @@ def recipes(beside: dict[str, str]) -> Iterator[str]:
             if key in Recipe.model_fields:
                 continue
             for inner_key, found in inner(own.model_fields[key].annotation, f"methods.{name}.{key}"):
-                only = {k for k in found.model_fields if k not in Stage.model_fields or found.model_fields[k].default != Stage.model_fields[k].default}  # fmt: skip
-                yield f"#### {inner_key}\n\n{inspect.cleandoc(found.__doc__ or '')}\n\n{table(found, inner_key, beside, only=only if issubclass(found, Stage) else None)}"
+                only = {k for k in found.model_fields if k not in PretextStage.model_fields or found.model_fields[k].default != PretextStage.model_fields[k].default}  # fmt: skip
+                yield f"#### {inner_key}\n\n{inspect.cleandoc(found.__doc__ or '')}\n\n{table(found, inner_key, beside, only=only if issubclass(found, PretextStage) else None)}"
 
 
 def table(section: type[Section], prefix: str, beside: dict[str, str], only: set[str] | None = None) -> str:

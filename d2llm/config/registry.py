@@ -54,6 +54,14 @@ class Declaration(Generic[R]):
         """What else it computes with that no import statement names."""
         return ()
 
+    def pair_flops(self, recipe: R, width: int, length: float) -> float:
+        """Floating-point operations of scoring a pair from stored vectors of `width` numbers, of texts of `length` tokens."""
+        return 2.0 * width
+
+    def indexed_width(self, recipe: R, width: int, longest: int) -> int:
+        """Numbers that an index holds of a passage, at most."""
+        return max(width, 512)
+
     def has_pretext(self) -> bool:
         """Whether it has a pre-training stage of its own."""
         return bool(self.pretext_keys)

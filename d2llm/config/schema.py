@@ -14,7 +14,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from d2llm.config.data import DataSettings
 from d2llm.config.evaluation import EvaluationSettings, RuntimeSettings
 from d2llm.config.prompts import ASYMMETRIC_ZH, SYMMETRIC_ZH, check_template
-from d2llm.config.recipes import Tuning
+from d2llm.config.recipes import TunedWeights
 from d2llm.config.registry import declared
 from d2llm.config.section import Section, has
 from d2llm.config.validation import Key, validate
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-PositiveNumber = Annotated[float, Field(gt=0.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Ranks = Annotated[list[Positive], Field(min_length=2, max_length=2)]
+Ranks = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 # Names become folders, and words of shell commands; a folder's name has 255 bytes at most, some of which others need.
 NAME = r"[a-z0-9][a-z0-9_.=+-]{0,149}"
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
@@ -41,21 +41,21 @@ class BaseSettings(Section):
     """A base checkpoint made in the pipeline: its size and its pre-training."""
 
     # Width of its states.
-    hidden_size: Positive = 128
+    hidden_size: PositiveInt = 128
     # Transformer layers.
-    layers: Positive = 2
+    layers: PositiveInt = 2
     # Attention heads; they divide the width.
-    heads: Positive = 4
+    heads: PositiveInt = 4
     # Width of the feed-forward layers.
-    intermediate_size: Positive = 256
+    intermediate_size: PositiveInt = 256
     # Another base checkpoint whose layers it starts with; null: random weights.
     grown_from: Literal["decoder"] | None = None
     # Updates; zero for a grown model that is tuned right away.
     steps: Count = 900
     # Texts an update.
-    batch_size: Positive = 64
+    batch_size: PositiveInt = 64
     # Of its pre-training.
-    learning_rate: PositiveNumber = 3e-3
+    learning_rate: PositiveFloat = 3e-3
     # Weight of reading who did what to whom, where and when off the pooled states.
     slot_weight: Weight = 1.0
     # Telling a text's paraphrase from other texts.
@@ -80,7 +80,7 @@ class CheckpointSettings(Section):
     # Of the hub: a branch, a tag or, best, a commit.
     revision: str | None = None
     # How many of its lowest layers are kept; null: all.
-    layers: Positive | None = None
+    layers: PositiveInt | None = None
     # Of the weights as they are kept. The teacher computes in it; students are held in float32 whatever it is.
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     # Whether Python code that comes with the checkpoint may run.
@@ -140,7 +140,7 @@ class NegativeSettings(Section):
     """Where hard negatives come from; ranks count from 1, both ends included."""
 
     # Hard negatives kept of a training query.
-    per_query: Positive = 8
+    per_query: PositiveInt = 8
     # First and last rank of BM25's candidates, which give half of the negatives.
     bm25_ranks: Ranks = [1, 10]
     # First and last rank of the encoder's candidates.
@@ -148,7 +148,7 @@ class NegativeSettings(Section):
     # What BM25 counts: words by jieba, or characters.
     bm25_tokens: Literal["words", "characters"] = "words"
     # Jobs that share the embedding of queries and passages; one: no job of its own.
-    shards: Positive = 1
+    shards: PositiveInt = 1
     # Of the draw among candidates.
     seed: Count = 1
 
@@ -186,16 +186,16 @@ class TeacherSettings(Section):
     # How it is asked of a query and a passage.
     asymmetric: PromptSettings = PromptSettings(template=ASYMMETRIC_ZH, yes="能", no="不能")
     # Tokens of a prompt; texts are cut, never the answer cue.
-    max_length: Positive = 500
+    max_length: PositiveInt = 500
     # Its weights while it answers, by bitsandbytes; only for one that is not tuned.
     quantization: Literal["none", "8bit", "4bit"] = "none"
     # What of it trains: all of it, or LoRA adapters; steps 0: nothing, it answers as it is.
-    tuning: Tuning = Tuning()
+    tuning: TunedWeights = TunedWeights()
     steps: Count = 3000
     # Pairs an update, about.
-    batch_pairs: Positive = 48
+    batch_pairs: PositiveInt = 48
     # Of the tuning.
-    learning_rate: PositiveNumber = 1.5e-3
+    learning_rate: PositiveFloat = 1.5e-3
     # Share of the updates.
     warmup: Share = 0.05
     # Share of the updates on pairs of query and passage.
@@ -205,11 +205,11 @@ class TeacherSettings(Section):
     # Average precision on dev below which the run stops.
     min_ap: Share = 0.9
     # Candidates of a query that share one row of a forward pass.
-    pack_size: Positive = 8
+    pack_size: PositiveInt = 8
     # Padded tokens of a scoring batch.
-    batch_tokens: Positive = 8192
+    batch_tokens: PositiveInt = 8192
     # Jobs that share the scoring.
-    shards: Positive = 1
+    shards: PositiveInt = 1
     # Of the order of pairs.
     seed: Count = 1
 
@@ -226,29 +226,29 @@ class TrainingSettings(Section):
     """Shared by all methods: a fair comparison has one budget, one batch, one sampler."""
 
     # Updates.
-    steps: Positive = 1000
+    steps: PositiveInt = 1000
     # Updates of single methods, by name, where minutes are to be equal: an update of a small encoder takes less time, of longer texts more.
-    steps_of: dict[Name, Positive] = {}
+    steps_of: dict[Name, PositiveInt] = {}
     # Queries an update; a multiple of pack.
-    batch_size: Positive = 32
+    batch_size: PositiveInt = 32
     # Queries that always travel together: their positives are each other's easy negatives.
     pack: Annotated[int, Field(ge=2)] = 4
     # Tokens of a text; caps every limit of a recipe.
-    max_length: Positive = 250
+    max_length: PositiveInt = 250
     # Of forward and backward passes; weights and optimiser stay in float32. float16 needs a GPU.
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     # That share a training, each with a GPU of its own where there are some; batch and loss stay those of one.
-    processes: Positive = 1
+    processes: PositiveInt = 1
     # Texts embedded at a time where a batch does not fit into memory; null: all, or as many as fit once memory has run out.
-    texts_at_once: Positive | None = None
+    texts_at_once: PositiveInt | None = None
     # Minutes between checkpoints of any training of the run (its base models' and teacher's too); 0 or null: none.
     checkpoint_minutes: Weight | None = 10
     # Updates between lines of log.jsonl.
-    log_every: Positive = 20
+    log_every: PositiveInt = 20
     # Updates between measurements on a sample of the dev sets, which change no weight; 0: none.
     dev_every: Count = 200
     # Pairs of that sample in each set; of retrieval a quarter as many queries.
-    dev_sample: Positive = 200
+    dev_sample: PositiveInt = 200
 
     def updates(self, method: str) -> int:
         """Updates of a method, and of its variants."""
@@ -321,7 +321,7 @@ class Config(Section):
     # One training of every method a seed.
     seeds: Annotated[list[Count], Field(min_length=1)] = [1]
     # Threads of a job.
-    threads: Positive = 1
+    threads: PositiveInt = 1
     # What is trained: method: {keys that change its published recipe} (below).
     methods: dict[Name, dict[str, Any]] = {}
     # Rows that frame the methods: the teacher (upper) and BM25 (lower).

@@ -55,7 +55,6 @@ class PairScorer(Protocol):
         """Drops what is remembered of the last task."""
 
 
-
 class SearchModel:
     """A `PairScorer` as mteb sees it: encoder and searcher with a similarity of its own.
 

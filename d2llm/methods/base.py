@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PretextContext:
-    """What a pretext stage may use besides texts.
+class TrainingContext:
+    """What a training loop is given: device, precision, log and checkpoints; of a pretext stage also its seed and what follows a text.
 
     `next_texts[i]` follows the i-th text in its document ("" where nothing does; None where the source knows no order).
-    `log(record)` appends one record to the run's log; `loop` is `d2llm.run.checkpoint.Resume.loop` of the job, for that log.
+    `log(record)` appends a record to the log, of every `log_every`-th update and of the last; `loop` is `d2llm.run.checkpoint.Resume.loop` of the job, for that log.
     """
 
     seed: int = 0
@@ -40,6 +40,7 @@ class PretextContext:
     device: torch.device | str = "cpu"
     accelerator: Any = None
     log: Callable[[dict[str, Any]], None] = field(default=lambda record: None)
+    log_every: int = 50
     loop: Callable[..., Loop] = field(default=partial(Resume().loop, log_file=None))
 
     def autocast(self) -> AbstractContextManager:
@@ -51,6 +52,13 @@ class Method(Declaration[R]):
     """Base class of all methods; stateless, so one instance serves every run."""
 
     def build(self, backbone: Backbone, recipe: R) -> Student:
+        """The student as its training begins: the method's own, with what every recipe asks for."""
+        student = self.make_student(backbone, recipe)
+        if recipe.gradient_checkpointing:
+            backbone.checkpoint_gradients()
+        return student
+
+    def make_student(self, backbone: Backbone, recipe: R) -> Student:
         """The student: special tokens added, pooling, scorer and formats chosen, trained parameters marked."""
         raise NotImplementedError
 
@@ -68,7 +76,7 @@ class Method(Declaration[R]):
         """The weighted loss terms of a batch, by name; the loop sums and logs them."""
         raise NotImplementedError
 
-    def pretext(self, student: Student, texts: list[str], recipe: R, context: PretextContext) -> None:
+    def pretext(self, student: Student, texts: list[str], recipe: R, context: TrainingContext) -> None:
         """Pre-training of the method's own on unlabelled texts, before fine-tuning; none by default.
 
         Runs alike on every process of a distributed run: texts and seeds are the same, so are the results.

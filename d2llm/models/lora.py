@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
+from d2llm.config.recipes import TunedWeights
 from d2llm.models.added_rows import NAME, added_rows
 from d2llm.run.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from d2llm.config.recipes import Tuning
 
 
 def linear_projections(model: nn.Module) -> list[str]:
@@ -31,7 +30,7 @@ def linear_projections(model: nn.Module) -> list[str]:
     return found
 
 
-def add_lora(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel:
+def add_lora(model: PreTrainedModel, tuning: TunedWeights) -> PreTrainedModel:
     """The model with fresh adapters, which add nothing yet. Raises ConfigError where targets or first_layer fit no module."""
     from peft import LoraConfig, inject_adapter_in_model
 

@@ -41,7 +41,10 @@ def context(config: Config) -> Context:
         tier=config.tier,
         methods=methods,
         references=list(config.references),
-        titles={**{name: row_head(name)["TITLE"] for name in config.references}, **{name: declared(name).title for name in methods}},
+        titles={
+            **{name: row_head(name)["TITLE"] for name in config.references},
+            **{name: declared(name).title for name in methods},
+        },
         generated=config.data.source == "world",
         averaged=frozenset(kind for kind, order in orders.items() if order == "average"),
         level=config.statistics.level,

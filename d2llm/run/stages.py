@@ -40,16 +40,22 @@ class Stage:
     function: str  # "module:name", called with the config and the arguments
     help: str
     record: Callable[..., Path]  # its provenance, of paths and arguments
-    writes: Callable[..., list[Path]]  # what Snakemake knows of its outputs, of paths and arguments; folders are the last parts of FOLDERS
+    writes: Callable[
+        ..., list[Path]
+    ]  # what Snakemake knows of its outputs, of paths and arguments; folders are the last parts of FOLDERS
     reads: Callable[..., list[Path]] = lambda config, paths, **arguments: []
     settings: tuple[str, ...] = ()  # the parts of the config it reads
-    more: Callable[..., dict[str, Any]] = lambda config, **arguments: {}  # settings that no key alone names, of config and arguments
+    more: Callable[..., dict[str, Any]] = (
+        lambda config, **arguments: {}
+    )  # settings that no key alone names, of config and arguments
     code: Callable[..., Sequence[str]] = lambda config, **arguments: ()  # modules found by name, beside the function's
     arguments: tuple[str, ...] = ()
     example: dict[str, str] = field(default_factory=dict)  # of its arguments without a default
     torch: bool = False  # whether it computes with torch, which is then seeded before it starts
     resumes: bool = False  # whether its function takes `resume` and goes on from a checkpoint
-    accept: str | None = None  # "module:name", called like the function when that is done; refuses what later stages would
+    accept: str | None = (
+        None  # "module:name", called like the function when that is done; refuses what later stages would
+    )
     memory_mb: int = 4000  # what a cluster is asked for where a profile says nothing
     fetches: bool = False  # whether it uses the network
 
@@ -127,13 +133,19 @@ def collected_inputs(config: Config, paths: Paths) -> list[Path]:
 def tuning_inputs(config: Config, paths: Paths) -> list[Path]:
     """Every trial. Raises ConfigError for a method without a grid, before hours of trials of the others."""
     runs = [trial.run for trial in config.tuning_trials()]
-    return [paths.development(*run) / "scores.parquet" for run in runs] + [paths.run(*run) / "summary.json" for run in runs]
+    return [paths.development(*run) / "scores.parquet" for run in runs] + [
+        paths.run(*run) / "summary.json" for run in runs
+    ]
 
 
 def runtime_inputs(config: Config, paths: Paths) -> list[Path]:
     """The texts, and everything that is timed."""
     models = [paths.run(method, "base", config.seeds[0]) / "model" for method in config.methods]
-    return [paths.tasks, *models, *([paths.teacher_model, paths.base("encoder")] if "teacher" in config.references else [])]
+    return [
+        paths.tasks,
+        *models,
+        *([paths.teacher_model, paths.base("encoder")] if "teacher" in config.references else []),
+    ]
 
 
 def rendered_inputs(kind: Any) -> Callable[..., list[Path]]:

@@ -8,14 +8,14 @@ thrown away. A teacher below `teacher.min_ap` on dev is refused, because every l
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2llm.methods.base import PretextContext
+from d2llm.methods.base import TrainingContext
 from d2llm.methods.parameters import groups
 from d2llm.models import remote
 from d2llm.models.lora import add_lora, merged_state
@@ -27,7 +27,9 @@ from d2llm.run.logs import get_logger
 from d2llm.run.paths import Paths
 from d2llm.run.schemas import TEACHER_PAIRS
 from d2llm.teacher.cross_encoder import Row, Teacher
-from d2llm.training.optimization import fit, mixed
+from d2llm.training.loop import Rates, fit
+from d2llm.training.memory import InParts
+from d2llm.training.optimization import accelerate_precision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,16 +156,12 @@ def tune(
     teacher.model.train()
     batches = examples.batches(settings.batch_pairs, settings.steps, settings.seed, settings.asymmetric_share)
 
-    def write(record: dict[str, Any]) -> None:
-        number = record["step"]
-        if number % LOG_EVERY == 0 or number == settings.steps:
-            append_jsonl(log_file, {**record, "mode": batches[number - 1][0]})
-
-    context = PretextContext(
+    context = TrainingContext(
         device=device,
-        accelerator=Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed(precision)),
+        accelerator=Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=accelerate_precision(precision)),
         loop=partial((resume or Resume()).loop, log_file=log_file),
-        log=write,
+        log=partial(append_jsonl, log_file),
+        log_every=LOG_EVERY,
     )
 
     def loss(batch: tuple[str, np.ndarray]) -> dict[str, Tensor]:
@@ -200,14 +198,14 @@ def tune(
 
     fit(
         groups([*teacher.model.named_parameters(), *relation.named_parameters()], settings.learning_rate, 0.01),
-        batches,
+        lambda done: batches[done:],
         loss,
         steps=settings.steps,
         name="tuning the teacher",
         context=context,
-        split=split,
-        warmup=settings.warmup,
-        betas=(0.9, 0.98),
+        rates=Rates(settings.warmup, betas=(0.9, 0.98)),
+        memory=InParts(split),
+        about=lambda batch: {"mode": batch[0]},
     )
     teacher.model.eval()
 

@@ -1,10 +1,9 @@
-"""Optimiser, schedule and the guarded step: the one home of both, for the training loop and for the methods' pretext stages."""
+"""Optimiser, schedule, batches of indices, and the guarded step; `loop` calls them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -12,13 +11,9 @@ from torch import Tensor
 
 from d2llm.methods.parameters import Groups
 from d2llm.run.errors import ConfigError, TrainingError
-from d2llm.run.logs import get_logger, progress
-from d2llm.training.gradient_cache import cached, fewer
-from d2llm.training.memory import retried
 
 if TYPE_CHECKING:
-    from d2llm.methods.base import PretextContext
-    from d2llm.models.student import Student
+    pass
 
 B = TypeVar("B")
 Terms = dict[str, Tensor]
@@ -127,99 +122,22 @@ def step(
     return log
 
 
-def mixed(precision: str) -> str:
+def accelerate_precision(precision: str) -> str:
     """Accelerate's name of a precision. Raises ConfigError for one this machine does not have."""
     if precision == "float16" and not torch.cuda.is_available():
         raise ConfigError("training.precision: float16 needs a GPU and there is none; bfloat16 works without")
     return {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision]
 
 
-def batches(count: int, size: int, steps: int, seed: int) -> Iterator[list[int]]:
-    """`steps` batches of indices below `count`, reshuffled every pass; a pass's last short batch is filled by the next."""
+def batches(count: int, size: int, steps: int, seed: int, done: int = 0) -> Iterator[list[int]]:
+    """`steps` batches of indices below `count`, from the one after `done` of them on, reshuffled every pass; a pass's last short batch is filled by the next."""
     if count < 1:
         raise TrainingError("no texts to draw batches from")
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
-    for _ in range(steps):
+    for step in range(steps):
         while len(order) < size:
             order += torch.randperm(count, generator=generator).tolist()
-        yield order[:size]
+        if step >= done:
+            yield order[:size]
         order = order[size:]
-
-
-def fit(
-    parameter_groups: Groups,
-    loader: Iterable[Any],
-    loss: Callable[[B], Terms],
-    *,
-    steps: int,
-    name: str,
-    context: PretextContext,
-    split: Callable[[B, int], Sequence[tuple[B, Mapping[str, float]]]] | None = None,
-    student: Student | None = None,
-    texts: int = 0,
-    warmup: float | int = 0.1,
-    schedule_kind: str = "linear",
-    clip: float | None = 1.0,
-    betas: tuple[float, float] = (0.9, 0.999),
-    epsilon: float = 1e-8,
-    draw: Callable[[Any], B] | None = None,
-    generators: Sequence[torch.Generator] = (),
-) -> None:
-    """A small training of its own (pretext stages, the teacher): `loss(batch)` gives named terms for each batch of `loader`.
-
-    `name` says method and stage ("retromae, pre-training"); it appears in errors, in the bar and in `context.log`. `draw` makes of what the loader
-    gives what `loss` takes, with all that is random about it from `generators`: with them, a stage that was killed goes on where it was.
-
-    When memory runs out the update is made again with the same draws. With `split(batch, k)` the batch is taken in k parts (or as many as it has
-    examples), each with its share of every term, so that the terms of all parts add up to those of the whole. With `student`, for a loss that
-    takes all embeddings of a batch at once, its `texts` a batch are embedded fewer at a time. Without either it raises TrainingError.
-    """
-    accelerator = context.accelerator
-    made = optimizer(parameter_groups, betas, epsilon)
-    plan = schedule(made, schedule_kind, warmup, steps)
-    loop = context.loop(name, steps, made, plan, generators=generators, scaler=getattr(accelerator, "scaler", None))
-    parts: int = loop.notes.get("parts", 1)
-    if student is not None and loop.notes.get("texts_at_once"):
-        student.cache = cached(student, loop.notes["texts_at_once"], context.autocast)
-
-    def terms(batch: B) -> Iterator[Terms]:
-        if split is None or parts == 1:
-            yield loss(batch)
-            return
-        for part, shares in split(batch, parts):
-            yield {key: value * shares[key] for key, value in loss(part).items()}
-
-    def finish() -> None:
-        if student is not None and student.cache is not None:
-            student.cache.backward()
-
-    source = islice(loader, loop.done, None)
-    bar = progress(range(loop.done + 1, steps + 1), name, loop.done)
-    for number in bar:
-        where, given = f"{name}, step {number}", next(source)
-        batch = given if draw is None else draw(given)
-
-        def update(batch: B = batch, where: str = where) -> dict[str, float]:
-            return step(accelerator, terms(batch), made, plan, clip, where, finish)
-
-        def less(error: Exception, batch: B = batch, where: str = where) -> None:
-            nonlocal parts
-            made.zero_grad(set_to_none=True)
-            if student is not None:
-                fewer(student, texts, context.autocast, where)
-                return
-            more = 1 if split is None else len(split(batch, 2 * parts))
-            if more <= parts:
-                alone = "lower its batch_size" if split is None else "that was one example at a time; lower max_length"
-                raise TrainingError(
-                    f"{where}: out of memory; {alone}, or take a smaller model or more memory"
-                ) from error
-            parts = more
-            get_logger(__name__).warning("%s: out of memory; batches in %d parts from now on", where, parts)
-
-        log = retried(update, less)
-        context.log({"stage": name, "step": number, **log})
-        bar.show(loss=log["loss"])
-        at_once = None if student is None or student.cache is None else student.cache.size
-        loop.after(number, parts=parts, texts_at_once=at_once)

@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from d2llm.methods.base import PretextContext
+from d2llm.methods.base import TrainingContext
 from d2llm.methods.registry import method as find_method
 from d2llm.models.backbone import Backbone
 from d2llm.run.artifacts import append_jsonl, atomic, read_frame, write_json
 from d2llm.run.checkpoint import Resume
 from d2llm.run.paths import Paths
-from d2llm.training.optimization import mixed
+from d2llm.training.optimization import accelerate_precision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from d2llm.config.schema import Config
-
-# Of the records of a stage, every so many are logged.
-LOG_EVERY = 50
 
 
 def run(config: Config, method: str, variant: str, resume: Resume | None = None) -> None:
@@ -36,7 +31,9 @@ def run(config: Config, method: str, variant: str, resume: Resume | None = None)
 
     paths, seed, resume = Paths.of(config), config.seeds[0], resume or Resume()
     chosen, recipe = find_method(method), config.recipe(method, variant)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed(config.training.precision))
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(), mixed_precision=accelerate_precision(config.training.precision)
+    )
     set_seed(seed)
     texts = read_frame(paths.pretraining, {"text": "str", "next_text": "str"})
     started = time.perf_counter()
@@ -47,17 +44,12 @@ def run(config: Config, method: str, variant: str, resume: Resume | None = None)
         folder.mkdir(parents=True)
         # What follows a text, where the source knows it.
         following = texts["next_text"].tolist() if texts["next_text"].astype(bool).any() else None
-        context = PretextContext(
+        context = TrainingContext(
             seed=seed, next_texts=following, device=accelerator.device, accelerator=accelerator,
             loop=partial(resume.loop, log_file=folder / "log.jsonl"),
-            log=thinned(lambda record: append_jsonl(folder / "log.jsonl", record)),
+            log=partial(append_jsonl, folder / "log.jsonl"),
         )  # fmt: skip
         chosen.pretext(student, texts["text"].tolist(), recipe, context)
         student.backbone.save(folder)
         seconds = resume.before + time.perf_counter() - started
         write_json(folder / "summary.json", {"method": method, "seconds": round(seconds, 2)})
-
-
-def thinned(write: Callable[[dict[str, Any]], None], every: int = LOG_EVERY) -> Callable[[dict[str, Any]], None]:
-    """Keep every `every`-th record of a stage."""
-    return lambda record: write(record) if record.get("step", 0) % every == 0 else None

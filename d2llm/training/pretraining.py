@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from d2llm.config.checks import check_growth
 from d2llm.config.schema import CheckpointSettings
 from d2llm.data.world.lexicon import SLOTS, lexicon
+from d2llm.methods.base import TrainingContext
 from d2llm.methods.parameters import groups
 from d2llm.models.backbone import Backbone, head_of
 from d2llm.models.base import checkpoints
@@ -28,9 +30,9 @@ from d2llm.models.tokens import token_ids
 from d2llm.run.artifacts import append_jsonl, atomic, read_frame, write_json
 from d2llm.run.checkpoint import Resume
 from d2llm.run.errors import ConfigError
-from d2llm.run.logs import get_logger, progress
+from d2llm.run.logs import get_logger
 from d2llm.run.paths import Paths
-from d2llm.training.optimization import optimizer, schedule, step
+from d2llm.training.loop import Rates, fit, means
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -254,18 +256,12 @@ def pretrain(
     network.train()
     inner = cast("PreTrainedModel", network.base_model)
     body, head = Backbone(inner, tokenizer, "encoder" if encoder else "decoder"), head_of(network)
-    made = optimizer(
-        groups([*network.named_parameters(), *reader.named_parameters()], settings.learning_rate, 0.01), (0.9, 0.98)
-    )
-    plan = schedule(made, "linear", 0.05, settings.steps)
-    generator = torch.Generator().manual_seed(settings.seed)
-    half = settings.batch_size
-    order = np.random.default_rng(settings.seed)
-    loop = (resume or Resume()).loop(name, settings.steps, made, plan, log_file, (generator, order))
-    tail: list[dict[str, float]] = loop.notes.get("tail", [])
-    bar = progress(range(loop.done + 1, settings.steps + 1), name, loop.done)
-    for number in bar:
-        rows = order.integers(0, len(texts), half)
+    generator, order = torch.Generator().manual_seed(settings.seed), np.random.default_rng(settings.seed)
+    half, right = settings.batch_size, torch.zeros(())
+
+    def loss(batch: tuple[int, np.ndarray]) -> dict[str, Tensor]:
+        nonlocal right
+        number, rows = batch
         sequences = [*(texts[i] for i in rows), *(again[i] for i in rows), *(apart[i] for i in rows)]
         pooling = poolings[number % len(poolings)]
         pooled, language = _pooled(body, head, sequences, pooling, settings.language_weight > 0, generator)
@@ -276,16 +272,23 @@ def pretrain(
             "slots": settings.slot_weight * slots,
             "paraphrase": settings.paraphrase_weight * F.cross_entropy(alike, torch.arange(half)),
         }
-        if settings.language_weight:
-            terms["language"] = settings.language_weight * language
-        log = step(None, [terms], made, plan, 1.0, f"{name}, step {number}") | {"slots_right": float(right)}
-        if number > 0.9 * settings.steps:
-            tail.append(log)
-        if number % 50 == 0 or number == settings.steps:
-            append_jsonl(log_file, {"step": number, **log})
-        bar.show(loss=log["loss"])
-        loop.after(number, tail=tail)
-    return {key: float(np.mean([record[key] for record in tail])) for key in tail[0] if key not in ("learning_rate",)}
+        return terms | ({"language": settings.language_weight * language} if settings.language_weight else {})
+
+    tail = fit(
+        groups([*network.named_parameters(), *reader.named_parameters()], settings.learning_rate, 0.01),
+        lambda done: range(done + 1, settings.steps + 1),
+        loss,
+        steps=settings.steps,
+        name=name,
+        context=TrainingContext(
+            loop=partial((resume or Resume()).loop, log_file=log_file), log=partial(append_jsonl, log_file)
+        ),
+        rates=Rates(0.05, betas=(0.9, 0.98)),
+        draw=lambda number: (number, order.integers(0, len(texts), half)),
+        generators=(generator, order),
+        about=lambda batch: {"slots_right": float(right)},
+    )
+    return {key: value for key, value in means(tail).items() if key != "learning_rate"}
 
 
 def _pooled(

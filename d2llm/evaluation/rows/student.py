@@ -61,7 +61,10 @@ class StudentScorer:
 
         from d2llm.search.index import on_device
 
-        q, p = (self.vectors(side, role, mode) for side, role in zip(zip(*pairs, strict=True), ("query", "passage"), strict=True))
+        q, p = (
+            self.vectors(side, role, mode)
+            for side, role in zip(zip(*pairs, strict=True), ("query", "passage"), strict=True)
+        )
         blocks = range(0, len(pairs), PAIR_BLOCK)
         with torch.inference_mode():
             parts = [

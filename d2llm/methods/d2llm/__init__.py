@@ -38,7 +38,12 @@ class D2LLM(Method[D2LLMRecipe]):
         """The losses whose weight is not 0."""
         return tuple(f"d2llm.methods.d2llm.losses.{name}" for name, weight in recipe.weights().items() if weight)
 
-    def build(self, backbone: Backbone, recipe: D2LLMRecipe) -> Student:
+    def pair_flops(self, recipe: D2LLMRecipe, width: int, length: float) -> float:
+        """Two products of the IEM's width are left where the passage's side is stored."""
+        hidden = recipe.interaction.hidden
+        return 2.0 * (hidden**2 + 2 * hidden)
+
+    def make_student(self, backbone: Backbone, recipe: D2LLMRecipe) -> Student:
         """Raw text begun as the checkpoint begins it, no prompt. The pooling reads all that is fed, but for a sink."""
         from d2llm.models.student import Student, same_formats
 
@@ -51,8 +56,6 @@ class D2LLM(Method[D2LLMRecipe]):
                 )
 
         backbone.tune(recipe.tuning)
-        if recipe.gradient_checkpointing:
-            backbone.checkpoint_gradients()
         return Student(
             backbone,
             *self.parts(recipe),

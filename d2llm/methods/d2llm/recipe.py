@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from d2llm.config.recipes import MaxLengths, Positive, Recipe, Schedule, Tuning, Warmup, Weight
+from d2llm.config.recipes import MaxLengths, PositiveFloat, Recipe, Schedule, TunedWeights, Warmup, Weight
 from d2llm.config.section import Pair, Section
 
 
@@ -45,9 +45,9 @@ class InteractionSettings(Section):
     # A cosine added to the logit (variant).
     skip: Literal["none", "cosine"] = "none"
     # Size of the first logits with init "matcher", and of the cosine with skip "cosine".
-    scale: Positive = 10.0
+    scale: PositiveFloat = 10.0
     # Size of that cosine.
-    skip_scale: Positive = 10.0
+    skip_scale: PositiveFloat = 10.0
 
     @model_validator(mode="after")
     def _pairs(self) -> InteractionSettings:
@@ -63,15 +63,15 @@ class InteractionSettings(Section):
 class D2LLMRecipe(Recipe):
     """As released (facts: settings); what neither paper nor release settles is marked (A), our assumption."""
 
-    learning_rate: Positive = 1e-4
+    learning_rate: PositiveFloat = 1e-4
     betas: Pair = (0.8, 0.999)
-    epsilon: Positive = 1e-6
+    epsilon: PositiveFloat = 1e-6
     weight_decay: Weight = 0.01
     warmup: Warmup = 1000
     schedule: Schedule = "constant"
     # (A) The IEM's logits are unbounded, so none is needed.
-    temperature: Positive = 1.0
-    tuning: Tuning = Tuning(kind="lora", r=8, alpha=8.0, dropout=0.05)
+    temperature: PositiveFloat = 1.0
+    tuning: TunedWeights = TunedWeights(kind="lora", r=8, alpha=8.0, dropout=0.05)
     max_lengths: MaxLengths = MaxLengths(query=250, passage=250, symmetric=250)
     # Whose scores it imitates, by its name in section `teachers`.
     teacher: str = "teacher"

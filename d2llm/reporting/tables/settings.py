@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from d2llm.config.recipes import Recipe, Stage
+from d2llm.config.recipes import PretextStage, Recipe
 from d2llm.config.registry import declared
 from d2llm.reporting.bases import size
 from d2llm.reporting.collected import Collected, given
@@ -175,8 +175,8 @@ def negatives(recipe: Recipe, held: int) -> int:
 
 def pretraining(recipe: Recipe) -> str:
     """The method's own stages before fine-tuning, in the order of the recipe, as updates (or epochs) × texts."""
-    length: Callable[[Stage], str] = lambda s: f"{s.epochs:g} epochs" if s.steps is None else str(s.steps)  # noqa: E731
-    parts = [(key, value) for key, value in recipe if isinstance(value, Stage) and value.steps != 0]
+    length: Callable[[PretextStage], str] = lambda s: f"{s.epochs:g} epochs" if s.steps is None else str(s.steps)  # noqa: E731
+    parts = [(key, value) for key, value in recipe if isinstance(value, PretextStage) and value.steps != 0]
     return ", ".join(f"{key} {length(part)} × {part.batch_size}" for key, part in parts) or NOTHING
 
 
