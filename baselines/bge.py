@@ -129,7 +129,7 @@ def contrast_pairs(
     import torch
 
     from d2llm.methods.losses import in_batch_contrast
-    from d2llm.methods.parameters import groups
+    from d2llm.methods.parameters import decay_groups
     from d2llm.methods.text_ids import PairTextIds
     from d2llm.models.student import TextFormat
     from d2llm.run.errors import TrainingError
@@ -183,7 +183,7 @@ def contrast_pairs(
 
     with backbone.all_trainable():
         fit(
-            groups(backbone.named_parameters(), stage.learning_rate, stage.weight_decay),
+            decay_groups(backbone.named_parameters(), stage.learning_rate, stage.weight_decay),
             partial(batches, len(pairs), stage.batch_size, steps, context.seed + 1),
             loss,
             draw=prepare,

@@ -160,7 +160,7 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
 
     def pretext(self, student: Student, texts: list[str], recipe: LLaRARecipe, context: TrainingContext) -> None:
         """EBAE and, where the texts' order is known, EBAR, with the language-model loss; trains all weights."""
-        from d2llm.methods.parameters import groups
+        from d2llm.methods.parameters import decay_groups
         from d2llm.models.backbone import head_of
         from d2llm.run.errors import TrainingError
         from d2llm.training.loop import Rates, fit
@@ -193,7 +193,7 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
         with backbone.all_trainable():
             named = [(key, value) for key, value in full.named_parameters() if "lora_" not in key]
             fit(
-                groups(named, stage.learning_rate, stage.weight_decay),
+                decay_groups(named, stage.learning_rate, stage.weight_decay),
                 partial(batches, len(rows), stage.batch_size, steps, context.seed),
                 loss,
                 draw=lambda members: [rows[index] for index in members],

@@ -136,7 +136,7 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
     """Train the student's encoder by masked auto-encoding with enhanced decoding; decoder and head are then dropped."""
     import torch
 
-    from d2llm.methods.parameters import groups
+    from d2llm.methods.parameters import decay_groups
     from d2llm.models.backbone import head_of
     from d2llm.models.enhanced_decoder import EnhancedDecoder
     from d2llm.models.student import TextFormat
@@ -176,7 +176,7 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
     with backbone.all_trainable():
         named = [*full.named_parameters(), *((f"decoder.{key}", value) for key, value in decoder.named_parameters())]
         fit(
-            groups(named, stage.learning_rate, stage.weight_decay),
+            decay_groups(named, stage.learning_rate, stage.weight_decay),
             partial(batches, len(rows), stage.batch_size, steps, context.seed),
             loss,
             draw=prepare,

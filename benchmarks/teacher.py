@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from common import arguments, publish, rounds
 
-from d2llm.config.schema import PromptSettings, TeacherSettings
+from d2llm.config.sections import PromptSettings, TeacherSettings
 from d2llm.teacher.cross_encoder import Teacher
 
 PROMPT = PromptSettings(

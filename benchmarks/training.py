@@ -25,7 +25,7 @@ from d2llm.config.load import load
 from d2llm.config.schema import Config
 from d2llm.methods.registry import method
 from d2llm.models.backbone import Backbone
-from d2llm.models.lora import merged_state
+from d2llm.models.lora import merge_lora
 from d2llm.models.student import Student
 from d2llm.run.paths import Paths
 from d2llm.training import pretext
@@ -126,7 +126,7 @@ def reference(config: Config, name: str, seed: int) -> tuple[float, Student]:
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
-        words.model.save_pretrained(f"{place}/model", state_dict=merged_state(words.model))
+        words.model.save_pretrained(f"{place}/model", state_dict=merge_lora(words.model))
         plain.backbone.tokenizer.save_pretrained(f"{place}/model")
         student = chosen.build(Backbone.load(f"{place}/model", chosen.kind), recipe)
     return seconds, student.eval()

@@ -203,7 +203,7 @@ def write_models(root: Path) -> None:
     )
 
     from baselines.bge import INSTRUCTION
-    from d2llm.config.prompts import ASYMMETRIC_ZH, SYMMETRIC_ZH
+    from d2llm.config.sections import ASYMMETRIC_ZH, SYMMETRIC_ZH
 
     rng = np.random.default_rng(1)
     said = [ASYMMETRIC_ZH, SYMMETRIC_ZH] * 20 + [text for row in labelled(rng, 200) for text in row[:2]]

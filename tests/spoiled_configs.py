@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from d2llm.config.load import load, loader, read
 from d2llm.config.schema import Config
 from d2llm.config.validation import dotted
-from d2llm.models.base import checkpoints
+from d2llm.models.base import pretrained
 from d2llm.run import jobs, stages
 from d2llm.run.errors import ConfigError
 from d2llm.run.paths import Paths
@@ -232,7 +232,7 @@ def plan(config: Config) -> int:
     for name in config.models.names():
         model = config.models.of(name)
         if hasattr(model, "source") and model.origin != "hub":
-            checkpoints.located(model, f"models.{name}.source")
+            pretrained.located(model, f"models.{name}.source")
     if config.data.source == "files":
         for path in config.data.files.paths().values():
             Path(path).is_file()

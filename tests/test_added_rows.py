@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from d2llm.config.recipes import MaxLengths, TunedWeights
 from d2llm.methods import base as methods
 from d2llm.models.backbone import Backbone
-from d2llm.models.lora import merged_state
+from d2llm.models.lora import merge_lora
 from d2llm.models.student import Student, same_formats
 from d2llm.training import optimization
 
@@ -83,9 +83,9 @@ def test_updates_are_those_of_the_whole_matrix_with_all_other_rows_masked(
             student = student_of(backbone)
             recipe = methods.method("udever").recipe({"learning_rate": 0.05, "weight_decay": 0.1})
             groups = methods.method("udever").parameter_groups(student, recipe)
-        before = {name: value.clone() for name, value in merged_state(backbone.model).items()}
+        before = {name: value.clone() for name, value in merge_lora(backbone.model).items()}
         trained(student, groups)
-        found.append((student, merged_state(backbone.model)))
+        found.append((student, merge_lora(backbone.model)))
     (_, expected), (student, state) = found
     assert list(state) == list(expected)
     for name, value in expected.items():
@@ -129,7 +129,7 @@ def test_neither_gradient_nor_state_nor_any_passing_value_is_of_the_matrix_size(
     biases = sum(p.numel() for name, p in backbone.named_parameters() if "bias" in name)
     assert backbone.trained_count() == biases + len(TOKENS) * 32
     counts = student.parameter_counts()
-    assert counts["total"] == sum(value.numel() for value in merged_state(backbone.model).values())
+    assert counts["total"] == sum(value.numel() for value in merge_lora(backbone.model).values())
 
 
 def test_a_stage_that_trains_every_weight_trains_these_rows_in_their_matrix(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_stage_that_trains_every_weight_trains_these_rows_in_their_matrix(tmp_
             weight -= 0.1 * weight.grad
     assert rows.requires_grad and not weight.requires_grad
     assert torch.equal(rows, weight[new])
-    assert torch.equal(merged_state(backbone.model)["embed_tokens.weight"], weight)
+    assert torch.equal(merge_lora(backbone.model)["embed_tokens.weight"], weight)
 
 
 def test_ids_with_gaps_get_rows_of_their_own() -> None:

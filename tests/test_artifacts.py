@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 
 from d2llm.run.artifacts import (
-    ahead,
     append_jsonl,
     atomic,
+    in_future,
     read_frame,
     read_json,
     read_jsonl,
@@ -79,7 +79,7 @@ def test_times_of_the_future_become_the_present_in_their_order(tmp_path: Path) -
     for name, when in wanted.items():
         (tmp_path / name).write_text(name)
         os.utime(tmp_path / name, (when, when))
-    assert ahead(tmp_path / "a") and ahead(tmp_path / "b") and not ahead(tmp_path / "past")
+    assert in_future(tmp_path / "a") and in_future(tmp_path / "b") and not in_future(tmp_path / "past")
     assert settle_times(tmp_path) == 4
     times = {name: (tmp_path / name).stat().st_mtime for name in wanted}
     assert times["past"] == pytest.approx(now - 100)

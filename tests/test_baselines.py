@@ -18,7 +18,7 @@ from d2llm.methods.text_ids import PairTextIds
 from d2llm.models.backbone import head_of
 from d2llm.models.batch import Batch, Embedded
 from d2llm.models.enhanced_decoder import EnhancedDecoder
-from d2llm.models.lora import merged_state
+from d2llm.models.lora import merge_lora
 from d2llm.run.errors import ConfigError, TrainingError
 from d2llm.training.optimization import batches
 
@@ -529,7 +529,7 @@ def test_adaptation_trains_the_weights_that_lora_adapts(tmp_path):
     plain = tiny.backbone("decoder", tmp_path / "a")
     student, log = adapted("llara", tmp_path / "b")
     assert "ebar" not in log[0]  # no order known
-    before, after = plain.model.state_dict(), merged_state(student.backbone.model)
+    before, after = plain.model.state_dict(), merge_lora(student.backbone.model)
     assert all(not torch.equal(before[key], after[key][: len(before[key])]) for key in before)
     lora = {key: value for key, value in student.named_parameters() if "lora_B" in key}
     assert not any(value.any() for value in lora.values())

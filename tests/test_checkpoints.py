@@ -16,9 +16,10 @@ import yaml
 from tiny_run import BASE, tiny_settings
 
 from d2llm.config.load import load
-from d2llm.config.schema import Config, PromptSettings, TeacherSettings
+from d2llm.config.schema import Config
+from d2llm.config.sections import PromptSettings, TeacherSettings
 from d2llm.models.backbone import Backbone
-from d2llm.models.base import checkpoints
+from d2llm.models.base import pretrained
 from d2llm.run.artifacts import read_json
 from d2llm.run.errors import ArtifactError, ConfigError
 from d2llm.run.paths import Paths
@@ -117,7 +118,7 @@ def test_a_checkpoint_inside_a_package(models: Path, tmp_path: Path, monkeypatch
     made = config(tmp_path, decoder={"source": "package:some_weights/inside"})
     assert made.offline
     pretraining.run(made, "decoder")
-    assert len(checkpoints.layers_of(Backbone.load(Paths.of(made).base("decoder"), "decoder").model)) == 3
+    assert len(pretrained.layers_of(Backbone.load(Paths.of(made).base("decoder"), "decoder").model)) == 3
 
 
 # -------------------------------------------------------------------------------------------------------------- config
@@ -172,7 +173,7 @@ def test_a_hub_that_fails_at_first(models: Path, tmp_path: Path) -> None:
         downloads = [path for method, path in asked if method == "GET" and "/resolve/" in path]
     assert not any(path.endswith(".bin") for path in downloads)  # never fetched, let alone opened
     made = Paths(tmp_path / "results" / "tiny").base("decoder")
-    assert len(checkpoints.layers_of(Backbone.load(made, "decoder").model)) == 2
+    assert len(pretrained.layers_of(Backbone.load(made, "decoder").model)) == 2
     # Gone, the hub is needed no more.
     assert base(tmp_path, "http://127.0.0.1:9", revision=hub.COMMIT, layers=1).returncode == 0
 

@@ -114,7 +114,7 @@ def test_a_job_waits_for_its_ghost(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         started = time.monotonic()
-        with cli.alone(lock):
+        with cli.job_lock(lock):
             assert time.monotonic() - started > 0.3
 
 

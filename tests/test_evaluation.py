@@ -15,7 +15,8 @@ from task_folders import FakeStudent, pair_task, retrieval_task, sts_task, write
 from training_records import write_runs
 
 from d2llm.config.evaluation import EvaluationSettings
-from d2llm.config.schema import CheckpointSettings, Config, ModelsSettings
+from d2llm.config.schema import Config
+from d2llm.config.sections import ModelsSettings, PretrainedSettings
 from d2llm.evaluation import collect, metrics, tasks
 from d2llm.run.artifacts import read_json, write_json
 from d2llm.run.errors import ArtifactError, ConfigError, DataError
@@ -32,8 +33,8 @@ def mteb_cache(tmp_path_factory):
 
 def evaluate(student, *folders: Path, settings: EvaluationSettings | None = None, results: Path | None = None):
     """Scores {(task, phenomenon, metric): value} and predictions of a student on task folders."""
-    from d2llm.evaluation.adapter import StudentScorer
     from d2llm.evaluation.evaluate import evaluate
+    from d2llm.evaluation.rows.student import StudentScorer
 
     read = [tasks.read(folder, "test") for folder in folders]
     settings = settings or EvaluationSettings()
@@ -167,7 +168,7 @@ def test_head_follows_the_kind_of_task_and_texts_are_encoded_once(tmp_path):
 
 
 def test_roles_with_equal_formats_share_their_vectors():
-    from d2llm.evaluation.adapter import StudentScorer
+    from d2llm.evaluation.rows.student import StudentScorer
 
     student = FakeStudent()
     student.formats = {("query", "symmetric"): "plain", ("passage", "symmetric"): "plain"}
@@ -207,7 +208,8 @@ def test_equal_scores_throughout_are_told_as_a_collapse(tmp_path):
 
 
 def test_vectors_of_another_pair_are_not_scored(tmp_path):
-    from d2llm.evaluation.adapter import SearchModel, StudentScorer
+    from d2llm.evaluation.adapter import SearchModel
+    from d2llm.evaluation.rows.student import StudentScorer
 
     model = SearchModel("toy", StudentScorer(FakeStudent()))
     with pytest.raises(RuntimeError, match="encoded last"):
@@ -215,7 +217,8 @@ def test_vectors_of_another_pair_are_not_scored(tmp_path):
 
 
 def test_nothing_is_searched_before_a_corpus_is_indexed():
-    from d2llm.evaluation.adapter import SearchModel, StudentScorer
+    from d2llm.evaluation.adapter import SearchModel
+    from d2llm.evaluation.rows.student import StudentScorer
 
     model = SearchModel("toy", StudentScorer(FakeStudent()))
     with pytest.raises(RuntimeError, match="corpus indexed last"):
@@ -360,7 +363,7 @@ def test_tasks_are_found_by_folder_and_wanted_ones_must_be_there(tmp_path):
 def suite(tmp_path, monkeypatch):
     """A results folder with three tasks and two evaluated methods whose students are fake."""
     from d2llm.evaluation import evaluate as run
-    from d2llm.evaluation.adapter import StudentScorer
+    from d2llm.evaluation.rows.student import StudentScorer
 
     config = Config(results=str(tmp_path), methods={"d2llm": {}, "bge": {}}, references=["bm25"], seeds=[1, 2])
     paths = Paths.of(config)
@@ -432,7 +435,7 @@ def test_what_is_behind_the_scores_is_collected_with_them(suite):
     write_json(paths.card_json, {"training": [1]})
     write_json(paths.teacher_report, {"symmetric": {"ap": 0.9}})
     write_json(paths.base("teacher") / "config.json", {"hidden_size": 64})  # made by the pipeline: its settings say it
-    suite = suite.model_copy(update={"models": ModelsSettings(decoder=CheckpointSettings(source="a/b"), encoder=CheckpointSettings(source="a/c"))})  # fmt: skip
+    suite = suite.model_copy(update={"models": ModelsSettings(decoder=PretrainedSettings(source="a/b"), encoder=PretrainedSettings(source="a/c"))})  # fmt: skip
     write_json(paths.base("decoder") / "config.json", {"hidden_size": 576})
     record = {"stage": "data", "seconds": 1.5, "outputs": {"card.json": "abc"}}
     train = {"stage": "train", "method": "bge", "variant": "base"}

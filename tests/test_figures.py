@@ -20,8 +20,8 @@ from matplotlib.transforms import Bbox
 from scipy import stats
 
 from d2llm.analysis import agreement
-from d2llm.config.prompts import ASYMMETRIC_ZH, SYMMETRIC_ZH
 from d2llm.config.schema import Config
+from d2llm.config.sections import ASYMMETRIC_ZH, SYMMETRIC_ZH
 from d2llm.reporting.collected import Collected, collected
 from d2llm.reporting.drawing import figures, fonts
 from d2llm.reporting.figures import (

@@ -23,7 +23,7 @@ from d2llm.run.paths import Paths
 from d2llm.training import optimization
 from d2llm.training import train as training
 from d2llm.training.gradient_cache import GradientCache
-from d2llm.training.memory import retried
+from d2llm.training.memory import retry_on_oom
 
 TEXTS = [
     "甲乙",
@@ -166,7 +166,7 @@ def test_one_text_too_much_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         raise torch.OutOfMemoryError("no room")
 
     with pytest.raises(TrainingError, match=r"out of memory with a single text at a time; lower training\.max_length"):
-        retried(update, training.smaller(student, made, 8, Accelerator(cpu=True), "here"))
+        retry_on_oom(update, training.smaller(student, made, 8, Accelerator(cpu=True), "here"))
 
 
 @pytest.mark.parametrize("at_once", [None, 6])

@@ -5,15 +5,11 @@ import math
 import pytest
 import torch
 
-from d2llm.methods.d2llm.losses import (
-    contrastive_imitation,
-    cosine_matrix,
-    feature_imitation,
-    rank_imitation_easy,
-    rank_imitation_hard,
-    weighted_total,
-)
-from d2llm.methods.losses import in_batch_contrast, info_nce, off_diagonal
+from d2llm.methods.d2llm.losses.ci import contrastive_imitation
+from d2llm.methods.d2llm.losses.fi import cosine_matrix, feature_imitation
+from d2llm.methods.d2llm.losses.ri_ehn import rank_imitation_easy
+from d2llm.methods.d2llm.losses.ri_phn import rank_imitation_hard
+from d2llm.methods.losses import in_batch_contrast, info_nce, off_diagonal, weighted_total
 
 B, K, E, H = 5, 4, 3, 6
 

@@ -16,7 +16,8 @@ import torch
 from tiny import backbone, framed_by
 from tiny_run import changed
 
-from d2llm.config.schema import Config, NegativeSettings
+from d2llm.config.schema import Config
+from d2llm.config.sections import NegativeSettings
 from d2llm.data.negatives import mine as negatives
 from d2llm.data.negatives.bm25 import tokens
 from d2llm.models.normal_form import normal_form

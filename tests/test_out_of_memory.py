@@ -33,7 +33,7 @@ from d2llm.run.paths import Paths
 from d2llm.teacher import tune as teacher_tuning
 from d2llm.teacher.cross_encoder import Teacher
 from d2llm.training import optimization, pretext
-from d2llm.training.memory import retried
+from d2llm.training.memory import retry_on_oom
 
 
 def narrow(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, size: Callable[..., int], room: int) -> list[int]:
@@ -321,5 +321,5 @@ def test_the_next_attempt_draws_what_the_first_drew() -> None:
             raise torch.OutOfMemoryError
         return drawn[-1]
 
-    assert torch.equal(retried(update, lambda error: None), expected)
+    assert torch.equal(retry_on_oom(update, lambda error: None), expected)
     assert len(drawn) == 3

@@ -16,7 +16,8 @@ from d2llm.cli import main as cli
 from d2llm.cli import plan
 from d2llm.config.load import load
 from d2llm.config.recipes import TunedWeights
-from d2llm.config.schema import CheckpointSettings, Config
+from d2llm.config.schema import Config
+from d2llm.config.sections import PretrainedSettings
 from d2llm.data import build
 from d2llm.run.artifacts import write_json
 from d2llm.run.errors import ConfigError
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 def test_sizes_are_those_of_the_model(kind: str, tmp_path: Path) -> None:
     backbone = tiny.backbone(kind, tmp_path / "model", num_hidden_layers=3)
-    settings = CheckpointSettings(source=str(tmp_path / "model"))
+    settings = PretrainedSettings(source=str(tmp_path / "model"))
     found = plan.sizes(settings, "models.x.source")
     layers = [p for name, p in backbone.model.named_parameters() if p.ndim == 2 and any(c.isdigit() for c in name)]
     assert found.body == sum(p.numel() for p in layers)
@@ -55,25 +56,25 @@ def test_sizes_of_families_that_name_them_otherwise(family: str, sizes: dict[str
     layers = [
         p for name, p in model.named_parameters() if p.ndim == 2 and any(part.isdigit() for part in name.split("."))
     ]
-    assert plan.sizes(CheckpointSettings(source=str(tmp_path / "model")), "").body == sum(p.numel() for p in layers)
+    assert plan.sizes(PretrainedSettings(source=str(tmp_path / "model")), "").body == sum(p.numel() for p in layers)
 
 
 def test_layers_that_are_cut_are_not_counted(tmp_path: Path) -> None:
     tiny.backbone("decoder", tmp_path / "model", num_hidden_layers=3)
     source = str(tmp_path / "model")
-    whole, cut = (plan.sizes(CheckpointSettings(source=source, **more), "") for more in ({}, {"layers": 1}))
+    whole, cut = (plan.sizes(PretrainedSettings(source=source, **more), "") for more in ({}, {"layers": 1}))
     assert 3 * cut.body == whole.body and cut.embeddings == whole.embeddings
     with pytest.raises(
         ConfigError, match="models.decoder.layers: expected at most the 3 layers the checkpoint has; found 4"
     ):
-        plan.sizes(CheckpointSettings(source=source, layers=4), "models.decoder.source")
+        plan.sizes(PretrainedSettings(source=source, layers=4), "models.decoder.source")
 
 
 def test_flops_of_a_pass_are_what_torch_counts(tmp_path: Path) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     backbone = tiny.backbone("decoder", tmp_path / "model", num_hidden_layers=3)
-    settings = CheckpointSettings(source=str(tmp_path / "model"))
+    settings = PretrainedSettings(source=str(tmp_path / "model"))
     length, texts = 64, 4
     model = type(backbone.model)._from_config(backbone.model.config, attn_implementation="eager").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -86,7 +87,7 @@ def test_flops_of_a_pass_are_what_torch_counts(tmp_path: Path) -> None:
 def test_adapters_are_counted_as_peft_makes_them(tmp_path: Path) -> None:
 
     backbone = tiny.backbone("decoder", tmp_path / "model", num_hidden_layers=3)
-    settings = CheckpointSettings(source=str(tmp_path / "model"))
+    settings = PretrainedSettings(source=str(tmp_path / "model"))
     tuning = TunedWeights(kind="lora", r=4, first_layer=1)
     backbone.tune(tuning)
     assert plan.trainable(plan.sizes(settings, ""), tuning) == backbone.trained_count()

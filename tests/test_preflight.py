@@ -27,12 +27,13 @@ from tiny_run import BASE, tiny_settings
 from d2llm.cli import demands, doctor, preflight
 from d2llm.cli import main as cli
 from d2llm.config.load import dump, load
-from d2llm.config.schema import BaseSettings, Config
+from d2llm.config.schema import Config
+from d2llm.config.sections import BaseSettings
 from d2llm.config.values import merged
 from d2llm.data import build
 from d2llm.data.world.lexicon import lexicon
 from d2llm.data.world.surface import FUNCTION_WORDS
-from d2llm.models.base import checkpoints
+from d2llm.models.base import pretrained
 from d2llm.models.base.vocabulary import build_tokenizer
 from d2llm.run import jobs
 from d2llm.run.artifacts import write_json
@@ -228,7 +229,7 @@ def test_all_that_configs_ask_can_be_tried_without_weights(tmp_path: Path) -> No
     more = {"methods": {"colbert": {}, "simcse": {}}, "results": str(tmp_path)}
     config = load([ROOT / "config/mini.yaml", ROOT / "config/study.yaml"], more)
     state = torch.get_rng_state()
-    assert list(preflight.of_models(config, texts=preflight.sample_texts(config))) == []
+    assert list(preflight.model_problems(config, texts=preflight.sample_texts(config))) == []
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -237,7 +238,7 @@ def test_only_what_is_read_is_asked(tmp_path: Path) -> None:
     CHECKPOINTS["encoder"](tmp_path / "given")
     values = settings(tmp_path, "decoder", {}) | {"methods": {"bge": {}}, "references": ["bm25"]}
     config = load([], values)
-    assert config.bases() == ["encoder"] and list(preflight.of_models(config)) == []
+    assert config.bases() == ["encoder"] and list(preflight.model_problems(config)) == []
 
 
 @pytest.mark.parametrize("encoder", [False, True])
@@ -246,17 +247,17 @@ def test_whether_a_model_sees_what_follows_is_tried(encoder: bool) -> None:
     from transformers import AutoModelForCausalLM
 
     network = made(encoder)
-    checkpoints.check_direction(network, encoder, "x")
+    pretrained.check_direction(network, encoder, "x")
     with pytest.raises(
         ConfigError, match=f"x: expected {'a decoder; found an encoder' if encoder else 'an encoder; found a decoder'}"
     ):
-        checkpoints.check_direction(network, not encoder, "x")
-    checkpoints.check_direction(network.bfloat16(), encoder, "x")
+        pretrained.check_direction(network, not encoder, "x")
+    pretrained.check_direction(network.bfloat16(), encoder, "x")
     if encoder:
         network = AutoModelForCausalLM.from_config(network.config)
-        checkpoints.check_direction(network, True, "x")
+        pretrained.check_direction(network, True, "x")
         network.config.is_decoder = True
-        checkpoints.check_direction(AutoModelForCausalLM.from_config(network.config), False, "x")
+        pretrained.check_direction(AutoModelForCausalLM.from_config(network.config), False, "x")
 
 
 @pytest.mark.parametrize(
@@ -277,31 +278,31 @@ def test_whether_a_model_sees_what_follows_is_tried(encoder: bool) -> None:
 def test_what_a_configuration_says_of_its_kind(changes: dict[str, Any], encoder: bool, fits: bool) -> None:
     said = SimpleNamespace(**{"model_type": "bert", "architectures": None, "hidden_size": 8} | changes)
     if fits:
-        return checkpoints.check_kind(said, encoder, "x")
+        return pretrained.check_kind(said, encoder, "x")
     with pytest.raises(ConfigError, match="x: expected a"):
-        checkpoints.check_kind(said, encoder, "x")
+        pretrained.check_kind(said, encoder, "x")
 
 
 def test_a_tokenizer_that_knows_a_word_will_do() -> None:
     """However few, and if its tokens are bytes."""
     for vocabulary in ({"[UNK]": 0, "a": 1}, {b"\xe7": 0, "去".encode(): 1}):
-        checkpoints.check_tokenizer(SimpleNamespace(all_special_tokens=["[UNK]"], get_vocab=lambda known=vocabulary: known), "x")  # fmt: skip
+        pretrained.check_tokenizer(SimpleNamespace(all_special_tokens=["[UNK]"], get_vocab=lambda known=vocabulary: known), "x")  # fmt: skip
     empty = SimpleNamespace(all_special_tokens=["[UNK]"], get_vocab=lambda: {"[UNK]": 0, "▁": 1})
     with pytest.raises(ConfigError, match="x: its tokenizer knows no word, only 1 special tokens"):
-        checkpoints.check_tokenizer(empty, "x")
+        pretrained.check_tokenizer(empty, "x")
 
 
 def test_a_share_of_letters_is_of_what_tokens_stand_for() -> None:
     """By hand: of five letters and digits three are known; blanks and marks do not count."""
-    assert demands.spelled(tiny.tokenizer(), ["甲 a，1", "乙丙。 !"]) == 3 / 5
-    assert demands.spelled(tiny.tokenizer(), ["，。"]) == 0
+    assert demands.known_share(tiny.tokenizer(), ["甲 a，1", "乙丙。 !"]) == 3 / 5
+    assert demands.known_share(tiny.tokenizer(), ["，。"]) == 0
 
     class Slow(SimpleNamespace):
         def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
             return {"input_ids": [1, 2, 3, 1]}
 
     slow = Slow(is_fast=False, unk_token_id=1)
-    assert demands.spelled(slow, ["x", "y"]) == 1 / 2
+    assert demands.known_share(slow, ["x", "y"]) == 1 / 2
     said = [problem.level for texts in (["甲 " * 9 + "a"], ["甲 a"], ["甲 a a"], []) for problem in demands.spelling(tiny.tokenizer(), texts, "x")]  # fmt: skip
     assert said == ["warning", "warning", "error"]
 
@@ -358,14 +359,14 @@ def test_the_workflow_refuses_before_its_first_job(fresh: Path, tmp_path: Path) 
 def test_a_model_of_the_hub_is_asked_once_it_is_here(tmp_path: Path) -> None:
     """From what stage `base` has made by these settings; without a hub in reach nothing else is known of it."""
     config = load([], settings(tmp_path, "decoder", {"models": {"decoder": {"source": "org/name", "layers": 1}}}))
-    assert [problem.level for problem in preflight.of_models(config)] == ["warning"]
+    assert [problem.level for problem in preflight.model_problems(config)] == ["warning"]
     folder = Paths.of(config).base("decoder")
     CHECKPOINTS["decoder"](folder)
-    assert [problem.level for problem in preflight.of_models(config)] == ["warning"]
+    assert [problem.level for problem in preflight.model_problems(config)] == ["warning"]
     write_json(folder / PROVENANCE, {"settings": jobs.settings(config, "base", model="decoder"), "inputs": {}})
-    assert list(preflight.of_models(config)) == []
+    assert list(preflight.model_problems(config)) == []
     (folder / "tokenizer.json").unlink()
-    [found] = preflight.of_models(config)
+    [found] = preflight.model_problems(config)
     assert found.level == "error" and found.text.startswith(
         "models.decoder.source: 'org/name': its tokenizer cannot be loaded"
     )

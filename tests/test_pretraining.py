@@ -16,7 +16,8 @@ from test_world_logic import event
 from tiny_run import changed, tiny_config
 from torch.nn import functional as F
 
-from d2llm.config.schema import BaseSettings, Config
+from d2llm.config.schema import Config
+from d2llm.config.sections import BaseSettings
 from d2llm.data import build
 from d2llm.data.world.lexicon import SLOTS, lexicon
 from d2llm.data.world.surface import FUNCTION_WORDS

@@ -15,7 +15,7 @@ from d2llm.run import jobs, stages
 from d2llm.run.artifacts import write_json
 from d2llm.run.code import closure, code_digest, imports, module_digest, parsed
 from d2llm.run.errors import ArtifactError
-from d2llm.run.paths import Paths, beside
+from d2llm.run.paths import Paths, provenance_of
 from d2llm.run.provenance import altered, checked_inputs, commit, content_digest, damaged, output_digests, sealed
 
 ROOT = Path(__file__).parent.parent
@@ -192,7 +192,7 @@ def made(tmp_path: Path) -> Path:
     (folder / "summary.json").write_text("{}")
     other = folder / "scores.parquet"
     other.write_bytes(b"scores")
-    write_json(beside(other), {"outputs": output_digests(beside(other), [other])})
+    write_json(provenance_of(other), {"outputs": output_digests(provenance_of(other), [other])})
     record = folder / "provenance.json"
     write_json(record, {"outputs": output_digests(record, [folder])})
     return folder
@@ -268,7 +268,7 @@ def test_half_a_record_is_told_by_whoever_reads_what_it_speaks_for(made: Path) -
             checked_inputs([str(name)])
     scores = made / "scores.parquet"
     checked_inputs([str(scores)])  # another job's, whose own record is whole
-    beside(scores).write_text("[]")
+    provenance_of(scores).write_text("[]")
     with pytest.raises(
         ArtifactError, match=rf"{beside(scores)}: damaged, or changed .*; remove {beside(scores)} and run"
     ):

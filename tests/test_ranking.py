@@ -19,7 +19,8 @@ from d2llm.cli.student import as_json, as_trec
 from d2llm.config.evaluation import Bm25Settings, TeacherCandidates
 from d2llm.data.negatives.bm25 import Bm25
 from d2llm.evaluation.adapter import SearchModel
-from d2llm.evaluation.references import Bm25Reference, TeacherReference
+from d2llm.evaluation.rows.bm25 import Bm25Reference
+from d2llm.evaluation.rows.teacher import TeacherReference
 from d2llm.models.student import Student, TextFormat
 from d2llm.search import index as search
 from d2llm.search.index import Index

@@ -14,7 +14,8 @@ import pytest
 
 from d2llm.config.evaluation import Bm25Settings, TeacherCandidates
 from d2llm.data.negatives.bm25 import Bm25, tokens
-from d2llm.evaluation.references import Bm25Reference, TeacherReference
+from d2llm.evaluation.rows.bm25 import Bm25Reference
+from d2llm.evaluation.rows.teacher import TeacherReference
 
 DOCUMENTS = [
     "张伟昨天在公园买了苹果",

@@ -24,7 +24,7 @@ from d2llm.reporting.layout.formats import Cell, Column, Row, Table
 from d2llm.reporting.page import report
 from d2llm.run.artifacts import write_json, write_text
 from d2llm.run.errors import ArtifactError
-from d2llm.run.paths import Paths, beside
+from d2llm.run.paths import Paths, provenance_of
 
 VOID = {"meta", "br", "img", "link", "input", "hr", "col"}
 PIXEL = '<svg xmlns="http://www.w3.org/2000/svg" width="690" height="200"><rect width="690" height="200"/></svg>'
@@ -241,7 +241,7 @@ def test_what_other_settings_left_behind_is_not_shown(tmp_path: Path, caplog) ->
     path = Paths.of(config).figure("main", "svg")
     write_text(path, PIXEL)
     assert len(Page(report.html(config)).images) == 1
-    write_json(beside(path), {"stage": "figure", "settings": {"methods": ["other"]}} | dict.fromkeys(("seconds", "peak_memory_mb"), 1.0) | {"code": "", "started": "", "version": ""})  # fmt: skip
+    write_json(provenance_of(path), {"stage": "figure", "settings": {"methods": ["other"]}} | dict.fromkeys(("seconds", "peak_memory_mb"), 1.0) | {"code": "", "started": "", "version": ""})  # fmt: skip
     assert not Page(report.html(config)).images
 
 

@@ -23,7 +23,7 @@ from d2llm.methods.text_ids import PairTextIds
 from d2llm.models import parts
 from d2llm.models.backbone import Backbone
 from d2llm.models.batch import Batch, Embedded, TeacherTargets
-from d2llm.models.lora import merged_state
+from d2llm.models.lora import merge_lora
 from d2llm.models.poolings.base import Pooling
 from d2llm.models.student import PASS_COST, Student, TextFormat, same_formats, split_by_length
 from d2llm.run.errors import ArtifactError, ConfigError, TrainingError
@@ -366,7 +366,7 @@ def test_only_the_new_rows_of_the_embedding_move():
         student.embed(["甲[BOQ]乙"], "query", "symmetric").sum().backward()
         made.step()
         made.zero_grad()
-    after = merged_state(backbone.model)["embed_tokens.weight"]
+    after = merge_lora(backbone.model)["embed_tokens.weight"]
     moved = (after != before).any(1).nonzero().flatten().tolist()
     assert moved == new
     biases = sum(p.numel() for name, p in backbone.model.named_parameters() if "bias" in name)

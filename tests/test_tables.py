@@ -17,8 +17,8 @@ from d2llm.reporting.collected import Collected
 from d2llm.reporting.context import Context
 from d2llm.reporting.layout import formats as layout
 from d2llm.reporting.layout import tables
+from d2llm.reporting.layout.main_table import MainTable
 from d2llm.reporting.layout.marks import marks
-from d2llm.reporting.tables.main import MainTable
 from d2llm.run.artifacts import write_frame
 from d2llm.run.errors import ArtifactError, ConfigError
 from d2llm.run.paths import Paths

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from test_negatives import changed_results
 from tiny_run import changed
 
-from d2llm.config.schema import Config, PromptSettings, TeacherSettings
+from d2llm.config.schema import Config
+from d2llm.config.sections import PromptSettings, TeacherSettings
 from d2llm.models.base.vocabulary import build_tokenizer
 from d2llm.models.tokens import encodings, token_ids
 from d2llm.run.artifacts import read_json, read_jsonl

@@ -11,7 +11,7 @@ from test_checkpoints import config
 from test_teacher import ASYMMETRIC, LETTERS, SYMMETRIC, made
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from d2llm.config.schema import TeacherSettings
+from d2llm.config.sections import TeacherSettings
 from d2llm.models.backbone import Backbone
 from d2llm.models.base.vocabulary import build_tokenizer
 from d2llm.models.tokens import framing, pad_id, token_ids, unknown_to_the_model

@@ -18,7 +18,7 @@ from d2llm.config.registry import names
 from d2llm.config.schema import Config
 from d2llm.methods.registry import method
 from d2llm.models.backbone import Backbone
-from d2llm.models.lora import merged_state
+from d2llm.models.lora import merge_lora
 from d2llm.models.student import Student
 from d2llm.run.artifacts import read_json, read_jsonl
 from d2llm.run.errors import ArtifactError, DataError, TrainingError
@@ -216,7 +216,7 @@ def test_seeds_start_from_one_pretraining(tiny_scores: Config, tmp_path: Path) -
     # The sixteen tokens are known and keep what they learnt: building the student adds nothing and changes nothing.
     before = {name: value.clone() for name, value in made.model.state_dict().items()}
     student = method("llara").build(made, config.recipe("llara"))
-    after = merged_state(student.backbone.model)
+    after = merge_lora(student.backbone.model)
     assert set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in before)
     assert not torch.equal(
         before["layers.0.mlp.up_proj.weight"],

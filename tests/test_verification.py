@@ -14,7 +14,7 @@ from d2llm.reporting.reference import keep
 from d2llm.reporting.verify import Verdict, compare, explain, verify
 from d2llm.run.artifacts import read_json, write_json
 from d2llm.run.errors import ArtifactError, ConfigError
-from d2llm.run.paths import Paths, beside
+from d2llm.run.paths import Paths, provenance_of
 from d2llm.run.provenance import output_digests
 
 METHODS = ("bge", "sgpt", "d2llm")
@@ -177,7 +177,7 @@ def test_a_file_that_its_job_did_not_write_so_fails_even_identical_scores(tmp_pa
     reference.mkdir()
     shutil.copy2(paths.scores_csv, reference / "scores.csv")
     table = paths.table("nli", "md")
-    record = beside(paths.table("nli", "csv"))
+    record = provenance_of(paths.table("nli", "csv"))
     write_json(record, {"stage": "table", "outputs": output_digests(record, [table])})
     assert verify(config, reference, 1e-6, 0.02).passed
     table.write_text(table.read_text(encoding="utf-8").replace("0.", "1.", 1), encoding="utf-8")

@@ -16,9 +16,9 @@ import yaml
 from d2llm.config.load import read
 from d2llm.config.task_types import HEADLINE, TASK_TYPES
 from d2llm.config.values import nested, plain
-from d2llm.run.artifacts import atomic, present, read_csv, read_frame, read_json, write_text
+from d2llm.run.artifacts import atomic, read_csv, read_frame, read_json, require, write_text
 from d2llm.run.errors import ConfigError
-from d2llm.run.paths import Paths, beside
+from d2llm.run.paths import Paths, provenance_of
 from d2llm.run.provenance import file_digest
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ def adopt_file(config: Config, file: Path) -> str:
     """Write the choice of a finished `tune` into a tier's file; returns what was written, in a line."""
     paths = Paths.of(config)
     found = paths.chosen
-    chosen = read(present(found, "snakemake tune --cores all")).get("methods")
+    chosen = read(require(found, "snakemake tune --cores all")).get("methods")
     if not isinstance(chosen, dict) or not all(isinstance(settings, dict) for settings in chosen.values()):
         raise ConfigError(f"{found}: not what `snakemake tune` writes; remove it and run that again")
     note = origin(paths.trials)
-    write_text(file, adopt(present(file).read_text(encoding="utf-8"), chosen, note))
+    write_text(file, adopt(require(file).read_text(encoding="utf-8"), chosen, note))
     return ", ".join(
         f"{method} {key} {value}" for method, settings in chosen.items() for key, value in settings.items()
     )
@@ -105,7 +105,7 @@ def adopt_file(config: Config, file: Path) -> str:
 
 def origin(trials: Path) -> str:
     """Where a choice comes from, for the file that takes it over: how many trials, the digest of their table, when and by which code."""
-    record = read_json(beside(trials)) if beside(trials).exists() else {}
+    record = read_json(provenance_of(trials)) if provenance_of(trials).exists() else {}
     count = len(read_csv(trials, {"method": "str"}))
     said = [f"{count} trials on dev", f"trials.csv SHA-256 {file_digest(trials)[:16]}"]
     said += [str(record["started"])[:10]] if record.get("started") else []

@@ -53,10 +53,10 @@ def unlabelled(config: Config) -> list[str]:
 
     from d2llm.run.jobs import current
 
-    return some(pd.read_parquet(Paths.of(config).pretraining)["text"]) if current(config, "texts") else []
+    return sample_of(pd.read_parquet(Paths.of(config).pretraining)["text"]) if current(config, "texts") else []
 
 
-def some(texts: pd.Series) -> list[str]:
+def sample_of(texts: pd.Series) -> list[str]:
     """A sample, the same each time."""
     return texts.sample(min(SAMPLE, len(texts)), random_state=0).tolist()
 
@@ -65,7 +65,7 @@ def spelling(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], where: st
     """Whether a tokenizer knows the language of some texts, or loses most of them."""
     if not texts:
         return
-    known = spelled(tokenizer, texts)
+    known = known_share(tokenizer, texts)
     said = f"{where}: its tokenizer knows {known:.0%} of the letters and digits of the texts"
     if known < 0.5:
         yield Problem("error", f"{said}; choose a model of their language, or get its own tokenizer's files")
@@ -73,7 +73,7 @@ def spelling(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], where: st
         yield Problem("warning", f"{said}; the rest is lost on it")
 
 
-def spelled(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
+def known_share(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
     """Share of the letters and digits of texts that known tokens stand for; by a slow tokenizer, which tells no places, of the tokens that are known."""
     unknown = tokenizer.unk_token_id
     if not tokenizer.is_fast:
@@ -94,7 +94,7 @@ def problems(
     if name not in config.bases():
         return
     if name == "teacher":
-        yield from of_teachers(config, model, tokenizer)
+        yield from teacher_problems(config, model, tokenizer)
     runs = [*config.runs(), *(trial.run for trial in config.trials())]
     told: set[str] = set()
     tokenizers: dict[str, Any] = {}  # a copy for each method, which may add tokens
@@ -102,7 +102,7 @@ def problems(
         if find(method).base(config.recipe(method, variant)) != name:
             continue
         found: list[Problem] = []
-        with noted(found):
+        with collect_problems(found):
             if method not in tokenizers:
                 tokenizers[method] = copy.deepcopy(tokenizer)
             try_student(config, name, model, tokenizers[method], method, variant)
@@ -113,7 +113,7 @@ def problems(
                 yield problem._replace(text=f"{dotted(config.place(method, variant))}: {problem.text}")
 
 
-def of_teachers(config: Config, model: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[Problem]:
+def teacher_problems(config: Config, model: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[Problem]:
     """What teachers would refuse: prompts, answers, lengths, adapters, quantisation."""
     from transformers import AutoModelForCausalLM
 
@@ -124,11 +124,11 @@ def of_teachers(config: Config, model: PretrainedConfig, tokenizer: PreTrainedTo
     for teacher in ("teacher", *config.teachers):
         settings = config.teacher_of(teacher)
         found: list[Problem] = []
-        with noted(found):
+        with collect_problems(found):
             prompt_ids(tokenizer, settings)
             if settings.quantization != "none":
                 quantized(settings.quantization)
-        with noted(found), without_weights():
+        with collect_problems(found), without_weights():
             network = AutoModelForCausalLM.from_config(copy.deepcopy(model), trust_remote_code=remote.allowed())
             check_positions(network, settings)
             if settings.steps and settings.tuning.kind == "lora":
@@ -156,7 +156,7 @@ def try_student(config: Config, name: str, model: PretrainedConfig, tokenizer: A
 
 
 @contextmanager
-def noted(found: list[Problem]) -> Iterator[None]:
+def collect_problems(found: list[Problem]) -> Iterator[None]:
     """Keep what is raised. What is none of this project's errors may be for want of weights alone."""
     try:
         yield

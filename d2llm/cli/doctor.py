@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from d2llm.config.load import load
-from d2llm.config.schema import CheckpointSettings
+from d2llm.config.sections import PretrainedSettings
 from d2llm.run import home
 from d2llm.run.code import ROOT
 from d2llm.run.errors import D2LLMError, DataError
@@ -304,7 +304,7 @@ def rows(config: Config, sample: list[str] | None = None) -> Iterator[Finding]:
             if part == "train":
                 pairs, _, _ = build.judged_pairs(alone, config.training.pack)
                 if sample is not None:
-                    sample += demands.some(pairs["b"].drop_duplicates())
+                    sample += demands.sample_of(pairs["b"].drop_duplicates())
             else:
                 build.files_tasks(alone)
             readable += 1
@@ -317,11 +317,11 @@ def rows(config: Config, sample: list[str] | None = None) -> Iterator[Finding]:
 
 def checkpoints(config: Config) -> Iterator[Finding]:
     """Whether base models that are not on the hub are where the config says."""
-    from d2llm.models.base.checkpoints import located
+    from d2llm.models.base.pretrained import located
 
     for name in config.models.names():
         model = config.models.of(name)
-        if not isinstance(model, CheckpointSettings) or model.origin == "hub":
+        if not isinstance(model, PretrainedSettings) or model.origin == "hub":
             continue
         try:
             folder, file = located(model, f"models.{name}.source")
@@ -366,7 +366,7 @@ def asked(config: Config, reachable: bool, texts: Sequence[str]) -> Iterator[Fin
     """What stages would refuse of the base models, in hours; of the hub's, their small files are fetched where it is in reach."""
     from d2llm.cli import preflight
 
-    found = list(preflight.of_models(config, reachable, texts or preflight.sample_texts(config)))
+    found = list(preflight.model_problems(config, reachable, texts or preflight.sample_texts(config)))
     for level, text in found:
         fix = "run doctor again with the hub in reach" if text.endswith(preflight.AWAY) else ""
         yield Finding("error" if level == "error" else "warning", "models", text, fix)

@@ -25,7 +25,7 @@ from d2llm.config.load import load
 from d2llm.config.schema import Config
 from d2llm.models import remote
 from d2llm.run import home, jobs
-from d2llm.run.artifacts import ahead, settle_times, write_json
+from d2llm.run.artifacts import in_future, settle_times, write_json
 from d2llm.run.checkpoint import Resume
 from d2llm.run.code import COMPUTING
 from d2llm.run.errors import D2LLMError, fault
@@ -140,10 +140,10 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
     entry = STAGES[stage]
     paths = Paths.of(config)
     seed = arguments.get("seed", config.seeds[0])
-    quiet(config, paths, stage)
+    quieten_libraries(config, paths, stage)
     # Held until this process ends.
     gpu = gpus.claim() if entry.torch else None  # noqa: F841
-    prepare(config.threads, seed, entry.torch)
+    fix_randomness(config.threads, seed, entry.torch)
     remote.allow(config.remote_code)
     logger = get_logger("cli")
     job = " ".join([stage, *(f"{name}={value}" for name, value in arguments.items())])
@@ -152,10 +152,10 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
     minutes = config.training.checkpoint_minutes if inputs else None
     state = paths.state(job.replace(" ", "."))
     if int(os.environ.get("RANK", "0")):  # of the processes that share a training, the first one keeps the records
-        carry_out(entry, config, arguments, Resume(state, None, minutes))
+        execute(entry, config, arguments, Resume(state, None, minutes))
         return
     workflow = running_workflow(paths.guard)
-    with alone(paths.locks / job.replace(" ", ".")):
+    with job_lock(paths.locks / job.replace(" ", ".")):
         record = {
             "stage": stage,
             **arguments,
@@ -170,7 +170,7 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
         clock = time.monotonic()
         same = {key: record[key] for key in ("settings", "code", "inputs", "threads")}
         resume = Resume(state, same | {"versions": versions(COMPUTING)}, minutes)
-        carry_out(entry, config, arguments, resume)
+        execute(entry, config, arguments, resume)
         record["seconds"] = round(resume.before + time.monotonic() - clock, 2)
         record["peak_memory_mb"] = peak_memory_mb()
         if resume.resumed:
@@ -178,7 +178,7 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
         place = entry.record(paths, **arguments)
         record["outputs"] = output_digests(place, jobs.outputs(stage, paths, **arguments))
         write_json(place, sealed(record | environment()))
-        if any(ahead(Path(path)) for path in inputs):
+        if any(in_future(Path(path)) for path in inputs):
             logger.warning(
                 "the clock has been set back; %d files of the future got the present time", settle_times(paths.root)
             )
@@ -188,7 +188,7 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
     logger.info(f"done in {record['seconds']} s, at most {record['peak_memory_mb']:.0f} MB")
 
 
-def carry_out(entry: Stage, config: Config, arguments: dict[str, Any], resume: Resume) -> None:
+def execute(entry: Stage, config: Config, arguments: dict[str, Any], resume: Resume) -> None:
     """Call the stage's function, then what accepts its outputs. While it trains, a signal that ends this process has it keep a checkpoint first."""
     with Signals() as resume.signals:
         given = {"resume": resume} if entry.resumes else {}
@@ -204,7 +204,7 @@ def function(name: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[None]:
+def job_lock(lock: Path) -> Iterator[None]:
     """Wait until no other process does the same job.
 
     A workflow that is killed leaves its jobs behind: started again, it would run each beside its own ghost.
@@ -231,7 +231,7 @@ def running_workflow(guard: Path) -> str:
     return ""
 
 
-def quiet(config: Config, paths: Paths, stage: str) -> None:
+def quieten_libraries(config: Config, paths: Paths, stage: str) -> None:
     """Keep libraries from chatting, from the network where nothing of it is needed, and from caches of other runs."""
     home.settle(paths.cache)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -245,7 +245,7 @@ def quiet(config: Config, paths: Paths, stage: str) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def prepare(threads: int, seed: int, use_torch: bool) -> None:
+def fix_randomness(threads: int, seed: int, use_torch: bool) -> None:
     """Fix what results could depend on: the number of threads, the seeds, the choice of kernels."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)

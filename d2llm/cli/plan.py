@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from d2llm.config.data import HubTable, MtebSet
 from d2llm.config.recipes import PretextStage, TunedWeights, tokens_of
 from d2llm.config.registry import declared
-from d2llm.config.schema import BaseSettings
+from d2llm.config.sections import BaseSettings
 from d2llm.run.errors import ConfigError, D2LLMError
 from d2llm.run.jobs import current
 from d2llm.run.paths import Paths
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from d2llm.config.recipes import Recipe
-    from d2llm.config.schema import CheckpointSettings, Config
+    from d2llm.config.schema import Config
+    from d2llm.config.sections import PretrainedSettings
     from d2llm.data.build import Made
 
 GIGA = 1e9
@@ -109,13 +110,13 @@ class Sizes:
 FEED_FORWARD = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "hidden_dim")
 
 
-def sizes(settings: BaseSettings | CheckpointSettings, where: str) -> Sizes:
+def sizes(settings: BaseSettings | PretrainedSettings, where: str) -> Sizes:
     """The sizes of a base model. Raises ConfigError or ArtifactError where its configuration cannot be had."""
     if isinstance(settings, BaseSettings):
         return Sizes(settings.hidden_size, settings.layers, settings.heads, settings.hidden_size, settings.intermediate_size, 2000, True, True)  # fmt: skip
     from transformers import AutoConfig
 
-    from d2llm.models.base import checkpoints
+    from d2llm.models.base import pretrained
     from d2llm.run import hub
 
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
@@ -128,10 +129,10 @@ def sizes(settings: BaseSettings | CheckpointSettings, where: str) -> Sizes:
             waits=(),
         )
     else:
-        folder, file = checkpoints.located(settings, where)
+        folder, file = pretrained.located(settings, where)
         config = AutoConfig.from_pretrained(folder, **options, **({"gguf_file": file} if file else {}))
     layers = settings.layers or config.num_hidden_layers
-    checkpoints.check_layers(layers, config.num_hidden_layers, f"{where.removesuffix('.source')}.layers")
+    pretrained.check_layers(layers, config.num_hidden_layers, f"{where.removesuffix('.source')}.layers")
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     decoder = config.model_type not in ("bert", "roberta", "xlm-roberta", "electra")

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from d2llm.cli.demands import Problem, check, problems, some, spelling, unlabelled
-from d2llm.config.schema import CheckpointSettings
+from d2llm.cli.demands import Problem, check, problems, sample_of, spelling, unlabelled
+from d2llm.config.sections import PretrainedSettings
 from d2llm.models import remote
 from d2llm.run.errors import ConfigError, D2LLMError
 from d2llm.run.paths import Paths
@@ -35,7 +35,7 @@ class Outline(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------------------------ base models
-def of_models(config: Config, fetch: bool = False, texts: Sequence[str] = ()) -> Iterator[Problem]:
+def model_problems(config: Config, fetch: bool = False, texts: Sequence[str] = ()) -> Iterator[Problem]:
     """What would be refused of the base models that some job reads; `texts`: some of those that models will be given.
 
     Without `fetch` a model of the hub is looked at only once stage `base` has brought it.
@@ -88,7 +88,7 @@ def outline(config: Config, name: str, known: dict[str, Outline | None], read: R
     from d2llm.training import pretraining
 
     settings = config.models.of(name)
-    if isinstance(settings, CheckpointSettings):
+    if isinstance(settings, PretrainedSettings):
         return checkpoint(config, name, settings, read, fetch)
     if settings.grown_from:
         source = known[settings.grown_from]
@@ -97,26 +97,26 @@ def outline(config: Config, name: str, known: dict[str, Outline | None], read: R
     return Outline(pretraining.model_config(name == "encoder", settings, tokenizer), tokenizer)
 
 
-def checkpoint(config: Config, name: str, settings: CheckpointSettings, read: Read, fetch: bool) -> Outline | None:
+def checkpoint(config: Config, name: str, settings: PretrainedSettings, read: Read, fetch: bool) -> Outline | None:
     """That of a checkpoint: where it lies, or, of the hub, what stage `base` has made of it or the few small files that tell."""
-    from d2llm.models.base import checkpoints
+    from d2llm.models.base import pretrained
     from d2llm.run.jobs import current
 
     where, made = f"models.{name}.source", Paths.of(config).base(name)
     if settings.origin != "hub":
-        place = checkpoints.located(settings, where)
+        place = pretrained.located(settings, where)
     elif current(config, "base", model=name):
         place, settings = (made, None), settings.model_copy(update={"layers": None})  # cut already
     elif fetch:
-        place = checkpoints.fetched(settings, where, weights=False), None
+        place = pretrained.fetched(settings, where, weights=False), None
     else:
         return None
     if place not in read:
-        read[place] = Outline(*checkpoints.described(*place, settings, where))
-    checkpoints.check_described(*read[place], settings, name == "encoder", where)
+        read[place] = Outline(*pretrained.described(*place, settings, where))
+    pretrained.check_described(*read[place], settings, name == "encoder", where)
     found = copy.deepcopy(read[place].config)
     if settings.layers is not None:
-        checkpoints.shorten(found, settings.layers)
+        pretrained.shorten(found, settings.layers)
     return Outline(found, read[place].tokenizer)
 
 
@@ -137,7 +137,7 @@ def accept_data(config: Config) -> None:
 
     paths = Paths.of(config)
     check_data(config, paths.tasks)
-    check_texts(config, some(pd.read_parquet(paths.pool, columns=["text"])["text"]))
+    check_texts(config, sample_of(pd.read_parquet(paths.pool, columns=["text"])["text"]))
 
 
 # ------------------------------------------------------------------------------------------------------------------- data
@@ -157,13 +157,13 @@ def check_data(config: Config, tasks: Path) -> None:
 
 def check_texts(config: Config, texts: Sequence[str]) -> None:
     """Raise ConfigError for a checkpoint at hand whose tokenizer cannot spell these texts."""
-    if any(isinstance(config.models.of(name), CheckpointSettings) for name in config.bases()):
+    if any(isinstance(config.models.of(name), PretrainedSettings) for name in config.bases()):
         for name, found in outlines(config):
             if isinstance(found, Outline):
-                refuse(spelling(found.tokenizer, texts, f"models.{name}"))
+                raise_first(spelling(found.tokenizer, texts, f"models.{name}"))
 
 
-def refuse(found: Iterator[Problem]) -> None:
+def raise_first(found: Iterator[Problem]) -> None:
     """Raise ConfigError for the first error."""
     for problem in found:
         if problem.level == "error":

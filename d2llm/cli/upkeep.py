@@ -33,7 +33,7 @@ def check_config(options: Namespace) -> int:
     if options.models:
         from d2llm.cli import preflight
 
-        preflight.refuse(preflight.of_models(config, texts=preflight.sample_texts(config)))
+        preflight.raise_first(preflight.model_problems(config, texts=preflight.sample_texts(config)))
     resolved = dump(config)
     utf_8()
     sys.stdout.write(resolved)

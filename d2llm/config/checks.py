@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from d2llm.config.data import TASKS
 from d2llm.config.registry import declared
-from d2llm.config.schema import NAME, BaseSettings, Config, StatisticsSettings
+from d2llm.config.schema import Config
+from d2llm.config.sections import NAME, BaseSettings, StatisticsSettings
 from d2llm.config.validation import Key, dotted, show, validate
 from d2llm.config.values import merged, nested, plain
 from d2llm.run.errors import ConfigError

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2llm.run.artifacts import MEND, check_column, present
+from d2llm.run.artifacts import MEND, check_column, require
 from d2llm.run.errors import ArtifactError, first_line
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def read_predictions(
         (name, "in", sorted(value)) if isinstance(value, list | set) else (name, "==", value)
         for name, value in where.items()
     ]
-    path = present(path)
+    path = require(path)
     try:
         table = pyarrow.parquet.read_table(
             path, columns=list(columns), filters=wanted, read_dictionary=texts if coded else None

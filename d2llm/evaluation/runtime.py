@@ -1,6 +1,6 @@
 """Stage `runtime`: how long each method takes to embed, to score and to search, beside the teacher and BM25.
 
-Wall time on the CPU with `config.threads` threads, the job alone on the machine (workflow/rules/runtime.smk). Texts are those of
+Wall time on the GPU where there is one, else on the CPU with `config.threads` threads, the job alone on the machine (workflow/rules/runtime.smk). Texts are those of
 the retrieval tasks, or of the pairs where there is none. A corpus larger than theirs repeats their vectors: what scoring a vector costs does not depend on its content.
 What is timed, and how it is to be read, is in docs/evaluation.md.
 """
@@ -18,7 +18,7 @@ import pandas as pd
 
 from d2llm.data.negatives.bm25 import Bm25, tokens
 from d2llm.evaluation import tasks
-from d2llm.run.artifacts import atomic, present
+from d2llm.run.artifacts import atomic, require
 from d2llm.run.logs import get_logger
 from d2llm.run.paths import Paths
 from d2llm.run.schemas import PHASES, RUNTIME
@@ -70,13 +70,14 @@ def run(config: Config) -> None:
     paths = Paths.of(config)
     texts = read_texts(config)
     for method in config.methods:  # told before minutes of measuring
-        present(paths.run(method, "base", config.seeds[0]) / "model")
+        require(paths.run(method, "base", config.seeds[0]) / "model")
     torch.set_num_threads(config.threads)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     rows: list[dict[str, Any]] = []
     for name, measure in systems(config, texts):
         started = time.perf_counter()
         for timing in measure():
-            rows.append(row(name, config.threads, timing))
+            rows.append(row(name, config.threads, device, timing))
         logger.info("%s measured in %.1f s", name, time.perf_counter() - started)
     with atomic(paths.runtime) as temporary:
         pd.DataFrame(rows, columns=list(RUNTIME)).to_csv(
@@ -98,7 +99,7 @@ def systems(config: Config, texts: Texts) -> Iterator[tuple[str, Callable[[], It
     bm25 = partial(Bm25, kind=evaluation.bm25.tokens, k1=evaluation.bm25.k1, b=evaluation.bm25.b)
     lexical = {size: bm25(texts.cycled(size)) for size in settings.corpus_sizes} if config.references else {}
     if "teacher" in config.references:
-        teacher = Teacher.load(present(paths.teacher_model), config.teacher)
+        teacher = Teacher.load(require(paths.teacher_model), config.teacher)
         yield "teacher", partial(teacher_timings, config, teacher, texts, lexical)
     if "bm25" in config.references:
         yield "bm25", partial(bm25_timings, bm25, lexical, texts, settings, evaluation.batch_size)
@@ -123,10 +124,10 @@ def read_texts(config: Config) -> Texts:
     return Texts(*(rng.permutation(np.array(side.unique(), dtype=object)).tolist() for side in sides))
 
 
-def row(name: str, threads: int, timing: Timing) -> dict[str, Any]:
+def row(name: str, threads: int, device: str, timing: Timing) -> dict[str, Any]:
     """A line of the table."""
     q1, median, q3 = np.quantile(timing.seconds, [0.25, 0.5, 0.75])
-    values = timing._asdict() | {"method": name, "per": PHASES[timing.phase], "threads": threads}
+    values = timing._asdict() | {"method": name, "per": PHASES[timing.phase], "threads": threads, "device": device}
     return values | {"median": median, "q1": q1, "q3": q3, "repeats": len(timing.seconds)}
 
 

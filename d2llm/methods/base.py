@@ -84,12 +84,14 @@ class Method(Declaration[R]):
 
     def parameter_groups(self, student: Student, recipe: R) -> list[dict[str, Any]]:
         """Optimiser groups: the encoder at `learning_rate`, pooling and scorer at `head_learning_rate`."""
-        from d2llm.methods.parameters import groups
+        from d2llm.methods.parameters import decay_groups
 
         rate, decay = recipe.learning_rate, recipe.weight_decay
         added = student.backbone.added_rows()
         body = [(name, p) for name, p in student.backbone.named_parameters() if p is not added]
-        made = groups(body, rate, decay) + groups(student.head_parameters(), recipe.head_learning_rate or rate, decay)
+        made = decay_groups(body, rate, decay) + decay_groups(
+            student.head_parameters(), recipe.head_learning_rate or rate, decay
+        )
         if added is not None:  # decay would draw them, and them alone, away from where the other rows lie
             made.append({"params": [added], "lr": rate, "weight_decay": 0.0})
         return made

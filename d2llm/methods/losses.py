@@ -15,11 +15,11 @@ from torch import Tensor
 from d2llm.models.precision import wide
 
 __all__ = [
-    "hide",
+    "apply_mask",
     "in_batch_contrast",
     "info_nce",
     "mean_over",
-    "nothing",
+    "zero_loss",
     "off_diagonal",
     "softmax_loss",
     "weighted_total",
@@ -55,7 +55,7 @@ def info_nce(
     competitors, masks = [], []
     for logits, keep in ((negatives, mask), (in_batch, in_batch_mask)):
         if logits is not None:
-            logits, keep = hide(logits, keep)
+            logits, keep = apply_mask(logits, keep)
             competitors.append(logits)
             masks.append(keep)
     return softmax_loss(wide(positive), competitors, masks, temperature)
@@ -98,7 +98,7 @@ def weighted_total(
 # --------------------------------------------------------------------------------------------------------------- shared
 
 
-def hide(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def apply_mask(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """The tensor with 0 where the mask is False (not x·0: that keeps NaN and inf), and the mask, made if None."""
     x = wide(x)
     if mask is None:
@@ -109,7 +109,7 @@ def hide(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     return x.masked_fill(~mask, 0.0), mask
 
 
-def nothing(x: Tensor) -> Tensor:
+def zero_loss(x: Tensor) -> Tensor:
     """Zero, attached to x's graph without touching its values (an empty sum)."""
     return wide(x).reshape(-1)[:0].sum()
 
@@ -117,7 +117,7 @@ def nothing(x: Tensor) -> Tensor:
 def mean_over(values: Tensor, valid: Tensor) -> Tensor:
     """Mean of values (B,) where valid (B,). Selecting, unlike multiplying by 0, keeps the rest out of the gradient."""
     chosen = values[valid]
-    return chosen.mean() if chosen.numel() else nothing(values)
+    return chosen.mean() if chosen.numel() else zero_loss(values)
 
 
 def softmax_loss(positive: Tensor, competitors: list[Tensor], masks: list[Tensor], temperature: float) -> Tensor:
@@ -125,7 +125,7 @@ def softmax_loss(positive: Tensor, competitors: list[Tensor], masks: list[Tensor
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, found {temperature}")
     if not competitors:
-        return nothing(positive)
+        return zero_loss(positive)
     keep = torch.cat(masks, 1)
     rest = torch.cat(competitors, 1).masked_fill(~keep, -math.inf)
     logits = torch.cat([positive[:, None], rest], 1) / temperature

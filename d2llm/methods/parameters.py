@@ -19,7 +19,7 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and "bias" not in name.rsplit(".", 1)[-1]
 
 
-def groups(named: Iterable[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float) -> Groups:
+def decay_groups(named: Iterable[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float) -> Groups:
     """Split parameters that train into one group with weight decay and one without; empty groups are left out."""
     split: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in named:

@@ -15,7 +15,7 @@ from d2llm.models import remote
 from d2llm.models.added_rows import added_rows, train_rows
 from d2llm.models.fast.last_layer import only_at
 from d2llm.models.fast.packing import layout, packs, padding_mask
-from d2llm.models.lora import adapters, add_lora, merged_state
+from d2llm.models.lora import adapters, add_lora, merge_lora
 from d2llm.models.positions import first_position, position_table
 from d2llm.models.tokens import framing, pad_id, rows_of, token_ids, unknown_to_the_model
 from d2llm.run.errors import ArtifactError, ConfigError, TrainingError
@@ -95,7 +95,7 @@ class Backbone(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write body (LoRA merged into the weights, the live model untouched) and tokenizer in Hugging Face's format."""
-        self.model.save_pretrained(str(folder), state_dict=merged_state(self.model))
+        self.model.save_pretrained(str(folder), state_dict=merge_lora(self.model))
         self.tokenizer.save_pretrained(str(folder))
 
     # ------------------------------------------------------------------------------------------------------ tokenizer

@@ -72,7 +72,7 @@ def adapters(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
-def merged_state(model: nn.Module) -> dict[str, Tensor]:
+def merge_lora(model: nn.Module) -> dict[str, Tensor]:
     """The model's weights under their original names, with added rows in their matrix and every LoRA product added to the one it adapts."""
     adapted, held = adapters(model), model.state_dict()
     for name, added in added_rows(model).items():

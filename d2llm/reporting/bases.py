@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from d2llm.config.schema import BaseSettings
+from d2llm.config.sections import BaseSettings
 
 if TYPE_CHECKING:
-    from d2llm.config.schema import CheckpointSettings
+    from d2llm.config.sections import PretrainedSettings
 
 
-def size(model: BaseSettings | CheckpointSettings, between: str = " of ", heads: bool = False) -> str:
+def size(model: BaseSettings | PretrainedSettings, between: str = " of ", heads: bool = False) -> str:
     """Layers and width, and attention heads if asked; or the name of a checkpoint, and how much of it is kept."""
     if isinstance(model, BaseSettings):
         said = f"{layers(model.layers)}{between}width {model.hidden_size}"
@@ -28,7 +28,7 @@ def name(source: str) -> str:
     return source.rstrip("/").rpartition("/")[2].removesuffix(".gguf")
 
 
-def width(model: BaseSettings | CheckpointSettings, times: int = 1, known: int | None = None) -> str:
+def width(model: BaseSettings | PretrainedSettings, times: int = 1, known: int | None = None) -> str:
     """The width of its states, or of `times` of them side by side; of a checkpoint as far as it is `known`, else d."""
     found = model.hidden_size if isinstance(model, BaseSettings) else known
     if found is not None:

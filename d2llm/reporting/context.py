@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from d2llm.config.catalogue import row_head
 from d2llm.config.data import TASKS
 from d2llm.config.registry import declared
+from d2llm.run.schemas import SUBJECT
 
 if TYPE_CHECKING:
     from d2llm.config.schema import Config
@@ -35,7 +36,7 @@ class Context:
 
 def context(config: Config) -> Context:
     """Rows, their order and their names: references, baselines as configured, then D2LLM last, whoever is compared."""
-    methods = sorted(config.methods, key=lambda name: name == "d2llm")
+    methods = sorted(config.methods, key=lambda name: name == SUBJECT)
     orders = config.evaluation.symmetric_order.model_dump()
     return Context(
         tier=config.tier,

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2llm.run.artifacts import present, write_text
+from d2llm.run.artifacts import require, write_text
 from d2llm.run.errors import ArtifactError
 from d2llm.run.paths import Paths
 
@@ -28,8 +28,8 @@ def run(config: Config) -> None:
     import nbformat
 
     paths = Paths.of(config)
-    present(paths.scores_csv)
-    book = nbformat.read(present(NOTEBOOK), as_version=4)
+    require(paths.scores_csv)
+    book = nbformat.read(require(NOTEBOOK), as_version=4)
     write_text(paths.notebook, nbformat.writes(execute(book, paths.root)) + "\n")
 
 
@@ -38,7 +38,7 @@ def run_search(config: Config) -> None:
     import nbformat
 
     paths = Paths.of(config)
-    book = nbformat.read(present(SEARCH), as_version=4)
+    book = nbformat.read(require(SEARCH), as_version=4)
     write_text(paths.search_notebook, nbformat.writes(execute(book, paths.root, SEARCH.name)) + "\n")
 
 

@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2llm.run.artifacts import atomic, present, read_json, write_json
+from d2llm.run.artifacts import atomic, read_json, require, write_json
 from d2llm.run.errors import ArtifactError, ConfigError
-from d2llm.run.paths import PROVENANCE, Paths, beside
+from d2llm.run.paths import PROVENANCE, Paths, provenance_of
 from d2llm.run.provenance import SEAL, records
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def keep(config: Config, folder: Path) -> list[Path]:
             f"--to {folder}: exists and holds no run's files; it would be replaced whole: choose another folder"
         )
     paths = Paths.of(config)
-    present(paths.scores)
+    require(paths.scores)
     tables = sorted(path for ext in ("csv", "md", "tex") for path in paths.root.glob(f"tables/*.{ext}"))
     figures = sorted(path for ext in ("svg", "png") for path in paths.root.glob(f"figures/*.{ext}"))
     single = [
@@ -52,7 +52,7 @@ def keep(config: Config, folder: Path) -> list[Path]:
     # As executed: pages one can read without running anything.
     books = [book for book in (paths.notebook, paths.search_notebook) if book.exists()]
     with atomic(folder) as place:
-        for source in [*dict.fromkeys(tables), *figures, *map(present, single), *runs, *teachers, *tuned, *books]:
+        for source in [*dict.fromkeys(tables), *figures, *map(require, single), *runs, *teachers, *tuned, *books]:
             target = place / source.relative_to(paths.root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
@@ -69,7 +69,7 @@ def tuning_record(config: Config, paths: Paths) -> list[Path]:
     """The files of `snakemake tune`, if it was run. Raises ArtifactError if it was run with other grids than the config's."""
     if not paths.trials.exists():
         return []
-    made = read_json(beside(paths.trials))["settings"]["tuning"]
+    made = read_json(provenance_of(paths.trials))["settings"]["tuning"]
     if made != config.tuning.model_dump(mode="json"):
         raise ArtifactError(
             f"{paths.trials}: of other grids than the config's; remove the folder or run `snakemake tune` again"

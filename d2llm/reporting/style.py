@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from d2llm.config.catalogue import row_head
+from d2llm.run.schemas import SUBJECT
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Digits after the point of a score.
 DECIMALS = 4
@@ -23,22 +30,14 @@ def signed(value: float) -> str:
     return f"{value:+.{DECIMALS}f}".replace("-", "−")
 
 
-# Okabe and Ito's palette, told apart by colour-blind readers; the shape says the same once more.
-COLORS: dict[str, str] = {
-    "d2llm": "#D55E00",
-    "bge": "#0072B2",
-    "retromae": "#56B4E9",
-    "llara": "#009E73",
-    "sgpt": "#E69F00",
-    "udever": "#CC79A7",
-    "teacher": "#000000",
-    "bm25": "#7F7F7F",
-}
-MARKERS: dict[str, str] = {
-    "d2llm": "D", "bge": "o", "retromae": "s", "llara": "^", "sgpt": "v", "udever": "P", "teacher": "|", "bm25": "|",
-}  # fmt: skip
-OTHER_COLORS = ("#332288", "#AA4499", "#44AA99", "#882255")
-OTHER_MARKERS = ("X", "*", "h", "<")
+# Okabe and Ito's palette, told apart by colour-blind readers; the shape says the same once more. Of D2LLM, and of all others in their order.
+SUBJECT_LOOK = ("#D55E00", "D")
+LOOKS: tuple[tuple[str, str], ...] = (
+    *(("#0072B2", "o"), ("#56B4E9", "s"), ("#009E73", "^"), ("#E69F00", "v"), ("#CC79A7", "P")),
+    *(("#332288", "X"), ("#AA4499", "*"), ("#44AA99", "h"), ("#882255", "<")),
+)
+# Of arrows and terms that stand for imitation.
+IMITATION = LOOKS[0][0]
 
 # Loss terms, told apart by line as well; those that meet in one panel differ, and differ from the method's own colour.
 TERM_LOOKS: dict[str, tuple[str, str]] = {
@@ -78,21 +77,20 @@ GROUP_TITLES: dict[str, str] = {"nli": "NLI", "sts": "STS", "ir": "Retrieval"}
 
 
 def look(name: str, methods: Sequence[str]) -> tuple[str, str]:
-    """Colour and marker of a method or reference row; methods without a fixed look take the spare ones in their order."""
-    if name in COLORS:
-        return COLORS[name], MARKERS[name]
-    place = [other for other in methods if other not in COLORS].index(name)
-    return OTHER_COLORS[place % len(OTHER_COLORS)], OTHER_MARKERS[place % len(OTHER_MARKERS)]
-
-
-# Reference rows have strokes in plots by row; in the plane they need a mark with a middle.
-POINTS: dict[str, str] = {"teacher": "p", "bm25": "8"}
+    """Colour and marker of a method, or of a reference row, which says its own."""
+    if name == SUBJECT:
+        return SUBJECT_LOOK
+    others = [other for other in methods if other != SUBJECT]
+    if name not in others:
+        color, marker, _ = row_head(name)["LOOK"]
+        return color, marker
+    return LOOKS[others.index(name) % len(LOOKS)]
 
 
 def point(name: str, methods: Sequence[str]) -> tuple[str, str]:
-    """`look` for a mark in the plane."""
+    """`look` for a mark in the plane: reference rows have strokes in plots by row, which there need a middle."""
     color, marker = look(name, methods)
-    return color, POINTS.get(name, marker)
+    return color, marker if name in methods or name == SUBJECT else row_head(name)["LOOK"][2]
 
 
 def duration(seconds: float) -> str:
@@ -107,5 +105,11 @@ def term_look(name: str, terms: list[str]) -> tuple[str, str]:
     """Colour and line of a loss term; terms without a fixed look take the spare colours in their order."""
     if name in TERM_LOOKS:
         return TERM_LOOKS[name]
-    place = [other for other in terms if other not in TERM_LOOKS].index(name)
-    return OTHER_COLORS[place % len(OTHER_COLORS)], ("-", "--", "-.", ":")[place // len(OTHER_COLORS) % 4]
+    place, spare = [other for other in terms if other not in TERM_LOOKS].index(name), LOOKS[5:]
+    return spare[place % len(spare)][0], ("-", "--", "-.", ":")[place // len(spare) % 4]
+
+
+def where(runtime: pd.DataFrame) -> str:
+    """What run times were measured on: "CPU, 2 threads", or the GPU's name."""
+    device, threads = runtime["device"].iloc[0], runtime["threads"].iloc[0]
+    return device if device != "CPU" else f"CPU, {threads} thread{'s' if threads > 1 else ''}"

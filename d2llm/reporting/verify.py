@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from d2llm.run.artifacts import present, read_csv
+from d2llm.run.artifacts import read_csv, require
 from d2llm.run.paths import Paths
 from d2llm.run.provenance import damaged, records
 from d2llm.run.schemas import SCORE_KEY, SCORES
@@ -94,7 +94,7 @@ def verify(config: Config, reference: Path, exact: float, tolerance: float) -> V
     Raises ArtifactError when either has no scores or damaged ones.
     """
     paths = Paths.of(config)
-    files = present(reference / paths.scores_csv.name, "d2llm keep"), present(paths.scores_csv)
+    files = require(reference / paths.scores_csv.name, "d2llm keep"), require(paths.scores_csv)
     harmed = damaged(paths.root)
     if files[0].read_bytes() == files[1].read_bytes():
         rows = len(read_csv(files[1], SCORES))

@@ -37,7 +37,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    clear(path)
+    remove_leftovers(path)
     # The suffix stays last: some writers choose a format by it.
     temporary = path.with_name(f".{path.stem}.tmp-{platform.node()}-{os.getpid()}{path.suffix}")
     try:
@@ -55,7 +55,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         remove(temporary)
 
 
-def clear(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """Remove what processes of this machine that are no more left behind on the way to `path`."""
     for stale in path.parent.glob(f".{glob.escape(path.stem)}.tmp-{glob.escape(platform.node())}-*"):
         process = stale.name.rpartition("-")[2].split(".")[0]
@@ -82,7 +82,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def ahead(path: Path) -> bool:
+def in_future(path: Path) -> bool:
     """Whether a file's time, or the one Snakemake gave a folder, lies in the future: the clock has been set back since."""
     now = time.time_ns()
     marks = (path, path / ".snakemake_timestamp")
@@ -117,7 +117,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path, mend: str = MEND) -> Any:
     """Read JSON, or raise an ArtifactError that names the file and, where it is damaged, what mends it."""
-    path = present(path)
+    path = require(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -134,7 +134,7 @@ def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """Read a log of JSON records; a last line cut short by a kill is left out."""
-    path = present(path)
+    path = require(path)
     lines = path.read_text(encoding="utf-8").split("\n")
     records = []
     for number, line in enumerate(lines, 1):
@@ -164,7 +164,7 @@ def read_frame(path: str | Path, columns: Mapping[str, str] | None = None, mend:
     """
     import pandas
 
-    path = present(path)
+    path = require(path)
     try:
         frame = pandas.read_parquet(path, engine="pyarrow")
     except Exception as error:  # pyarrow raises many kinds for a damaged file
@@ -185,7 +185,7 @@ def read_csv(path: str | Path, columns: Mapping[str, str]) -> pandas.DataFrame:
     """Read a table from CSV and check it like `read_frame`, but that it may have no rows."""
     import pandas
 
-    path = present(path)
+    path = require(path)
     kinds = {"str": "str", "int": "int64", "float": "float64", "bool": "bool"}
     try:
         frame = pandas.read_csv(
@@ -224,7 +224,7 @@ def check_column(path: Path, column: pandas.Series, kind: str, mend: str = MEND)
         raise ArtifactError(f"{path}: column {column.name!r} holds a value that is not finite; {mend}")
 
 
-def present(path: str | Path, maker: str = "snakemake --cores all") -> Path:
+def require(path: str | Path, maker: str = "snakemake --cores all") -> Path:
     """The path, or an ArtifactError if nothing is there, which names the command that makes it."""
     path = Path(path)
     if not path.exists():

@@ -253,6 +253,6 @@ class Paths:
         return self.root / "search.ipynb"
 
 
-def beside(path: Path) -> Path:
+def provenance_of(path: Path) -> Path:
     """The provenance of a single file that has no folder of its own: `<file>.provenance.json`."""
     return path.with_name(f"{path.name}.{PROVENANCE}")

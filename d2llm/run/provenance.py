@@ -15,10 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from d2llm.run.artifacts import present, read_json
+from d2llm.run.artifacts import read_json, require
 from d2llm.run.code import RECORDED, ROOT
 from d2llm.run.errors import ArtifactError
-from d2llm.run.paths import PROVENANCE, beside
+from d2llm.run.paths import PROVENANCE, provenance_of
 
 # Of a record, the key of its own digest.
 SEAL = "sha256"
@@ -30,7 +30,7 @@ SEAL = "sha256"
 # ------------------------------------------------------------------------------------------------- inputs and outputs
 def content_digest(path: str | Path) -> str:
     """sha256 of a file, or of a folder's file names and contents without provenance records."""
-    path = present(path)
+    path = require(path)
     return combined(path, {file: file_digest(file) for file in contents(path)})
 
 
@@ -65,7 +65,7 @@ def checked_inputs(paths: Iterable[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for name in paths:
-        path = present(name)
+        path = require(name)
         digests = {file: file_digest(file) for file in contents(path)}
         beside_it = (file for file in claimed(path.parent) if file.parent == path.parent and file.is_file())
         others = {file: file_digest(file) for file in beside_it} if path.name == PROVENANCE else {}
@@ -138,7 +138,11 @@ def output_digests(record: Path, files: Iterable[Path]) -> dict[str, str]:
     Files that have a record beside them are that one's.
     """
     every = (file for path in files if path.exists() for file in contents(path))
-    own = (f for f in every if not f.name.endswith(PROVENANCE) and (beside(f) == record or not beside(f).exists()))
+    own = (
+        f
+        for f in every
+        if not f.name.endswith(PROVENANCE) and (provenance_of(f) == record or not provenance_of(f).exists())
+    )
     return {file.relative_to(record.parent).as_posix(): file_digest(file) for file in own}
 
 

@@ -121,6 +121,6 @@ PHASES: dict[str, str] = {
 # `batch`: texts, or pairs of one query, computed at once. `corpus`: passages searched, 0 where none are. Times in seconds. Bytes are
 # of a passage in the index and of its plain embedding; there are none where no vectors are stored.
 RUNTIME: dict[str, str] = {
-    "method": "str", "phase": "str", "per": "str", "batch": "int", "corpus": "int", "threads": "int", "median": "float",
+    "method": "str", "phase": "str", "per": "str", "batch": "int", "corpus": "int", "threads": "int", "device": "str", "median": "float",
     "q1": "float", "q3": "float", "repeats": "int", "extrapolated": "bool", "bytes_per_passage": "float", "embedding_bytes": "float",
 }  # fmt: skip

@@ -16,12 +16,13 @@ from typing import Any
 
 from d2llm.config.catalogue import entries, row_head
 from d2llm.config.registry import declared, modules
-from d2llm.config.schema import Config, StatisticsSettings
+from d2llm.config.schema import Config
 from d2llm.config.section import Section
+from d2llm.config.sections import StatisticsSettings
 from d2llm.config.task_types import TASK_TYPES
 from d2llm.run.code import ROOT
 from d2llm.run.errors import ConfigError
-from d2llm.run.paths import PROVENANCE, Paths, beside
+from d2llm.run.paths import PROVENANCE, Paths, provenance_of
 
 RUN = ("method", "variant", "seed")
 # Of the settings of a teacher: how it is asked. The others, but for `shards`, are how it is tuned.
@@ -170,7 +171,7 @@ def report_inputs(config: Config, paths: Paths) -> list[Path]:
         *(source(*path.relative_to(ROOT).parts) for path in templates),
         *(paths.scores_csv, paths.trainings, paths.about, paths.comparisons, paths.examples),
         *rendered,
-        *map(beside, records),
+        *map(provenance_of, records),
     ]
 
 
@@ -331,8 +332,8 @@ STAGES: dict[str, Stage] = {
     "texts": Stage(
         "d2llm.data.build:run_texts",
         "make the unlabelled text for the base models",
-        record=lambda paths: beside(paths.pretraining),
-        writes=lambda paths: [paths.pretraining, beside(paths.pretraining)],
+        record=lambda paths: provenance_of(paths.pretraining),
+        writes=lambda paths: [paths.pretraining, provenance_of(paths.pretraining)],
         reads=files,
         settings=("data.source", "data.world.seed", "data.world.pretraining_texts", "data.files"),
         memory_mb=2000,
@@ -373,8 +374,8 @@ STAGES: dict[str, Stage] = {
     "vectors": Stage(
         "d2llm.data.negatives.dense:run",
         "embed a share of the texts that dense negatives are found among",
-        record=lambda paths, shard, shards: beside(paths.vectors(shard, shards)),
-        writes=lambda paths, shard, shards: [paths.vectors(shard, shards), beside(paths.vectors(shard, shards))],
+        record=lambda paths, shard, shards: provenance_of(paths.vectors(shard, shards)),
+        writes=lambda paths, shard, shards: [paths.vectors(shard, shards), provenance_of(paths.vectors(shard, shards))],
         reads=lambda config, paths, **shard: [paths.train_pairs, paths.pool, paths.base("encoder")],
         settings=("negatives.shards", "training.max_length"),
         code=lambda config, **shard: RETRIEVER,
@@ -411,10 +412,10 @@ STAGES: dict[str, Stage] = {
     "teacher_scores": Stage(
         "d2llm.teacher.score:run",
         "store the teacher's judgement of the training pairs",
-        record=lambda paths, teacher, shard, shards: beside(paths.teacher_scores(shard, shards, teacher)),
+        record=lambda paths, teacher, shard, shards: provenance_of(paths.teacher_scores(shard, shards, teacher)),
         writes=lambda paths, teacher, shard, shards: [
             paths.teacher_scores(shard, shards, teacher),
-            beside(paths.teacher_scores(shard, shards, teacher)),
+            provenance_of(paths.teacher_scores(shard, shards, teacher)),
         ],
         reads=lambda config, paths, teacher, **shard: [paths.pairs, paths.teacher(teacher) / "model"],
         settings=("teacher.shards",),
@@ -489,8 +490,8 @@ STAGES: dict[str, Stage] = {
     "tune": Stage(
         "d2llm.analysis.hyperparameters:run",
         "compare all trials of all methods on the development splits",
-        record=lambda paths: beside(paths.trials),
-        writes=lambda paths: [paths.trials, paths.trials_md, paths.chosen, beside(paths.trials)],
+        record=lambda paths: provenance_of(paths.trials),
+        writes=lambda paths: [paths.trials, paths.trials_md, paths.chosen, provenance_of(paths.trials)],
         reads=tuning_inputs,
         settings=("methods", "tuning"),
         memory_mb=1000,
@@ -498,7 +499,7 @@ STAGES: dict[str, Stage] = {
     "collect": Stage(
         "d2llm.evaluation.collect:run",
         "bring all scores into one table",
-        record=lambda paths: beside(paths.scores),
+        record=lambda paths: provenance_of(paths.scores),
         writes=lambda paths: [
             paths.scores,
             paths.scores_csv,
@@ -506,15 +507,15 @@ STAGES: dict[str, Stage] = {
             paths.trainings,
             paths.curves,
             paths.about,
-            beside(paths.scores),
+            provenance_of(paths.scores),
         ],
         reads=collected_inputs,
     ),
     "comparison": Stage(
         "d2llm.analysis.comparison:run",
         "compare the subject, D2LLM as a rule, with every baseline, by paired bootstrap",
-        record=lambda paths: beside(paths.comparisons),
-        writes=lambda paths: [paths.comparisons, beside(paths.comparisons)],
+        record=lambda paths: provenance_of(paths.comparisons),
+        writes=lambda paths: [paths.comparisons, provenance_of(paths.comparisons)],
         reads=lambda config, paths: [paths.scores, paths.predictions],
         settings=("statistics.resamples", "statistics.level", "statistics.seed"),
         more=comparison_settings,
@@ -523,8 +524,8 @@ STAGES: dict[str, Stage] = {
     "ablations": Stage(
         "d2llm.analysis.comparison:run_ablations",
         "compare D2LLM with each of its variants, by paired bootstrap",
-        record=lambda paths: beside(paths.ablations),
-        writes=lambda paths: [paths.ablations, beside(paths.ablations)],
+        record=lambda paths: provenance_of(paths.ablations),
+        writes=lambda paths: [paths.ablations, provenance_of(paths.ablations)],
         reads=lambda config, paths: [paths.scores, paths.predictions],
         settings=(
             *("statistics.resamples", "statistics.level", "statistics.seed"),
@@ -536,8 +537,8 @@ STAGES: dict[str, Stage] = {
     "runtime": Stage(
         "d2llm.evaluation.runtime:run",
         "time embedding, scoring and searching of every method",
-        record=lambda paths: beside(paths.runtime),
-        writes=lambda paths: [paths.runtime, beside(paths.runtime)],
+        record=lambda paths: provenance_of(paths.runtime),
+        writes=lambda paths: [paths.runtime, provenance_of(paths.runtime)],
         reads=runtime_inputs,
         settings=(
             *("runtime", "threads", "references"),
@@ -552,8 +553,8 @@ STAGES: dict[str, Stage] = {
     "table": Stage(
         "d2llm.reporting.layout.tables:run",
         "render a table",
-        record=lambda paths, name: beside(paths.table(name, "csv")),
-        writes=lambda paths, name: [*table_files(paths, name), beside(paths.table(name, "csv"))],
+        record=lambda paths, name: provenance_of(paths.table(name, "csv")),
+        writes=lambda paths, name: [*table_files(paths, name), provenance_of(paths.table(name, "csv"))],
         reads=rendered_inputs("table"),
         settings=(
             *("references", "data.source", "evaluation.symmetric_order"),
@@ -568,8 +569,8 @@ STAGES: dict[str, Stage] = {
     "figure": Stage(
         "d2llm.reporting.drawing.figures:run",
         "render a figure",
-        record=lambda paths, name: beside(paths.figure(name, "svg")),
-        writes=lambda paths, name: [*figure_files(paths, name), beside(paths.figure(name, "svg"))],
+        record=lambda paths, name: provenance_of(paths.figure(name, "svg")),
+        writes=lambda paths, name: [*figure_files(paths, name), provenance_of(paths.figure(name, "svg"))],
         reads=rendered_inputs("figure"),
         settings=("references", "data.source", "statistics.level"),
         more=rendered_settings("figure"),
@@ -581,8 +582,8 @@ STAGES: dict[str, Stage] = {
     "examples": Stage(
         "d2llm.reporting.page.disagreement:run",
         "pick the examples on which methods disagree most",
-        record=lambda paths: beside(paths.examples),
-        writes=lambda paths: [paths.examples, beside(paths.examples)],
+        record=lambda paths: provenance_of(paths.examples),
+        writes=lambda paths: [paths.examples, provenance_of(paths.examples)],
         reads=lambda config, paths: [paths.predictions, paths.tasks],
         settings=("references", "evaluation.split", "evaluation.tasks"),
         more=methods_settings,
@@ -591,8 +592,8 @@ STAGES: dict[str, Stage] = {
     "report": Stage(
         "d2llm.reporting.page.report:run",
         "make the page that shows the whole run",
-        record=lambda paths: beside(paths.report),
-        writes=lambda paths: [paths.report, beside(paths.report)],
+        record=lambda paths: provenance_of(paths.report),
+        writes=lambda paths: [paths.report, provenance_of(paths.report)],
         reads=report_inputs,
         settings=WHOLE,
         memory_mb=1000,
@@ -600,8 +601,8 @@ STAGES: dict[str, Stage] = {
     "notebook": Stage(
         "d2llm.reporting.notebook:run",
         "execute notebooks/results.ipynb on a run's scores",
-        record=lambda paths: beside(paths.notebook),
-        writes=lambda paths: [paths.notebook, beside(paths.notebook)],
+        record=lambda paths: provenance_of(paths.notebook),
+        writes=lambda paths: [paths.notebook, provenance_of(paths.notebook)],
         reads=lambda config, paths: [
             source("notebooks", "results.ipynb"),
             *(paths.scores_csv, paths.comparisons, paths.ablations, paths.curves),
@@ -611,8 +612,8 @@ STAGES: dict[str, Stage] = {
     "search_notebook": Stage(
         "d2llm.reporting.notebook:run_search",
         "execute notebooks/search.ipynb on a run's trained students",
-        record=lambda paths: beside(paths.search_notebook),
-        writes=lambda paths: [paths.search_notebook, beside(paths.search_notebook)],
+        record=lambda paths: provenance_of(paths.search_notebook),
+        writes=lambda paths: [paths.search_notebook, provenance_of(paths.search_notebook)],
         reads=lambda config, paths: [
             source("notebooks", "search.ipynb"),
             paths.tasks,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2llm.run.artifacts import atomic, read_json, write_json, write_text
+from d2llm.run.code import constants
 from d2llm.run.errors import ConfigError
 from d2llm.run.jobs import check_arguments
 from d2llm.run.paths import PROVENANCE, STUDENT, Paths
@@ -18,8 +19,6 @@ from d2llm.version import __version__
 if TYPE_CHECKING:
     from d2llm.config.schema import Config
 
-# As the card calls them; others by their name.
-SCORERS = {"iem": "the interaction emulation module", "maxsim": "MaxSim, token by token"}
 CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -74,7 +73,7 @@ def export(config: Config, method: str, variant: str, seed: int, to: Path) -> Pa
     card = CARD.format(
         title=f"{method}, {config.tier}", version=record.get("version", __version__), method=method, variant=variant, seed=seed,
         tier=config.tier, folder=to.name, kind=about["kind"].capitalize(), pooling=about["pooling"]["name"],
-        width=student.width, scorer=SCORERS.get(about["scorer"]["name"], about["scorer"]["name"]),
+        width=student.width, scorer=constants(f"d2llm.models.scorers.{about['scorer']['name']}")["TITLE"],
         scores=scores(paths.scores_csv, method, variant, seed), origin=origin(record),
         settings=yaml.safe_dump(json.loads(json.dumps(record["settings"])), sort_keys=False, allow_unicode=True).rstrip(),
     )  # fmt: skip

@@ -199,7 +199,7 @@ class Index:
         if not 0 < share <= 1:
             raise ConfigError(f"share: expected a number above 0 and at most 1; found {share!r}")
         count = len(self.cache)
-        if self.student.scorer.name != "iem" or count <= FEW or share * count < 2 * depth:
+        if not self.student.scorer.smooth or count <= FEW or share * count < 2 * depth:
             return None
         budget = max(int(share * count), LEAST_BUDGET)
         return None if budget >= count else budget

@@ -36,7 +36,7 @@ from d2llm.teacher.prompts import Prompt, prompts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from d2llm.config.schema import TeacherSettings
+    from d2llm.config.sections import TeacherSettings
 
 Group = tuple[str, Sequence[str]]  # a query and its candidates
 # Fewer tokens of instruction than this are computed with every row: handing them on costs as much.

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from d2llm.config.prompts import check_template
+from d2llm.config.sections import check_template
 
 if TYPE_CHECKING:
-    from d2llm.config.schema import TeacherSettings
+    from d2llm.config.sections import TeacherSettings
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2llm.methods.base import TrainingContext
-from d2llm.methods.parameters import groups
+from d2llm.methods.parameters import decay_groups
 from d2llm.models import remote
-from d2llm.models.lora import add_lora, merged_state
+from d2llm.models.lora import add_lora, merge_lora
 from d2llm.models.tokens import encodings
 from d2llm.run.artifacts import append_jsonl, atomic, read_frame, write_json
 from d2llm.run.checkpoint import Resume
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from d2llm.config.schema import Config, TeacherSettings
+    from d2llm.config.schema import Config
+    from d2llm.config.sections import TeacherSettings
 
 RELATIONS = 6  # d2llm.data.world.events.relation
 LOG_EVERY = 50  # of the updates
@@ -72,7 +73,7 @@ def run(config: Config, teacher: str, resume: Resume | None = None) -> None:
         judge = Teacher.load(paths.base("teacher"), settings.model_copy(update={"quantization": "none"}))
     with atomic(folder / "model") as place:
         kept = AutoConfig.from_pretrained(paths.base("teacher"), trust_remote_code=remote.allowed()).dtype
-        state = {name: value.to(kept) for name, value in merged_state(judge.model).items()}
+        state = {name: value.to(kept) for name, value in merge_lora(judge.model).items()}
         # The model itself as well: what `Teacher.load` computes in is what the saved config says of it.
         judge.model.to(kept).save_pretrained(place, state_dict=state)
         judge.tokenizer.save_pretrained(place)
@@ -197,7 +198,7 @@ def tune(
         ]
 
     fit(
-        groups([*teacher.model.named_parameters(), *relation.named_parameters()], settings.learning_rate, 0.01),
+        decay_groups([*teacher.model.named_parameters(), *relation.named_parameters()], settings.learning_rate, 0.01),
         lambda done: batches[done:],
         loss,
         steps=settings.steps,

@@ -72,7 +72,7 @@ class GradientCache:
         self._parts, self._leaf, self.size = [], None, self.size // 2
 
 
-def cached(student: Student, size: int, autocast: Callable[[], AbstractContextManager]) -> GradientCache:
+def make_cache(student: Student, size: int, autocast: Callable[[], AbstractContextManager]) -> GradientCache:
     """A cache over `student.passes` in the training's precision, which holds in the second pass as well."""
 
     def embed(rows: Rows) -> Tensor:
@@ -82,9 +82,9 @@ def cached(student: Student, size: int, autocast: Callable[[], AbstractContextMa
     return GradientCache(embed, size)
 
 
-def fewer(student: Student, texts: int, autocast: Callable[[], AbstractContextManager], where: str) -> None:
+def halve_texts(student: Student, texts: int, autocast: Callable[[], AbstractContextManager], where: str) -> None:
     """After memory ran out for a batch of so many texts: half as many at a time from now on. Raises TrainingError when it was one."""
     if student.cache is None:
-        student.cache = cached(student, texts, autocast)
+        student.cache = make_cache(student, texts, autocast)
     student.cache.halve()
     get_logger(__name__).warning("%s: out of memory; %d texts at a time from now on", where, student.cache.size)

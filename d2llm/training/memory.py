@@ -14,7 +14,7 @@ from torch import Tensor
 from d2llm.run.errors import TrainingError
 from d2llm.run.logs import get_logger
 from d2llm.run.random_state import random_state, set_random_state
-from d2llm.training.gradient_cache import cached, fewer
+from d2llm.training.gradient_cache import halve_texts, make_cache
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -123,7 +123,7 @@ class FewerTexts(Whole[B]):
     def shrink(self, batch: B, where: str, error: Exception) -> None:
         if self.student.shares is not None:  # the others wait for this one
             raise TrainingError(f"{where}: out of memory; lower training.texts_at_once") from error
-        fewer(self.student, self.texts(batch), self.autocast, where)
+        halve_texts(self.student, self.texts(batch), self.autocast, where)
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -132,4 +132,4 @@ class FewerTexts(Whole[B]):
     def restore(self, notes: Mapping[str, Any]) -> None:
         at_once = notes.get("texts_at_once", self.at_once)
         if at_once is not None:
-            self.student.cache = cached(self.student, at_once, self.autocast)
+            self.student.cache = make_cache(self.student, at_once, self.autocast)

@@ -81,7 +81,7 @@ class Monitor:
         Raises TrainingError, which begins with `where`, when a score is not finite.
         """
         found = {}
-        with torch.no_grad(), evaluating(student), folded(student):
+        with torch.no_grad(), evaluation_mode(student), lora_merged(student):
             for part, left, right in zip(self.samples, *self._vectors(student), strict=True):
                 score = scores(student, part, left, right)
                 if not np.isfinite(score).all():
@@ -146,7 +146,7 @@ def _search(folder: Path, name: str, rng: np.random.Generator, queries: int, pas
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while; afterwards every part is in the mode it was in, also one kept from training."""
     before = [(part, part.training) for part in module.modules()]
     module.eval()
@@ -158,7 +158,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def folded(module: nn.Module) -> Iterator[None]:
+def lora_merged(module: nn.Module) -> Iterator[None]:
     """LoRA's products added to the weights they adapt for a while, which spares passes half of their time.
 
     No weight is computed back: the very tensors of before return to their places.

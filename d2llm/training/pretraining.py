@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2llm.config.checks import check_growth
-from d2llm.config.schema import CheckpointSettings
+from d2llm.config.sections import PretrainedSettings
 from d2llm.data.world.lexicon import SLOTS, lexicon
 from d2llm.methods.base import TrainingContext
-from d2llm.methods.parameters import groups
+from d2llm.methods.parameters import decay_groups
 from d2llm.models.backbone import Backbone, head_of
-from d2llm.models.base import checkpoints
+from d2llm.models.base import pretrained
 from d2llm.models.base.vocabulary import build_tokenizer
 from d2llm.models.tokens import token_ids
 from d2llm.run.artifacts import append_jsonl, atomic, read_frame, write_json
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from d2llm.config.checks import check_growth
-from d2llm.config.schema import BaseSettings, Config
+from d2llm.config.schema import Config
+from d2llm.config.sections import BaseSettings
 from d2llm.run.schemas import PRETRAINING
 
 ENCODERS = ("encoder",)
@@ -52,8 +53,8 @@ def run(config: Config, model: str, resume: Resume | None = None) -> None:
     """Make base checkpoint `model` ("teacher", "decoder", "encoder" or one of `models.others`), or take it from where it is."""
     paths = Paths.of(config)
     settings = config.models.of(model)
-    if isinstance(settings, CheckpointSettings):
-        return checkpoints.run(config, model)
+    if isinstance(settings, PretrainedSettings):
+        return pretrained.run(config, model)
     frame = read_frame(paths.pretraining, PRETRAINING)
     log = get_logger(__name__)
     torch.manual_seed(settings.seed)
@@ -275,7 +276,7 @@ def pretrain(
         return terms | ({"language": settings.language_weight * language} if settings.language_weight else {})
 
     tail = fit(
-        groups([*network.named_parameters(), *reader.named_parameters()], settings.learning_rate, 0.01),
+        decay_groups([*network.named_parameters(), *reader.named_parameters()], settings.learning_rate, 0.01),
         lambda done: range(done + 1, settings.steps + 1),
         loss,
         steps=settings.steps,

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
-    from d2llm.config.schema import Config, TrainingSettings
+    from d2llm.config.schema import Config
+    from d2llm.config.sections import TrainingSettings
     from d2llm.models.student import Student
 
 

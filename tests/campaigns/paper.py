@@ -27,10 +27,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import hub  # noqa: E402
 import hub_sets  # noqa: E402
+from d2llm.reporting.catalogue import FIGURES, TABLES  # noqa: E402
 from test_workflow import PARTS  # noqa: E402
 
 from d2llm.config.load import load  # noqa: E402
-from d2llm.reporting.catalogue import FIGURES, TABLES  # noqa: E402
 from d2llm.run.paths import Paths  # noqa: E402
 
 COUNT = 60  # rows of a set

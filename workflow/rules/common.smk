@@ -18,7 +18,7 @@ sys.path.insert(0, workflow.basedir)
 from d2llm.config.catalogue import entries
 from d2llm.config.load import dump, load, read
 from d2llm.config.registry import modules
-from d2llm.models.base import checkpoints
+from d2llm.models.base import pretrained
 from d2llm.reporting import captions
 from d2llm.reporting.context import context
 from d2llm.run import jobs, stages
@@ -71,7 +71,7 @@ def check_checkpoints(config):
     for name in config.models.names():
         model = config.models.of(name)
         if hasattr(model, "source") and model.origin != "hub":
-            checkpoints.located(model, f"models.{name}.source")
+            pretrained.located(model, f"models.{name}.source")
 
 
 CONFIG = refusing(resolve)

@@ -24,7 +24,8 @@ from d2llm.run.paths import Paths
 from d2llm.run.schemas import POOL, TRAIN_PAIRS
 
 if TYPE_CHECKING:
-    from d2llm.config.schema import Config, NegativeSettings
+    from d2llm.config.schema import Config
+    from d2llm.config.sections import NegativeSettings
 
 
 def run(config: Config) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from d2llm.evaluation.adapter import Hits
 
 TITLE = "BM25"
+# Colour, mark in plots by row, mark in the plane.
+LOOK = ("#7F7F7F", "|", "8")
 
 
 def load(config: Config, run: Run) -> Bm25Reference:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from d2llm.evaluation.adapter import Hits
 
 TITLE = "Teacher (cross-encoder)"
+# Colour, mark in plots by row, mark in the plane.
+LOOK = ("#000000", "|", "p")
 NEEDS = ("teacher", "encoder")
 
 # (queries, passages, depth, ties) → for every query the indices of its nearest passages, best first.

@@ -26,6 +26,8 @@ class Scorer(nn.Module):
 
     name: ClassVar[str]
     sized: ClassVar[bool] = False
+    # Whether its logit changes smoothly with what an index stores of a passage, so that candidates can be found by its slope (`search.candidates`).
+    smooth: ClassVar[bool] = False
 
     @property
     def token_size(self) -> int | None:

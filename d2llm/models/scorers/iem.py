@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2llm.config.recipes import Mode
 from d2llm.models.precision import as_given, wide
-from d2llm.models.scorers.base import MODES, Mode, Scorer, check_mode
+from d2llm.models.scorers.base import MODES, Scorer, check_mode
 from d2llm.run.errors import ConfigError
 
 TITLE = "IEM"
@@ -44,6 +45,7 @@ class IEM(Scorer):
 
     name = "iem"
     sized = True
+    smooth = True
 
     def __init__(
         self,

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from d2llm.config.recipes import Mode
 from d2llm.models.precision import as_given, wide
-from d2llm.models.scorers.base import Mode, Scorer, check_mode
+from d2llm.models.scorers.base import Scorer, check_mode
 from d2llm.run.errors import ConfigError
 
 TITLE = "MaxSim"

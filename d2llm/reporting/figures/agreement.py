@@ -8,6 +8,7 @@ from d2llm.analysis.agreement import paired, spearman
 from d2llm.reporting.collected import given
 from d2llm.reporting.drawing.figures import empty, note
 from d2llm.reporting.style import BAND, GROUP_TITLES, look
+from d2llm.run.schemas import SUBJECT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +104,7 @@ def _correlations(figure: Figure, table: pd.DataFrame, order: list[str], titles:
             # A little apart in height, so that equal numbers do not hide each other.
             height = place + (step - (len(names) - 1) / 2) * 0.08
             label = data.context.titles.get(name, name) if place == 0 else None
-            size = 5.5 if name == "d2llm" else 9 if name in data.context.references else 4.5
+            size = 5.5 if name == SUBJECT else 9 if name in data.context.references else 4.5
             axis.plot(
                 table.loc[name].get(task), height, marker, color=color, label=label, linestyle="none", markersize=size,
                 zorder=4,

@@ -13,14 +13,16 @@ from d2llm.methods.d2llm import METHOD
 from d2llm.reporting.bases import size, width
 from d2llm.reporting.drawing.figures import empty, note
 from d2llm.reporting.drawing.fonts import FIRST_CHINESE, LATIN, families
-from d2llm.reporting.style import COLORS
+from d2llm.reporting.style import IMITATION, SUBJECT_LOOK
+from d2llm.run.code import constants
 from d2llm.teacher.prompts import prompts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from d2llm.config.schema import BaseSettings, CheckpointSettings, Config
+    from d2llm.config.schema import Config
+    from d2llm.config.sections import BaseSettings, PretrainedSettings
     from d2llm.methods.d2llm.recipe import D2LLMRecipe
     from d2llm.reporting.drawing.figures import Data
     from d2llm.teacher.prompts import Prompt
@@ -46,9 +48,12 @@ WIDTH, HEIGHT, NOTE = 6.9, 4.55, 0.42
 TEACHER, STUDENT, TEXT = "#e4e4e4", "#fbe3d3", "#ffffff"
 LINE, OFF, ASIDE = "#333333", "#9a9a9a", "#555555"
 SMALL = 7
-POOLINGS = {"pma": "PMA", "mean": "mean pooling", "weighted_mean": "weighted mean", "last_token": "last token"}
-SCORERS = {"cosine": "cosine", "dot": "inner product", "bilinear": "bilinear form"}
 ACTIVATIONS = {"relu": "ReLU", "squared_relu": "ReLU²"}
+
+
+def title(kind: str, name: str) -> str:
+    """What a part of a student is called."""
+    return constants(f"d2llm.models.{kind}s.{name}")["TITLE"]
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ def _short(text: str, longest: int) -> str:
     return text
 
 
-def _student(axis: Axes, decoder: BaseSettings | CheckpointSettings, recipe: D2LLMRecipe, known: int | None) -> None:
+def _student(axis: Axes, decoder: BaseSettings | PretrainedSettings, recipe: D2LLMRecipe, known: int | None) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     _heading(axis, HEAD.x, "Student: D2LLM, a bi-encoder with interaction")
@@ -177,24 +182,24 @@ def _student(axis: Axes, decoder: BaseSettings | CheckpointSettings, recipe: D2L
         ends.append(tower)
     axis.plot([ends[0].right[0], ends[1].left[0]], [0.85, 0.85], color=LINE, linewidth=2.4, solid_capstyle="butt")
     axis.text(
-        HEAD.x, 0.51, f"shared; {_tuned(recipe)}", fontsize=SMALL, ha="center", va="center", color=COLORS["d2llm"]
+        HEAD.x, 0.51, f"shared; {_tuned(recipe)}", fontsize=SMALL, ha="center", va="center", color=SUBJECT_LOOK[0]
     )
     _box(axis, LOGIT, "Logit $z$: score of the pair", TEXT)
     interaction = recipe.interaction
     if interaction.name != "iem":
         whole = Box(MODULE.x, (FIRST.bottom[1] + HEAD.top[1]) / 2, FIRST.width, HEAD.top[1] - FIRST.bottom[1])
-        _box(axis, whole, f"Score: {SCORERS[interaction.name]} of $y_i$ and $y_j$", STUDENT)
+        _box(axis, whole, f"Score: {title('scorer', interaction.name)} of $y_i$ and $y_j$", STUDENT)
         _arrow(axis, whole.top, LOGIT.bottom)
         return
     axis.add_patch(
         FancyBboxPatch(
             (MODULE.left[0], MODULE.bottom[1]), MODULE.width, MODULE.height, boxstyle="round,pad=0,rounding_size=0.06",
-            facecolor="none", edgecolor=COLORS["d2llm"], linewidth=0.9,
+            facecolor="none", edgecolor=SUBJECT_LOOK[0], linewidth=0.9,
         )
     )  # fmt: skip
     axis.text(
         MODULE.right[0] - 0.06, MODULE.top[1] - 0.1, "Interaction emulation module (IEM)", fontsize=SMALL, ha="right", va="center",
-        color=COLORS["d2llm"],
+        color=SUBJECT_LOOK[0],
     )  # fmt: skip
     hidden = interaction.hidden
     _box(
@@ -267,7 +272,7 @@ def _loss(axis: Axes, box: Box, name: str, said: str, weight: float) -> None:
 
 # --------------------------------------------------------------------------------------------------------------- words
 def _pooling(recipe: D2LLMRecipe, states: str) -> str:
-    name = POOLINGS[recipe.pooling.name]
+    name = title("pooling", recipe.pooling.name)
     heads = f", {recipe.pooling.heads} heads" if recipe.pooling.name == "pma" else ""
     return f"{name}{heads}\n→ width {states}"
 
@@ -306,6 +311,6 @@ def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], imi
         "", end, start,
         arrowprops={
             "arrowstyle": "-|>,head_length=0.28,head_width=0.13", "shrinkA": 0, "shrinkB": 0, "linewidth": 0.8,
-            "linestyle": (0, (3, 2)) if imitation else "-", "color": COLORS["bge"] if imitation else LINE,
+            "linestyle": (0, (3, 2)) if imitation else "-", "color": IMITATION if imitation else LINE,
         },
     )  # fmt: skip

@@ -8,7 +8,7 @@ from d2llm.config.task_types import HEADLINE, METRIC_TITLES
 from d2llm.reporting.collected import given
 from d2llm.reporting.drawing.figures import empty, note
 from d2llm.reporting.style import GROUP_TITLES, look
-from d2llm.run.schemas import DEV
+from d2llm.run.schemas import DEV, SUBJECT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,8 +49,8 @@ def draw(data: Data) -> Figure:
                 continue
             color, marker = look(method, methods)
             axis.plot(
-                table.index, table.mean(axis=1), marker=marker, color=color, markersize=3.8 if method == "d2llm" else 3.2,
-                label=data.context.titles.get(method, method), zorder=3 if method == "d2llm" else 2,
+                table.index, table.mean(axis=1), marker=marker, color=color, markersize=3.8 if method == SUBJECT else 3.2,
+                label=data.context.titles.get(method, method), zorder=3 if method == SUBJECT else 2,
             )  # fmt: skip
             if table.shape[1] > 1:
                 axis.fill_between(

@@ -8,7 +8,8 @@ import pandas as pd
 
 from d2llm.config.task_types import HEADLINE, METRIC_TITLES
 from d2llm.reporting.drawing.figures import empty, note
-from d2llm.reporting.style import duration, point
+from d2llm.reporting.style import duration, point, where
+from d2llm.run.schemas import SUBJECT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +46,7 @@ def draw(data: Data) -> Figure:
     for row in found.itertuples():
         color, marker = point(row.method, data.context.methods)
         axis.plot([row.q1, row.q3], [row.quality, row.quality], color=color, linewidth=1.1)
-        axis.plot(row.median, row.quality, marker, color=color, markersize=6 if row.method == "d2llm" else 5)
+        axis.plot(row.median, row.quality, marker, color=color, markersize=6 if row.method == SUBJECT else 5)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter(lambda value, _: duration(value))
     axis.xaxis.set_minor_formatter("")
@@ -111,10 +112,9 @@ def _label(figure: Figure, axis: Axes, points: list[tuple[float, float, str, str
 
 
 def _said(found: pd.DataFrame, data: Data) -> str:
-    threads = found["threads"].iloc[0]
     said = (
         f"Up and to the left is better. Median time of a whole search (embed the query, score every passage, keep the best 10), bars from first to third quartile; "
-        f"CPU, {threads} thread{'s' if threads > 1 else ''}, one query at a time. Quality is measured on the retrieval sets' own corpora, whatever the size timed. "
+        f"{where(found)}, one query at a time. Quality is measured on the retrieval sets' own corpora, whatever the size timed. "
     )
     if "teacher" in set(found["method"]):
         count = int(found.loc[found["method"] == "teacher", "batch"].iloc[0])
@@ -125,4 +125,4 @@ def _said(found: pd.DataFrame, data: Data) -> str:
             guessed = " (extrapolated)" if whole["extrapolated"].iloc[0] else ""
             said += f"; reading the whole corpus would take {duration(whole['median'].iloc[0])}{guessed}"
         said += ". "
-    return said + "Times are of this machine and of models this small; compare ratios, not seconds."
+    return said + "Times are of this machine and these models; compare ratios, not seconds."

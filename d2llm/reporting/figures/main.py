@@ -9,7 +9,7 @@ import pandas as pd
 from d2llm.config.task_types import HEADLINE, METRIC_TITLES
 from d2llm.reporting.drawing.figures import note
 from d2llm.reporting.style import AVERAGE_TITLE, BAND, BAND_AVERAGE, GROUP_TITLES, look
-from d2llm.run.schemas import AVERAGE
+from d2llm.run.schemas import AVERAGE, SUBJECT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +97,7 @@ def _panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> None:
                 continue
             # Methods stand a little apart in height, so that equal scores do not hide each other.
             height = place + (step - (len(data.context.methods) - 1) / 2) * 0.11
-            size = 5.5 if name == "d2llm" else 4.5
+            size = 5.5 if name == SUBJECT else 4.5
             axis.plot(
                 values.mean(), height, marker, color=color, label=label, linestyle="none", markersize=size, zorder=4
             )

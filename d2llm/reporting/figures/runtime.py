@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from d2llm.reporting.drawing.figures import empty, note
-from d2llm.reporting.style import duration, point
+from d2llm.reporting.style import duration, point, where
+from d2llm.run.schemas import SUBJECT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,13 +65,13 @@ def shown(data: Data) -> list[str]:
     """The first method whose index is its embeddings, D2LLM, and the teacher, as far as they were measured."""
     found = data.runtime
     plain = found[found["bytes_per_passage"].notna() & (found["bytes_per_passage"] == found["embedding_bytes"])]
-    bi_encoders = [name for name in data.context.methods if name != "d2llm" and name in set(plain["method"])]
-    return [name for name in [*bi_encoders[:1], "d2llm", "teacher"] if name in set(found["method"])]
+    bi_encoders = [name for name in data.context.methods if name != SUBJECT and name in set(plain["method"])]
+    return [name for name in [*bi_encoders[:1], SUBJECT, "teacher"] if name in set(found["method"])]
 
 
 def _title(name: str, data: Data) -> str:
     title = data.context.titles.get(name, name)
-    return title if name in ("d2llm", "teacher") else f"{title} (bi-encoder)"
+    return title if name in (SUBJECT, "teacher") else f"{title} (bi-encoder)"
 
 
 def _encoding(axis: Axes, found: pd.DataFrame, names: list[str], data: Data) -> None:
@@ -142,7 +143,7 @@ def _search(axis: Axes, found: pd.DataFrame, names: list[str], data: Data) -> No
 
 
 def _said(found: pd.DataFrame, names: list[str], data: Data) -> str:
-    threads, batch = found["threads"].iloc[0], found.loc[found["phase"] == "score", "batch"].max()
+    batch = found.loc[found["phase"] == "score", "batch"].max()
     searched = found[(found["phase"] == "search") & found["method"].isin(names)].drop_duplicates("method")
     sizes = [
         f"{data.context.titles.get(row.method, row.method)} {row.bytes_per_passage:,.0f} bytes a passage (its embedding alone: {row.embedding_bytes:,.0f})"
@@ -150,11 +151,11 @@ def _said(found: pd.DataFrame, names: list[str], data: Data) -> str:
         if row.bytes_per_passage == row.bytes_per_passage
     ]
     said = (
-        f"Medians; bars and bands from first to third quartile; CPU, {threads} thread{'s' if threads > 1 else ''}. Pairs: one query with {batch} passages, "
+        f"Medians; bars and bands from first to third quartile; {where(found)}. Pairs: one query with {batch} passages, "
         "given vectors (the teacher reads both texts). A search embeds the query, scores every passage and keeps the best 10. "
     )
     if sizes:
         said += f"Index: {'; '.join(sizes)}. "
     if found["extrapolated"].any():
         said += "Open marks are extrapolated from the pairs read per second. "
-    return said + "Times are of this machine and of models this small; compare ratios and slopes, not seconds."
+    return said + "Times are of this machine and these models; compare ratios and slopes, not seconds."

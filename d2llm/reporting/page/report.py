@@ -24,7 +24,7 @@ from d2llm.reporting.style import CONTROLLED_TEXT, GROUP_TITLES, number, signed
 from d2llm.run import jobs
 from d2llm.run.artifacts import read_csv, read_json, write_text
 from d2llm.run.logs import get_logger
-from d2llm.run.paths import PROVENANCE, Paths, beside
+from d2llm.run.paths import PROVENANCE, Paths, provenance_of
 from d2llm.run.schemas import COMPARISONS, RUNS, SCORES, SUBJECT
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def rendered(paths: Paths) -> dict[str, dict[str, Any]]:
     made = [paths.scores, paths.comparisons, paths.ablations, paths.runtime, paths.examples]
     made += [paths.table(name, "csv") for name in entries("table")]
     made += [paths.figure(name, "svg") for name in entries("figure")]
-    return told(paths, map(beside, made))
+    return told(paths, map(provenance_of, made))
 
 
 def tried(config: Config, paths: Paths) -> dict[str, dict[str, Any]]:
@@ -128,7 +128,7 @@ def tried(config: Config, paths: Paths) -> dict[str, dict[str, Any]]:
         return {}
     folders = [place(*trial.run) for trial in config.trials() for place in (paths.run, paths.development)]
     folders += [paths.pretext(*stage) for stage in config.pretexts()]
-    return told(paths, [beside(paths.trials), *(folder / PROVENANCE for folder in folders)])
+    return told(paths, [provenance_of(paths.trials), *(folder / PROVENANCE for folder in folders)])
 
 
 def told(paths: Paths, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
@@ -217,7 +217,7 @@ def current(config: Config, stage: str, name: str, path: Path, paths: Paths) -> 
     """Whether a rendered file is there and of this config: one that other settings left behind is not shown."""
     if not path.exists():
         return False
-    record = beside(paths.table(name, "csv") if stage == "table" else paths.figure(name, "svg"))
+    record = provenance_of(paths.table(name, "csv") if stage == "table" else paths.figure(name, "svg"))
     if record.exists() and read_json(record)["settings"] != jobs.settings(config, stage, name=name):
         logger.warning("%s: of other settings than this config's; left out", path)
         return False
@@ -276,7 +276,7 @@ def tuning(config: Config, paths: Paths, kept: dict[str, dict[str, Any]], about:
         return None
     import pandas as pd
 
-    record = kept.get(beside(paths.trials).relative_to(paths.root).as_posix())
+    record = kept.get(provenance_of(paths.trials).relative_to(paths.root).as_posix())
     trials = pd.read_csv(paths.trials, keep_default_na=False)
     kinds = [name for name in HEADLINE if name in trials]
     return {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from d2llm.methods.losses import hide, softmax_loss
+from d2llm.methods.losses import apply_mask, softmax_loss
 from d2llm.models.precision import wide
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ def contrastive_imitation(
     (`in_batch: joint`; not in the release). A query is valid with at least one competitor. The release divides by B·K,
     this by the number of valid queries.
     """
-    negatives, mask = hide(negatives, mask)
-    negative_probability, _ = hide(negative_probability, mask)
+    negatives, mask = apply_mask(negatives, mask)
+    negative_probability, _ = apply_mask(negative_probability, mask)
     positive_logits = wide(positive_probability) * wide(positive)
     competitors, masks = [(1.0 - negative_probability) * negatives], [mask]
     if others is not None:
-        others, others_mask = hide(others, others_mask)
+        others, others_mask = apply_mask(others, others_mask)
         competitors.append(others)
         masks.append(others_mask)
     return softmax_loss(positive_logits, competitors, masks, temperature)

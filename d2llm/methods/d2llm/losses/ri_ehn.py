@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2llm.methods.losses import hide, mean_over
+from d2llm.methods.losses import apply_mask, mean_over
 
 if TYPE_CHECKING:
     from d2llm.methods.d2llm.objective import Scores
@@ -27,10 +27,10 @@ def rank_imitation_easy(
     masks likewise. A query's value is averaged over its pairs (h, e) that count, those of weight 0 included; a query is
     valid with at least one pair.
     """
-    hard, hard_mask = hide(hard, hard_mask)
-    easy, easy_mask = hide(easy, easy_mask)
-    hard_probability, _ = hide(hard_probability, hard_mask)
-    easy_probability, _ = hide(easy_probability, easy_mask)
+    hard, hard_mask = apply_mask(hard, hard_mask)
+    easy, easy_mask = apply_mask(easy, easy_mask)
+    hard_probability, _ = apply_mask(hard_probability, hard_mask)
+    easy_probability, _ = apply_mask(easy_probability, easy_mask)
     weight = (hard_probability[:, :, None] - easy_probability[:, None, :]).clamp_min(0.0)
     # softplus(−x) = −log σ(x), exact for every x; the release's −log(σ(x) + 1e-8) stops at 18.4, without gradient.
     loss = weight * F.softplus(easy[:, None, :] - hard[:, :, None])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from d2llm.methods.losses import hide, mean_over, nothing
+from d2llm.methods.losses import apply_mask, mean_over, zero_loss
 
 if TYPE_CHECKING:
     from d2llm.methods.d2llm.objective import Scores
@@ -27,14 +27,14 @@ def rank_imitation_hard(
     over: "query" is the release's. "batch" takes one correlation over all entries of all queries: it fixes the one
     offset and scale per query that "query" leaves free. It departs from the paper and is a variant.
     """
-    student, mask = hide(student, mask)
-    probability, _ = hide(probability, mask)
+    student, mask = apply_mask(student, mask)
+    probability, _ = apply_mask(probability, mask)
     if over == "batch":
         student, probability, mask = student.reshape(1, -1), probability.reshape(1, -1), mask.reshape(1, -1)
     elif over != "query":
         raise ValueError(f'over is "query" or "batch", found {over!r}')
     if mask.shape[1] == 0:
-        return nothing(student)
+        return zero_loss(student)
     # A probability's own scale is 1: differences below rounding at 1 are no ranking, even among tiny probabilities.
     correlation = (_standardise(student, mask, 0.0) * _standardise(probability, mask, 1.0)).sum(1)
     return mean_over(1.0 - correlation, mask.sum(1) >= 2)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2llm.config.schema import CheckpointSettings
+from d2llm.config.sections import PretrainedSettings
 from d2llm.models.tokens import rows_of, unknown_to_the_model
 from d2llm.run import hub
 from d2llm.run.artifacts import atomic, write_json
@@ -34,7 +34,7 @@ TOKENIZER = "put its files (tokenizer.json, or vocab.txt and the like) beside co
 def run(config: Config, model: str) -> None:
     """Bring base model `model` of the config below `models/`."""
     settings = config.models.of(model)
-    assert isinstance(settings, CheckpointSettings)  # all others are made (`pretraining`)
+    assert isinstance(settings, PretrainedSettings)  # all others are made (`pretraining`)
     where = f"models.{model}.source"
     folder, file = located(settings, where)
     network, tokenizer = load(folder, file, settings, model == "encoder", where)
@@ -57,7 +57,7 @@ def run(config: Config, model: str) -> None:
         )
 
 
-def located(settings: CheckpointSettings, where: str) -> tuple[Path, str | None]:
+def located(settings: PretrainedSettings, where: str) -> tuple[Path, str | None]:
     """(folder, GGUF file in it or None); `where` is the key that names it, for errors.
 
     Raises ConfigError for what is not there, ArtifactError for a hub that stays away.
@@ -82,7 +82,7 @@ def located(settings: CheckpointSettings, where: str) -> tuple[Path, str | None]
     return path, None
 
 
-def fetched(settings: CheckpointSettings, where: str, weights: bool = True) -> Path:
+def fetched(settings: PretrainedSettings, where: str, weights: bool = True) -> Path:
     """The hub's files in the local cache, checked against the hub's digests; without `weights` the small ones, asked for once."""
     from huggingface_hub import snapshot_download
 
@@ -100,7 +100,7 @@ def fetched(settings: CheckpointSettings, where: str, weights: bool = True) -> P
 
 
 def load(
-    folder: Path, file: str | None, settings: CheckpointSettings, encoder: bool, where: str
+    folder: Path, file: str | None, settings: PretrainedSettings, encoder: bool, where: str
 ) -> tuple[PreTrainedModel, Any]:
     """The model with its language-model head (a fresh one where it has none), and its tokenizer."""
     import torch
@@ -116,7 +116,7 @@ def load(
 
 
 @contextmanager
-def loading(settings: CheckpointSettings, where: str) -> Iterator[None]:
+def loading(settings: PretrainedSettings, where: str) -> Iterator[None]:
     """Turn what transformers raises over a checkpoint into one line."""
     try:
         yield
@@ -130,7 +130,7 @@ def loading(settings: CheckpointSettings, where: str) -> Iterator[None]:
 
 # --------------------------------------------------------------------------------------- what a base model has to be
 def described(
-    folder: Path, file: str | None, settings: CheckpointSettings, where: str
+    folder: Path, file: str | None, settings: PretrainedSettings, where: str
 ) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """A checkpoint's configuration and tokenizer; no weights are read."""
     from transformers import AutoConfig, AutoTokenizer
@@ -151,7 +151,7 @@ def described(
 def check_described(
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
-    settings: CheckpointSettings,
+    settings: PretrainedSettings,
     encoder: bool,
     where: str,
 ) -> None:
