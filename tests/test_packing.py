@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
@@ -190,3 +192,31 @@ def test_lora_from_a_layer_on_leaves_the_lower_ones_alone() -> None:
     assert len(trained) == 2 * 7 and all(name.startswith("layers.2.") for name in trained)
     with pytest.raises(ConfigError, match="first_layer: 3: the model has no layer as high"):
         tiny.backbone("decoder", num_hidden_layers=3).tune(TunedWeights(kind="lora", r=2, first_layer=3))
+
+
+@pytest.mark.parametrize("lacking", ["names", "arguments", "numbers"])
+def test_without_torchs_private_kernels_the_public_path_gives_the_same(lacking: str, monkeypatch) -> None:
+    """In a torch that lacks their names, has them with other arguments, or with other numbers."""
+
+    def loss() -> tuple[torch.Tensor, ...]:
+        torch.manual_seed(3)
+        query, key, value = (torch.randn(1, 2, 11, 8, requires_grad=True) for _ in range(3))
+        module = SimpleNamespace(is_causal=True)
+        out, _ = packing.packed_attention(module, query, key, value, None, packed_groups=((2, 3), (1, 5)))
+        return out, *torch.autograd.grad(out.square().sum(), (query, key, value))
+
+    kernel = torch._scaled_dot_product_flash_attention_for_cpu
+    other = {
+        "names": None,
+        "arguments": lambda query: query,
+        "numbers": lambda *sides, **options: tuple(2 * part for part in kernel(*sides, **options)),
+    }
+    packing.flash_kernels.cache_clear()
+    assert packing.flash_kernels() is not None
+    private = loss()
+    monkeypatch.setattr(torch, "_scaled_dot_product_flash_attention_for_cpu", other[lacking])
+    packing.flash_kernels.cache_clear()
+    assert packing.flash_kernels() is None
+    for own, public in zip(private, loss(), strict=True):
+        assert torch.equal(own, public)
+    packing.flash_kernels.cache_clear()

@@ -7,8 +7,8 @@ from outside (`_supports_attention_backend`); others, and devices whose kernels 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -73,6 +73,7 @@ def packed_attention(
 def _one_node(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
     """Whether the CPU's flash kernel, called without the dispatch around it, is what scaled_dot_product_attention would choose."""
     plain = dropout == 0.0 and query.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    plain = plain and flash_kernels() is not None
     return plain and query.shape == key.shape == value.shape and query.dtype == key.dtype == value.dtype
 
 
@@ -89,9 +90,10 @@ class _PackedAttention(torch.autograd.Function):
         views = _views(groups, query.shape[1], query.shape[3])
         sides = [_by_token(x) for x in (query, key, value)]
         joined, sums = torch.empty_like(sides[0]), []
+        flash, _ = flash_kernels()  # type: ignore[misc]  # `_one_node` has asked
         for view in views:
             q, k, v, place = (x.as_strided(*view) for x in (*sides, joined))
-            found, logsumexp = _flash(q, k, v, 0.0, causal and view[0][2] > 1, attn_mask=None, scale=scale)
+            found, logsumexp = flash(q, k, v, 0.0, causal and view[0][2] > 1, attn_mask=None, scale=scale)
             place.copy_(found)
             sums.append(logsumexp)
         ctx.save_for_backward(*sides, joined, *sums)
@@ -104,9 +106,10 @@ class _PackedAttention(torch.autograd.Function):
         query, key, value, joined, *sums = ctx.saved_tensors
         sides = (_from_start(gradient.contiguous()), query, key, value, joined)
         found = [torch.empty_like(query) for _ in range(3)]
+        _, flash_backward = flash_kernels()  # type: ignore[misc]
         for view, logsumexp in zip(ctx.views, sums, strict=True):
             out, q, k, v, given = (x.as_strided(*view) for x in sides)
-            made = _flash_backward(
+            made = flash_backward(
                 out, q, k, v, given, logsumexp, 0.0, ctx.causal and view[0][2] > 1, attn_mask=None, scale=ctx.scale
             )
             for side, part in zip(found, made, strict=True):
@@ -114,9 +117,31 @@ class _PackedAttention(torch.autograd.Function):
         return (*(side.transpose(1, 2) for side in found), None, None, None)
 
 
-# The function of torch's own is called with less around it than the operator; of the backward there is the operator alone.
-_flash = torch._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+@cache
+def flash_kernels() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+    """The CPU's flash kernel and its backward, which torch keeps to itself; None where this torch has none of these names, or they give other numbers.
+
+    Tried once, on a few numbers, against `scaled_dot_product_attention`; without them that is what every group goes through.
+    """
+    name = "_scaled_dot_product_flash_attention_for_cpu"
+    # The function is called with less around it than the operator; of the backward there is the operator alone.
+    forward, operator = getattr(torch, name, None), getattr(torch.ops.aten, f"{name}_backward", None)
+    backward = getattr(operator, "default", None)
+    if forward is None or backward is None:
+        return None
+    with torch.inference_mode(False), torch.enable_grad():
+        numbers = torch.arange(3 * 2 * 5 * 8, dtype=torch.float32, device="cpu").sin().view(3, 1, 2, 5, 8).unbind()
+        sides = [side.clone().requires_grad_() for side in numbers]
+        wanted = F.scaled_dot_product_attention(*sides, is_causal=True)
+        wanted.sum().backward()
+    try:
+        given, sums = forward(*numbers, 0.0, True, attn_mask=None, scale=None)
+        ones = torch.ones_like(given)
+        gradients = backward(ones, *numbers, given, sums, 0.0, True, attn_mask=None, scale=None)
+    except (TypeError, ValueError, RuntimeError):  # of other arguments in this version
+        return None
+    same = torch.equal(given, wanted) and all(torch.equal(a, b.grad) for a, b in zip(gradients, sides, strict=True))
+    return (forward, backward) if same else None
 
 
 def _by_token(x: Tensor) -> Tensor:
