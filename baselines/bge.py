@@ -125,7 +125,9 @@ def check_order(stage: UnsupervisedPairs, ordered: bool, name: str) -> None:
 def contrast_pairs(
     student: Student, texts: list[str], stage: UnsupervisedPairs, context: TrainingContext, name: str
 ) -> None:
-    """Cross-entropy of each text's partner among all partners of the batch, without those that are right for it, as in `contrast`."""
+    """Cross-entropy of each text's partner among all partners of the batch, without those that are right for it, as in
+    `contrast`.
+    """
     import torch
 
     from d2llm.methods.losses import in_batch_contrast

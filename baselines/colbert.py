@@ -1,7 +1,8 @@
-"""ColBERT: an encoder's tokens kept apart, each query token matched with the passage token that fits it best. An example of a further baseline.
+"""ColBERT: an encoder's tokens kept apart, each query token matched with the passage token that fits it best. An
+example of a further baseline.
 
-Source: Khattab and Zaharia 2020, ColBERT (arXiv 2004.12832) and its code. docs/baselines.md lists every deviation; docs/extending.md tells what
-the library had to learn for it.
+Source: Khattab and Zaharia 2020, ColBERT (arXiv 2004.12832) and its code. docs/baselines.md lists every deviation;
+docs/extending.md tells what the library had to learn for it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ QUERY, DOCUMENT = "[Q]", "[D]"
 
 
 class ColBERTRecipe(Recipe):
-    """The code's settings: rate 3e-6, constant, one negative, vectors of 128 numbers, queries of 32 tokens, documents of 220."""
+    """The code's settings: rate 3e-6, constant, one negative, vectors of 128 numbers, queries of 32 tokens, documents
+    of 220.
+    """
 
     learning_rate: PositiveFloat = 3e-6
     # transformers' AdamW of that time, which the code leaves as it is.
@@ -61,7 +64,9 @@ class ColBERT(ContrastiveMethod[ColBERTRecipe]):
         return 2 * recipe.token_size * longest
 
     def make_student(self, backbone: Backbone, recipe: ColBERTRecipe) -> Student:
-        """[CLS] [Q] query [SEP] [MASK] …, [CLS] [D] document [SEP]; the first of two sentences is a query, the second a document."""
+        """[CLS] [Q] query [SEP] [MASK] …, [CLS] [D] document [SEP]; the first of two sentences is a query, the second a
+        document.
+        """
         from d2llm.models.student import Student, TextFormat
         from d2llm.run.errors import ConfigError
 

@@ -127,7 +127,9 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
         return recipe.prompts.prefix, recipe.prompts.summary, recipe.prompts.prediction
 
     def layout(self, backbone: Backbone, recipe: LLaRARecipe) -> Layout:
-        """Prefix and suffixes as token ids; adds the sixteen tokens where the tokenizer lacks them. The prefix begins as the tokenizer begins a text, as released."""
+        """Prefix and suffixes as token ids; adds the sixteen tokens where the tokenizer lacks them. The prefix begins
+        as the tokenizer begins a text, as released.
+        """
         prompts = recipe.prompts
         backbone.add_tokens([*SUMMARY_TOKENS, *PREDICTION_TOKENS])
         prefix = backbone.phrase(prompts.prefix) if prompts.prefix else []

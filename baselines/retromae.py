@@ -104,11 +104,13 @@ class RetroMAE(ContrastiveMethod[RetroMAERecipe]):
 
 
 def check_encoder(backbone: Backbone, stage: Autoencoding, name: str) -> None:
-    """Refuse a tokenizer without the special tokens of masked auto-encoding, and an encoder that is not built as BERT is: one head, embeddings that can be given."""
+    """Refuse a tokenizer without the special tokens of masked auto-encoding, and an encoder that is not built as BERT
+    is: one head, embeddings that can be given.
+    """
     import torch
     from transformers import AutoModelForMaskedLM
 
-    from d2llm.models import remote
+    from d2llm.models.base import remote
     from d2llm.models.backbone import head_of
     from d2llm.models.enhanced_decoder import EnhancedDecoder
     from d2llm.models.meta import without_weights
@@ -191,14 +193,17 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
 
 @dataclass
 class Masked:
-    """A batch of `[CLS] text [SEP]` rows (n, t), padded on the right, and what is hidden of them: all that is random about an update."""
+    """A batch of `[CLS] text [SEP]` rows (n, t), padded on the right, and what is hidden of them: all that is random
+    about an update.
+    """
 
     ids: Tensor
     mask: Tensor
     # What the encoder reads, and where (n, t) it has to tell what was there.
     corrupted: Tensor
     hidden: Tensor
-    # Where (n, t) the decoder has to: everywhere but at [CLS], [SEP] and padding. What each position sees of the text (n, t, t).
+    # Where (n, t) the decoder has to: everywhere but at [CLS], [SEP] and padding. What each position sees of the text
+    # (n, t, t).
     inner: Tensor
     visible: Tensor
 
@@ -238,8 +243,8 @@ def autoencoding_loss(
 ) -> dict[str, Tensor]:
     """Terms encoder_mlm and decoder_mlm.
 
-    The decoder's queries are position embeddings plus the [CLS] state, its keys and values that state and the embeddings of the unmasked text; it
-    predicts all but the first and the last token. One head serves both.
+    The decoder's queries are position embeddings plus the [CLS] state, its keys and values that state and the
+    embeddings of the unmasked text; it predicts all but the first and the last token. One head serves both.
     """
     import torch
     import torch.nn.functional as F

@@ -1,6 +1,8 @@
-"""Supervised SimCSE: an encoder's [CLS] through one tanh layer, cosine, contrast with one hard negative. An example of a further baseline.
+"""Supervised SimCSE: an encoder's [CLS] through one tanh layer, cosine, contrast with one hard negative. An example of
+a further baseline.
 
-Source: Gao et al. 2021, SimCSE (arXiv 2104.08821) and its code. docs/baselines.md lists every deviation; docs/extending.md follows its making.
+Source: Gao et al. 2021, SimCSE (arXiv 2104.08821) and its code. docs/baselines.md lists every deviation;
+docs/extending.md follows its making.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ class SimCSERecipe(Recipe):
     schedule: Schedule = "linear"
     temperature: PositiveFloat = 0.05
     hard_negatives: Count | None = 1
-    # Of sentences; passages are longer than any text it was published on, so retrieval has the length of the other encoders.
+    # Of sentences; passages are longer than any text it was published on, so retrieval has the length of the other
+    # encoders.
     max_lengths: MaxLengths = MaxLengths(query=64, passage=256, symmetric=32)
 
 

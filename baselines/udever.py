@@ -1,6 +1,7 @@
 """Udever: SGPT's recipe with texts between tokens of their own, the last of which is the vector.
 
-Source: Zhang et al. 2023, Language Models are Universal Embedders (arXiv 2310.08232). docs/baselines.md lists every deviation.
+Source: Zhang et al. 2023, Language Models are Universal Embedders (arXiv 2310.08232). docs/baselines.md lists every
+deviation.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ class Udever(ContrastiveMethod[UdeverRecipe]):
     def make_student(self, backbone: Backbone, recipe: UdeverRecipe) -> Student:
         """[BOQ] query [EOQ], [BOD] document [EOD], and the model card's default, documents, for symmetric texts.
 
-        Padded on the left, as there. The new tokens' embeddings train with the biases. Before them stands what the checkpoint begins texts with: nothing on
-        BLOOM, on which it was published.
+        Padded on the left, as there. The new tokens' embeddings train with the biases. Before them stands what the
+        checkpoint begins texts with: nothing on BLOOM, on which it was published.
         """
         from d2llm.models.student import Student, TextFormat
 

@@ -1,7 +1,8 @@
 """D2LLM: a bi-encoder student that keeps a cross-encoder's judgement, and a suite to compare it with others.
 
-The package knows nothing of Snakemake: every stage is a function of a validated config (`d2llm.run.stages` lists them). To use a trained student:
-`d2llm.load(folder)` and `d2llm.Index` (docs/searching.md). Importing the package imports no torch.
+The package knows nothing of Snakemake: every stage is a function of a validated config (`d2llm.run.stages` lists them).
+To use a trained student: `d2llm.load(folder)` and `d2llm.Index` (docs/searching.md). Importing the package imports no
+torch.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ __all__ = ["Index", "__version__", "load"]
 def load(folder: str | Path, dtype: str = "float32", device: str | None = None) -> Student:
     """A trained student, ready to encode, score and be searched with.
 
-    `folder` is a run's `model` folder (results/<tier>/runs/<method>/<variant>/seed<n>/model) or what `d2llm export` wrote. `device`: a GPU where
-    there is one. Raises ArtifactError for a folder that holds no student, ConfigError for a device that is not there.
+    `folder` is a run's `model` folder (results/<tier>/runs/<method>/<variant>/seed<n>/model) or what `d2llm export`
+    wrote. `device`: a GPU where there is one. Raises ArtifactError for a folder that holds no student, ConfigError for
+    a device that is not there.
 
     >>> import d2llm
     >>> student = d2llm.load("model")

@@ -1,8 +1,10 @@
-"""A student as modules of sentence-transformers: `load(folder)`, or that library's own `SentenceTransformer(folder, trust_remote_code=True)`.
+"""A student as modules of sentence-transformers: `load(folder)`, or that library's own `SentenceTransformer(folder,
+trust_remote_code=True)`.
 
-`Embedder` is the student's backbone and pooling with its text formats; `Interaction` lets embeddings pass and holds the scorer, as the IEM is no
-similarity that library knows: `model[1].matrix(queries, documents)`. The flag is
-there because that library imports none but its own classes by itself; the code that runs is this package, and nothing from the model's folder.
+`Embedder` is the student's backbone and pooling with its text formats; `Interaction` lets embeddings pass and holds the
+scorer, as the IEM is no similarity that library knows: `model[1].matrix(queries, documents)`. The flag is there because
+that library imports none but its own classes by itself; the code that runs is this package, and nothing from the
+model's folder.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from d2llm.run.paths import STUDENT
 
 
 class Embedder(InputModule):
-    """Texts to embeddings. `encode_query` and `encode_document` frame texts for asymmetric search, `encode` for symmetric."""
+    """Texts to embeddings. `encode_query` and `encode_document` frame texts for asymmetric search, `encode` for
+    symmetric.
+    """
 
     save_in_root = False
 
@@ -124,6 +128,8 @@ def _folder(module: type[Module], model: str, subfolder: str, places: tuple[Any,
 
 
 def load(folder: str | Path, device: str | None = None) -> SentenceTransformer:
-    """What `d2llm export` wrote, or a run's model folder, as a SentenceTransformer. Raises ArtifactError for a folder that holds no student."""
+    """What `d2llm export` wrote, or a run's model folder, as a SentenceTransformer. Raises ArtifactError for a folder
+    that holds no student.
+    """
     student = d2llm.load(folder, device=device)
     return SentenceTransformer(modules=[Embedder(student), Interaction(student.scorer)], device=str(student.device))

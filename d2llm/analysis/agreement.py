@@ -15,7 +15,8 @@ FEWEST = 3
 def paired(predictions: pd.DataFrame, teacher: str = "teacher") -> pd.DataFrame:
     """Every method's prediction beside the teacher's (column `teacher`), where both have one.
 
-    The teacher re-ranks candidates and a method keeps its best passages, so of retrieval these are the passages in both.
+    The teacher re-ranks candidates and a method keeps its best passages, so of retrieval these are the passages in
+    both.
     """
     is_teacher = predictions["method"] == teacher
     asked = predictions.loc[is_teacher, [*KEY, "score"]].rename(columns={"score": "teacher"})
@@ -29,8 +30,8 @@ def spearman(pairs: pd.DataFrame) -> pd.DataFrame:
     """Spearman's rank correlation with the teacher: rows method, columns task, means over seeds.
 
     Pairs of texts correlate over the whole task. Of retrieval (a `doc_id`), where only passages of one query are ever
-    set against each other, it is the mean over queries of the correlation within each that has `FEWEST` passages or more
-    and on which neither is constant. A task without any such example is absent or NaN.
+    set against each other, it is the mean over queries of the correlation within each that has `FEWEST` passages or
+    more and on which neither is constant. A task without any such example is absent or NaN.
     """
     retrieval = pairs["doc_id"] != ""
     unit = pairs["query_id"].where(retrieval, "")

@@ -1,8 +1,9 @@
-"""Stage `comparison`: the subject (`statistics.subject`, D2LLM as a rule) against every other method on every task, from the collected predictions.
+"""Stage `comparison`: the subject (`statistics.subject`, D2LLM as a rule) against every other method on every task,
+from the collected predictions.
 
-Paired bootstrap: all methods are scored on the same resampled examples, and the metric is computed anew on each resample;
-where there are several seeds, what their spread leaves open is added. Which differences are significant is judged after
-Holm's correction over all of them. How it is computed is in `d2llm.analysis.statistics`.
+Paired bootstrap: all methods are scored on the same resampled examples, and the metric is computed anew on each
+resample; where there are several seeds, what their spread leaves open is added. Which differences are significant is
+judged after Holm's correction over all of them. How it is computed is in `d2llm.analysis.statistics`.
 """
 
 from __future__ import annotations
@@ -57,11 +58,12 @@ def run(config: Config) -> None:
 
 
 def run_ablations(config: Config) -> None:
-    """Write `ablations.csv`: every method as configured against each of its variants, on the columns of the ablation table.
+    """Write `ablations.csv`: every method as configured against each of its variants, on the columns of the ablation
+    table.
 
     `method` is `base` for D2LLM, another method's name for its variants; `baseline` names the variant's training
-    (`Config.points`). The seeds are the variants', which the method itself has had as well; without variants there is no
-    row. Raises ArtifactError when the predictions do not fit each other or the scores.
+    (`Config.points`). The seeds are the variants', which the method itself has had as well; without variants there is
+    no row. Raises ArtifactError when the predictions do not fit each other or the scores.
     """
     paths, settings = Paths.of(config), config.statistics
     owners = {method: dict.fromkeys(found.values()) for method, found in varied(config).items()}
@@ -91,7 +93,9 @@ def run_ablations(config: Config) -> None:
 
 
 def varied(config: Config) -> dict[str, dict[str, str]]:
-    """{method: {variant: the training that stands for it}}: D2LLM's variants first, then the others' in the order of the methods."""
+    """{method: {variant: the training that stands for it}}: D2LLM's variants first, then the others' in the order of
+    the methods.
+    """
     points = config.points()
     found = {}
     for method in sorted(config.methods, key=lambda name: name != SUBJECT):
@@ -111,14 +115,22 @@ def judged_columns(tasks: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def least(differences: int, level: float) -> int:
-    """Resamples below which not even the clearest of so many corrected differences could be significant; a tenth to spare."""
+    """Resamples below which not even the clearest of so many corrected differences could be significant; a tenth to
+    spare.
+    """
     return math.ceil(1.1 * 2 * differences / (1 - level))
 
 
 def compare(
-    predictions: pd.DataFrame, tasks: pd.DataFrame, methods: list[str], count: int, level: float, seed: int, subject: str = SUBJECT,
+    predictions: pd.DataFrame,
+    tasks: pd.DataFrame,
+    methods: list[str],
+    count: int,
+    level: float,
+    seed: int,
+    subject: str = SUBJECT,
     judged: list[tuple[str, str]] | None = None,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """One row a baseline and task (or average of a group of tasks): columns `COMPARISONS`.
 
     `tasks` is indexed by task with columns task_type and group; `methods` holds the subject and the baselines. With
@@ -148,7 +160,9 @@ def compare(
 
 
 class _Measured(NamedTuple):
-    """By method: the metric of each seed (S,), and its mean over seeds on every resample (count,); the number of examples."""
+    """By method: the metric of each seed (S,), and its mean over seeds on every resample (count,); the number of
+    examples.
+    """
 
     observed: dict[str, np.ndarray]
     drawn: dict[str, np.ndarray]
@@ -198,8 +212,13 @@ def examples(predictions: pd.DataFrame, kind: str) -> pd.DataFrame:
 
 
 def _measure(
-    sides: Mapping[tuple[str, int], pd.DataFrame], kind: str, methods: list[str], seeds: list[int], count: int, rng: np.random.Generator
-) -> _Measured:  # fmt: skip
+    sides: Mapping[tuple[str, int], pd.DataFrame],
+    kind: str,
+    methods: list[str],
+    seeds: list[int],
+    count: int,
+    rng: np.random.Generator,
+) -> _Measured:
     first = next(iter(sides.values()))
     clusters = pd.factorize(first["cluster"])[0]
     target = first["target"].to_numpy() if "target" in first else None
@@ -228,9 +247,19 @@ def _rows(
         )
         measured = statistics.interval(float(per_seed.mean()), drawn, level)
         rows.append(
-            {"group": group, "task": task, "metric": metric, "method": subject, "baseline": name, "strongest": name == strongest,
-             "value": float(found.observed[subject].mean()), **measured._asdict(), "seeds": len(per_seed), "n": found.n}
-        )  # fmt: skip
+            {
+                "group": group,
+                "task": task,
+                "metric": metric,
+                "method": subject,
+                "baseline": name,
+                "strongest": name == strongest,
+                "value": float(found.observed[subject].mean()),
+                **measured._asdict(),
+                "seeds": len(per_seed),
+                "n": found.n,
+            }
+        )
     return rows
 
 

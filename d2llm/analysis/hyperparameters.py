@@ -1,7 +1,8 @@
 """Stage `tune`: which of a method's trials is best on the development splits, and the record of all of them.
 
 Trains and evaluates nothing: trials are runs like any other, evaluated on development data. Every method has as many
-(`d2llm.config.schema.check_grids`), so that a lead is not one of tuning. `adopt` writes what was chosen into a tier's file.
+(`d2llm.config.schema.check_grids`), so that a lead is not one of tuning. `adopt` writes what was chosen into a tier's
+file.
 """
 
 from __future__ import annotations
@@ -104,7 +105,9 @@ def adopt_file(config: Config, file: Path) -> str:
 
 
 def origin(trials: Path) -> str:
-    """Where a choice comes from, for the file that takes it over: how many trials, the digest of their table, when and by which code."""
+    """Where a choice comes from, for the file that takes it over: how many trials, the digest of their table, when and
+    by which code.
+    """
     record = read_json(provenance_of(trials)) if provenance_of(trials).exists() else {}
     count = len(read_csv(trials, {"method": "str"}))
     said = [f"{count} trials on dev", f"trials.csv SHA-256 {file_digest(trials)[:16]}"]
@@ -114,7 +117,8 @@ def origin(trials: Path) -> str:
 
 
 def adopt(text: str, chosen: Mapping[str, Mapping[str, Any]], note: str = "") -> str:
-    """A tier's YAML with the chosen values in its section `methods`, everything else as it was, comments included; a comment there tells the `note`.
+    """A tier's YAML with the chosen values in its section `methods`, everything else as it was, comments included; a
+    comment there tells the `note`.
 
     Raises ConfigError where a method or a key has no line of its own to change.
     """

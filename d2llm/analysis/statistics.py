@@ -1,7 +1,7 @@
 """Paired bootstrap of ranking metrics, the luck of seeds, and the correction for many comparisons. Pure functions.
 
-A resample of n examples is n counts (how often each was drawn), and a metric of the resample is a weighted metric of the
-examples. So each metric here takes counts (r, n), a row a resample, and gives (r,) values, exactly those of the
+A resample of n examples is n counts (how often each was drawn), and a metric of the resample is a weighted metric of
+the examples. So each metric here takes counts (r, n), a row a resample, and gives (r,) values, exactly those of the
 resampled examples written out. What is compared and reported is decided in `d2llm.analysis.comparison`.
 """
 
@@ -25,15 +25,16 @@ class Interval(NamedTuple):
 def resamples(rng: np.random.Generator, clusters: np.ndarray, count: int) -> np.ndarray:
     """(count, n) int32: how often each example is drawn, whole clusters at a time, as many clusters as there are.
 
-    clusters (n,): cluster number of each example, from 0. Examples that share a text are not independent; drawn one by one
-    they would make intervals too narrow.
+    clusters (n,): cluster number of each example, from 0. Examples that share a text are not independent; drawn one by
+    one they would make intervals too narrow.
     """
     size = int(clusters.max()) + 1
     return rng.multinomial(size, np.full(size, 1.0 / size), size=count).astype(np.int32)[:, clusters]
 
 
 def seed_luck(rng: np.random.Generator, per_seed: np.ndarray, count: int) -> np.ndarray:
-    """(count,) draws of how far a mean over seeds may be off: t with S − 1 degrees of freedom, times sd/√S; per_seed (S,).
+    """(count,) draws of how far a mean over seeds may be off: t with S − 1 degrees of freedom, times sd/√S; per_seed
+    (S,).
 
     Resampling a handful of seeds instead would say far too little: of three equal signs it knows no other. Zero for one
     seed, whose luck is not known.
@@ -61,7 +62,9 @@ def average_precision(score: np.ndarray, label: np.ndarray, counts: np.ndarray) 
 
 
 def spearman(score: np.ndarray, target: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(r,) Pearson correlation of mid-ranks; NaN where a side of a resample is constant. score, target (n,), counts (r, n)."""
+    """(r,) Pearson correlation of mid-ranks; NaN where a side of a resample is constant. score, target (n,), counts (r,
+    n).
+    """
     left, right = midranks(score, counts), midranks(target, counts)
     # Both have the same mean, (size + 1)/2.
     middle = (counts.sum(1, keepdims=True) + 1) / 2

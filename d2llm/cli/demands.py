@@ -1,7 +1,9 @@
-"""What a config's teachers and methods ask of a base model, asked of its configuration and its tokenizer alone; no weights are read.
+"""What a config's teachers and methods ask of a base model, asked of its configuration and its tokenizer alone; no
+weights are read.
 
-Each condition is stated where it belongs (`teacher`, the methods, the parts of a student) and only called here: a student is built as its training
-builds it, on torch's device without memory. Stage `base` calls `check` with the model at hand, `preflight` asks of all models of a config.
+Each condition is stated where it belongs (`teacher`, the methods, the parts of a student) and only called here: a
+student is built as its training builds it, on torch's device without memory. Stage `base` calls `check` with the model
+at hand, `preflight` asks of all models of a config.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from d2llm.config.validation import dotted
 from d2llm.methods.registry import method as find
-from d2llm.models import remote
+from d2llm.models.base import remote
 from d2llm.models.meta import without_weights
 from d2llm.models.tokens import encodings
 from d2llm.run.errors import ConfigError, D2LLMError, first_line
@@ -39,7 +41,9 @@ class Problem(NamedTuple):
 
 
 def check(config: Config, name: str, model: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ConfigError for the first thing that a later stage would refuse of a base model. What is uncertain is logged."""
+    """Raise ConfigError for the first thing that a later stage would refuse of a base model. What is uncertain is
+    logged.
+    """
     texts = unlabelled(config)
     for problem in [*problems(config, name, model, tokenizer), *spelling(tokenizer, texts, f"models.{name}")]:
         if problem.level == "error":
@@ -74,14 +78,21 @@ def spelling(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], where: st
 
 
 def known_share(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
-    """Share of the letters and digits of texts that known tokens stand for; by a slow tokenizer, which tells no places, of the tokens that are known."""
+    """Share of the letters and digits of texts that known tokens stand for; by a slow tokenizer, which tells no places,
+    of the tokens that are known.
+    """
     unknown = tokenizer.unk_token_id
     if not tokenizer.is_fast:
         ids = [token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
         return sum(token != unknown for token in ids) / max(1, len(ids))
     letters = told = 0
     for text, found in zip(texts, encodings(tokenizer, texts), strict=True):
-        places = {place for token, (start, end) in zip(found.ids, found.offsets, strict=True) if token != unknown for place in range(start, end)}  # fmt: skip
+        places = {
+            place
+            for token, (start, end) in zip(found.ids, found.offsets, strict=True)
+            if token != unknown
+            for place in range(start, end)
+        }
         own = {place for place, letter in enumerate(text) if letter.isalnum()}
         letters, told = letters + len(own), told + len(own & places)
     return told / max(1, letters)

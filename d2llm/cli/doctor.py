@@ -1,6 +1,8 @@
-"""`d2llm doctor`: whether this machine can run the suite, and a config where one is given; what is amiss, with what mends it.
+"""`d2llm doctor`: whether this machine can run the suite, and a config where one is given; what is amiss, with what
+mends it.
 
-Looks and measures nothing: no model is loaded, nothing written; of data, the files a config names are read. The hub is asked for only where a config needs it.
+Looks and measures nothing: no model is loaded, nothing written; of data, the files a config names are read. The hub is
+asked for only where a config needs it.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 
 Level = Literal["ok", "warning", "error"]
 GIGA = 1e9
-# Of the mini tier: a job takes 4 GB at most, two of them run beside each other; a finished run of the full study takes 0.3 GB.
+# Of the mini tier: a job takes 4 GB at most, two of them run beside each other; a finished run of the full study takes
+# 0.3 GB.
 JOB, COMFORT, DISK = 4 * GIGA, 8 * GIGA, 2 * GIGA
 SECONDS = 5.0  # to wait for the hub
 
@@ -72,13 +75,17 @@ def python() -> Iterator[Finding]:
 
 
 def requirements() -> list[str]:
-    """What the project asks for directly: in a clone as requirements.lock pins it, elsewhere the ranges of the package's metadata."""
+    """What the project asks for directly: in a clone as requirements.lock pins it, elsewhere the ranges of the
+    package's metadata.
+    """
     from packaging.requirements import Requirement
 
     project = ROOT / "pyproject.toml"
     if not project.is_file():
         return [line for line in importlib.metadata.requires("d2llm") or [] if "extra ==" not in line]
-    direct = {Requirement(line).name for line in tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]}  # fmt: skip
+    direct = {
+        Requirement(line).name for line in tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    }
     lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line and not line.startswith("#") and Requirement(line).name in direct]
 
@@ -98,11 +105,21 @@ def packages(
         try:
             installed = version(one.name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("error", "packages", f"{one.name} is not installed", f"pip install '{one.name}{one.specifier}', or `make setup`")  # fmt: skip
+            yield Finding(
+                "error",
+                "packages",
+                f"{one.name} is not installed",
+                f"pip install '{one.name}{one.specifier}', or `make setup`",
+            )
             continue
         asked_for = SpecifierSet(re.sub(r"\+[\w.]+", "", str(one.specifier)), prereleases=True)
         if not asked_for.contains(Version(installed).public):
-            yield Finding("warning", "packages", f"{one.name} {installed}, asked for is {one.specifier}", "results may differ from the reference; `make setup` installs the versions it was made with")  # fmt: skip
+            yield Finding(
+                "warning",
+                "packages",
+                f"{one.name} {installed}, asked for is {one.specifier}",
+                "results may differ from the reference; `make setup` installs the versions it was made with",
+            )
         else:
             good += 1
     yield Finding("ok", "packages", f"{good} of {len(asked)} as asked for")
@@ -279,10 +296,11 @@ def files(config: Config) -> Iterator[Finding]:
 
 
 def rows(config: Config, sample: list[str] | None = None) -> Iterator[Finding]:
-    """What the data stage would refuse in a set of the user's own files: read always, as they may have changed since that stage ran.
+    """What the data stage would refuse in a set of the user's own files: read always, as they may have changed since
+    that stage ran.
 
-    One finding a set at most; sets that lack a file, or have tables of the hub, are not read. What only shows in all sets together is left to `own`.
-    Some of the texts are added to `sample`.
+    One finding a set at most; sets that lack a file, or have tables of the hub, are not read. What only shows in all
+    sets together is left to `own`. Some of the texts are added to `sample`.
     """
     if config.data.source != "files":
         return
@@ -338,7 +356,14 @@ def extras(config: Config) -> Iterator[Finding]:
     for package, wanted, fix in needed:
         if wanted and importlib.util.find_spec(package) is None:
             yield Finding("error", "packages", f"{package} is not installed, which this config needs", fix)
-    on_gpu = [key for key, value in (("training.precision float16", config.training.precision == "float16"), ("teacher.quantization", config.teacher.quantization != "none")) if value]  # fmt: skip
+    on_gpu = [
+        key
+        for key, value in (
+            ("training.precision float16", config.training.precision == "float16"),
+            ("teacher.quantization", config.teacher.quantization != "none"),
+        )
+        if value
+    ]
     if on_gpu and not gpus():
         yield Finding("error", "gpu", f"none, and {' and '.join(on_gpu)} need one", "change the key, or the machine")
 
@@ -363,7 +388,9 @@ def hub() -> Iterator[Finding]:
 
 
 def asked(config: Config, reachable: bool, texts: Sequence[str]) -> Iterator[Finding]:
-    """What stages would refuse of the base models, in hours; of the hub's, their small files are fetched where it is in reach."""
+    """What stages would refuse of the base models, in hours; of the hub's, their small files are fetched where it is in
+    reach.
+    """
     from d2llm.cli import preflight
 
     found = list(preflight.model_problems(config, reachable, texts or preflight.sample_texts(config)))
@@ -375,7 +402,9 @@ def asked(config: Config, reachable: bool, texts: Sequence[str]) -> Iterator[Fin
 
 
 def own(config: Config) -> Made | None:
-    """What the data stage makes of one's own files where all are there; None for other data. Raises DataError as later stages would."""
+    """What the data stage makes of one's own files where all are there; None for other data. Raises DataError as later
+    stages would.
+    """
     from d2llm.cli import preflight
     from d2llm.data import build
 
@@ -395,7 +424,9 @@ def own(config: Config) -> Made | None:
 def sizes(
     config: Config, made: Made | None = None, found: tuple[float, float] | None | Literal["look"] = "look"
 ) -> Iterator[Finding]:
-    """Whether the estimated memory of each job, and the disk of all, are there (`d2llm plan`, which is rough); `made`: by `own`."""
+    """Whether the estimated memory of each job, and the disk of all, are there (`d2llm plan`, which is rough); `made`:
+    by `own`.
+    """
     from d2llm.cli.plan import plan, smaller
 
     try:

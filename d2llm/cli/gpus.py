@@ -1,7 +1,7 @@
 """One GPU for each job of a machine that has several: the first free one, held until the job ends.
 
-A scheduler that gives a job one GPU (`CUDA_VISIBLE_DEVICES` names one) leaves nothing to choose, nor does a training that several processes share.
-Looks without torch, which must first see the GPUs when the choice is made.
+A scheduler that gives a job one GPU (`CUDA_VISIBLE_DEVICES` names one) leaves nothing to choose, nor does a training
+that several processes share. Looks without torch, which must first see the GPUs when the choice is made.
 """
 
 import fcntl
@@ -27,7 +27,8 @@ def visible() -> list[str]:
 
 
 def claim(folder: Path | None = None) -> IO[str] | None:
-    """Choose one of several GPUs and hide the others from this process; returns the lock that holds it, None where there is nothing to choose.
+    """Choose one of several GPUs and hide the others from this process; returns the lock that holds it, None where
+    there is nothing to choose.
 
     `folder` holds the locks, the same one for all jobs of a user on the machine. Waits while all are taken.
     """

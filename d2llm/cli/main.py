@@ -1,4 +1,5 @@
-"""`d2llm STAGE --config FILE …`: runs one stage of the suite, by hand or as a job of the workflow; commands for people are in `d2llm.cli.upkeep`.
+"""`d2llm STAGE --config FILE …`: runs one stage of the suite, by hand or as a job of the workflow; commands for people
+are in `d2llm.cli.upkeep`.
 
 Prepares the process (threads, seeds, log, quiet libraries), runs the stage, and writes its provenance last. A wrong
 config or a damaged file ends in one line `error: …` and exit code 2; any other exception keeps its traceback.
@@ -23,7 +24,7 @@ from d2llm.cli import student as commands_of_use
 from d2llm.cli.upkeep import COMMANDS
 from d2llm.config.load import load
 from d2llm.config.schema import Config
-from d2llm.models import remote
+from d2llm.models.base import remote
 from d2llm.run import home, jobs
 from d2llm.run.artifacts import in_future, settle_times, write_json
 from d2llm.run.checkpoint import Resume
@@ -49,7 +50,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-# For `gc.set_threshold`. What imports make, a million objects, stays; by default every 700 more have garbage looked for (a tenth of a short job).
+# For `gc.set_threshold`. What imports make, a million objects, stays; by default every 700 more have garbage looked for
+# (a tenth of a short job).
 COLLECT = (50_000, 20, 100)
 TOP = """\
 `snakemake --cores all` runs the stages that are out of date, in order; `d2llm STAGE` runs one by hand.
@@ -59,8 +61,11 @@ TOP = """\
 def parser() -> argparse.ArgumentParser:
     """The command line: a subcommand a stage, those that use a trained student, and those of upkeep."""
     top = argparse.ArgumentParser(
-        prog="d2llm", description="The D2LLM benchmark suite.", epilog=TOP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )  # fmt: skip
+        prog="d2llm",
+        description="The D2LLM benchmark suite.",
+        epilog=TOP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     top.add_argument("--version", action="version", version=f"d2llm {__version__}")
     commands = top.add_subparsers(dest="stage", required=True, metavar="COMMAND")
     for name, entry in COMMANDS.items():
@@ -75,7 +80,9 @@ def parser() -> argparse.ArgumentParser:
         name = key.replace("_", "-")
         given = [f"--{argument} {value}" for argument, value in stage.example.items()]
         example = " ".join([f"d2llm {name} --config results/mini/config.yaml", *given])
-        record = stage.record(Paths(Path("results/TIER")), **{argument: argument.upper() for argument in stage.arguments})  # fmt: skip
+        record = stage.record(
+            Paths(Path("results/TIER")), **{argument: argument.upper() for argument in stage.arguments}
+        )
         command = subcommand(commands, name, f"stage: {stage.help}", example, f"Its record, written last: {record}")
         add_config(command, required=True)
         command.set_defaults(stage=key)
@@ -182,14 +189,17 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
             logger.warning(
                 "the clock has been set back; %d files of the future got the present time", settle_times(paths.root)
             )
-        # What a job made whose workflow has ended meanwhile, the next one makes again: from the last checkpoint, in seconds.
+        # What a job made whose workflow has ended meanwhile, the next one makes again: from the last checkpoint, in
+        # seconds.
         if workflow and running_workflow(paths.guard) == workflow:
             resume.remove()
     logger.info(f"done in {record['seconds']} s, at most {record['peak_memory_mb']:.0f} MB")
 
 
 def execute(entry: Stage, config: Config, arguments: dict[str, Any], resume: Resume) -> None:
-    """Call the stage's function, then what accepts its outputs. While it trains, a signal that ends this process has it keep a checkpoint first."""
+    """Call the stage's function, then what accepts its outputs. While it trains, a signal that ends this process has it
+    keep a checkpoint first.
+    """
     with Signals() as resume.signals:
         given = {"resume": resume} if entry.resumes else {}
         function(entry.function)(config, **arguments, **given)
@@ -220,7 +230,9 @@ def job_lock(lock: Path) -> Iterator[None]:
 
 
 def running_workflow(guard: Path) -> str:
-    """What names the run of the workflow that is working in this results folder (workflow/rules/common.smk); empty where none is."""
+    """What names the run of the workflow that is working in this results folder (workflow/rules/common.smk); empty
+    where none is.
+    """
     if not guard.exists():
         return ""
     with guard.open() as stream:
@@ -259,5 +271,6 @@ def fix_randomness(threads: int, seed: int, use_torch: bool) -> None:
 
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
-        # What use_deterministic_algorithms(True) does, without the import of the compiler it configures besides (1.3 s a job).
+        # What use_deterministic_algorithms(True) does, without the import of the compiler it configures besides (1.3 s
+        # a job).
         torch.set_deterministic_debug_mode("error")

@@ -1,7 +1,9 @@
-"""`d2llm new-baseline NAME`: what one more baseline needs, written from templates: its file, its rule, its config, its test.
+"""`d2llm new-baseline NAME`: what one more baseline needs, written from templates: its file, its rule, its config, its
+test.
 
-What is written works as it stands (mean pooling, cosine, in-batch contrast) and passes its own test; what makes it a published method is
-left to its author, who finds the places marked. Existing files are never touched, but for the stanza added to the rules.
+What is written works as it stands (mean pooling, cosine, in-batch contrast) and passes its own test; what makes it a
+published method is left to its author, who finds the places marked. Existing files are never touched, but for the
+stanza added to the rules.
 """
 
 from __future__ import annotations
@@ -25,14 +27,26 @@ TAKEN = {*row_names(), AVERAGE, "base", "all", "baselines"}
 # What differs between kinds of base model.
 KINDS = {
     "decoder": {
-        "formats": "The text as the checkpoint begins it", "before": "()", "after": "()", "learning_rate": "0.0001", "mini_rate": "0.002", "rates": "[0.001, 0.002, 0.004]",
-        "tuning": 'TunedWeights(kind="lora", r=16, alpha=16.0)', "trained": '"lora" in name',
+        "formats": "The text as the checkpoint begins it",
+        "before": "()",
+        "after": "()",
+        "learning_rate": "0.0001",
+        "mini_rate": "0.002",
+        "rates": "[0.001, 0.002, 0.004]",
+        "tuning": 'TunedWeights(kind="lora", r=16, alpha=16.0)',
+        "trained": '"lora" in name',
     },
     "encoder": {
-        "formats": "[CLS] text [SEP]", "before": "(2,)", "after": "(3,)",
-        "learning_rate": "0.00002", "mini_rate": "0.0003", "rates": "[0.0001, 0.0003, 0.001]", "tuning": "TunedWeights()", "trained": '"backbone" in name',
+        "formats": "[CLS] text [SEP]",
+        "before": "(2,)",
+        "after": "(3,)",
+        "learning_rate": "0.00002",
+        "mini_rate": "0.0003",
+        "rates": "[0.0001, 0.0003, 0.001]",
+        "tuning": "TunedWeights()",
+        "trained": '"backbone" in name',
     },
-}  # fmt: skip
+}
 STANZA = """
 
 use rule train as train_$name with:
@@ -55,12 +69,15 @@ What next:
 
 
 def new_baseline(name: str, title: str | None = None, kind: str = "decoder", root: Path | None = None) -> str:
-    """Write the files below `root`, a clone of the repository, and return what to do next. Without one: the clone this is called in, else the code's own.
+    """Write the files below `root`, a clone of the repository, and return what to do next. Without one: the clone this
+    is called in, else the code's own.
 
     Raises ConfigError for a name that is no name or is taken, for files that are there already, and outside a clone.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        raise ConfigError(f"new-baseline: {name!r} cannot name a baseline; use a letter, then letters, digits, _, lower case")  # fmt: skip
+        raise ConfigError(
+            f"new-baseline: {name!r} cannot name a baseline; use a letter, then letters, digits, _, lower case"
+        )
     # An installed command's code lies in no clone: the one it is called in is meant.
     places = [root] if root else [Path.cwd(), ROOT]
     root = next((place for place in places if (place / RULES).is_file()), None)
@@ -75,7 +92,9 @@ def new_baseline(name: str, title: str | None = None, kind: str = "decoder", roo
     }
     there = [path.relative_to(root).as_posix() for path in targets if path.exists()]
     if name in TAKEN or name in names() or there or f"train_{name} " in stanzas:
-        raise ConfigError(f"new-baseline: the name {name!r} is taken{f' ({there[0]} exists)' if there else ''}; choose another")  # fmt: skip
+        raise ConfigError(
+            f"new-baseline: the name {name!r} is taken{f' ({there[0]} exists)' if there else ''}; choose another"
+        )
     title = title or name
     values = {"name": name, "title": title, "kind": kind, "class_name": class_name(name), **KINDS[kind]}
     if any(character in title for character in '"\\\n$'):

@@ -1,8 +1,10 @@
-"""`d2llm plan`: what a configuration will cost, before anything runs: tokens, FLOPs, hours, memory and disk of every stage.
+"""`d2llm plan`: what a configuration will cost, before anything runs: tokens, FLOPs, hours, memory and disk of every
+stage.
 
-Sizes of base models are read from their configurations (of the hub: that one small file); numbers of examples from the data stage
-or one's own files, else from `sample`, else assumed. The arithmetic is the usual one (Kaplan et al. 2020, section 2.1; Korthikanti et al. 2022,
-section 4.1 for activations): 2 FLOPs a weight and token forward, plus attention; a backward pass twice a forward, once where the weights stay.
+Sizes of base models are read from their configurations (of the hub: that one small file); numbers of examples from the
+data stage or one's own files, else from `sample`, else assumed. The arithmetic is the usual one (Kaplan et al. 2020,
+section 2.1; Korthikanti et al. 2022, section 4.1 for activations): 2 FLOPs a weight and token forward, plus attention;
+a backward pass twice a forward, once where the weights stay.
 """
 
 from __future__ import annotations
@@ -113,7 +115,16 @@ FEED_FORWARD = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "h
 def sizes(settings: BaseSettings | PretrainedSettings, where: str) -> Sizes:
     """The sizes of a base model. Raises ConfigError or ArtifactError where its configuration cannot be had."""
     if isinstance(settings, BaseSettings):
-        return Sizes(settings.hidden_size, settings.layers, settings.heads, settings.hidden_size, settings.intermediate_size, 2000, True, True)  # fmt: skip
+        return Sizes(
+            settings.hidden_size,
+            settings.layers,
+            settings.heads,
+            settings.hidden_size,
+            settings.intermediate_size,
+            2000,
+            True,
+            True,
+        )
     from transformers import AutoConfig
 
     from d2llm.models.base import pretrained
@@ -153,7 +164,8 @@ def sizes(settings: BaseSettings | PretrainedSettings, where: str) -> Sizes:
 # ------------------------------------------------------------------------------------------------------------- examples
 @dataclass(frozen=True)
 class Amounts:
-    """How much text there is: training queries, texts of the pools, unlabelled texts, pairs and corpora of the evaluation sets; tokens a text.
+    """How much text there is: training queries, texts of the pools, unlabelled texts, pairs and corpora of the
+    evaluation sets; tokens a text.
 
     `plain`: shares of the unlabelled texts by their tokens; `longest`: tokens of the longest, infinite where not known.
     """
@@ -183,8 +195,10 @@ SENTENCE, QUESTION, PASSAGE = 20, 15, 120
 
 
 def amounts(config: Config, usual: int, made: Made | None = None) -> Amounts:
-    """From what the data stage makes where that is given; from its files where it has run by these settings, or from one's own where they are there;
-    else from samples; else `usual` queries a training set is assumed, and said. Raises DataError for a file that is wrong."""
+    """From what the data stage makes where that is given; from its files where it has run by these settings, or from
+    one's own where they are there; else from samples; else `usual` queries a training set is assumed, and said. Raises
+    DataError for a file that is wrong.
+    """
     if made is not None:
         return counted(made.train, made.pool, made.tasks["test"].values())
     if current(config, "data"):
@@ -198,7 +212,20 @@ def amounts(config: Config, usual: int, made: Made | None = None) -> Amounts:
     if config.data.source == "world":
         w = config.data.world
         queries = int(1.5 * w.nli_premises + 1.5 * w.sts_pairs + 3 * w.queries)
-        return Amounts(queries, 3 * queries, w.pretraining_texts, 5 * w.test_pairs, 6 * w.test_queries, 3 * w.test_queries, 6.0 * w.test_queries**2, 12, 20, {16.0: 1.0}, math.inf, ("all numbers of texts",))  # fmt: skip
+        return Amounts(
+            queries,
+            3 * queries,
+            w.pretraining_texts,
+            5 * w.test_pairs,
+            6 * w.test_queries,
+            3 * w.test_queries,
+            6.0 * w.test_queries**2,
+            12,
+            20,
+            {16.0: 1.0},
+            math.inf,
+            ("all numbers of texts",),
+        )
     assumed, queries, pool = [], 0, 0
     plain: Counter[float] = Counter()
     for name, found in config.data.files.train.items():
@@ -223,16 +250,31 @@ def amounts(config: Config, usual: int, made: Made | None = None) -> Amounts:
     assumed.append(f"{SENTENCE} tokens a text of symmetric sets, {QUESTION} a question, {PASSAGE} a passage")
     unlabelled = queries + pool  # stages without labels read every text of training
     shares = {float(tokens): count / unlabelled for tokens, count in plain.items()}
-    return Amounts(queries, pool, unlabelled, pairs, corpus, asked, scored, SENTENCE, PASSAGE, shares, math.inf, tuple(assumed))  # fmt: skip
+    return Amounts(
+        queries, pool, unlabelled, pairs, corpus, asked, scored, SENTENCE, PASSAGE, shares, math.inf, tuple(assumed)
+    )
 
 
 # Pairs, or queries and passages, of the test splits of C-MTEB (mteb's own statistics).
 MTEB = {
-    "Ocnli": (1847, 0), "Cmnli": (8315, 0), "ATEC": (20000, 0), "BQ": (10000, 0), "LCQMC": (12500, 0), "PAWSX": (2000, 0),
-    "STSB": (1361, 0), "AFQMC": (4316, 0), "QBQTC": (5000, 0), "T2Retrieval": (22812, 118605), "MMarcoRetrieval": (6980, 106813),
-    "DuRetrieval": (2000, 100001), "CovidRetrieval": (949, 100001), "CmedqaRetrieval": (3999, 100001),
-    "EcomRetrieval": (1000, 100902), "MedicalRetrieval": (1000, 100999), "VideoRetrieval": (1000, 100930),
-}  # fmt: skip
+    "Ocnli": (1847, 0),
+    "Cmnli": (8315, 0),
+    "ATEC": (20000, 0),
+    "BQ": (10000, 0),
+    "LCQMC": (12500, 0),
+    "PAWSX": (2000, 0),
+    "STSB": (1361, 0),
+    "AFQMC": (4316, 0),
+    "QBQTC": (5000, 0),
+    "T2Retrieval": (22812, 118605),
+    "MMarcoRetrieval": (6980, 106813),
+    "DuRetrieval": (2000, 100001),
+    "CovidRetrieval": (949, 100001),
+    "CmedqaRetrieval": (3999, 100001),
+    "EcomRetrieval": (1000, 100902),
+    "MedicalRetrieval": (1000, 100999),
+    "VideoRetrieval": (1000, 100930),
+}
 
 
 def measured(paths: Paths) -> Amounts:
@@ -252,7 +294,9 @@ def measured(paths: Paths) -> Amounts:
 def counted(
     train: pd.DataFrame, pool: pd.DataFrame, sets: Iterable[dict[str, pd.DataFrame]], plain: pd.Series | None = None
 ) -> Amounts:
-    """Of training pairs, pool, test sets ("pairs", or "queries" and "corpus") and unlabelled texts; without these, what training shows."""
+    """Of training pairs, pool, test sets ("pairs", or "queries" and "corpus") and unlabelled texts; without these, what
+    training shows.
+    """
     import pandas as pd
 
     def sample(column: pd.Series) -> pd.Series:
@@ -270,7 +314,20 @@ def counted(
     plain = pd.concat([train["query"], pool["text"]]).drop_duplicates() if plain is None else plain
     shares = sample(plain).value_counts(normalize=True).to_dict()
     longest = tokens_of(max(plain, key=len))
-    return Amounts(len(train), len(pool), len(plain), pairs, corpus, asked, scored, modes.get("symmetric", 0.0), modes.get("asymmetric", 0.0), shares, longest, ())  # fmt: skip
+    return Amounts(
+        len(train),
+        len(pool),
+        len(plain),
+        pairs,
+        corpus,
+        asked,
+        scored,
+        modes.get("symmetric", 0.0),
+        modes.get("asymmetric", 0.0),
+        shares,
+        longest,
+        (),
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- costs
@@ -287,7 +344,9 @@ class Cost:
 
 
 def plan(config: Config, device: str = "h100", usual: int = 50_000, made: Made | None = None) -> dict[str, Any]:
-    """{"device", "models", "costs", "disk", "assumed"} of a configuration on a device. Raises ConfigError for an unknown one."""
+    """{"device", "models", "costs", "disk", "assumed"} of a configuration on a device. Raises ConfigError for an
+    unknown one.
+    """
     if device not in DEVICES:
         raise ConfigError(f"--device: expected one of {', '.join(DEVICES)}; found {device!r}")
     models = {name: sizes(config.models.of(name), f"models.{name}.source") for name in config.models.names()}
@@ -352,7 +411,9 @@ def teacher_costs(config: Config, teacher: Sizes, found: Amounts, device: str) -
 
 
 def passes(tuning: TunedWeights) -> float:
-    """Forward passes a training step is worth: one forward, one backward to the activations, one to the weights that train."""
+    """Forward passes a training step is worth: one forward, one backward to the activations, one to the weights that
+    train.
+    """
     return 3.0 if tuning.kind == "full" else 2.1
 
 
@@ -398,7 +459,9 @@ def pretext_costs(config: Config, models: dict[str, Sizes], found: Amounts, devi
 def pretext_cost(
     title: str, model: Sizes, recipe: Recipe, stage: PretextStage, found: Amounts, config: Config, device: str
 ) -> Cost:
-    """One stage of one job. A batch is padded to its longest text; memory is what it takes in one part, which training makes more where that does not fit."""
+    """One stage of one job. A batch is padded to its longest text; memory is what it takes in one part, which training
+    makes more where that does not fit.
+    """
     read = stage.reading(recipe, config.data.source == "world")
     size, steps, half = stage.batch_size, stage.updates(found.unlabelled), config.training.precision != "float32"
     checkpointing = recipe.gradient_checkpointing
@@ -437,7 +500,11 @@ def run_costs(config: Config, models: dict[str, Sizes], found: Amounts, device: 
         flops = (passes(recipe.tuning) + again) * model.forward(tokens, length)
         at_once = min(texts, settings.texts_at_once or texts)
         kept = model.activations(at_once * length, length, 2 if half else 4)
-        memory = 4 * model.parameters + 12 * trainable(model, recipe.tuning) + kept / (model.layers if recipe.gradient_checkpointing else 1)  # fmt: skip
+        memory = (
+            4 * model.parameters
+            + 12 * trainable(model, recipe.tuning)
+            + kept / (model.layers if recipe.gradient_checkpointing else 1)
+        )
         costs.append(Cost(f"train {name}", jobs, tokens, flops, memory, hours(flops, device, half)))
         read = 2 * found.pairs * found.symmetric + found.corpus * found.asymmetric + found.asked * QUESTION
         longest = min(settings.max_length, max(recipe.max_lengths.model_dump().values()))
@@ -459,7 +526,11 @@ def disk(config: Config, models: dict[str, Sizes], found: Amounts) -> dict[str, 
     students += sum(
         4 * models[declared(run.method).base(config.recipe(run.method, run.variant))].embeddings / 2 for run in runs
     )
-    scores = found.queries * 4 * (2 * (config.negatives.per_query + config.training.pack) + (config.negatives.per_query + 1) ** 2)  # fmt: skip
+    scores = (
+        found.queries
+        * 4
+        * (2 * (config.negatives.per_query + config.training.pack) + (config.negatives.per_query + 1) ** 2)
+    )
     predictions = len(config.evaluations()) * (found.pairs * 40 + found.asked * config.evaluation.keep * 30)
     fetched = sum(1 for table in config.data.files.downloads().values() if isinstance(table, HubTable))
     return {

@@ -1,7 +1,9 @@
-"""What stages would refuse hours later, asked of all base models and of the data of a config as soon as they can be seen.
+"""What stages would refuse hours later, asked of all base models and of the data of a config as soon as they can be
+seen.
 
-`d2llm doctor` asks, the workflow before its first job (`d2llm check-config --models`), and stage `data` of what it has made. The conditions
-themselves are stated elsewhere: of models in `checkpoints`, `pretraining` and `demands`, of data in `monitor` and `evaluation.tasks`.
+`d2llm doctor` asks, the workflow before its first job (`d2llm check-config --models`), and stage `data` of what it has
+made. The conditions themselves are stated elsewhere: of models in `checkpoints`, `pretraining` and `demands`, of data
+in `monitor` and `evaluation.tasks`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from d2llm.cli.demands import Problem, check, problems, sample_of, spelling, unlabelled
 from d2llm.config.sections import PretrainedSettings
-from d2llm.models import remote
+from d2llm.models.base import remote
 from d2llm.run.errors import ConfigError, D2LLMError
 from d2llm.run.paths import Paths
 
@@ -98,7 +100,9 @@ def outline(config: Config, name: str, known: dict[str, Outline | None], read: R
 
 
 def checkpoint(config: Config, name: str, settings: PretrainedSettings, read: Read, fetch: bool) -> Outline | None:
-    """That of a checkpoint: where it lies, or, of the hub, what stage `base` has made of it or the few small files that tell."""
+    """That of a checkpoint: where it lies, or, of the hub, what stage `base` has made of it or the few small files that
+    tell.
+    """
     from d2llm.models.base import pretrained
     from d2llm.run.jobs import current
 
@@ -132,7 +136,9 @@ def accept_base(config: Config, model: str) -> None:
 
 
 def accept_data(config: Config) -> None:
-    """Raise DataError for evaluation sets that cannot be measured on, ConfigError for a checkpoint at hand that cannot spell the texts."""
+    """Raise DataError for evaluation sets that cannot be measured on, ConfigError for a checkpoint at hand that cannot
+    spell the texts.
+    """
     import pandas as pd
 
     paths = Paths.of(config)

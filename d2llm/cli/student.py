@@ -42,12 +42,26 @@ def add_parsers(commands: Any) -> None:
         made.add_argument("--device", help="default: a GPU where there is one")
 
     def marks(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--quotes", choices=("format", "text"), help="how quotation marks of a CSV or TSV file are read (default: refused where in doubt)")  # fmt: skip
+        made.add_argument(
+            "--quotes",
+            choices=("format", "text"),
+            help="how quotation marks of a CSV or TSV file are read (default: refused where in doubt)",
+        )
 
     def mode(made: argparse.ArgumentParser) -> None:  # an index keeps the one it was made with
-        made.add_argument("--mode", choices=("asymmetric", "symmetric"), default="asymmetric", help="questions and what answers them, or sentences of a kind (default: asymmetric)")  # fmt: skip
+        made.add_argument(
+            "--mode",
+            choices=("asymmetric", "symmetric"),
+            default="asymmetric",
+            help="questions and what answers them, or sentences of a kind (default: asymmetric)",
+        )
 
-    made = command("encode", "embed texts with a trained student", f"--student {EXAMPLE} --texts queries.txt --role query --to queries.npy", encode)  # fmt: skip
+    made = command(
+        "encode",
+        "embed texts with a trained student",
+        f"--student {EXAMPLE} --texts queries.txt --role query --to queries.npy",
+        encode,
+    )
     shared(made)
     mode(made)
     made.add_argument("--texts", required=True, metavar="FILE", help=FILE)
@@ -55,16 +69,28 @@ def add_parsers(commands: Any) -> None:
     marks(made)
     made.add_argument("--role", choices=("query", "passage"), default="passage", help="default: passage")
     made.add_argument("--to", required=True, metavar="FILE", help="a .npy file: float32, a row a text")
-    made = command("index", "make passages ready to be searched", f"--student {EXAMPLE} --passages corpus.jsonl --to index", index)  # fmt: skip
+    made = command(
+        "index", "make passages ready to be searched", f"--student {EXAMPLE} --passages corpus.jsonl --to index", index
+    )
     shared(made)
     mode(made)
     made.add_argument("--passages", required=True, metavar="FILE", help=FILE)
     made.add_argument("--column", help="its column (default: text)")
     made.add_argument("--id", metavar="COLUMN", help="a column of ids (default: the number of the row, from 0)")
     marks(made)
-    made.add_argument("--precision", choices=("full", "float16", "int8"), default="float16", help="what a passage is kept in (default: float16)")  # fmt: skip
+    made.add_argument(
+        "--precision",
+        choices=("full", "float16", "int8"),
+        default="float16",
+        help="what a passage is kept in (default: float16)",
+    )
     made.add_argument("--to", required=True, metavar="FOLDER", help="an index that is there is replaced")
-    made = command("search", "find the best passages of an index", f'--student {EXAMPLE} --index index --query "谁修好了机器？"', search)  # fmt: skip
+    made = command(
+        "search",
+        "find the best passages of an index",
+        f'--student {EXAMPLE} --index index --query "谁修好了机器？"',
+        search,
+    )
     shared(made)
     made.add_argument("--index", required=True, metavar="FOLDER", help="what `index` wrote")
     made.add_argument("--query", action="append", default=[], metavar="TEXT", help="may be given several times")
@@ -73,9 +99,24 @@ def add_parsers(commands: Any) -> None:
     made.add_argument("--id", metavar="COLUMN", help="a column of its ids (default: the number of the query, from 0)")
     marks(made)
     made.add_argument("--depth", type=int, default=10, help="passages a query (default: 10)")
-    made.add_argument("--share", type=float, metavar="PART", help="score only so large a part of the passages exactly, e.g. 0.02 (default: all)")  # fmt: skip
-    made.add_argument("--format", choices=tuple(FORMATS), default="text", help="for people, a JSON object a hit, or the lines of a TREC run, the last two in UTF-8 (default: text)")  # fmt: skip
-    made = command("export", "write a student as sentence-transformers loads it, with a model card", "--config results/mini/config.yaml --method d2llm --seed 1 --to exported", exported)  # fmt: skip
+    made.add_argument(
+        "--share",
+        type=float,
+        metavar="PART",
+        help="score only so large a part of the passages exactly, e.g. 0.02 (default: all)",
+    )
+    made.add_argument(
+        "--format",
+        choices=tuple(FORMATS),
+        default="text",
+        help="for people, a JSON object a hit, or the lines of a TREC run, the last two in UTF-8 (default: text)",
+    )
+    made = command(
+        "export",
+        "write a student as sentence-transformers loads it, with a model card",
+        "--config results/mini/config.yaml --method d2llm --seed 1 --to exported",
+        exported,
+    )
     made.add_argument("--config", required=True, nargs="+", metavar="FILE", help="the run's resolved config")
     made.add_argument("--method", required=True)
     made.add_argument("--variant", default="base")
@@ -108,7 +149,8 @@ def read_texts(
 ) -> pd.DataFrame:
     """id and text of a file, from its columns (default: `text`, and the number of the row).
 
-    Raises DataError for one that is wrong, an id that is there twice among it, and ConfigError for a column of a text file.
+    Raises DataError for one that is wrong, an id that is there twice among it, and ConfigError for a column of a text
+    file.
     """
     import pandas as pd
 
@@ -130,9 +172,11 @@ def read_texts(
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, a text each: what only an editor takes for the end of one (a form feed, U+2028) stays in it.
+    """The lines of a text file, a text each: what only an editor takes for the end of one (a form feed, U+2028) stays
+    in it.
 
-    Raises DataError for a file that is missing or not UTF-8, and for a blank line: left out, it would shift the numbers of all that follow.
+    Raises DataError for a file that is missing or not UTF-8, and for a blank line: left out, it would shift the numbers
+    of all that follow.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
@@ -213,7 +257,9 @@ def search(options: argparse.Namespace) -> int:
 
 
 def asked(options: argparse.Namespace) -> pd.DataFrame:
-    """id and text of the queries, those of --query first. Raises ConfigError for none, a blank one, and a column that no file has."""
+    """id and text of the queries, those of --query first. Raises ConfigError for none, a blank one, and a column that
+    no file has.
+    """
     import pandas as pd
 
     for option in ("column", "id", "quotes"):

@@ -1,4 +1,5 @@
-"""The commands of `d2llm` for those who run the suite, none of them a stage: each with its help, its arguments, an example, and what it does.
+"""The commands of `d2llm` for those who run the suite, none of them a stage: each with its help, its arguments, an
+example, and what it does.
 
 They are for people: none makes an artifact of a run, none leaves provenance. Each returns the exit code.
 """
@@ -98,8 +99,12 @@ def compare(options: Namespace) -> int:
     from d2llm.run.artifacts import atomic
 
     found = two_runs(
-        side(Path(options.a)), side(Path(options.b)), variants=options.variants, resamples=options.resamples, level=options.level
-    )  # fmt: skip
+        side(Path(options.a)),
+        side(Path(options.b)),
+        variants=options.variants,
+        resamples=options.resamples,
+        level=options.level,
+    )
     if options.csv:
         with atomic(options.csv) as temporary:
             found.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
@@ -139,7 +144,12 @@ COMMANDS: dict[str, Command] = {
         "validate config files and print them resolved",
         "d2llm check-config --config config/mini.yaml mine.yaml",
         check_config,
-        {"--models": {"action": "store_true", "help": "also ask base models at hand for what teacher and methods ask of them, as the workflow does at its start"}},
+        {
+            "--models": {
+                "action": "store_true",
+                "help": "also ask base models at hand for what teacher and methods ask of them, as the workflow does at its start",
+            }
+        },
     ),
     "plan": Command(
         "estimate what a config needs: memory, hours, disk",
@@ -147,7 +157,12 @@ COMMANDS: dict[str, Command] = {
         plan,
         {
             "--device": {"default": "h100", "help": "h100, a100, l40s, rtx4090 or cpu (default: h100)"},
-            "--queries": {"type": int, "default": 50_000, "metavar": "N", "help": "assumed of a training set without a sample (default: 50000)"},
+            "--queries": {
+                "type": int,
+                "default": 50_000,
+                "metavar": "N",
+                "help": "assumed of a training set without a sample (default: 50000)",
+            },
         },
     ),
     "why": Command(
@@ -161,7 +176,10 @@ COMMANDS: dict[str, Command] = {
         compare,
         {
             "a": {"metavar": "A", "help": "a results folder, or its scores.csv"},
-            "b": {"metavar": "B", "help": "another; differences are B − A, intervals need predictions.parquet beside both scores.csv"},
+            "b": {
+                "metavar": "B",
+                "help": "another; differences are B − A, intervals need predictions.parquet beside both scores.csv",
+            },
             "--csv": {"metavar": "FILE", "help": "write the rows there as well, in full precision"},
             "--variants": {"action": "store_true", "help": "compare variants and points of sweeps too"},
             "--resamples": {"type": int, "default": 2500, "metavar": "N", "help": "at least (default: 2500)"},
@@ -175,7 +193,12 @@ COMMANDS: dict[str, Command] = {
         verify,
         {
             "--against": {"required": True, "metavar": "FOLDER", "help": "e.g. results/reference/mini"},
-            "--exact": {"type": float, "default": 1e-6, "metavar": "X", "help": "for rows without training (default: 1e-6)"},
+            "--exact": {
+                "type": float,
+                "default": 1e-6,
+                "metavar": "X",
+                "help": "for rows without training (default: 1e-6)",
+            },
             "--tolerance": {"type": float, "default": 0.02, "metavar": "X", "help": "for trained rows (default: 0.02)"},
         },
     ),
@@ -186,7 +209,11 @@ COMMANDS: dict[str, Command] = {
         {
             "name": {"metavar": "NAME", "help": "of the file and in configs: lower case, e.g. mymethod"},
             "--title": {"help": "in tables (default: the name)"},
-            "--kind": {"choices": ["decoder", "encoder"], "default": "decoder", "help": "of its base model (default: decoder)"},
+            "--kind": {
+                "choices": ["decoder", "encoder"],
+                "default": "decoder",
+                "help": "of its base model (default: decoder)",
+            },
         },
         config="none",
     ),
@@ -209,4 +236,4 @@ COMMANDS: dict[str, Command] = {
         keep,
         {"--to": {"required": True, "metavar": "FOLDER", "help": "replaced whole"}},
     ),
-}  # fmt: skip
+}

@@ -1,6 +1,7 @@
 """`d2llm why`: which source files differ since the jobs of a results folder ran.
 
-Snakemake says that a job's code is another by two digests. The record of the job names the commit its code was of, so the files of that commit tell the rest.
+Snakemake says that a job's code is another by two digests. The record of the job names the commit its code was of, so
+the files of that commit tell the rest.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The tables, figures and reference rows there are, each a module of `d2llm/reporting/tables/` or `figures/`, with what its head says of it.
+"""The tables, figures and reference rows there are, each a module of `d2llm/reporting/tables/` or `figures/`, with what
+its head says of it.
 
-Heads are read, not imported, so that the workflow needs none of what draws. A head holds `PLACE` (its place among its kind), `READS` (the collected
-files it is made of, by their names in `run.paths.Paths`), `CAPTION`, and where there is need `ALSO` (files that add to it and may be away) and
-`SETTINGS` (keys of the config it shows).
+Heads are read, not imported, so that the workflow needs none of what draws. A head holds `PLACE` (its place among its
+kind), `READS` (the collected files it is made of, by their names in `run.paths.Paths`), `CAPTION`, and where there is
+need `ALSO` (files that add to it and may be away) and `SETTINGS` (keys of the config it shows).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ Kind = Literal["table", "figure"]
 
 @dataclass(frozen=True)
 class Entry:
-    """What a table or figure says of itself. `caption`: section, title, text, alt, and what is added to the text for generated data."""
+    """What a table or figure says of itself. `caption`: section, title, text, alt, and what is added to the text for
+    generated data.
+    """
 
     module: str
     place: int

@@ -1,4 +1,6 @@
-"""What a config may not say beyond the types of its keys: names that do not exist, points that cannot be told apart, sizes that do not fit."""
+"""What a config may not say beyond the types of its keys: names that do not exist, points that cannot be told apart,
+sizes that do not fit.
+"""
 
 import math
 import re
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def check_seeds(config: Config, origin: Callable[[Key], str]) -> None:
-    """Refuse a seed twice, which is no second training, and variants' seeds that the method they are compared with lacks."""
+    """Refuse a seed twice, which is no second training, and variants' seeds that the method they are compared with
+    lacks.
+    """
     for name, seeds in (("seeds", config.seeds), ("variant_seeds", config.seeds_of_variants())):
         if len(set(seeds)) < len(seeds):
             raise ConfigError(f"{origin((name,))}: {name}: expected each seed once; found {show(seeds)}")
@@ -143,7 +147,9 @@ def check_grids(config: Config, origin: Callable[[Key], str]) -> None:
 
 
 def check_models(config: Config, origin: Callable[[Key], str]) -> None:
-    """Refuse base models that cannot be made: of text that is not generated, with heads of odd width, grown from what does not fit."""
+    """Refuse base models that cannot be made: of text that is not generated, with heads of odd width, grown from what
+    does not fit.
+    """
 
     def refuse(key: Key, text: str) -> None:
         key = ("models", *key)

@@ -24,20 +24,31 @@ FilePath = Annotated[str, Field(pattern=r"^[^{}\x00-\x1f-][^{}\x00-\x1f]*$")]
 SplitName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
 Mode = Literal["symmetric", "asymmetric"]
 Incomplete = Literal["refuse", "drop"]
-# Whether quotation marks around a field of a CSV or TSV file belong to the format or to the text (`d2llm.data.files.delimited`).
+# Whether quotation marks around a field of a CSV or TSV file belong to the format or to the text
+# (`d2llm.data.files.delimited`).
 Quotes = Literal["format", "text"]
 Key = tuple[str, ...]
 # The generated world's evaluation sets: title, type, group, description.
 TASKS = {
-    "nli_indomain": ("NLI-A", "pair_classification", "nli", "premise and hypothesis in the wording of the training pairs"),
-    "nli_shifted": ("NLI-B", "pair_classification", "nli", "premise and hypothesis in sentence patterns no training pair has"),
+    "nli_indomain": (
+        "NLI-A",
+        "pair_classification",
+        "nli",
+        "premise and hypothesis in the wording of the training pairs",
+    ),
+    "nli_shifted": (
+        "NLI-B",
+        "pair_classification",
+        "nli",
+        "premise and hypothesis in sentence patterns no training pair has",
+    ),
     "sts_graded": ("STS-G", "sts", "sts", "sentence pairs scored 0–5 by how much of the event they share"),
     "question_match": ("QMatch", "sts", "sts", "question pairs, 1 when they ask the same"),
     "role_swap": ("Swap", "sts", "sts", "pairs with the same words, 0 when the roles changed places"),
     "ir_question": ("IR-Q", "retrieval", "ir", "questions, two-sentence passages"),
     "ir_keyword": ("IR-K", "retrieval", "ir", "search words, one-sentence passages, several relevant"),
     "ir_claim": ("IR-C", "retrieval", "ir", "general statements, two-sentence passages that support them"),
-}  # fmt: skip
+}
 # A hub's table below its download's folder.
 TABLE = "table.parquet"
 # What a download is of, in the same folder.
@@ -87,7 +98,8 @@ class OwnTable(Section):
 
     # The file, as a plain path.
     path: FilePath
-    # How quotation marks of a CSV or TSV file are read: format (RFC 4180: around a field they belong to the file) or text. Null: refused where in doubt.
+    # How quotation marks of a CSV or TSV file are read: format (RFC 4180: around a field they belong to the file) or
+    # text. Null: refused where in doubt.
     quotes: Quotes | None = None
 
     @model_validator(mode="after")
@@ -97,7 +109,9 @@ class OwnTable(Section):
 
 
 class OwnPath(str):
-    """The path of a file of one's own, with how its quotation marks are read: `FilesSettings.local` gives it, `files.read_table` asks it."""
+    """The path of a file of one's own, with how its quotation marks are read: `FilesSettings.local` gives it,
+    `files.read_table` asks it.
+    """
 
     quotes: Quotes | None
 
@@ -115,7 +129,9 @@ def check_quotes(quotes: Quotes | None, path: str | None, kind: str | None) -> N
 
 
 class HubTable(Section):
-    """A table of a data set on the hub: a split of one of its subsets, or one of its files. Fetched once, by a rule of its own."""
+    """A table of a data set on the hub: a split of one of its subsets, or one of its files. Fetched once, by a rule of
+    its own.
+    """
 
     # org/name on the hub.
     repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
@@ -125,7 +141,8 @@ class HubTable(Section):
     subset: Text | None = None
     # Of the data set.
     split: Text | None = None
-    # JSONL, CSV, TSV or Parquet, by its ending or as `format` says; `columns` names those of a CSV or TSV file without a header.
+    # JSONL, CSV, TSV or Parquet, by its ending or as `format` says; `columns` names those of a CSV or TSV file without
+    # a header.
     file: Text | None = None
     # Of a file; null: by its ending.
     format: Literal["jsonl", "csv", "tsv", "parquet"] | None = None
@@ -194,11 +211,15 @@ class Retrieval(Section):
 
 
 class TrainingSet(Section):
-    """Files one training set is made of. A row is a pair that is right, judged by a label, or graded by a score; or a triple."""
+    """Files one training set is made of. A row is a pair that is right, judged by a label, or graded by a score; or a
+    triple.
+    """
 
-    # Symmetric: two texts of one kind; asymmetric: a query and a passage. It picks the teacher's prompt and the IEM's branch.
+    # Symmetric: two texts of one kind; asymmetric: a query and a passage. It picks the teacher's prompt and the IEM's
+    # branch.
     mode: Mode = "symmetric"
-    # Pairs or triples: a path (JSONL, CSV, TSV, Parquet), alone or with `quotes`, or a table of the hub. Either this or retrieval.
+    # Pairs or triples: a path (JSONL, CSV, TSV, Parquet), alone or with `quotes`, or a table of the hub. Either this or
+    # retrieval.
     file: Table | None = None
     # Rows of `file` used, as a range of shares: a pair lies in it by a digest of its two texts, whatever their order.
     part: Part | None = None
@@ -269,14 +290,18 @@ NO: tuple[int, ...] = (0,)
 
 
 def one_meaning(yes: Sequence[Any], no: Sequence[Any] | None) -> None:
-    """Raise ValueError for a value that means both; two spellings of one label are refused by what reads the file (`data.files.labels`)."""
+    """Raise ValueError for a value that means both; two spellings of one label are refused by what reads the file
+    (`data.files.labels`).
+    """
     for value in yes:
         if value in (NO if no is None else no):
             raise ValueError(f"labels that mean yes or no, not both; {value!r} is in yes and in no (null: 0)")
 
 
 def fits(kind: str, group: str) -> None:
-    """Raise ValueError for a set in a table of other metrics: it would be missing there, and yet count in the group's average."""
+    """Raise ValueError for a set in a table of other metrics: it would be missing there, and yet count in the group's
+    average.
+    """
     own = TASK_TYPES[kind].group
     if own != group:
         raise ValueError(f"group {own}, not {group}, for type {kind}, whose metrics its table has")
@@ -299,7 +324,8 @@ class TaskSet(Section):
     dev: Split | None = None
     # Its test split, likewise.
     test: Split | None = None
-    # Of pairs: the part of the file's rows that is each split, where one file holds several (see `part` of a training set).
+    # Of pairs: the part of the file's rows that is each split, where one file holds several (see `part` of a training
+    # set).
     dev_part: Part | None = None
     # Likewise of the test split.
     test_part: Part | None = None
@@ -321,8 +347,8 @@ class TaskSet(Section):
     phenomenon: Text | None = None
     # Pairs or queries of a split used, drawn at random and said so in every output; null: all.
     sample: Annotated[int, Field(ge=2)] | None = None
-    # Rows without a text, a score or a label that is named (of retrieval: texts, and what qrels say of them): refused, or left out and counted
-    # in the data card.
+    # Rows without a text, a score or a label that is named (of retrieval: texts, and what qrels say of them): refused,
+    # or left out and counted in the data card.
     incomplete: Incomplete = "refuse"
     # Of retrieval: leave a passage whose id is the query's out of its ranking, as mteb's `ignore_identical_ids`.
     ignore_identical_ids: bool = False
@@ -378,7 +404,8 @@ class MtebSet(Section):
     scores: Pair | None = None
     # Pairs or queries of a split used, drawn at random and said so in every output; null: all.
     sample: Annotated[int, Field(ge=2)] | None = None
-    # Empty texts and what is said of them: refused, or left out and counted in the data card. A set that lost any no longer goes by mteb's name.
+    # Empty texts and what is said of them: refused, or left out and counted in the data card. A set that lost any no
+    # longer goes by mteb's name.
     incomplete: Incomplete = "refuse"
 
     @model_validator(mode="after")
@@ -481,7 +508,9 @@ class FilesSettings(Section):
         return os.path.normpath(os.path.join(self.folder, os.path.expanduser(table)))
 
     def local(self, downloads: Path) -> FilesSettings:
-        """The same with every table a file: one's own as they are opened, those of the hub as they lie below `downloads`."""
+        """The same with every table a file: one's own as they are opened, those of the hub as they lie below
+        `downloads`.
+        """
 
         def path(table: Table) -> str:
             return str(downloads / table.name / TABLE) if isinstance(table, HubTable) else self.located(table)

@@ -1,7 +1,8 @@
-"""`d2llm config-docs`: docs/configuration.md, made of the schema: every key with its type, its default and what it means.
+"""`d2llm config-docs`: docs/configuration.md, made of the schema: every key with its type, its default and what it
+means.
 
-Meanings are the comments that stand above the fields in the code, and beside the keys in config/mini.yaml; nothing is told here.
-Needs a clone, as comments are not in installed classes' metadata but in their source.
+Meanings are the comments that stand above the fields in the code, and beside the keys in config/mini.yaml; nothing is
+told here. Needs a clone, as comments are not in installed classes' metadata but in their source.
 """
 
 from __future__ import annotations
@@ -99,7 +100,12 @@ def recipes(beside: dict[str, str]) -> Iterator[str]:
             if key in Recipe.model_fields:
                 continue
             for inner_key, found in inner(own.model_fields[key].annotation, f"methods.{name}.{key}"):
-                only = {k for k in found.model_fields if k not in PretextStage.model_fields or found.model_fields[k].default != PretextStage.model_fields[k].default}  # fmt: skip
+                only = {
+                    k
+                    for k in found.model_fields
+                    if k not in PretextStage.model_fields
+                    or found.model_fields[k].default != PretextStage.model_fields[k].default
+                }
                 yield f"#### {inner_key}\n\n{inspect.cleandoc(found.__doc__ or '')}\n\n{table(found, inner_key, beside, only=only if issubclass(found, PretextStage) else None)}"
 
 
@@ -144,7 +150,9 @@ def meaning(section: type[Section], name: str) -> str:
 
 
 def beside_keys(text: str) -> dict[str, str]:
-    """The comment at the end of each key's line in a YAML file, by dotted key; one indented further goes on from the key above."""
+    """The comment at the end of each key's line in a YAML file, by dotted key; one indented further goes on from the
+    key above.
+    """
     found: dict[str, str] = {}
     path: list[tuple[int, str]] = []
     for line in text.splitlines():
@@ -191,7 +199,11 @@ def kind(annotation: Any) -> str:
         return "one of " + ", ".join(f"`{value}`" for value in arguments) if len(arguments) > 1 else f"`{arguments[0]}`"
     if origin in (Union, types.UnionType):
         parts = ["null" if part is type(None) else kind(part) for part in arguments]
-        return " or ".join(dict.fromkeys(part for part in parts if part != "section")) + (" or section" if "section" in parts and len(set(parts)) > 1 else "") or "section"  # fmt: skip
+        return (
+            " or ".join(dict.fromkeys(part for part in parts if part != "section"))
+            + (" or section" if "section" in parts and len(set(parts)) > 1 else "")
+            or "section"
+        )
     if origin is dict:
         return f"`<name>`: {kind(arguments[1])}"
     if origin in (list, tuple):
@@ -201,7 +213,9 @@ def kind(annotation: Any) -> str:
         return f"list of {plural(values)}" if " or " not in values and "one of" not in values else f"list ({values})"
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return "section"
-    return {int: "integer", float: "number", str: "text", bool: "true/false", type(None): "null"}.get(annotation, "any value")  # fmt: skip
+    return {int: "integer", float: "number", str: "text", bool: "true/false", type(None): "null"}.get(
+        annotation, "any value"
+    )
 
 
 def bounded(said: str, metadata: tuple[Any, ...]) -> str:

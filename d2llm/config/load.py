@@ -109,7 +109,9 @@ def read(file: Path) -> dict[str, Any]:
 
 @cache
 def loader() -> type[yaml.SafeLoader]:
-    """YAML's safe loader, three traps of YAML 1.1 closed: 1e-4 is a number, yes and no are text, a key comes once. What cannot be read names its line."""
+    """YAML's safe loader, three traps of YAML 1.1 closed: 1e-4 is a number, yes and no are text, a key comes once. What
+    cannot be read names its line.
+    """
 
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers = {

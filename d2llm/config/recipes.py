@@ -1,4 +1,6 @@
-"""Settings every method has: its recipe, what of the backbone trains, lengths, pretext stages. Says nothing of what a method does (`d2llm.methods`)."""
+"""Settings every method has: its recipe, what of the backbone trains, lengths, pretext stages. Says nothing of what a
+method does (`d2llm.methods`).
+"""
 
 from __future__ import annotations
 
@@ -72,8 +74,9 @@ class MaxLengths(Section):
 
 @dataclass(frozen=True)
 class Reading:
-    """What a pretext stage makes of a text, for estimates of its cost: so many sequences of that share of it and the tokens around, by so many more
-    layers than the model's; it predicts `predicted` times the text's tokens and some besides."""
+    """What a pretext stage makes of a text, for estimates of its cost: so many sequences of that share of it and the
+    tokens around, by so many more layers than the model's; it predicts `predicted` times the text's tokens and some
+    besides."""
 
     sequences: int = 1
     share: float = 1.0
@@ -114,8 +117,8 @@ class PretextStage(Section):
         return bool(self.epochs if self.steps is None else self.steps)
 
     def reading(self, recipe: Any, ordered: bool) -> Reading:
-        """What it makes of a text; each is read once, and nothing predicted, unless a stage says otherwise. `ordered`: whether the source knows what
-        follows a text."""
+        """What it makes of a text; each is read once, and nothing predicted, unless a stage says otherwise. `ordered`:
+        whether the source knows what follows a text."""
         return Reading()
 
     def updates(self, texts: int) -> int:

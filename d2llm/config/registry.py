@@ -1,6 +1,8 @@
-"""Finds methods by name, and what a config has to know of one: its recipe and what it starts from. Importable without torch.
+"""Finds methods by name, and what a config has to know of one: its recipe and what it starts from. Importable without
+torch.
 
-What a method does is in `d2llm.methods`; no import leads there from here, as methods are found by the names of their files.
+What a method does is in `d2llm.methods`; no import leads there from here, as methods are found by the names of their
+files.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ class Declaration(Generic[R]):
         return ()
 
     def pair_flops(self, recipe: R, width: int, length: float) -> float:
-        """Floating-point operations of scoring a pair from stored vectors of `width` numbers, of texts of `length` tokens."""
+        """Floating-point operations of scoring a pair from stored vectors of `width` numbers, of texts of `length`
+        tokens.
+        """
         return 2.0 * width
 
     def indexed_width(self, recipe: R, width: int, longest: int) -> int:

@@ -165,7 +165,9 @@ class Config(Section):
         return found
 
     def tuning_trials(self) -> list[Trial]:
-        """The trials of a tuning. Raises ConfigError where a method has no grid: choosing for some of them only would favour these."""
+        """The trials of a tuning. Raises ConfigError where a method has no grid: choosing for some of them only would
+        favour these.
+        """
         without = [method for method in self.methods if method not in self.tuning.grids]
         if without:
             raise ConfigError(f"tuning.grids: no grid for {', '.join(without)}; every method needs one, of equal size")
@@ -207,7 +209,9 @@ class Config(Section):
         return ("sweeps", method) if variant in self.sweep(method) else ("tuning", "grids", method)
 
     def bases(self) -> list[str]:
-        """The base models that some job reads: those students start from, the encoder of the dense candidates, the teacher's where one is asked."""
+        """The base models that some job reads: those students start from, the encoder of the dense candidates, the
+        teacher's where one is asked.
+        """
 
         runs = {(run.method, run.variant) for run in [*self.runs(), *(trial.run for trial in self.trials())]}
         used = {declared(name).base(self.recipe(name, variant)) for name, variant in runs} | (

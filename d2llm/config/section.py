@@ -1,4 +1,6 @@
-"""Base class of every configuration section. Kept apart from `d2llm.config.schema` so that sections can be declared anywhere."""
+"""Base class of every configuration section. Kept apart from `d2llm.config.schema` so that sections can be declared
+anywhere.
+"""
 
 from __future__ import annotations
 

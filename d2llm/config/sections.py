@@ -71,7 +71,8 @@ class BaseSettings(Section):
 class PretrainedSettings(Section):
     """A base checkpoint that exists already: on a hub, in a folder, in a GGUF file, or in an installed Python package."""
 
-    # "org/name" on the hub; "./folder", "../folder" or "/folder"; a file that ends in .gguf; "package:module/path inside it".
+    # "org/name" on the hub; "./folder", "../folder" or "/folder"; a file that ends in .gguf; "package:module/path
+    # inside it".
     source: Annotated[str, Field(min_length=1)]
     # Of the hub: a branch, a tag or, best, a commit.
     revision: str | None = None
@@ -166,7 +167,9 @@ ASYMMETRIC_ZH = (
 
 
 def check_template(template: str, yes: str, no: str) -> None:
-    """Refuse, by ConfigError, a template without `{a}` once, then `{b}` once, and text after it (the answer cue), and answers that are blank or the same."""
+    """Refuse, by ConfigError, a template without `{a}` once, then `{b}` once, and text after it (the answer cue), and
+    answers that are blank or the same.
+    """
     if template.count("{a}") != 1 or template.count("{b}") != 1 or template.index("{a}") > template.index("{b}"):
         raise ConfigError(f"prompt {template[:40]!r}…: needs {{a}} once and after it {{b}} once")
     if not template.partition("{b}")[2].strip():
@@ -243,7 +246,8 @@ class TrainingSettings(Section):
 
     # Updates.
     steps: PositiveInt = 1000
-    # Updates of single methods, by name, where minutes are to be equal: an update of a small encoder takes less time, of longer texts more.
+    # Updates of single methods, by name, where minutes are to be equal: an update of a small encoder takes less time,
+    # of longer texts more.
     steps_of: dict[Name, PositiveInt] = {}
     # Queries an update; a multiple of pack.
     batch_size: PositiveInt = 32
@@ -255,7 +259,8 @@ class TrainingSettings(Section):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     # That share a training, each with a GPU of its own where there are some; batch and loss stay those of one.
     processes: PositiveInt = 1
-    # Texts embedded at a time where a batch does not fit into memory; null: all, or as many as fit once memory has run out.
+    # Texts embedded at a time where a batch does not fit into memory; null: all, or as many as fit once memory has run
+    # out.
     texts_at_once: PositiveInt | None = None
     # Minutes between checkpoints of any training of the run (its base models' and teacher's too); 0 or null: none.
     checkpoint_minutes: Weight | None = 10
@@ -302,7 +307,8 @@ class TuningSettings(Section):
 class StatisticsSettings(Section):
     """The paired bootstrap behind intervals and marks of significance."""
 
-    # The method whose leads over all others are judged, in `comparisons.csv`, arrows, the figure of leads and the report.
+    # The method whose leads over all others are judged, in `comparisons.csv`, arrows, the figure of leads and the
+    # report.
     subject: Name = "d2llm"
     # At least; as many more as the number of comparisons needs.
     resamples: Annotated[int, Field(ge=100)] = 2500

@@ -1,4 +1,5 @@
-"""The types of evaluation sets: all that is known of one, in one place. Plain values; what computes with them names none.
+"""The types of evaluation sets: all that is known of one, in one place. Plain values; what computes with them names
+none.
 
 To measure one more of mteb's metrics: a line in `metrics` of its type, and a title in `METRIC_TITLES`.
 """
@@ -37,14 +38,16 @@ class TaskType:
     # The table its sets stand in: each has the metrics of one type. And what that is called.
     group: Group
     title: str
-    # Symmetric: two texts of one kind; asymmetric: a query and a passage. The teacher's prompt, and a scorer's branch, are the mode's.
+    # Symmetric: two texts of one kind; asymmetric: a query and a passage. The teacher's prompt, and a scorer's branch,
+    # are the mode's.
     mode: Mode
     # What is predicted: a column of the pairs, or of the judgements.
     target: Literal["label", "score", "relevance"]
     # The metric to compare by.
     headline: str
-    # Metric: mteb's key of it. `similarity_*`, `pearson` and `spearman` are of the model's own similarity; mteb's main_score, max_* and cosine_*
-    # may be of the cosine of embeddings, which a method with its own scorer does not use.
+    # Metric: mteb's key of it. `similarity_*`, `pearson` and `spearman` are of the model's own similarity; mteb's
+    # main_score, max_* and cosine_* may be of the cosine of embeddings, which a method with its own scorer does not
+    # use.
     metrics: Mapping[str, str]
     # The headline metric of a resample: a function of `analysis.statistics`.
     resampled: str

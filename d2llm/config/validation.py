@@ -36,7 +36,8 @@ def validate(schema: type[S], values: Any, origin: Callable[[Key], str], prefix:
         return schema.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         problems = [problem | {"loc": untagged(values, problem["loc"])} for problem in error.errors(include_url=False)]
-    # An unknown key first, and one that is known nowhere: when a key is misspelt, whatever else is wrong usually follows from it.
+    # An unknown key first, and one that is known nowhere: when a key is misspelt, whatever else is wrong usually
+    # follows from it.
     known = set(keys(schema))
     first = min(problems, key=lambda problem: (problem["type"] != "extra_forbidden", problem["loc"] in known))
     message = explain(schema, values, first["type"], first["msg"], first["loc"], prefix)
@@ -45,7 +46,9 @@ def validate(schema: type[S], values: Any, origin: Callable[[Key], str], prefix:
 
 
 def check_plain(values: Any, origin: str) -> None:
-    """Refuse what YAML can hold and no setting is: keys that are no text, text that is no Unicode, other types, endless or huge values."""
+    """Refuse what YAML can hold and no setting is: keys that are no text, text that is no Unicode, other types, endless
+    or huge values.
+    """
     places = 0
 
     def walk(value: Any, key: Key) -> None:

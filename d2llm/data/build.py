@@ -1,7 +1,8 @@
-"""Stages `texts` and `data`: write everything the other stages read of the configured source, with its data card and leak check.
+"""Stages `texts` and `data`: write everything the other stages read of the configured source, with its data card and
+leak check.
 
-Layouts are the contracts of docs/data.md; a source only has to fill them. What the generated world's examples are is in `world.py`,
-what is made of one's own files in `examples.py`.
+Layouts are the contracts of docs/data.md; a source only has to fill them. What the generated world's examples are is in
+`world.py`, what is made of one's own files in `examples.py`.
 """
 
 from __future__ import annotations
@@ -31,18 +32,20 @@ if TYPE_CHECKING:
 
 # Score from which a graded pair is a training positive (as NLI-zh takes its STS-B pairs).
 STS_POSITIVE = 4.0
-# Right sentences a left one meets in the STS training sets: a match and a near miss of the same sentence are both in the pool.
+# Right sentences a left one meets in the STS training sets: a match and a near miss of the same sentence are both in
+# the pool.
 PARTNERS = 2
 SHAPES = ("question", "keyword", "claim")
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a source makes: training pairs and pool, the teacher's groups by split, the sets by split and name, and their headers.
+    """What a source makes: training pairs and pool, the teacher's groups by split, the sets by split and name, and
+    their headers.
 
-    `counts`: by training set, how many pairs it judges right and wrong (`contradictions`) and how many evaluation sets took (`removed`); None where
-    labels are made, not read.
-    `dropped`: what was left out of a training set ("train/<set>") or of a split of an evaluation set ("<set>/<split>"), and how often.
+    `counts`: by training set, how many pairs it judges right and wrong (`contradictions`) and how many evaluation sets
+    took (`removed`); None where labels are made, not read. `dropped`: what was left out of a training set
+    ("train/<set>") or of a split of an evaluation set ("<set>/<split>"), and how often.
     """
 
     train: pd.DataFrame
@@ -104,7 +107,9 @@ def from_world(config: Config) -> Made:
 
 
 def from_files(config: Config) -> Made:
-    """One's own files; what an evaluation set shares with training is removed from training, so that the set stays whole."""
+    """One's own files; what an evaluation set shares with training is removed from training, so that the set stays
+    whole.
+    """
     settings = local_files(config)
     tasks, dropped = files_tasks(settings)
     everything, passages, dropped_of_training = judged_pairs(settings, config.training.pack)
@@ -146,7 +151,9 @@ def mteb_source(config: Config, task: MtebSet) -> dict[str, Any]:
 
 
 def local_files(config: Config) -> FilesSettings:
-    """The config's files as they lie on this machine; a set of mteb's whose `scores` are left open has the bounds of mteb's class."""
+    """The config's files as they lie on this machine; a set of mteb's whose `scores` are left open has the bounds of
+    mteb's class.
+    """
     settings = config.data.files.local(Paths.of(config).downloads)
     tasks = dict(settings.tasks)
     for name, task in config.data.files.tasks.items():
@@ -199,7 +206,9 @@ def judged_pairs(settings: FilesSettings, pack: int) -> tuple[pd.DataFrame, dict
 
 
 def left_pairs(judged: pd.DataFrame, tasks: leaks.Tasks, pack: int) -> pd.DataFrame:
-    """Of the judged pairs those that no evaluation set holds. Raises DataError for a set whose right pairs are then fewer than a pack."""
+    """Of the judged pairs those that no evaluation set holds. Raises DataError for a set whose right pairs are then
+    fewer than a pack.
+    """
     left = examples.without(judged, tasks)
     for name, part in judged.groupby("dataset", sort=False):
         right = int(left.loc[left["dataset"] == name, "label"].sum())
@@ -264,7 +273,8 @@ def training_pairs(settings: WorldSettings) -> tuple[pd.DataFrame, pd.DataFrame]
     nli = world.nli(_rng(settings, "train nli"), "train", settings.nli_premises, 4, surface.COMMON)
     add("nli", "symmetric", nli, nli["label"])
     graded = world.sts_graded(_rng(settings, "train sts_graded"), "train", settings.sts_pairs, PARTNERS)
-    # Used in the direction in which it holds: the pair is a positive of the symmetric prompt only if the first entails the second.
+    # Used in the direction in which it holds: the pair is a positive of the symmetric prompt only if the first entails
+    # the second.
     add("sts_graded", "symmetric", graded, graded["label"] & (graded["score"] >= STS_POSITIVE))
     for name, make in (("question_match", world.question_match), ("role_swap", world.role_swap)):
         pairs = make(_rng(settings, f"train {name}"), "train", settings.sts_pairs, PARTNERS)
@@ -318,9 +328,12 @@ def teacher_groups(settings: WorldSettings, split: str) -> pd.DataFrame:
         else (settings.dev_pairs, settings.dev_queries)
     )
     return pd.concat(
-        [world.teacher_symmetric(_rng(settings, f"{split} teacher symmetric"), split, symmetric, 4),
-         world.teacher_asymmetric(_rng(settings, f"{split} teacher asymmetric"), split, asymmetric, 4)], ignore_index=True,
-    )  # fmt: skip
+        [
+            world.teacher_symmetric(_rng(settings, f"{split} teacher symmetric"), split, symmetric, 4),
+            world.teacher_asymmetric(_rng(settings, f"{split} teacher asymmetric"), split, asymmetric, 4),
+        ],
+        ignore_index=True,
+    )
 
 
 def write_tasks(folder: Path, made: Made) -> None:

@@ -1,4 +1,6 @@
-"""The data card: counts, label balance, lengths, phenomena and examples of everything the data stage wrote, as JSON and Markdown."""
+"""The data card: counts, label balance, lengths, phenomena and examples of everything the data stage wrote, as JSON and
+Markdown.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ EXAMPLES = 2  # shown per phenomenon or data set
 
 
 class Card(TypedDict):
-    """The card: a row a training set, a split of a task, a split and mode of the teacher's examples; and the leak check's report."""
+    """The card: a row a training set, a split of a task, a split and mode of the teacher's examples; and the leak
+    check's report.
+    """
 
     training: list[dict[str, Any]]
     evaluation: list[dict[str, Any]]
@@ -39,21 +43,34 @@ def summarise(
 
     return {
         "training": [
-            _training(name, part, pool[pool["dataset"] == name]) | ({} if counts is None else dict(counts[name]))
+            _training(name, part, pool[pool["dataset"] == name])
+            | ({} if counts is None else dict(counts[name]))
             | left_out(f"train/{name}")
             for name, part in train.groupby("dataset", sort=False)
         ],
         "evaluation": [
-            {"task": name, "split": split, **(_pairs(frames["pairs"]) if "pairs" in frames else _retrieval(frames)), **left_out(f"{name}/{split}")}
-            for split, made in tasks.items() for name, frames in made.items()
+            {
+                "task": name,
+                "split": split,
+                **(_pairs(frames["pairs"]) if "pairs" in frames else _retrieval(frames)),
+                **left_out(f"{name}/{split}"),
+            }
+            for split, made in tasks.items()
+            for name, frames in made.items()
         ],
         "teacher": [
-            {"split": split, "mode": mode, "groups": len(part), "pairs": int(part["b"].str.len().sum()),
-             "share_yes": float(np.mean(np.concatenate([np.asarray(v) for v in part["label"]])))}
-            for split, frame in teacher.items() for mode, part in frame.groupby("mode")
+            {
+                "split": split,
+                "mode": mode,
+                "groups": len(part),
+                "pairs": int(part["b"].str.len().sum()),
+                "share_yes": float(np.mean(np.concatenate([np.asarray(v) for v in part["label"]]))),
+            }
+            for split, frame in teacher.items()
+            for mode, part in frame.groupby("mode")
         ],
         "leaks": leaks,
-    }  # fmt: skip
+    }
 
 
 def counted(reasons: Mapping[str, int]) -> str:
@@ -68,9 +85,16 @@ def _length(texts: pd.Series) -> dict[str, float]:
 
 def _training(name: str, part: pd.DataFrame, pool: pd.DataFrame) -> dict[str, object]:
     first = part.iloc[0]
-    return {"dataset": name, "mode": first["mode"], "pairs": len(part), "queries": int(part["query"].nunique()), "pool": len(pool),
-            "query_characters": _length(part["query"]), "positive_characters": _length(part["positive"]),
-            "examples": part[["query", "positive"]].head(EXAMPLES).to_dict("records")}  # fmt: skip
+    return {
+        "dataset": name,
+        "mode": first["mode"],
+        "pairs": len(part),
+        "queries": int(part["query"].nunique()),
+        "pool": len(pool),
+        "query_characters": _length(part["query"]),
+        "positive_characters": _length(part["positive"]),
+        "examples": part[["query", "positive"]].head(EXAMPLES).to_dict("records"),
+    }
 
 
 def _pairs(frame: pd.DataFrame) -> dict[str, object]:
@@ -80,8 +104,12 @@ def _pairs(frame: pd.DataFrame) -> dict[str, object]:
                "example": [part["sentence1"].iloc[0], part["sentence2"].iloc[0], float(part[value].iloc[0])]}
         for name, part in frame.groupby("phenomenon")
     }  # fmt: skip
-    return {"n": len(frame), f"mean_{value}": round(float(frame[value].mean()), 3),
-            "characters": _length(pd.concat([frame["sentence1"], frame["sentence2"]])), "phenomena": phenomena}  # fmt: skip
+    return {
+        "n": len(frame),
+        f"mean_{value}": round(float(frame[value].mean()), 3),
+        "characters": _length(pd.concat([frame["sentence1"], frame["sentence2"]])),
+        "phenomena": phenomena,
+    }
 
 
 def _retrieval(frames: dict[str, pd.DataFrame]) -> dict[str, object]:
@@ -96,9 +124,15 @@ def _retrieval(frames: dict[str, pd.DataFrame]) -> dict[str, object]:
         example = [shown["text"].iloc[0], texts[first[shown["id"].iloc[0]]]] if len(shown) else [part["text"].iloc[0]]
         phenomena[name] = {"n": len(part), "example": example}
     unanswered = int((~answered).sum())
-    return {"n": len(queries), "passages": len(corpus), "relevant_per_query": round(len(relevant) / len(queries), 2),
-            **({"without_relevant": unanswered} if unanswered else {}),
-            "characters": _length(queries["text"]), "passage_characters": _length(corpus["text"]), "phenomena": phenomena}  # fmt: skip
+    return {
+        "n": len(queries),
+        "passages": len(corpus),
+        "relevant_per_query": round(len(relevant) / len(queries), 2),
+        **({"without_relevant": unanswered} if unanswered else {}),
+        "characters": _length(queries["text"]),
+        "passage_characters": _length(corpus["text"]),
+        "phenomena": phenomena,
+    }
 
 
 def markdown(card: Card) -> str:

@@ -1,4 +1,5 @@
-"""What an evaluation set must hold to be measured. Asked of the user's files by the data stage and `d2llm doctor`, and of the written sets by evaluation.
+"""What an evaluation set must hold to be measured. Asked of the user's files by the data stage and `d2llm doctor`, and
+of the written sets by evaluation.
 
 Each function raises DataError in the name of the file it is given.
 """
@@ -12,12 +13,15 @@ import pandas as pd
 
 from d2llm.run.errors import DataError
 
-# Steps from 0 to the largest relevance: trec_eval, which computes mteb's metrics, counts whole steps and walks through all of them.
+# Steps from 0 to the largest relevance: trec_eval, which computes mteb's metrics, counts whole steps and walks through
+# all of them.
 MOST_STEPS = 10_000
 
 
 def check_pairs(path: str | Path, pairs: pd.DataFrame, target: str, column: str | None = None) -> None:
-    """At least two pairs, and two different values in column `target` ("label" or "score"), which the file calls `column`."""
+    """At least two pairs, and two different values in column `target` ("label" or "score"), which the file calls
+    `column`.
+    """
     where = f"{path}: column {column or target!r}"
     if len(pairs) < 2:
         raise DataError(f"{where}: expected at least 2 pairs, found {len(pairs)}")
@@ -29,7 +33,8 @@ def check_pairs(path: str | Path, pairs: pd.DataFrame, target: str, column: str 
 
 
 def check_qrels(path: str | Path, qrels: pd.DataFrame, column: str | None = None) -> None:
-    """Each (query_id, doc_id) once, relevance (which the file calls `column`) that can be computed with, and at least one relevant document.
+    """Each (query_id, doc_id) once, relevance (which the file calls `column`) that can be computed with, and at least
+    one relevant document.
 
     The index of `qrels` holds the lines that messages name.
     """
@@ -54,8 +59,8 @@ def check_qrels(path: str | Path, qrels: pd.DataFrame, column: str | None = None
 def whole_relevance(relevance: pd.Series) -> pd.Series:
     """(n,) relevance as whole numbers, all multiplied by one factor; nothing is rounded, and what is not relevant is 0.
 
-    nDCG's gain is linear in the relevance (trec_eval), so a common factor leaves it as it is; MRR and recall only ask what is above 0.
-    Raises ValueError where it takes more than `MOST_STEPS` steps from 0 to the largest.
+    nDCG's gain is linear in the relevance (trec_eval), so a common factor leaves it as it is; MRR and recall only ask
+    what is above 0. Raises ValueError where it takes more than `MOST_STEPS` steps from 0 to the largest.
     """
     values = relevance.clip(lower=0).to_numpy(dtype=float)
     if (values == values.astype(np.int64)).all():

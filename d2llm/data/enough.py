@@ -1,6 +1,8 @@
-"""Whether a training set has enough to be trained on: a whole pack of training pairs, and texts to draw every query's negatives from.
+"""Whether a training set has enough to be trained on: a whole pack of training pairs, and texts to draw every query's
+negatives from.
 
-Asked by the data stage, so that nobody waits for base models first, and by the stage `negatives`, whose settings may have changed since.
+Asked by the data stage, so that nobody waits for base models first, and by the stage `negatives`, whose settings may
+have changed since.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from d2llm.run.errors import DataError
 
 
 def check(train: pd.DataFrame, pool: pd.DataFrame, pack: int, negatives: int) -> None:
-    """Raises DataError for a set of training pairs that fills no pack, or whose pool is too small for so many negatives of each query."""
+    """Raises DataError for a set of training pairs that fills no pack, or whose pool is too small for so many negatives
+    of each query.
+    """
     for name, rows in train.groupby("dataset", sort=False):
         check_pack(f"training set {name!r}", len(rows), pack)
         texts = {normal_form(text) for text in pool.loc[pool["dataset"] == name, "text"]}
@@ -23,7 +27,9 @@ def check(train: pd.DataFrame, pool: pd.DataFrame, pack: int, negatives: int) ->
 
 
 def check_pack(name: str, pairs: int, pack: int, removed: int = 0) -> None:
-    """Raises DataError for fewer training pairs than a pack; `removed`: how many more there were before evaluation sets took theirs."""
+    """Raises DataError for fewer training pairs than a pack; `removed`: how many more there were before evaluation sets
+    took theirs.
+    """
     if pairs >= pack:
         return
     if removed and not pairs:

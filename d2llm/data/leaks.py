@@ -1,7 +1,8 @@
 """The leak check: how much of an evaluation set the training data already holds, and the removal of what it does.
 
-Three measures, from strict to loose: the same pair (in either order), a pair both of whose texts were seen, and a near-duplicate text
-(equal after sorting its characters, which catches reordered templates). The first two are removed. Texts are compared by their normal form.
+Three measures, from strict to loose: the same pair (in either order), a pair both of whose texts were seen, and a
+near-duplicate text (equal after sorting its characters, which catches reordered templates). The first two are removed.
+Texts are compared by their normal form.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ Tasks = dict[str, dict[str, Frames]]  # split -> task -> frames
 
 
 class Report(TypedDict):
-    """leaks.json: examples removed in all, the counts of every "task/split", and what they were removed from, if not the sets."""
+    """leaks.json: examples removed in all, the counts of every "task/split", and what they were removed from, if not
+    the sets.
+    """
 
     removed: int
     tasks: dict[str, dict[str, int]]
@@ -67,8 +70,8 @@ def seen_texts(train: pd.DataFrame, pool: pd.DataFrame, teacher: pd.DataFrame, u
 def remove(tasks: Tasks, seen: Seen) -> tuple[Report, Tasks]:
     """(report, tasks without leaked examples).
 
-    Removed: a pair that is a training pair in some order or whose two texts both occur in training; a query whose text and one of
-    whose relevant passages occur. Only counted: single texts seen, near-duplicate texts.
+    Removed: a pair that is a training pair in some order or whose two texts both occur in training; a query whose text
+    and one of whose relevant passages occur. Only counted: single texts seen, near-duplicate texts.
     """
     report: Report = {"removed": 0, "tasks": {}}
     kept: Tasks = {}
@@ -94,8 +97,14 @@ def _pairs(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str, pd.Da
     both = _in(one, seen.texts) & _in(two, seen.texts)
     near = _in(one.map(bag), seen.bags) & _in(two.map(bag), seen.bags)
     gone = same | both
-    row = {"examples": len(frame), "same_pair": int(same.sum()), "both_texts_seen": int(both.sum()),
-           "one_text_seen": int((_in(one, seen.texts) ^ _in(two, seen.texts)).sum()), "near_duplicates": int(near.sum()), "removed": int(gone.sum())}  # fmt: skip
+    row = {
+        "examples": len(frame),
+        "same_pair": int(same.sum()),
+        "both_texts_seen": int(both.sum()),
+        "one_text_seen": int((_in(one, seen.texts) ^ _in(two, seen.texts)).sum()),
+        "near_duplicates": int(near.sum()),
+        "removed": int(gone.sum()),
+    }
     return {"pairs": frame[~gone].reset_index(drop=True)}, row
 
 
@@ -107,8 +116,14 @@ def _retrieval(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str, p
     asked = _in(queries["text"].map(normal_form), seen.texts)
     gone = asked & queries["id"].isin(with_known)
     near = _in(passages.map(bag), seen.bags)
-    row = {"examples": len(queries), "same_pair": int(gone.sum()), "query_seen": int(asked.sum()), "passages_seen": len(known),
-           "near_duplicates": int(near.sum()), "removed": int(gone.sum())}  # fmt: skip
+    row = {
+        "examples": len(queries),
+        "same_pair": int(gone.sum()),
+        "query_seen": int(asked.sum()),
+        "passages_seen": len(known),
+        "near_duplicates": int(near.sum()),
+        "removed": int(gone.sum()),
+    }
     left = queries[~gone].reset_index(drop=True)
     return {
         "queries": left,

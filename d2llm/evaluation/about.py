@@ -1,4 +1,5 @@
-"""What is behind the collected scores, in one file: data card, leaks, negatives, the teacher's report, widths of checkpoints, records of jobs.
+"""What is behind the collected scores, in one file: data card, leaks, negatives, the teacher's report, widths of
+checkpoints, records of jobs.
 
 With it a run can be shown where the scores are and nothing else is. Reads JSON only; what is not there is None.
 """
@@ -17,18 +18,35 @@ if TYPE_CHECKING:
 
 # Stages whose results lead to the scores; what is made of these has records of its own.
 BEHIND = frozenset(
-    ("download", "texts", "data", "base", "vectors", "negatives", "teacher", "teacher-scores", "pretext", "train", "evaluate")
-)  # fmt: skip
+    (
+        "download",
+        "texts",
+        "data",
+        "base",
+        "vectors",
+        "negatives",
+        "teacher",
+        "teacher-scores",
+        "pretext",
+        "train",
+        "evaluate",
+    )
+)
 
 
 def behind(config: Config) -> dict[str, Any]:
     """{"card", "leaks", "negatives", "teacher", "widths", "records"}.
 
-    Widths are of base models that settings do not describe; records, by their path, of the jobs that led to this config's
-    scores, without the digests of what they wrote.
+    Widths are of base models that settings do not describe; records, by their path, of the jobs that led to this
+    config's scores, without the digests of what they wrote.
     """
     paths = Paths.of(config)
-    files = {"card": paths.card_json, "leaks": paths.leaks, "negatives": paths.negatives_report, "teacher": paths.teacher_report}  # fmt: skip
+    files = {
+        "card": paths.card_json,
+        "leaks": paths.leaks,
+        "negatives": paths.negatives_report,
+        "teacher": paths.teacher_report,
+    }
     runs = {tuple(run) for run in config.evaluations()}
     kept = {
         name: {key: value for key, value in record.items() if key not in ("outputs", SEAL)}
@@ -40,7 +58,9 @@ def behind(config: Config) -> dict[str, Any]:
 
 
 def widths(config: Config) -> dict[str, int]:
-    """Width of the states of every checkpoint that is there, by the name of the base model; their own configuration says it."""
+    """Width of the states of every checkpoint that is there, by the name of the base model; their own configuration
+    says it.
+    """
     checkpoints = [name for name in config.models.names() if hasattr(config.models.of(name), "source")]
     said = {name: optional(Paths.of(config).base(name) / "config.json") or {} for name in checkpoints}
     return {name: about["hidden_size"] for name, about in said.items() if "hidden_size" in about}

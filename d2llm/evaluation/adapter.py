@@ -48,7 +48,8 @@ class PairScorer(Protocol):
     def search(self, queries: Sequence[str], passages: Sequence[str], depth: int, ties: np.ndarray) -> Hits:
         """For every query: indices of passages and their scores, best first, at most `depth`. Asymmetric head.
 
-        Of passages with equal scores the one with the smaller of `ties` (m,) is first, and is kept where `depth` parts them (`d2llm.search.ranking`).
+        Of passages with equal scores the one with the smaller of `ties` (m,) is first, and is kept where `depth` parts
+        them (`d2llm.search.ranking`).
         """
 
     def forget(self) -> None:
@@ -59,8 +60,9 @@ class SearchModel:
     """A `PairScorer` as mteb sees it: encoder and searcher with a similarity of its own.
 
     Pair classification and STS use the symmetric head on (sentence1, sentence2), in this order, or the mean of both
-    orders where the configuration says so; retrieval uses the asymmetric head on (query, passage), as deep as mteb asks.
-    `predictions` is what mteb was last given: (n,) float64 in row order, or {query id: {document id: score}}, best first.
+    orders where the configuration says so; retrieval uses the asymmetric head on (query, passage), as deep as mteb
+    asks. `predictions` is what mteb was last given: (n,) float64 in row order, or {query id: {document id: score}},
+    best first.
 
     Raises (while evaluating):
         ArtifactError: the scorer gives NaN or infinity; names method and task.
@@ -142,7 +144,9 @@ class SearchModel:
     def search(
         self, queries: Any, *, task_metadata: Any, top_k: int, top_ranked: Any = None, **kwargs: Any
     ) -> dict[str, dict[str, float]]:
-        """{query id: {document id: score}} of the best documents, by the asymmetric head; equal scores by id, descending, as mteb ranks them."""
+        """{query id: {document id: score}} of the best documents, by the asymmetric head; equal scores by id,
+        descending, as mteb ranks them.
+        """
         if top_ranked is not None:
             raise NotImplementedError("re-ranking tasks are not part of the suite")
         if self._corpus is None:

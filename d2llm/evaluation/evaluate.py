@@ -165,7 +165,8 @@ def _rows(
             {
                 "query_id": pairs["id"],
                 "doc_id": "",
-                # Pairs with one first text, such as a premise's hypotheses, are not independent: named by the first of them.
+                # Pairs with one first text, such as a premise's hypotheses, are not independent: named by the first of
+                # them.
                 "cluster": pairs.groupby("sentence1")["id"].transform("first"),
                 "score": model.predictions,
                 "label": target.astype(float),

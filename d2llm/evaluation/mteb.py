@@ -1,7 +1,7 @@
 """mteb's task classes over a checked local `Task`: nothing is downloaded, mteb's own evaluators compute the metrics.
 
-A set of mteb's is measured by its own class, with every rule of that class (`ignore_identical_ids`, `k_values`, bounds, column names …); any other by
-mteb's class of its type.
+A set of mteb's is measured by its own class, with every rule of that class (`ignore_identical_ids`, `k_values`, bounds,
+column names …); any other by mteb's class of its type.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ K_VALUES = (1, 3, 5, 10, 20, 100)
 
 
 class Measured(NamedTuple):
-    """A task of mteb's (an `AbsTask`, whose class decides its attributes) with its data loaded, and the split and subset that are evaluated."""
+    """A task of mteb's (an `AbsTask`, whose class decides its attributes) with its data loaded, and the split and
+    subset that are evaluated.
+    """
 
     task: Any
     split: str

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 def read_predictions(
     path: Path, columns: Mapping[str, str], where: Mapping[str, Any], coded: bool = False
 ) -> pd.DataFrame:
-    """These columns (name: kind, as `artifacts.read_frame` has it) of the rows in which others equal a value, or one of several.
+    """These columns (name: kind, as `artifacts.read_frame` has it) of the rows in which others equal a value, or one of
+    several.
 
-    With `coded`, texts come as categories, which takes a third of the time. Raises ArtifactError for a file that is missing,
-    damaged, lacks a column or has no such row.
+    With `coded`, texts come as categories, which takes a third of the time. Raises ArtifactError for a file that is
+    missing, damaged, lacks a column or has no such row.
     """
     import pandas as pd
     import pyarrow.parquet

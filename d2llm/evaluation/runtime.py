@@ -1,8 +1,9 @@
 """Stage `runtime`: how long each method takes to embed, to score and to search, beside the teacher and BM25.
 
-Wall time on the GPU where there is one, else on the CPU with `config.threads` threads, the job alone on the machine (workflow/rules/runtime.smk). Texts are those of
-the retrieval tasks, or of the pairs where there is none. A corpus larger than theirs repeats their vectors: what scoring a vector costs does not depend on its content.
-What is timed, and how it is to be read, is in docs/evaluation.md.
+Wall time on the GPU where there is one, else on the CPU with `config.threads` threads, the job alone on the machine
+(workflow/rules/runtime.smk). Texts are those of the retrieval tasks, or of the pairs where there is none. A corpus
+larger than theirs repeats their vectors: what scoring a vector costs does not depend on its content. What is timed, and
+how it is to be read, is in docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ def systems(config: Config, texts: Texts) -> Iterator[tuple[str, Callable[[], It
 
 
 def read_texts(config: Config) -> Texts:
-    """Queries and passages of every retrieval task there is, evaluated or not, in one mixed order, so that a batch holds texts of all.
+    """Queries and passages of every retrieval task there is, evaluated or not, in one mixed order, so that a batch
+    holds texts of all.
 
     Where no task is of retrieval, the first texts of all pairs are the queries and the second ones the passages.
     """
@@ -194,7 +196,8 @@ def student_timings(student: Any, texts: Texts, settings: RuntimeSettings, batch
 def teacher_timings(config: Config, teacher: Teacher, texts: Texts, lexical: dict[int, Bm25]) -> Iterator[Timing]:
     """The cross-encoder reads every pair: a batch of pairs, whole corpora, and the re-ranking this suite uses it for.
 
-    Corpora beyond `runtime.teacher_pairs` are extrapolated: that many pairs are read, and their time grows with the corpus.
+    Corpora beyond `runtime.teacher_pairs` are extrapolated: that many pairs are read, and their time grows with the
+    corpus.
     """
     from d2llm.data.negatives.encoder import base_encoder
     from d2llm.search.index import Index
@@ -213,7 +216,8 @@ def teacher_timings(config: Config, teacher: Teacher, texts: Texts, lexical: dic
     ):
         yield Timing("search", 1, size, seconds, extrapolated)
 
-    # The candidates of a query: first of BM25, first of the pipeline's encoder (evaluation.references), here from ready indexes.
+    # The candidates of a query: first of BM25, first of the pipeline's encoder (evaluation.references), here from ready
+    # indexes.
     depths, encoder = evaluation.teacher_candidates, base_encoder(config)
     vectors = encoder.encode(texts.passages[: batch * 4], "passage", "symmetric", batch)
     for size in settings.corpus_sizes:
@@ -238,7 +242,9 @@ def best(teacher: Teacher, query: str, passages: list[str], depth: int) -> np.nd
 def grown(
     measure: Callable[[int], np.ndarray], sizes: Sequence[int], most: int
 ) -> Iterator[tuple[int, np.ndarray, bool]]:
-    """(size, seconds, whether extrapolated): measured up to `most`, beyond it the seconds of `most` grown in proportion."""
+    """(size, seconds, whether extrapolated): measured up to `most`, beyond it the seconds of `most` grown in
+    proportion.
+    """
     measured: dict[int, np.ndarray] = {}
     for size in sizes:
         count = min(size, most)
@@ -250,7 +256,9 @@ def grown(
 def bm25_timings(
     build: Callable[[list[str]], Bm25], lexical: dict[int, Bm25], texts: Texts, settings: RuntimeSettings, batch: int
 ) -> Iterator[Timing]:
-    """BM25: cutting a query into words, indexing a batch of passages, scoring them all (query cut anew), whole searches."""
+    """BM25: cutting a query into words, indexing a batch of passages, scoring them all (query cut anew), whole
+    searches.
+    """
     some, part = texts.queries[: settings.repeats + 1], texts.cycled(batch)
     index = build(part)
     yield Timing("encode_query", 1, 0, clock(lambda query: tokens(query, index.kind), some, settings))

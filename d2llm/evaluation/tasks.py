@@ -50,8 +50,9 @@ class Task:
 
     `pairs` (id, sentence1, sentence2, label int | score float, phenomenon) belongs to pair classification and STS;
     `corpus` (id, text), `queries` (id, text, phenomenon) and `qrels` (query_id, doc_id, relevance) to retrieval.
-    `revision` is a digest of the files, so that a result names the very data it was measured on. `mteb` names the set where it is
-    one of mteb's own, whose class then measures it. `ignore_identical_ids`: a document whose id is the query's leaves its ranking.
+    `revision` is a digest of the files, so that a result names the very data it was measured on. `mteb` names the set
+    where it is one of mteb's own, whose class then measures it. `ignore_identical_ids`: a document whose id is the
+    query's leaves its ranking.
     """
 
     name: str
@@ -134,7 +135,9 @@ def read(folder: Path, split: str) -> Task:
 
 
 def has(folder: Path, split: str) -> bool:
-    """Whether a task is to have this split: `splits` of its task.json, both where that says nothing. A file that is missing is not asked here."""
+    """Whether a task is to have this split: `splits` of its task.json, both where that says nothing. A file that is
+    missing is not asked here.
+    """
     return split in read_json(Path(folder) / "task.json").get("splits", ["dev", "test"])
 
 

@@ -1,7 +1,8 @@
 """What a method does: its student, its objective, its pre-training. Importable without torch.
 
-A method is `baselines/<name>.py`, or a package of `d2llm/methods/`, with a module attribute `METHOD`. It chooses special tokens, text formats,
-pooling, scorer, trained parameters and objective; the loop, the sampler, the optimiser and the evaluation are the same for all.
+A method is `baselines/<name>.py`, or a package of `d2llm/methods/`, with a module attribute `METHOD`. It chooses
+special tokens, text formats, pooling, scorer, trained parameters and objective; the loop, the sampler, the optimiser
+and the evaluation are the same for all.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What a training loop is given: device, precision, log and checkpoints; of a pretext stage also its seed and what follows a text.
+    """What a training loop is given: device, precision, log and checkpoints; of a pretext stage also its seed and what
+    follows a text.
 
     `next_texts[i]` follows the i-th text in its document ("" where nothing does; None where the source knows no order).
-    `log(record)` appends a record to the log, of every `log_every`-th update and of the last; `loop` is `d2llm.run.checkpoint.Resume.loop` of the job, for that log.
+    `log(record)` appends a record to the log, of every `log_every`-th update and of the last; `loop` is
+    `d2llm.run.checkpoint.Resume.loop` of the job, for that log.
     """
 
     seed: int = 0
@@ -44,7 +47,9 @@ class TrainingContext:
     loop: Callable[..., Loop] = field(default=partial(Resume().loop, log_file=None))
 
     def autocast(self) -> AbstractContextManager:
-        """The precision that the config's trainings compute in: around forward passes, not around what needs all digits."""
+        """The precision that the config's trainings compute in: around forward passes, not around what needs all
+        digits.
+        """
         return nullcontext() if self.accelerator is None else self.accelerator.autocast()
 
 
@@ -63,7 +68,8 @@ class Method(Declaration[R]):
         raise NotImplementedError
 
     def check(self, student: Student, recipe: R, ordered: bool) -> None:
-        """Refuse what its pre-training stage would refuse of the student as built; asked before anything is trained, when the student has no weights.
+        """Refuse what its pre-training stage would refuse of the student as built; asked before anything is trained,
+        when the student has no weights.
 
         `ordered`: whether the source knows what follows a text.
         """

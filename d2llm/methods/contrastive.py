@@ -1,7 +1,8 @@
 """The contrastive objective the baselines share, and the passages a query meets in a batch. Importable without torch.
 
-What counts as a negative is decided here once, for every method alike: a passage of the batch is hidden from a query when the training set
-marks it as right for the query's text, or it is that text itself (`normal_form`); published code leaves it in by mistake or by rarity.
+What counts as a negative is decided here once, for every method alike: a passage of the batch is hidden from a query
+when the training set marks it as right for the query's text, or it is that text itself (`normal_form`); published code
+leaves it in by mistake or by rarity.
 """
 
 from __future__ import annotations

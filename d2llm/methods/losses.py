@@ -1,6 +1,8 @@
-"""InfoNCE and its in-batch form, which every method shares, and what all losses are made with: masks, means over valid queries, weighted sums.
+"""InfoNCE and its in-batch form, which every method shares, and what all losses are made with: masks, means over valid
+queries, weighted sums.
 
-D2LLM's own losses are in `d2llm.methods.d2llm.losses`, where symbols, masks, validity and precision are told once for all functions.
+D2LLM's own losses are in `d2llm.methods.d2llm.losses`, where symbols, masks, validity and precision are told once for
+all functions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Texts as numbers, so that a training step can tell which passages of its batch are right for a query without comparing texts.
+"""Texts as numbers, so that a training step can tell which passages of its batch are right for a query without
+comparing texts.
 
 Texts are compared once, by their normal form, when the training pairs are loaded (or a batch is made by hand). What is
 hidden by them is in `contrast`.

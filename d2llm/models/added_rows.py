@@ -1,7 +1,9 @@
-"""Embedding rows that train while the rest of the matrix stays: k of V rows have gradients and optimiser states, no V of anything is made.
+"""Embedding rows that train while the rest of the matrix stays: k of V rows have gradients and optimiser states, no V
+of anything is made.
 
-peft's trainable tokens keep as few parameters, but every pass copies the whole matrix and every backward pass makes a gradient of its size, which is
-what is to be spared with a vocabulary of 262,000. Which tokens are added, and how their rows start, is the backbone's business.
+peft's trainable tokens keep as few parameters, but every pass copies the whole matrix and every backward pass makes a
+gradient of its size, which is what is to be spared with a vocabulary of 262,000. Which tokens are added, and how their
+rows start, is the backbone's business.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ NAME = "added"
 
 
 class AddedRows(nn.Module):
-    """Rows `ids` of an embedding as a small embedding of their own, from which these tokens are looked up while it is `enabled`."""
+    """Rows `ids` of an embedding as a small embedding of their own, from which these tokens are looked up while it is
+    `enabled`.
+    """
 
     ids: Tensor
 
@@ -38,7 +42,9 @@ class AddedRows(nn.Module):
         return self.rows.weight
 
     def forward(self, ids: Tensor, states: Tensor) -> Tensor:
-        """Token ids (…) and their states (…, d) by the whole matrix → states (…, d), those of the added tokens by their own rows."""
+        """Token ids (…) and their states (…, d) by the whole matrix → states (…, d), those of the added tokens by their
+        own rows.
+        """
         place = torch.searchsorted(self.ids, ids).clamp(max=len(self.ids) - 1)
         return torch.where((self.ids[place] == ids)[..., None], self.rows(place), states)
 

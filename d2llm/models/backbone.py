@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from d2llm.models import remote
+from d2llm.models.base import remote
 from d2llm.models.added_rows import added_rows, train_rows
 from d2llm.models.fast.last_layer import only_at
 from d2llm.models.fast.packing import layout, packs, padding_mask
@@ -66,7 +66,8 @@ class Backbone(nn.Module):
         revision: str | None = None,
         attention: str | None = None,
     ) -> Backbone:
-        """Load a body from a folder or hub id. Only safetensors are read; remote code runs only where the configuration says so.
+        """Load a body from a folder or hub id. Only safetensors are read; remote code runs only where the configuration
+        says so.
 
         A checkpoint with a language-model head (a causal or masked one) loads as its body. Raises ArtifactError for a
         missing or damaged folder.
@@ -105,7 +106,8 @@ class Backbone(nn.Module):
         return rows_of(self.model)
 
     def framing(self) -> tuple[list[int], list[int]]:
-        """Ids before and after a text where a method's recipe does not say otherwise: as the checkpoint's tokenizer begins texts and, of encoders, ends them.
+        """Ids before and after a text where a method's recipe does not say otherwise: as the checkpoint's tokenizer
+        begins texts and, of encoders, ends them.
 
         A tokenizer that adds none leaves them to the method: an encoder's are then [CLS] and [SEP], where it has these.
         """
@@ -115,7 +117,8 @@ class Backbone(nn.Module):
         return (before, after) if before or after else (self.token("cls"), self.token("sep"))
 
     def tokenize(self, texts: list[str], remember: bool = True) -> list[tuple[int, ...]]:
-        """Token ids of each text without any special token. Repeated texts come from memory, where they are to be remembered.
+        """Token ids of each text without any special token. Repeated texts come from memory, where they are to be
+        remembered.
 
         Raises DataError for a text with a token that the model has no embedding for.
         """
@@ -176,7 +179,8 @@ class Backbone(nn.Module):
         options: dict[str, Tensor | bool | None] = {"attention_mask": attention_mask}
         if self.kind == "decoder":
             if bool(attention_mask[:, 0].all()):
-                # Padded on the right: causality already hides the padding from every real token, and no mask is fastest.
+                # Padded on the right: causality already hides the padding from every real token, and no mask is
+                # fastest.
                 options["attention_mask"] = None
             elif self._takes_positions:
                 # Padded on the left: the first real token is at position 0, as it is without padding.
@@ -200,8 +204,8 @@ class Backbone(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Last hidden states (n, t, d) and mask (n, t) of token id rows in one pass; fastest when sorted by length.
 
-        Where the mask is 0 a state may hold anything. Without padding where that is possible (`packing`). `read` tells from the mask which states
-        somebody reads, None for all; others may hold anything then as well (`last_layer`).
+        Where the mask is 0 a state may hold anything. Without padding where that is possible (`packing`). `read` tells
+        from the mask which states somebody reads, None for all; others may hold anything then as well (`last_layer`).
         """
         packed = self.packs and next(self.model.parameters()).device.type == "cpu"
         lengths = [len(row) for row in rows]
@@ -230,7 +234,9 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _packs_rightly(self) -> bool:
-        """Whether texts laid end to end have the states they have alone. Tried, as an architecture may take positions or masks in its own way."""
+        """Whether texts laid end to end have the states they have alone. Tried, as an architecture may take positions
+        or masks in its own way.
+        """
         other = {self.pad_id, self.model.config.pad_token_id}
         tokens = [token for token in range(min(self.rows, 16)) if token not in other]
         rows, training = [tuple(tokens[:1]), tuple(tokens[1:3]), tuple(tokens[2:6])], self.model.training
@@ -264,7 +270,8 @@ class Backbone(nn.Module):
     def tune(self, tuning: Any, new_tokens: list[int] | None = None) -> None:
         """Mark the parameters that train: all, LoRA adapters only, or those whose name contains "bias" (BitFit).
 
-        `new_tokens` are embedding rows that train besides (`added_rows`). Raises TrainingError when nothing would train.
+        `new_tokens` are embedding rows that train besides (`added_rows`). Raises TrainingError when nothing would
+        train.
         """
         if tuning.kind == "full":
             self.model.requires_grad_(True)

@@ -1,4 +1,6 @@
-"""What a training step is made of, as types: texts, the teacher's targets, embeddings. What computes with them is elsewhere."""
+"""What a training step is made of, as types: texts, the teacher's targets, embeddings. What computes with them is
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class TextIds:
         return replace(self, negatives=self.negatives[:, :count])
 
     def are_right(self, passages: np.ndarray) -> np.ndarray:
-        """(B, …) booleans for numbers of passages (…): whether each is right for each query of the batch, or that query itself."""
+        """(B, …) booleans for numbers of passages (…): whether each is right for each query of the batch, or that query
+        itself.
+        """
         texts, place = np.unique(passages, return_inverse=True)
         at = np.searchsorted(texts, self.right)
         there = at < len(texts)
@@ -66,8 +70,9 @@ class Batch:
     """One step's texts, of one dataset and mode: B queries, their positives and K hard negatives each.
 
     Rows with fewer than K negatives are filled up with any text and marked False in `negative_mask` (B, K), a boolean
-    tensor, or None when every row is full. `text_ids` numbers the passages and tells which are right for which query, with all that the
-    training set marks; without them (a batch made by hand) only the batch's own rows tell (`contrast.text_ids`).
+    tensor, or None when every row is full. `text_ids` numbers the passages and tells which are right for which query,
+    with all that the training set marks; without them (a batch made by hand) only the batch's own rows tell
+    (`contrast.text_ids`).
     """
 
     dataset: str
@@ -88,7 +93,9 @@ class Batch:
         return len(self.negatives[0]) if self.negatives else 0
 
     def narrowed(self, count: int | None) -> Batch:
-        """The batch with the first `count` hard negatives of each query (`Recipe.hard_negatives`); all of them for None."""
+        """The batch with the first `count` hard negatives of each query (`Recipe.hard_negatives`); all of them for
+        None.
+        """
         if count is None or count >= self.negative_count:
             return self
         teacher, mask = self.teacher, self.negative_mask

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 
 class EnhancedDecoder(nn.Module):
-    """One BERT layer whose queries differ from its keys and values (Xiao et al. 2022, eq. 4–7; release: BertLayerForDecoder).
+    """One BERT layer whose queries differ from its keys and values (Xiao et al. 2022, eq. 4–7; release:
+    BertLayerForDecoder).
 
     A = LayerNorm(q + W_o·softmax(Q Kᵀ/√d_h + M) V),  out = LayerNorm(A + FFN(A))
     """

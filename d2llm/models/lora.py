@@ -1,4 +1,6 @@
-"""LoRA (Hu et al. 2022) by peft on any transformers model: adapters put in; and the weights a tuned model is saved with, its adapters and added rows merged in."""
+"""LoRA (Hu et al. 2022) by peft on any transformers model: adapters put in; and the weights a tuned model is saved
+with, its adapters and added rows merged in.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def linear_projections(model: nn.Module) -> list[str]:
 
 
 def add_lora(model: PreTrainedModel, tuning: TunedWeights) -> PreTrainedModel:
-    """The model with fresh adapters, which add nothing yet. Raises ConfigError where targets or first_layer fit no module."""
+    """The model with fresh adapters, which add nothing yet. Raises ConfigError where targets or first_layer fit no
+    module.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     from d2llm.models.fast.composed_lora import ComposedLinear
@@ -73,7 +77,9 @@ def adapters(model: nn.Module) -> dict[str, Any]:
 
 
 def merge_lora(model: nn.Module) -> dict[str, Tensor]:
-    """The model's weights under their original names, with added rows in their matrix and every LoRA product added to the one it adapts."""
+    """The model's weights under their original names, with added rows in their matrix and every LoRA product added to
+    the one it adapts.
+    """
     adapted, held = adapters(model), model.state_dict()
     for name, added in added_rows(model).items():
         held[f"{name}.weight"] = added.merge(held[f"{name}.weight"].clone())

@@ -6,7 +6,8 @@ from torch import nn
 
 
 def position_table(model: nn.Module) -> int | None:
-    """How many positions a model with a learned embedding of each can tell apart; None for one without, as rotary and ALiBi models are.
+    """How many positions a model with a learned embedding of each can tell apart; None for one without, as rotary and
+    ALiBi models are.
 
     RoBERTa's kin count theirs from behind the padding index, OPT's from an offset.
     """
@@ -19,7 +20,9 @@ def position_table(model: nn.Module) -> int | None:
 
 
 def first_position(model: nn.Module) -> int:
-    """The position of a text's first token, as the model takes positions: RoBERTa's kin count from behind the padding index."""
+    """The position of a text's first token, as the model takes positions: RoBERTa's kin count from behind the padding
+    index.
+    """
     for name, table in model.named_modules():
         if name.rpartition(".")[2] == "position_embeddings" and isinstance(table, nn.Embedding):
             return 0 if table.padding_idx is None else table.padding_idx + 1

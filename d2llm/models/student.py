@@ -63,7 +63,8 @@ class Sharing(Protocol):
         ...
 
 
-# Cost of one more forward pass in padded tokens (measured at width 128, where a pass is cheapest), and the most passes a call is split into.
+# Cost of one more forward pass in padded tokens (measured at width 128, where a pass is cheapest), and the most passes
+# a call is split into.
 PASS_COST, MOST_PASSES = 64, 5
 # Places considered for a cut; of more, every other (third, …) is.
 MOST_CUTS = 64
@@ -229,8 +230,8 @@ class Student(nn.Module):
     def encode(self, texts: list[str], role: Role, mode: Mode = "asymmetric", batch_size: int = 256) -> np.ndarray:
         """Embeddings (n, d), float32, in evaluation mode; batches hold texts of like length.
 
-        role: "query" or "passage"; mode: "asymmetric" for a question and what answers it, "symmetric" for two sentences of a kind.
-        Raises ValueError for any other, TypeError for one text in place of several.
+        role: "query" or "passage"; mode: "asymmetric" for a question and what answers it, "symmetric" for two sentences
+        of a kind. Raises ValueError for any other, TypeError for one text in place of several.
 
         >>> student = Student.load("model")
         >>> vectors = student.encode(["人在看书。", "猫不吃花。"], "passage")
@@ -258,7 +259,8 @@ class Student(nn.Module):
     def score(
         self, queries: list[str], passages: list[str], mode: Mode = "asymmetric", batch_size: int = 256
     ) -> np.ndarray:
-        """(n,) scores of query i with passage i, float32: the IEM's logits, which rank and are no calibrated probabilities, or cosines.
+        """(n,) scores of query i with passage i, float32: the IEM's logits, which rank and are no calibrated
+        probabilities, or cosines.
 
         Raises ValueError for lists of different lengths, TypeError for one text in place of several.
 
@@ -285,7 +287,9 @@ class Student(nn.Module):
 
     @torch.inference_mode()
     def attention(self, text: str, role: Role = "query", mode: Mode = "asymmetric") -> tuple[list[str], np.ndarray]:
-        """(tokens, (tokens, heads) shares) of a text under PMA: what the pooled value of each head is made of. Other poolings raise ConfigError."""
+        """(tokens, (tokens, heads) shares) of a text under PMA: what the pooled value of each head is made of. Other
+        poolings raise ConfigError.
+        """
         rows = self.ids([text], role, mode)
         states, mask = self.backbone.states(rows, self.padding)
         tokens = [self.backbone.tokenizer.decode([token]) for token in rows[0]]
@@ -350,7 +354,9 @@ class Student(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, *, dtype: str | torch.dtype = "float32") -> Student:
-        """A saved student, ready to encode; the method's module is not needed. Raises ArtifactError when damaged, or when none is there."""
+        """A saved student, ready to encode; the method's module is not needed. Raises ArtifactError when damaged, or
+        when none is there.
+        """
         import json
 
         from safetensors.torch import load_file
@@ -413,9 +419,11 @@ def _none_here(folder: Path) -> str:
 
 
 def _width(pooling: Pooling, hidden_size: int) -> int:
-    """Numbers of the vector of a text of one token, by which scorers of a vector a text are built: all their texts' vectors have as many.
+    """Numbers of the vector of a text of one token, by which scorers of a vector a text are built: all their texts'
+    vectors have as many.
 
-    Raises ConfigError where a pooling's `width` does not say what it gives: the first pass of a training would tell, in PyTorch's words.
+    Raises ConfigError where a pooling's `width` does not say what it gives: the first pass of a training would tell, in
+    PyTorch's words.
     """
     said = pooling.width(hidden_size, 1)
     with torch.no_grad():  # in evaluation mode: a dropout would draw from the stream of the run
@@ -437,7 +445,8 @@ def _check_fit(pooling: Pooling, scorer: Scorer) -> None:
 
 
 def split_by_length(lengths: list[int]) -> list[int]:
-    """Where to cut ascending lengths into at most `MOST_PASSES` passes so that padding costs least; the ends, last included.
+    """Where to cut ascending lengths into at most `MOST_PASSES` passes so that padding costs least; the ends, last
+    included.
 
     Cost of a pass: rows × longest row, plus a constant. Exact over all cuts between different lengths (up to 64).
     """

@@ -1,5 +1,5 @@
-"""Text to token ids by a Hugging Face tokenizer, in one go and without what its wrapper adds in time; and what a tokenizer says of its checkpoint:
-how texts begin and end, what fills up rows, whether it fits the model's embeddings.
+"""Text to token ids by a Hugging Face tokenizer, in one go and without what its wrapper adds in time; and what a
+tokenizer says of its checkpoint: how texts begin and end, what fills up rows, whether it fits the model's embeddings.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ PROBES = ("a", "的", "1")
 def token_ids(tokenizer: Any, texts: Sequence[str], rows: int | None = None) -> list[list[int]]:
     """Ids of every text, without special tokens, never cut or padded.
 
-    rows: of the model's embedding matrix. Raises DataError for a text with a token that has none (`unknown_to_the_model`).
+    rows: of the model's embedding matrix. Raises DataError for a text with a token that has none
+    (`unknown_to_the_model`).
     """
     if tokenizer.is_fast:
         found = [encoding.ids for encoding in encodings(tokenizer, texts)]
@@ -48,9 +49,11 @@ def encodings(tokenizer: Any, texts: Sequence[str]) -> list[Encoding]:
 
 
 def framing(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Ids that the tokenizer puts before and after a text: ([<bos>], []) for Llama or Gemma, ([CLS], [SEP]) for BERT, nothing for Qwen or GPT-2.
+    """Ids that the tokenizer puts before and after a text: ([<bos>], []) for Llama or Gemma, ([CLS], [SEP]) for BERT,
+    nothing for Qwen or GPT-2.
 
-    Read off a text with and without them: that a tokenizer has a first token does not say that it is fed. Raises ConfigError where they cannot be told apart.
+    Read off a text with and without them: that a tokenizer has a first token does not say that it is fed. Raises
+    ConfigError where they cannot be told apart.
     """
     for probe in PROBES:
         bare, whole = (list(tokenizer(probe, add_special_tokens=special)["input_ids"]) for special in (False, True))
@@ -70,14 +73,18 @@ def rows_of(model: Any) -> int:
 
 
 def pad_id(tokenizer: Any, rows: int) -> int:
-    """What fills up rows of a batch: the padding token, the last token, else token 0, whichever the model (`rows` embeddings) knows. No result depends on it."""
+    """What fills up rows of a batch: the padding token, the last token, else token 0, whichever the model (`rows`
+    embeddings) knows. No result depends on it.
+    """
     return next((int(i) for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None and i < rows), 0)
 
 
 def unknown_to_the_model(tokenizer: Any, rows: int) -> str | None:
-    """What is wrong with a tokenizer beside a model of so many embeddings, None if nothing is: a text may hold a token without an embedding.
+    """What is wrong with a tokenizer beside a model of so many embeddings, None if nothing is: a text may hold a token
+    without an embedding.
 
-    Special tokens that nothing here feeds may lack theirs: Gemma 3's text models have the image token of their siblings. `token_ids` refuses texts that hold one.
+    Special tokens that nothing here feeds may lack theirs: Gemma 3's text models have the image token of their
+    siblings. `token_ids` refuses texts that hold one.
     """
     beyond = {i: token for token, i in tokenizer.get_vocab().items() if i >= rows}
     named = {getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "cls", "sep", "mask")}

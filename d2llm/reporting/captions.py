@@ -1,8 +1,9 @@
-"""What every table and figure is called and says, for a reader who knows nothing else of this project; the HTML page and Snakemake's report show it.
+"""What every table and figure is called and says, for a reader who knows nothing else of this project; the HTML page
+and Snakemake's report show it.
 
-The texts stand in the heads of the tables' and figures' own modules (`config.catalogue`), and name what a run is about by placeholders: `{subject}`
-for the method whose leads are judged, `{nli}` for the titles of the run's NLI sets, `{nli_sets}` for these with their descriptions (`sts`, `ir`
-likewise). Knows no file and no number.
+The texts stand in the heads of the tables' and figures' own modules (`config.catalogue`), and name what a run is about
+by placeholders: `{subject}` for the method whose leads are judged, `{nli}` for the titles of the run's NLI sets,
+`{nli_sets}` for these with their descriptions (`sts`, `ir` likewise). Knows no file and no number.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ SECTIONS: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Caption:
-    """`title` names it, `text` says what is shown and how to read it, `alt` what a figure looks like to one who cannot see it."""
+    """`title` names it, `text` says what is shown and how to read it, `alt` what a figure looks like to one who cannot
+    see it.
+    """
 
     section: str
     title: str

@@ -1,7 +1,8 @@
 """`d2llm compare A B`: two runs task by task: every method of both, B minus A, with paired bootstrap intervals.
 
-For two configurations, two versions of the code or two machines on the same test examples. How intervals and p-values come about is
-`d2llm.analysis.comparison`'s; whether a fresh run may be called the same as a reference is `verification`'s question, not this one's.
+For two configurations, two versions of the code or two machines on the same test examples. How intervals and p-values
+come about is `d2llm.analysis.comparison`'s; whether a fresh run may be called the same as a reference is
+`verification`'s question, not this one's.
 """
 
 from __future__ import annotations
@@ -23,7 +24,22 @@ from d2llm.run.schemas import AVERAGE, PREDICTIONS, SCORES
 
 _PREDICTIONS = {name: kind for name, kind in PREDICTIONS.items() if name not in ("tier", "phenomenon")}
 A, B = "run A", "run B"
-COLUMNS = ("method", "variant", "group", "task", "metric", "a", "b", "difference", "low", "high", "p", "p_holm", "seeds", "n")  # fmt: skip
+COLUMNS = (
+    "method",
+    "variant",
+    "group",
+    "task",
+    "metric",
+    "a",
+    "b",
+    "difference",
+    "low",
+    "high",
+    "p",
+    "p_holm",
+    "seeds",
+    "n",
+)
 
 
 @dataclass(frozen=True)
@@ -44,8 +60,9 @@ def side(path: Path) -> Side:
 def two_runs(
     first: Side, second: Side, *, variants: bool = False, resamples: int = 2500, level: float = 0.95, seed: int = 1
 ) -> pd.DataFrame:
-    """One row a method (and variant), task and average of a group: columns `COLUMNS`; `a`, `b` and `difference` are means over the seeds
-    both have. Without predictions of both, interval and p-values are NaN. p_holm corrects for all rows.
+    """One row a method (and variant), task and average of a group: columns `COLUMNS`; `a`, `b` and `difference` are
+    means over the seeds both have. Without predictions of both, interval and p-values are NaN. p_holm corrects for all
+    rows.
 
     Raises ArtifactError when the two share no method, task or seed, or are of other examples.
     """
@@ -60,8 +77,14 @@ def two_runs(
     count = max(resamples, least(len(runs) * columns, level))
     rows = []
     for method, variant in progress(runs, "compare"):
-        seeds = sorted(int(one) for one in shared.loc[(shared["method"] == method) & (shared["variant"] == variant), "seed"].unique())  # fmt: skip
-        own = [part[(part["method"] == method) & (part["variant"] == variant) & part["seed"].isin(seeds)] for part in (first.scores, second.scores)]  # fmt: skip
+        seeds = sorted(
+            int(one)
+            for one in shared.loc[(shared["method"] == method) & (shared["variant"] == variant), "seed"].unique()
+        )
+        own = [
+            part[(part["method"] == method) & (part["variant"] == variant) & part["seed"].isin(seeds)]
+            for part in (first.scores, second.scores)
+        ]
         scores = pd.concat([part.assign(method=name, variant="base") for name, part in zip((A, B), own, strict=True)])
         if not both:
             rows.append(plain_differences(scores, tasks).assign(method=method, variant=variant, seeds=len(seeds)))
@@ -97,12 +120,16 @@ def common(first: pd.DataFrame, second: pd.DataFrame, variants: bool) -> pd.Data
 
 
 def same_sizes(first: pd.DataFrame, second: pd.DataFrame, tasks: list[str]) -> None:
-    """Raises ArtifactError naming the tasks whose scores are of other splits or numbers of examples: all that scores alone tell of them."""
+    """Raises ArtifactError naming the tasks whose scores are of other splits or numbers of examples: all that scores
+    alone tell of them.
+    """
     sizes = []
     for scores in (first, second):
         own = scores[scores["phenomenon"] == "all"].drop_duplicates("task").set_index("task")
         sizes.append({task: f"{own.loc[task, 'n']} of {own.loc[task, 'split']}" for task in tasks})
-    other = [f"{task} ({sizes[0][task]} in A, {sizes[1][task]} in B)" for task in tasks if sizes[0][task] != sizes[1][task]]  # fmt: skip
+    other = [
+        f"{task} ({sizes[0][task]} in A, {sizes[1][task]} in B)" for task in tasks if sizes[0][task] != sizes[1][task]
+    ]
     if other:
         raise ArtifactError(
             f"the two runs were evaluated on other examples: {', '.join(other)}; only runs on the same test sets can be compared"
@@ -121,7 +148,17 @@ def plain_differences(scores: pd.DataFrame, tasks: pd.DataFrame) -> pd.DataFrame
         for name, part in [(task, [task]) for task in names] + ([(AVERAGE, names)] if len(names) > 1 else []):
             a, b = means.loc[part, A].mean(), means.loc[part, B].mean()
             kind = HEADLINE[members.loc[part[0], "task_type"]] if name != AVERAGE else metric
-            rows.append({"group": group, "task": name, "metric": kind, "a": a, "b": b, "difference": b - a, "n": int(size[part].sum())})  # fmt: skip
+            rows.append(
+                {
+                    "group": group,
+                    "task": name,
+                    "metric": kind,
+                    "a": a,
+                    "b": b,
+                    "difference": b - a,
+                    "n": int(size[part].sum()),
+                }
+            )
     return pd.DataFrame(rows).assign(low=float("nan"), high=float("nan"), p=float("nan"))
 
 
@@ -129,19 +166,37 @@ def text(table: pd.DataFrame, names: tuple[str, str], level: float) -> str:
     """The table for a terminal: marks as in the tables of a run, ↑ where B is significantly above A, ↓ below."""
     intervals = bool(table["p"].notna().any())
     lines = [f"A  {names[0]}", f"B  {names[1]}", ""]
-    head = ["method", "task", "metric", "A", "B", "B − A", *([f"{level:.0%} interval", "p", "p (Holm)", ""] if intervals else [])]  # fmt: skip
+    head = [
+        "method",
+        "task",
+        "metric",
+        "A",
+        "B",
+        "B − A",
+        *([f"{level:.0%} interval", "p", "p (Holm)", ""] if intervals else []),
+    ]
     body = []
     for row in table.itertuples():
         title = row.method if row.variant == "base" else f"{row.method} {row.variant}"
         task = f"{AVERAGE_TITLE} {row.group}" if row.task == AVERAGE else row.task
-        cells = [title, task, METRIC_TITLES.get(row.metric, row.metric), number(row.a), number(row.b), signed(row.difference)]  # fmt: skip
+        cells = [
+            title,
+            task,
+            METRIC_TITLES.get(row.metric, row.metric),
+            number(row.a),
+            number(row.b),
+            signed(row.difference),
+        ]
         if intervals:
             mark = "" if row.p_holm >= 1 - level or row.difference == 0 else "↑" if row.difference > 0 else "↓"
             cells += [f"{signed(row.low)} to {signed(row.high)}", f"{row.p:.4f}", f"{row.p_holm:.4f}", mark]
         body.append(cells)
     widths = [max(len(line[place]) for line in [head, *body]) for place in range(len(head))]
     for line in [head, *body]:
-        left = [cell.ljust(width) if place < 3 else cell.rjust(width) for place, (cell, width) in enumerate(zip(line, widths, strict=True))]  # fmt: skip
+        left = [
+            cell.ljust(width) if place < 3 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
         lines.append("  ".join(left).rstrip())
     lines.append("")
     seeds = sorted(set(table["seeds"]))
@@ -150,7 +205,7 @@ def text(table: pd.DataFrame, names: tuple[str, str], level: float) -> str:
         luck = (
             ", and the spread of seeds" if max(seeds) > 1 else "; of one seed, so the luck of a training is not in them"
         )
-        said += f" Intervals: paired bootstrap over examples{luck}. ↑ ↓: B significantly above or below A after Holm's correction over these {len(table)} rows."  # fmt: skip
+        said += f" Intervals: paired bootstrap over examples{luck}. ↑ ↓: B significantly above or below A after Holm's correction over these {len(table)} rows."
     else:
-        said += " Scores alone are compared, without intervals or p-values, as predictions.parquet is not beside both scores.csv: of the examples only splits and numbers are known to be the same."  # fmt: skip
+        said += " Scores alone are compared, without intervals or p-values, as predictions.parquet is not beside both scores.csv: of the examples only splits and numbers are known to be the same."
     return "\n".join([*lines, said])

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What a table or figure needs besides scores. `titles` names rows; `methods` and `references` are rows in their order."""
+    """What a table or figure needs besides scores. `titles` names rows; `methods` and `references` are rows in their
+    order.
+    """
 
     tier: str
     methods: Sequence[str]

@@ -1,4 +1,5 @@
-"""Stages `notebook` and `search-notebook`: execute notebooks/results.ipynb on a run's collected scores, and search.ipynb on its trained students, and keep the copies.
+"""Stages `notebook` and `search-notebook`: execute notebooks/results.ipynb on a run's collected scores, and
+search.ipynb on its trained students, and keep the copies.
 
 The kernel is this interpreter's, whatever kernels the machine has, and leaves nothing in the user's home.
 """
@@ -24,7 +25,9 @@ PATIENCE = 300
 
 
 def run(config: Config) -> None:
-    """Write `results.ipynb`. Raises ArtifactError naming the cell that failed, or when the notebook or scores are missing."""
+    """Write `results.ipynb`. Raises ArtifactError naming the cell that failed, or when the notebook or scores are
+    missing.
+    """
     import nbformat
 
     paths = Paths.of(config)
@@ -43,7 +46,9 @@ def run_search(config: Config) -> None:
 
 
 def execute(book: Any, results: Path, name: str | None = None) -> Any:
-    """The notebook, called so in errors, with the outputs of its cells, all reading the folder `results`. Raises ArtifactError naming a cell."""
+    """The notebook, called so in errors, with the outputs of its cells, all reading the folder `results`. Raises
+    ArtifactError naming a cell.
+    """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
@@ -96,7 +101,9 @@ def own_kernel(scratch: Path) -> type:
 
 
 def failed(book: Any, name: str) -> str:
-    """The cell that was executed last, as a reader finds it: its number, counted from 1 with text cells, and its first line."""
+    """The cell that was executed last, as a reader finds it: its number, counted from 1 with text cells, and its first
+    line.
+    """
     code = [(place, cell) for place, cell in enumerate(book.cells, 1) if cell.cell_type == "code"]
     done = [entry for entry in code if entry[1].get("execution_count") is not None or entry[1].outputs]
     place, cell = (done or code)[-1 if done else 0]

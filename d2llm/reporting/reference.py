@@ -1,4 +1,5 @@
-"""Keeps the small files of a finished run as its committed reference: scores, tables, cards, summaries, provenance; no weights.
+"""Keeps the small files of a finished run as its committed reference: scores, tables, cards, summaries, provenance; no
+weights.
 
 Copies only. What is copied is what a reader needs to check a number and a later run is compared with.
 """
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 def keep(config: Config, folder: Path) -> list[Path]:
     """Copy a run's small files to `folder` (replaced whole) and return what was written.
 
-    All provenance records go into one file, keyed by the path of the record. Raises ArtifactError when the run is not finished.
+    All provenance records go into one file, keyed by the path of the record. Raises ArtifactError when the run is not
+    finished.
     """
     if folder.exists() and not (folder / "scores.csv").is_file():
         raise ConfigError(
@@ -66,7 +68,9 @@ def keep(config: Config, folder: Path) -> list[Path]:
 
 
 def tuning_record(config: Config, paths: Paths) -> list[Path]:
-    """The files of `snakemake tune`, if it was run. Raises ArtifactError if it was run with other grids than the config's."""
+    """The files of `snakemake tune`, if it was run. Raises ArtifactError if it was run with other grids than the
+    config's.
+    """
     if not paths.trials.exists():
         return []
     made = read_json(provenance_of(paths.trials))["settings"]["tuning"]

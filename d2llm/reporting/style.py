@@ -30,7 +30,8 @@ def signed(value: float) -> str:
     return f"{value:+.{DECIMALS}f}".replace("-", "−")
 
 
-# Okabe and Ito's palette, told apart by colour-blind readers; the shape says the same once more. Of D2LLM, and of all others in their order.
+# Okabe and Ito's palette, told apart by colour-blind readers; the shape says the same once more. Of D2LLM, and of all
+# others in their order.
 SUBJECT_LOOK = ("#D55E00", "D")
 LOOKS: tuple[tuple[str, str], ...] = (
     *(("#0072B2", "o"), ("#56B4E9", "s"), ("#009E73", "^"), ("#E69F00", "v"), ("#CC79A7", "P")),

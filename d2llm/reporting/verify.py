@@ -30,7 +30,9 @@ SHOWN = 40
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a comparison found. `wrong` holds the scores out of tolerance: SCORE_KEY, reference, found, difference, allowed."""
+    """What a comparison found. `wrong` holds the scores out of tolerance: SCORE_KEY, reference, found, difference,
+    allowed.
+    """
 
     identical: bool
     compared: int
@@ -108,9 +110,10 @@ def verify(config: Config, reference: Path, exact: float, tolerance: float) -> V
 def compare(reference: pd.DataFrame, found: pd.DataFrame, *, exact: float, tolerance: float) -> Verdict:
     """The verdict on two tables of scores.
 
-    Rows that nothing was trained for are judged by `exact`, others by `tolerance` (times JUMPING). Breakdowns of trained
-    rows are of few examples and are compared, but judge nothing. A run (method, variant, seed) that one side lacks is
-    named and fails nothing; a score that the found run lacks within a common run, or that is over other examples, does.
+    Rows that nothing was trained for are judged by `exact`, others by `tolerance` (times JUMPING). Breakdowns of
+    trained rows are of few examples and are compared, but judge nothing. A run (method, variant, seed) that one side
+    lacks is named and fails nothing; a score that the found run lacks within a common run, or that is over other
+    examples, does.
     """
     both = reference.merge(found, on=SCORE_KEY, how="outer", suffixes=("_reference", "_found"), indicator=True)
     common = set(map(tuple, reference[RUN].to_numpy())) & set(map(tuple, found[RUN].to_numpy()))
@@ -141,8 +144,11 @@ def compare(reference: pd.DataFrame, found: pd.DataFrame, *, exact: float, toler
         lacking=[" ".join(map(str, row)) for row in lacking[SCORE_KEY].itertuples(index=False)],
         only_reference=runs_of(both[~shared & (both["_merge"] == "left_only")]),
         only_found=runs_of(both[~shared & (both["_merge"] == "right_only")])
-        + [" ".join(map(str, row)) for row in both.loc[shared & (both["_merge"] == "right_only"), SCORE_KEY].itertuples(index=False)],
-    )  # fmt: skip
+        + [
+            " ".join(map(str, row))
+            for row in both.loc[shared & (both["_merge"] == "right_only"), SCORE_KEY].itertuples(index=False)
+        ],
+    )
 
 
 def runs_of(rows: pd.DataFrame) -> list[str]:
@@ -155,7 +161,9 @@ def runs_of(rows: pd.DataFrame) -> list[str]:
 def explain(
     reference: Mapping[str, Mapping[str, Any]], found: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:  # fmt: skip
-    """What the records of jobs that both have say otherwise: software, machine, threads, settings, code; each said once."""
+    """What the records of jobs that both have say otherwise: software, machine, threads, settings, code; each said
+    once.
+    """
     said: dict[str, list[str]] = {}
     for name in sorted(reference.keys() & found.keys()):
         stage = str(found[name].get("stage", name))

@@ -30,7 +30,8 @@ KINDS = ("str", "int", "float", "bool", "list")
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`, to be written as a file or made a folder; it takes the name at the block's end.
+    """Yield a temporary sibling of `path`, to be written as a file or made a folder; it takes the name at the block's
+    end.
 
     An existing file is replaced in one step; an existing folder is moved aside first, as folders cannot be swapped
     portably. After an exception `path` is as it was.
@@ -90,7 +91,8 @@ def in_future(path: Path) -> bool:
 
 
 def settle_times(folder: Path) -> int:
-    """Give everything in a folder whose time lies in the future the present time, keeping its order; how many there were.
+    """Give everything in a folder whose time lies in the future the present time, keeping its order; how many there
+    were.
 
     Snakemake takes a job for failed, and removes what it has made, when an input is newer than its output.
     """

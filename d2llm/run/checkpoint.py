@@ -1,9 +1,11 @@
-"""Checkpoints of trainings under way: a job that was killed goes on from its last one, and ends with the bits of one that was not.
+"""Checkpoints of trainings under way: a job that was killed goes on from its last one, and ends with the bits of one
+that was not.
 
-A checkpoint is one safetensors file with all that the rest of a loop depends on. It tells the job it belongs to (settings, code, inputs,
-versions), and is ignored by any other. The command line gives every job its own, and removes them in the end; what a loop
-computes is none of this module's business. Buffers are not kept, as no model here changes one in training.
-A signal that asks the job to end (`d2llm.run.signals`) is answered between two updates: a checkpoint, and one line.
+A checkpoint is one safetensors file with all that the rest of a loop depends on. It tells the job it belongs to
+(settings, code, inputs, versions), and is ignored by any other. The command line gives every job its own, and removes
+them in the end; what a loop computes is none of this module's business. Buffers are not kept, as no model here changes
+one in training. A signal that asks the job to end (`d2llm.run.signals`) is answered between two updates: a checkpoint,
+and one line.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ LAYOUT = 1
 class Resume:
     """Those of one job, a file for each loop it trains in; without a folder none are kept.
 
-    job: what a checkpoint must agree with to be used, as plain values; only the first of several processes knows it. minutes: between two checkpoints.
+    job: what a checkpoint must agree with to be used, as plain values; only the first of several processes knows it.
+    minutes: between two checkpoints.
     """
 
     def __init__(
@@ -47,7 +50,8 @@ class Resume:
         self.job = json.loads(json.dumps(job))
         self.interval = 60.0 * (minutes or 0.0)
         self.last = time.monotonic()
-        # Seconds that processes before this one spent on what it goes on with, and the updates it goes on after, by loop.
+        # Seconds that processes before this one spent on what it goes on with, and the updates it goes on after, by
+        # loop.
         self.before, self.resumed = 0.0, dict[str, int]()
         self._started, self._loops = self.last, 0
 
@@ -63,7 +67,8 @@ class Resume:
     ) -> Loop:
         """The next loop of the job, all its parts where a checkpoint left them, if there is one.
 
-        Called when everything is as it should be at the start: weights, optimiser, generators. `log_file` gets the lines back it had.
+        Called when everything is as it should be at the start: weights, optimiser, generators. `log_file` gets the
+        lines back it had.
         """
         self._loops += 1
         file = None
@@ -83,7 +88,9 @@ class Resume:
 
 
 class Loop:
-    """One training loop. `done` updates are behind it; `notes` is what it gave to `after` when it last kept a checkpoint."""
+    """One training loop. `done` updates are behind it; `notes` is what it gave to `after` when it last kept a
+    checkpoint.
+    """
 
     def __init__(
         self,
@@ -108,7 +115,8 @@ class Loop:
                 owner.signals.listen()
 
     def after(self, update: int, **notes: Any) -> None:
-        """Call at the end of every update: keeps a checkpoint when it is time, and of the last update if there was one before.
+        """Call at the end of every update: keeps a checkpoint when it is time, and of the last update if there was one
+        before.
 
         `notes` are plain values the rest of the loop needs besides. All processes that share a training call it. Raises
         Interrupted, after a checkpoint, where a signal has come to any of them.
@@ -166,12 +174,24 @@ class Loop:
                     numbers.setdefault(str(i), {})[key] = value
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         text = json.dumps(
-            {"layout": LAYOUT, "job": self.owner.job, "loop": self.name, "update": update, "seconds": self.owner.spent, "notes": notes,
-             "groups": found["param_groups"], "numbers": numbers, "schedule": self.schedule.state_dict(),
-             "scaler": None if self.scaler is None else self.scaler.state_dict(),
-             "random": states, "generators": [_state(generator) for generator in self.generators],
-             "log": self.log_file.read_text(encoding="utf-8") if self.log_file is not None and self.log_file.exists() else ""}
-        )  # fmt: skip
+            {
+                "layout": LAYOUT,
+                "job": self.owner.job,
+                "loop": self.name,
+                "update": update,
+                "seconds": self.owner.spent,
+                "notes": notes,
+                "groups": found["param_groups"],
+                "numbers": numbers,
+                "schedule": self.schedule.state_dict(),
+                "scaler": None if self.scaler is None else self.scaler.state_dict(),
+                "random": states,
+                "generators": [_state(generator) for generator in self.generators],
+                "log": self.log_file.read_text(encoding="utf-8")
+                if self.log_file is not None and self.log_file.exists()
+                else "",
+            }
+        )
         with atomic(file) as temporary:
             save_file(tensors, str(temporary), metadata={"state": text, "digest": _digest(text, tensors)})
 
@@ -200,7 +220,9 @@ class Loop:
             get_logger(__name__).info("%s: going on after update %d of %d", self.name, update, self.steps)
 
     def _read(self, mine: bool = True) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """State and tensors. Raises ArtifactError when the file is damaged or, where it has to be `mine`, of another job."""
+        """State and tensors. Raises ArtifactError when the file is damaged or, where it has to be `mine`, of another
+        job.
+        """
         from safetensors import safe_open
 
         try:

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PACKAGES = ("d2llm", "baselines")
 
-# Folders whose modules carry settings, files and messages about, but decide no number: what they carry is compared by value.
+# Folders whose modules carry settings, files and messages about, but decide no number: what they carry is compared by
+# value.
 CARRYING_FOLDERS = ("d2llm.cli", "d2llm.config", "d2llm.run")
 
 
@@ -53,7 +54,8 @@ BEHIND = {
 
 
 def code_digest(modules: list[str], root: Path = ROOT) -> str:
-    """Digest of modules and all of this project's modules they import, blind to comments, docstrings, layout and `if TYPE_CHECKING:`.
+    """Digest of modules and all of this project's modules they import, blind to comments, docstrings, layout and `if
+    TYPE_CHECKING:`.
 
     Which method a run trains is decided by name, so a method's file counts only where it is among `modules` or imported
     by a method that is. Thus editing one baseline touches its own trainings alone.
@@ -80,14 +82,18 @@ def closure(modules: list[str], root: Path = ROOT) -> set[str]:
 
 
 def packages(modules: list[str], root: Path = ROOT) -> list[str]:
-    """Recorded packages that modules and all of this project's modules they import compute with, but for those that carry settings."""
+    """Recorded packages that modules and all of this project's modules they import compute with, but for those that
+    carry settings.
+    """
     found = set().union(*(third_parties(module, root) for module in closure(modules, root)))
     found |= {behind for name in found for behind in BEHIND.get(name, ())}
     return [name for name in RECORDED if name in found and name not in CARRYING]
 
 
 def carries(module: str) -> bool:
-    """Whether a module is of a folder that decides no number; a package itself, without code of its own, is none either."""
+    """Whether a module is of a folder that decides no number; a package itself, without code of its own, is none
+    either.
+    """
     return module in ("d2llm", "baselines", "d2llm.version") or any(
         module == folder or module.startswith(f"{folder}.") for folder in CARRYING_FOLDERS
     )
@@ -112,7 +118,9 @@ def imports(module: str, root: Path) -> frozenset[str]:
 
 @cache
 def third_parties(module: str, root: Path) -> frozenset[str]:
-    """Packages of others that a module's import statements name, wherever in it they stand, by the names they are installed by."""
+    """Packages of others that a module's import statements name, wherever in it they stand, by the names they are
+    installed by.
+    """
     names = set()
     for node in ast.walk(parsed(module, root)):
         if isinstance(node, ast.Import):

@@ -1,13 +1,16 @@
 """The errors a user can meet. Each message names the thing that is wrong and what mends it.
 
-The command line prints them as one line and exits with 2. Everything else that is raised is a bug and keeps its traceback.
+The command line prints them as one line and exits with 2. Everything else that is raised is a bug and keeps its
+traceback.
 """
 
 import errno
 
 
 def first_line(error: BaseException) -> str:
-    """The beginning of another library's message as part of one of ours: its first line, nothing unprintable in it, 300 letters at most."""
+    """The beginning of another library's message as part of one of ours: its first line, nothing unprintable in it, 300
+    letters at most.
+    """
     line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
 
@@ -32,7 +35,9 @@ NO_MEMORY = (
 
 
 def fault(error: BaseException) -> str | None:
-    """One line for a fault of the machine (disk full or read-only, memory used up); None for any other error, which is a bug."""
+    """One line for a fault of the machine (disk full or read-only, memory used up); None for any other error, which is
+    a bug.
+    """
     seen: BaseException | None = error
     while seen is not None:
         said, number = first_line(seen), getattr(seen, "errno", None)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from d2llm.run.logs import get_logger
 
-# The folder of caches that could not be written, and so was left for another by this process; a user without a home has none.
+# The folder of caches that could not be written, and so was left for another by this process; a user without a home has
+# none.
 left: list[str] = []
 
 
@@ -48,9 +49,11 @@ def temporary() -> Path:
 
 
 def settle(place: Path | None = None) -> None:
-    """Have caches kept below `place` where their default folder cannot be written; None: in a temporary folder, until this process ends.
+    """Have caches kept below `place` where their default folder cannot be written; None: in a temporary folder, until
+    this process ends.
 
-    Hugging Face's hub and data sets, torch and others go by XDG_CACHE_HOME, matplotlib by MPLCONFIGDIR. What the user sets for one of them (HF_HOME) stays.
+    Hugging Face's hub and data sets, torch and others go by XDG_CACHE_HOME, matplotlib by MPLCONFIGDIR. What the user
+    sets for one of them (HF_HOME) stays.
     """
     folder = default()
     if folder != "no home" and writable(folder):

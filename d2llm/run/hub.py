@@ -1,4 +1,5 @@
-"""The Hugging Face hub as the pipeline meets it: what it fails to give is asked for again, what came is checked, what is not there is named.
+"""The Hugging Face hub as the pipeline meets it: what it fails to give is asked for again, what came is checked, what
+is not there is named.
 
 Only the rules that fetch (`base`, `download`) come here; every other stage runs with the hub switched off.
 """
@@ -26,9 +27,11 @@ class DamagedError(OSError):
 
 
 def patiently(fetch: Callable[[], T], what: str, where: str, waits: Sequence[float] | None = None) -> T:
-    """What `fetch` returns. Failures of hub and network are waited for; a download that broke off goes on where it stopped.
+    """What `fetch` returns. Failures of hub and network are waited for; a download that broke off goes on where it
+    stopped.
 
-    `what` names the thing, `where` the key that asks for it, `waits` the seconds before each new try (WAITS; none where somebody sits and waits). Raises ConfigError for what the hub does not have, ArtifactError when it stays away.
+    `what` names the thing, `where` the key that asks for it, `waits` the seconds before each new try (WAITS; none where
+    somebody sits and waits). Raises ConfigError for what the hub does not have, ArtifactError when it stays away.
     """
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -88,8 +91,8 @@ def passing(error: BaseException) -> bool:
 def check(repo: str, kind: str) -> None:
     """Compare the cached files of a repository (kind `model` or `dataset`) with the digests the hub gave for them.
 
-    Their names in the cache are these digests: SHA-256 of large files, git's SHA-1 of small ones. A damaged one is removed.
-    Raises DamagedError.
+    Their names in the cache are these digests: SHA-256 of large files, git's SHA-1 of small ones. A damaged one is
+    removed. Raises DamagedError.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name

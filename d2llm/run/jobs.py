@@ -1,4 +1,6 @@
-"""What follows from a stage's declaration for one job: its settings, code and versions as Snakemake compares them, its outputs, whether it is current."""
+"""What follows from a stage's declaration for one job: its settings, code and versions as Snakemake compares them, its
+outputs, whether it is current.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def outputs(stage: str, paths: Paths, **arguments: Any) -> list[Path]:
 
 
 def current(config: Config, stage: str, **arguments: Any) -> bool:
-    """Whether what a job has made here is of these settings, and of inputs that are as they were. Of a run by another config, or half a job, it is not."""
+    """Whether what a job has made here is of these settings, and of inputs that are as they were. Of a run by another
+    config, or half a job, it is not.
+    """
     path = STAGES[stage].record(Paths.of(config), **arguments)
     try:
         record, written = read_json(path), path.stat().st_mtime
@@ -68,7 +72,9 @@ def current(config: Config, stage: str, **arguments: Any) -> bool:
 
 
 def find_stage(name: str) -> str:
-    """A stage by its name, as rules and records have it, or as the command line spells it. Records of older runs have the latter too."""
+    """A stage by its name, as rules and records have it, or as the command line spells it. Records of older runs have
+    the latter too.
+    """
     return name.replace("-", "_")
 
 

@@ -1,7 +1,8 @@
 """Log lines and progress: a file a job, and bars where a person is watching.
 
-On a terminal progress is a tqdm bar; elsewhere, and in a job's own file, it is a log line every ten seconds of the first minute and every minute
-from then on (or after each item, where one takes longer): a day's work is a quarter of a megabyte.
+On a terminal progress is a tqdm bar; elsewhere, and in a job's own file, it is a log line every ten seconds of the
+first minute and every minute from then on (or after each item, where one takes longer): a day's work is a quarter of a
+megabyte.
 """
 
 import logging
@@ -57,14 +58,18 @@ def configure(log: str | Path | None) -> None:
 
 
 def escape() -> None:
-    """Let stdout and stderr write what their encoding lacks as an escape (\\u8c01), where Python would end with UnicodeEncodeError."""
+    """Let stdout and stderr write what their encoding lacks as an escape (\\u8c01), where Python would end with
+    UnicodeEncodeError.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def utf_8() -> None:
-    """Let stdout be UTF-8, whatever the locale: for what programs read, where an escape would be another id, or another key."""
+    """Let stdout be UTF-8, whatever the locale: for what programs read, where an escape would be another id, or another
+    key.
+    """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
 
@@ -150,7 +155,9 @@ def progress(items: Iterable[T] | int, description: str, done: int = 0) -> Progr
 
 
 def memory_mb() -> float:
-    """The memory this process holds now, in MB (10⁶ bytes), and on a GPU what torch holds there besides; 0 where the system does not tell."""
+    """The memory this process holds now, in MB (10⁶ bytes), and on a GPU what torch holds there besides; 0 where the
+    system does not tell.
+    """
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         held = pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,5 @@
-"""Where an artifact comes from: digests of the code behind it, of its inputs and of itself, and facts about machine and software.
+"""Where an artifact comes from: digests of the code behind it, of its inputs and of itself, and facts about machine and
+software.
 
 Code is read, never imported, so that a digest costs milliseconds and needs nothing installed.
 """
@@ -60,8 +61,8 @@ def combined(path: Path, digests: Mapping[Path, str]) -> str:
 def checked_inputs(paths: Iterable[str]) -> dict[str, str]:
     """The content digest of each of a job's inputs.
 
-    Raises ArtifactError for a file whose bytes are not those that the record of its own job names: damaged since, or changed by hand. Where an input is
-    such a record, the files beside it count as well: they are what its readers read.
+    Raises ArtifactError for a file whose bytes are not those that the record of its own job names: damaged since, or
+    changed by hand. Where an input is such a record, the files beside it count as well: they are what its readers read.
     """
     found: dict[str, str] = {}
     for name in paths:
@@ -85,7 +86,9 @@ def checked_inputs(paths: Iterable[str]) -> dict[str, str]:
 
 
 def refuse_altered(record: Path) -> None:
-    """Raises ArtifactError for a record that does not say what it was sealed with. What is to be removed is what Snakemake knows of its job."""
+    """Raises ArtifactError for a record that does not say what it was sealed with. What is to be removed is what
+    Snakemake knows of its job.
+    """
     try:
         said = json.loads(record.read_text(encoding="utf-8"))
     except ValueError:
@@ -98,7 +101,9 @@ def refuse_altered(record: Path) -> None:
 
 
 def recorded(file: Path) -> str | Path | None:
-    """The digest that the nearest record names for a file, or that record where it is itself altered; None where no record names the file."""
+    """The digest that the nearest record names for a file, or that record where it is itself altered; None where no
+    record names the file.
+    """
     for folder in file.parents:
         claims = claimed(folder)
         if file in claims or folder in claims:
@@ -109,9 +114,11 @@ def recorded(file: Path) -> str | Path | None:
 
 
 def claimed(folder: Path) -> dict[Path, str | Path]:
-    """What the records that lie in a folder say of their outputs: the digest, or the record itself where that is altered.
+    """What the records that lie in a folder say of their outputs: the digest, or the record itself where that is
+    altered.
 
-    One that is no JSON any more is altered too: it stands for the file it is beside, or for all of its folder, which then is a key itself.
+    One that is no JSON any more is altered too: it stands for the file it is beside, or for all of its folder, which
+    then is a key itself.
     """
     found: dict[Path, str | Path] = {}
     for record in folder.glob(f"*{PROVENANCE}"):
@@ -133,7 +140,8 @@ def _outputs(record: Path, *stamp: int) -> dict[Path, str | Path]:
 
 
 def output_digests(record: Path, files: Iterable[Path]) -> dict[str, str]:
-    """For a record: the digest of each of these files, or of all files of these folders, by its place seen from the record.
+    """For a record: the digest of each of these files, or of all files of these folders, by its place seen from the
+    record.
 
     Files that have a record beside them are that one's.
     """
@@ -169,7 +177,9 @@ def sealed(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def altered(record: dict[str, Any]) -> bool:
-    """Whether a record says something else than when it was sealed; one without a seal, of an earlier version, cannot tell."""
+    """Whether a record says something else than when it was sealed; one without a seal, of an earlier version, cannot
+    tell.
+    """
     return SEAL in record and record[SEAL] != _said(record)
 
 

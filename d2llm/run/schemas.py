@@ -1,4 +1,5 @@
-"""The columns of every table in a results folder, by file, with the kind of each (`artifacts.read_frame`): the one home of their names.
+"""The columns of every table in a results folder, by file, with the kind of each (`artifacts.read_frame`): the one home
+of their names.
 
 And the words that stand in these columns. Reading and writing is elsewhere.
 """
@@ -104,9 +105,21 @@ CURVES: dict[str, str] = {
 FINE_TUNING = "fine-tuning"
 DEV = "dev"
 COMPARISONS = {
-    "group": "str", "task": "str", "metric": "str", "method": "str", "baseline": "str", "strongest": "bool", "value": "float",
-    "difference": "float", "low": "float", "high": "float", "p": "float", "p_holm": "float", "seeds": "int", "n": "int",
-}  # fmt: skip
+    "group": "str",
+    "task": "str",
+    "metric": "str",
+    "method": "str",
+    "baseline": "str",
+    "strongest": "bool",
+    "value": "float",
+    "difference": "float",
+    "low": "float",
+    "high": "float",
+    "p": "float",
+    "p_holm": "float",
+    "seeds": "int",
+    "n": "int",
+}
 AVERAGE = "average"
 # Whose variants are the ablations; with whom methods are compared where nobody else is named.
 SUBJECT = "d2llm"
@@ -118,9 +131,21 @@ PHASES: dict[str, str] = {
     "search": "query",
     "rerank": "query",
 }
-# `batch`: texts, or pairs of one query, computed at once. `corpus`: passages searched, 0 where none are. Times in seconds. Bytes are
-# of a passage in the index and of its plain embedding; there are none where no vectors are stored.
+# `batch`: texts, or pairs of one query, computed at once. `corpus`: passages searched, 0 where none are. Times in
+# seconds. Bytes are of a passage in the index and of its plain embedding; there are none where no vectors are stored.
 RUNTIME: dict[str, str] = {
-    "method": "str", "phase": "str", "per": "str", "batch": "int", "corpus": "int", "threads": "int", "device": "str", "median": "float",
-    "q1": "float", "q3": "float", "repeats": "int", "extrapolated": "bool", "bytes_per_passage": "float", "embedding_bytes": "float",
-}  # fmt: skip
+    "method": "str",
+    "phase": "str",
+    "per": "str",
+    "batch": "int",
+    "corpus": "int",
+    "threads": "int",
+    "device": "str",
+    "median": "float",
+    "q1": "float",
+    "q3": "float",
+    "repeats": "int",
+    "extrapolated": "bool",
+    "bytes_per_passage": "float",
+    "embedding_bytes": "float",
+}

@@ -1,6 +1,8 @@
-"""Signals that ask a process to end (SIGTERM of a scheduler, SIGINT of Ctrl-C), noted while a training runs: `d2llm.run.checkpoint` keeps a checkpoint first.
+"""Signals that ask a process to end (SIGTERM of a scheduler, SIGINT of Ctrl-C), noted while a training runs:
+`d2llm.run.checkpoint` keeps a checkpoint first.
 
-The command line alone makes `Signals`, and the workflow alone calls `pass_on`; whoever uses the library keeps its own handlers.
+The command line alone makes `Signals`, and the workflow alone calls `pass_on`; whoever uses the library keeps its own
+handlers.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 NOTED = (signal.SIGINT, signal.SIGTERM)
-# Seconds in which another signal is the same request: Slurm may tell every process of a job, and torchrun tells its own again.
+# Seconds in which another signal is the same request: Slurm may tell every process of a job, and torchrun tells its own
+# again.
 SAME = 1.0
 
 

@@ -1,4 +1,5 @@
-"""The stages, each declared once: what does it, what it reads and writes, the settings and code its result depends on, what a job of it needs.
+"""The stages, each declared once: what does it, what it reads and writes, the settings and code its result depends on,
+what a job of it needs.
 
 The command line and the workflow know stages by this table; what follows from it for one job is in `jobs`. Torch-free.
 A stage is a rule of its name; `{argument}` in a key of the config is filled in.
@@ -68,7 +69,9 @@ def source(*parts: str) -> Path:
 
 
 def files(config: Config, paths: Paths, **arguments: Any) -> list[Path]:
-    """What a source of files reads: one's own files, and what is fetched. Raises ConfigError for a file that is not there, by its key."""
+    """What a source of files reads: one's own files, and what is fetched. Raises ConfigError for a file that is not
+    there, by its key.
+    """
     if config.data.source != "files":
         return []
     own = config.data.files.paths()
@@ -93,7 +96,9 @@ def vector_shards(config: Config, paths: Paths) -> list[Path]:
 
 
 def training_inputs(config: Config, paths: Paths, method: str, variant: str, seed: Any) -> list[Path]:
-    """Training pairs, a base model, and dev sets to watch it by; the teacher's scores only for a method that imitates one."""
+    """Training pairs, a base model, and dev sets to watch it by; the teacher's scores only for a method that imitates
+    one.
+    """
     chosen, recipe, owner = declared(method), config.recipe(method, variant), config.pretext_of(method, variant)
     inputs = [paths.pairs, paths.pretext(method, owner) if owner else paths.base(chosen.base(recipe))]
     inputs += [paths.tasks] if config.training.dev_every else []
@@ -113,7 +118,8 @@ def evaluation_inputs(config: Config, paths: Paths, method: str, variant: str, s
 def collected_inputs(config: Config, paths: Paths) -> list[Path]:
     """Every evaluation and training, and the reports on what they were made from, as far as a job names it.
 
-    Beside each summary lies the log, and beside a teacher's record its report: nobody's outputs (train.smk, teacher.smk).
+    Beside each summary lies the log, and beside a teacher's record its report: nobody's outputs (train.smk,
+    teacher.smk).
     """
     evaluations, runs = [paths.evaluation(*run) for run in config.evaluations()], config.runs()
     imitating = [config.recipe(run.method, run.variant) for run in runs if declared(run.method).uses_teacher]

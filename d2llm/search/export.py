@@ -1,4 +1,5 @@
-"""A trained student as a folder others can load: sentence-transformers' layout, with a model card that holds its scores and where it comes from.
+"""A trained student as a folder others can load: sentence-transformers' layout, with a model card that holds its scores
+and where it comes from.
 
 What the modules do is in `sentence_transformer`; nothing is sent anywhere (`hf upload OWNER/NAME FOLDER` does that).
 """
@@ -56,8 +57,8 @@ Settings of the run, as YAML:
 
 
 def export(config: Config, method: str, variant: str, seed: int, to: Path) -> Path:
-    """Write a finished run's student to `to`, which must not exist. Raises ConfigError for a folder that is there and for a run the config has not,
-    ArtifactError for one that is not finished."""
+    """Write a finished run's student to `to`, which must not exist. Raises ConfigError for a folder that is there and
+    for a run the config has not, ArtifactError for one that is not finished."""
     import yaml
 
     from d2llm.models.student import Student
@@ -71,12 +72,23 @@ def export(config: Config, method: str, variant: str, seed: int, to: Path) -> Pa
     student = Student.load(run / "model")
     about = student.description()
     card = CARD.format(
-        title=f"{method}, {config.tier}", version=record.get("version", __version__), method=method, variant=variant, seed=seed,
-        tier=config.tier, folder=to.name, kind=about["kind"].capitalize(), pooling=about["pooling"]["name"],
-        width=student.width, scorer=constants(f"d2llm.models.scorers.{about['scorer']['name']}")["TITLE"],
-        scores=scores(paths.scores_csv, method, variant, seed), origin=origin(record),
-        settings=yaml.safe_dump(json.loads(json.dumps(record["settings"])), sort_keys=False, allow_unicode=True).rstrip(),
-    )  # fmt: skip
+        title=f"{method}, {config.tier}",
+        version=record.get("version", __version__),
+        method=method,
+        variant=variant,
+        seed=seed,
+        tier=config.tier,
+        folder=to.name,
+        kind=about["kind"].capitalize(),
+        pooling=about["pooling"]["name"],
+        width=student.width,
+        scorer=constants(f"d2llm.models.scorers.{about['scorer']['name']}")["TITLE"],
+        scores=scores(paths.scores_csv, method, variant, seed),
+        origin=origin(record),
+        settings=yaml.safe_dump(
+            json.loads(json.dumps(record["settings"])), sort_keys=False, allow_unicode=True
+        ).rstrip(),
+    )
     with atomic(to) as folder:
         student.save(folder / STUDENT)
         (folder / "1_Interaction").mkdir()
@@ -96,7 +108,9 @@ def modules() -> list[dict[str, Any]]:
 
 
 def scores(path: Path, method: str, variant: str, seed: int) -> str:
-    """The run's scores of whole tasks as a table, or that there are none; the breakdown by phenomenon stays in the run's own files."""
+    """The run's scores of whole tasks as a table, or that there are none; the breakdown by phenomenon stays in the
+    run's own files.
+    """
     import pandas as pd
 
     if not path.exists():

@@ -1,8 +1,9 @@
 """A searchable index of passages for a trained student: what its scorer needs of every passage, computed once.
 
-For D2LLM that is Wp·p + b1 of every passage (`passage_cache`), from which its scores follow exactly; for a cosine the unit vector. It may be kept in
-half or eight-bit precision. A search scores every passage, in blocks of both sides that bound the memory, or, with `share`, only so large a part of
-them as inner products say is worth it (`candidates`). A saved index is mapped, not read: it may be larger than the memory.
+For D2LLM that is Wp·p + b1 of every passage (`passage_cache`), from which its scores follow exactly; for a cosine the
+unit vector. It may be kept in half or eight-bit precision. A search scores every passage, in blocks of both sides that
+bound the memory, or, with `share`, only so large a part of them as inner products say is worth it (`candidates`). A
+saved index is mapped, not read: it may be larger than the memory.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ Precision = Literal["full", "float16", "int8"]
 class Index:
     """Passages ready to be searched by one student.
 
-    `cache` (r, c) is the scorer's passage cache, in `precision`; `scale` (r, parts) what each part of a row of int8 is multiplied by. `places` (m,)
-    is the row of the cache of each passage, in the order given: equal texts share one, so that their scores are equal too; None: passage i has row i.
-    `vector_bytes` is what one plain embedding takes. Passages are told by their number in the order given: texts are the caller's.
+    `cache` (r, c) is the scorer's passage cache, in `precision`; `scale` (r, parts) what each part of a row of int8 is
+    multiplied by. `places` (m,) is the row of the cache of each passage, in the order given: equal texts share one, so
+    that their scores are equal too; None: passage i has row i. `vector_bytes` is what one plain embedding takes.
+    Passages are told by their number in the order given: texts are the caller's.
 
     >>> import d2llm
     >>> student = d2llm.load("model")
@@ -141,11 +143,11 @@ class Index:
     ) -> Hits:
         """For every query the numbers of the `depth` best passages and their scores, best first.
 
-        `ties` (m,): of passages with equal scores the one with the smaller tie number is first (`ranking.by_id` gives the evaluation's rule); None: the
-        first in the order given.
-        `share`: the part of the passages whose exact score may be computed for a query, e.g. 0.02, of many passages (`budget`); None: all of them.
-        Scores are exact either way, and which passages are found is approximate with it (`recall` measures how much so).
-        Raises ConfigError for a share or a depth there cannot be, TypeError for one text in place of several.
+        `ties` (m,): of passages with equal scores the one with the smaller tie number is first (`ranking.by_id` gives
+        the evaluation's rule); None: the first in the order given. `share`: the part of the passages whose exact score
+        may be computed for a query, e.g. 0.02, of many passages (`budget`); None: all of them. Scores are exact either
+        way, and which passages are found is approximate with it (`recall` measures how much so). Raises ConfigError for
+        a share or a depth there cannot be, TypeError for one text in place of several.
         """
         check_several("queries", queries)
         return self.search_vectors(self.student.encode(list(queries), "query", self.mode), depth, share, ties)
@@ -153,7 +155,9 @@ class Index:
     def search_vectors(
         self, queries: np.ndarray, depth: int, share: float | None = None, ties: np.ndarray | None = None
     ) -> Hits:
-        """The same for embedded queries (n, d). Scores that are not finite come as +inf, first, for the caller to refuse."""
+        """The same for embedded queries (n, d). Scores that are not finite come as +inf, first, for the caller to
+        refuse.
+        """
         if depth < 1:
             raise ConfigError(f"depth: expected a number of at least 1; found {depth!r}")
         q = on_device(self.student, queries)
@@ -192,7 +196,8 @@ class Index:
     def budget(self, share: float | None, depth: int) -> int | None:
         """How many distinct passages may be scored exactly for a query, at least `LEAST_BUDGET`; None: all.
 
-        All are where they are few (`FEW`), or where the share has no room for twice the depth. Raises ConfigError for a share there cannot be.
+        All are where they are few (`FEW`), or where the share has no room for twice the depth. Raises ConfigError for a
+        share there cannot be.
         """
         if share is None:
             return None
@@ -246,7 +251,9 @@ class Index:
     def _best(
         self, count: int, depth: int, scores_of: Callable[[Tensor], Tensor], ties: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Scores and rows (count, depth) of what `scores_of` finds best, equal scores in any order; a block of the cache at a time."""
+        """Scores and rows (count, depth) of what `scores_of` finds best, equal scores in any order; a block of the
+        cache at a time.
+        """
         device = on_device(self.student, self.cache[:0]).device
         scores = [torch.empty(count, 0, device=device)]
         index = [torch.empty(count, 0, dtype=torch.long, device=device)]
@@ -257,14 +264,17 @@ class Index:
             scores.append(scores_of(rows))
             index.append(torch.arange(start, start + len(rows), device=device).expand(count, -1))
             waiting += len(rows)
-            # Merged when as much waits as is kept: with a merge for every block, many candidates would cost their number times that of blocks.
+            # Merged when as much waits as is kept: with a merge for every block, many candidates would cost their
+            # number times that of blocks.
             if waiting >= depth or start == starts[-1]:
                 merged = kept(torch.cat(scores, dim=1), torch.cat(index, dim=1), ties, depth)
                 scores, index, waiting = [merged[0]], [merged[1]], 0
         return scores[0], index[0]
 
     def rows(self, which: Tensor | slice) -> Tensor:
-        """(k, c) rows of the index where the scorer computes, as it made them, up to the loss of the precision they are kept in."""
+        """(k, c) rows of the index where the scorer computes, as it made them, up to the loss of the precision they are
+        kept in.
+        """
         which = which.to(self.cache.device) if isinstance(which, Tensor) else which
         chosen = on_device(self.student, self.cache[which])
         if self.scale is not None:
@@ -278,7 +288,9 @@ class Index:
 
     # -------------------------------------------------------------------------------------------------- save and load
     def save(self, folder: str | Path) -> None:
-        """Write `index.safetensors` and `index.json`, which names the student by a digest of its weights and by its `settings`."""
+        """Write `index.safetensors` and `index.json`, which names the student by a digest of its weights and by its
+        `settings`.
+        """
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -294,7 +306,8 @@ class Index:
     def load(cls, folder: str | Path, student: Any, mapped: bool = True) -> Index:
         """A saved index of this very student. Raises ArtifactError when it is missing, damaged or another student's.
 
-        `mapped`: it stays in its file, and a search reads of it what it needs; otherwise it is brought where the student computes.
+        `mapped`: it stays in its file, and a search reads of it what it needs; otherwise it is brought where the
+        student computes.
         """
         from safetensors import safe_open
 
@@ -338,7 +351,8 @@ def check_there(folder: Path) -> None:
 
 
 def stored(scorer: Any, vectors: Tensor, precision: Precision) -> tuple[Tensor, Tensor | None]:
-    """(m, d) → the scorer's (m, c) as kept in a precision, and (m, parts), by which int8 is multiplied (the largest entry of a part becomes 127).
+    """(m, d) → the scorer's (m, c) as kept in a precision, and (m, parts), by which int8 is multiplied (the largest
+    entry of a part becomes 127).
 
     Raises ConfigError for a precision there is not.
     """
@@ -360,7 +374,8 @@ def joined(scales: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def shared(hits: Hits, depth: int, places: np.ndarray, ties: np.ndarray) -> Hits:
-    """Hits of rows → hits of the passages that share them; places, ties (m,): the row and the tie number of each passage.
+    """Hits of rows → hits of the passages that share them; places, ties (m,): the row and the tie number of each
+    passage.
 
     The best `depth` rows suffice: every passage of another row ranks below one passage of each of them.
     """
@@ -395,7 +410,9 @@ def weights(student: Any) -> str:
 
 
 def settings(student: Any) -> dict[str, Any]:
-    """What decides a student's vectors and scores besides its weights (text formats, pooling, scorer, normalising, …), as JSON gives it back."""
+    """What decides a student's vectors and scores besides its weights (text formats, pooling, scorer, normalising, …),
+    as JSON gives it back.
+    """
     about = student.description()
     return json.loads(
         json.dumps({name: about[name] for name in about if name not in ("layout", "method", "parameters")})

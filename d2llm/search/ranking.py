@@ -1,7 +1,8 @@
-"""Which of equal scores ranks first: one rule for all that ranks, that of trec_eval and mteb. What is scored, and how, is others' to say.
+"""Which of equal scores ranks first: one rule for all that ranks, that of trec_eval and mteb. What is scored, and how,
+is others' to say.
 
-Higher scores come first, compared as float32. Of equal ones the passage with the smaller tie number does: `by_id` gives numbers by which ids
-descend; without any, passages keep the order they stand in.
+Higher scores come first, compared as float32. Of equal ones the passage with the smaller tie number does: `by_id` gives
+numbers by which ids descend; without any, passages keep the order they stand in.
 """
 
 from __future__ import annotations

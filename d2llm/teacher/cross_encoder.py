@@ -1,10 +1,11 @@
-"""The teacher: a decoder that reads a prompt with both texts and answers yes or no (paper, section on the teacher model).
+"""The teacher: a decoder that reads a prompt with both texts and answers yes or no (paper, section on the teacher
+model).
 
-Scores many candidates of one query in one row: the candidates share the prompt's beginning and do not see each other, which gives the
-logits of separate prompts with the shared part computed once; what all rows begin with, the instruction, is computed once a call. Of a model that
-cannot keep them apart every candidate has a row of its own.
-Only the answer positions reach the two rows of the LM head that matter; candidates share a row only where it is cut as each of them is alone.
-Tuning is in `teacher_tuning.py`, the stage that stores scores in `teacher_scores.py`.
+Scores many candidates of one query in one row: the candidates share the prompt's beginning and do not see each other,
+which gives the logits of separate prompts with the shared part computed once; what all rows begin with, the
+instruction, is computed once a call. Of a model that cannot keep them apart every candidate has a row of its own. Only
+the answer positions reach the two rows of the LM head that matter; candidates share a row only where it is cut as each
+of them is alone. Tuning is in `teacher_tuning.py`, the stage that stores scores in `teacher_scores.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2llm.models import remote
+from d2llm.models.base import remote
 from d2llm.models.device import default_device
 from d2llm.models.fast.last_layer import only_at
 from d2llm.models.fast.packing import padding_mask
@@ -47,9 +48,11 @@ WINDOWS = ("sliding_window", "sliding_window_size", "window_size", "attention_ch
 
 @dataclass(frozen=True)
 class Row:
-    """One packed row: token ids, positions, the segment of each token (0 shared, 1… candidates) and where each answer is read.
+    """One packed row: token ids, positions, the segment of each token (0 shared, 1… candidates) and where each answer
+    is read.
 
-    `text_spans[j]` is the (start, end) of candidate j's own tokens in `ids`; candidate j is number `members[j]` of group number `group`.
+    `text_spans[j]` is the (start, end) of candidate j's own tokens in `ids`; candidate j is number `members[j]` of
+    group number `group`.
     """
 
     ids: list[int]
@@ -64,7 +67,8 @@ class Row:
 class PromptIds:
     """A mode's prompt as token ids, begun as the checkpoint's tokenizer begins a text, with its two answer ids checked.
 
-    Raises ConfigError for a prompt or an answer that the tokenizer cannot spell, and for one that leaves no room for texts.
+    Raises ConfigError for a prompt or an answer that the tokenizer cannot spell, and for one that leaves no room for
+    texts.
     """
 
     def __init__(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -97,7 +101,9 @@ class PromptIds:
         return a[: self.room - shorter], b[:shorter]
 
     def rows(self, a: list[int], candidates: Sequence[list[int]], group: int = 0, size: int | None = None) -> list[Row]:
-        """A query with its candidates, at most `size` a row: those for which the query is cut alike, as it is by each alone."""
+        """A query with its candidates, at most `size` a row: those for which the query is cut alike, as it is by each
+        alone.
+        """
         cuts = [self.cut(a, b) for b in candidates]
         parts: dict[int, list[int]] = {}
         for number, (kept, _) in enumerate(cuts):
@@ -169,7 +175,8 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int,
 
 
 def collate(rows: Sequence[Row], pad_id: int, known: int = 0) -> dict[str, Tensor]:
-    """Ids and positions (n, t) and a boolean mask (n, 1, t, t): causal, and candidates see only the shared part and themselves.
+    """Ids and positions (n, t) and a boolean mask (n, 1, t, t): causal, and candidates see only the shared part and
+    themselves.
 
     The first `known` tokens of all rows are left out of all but the mask's last axis: their keys and values are there.
     """
@@ -233,7 +240,9 @@ class Teacher:
         return cls(model, tokenizer, settings)
 
     def tokens(self, texts: Iterable[str]) -> list[list[int]]:
-        """Token ids without special tokens; each distinct text is tokenised once. Raises DataError for a token that the model has no embedding for."""
+        """Token ids without special tokens; each distinct text is tokenised once. Raises DataError for a token that the
+        model has no embedding for.
+        """
         texts = list(texts)
         new = list(dict.fromkeys(text for text in texts if text not in self._cache))
         if new:
@@ -241,7 +250,9 @@ class Teacher:
         return [self._cache[text] for text in texts]
 
     def pack(self, groups: Sequence[Group], mode: str, size: int | None = None) -> list[Row]:
-        """Rows of all groups in order, at most `size` candidates in each: one a group where nothing is cut, no size is given and the model `packs`."""
+        """Rows of all groups in order, at most `size` candidates in each: one a group where nothing is cut, no size is
+        given and the model `packs`.
+        """
         prompt, size = self.prompts[mode], size if self.packs else 1
         # All at once: far faster than one by one.
         self.tokens(text for a, candidates in groups for text in (a, *candidates))
@@ -253,7 +264,9 @@ class Teacher:
 
     @cached_property
     def packs(self) -> bool:
-        """Whether the model keeps candidates that share a row apart. Tried, as architectures may count positions or read masks in their own way."""
+        """Whether the model keeps candidates that share a row apart. Tried, as architectures may count positions or
+        read masks in their own way.
+        """
         from d2llm.run.logs import get_logger
 
         apart = self._keeps_apart()
@@ -280,18 +293,24 @@ class Teacher:
 
         try:
             (shared,) = prompt.rows(a, candidates)
-            others = [prompt.yes if segment == 1 else token for token, segment in zip(shared.ids, shared.segments, strict=True)]  # fmt: skip
+            others = [
+                prompt.yes if segment == 1 else token
+                for token, segment in zip(shared.ids, shared.segments, strict=True)
+            ]
             together, beside = answer(shared, True), answer(replace(shared, ids=others), True)
             alone = answer(prompt.rows(a, candidates[1:])[0], False)
         except Exception:  # noqa: BLE001 - a mask or positions that an architecture does not take are told in many ways
             return False
-        # What is masked adds an exact zero; what a recurrent layer carries over may be as small as the rounding of half precision.
+        # What is masked adds an exact zero; what a recurrent layer carries over may be as small as the rounding of half
+        # precision.
         rounding = 1e-3 if self.model.dtype == torch.float32 else 0.1
         return torch.equal(together, beside) and bool((together - alone).norm() <= rounding * alone.norm())
 
     @torch.no_grad()
     def instruction(self, mode: str) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values (1, heads, k, d) of every layer for the k tokens each row of a mode begins with; empty for an architecture of its own."""
+        """Keys and values (1, heads, k, d) of every layer for the k tokens each row of a mode begins with; empty for an
+        architecture of its own.
+        """
         from transformers import DynamicCache
 
         prefix = self.prompts[mode].prefix
@@ -309,10 +328,11 @@ class Teacher:
         begun: Sequence[tuple[Tensor, Tensor]] = (),
         only_answers: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """States of a batch of rows: logits (m, 2) yes/no, float32, and answer states (m, d) of all candidates in order, and all states (n, t, d).
+        """States of a batch of rows: logits (m, 2) yes/no, float32, and answer states (m, d) of all candidates in
+        order, and all states (n, t, d).
 
-        With `begun`, what `instruction` gave for these very weights, the states lack the instruction's k tokens. With `only_answers`, states of other
-        tokens are not to be read (`last_layer`).
+        With `begun`, what `instruction` gave for these very weights, the states lack the instruction's k tokens. With
+        `only_answers`, states of other tokens are not to be read (`last_layer`).
         """
         return self._pass(rows, mode, self.packs, begun, only_answers)
 
@@ -362,8 +382,8 @@ class Teacher:
     ) -> list[np.ndarray] | tuple[list[np.ndarray], list[np.ndarray]]:
         """Yes/no logits of every (query, candidate), a float32 (n, 2) array a group, index 0 yes.
 
-        With `features`, also the pair features y^T: (n, d) arrays. Long groups are split, short ones batched by a token budget.
-        Raises TrainingError on a score that is not finite.
+        With `features`, also the pair features y^T: (n, d) arrays. Long groups are split, short ones batched by a token
+        budget. Raises TrainingError on a score that is not finite.
         """
         from d2llm.run.logs import progress
 
@@ -392,7 +412,8 @@ class Teacher:
 
 
 class AnswerHead(nn.Module):
-    """Two rows of a language model's head, read at the answers' places: (n, t, d) states → (m, 2) logits, formed in float32 at least.
+    """Two rows of a language model's head, read at the answers' places: (n, t, d) states → (m, 2) logits, formed in
+    float32 at least.
 
     `states` are all states of the last pass, `answers` (m, d) those at the places.
     """
@@ -420,7 +441,9 @@ class AnswerHead(nn.Module):
 
 @contextmanager
 def answering(model: PreTrainedModel, places: tuple[Tensor, ...], choice: tuple[int, int]) -> Iterator[AnswerHead]:
-    """Within it the model's logits are those of two tokens at some places alone; what an architecture does to logits (soft caps, scales) it does to them."""
+    """Within it the model's logits are those of two tokens at some places alone; what an architecture does to logits
+    (soft caps, scales) it does to them.
+    """
     head = model.get_output_embeddings()
     answers = AnswerHead(head, places, choice)
     model.set_output_embeddings(answers)
@@ -454,7 +477,9 @@ def quantized(kind: str) -> Any:
 
 
 def token_batches(order: Sequence[int], rows: Sequence[Row], budget: int) -> Iterable[list[int]]:
-    """Consecutive runs of `order` whose padded size (rows x longest) stays within `budget` tokens; at least one row each."""
+    """Consecutive runs of `order` whose padded size (rows x longest) stays within `budget` tokens; at least one row
+    each.
+    """
     batch: list[int] = []
     longest = 0
     for i in order:

@@ -1,7 +1,8 @@
-"""Stage `teacher-scores`: what the teacher says of every training pair, computed once and read by every run and sweep point.
+"""Stage `teacher-scores`: what the teacher says of every training pair, computed once and read by every run and sweep
+point.
 
-Per training query: yes/no logits of its positive and negatives, of its easy negatives (the other positives of its pack), and the cosine
-matrix of the pair features over the positive and negatives (the target of feature imitation).
+Per training query: yes/no logits of its positive and negatives, of its easy negatives (the other positives of its
+pack), and the cosine matrix of the pair features over the positive and negatives (the target of feature imitation).
 """
 
 from __future__ import annotations

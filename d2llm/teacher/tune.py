@@ -1,8 +1,10 @@
-"""Stage `teacher`: tunes the base decoder as a yes/no cross-encoder on graded groups, and reports whether it is good enough.
+"""Stage `teacher`: tunes the base decoder as a yes/no cross-encoder on graded groups, and reports whether it is good
+enough.
 
-The loss is binary cross-entropy of yes against no, with graded targets (1 for entailed or relevant, below one half otherwise). Where the
-source knows how each word of a candidate stands to the query (the generated world does), a word-relation loss is added; its head is
-thrown away. A teacher below `teacher.min_ap` on dev is refused, because every later number would rest on it.
+The loss is binary cross-entropy of yes against no, with graded targets (1 for entailed or relevant, below one half
+otherwise). Where the source knows how each word of a candidate stands to the query (the generated world does), a
+word-relation loss is added; its head is thrown away. A teacher below `teacher.min_ap` on dev is refused, because every
+later number would rest on it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch.nn import functional as F
 
 from d2llm.methods.base import TrainingContext
 from d2llm.methods.parameters import decay_groups
-from d2llm.models import remote
+from d2llm.models.base import remote
 from d2llm.models.lora import add_lora, merge_lora
 from d2llm.models.tokens import encodings
 from d2llm.run.artifacts import append_jsonl, atomic, read_frame, write_json
@@ -212,7 +214,9 @@ def tune(
 
 
 def marked(rows: list[Row], labels: list[list[list[int]]], width: int) -> tuple[list[int], list[int]]:
-    """Where the candidates' words that have a relation stand in rows of so many tokens laid end to end, and the relations."""
+    """Where the candidates' words that have a relation stand in rows of so many tokens laid end to end, and the
+    relations.
+    """
     at, digits = [], []
     for i, (row, found) in enumerate(zip(rows, labels, strict=True)):
         for (start, end), own in zip(row.text_spans, found, strict=True):
@@ -224,7 +228,9 @@ def marked(rows: list[Row], labels: list[list[list[int]]], width: int) -> tuple[
 
 
 def assess(teacher: Teacher, dev: pd.DataFrame, bins: int = 10) -> dict[str, dict]:
-    """By mode: AP, accuracy at 0.5, expected calibration error against labels, Spearman with the targets, accuracy by phenomenon."""
+    """By mode: AP, accuracy at 0.5, expected calibration error against labels, Spearman with the targets, accuracy by
+    phenomenon.
+    """
     from scipy.stats import spearmanr
     from sklearn.metrics import average_precision_score
 
@@ -240,15 +246,25 @@ def assess(teacher: Teacher, dev: pd.DataFrame, bins: int = 10) -> dict[str, dic
         label = label.astype(bool)
         edges = np.minimum((probability * bins).astype(int), bins - 1)
         curve = [
-            {"from": k / bins, "to": (k + 1) / bins, "n": int((edges == k).sum()), "mean_probability": float(probability[edges == k].mean()),
-             "share_true": float(label[edges == k].mean())}
-            for k in range(bins) if (edges == k).any()
-        ]  # fmt: skip
+            {
+                "from": k / bins,
+                "to": (k + 1) / bins,
+                "n": int((edges == k).sum()),
+                "mean_probability": float(probability[edges == k].mean()),
+                "share_true": float(label[edges == k].mean()),
+            }
+            for k in range(bins)
+            if (edges == k).any()
+        ]
         error = sum(b["n"] * abs(b["mean_probability"] - b["share_true"]) for b in curve) / len(label)
         right = (probability >= 0.5) == label
         report[str(mode)] = {
-            "n": len(label), "ap": float(average_precision_score(label, margin)), "accuracy": float(right.mean()),
-            "expected_calibration_error": float(error), "spearman_with_targets": float(spearmanr(margin, wanted)[0]),
-            "accuracy_by_phenomenon": {str(k): float(right[name == k].mean()) for k in sorted(set(name))}, "reliability": curve,
-        }  # fmt: skip
+            "n": len(label),
+            "ap": float(average_precision_score(label, margin)),
+            "accuracy": float(right.mean()),
+            "expected_calibration_error": float(error),
+            "spearman_with_targets": float(spearmanr(margin, wanted)[0]),
+            "accuracy_by_phenomenon": {str(k): float(right[name == k].mean()) for k in sorted(set(name))},
+            "reliability": curve,
+        }
     return report

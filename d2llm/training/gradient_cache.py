@@ -1,8 +1,9 @@
-"""Large batches in little memory: the gradient of a loss over all embeddings of a batch, a few texts in memory at a time.
+"""Large batches in little memory: the gradient of a loss over all embeddings of a batch, a few texts in memory at a
+time.
 
-Gao et al. 2021 (GradCache): embed everything without a graph, take the loss and its gradient at the embeddings, then embed again
-part by part and send each part's gradient on. The same gradient as one pass gives, up to rounding, so that in-batch negatives
-stay those of the whole batch; the price is a second forward pass.
+Gao et al. 2021 (GradCache): embed everything without a graph, take the loss and its gradient at the embeddings, then
+embed again part by part and send each part's gradient on. The same gradient as one pass gives, up to rounding, so that
+in-batch negatives stay those of the whole batch; the price is a second forward pass.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ Rows = list[tuple[int, ...]]
 class GradientCache:
     """Embeds token id rows `size` at a time.
 
-    embed: rows → (n, d), with gradients when they are on. One step: `forward`, a loss and its backward pass, `backward`.
+    embed: rows → (n, d), with gradients when they are on. One step: `forward`, a loss and its backward pass,
+    `backward`.
     """
 
     def __init__(self, embed: Callable[[Rows], Tensor], size: int) -> None:
@@ -83,7 +85,9 @@ def make_cache(student: Student, size: int, autocast: Callable[[], AbstractConte
 
 
 def halve_texts(student: Student, texts: int, autocast: Callable[[], AbstractContextManager], where: str) -> None:
-    """After memory ran out for a batch of so many texts: half as many at a time from now on. Raises TrainingError when it was one."""
+    """After memory ran out for a batch of so many texts: half as many at a time from now on. Raises TrainingError when
+    it was one.
+    """
     if student.cache is None:
         student.cache = make_cache(student, texts, autocast)
     student.cache.halve()

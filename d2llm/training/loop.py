@@ -26,7 +26,9 @@ TAIL = 0.1
 
 @dataclass(frozen=True)
 class Rates:
-    """How the rates of the parameter groups go up and down (`optimization.schedule`), Adam's constants, and the largest norm of a gradient."""
+    """How the rates of the parameter groups go up and down (`optimization.schedule`), Adam's constants, and the largest
+    norm of a gradient.
+    """
 
     warmup: float | int = 0.1
     schedule: str = "linear"
@@ -53,8 +55,9 @@ def fit(
 ) -> list[Record]:
     """Train for `steps` updates; the records of the last tenth. `loss(batch)` gives named terms, which are summed.
 
-    batches(k): what comes after k updates. draw: makes of it what `loss` takes, with all that is random about it from `generators`: with them, a
-    training that was killed goes on where it was, and an update for which memory ran out is made again with the same draws (`memory`).
+    batches(k): what comes after k updates. draw: makes of it what `loss` takes, with all that is random about it from
+    `generators`: with them, a training that was killed goes on where it was, and an update for which memory ran out is
+    made again with the same draws (`memory`).
     name: of the stage in logs and checkpoints; label: in errors and in the bar (the same where there is none).
     about(batch): what else a record says. watch(update): called after each.
     Raises TrainingError for a loss or gradient that is not finite, and where memory runs out for the smallest part.

@@ -1,6 +1,7 @@
 """What a training does when memory runs out: the same update once more, in smaller parts, from the same random state.
 
-How an update is made smaller is a strategy: not at all (`Whole`), a batch in more parts (`InParts`), or fewer texts embedded at a time (`FewerTexts`).
+How an update is made smaller is a strategy: not at all (`Whole`), a batch in more parts (`InParts`), or fewer texts
+embedded at a time (`FewerTexts`).
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Whole(Generic[B]):
 class InParts(Whole[B]):
     """A batch in more and more parts.
 
-    split(batch, k) gives at most k parts, each with its share of every term, so that the terms of all parts add up to those of the whole.
+    split(batch, k) gives at most k parts, each with its share of every term, so that the terms of all parts add up to
+    those of the whole.
     """
 
     def __init__(self, split: Callable[[B, int], Sequence[tuple[B, Mapping[str, float]]]]) -> None:
@@ -100,7 +102,8 @@ class InParts(Whole[B]):
 
 
 class FewerTexts(Whole[B]):
-    """Fewer texts embedded at a time, for a loss that takes all embeddings of a batch at once (`gradient_cache`): the batch and its gradient stay.
+    """Fewer texts embedded at a time, for a loss that takes all embeddings of a batch at once (`gradient_cache`): the
+    batch and its gradient stay.
 
     texts(batch): how many there are. at_once: how many to begin with; None: all of them.
     """

@@ -1,7 +1,8 @@
 """Development curves: a small fixed sample of every task's dev split, measured now and then while a method trains.
 
-Reads dev only, never test, as stage `data` has checked it; uses the student's own scorer; draws from no global generator and leaves every module in the
-mode it was in, so that a training ends with the same weights whether it is watched or not.
+Reads dev only, never test, as stage `data` has checked it; uses the student's own scorer; draws from no global
+generator and leaves every module in the mode it was in, so that a training ends with the same weights whether it is
+watched or not.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ TOKENS = 1024
 class Sample:
     """Part of one task's dev split.
 
-    Pairs: `left` and `right` (n), target (n,) label or score. Retrieval: `left` queries (n), `right` passages (m), target
-    (n, m) whether relevant; passages stand in descending order of their ids, which is how mteb breaks ties.
+    Pairs: `left` and `right` (n), target (n,) label or score. Retrieval: `left` queries (n), `right` passages (m),
+    target (n, m) whether relevant; passages stand in descending order of their ids, which is how mteb breaks ties.
     """
 
     task: str
@@ -106,8 +107,8 @@ class Monitor:
 def sample(folder: Path, size: int) -> Sample:
     """`size` pairs of a task's dev split, or a quarter as many queries with one and a half times as many passages.
 
-    Every relevant passage of a drawn query is among them, even where that makes more; the rest are drawn. Deterministic.
-    Raises DataError where a sample holds no two different targets.
+    Every relevant passage of a drawn query is among them, even where that makes more; the rest are drawn.
+    Deterministic. Raises DataError where a sample holds no two different targets.
     """
     about = read_json(folder / "task.json")
     name, kind = about["name"], TASK_TYPES[about["type"]]

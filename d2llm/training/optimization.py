@@ -69,10 +69,11 @@ def step(
 ) -> dict[str, float]:
     """One guarded update from named loss terms (scalars that are summed). Returns the numbers worth logging.
 
-    `parts` are the terms of each part of the batch, of a batch in one pass just one; each is sent backward before the next is asked for, so that one
-    at a time is in memory. `where` names method and step for the error, e.g. "sgpt, step 12". Raises TrainingError on a term or gradient that is
-    not finite, before any weight changes. `accelerator` sends the loss backward, None stands for plain backward. The optimiser is torch's own, not one
-    accelerate has wrapped: that wrapper searches the disk for a package at every step, which took 3.5% of an update of the mini tier.
+    `parts` are the terms of each part of the batch, of a batch in one pass just one; each is sent backward before the
+    next is asked for, so that one at a time is in memory. `where` names method and step for the error, e.g. "sgpt, step
+    12". Raises TrainingError on a term or gradient that is not finite, before any weight changes. `accelerator` sends
+    the loss backward, None stands for plain backward. The optimiser is torch's own, not one accelerate has wrapped:
+    that wrapper searches the disk for a package at every step, which took 3.5% of an update of the mini tier.
     `after_backward` runs before gradients are looked at (`gradient_cache`).
     """
     values: dict[str, float] = {}
@@ -130,7 +131,9 @@ def accelerate_precision(precision: str) -> str:
 
 
 def batches(count: int, size: int, steps: int, seed: int, done: int = 0) -> Iterator[list[int]]:
-    """`steps` batches of indices below `count`, from the one after `done` of them on, reshuffled every pass; a pass's last short batch is filled by the next."""
+    """`steps` batches of indices below `count`, from the one after `done` of them on, reshuffled every pass; a pass's
+    last short batch is filled by the next.
+    """
     if count < 1:
         raise TrainingError("no texts to draw batches from")
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,6 @@
-"""The training pairs as batches: the same for every method of a seed, with the teacher's scores for those that imitate one."""
+"""The training pairs as batches: the same for every method of a seed, with the teacher's scores for those that imitate
+one.
+"""
 
 from __future__ import annotations
 
@@ -87,10 +89,14 @@ class PairData:
         if self.scores is not None:
             teacher = self.scores.targets(rows, [len(self.packs[number]) for number in packs])
         return Batch(
-            dataset=dataset, mode=self.modes[dataset], queries=[self.queries[i] for i in rows],
-            positives=[self.positives[i] for i in rows], negatives=[self.negatives[i] for i in rows], teacher=teacher,
+            dataset=dataset,
+            mode=self.modes[dataset],
+            queries=[self.queries[i] for i in rows],
+            positives=[self.positives[i] for i in rows],
+            negatives=[self.negatives[i] for i in rows],
+            teacher=teacher,
             text_ids=self.text_ids.of(rows),
-        )  # fmt: skip
+        )
 
 
 class Batches:
@@ -127,6 +133,9 @@ class _Scores:
         index = torch.cat([off_diagonal(pack.expand(len(pack), -1)) for pack in packs])  # all but oneself
         hard = torch.from_numpy(self.hard[rows])
         return TeacherTargets(
-            positive_logits=hard[:, 0], negative_logits=hard[:, 1:], easy_logits=torch.from_numpy(self.easy[rows]),
-            easy_index=index, features=torch.from_numpy(self.features[rows]),
-        )  # fmt: skip
+            positive_logits=hard[:, 0],
+            negative_logits=hard[:, 1:],
+            easy_logits=torch.from_numpy(self.easy[rows]),
+            easy_index=index,
+            features=torch.from_numpy(self.features[rows]),
+        )

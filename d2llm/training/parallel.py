@@ -1,7 +1,8 @@
-"""One training over several processes (one a GPU): each embeds its share of a step's texts, all of them see all embeddings.
+"""One training over several processes (one a GPU): each embeds its share of a step's texts, all of them see all
+embeddings.
 
-The batch, its in-batch negatives and the loss are those of one process; only the work of the backbone is divided. Processes are started by
-torchrun, found by accelerate, and differ in nothing but their rank.
+The batch, its in-batch negatives and the loss are those of one process; only the work of the backbone is divided.
+Processes are started by torchrun, found by accelerate, and differ in nothing but their rank.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Shares:
         self.rank, self.world = rank, world
 
     def embed(self, rows: Rows, embed: Callable[[Rows], Tensor]) -> Tensor:
-        """Embeddings (n, d) of rows sorted by length: every process embeds each `world`-th, so that all have as much to do.
+        """Embeddings (n, d) of rows sorted by length: every process embeds each `world`-th, so that all have as much to
+        do.
 
         Raises ConfigError where there are fewer rows than processes.
         """
@@ -51,8 +53,9 @@ class Shares:
 class _Gather(torch.autograd.Function):
     """All processes' embeddings in the order of the rows.
 
-    Every process takes the same loss of them all, so the gradient at its own is complete here; it is sent on `world` times as large,
-    because the parts' gradients are averaged in the end and belong added up, while those of the scorer are whole everywhere.
+    Every process takes the same loss of them all, so the gradient at its own is complete here; it is sent on `world`
+    times as large, because the parts' gradients are averaged in the end and belong added up, while those of the scorer
+    are whole everywhere.
     """
 
     @staticmethod

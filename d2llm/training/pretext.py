@@ -1,7 +1,8 @@
-"""Stage `pretext`: a method's own pre-training on unlabelled text, done once and shared by all its seeds, and by variants that leave it as it is.
+"""Stage `pretext`: a method's own pre-training on unlabelled text, done once and shared by all its seeds, and by
+variants that leave it as it is.
 
-Published checkpoints are made the same way: pre-trained once, fine-tuned many times. What comes out is a base model in Hugging Face
-format, from which `d2llm.training.train` starts as it starts from any other.
+Published checkpoints are made the same way: pre-trained once, fine-tuned many times. What comes out is a base model in
+Hugging Face format, from which `d2llm.training.train` starts as it starts from any other.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Stage `base`: makes the base checkpoints of the mini tier (teacher decoder, student decoder, encoder) in Hugging Face format.
+"""Stage `base`: makes the base checkpoints of the mini tier (teacher decoder, student decoder, encoder) in Hugging Face
+format.
 
-Each is pre-trained on the same unlabelled text with the same three objectives: language modelling (masked for the encoder), reading
-the slots of a text's events off its pooled states, and telling its paraphrase from other texts, one of which has nearly the same words. The last two stand in for what
-billions of words teach a real checkpoint; they are given to every method's base alike (docs/data.md). Hub tiers skip this stage.
+Each is pre-trained on the same unlabelled text with the same three objectives: language modelling (masked for the
+encoder), reading the slots of a text's events off its pooled states, and telling its paraphrase from other texts, one
+of which has nearly the same words. The last two stand in for what billions of words teach a real checkpoint; they are
+given to every method's base alike (docs/data.md). Hub tiers skip this stage.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ PARAPHRASE_TEMPERATURE = 0.05
 
 
 def run(config: Config, model: str, resume: Resume | None = None) -> None:
-    """Make base checkpoint `model` ("teacher", "decoder", "encoder" or one of `models.others`), or take it from where it is."""
+    """Make base checkpoint `model` ("teacher", "decoder", "encoder" or one of `models.others`), or take it from where
+    it is.
+    """
     paths = Paths.of(config)
     settings = config.models.of(model)
     if isinstance(settings, PretrainedSettings):
@@ -124,8 +128,15 @@ def model_config(encoder: bool, settings: BaseSettings, tokenizer: PreTrainedTok
 
 
 def grown_config(config: PretrainedConfig, settings: BaseSettings, where: str = "models") -> PretrainedConfig:
-    """The configuration of a deeper model. Raises ConfigError, beginning with the key `where`, for one that is not deeper or has other sizes."""
-    known = {"hidden_size": config.hidden_size, "heads": config.num_attention_heads, "intermediate_size": config.intermediate_size, "layers": config.num_hidden_layers}  # fmt: skip
+    """The configuration of a deeper model. Raises ConfigError, beginning with the key `where`, for one that is not
+    deeper or has other sizes.
+    """
+    known = {
+        "hidden_size": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "intermediate_size": config.intermediate_size,
+        "layers": config.num_hidden_layers,
+    }
     try:
         check_growth(settings, known)
     except ConfigError as error:
@@ -140,9 +151,11 @@ def grown_config(config: PretrainedConfig, settings: BaseSettings, where: str = 
 def grown(
     source: Path, settings: BaseSettings, where: str = "models"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A deeper copy of a saved decoder: its layers, then new ones whose outputs start near zero, so that it starts as its source.
+    """A deeper copy of a saved decoder: its layers, then new ones whose outputs start near zero, so that it starts as
+    its source.
 
-    Teacher and student are then of one family that saw the same text, as Qwen 7B and 1.8B are, at the price of one pre-training.
+    Teacher and student are then of one family that saw the same text, as Qwen 7B and 1.8B are, at the price of one
+    pre-training.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -174,7 +187,9 @@ class SlotTargets:
         return cls(np.array([row + [-1] * (widest - len(row)) for row in members]))
 
     def encode(self, slots: np.ndarray, negated: np.ndarray, ask: np.ndarray) -> np.ndarray:
-        """(n, 2·slots) nodes, (n,) polarity, (n,) slot asked for -> (n, 2·slots+2) positions; -100 where there is no second event."""
+        """(n, 2·slots) nodes, (n,) polarity, (n,) slot asked for -> (n, 2·slots+2) positions; -100 where there is no
+        second event.
+        """
         full = np.concatenate([slots, negated[:, None], ask[:, None] + 1], axis=1)
         lookup = np.full((len(self.table), int(self.table.max()) + 1), -100)
         for row, nodes in enumerate(self.table):
@@ -300,7 +315,9 @@ def _pooled(
     language: bool,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Pooled states (n, d) in the given order, and the language-model loss over a quarter of the sequences, by its head."""
+    """Pooled states (n, d) in the given order, and the language-model loss over a quarter of the sequences, by its
+    head.
+    """
     # Those of equal length side by side, which is how they run fastest.
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     ordered = [tuple(sequences[i]) for i in order]

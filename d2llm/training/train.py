@@ -1,8 +1,8 @@
 """Stage `train`: a run from its base model to its student, for every method.
 
-Base checkpoint, or what the method's own pre-training made of it (`d2llm.training.pretext`) -> the method builds its student -> the shared
-sampler's batches, the method's objective, the one loop (`loop`). What differs between methods is in their files; what must not differ (texts,
-order, updates, lengths) is here.
+Base checkpoint, or what the method's own pre-training made of it (`d2llm.training.pretext`) -> the method builds its
+student -> the shared sampler's batches, the method's objective, the one loop (`loop`). What differs between methods is
+in their files; what must not differ (texts, order, updates, lengths) is here.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def accelerator_of(settings: TrainingSettings) -> Accelerator:
 
 
 def begin(config: Config, method: str, variant: str, log_file: Path | None) -> tuple[Student, float]:
-    """The student as its training begins, and the seconds that its pre-training took, whose log is the beginning of the run's."""
+    """The student as its training begins, and the seconds that its pre-training took, whose log is the beginning of the
+    run's.
+    """
     chosen, recipe, origin = find_method(method), config.recipe(method, variant), start(config, method, variant)
     seconds = 0.0
     if config.pretext_of(method, variant):

@@ -1,4 +1,5 @@
-"""Reads CSV and TSV so that no row is lost or shifted unseen: every row has the fields of the header, and quotation marks in doubt are refused.
+"""Reads CSV and TSV so that no row is lost or shifted unseen: every row has the fields of the header, and quotation
+marks in doubt are refused.
 
 Fields are texts here; which columns mean what, and which are numbers, is for `files` and the configuration to say.
 """
@@ -40,15 +41,18 @@ def read(
     keep: Sequence[str] | None = None,
     quotes: Quotes | None = None,
 ) -> pd.DataFrame:
-    """The fields of a file as texts; its index holds the line each row begins in, as an editor counts. `columns` names those of a file without a header.
+    """The fields of a file as texts; its index holds the line each row begins in, as an editor counts. `columns` names
+    those of a file without a header.
 
-    quotes: "format", a field in quotation marks is read without them, may hold separators and line breaks, and marks in it are written twice (RFC 4180,
-        what spreadsheets and pandas write); "text", every mark is text and every line a row. None: CSV is read as "format", TSV as "text", and what could
-        be meant otherwise is refused: in TSV a field that begins with a mark; in CSV a backslash before a mark, a blank before the first mark of a field,
-        and a field over several lines of which two have fields enough to be rows.
+    quotes: "format", a field in quotation marks is read without them, may hold separators and line breaks, and marks in
+    it are written twice (RFC 4180,
+        what spreadsheets and pandas write); "text", every mark is text and every line a row. None: CSV is read as
+        "format", TSV as "text", and what could be meant otherwise is refused: in TSV a field that begins with a mark;
+        in CSV a backslash before a mark, a blank before the first mark of a field, and a field over several lines of
+        which two have fields enough to be rows.
 
-    Raises DataError with the line for a row that has more or fewer fields than the header, two columns of one name, a file that is not UTF-8, and marks
-    in doubt.
+    Raises DataError with the line for a row that has more or fewer fields than the header, two columns of one name, a
+    file that is not UTF-8, and marks in doubt.
     """
     csv.field_size_limit(sys.maxsize)
     with open_text(path) as stream:
@@ -144,7 +148,9 @@ class Lines:
 
 
 def table(lines: Lines, rows: Iterator[list[str]], names: list[str], keep: Sequence[str] | None) -> pd.DataFrame:
-    """All rows after the header. Blank lines are no rows, but in a file of one column, where they are empty fields unless nothing follows."""
+    """All rows after the header. Blank lines are no rows, but in a file of one column, where they are empty fields
+    unless nothing follows.
+    """
     width, numbers, blank = len(names), array("q"), []
     chosen = [place for place, name in enumerate(names) if keep is None or name in keep]
     columns: list[list[pa.Array]] = [[] for _ in chosen]
@@ -169,12 +175,17 @@ def table(lines: Lines, rows: Iterator[list[str]], names: list[str], keep: Seque
         if len(chunk) >= CHUNK:
             flush()
     flush()
-    series = {names[place]: pd.Series(pa.chunked_array(column).to_pandas(), dtype="str") for column, place in zip(columns, chosen, strict=True)}  # fmt: skip
+    series = {
+        names[place]: pd.Series(pa.chunked_array(column).to_pandas(), dtype="str")
+        for column, place in zip(columns, chosen, strict=True)
+    }
     return pd.DataFrame(series).set_axis(np.asarray(numbers))
 
 
 def header(path: Path, row: list[str], separator: str) -> list[str]:
-    """The names of the columns; one without a name gets what pandas calls it. Raises DataError for a name that is there twice."""
+    """The names of the columns; one without a name gets what pandas calls it. Raises DataError for a name that is there
+    twice.
+    """
     for other, name in NAMES.items():
         if len(row) == 1 and other != separator and other in row[0]:
             raise DataError(

@@ -1,8 +1,10 @@
-"""From judged pairs of one's own files to what every source makes: training pairs, pool, teacher's groups, evaluation sets.
+"""From judged pairs of one's own files to what every source makes: training pairs, pool, teacher's groups, evaluation
+sets.
 
-Files are read through `files`; nothing is written. A judged pair is a row `dataset, mode, a, b, label, target, contradicted, marked`: whether b is right
-for a, the probability of yes the teacher is taught, above one half exactly where the label is yes, whether its set says yes and no of it (the first
-counts), and all that its set says is right for a. Texts are compared by their normal form, and kept as they are.
+Files are read through `files`; nothing is written. A judged pair is a row `dataset, mode, a, b, label, target,
+contradicted, marked`: whether b is right for a, the probability of yes the teacher is taught, above one half exactly
+where the label is yes, whether its set says yes and no of it (the first counts), and all that its set says is right for
+a. Texts are compared by their normal form, and kept as they are.
 """
 
 from __future__ import annotations
@@ -83,7 +85,9 @@ def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> Judged
 
 
 def once(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Every pair once, as it is judged first; `contradicted` where a later row judges it the other way. A text and itself are no pair."""
+    """Every pair once, as it is judged first; `contradicted` where a later row judges it the other way. A text and
+    itself are no pair.
+    """
     pairs = pairs.reset_index(drop=True)
     forms = pd.DataFrame({"a": pairs["a"].map(normal_form), "b": pairs["b"].map(normal_form), "label": pairs["label"]})
     forms = forms[forms["a"] != forms["b"]]
@@ -122,7 +126,9 @@ def judged_rows(settings: TrainingSet) -> tuple[pd.DataFrame, Dropped]:
 def complete_rows(
     frame: pd.DataFrame, columns: Sequence[str], label: str | None, yes: Sequence[Any], no: Sequence[Any] | None
 ) -> tuple[pd.DataFrame, Dropped]:
-    """The rows with a value in each of `columns` and, in column `label` (None: no labels), one that `yes` or `no` names; and what was left out."""
+    """The rows with a value in each of `columns` and, in column `label` (None: no labels), one that `yes` or `no`
+    names; and what was left out.
+    """
     whole = complete(frame, columns)
     dropped = {"rows without a text, label or score": len(frame) - len(whole)}
     if label is not None and label in whole:
@@ -155,8 +161,8 @@ def retrieval(
 ) -> tuple[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame], Dropped]:
     """((queries, corpus with id and text, qrels with query_id, doc_id and relevance of at least 0), what was left out).
 
-    With `drop`, what lacks a text goes, and what the qrels say of it. Relevance is whole numbers where the file has nothing else. The index of the
-    qrels holds their lines. Raises DataError for ids that do not fit.
+    With `drop`, what lacks a text goes, and what the qrels say of it. Relevance is whole numbers where the file has
+    nothing else. The index of the qrels holds their lines. Raises DataError for ids that do not fit.
     """
     tables, dropped = [], {}
     paths = {name: _path(table) for name, table in settings.tables().items()}
@@ -189,7 +195,9 @@ def retrieval(
 
 
 def training_pairs(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(training queries with one right passage each and what is judged `wrong` for them, the pool negatives are drawn from)."""
+    """(training queries with one right passage each and what is judged `wrong` for them, the pool negatives are drawn
+    from).
+    """
     right = pairs[pairs["label"]]
     wrong = {name: by_query(part, False) for name, part in pairs.groupby("dataset")}
     asked = zip(right["dataset"], right["a"].map(normal_form), strict=True)
@@ -213,7 +221,8 @@ def teacher_groups(
 ) -> dict[str, pd.DataFrame]:
     """{"train", "dev"}: queries with judged candidates; whose query's digest lies below `held` is kept from training.
 
-    A query without a wrong candidate gets `wrong` drawn at random from its set's pool, none of them marked as right for it.
+    A query without a wrong candidate gets `wrong` drawn at random from its set's pool, none of them marked as right for
+    it.
     """
     texts = {name: distinct(part["text"]) for name, part in pool.groupby("dataset", sort=False)}
     # Near copies of a query go to one part.
@@ -253,7 +262,9 @@ def teacher_groups(
 
 
 def mixed(label: list[bool]) -> list[int]:
-    """Places of a list's members, right and wrong ones spread evenly, so that a piece of it holds both where there are enough."""
+    """Places of a list's members, right and wrong ones spread evenly, so that a piece of it holds both where there are
+    enough.
+    """
     seen, total = {True: 0, False: 0}, {kind: max(1, label.count(kind)) for kind in (True, False)}
     place = []
     for kind in label:
@@ -332,7 +343,9 @@ def sampled(frame: pd.DataFrame, size: int | None, rng: np.random.Generator) -> 
 
 
 def without(pairs: pd.DataFrame, tasks: Tasks) -> pd.DataFrame:
-    """Judged pairs that no evaluation set holds: neither the pair, in any order, nor the query of a retrieval set, nor near copies."""
+    """Judged pairs that no evaluation set holds: neither the pair, in any order, nor the query of a retrieval set, nor
+    near copies.
+    """
     held: set[frozenset[str]] = set()
     asked: set[str] = set()
     for made in tasks.values():
@@ -355,7 +368,9 @@ def seen(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> Seen:
 
 
 def with_familiarity(tasks: Tasks, training: Seen) -> Tasks:
-    """The sets with an empty phenomenon filled: of a pair, how many of its texts training has; of a query, whether it has it."""
+    """The sets with an empty phenomenon filled: of a pair, how many of its texts training has; of a query, whether it
+    has it.
+    """
     out: Tasks = {}
     for split, made in tasks.items():
         out[split] = {}

@@ -1,4 +1,6 @@
-"""What a label means: which spellings are one label, and which labels mean yes or no. Reading files and dropping rows is elsewhere."""
+"""What a label means: which spellings are one label, and which labels mean yes or no. Reading files and dropping rows
+is elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ WHOLE = re.compile(r"([+-]?[0-9]+)\.0+")
 
 
 def label_key(value: Any) -> str:
-    """One spelling of a label, whatever type and blanks its file gives it: True, 1, 1.0, "1" and " 1.0 " are one label; case and width count.
+    """One spelling of a label, whatever type and blanks its file gives it: True, 1, 1.0, "1" and " 1.0 " are one label;
+    case and width count.
 
     A list or an object gives its Python form, which no config names.
     """
@@ -26,7 +29,9 @@ def label_key(value: Any) -> str:
 
 
 def meanings(yes: Sequence[Any], no: Sequence[Any] | None) -> Mapping[str, bool]:
-    """Every named label by its spelling, and whether it means yes; `no` None: 0. Raises ValueError for a label that means both."""
+    """Every named label by its spelling, and whether it means yes; `no` None: 0. Raises ValueError for a label that
+    means both.
+    """
     positive = {label_key(value) for value in yes}
     negative = {label_key(value) for value in (NO if no is None else no)}
     if both := positive & negative:

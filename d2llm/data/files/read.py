@@ -1,6 +1,8 @@
-"""Reads one's own files: JSONL, CSV, TSV or Parquet into frames whose columns are checked, with errors that name file, row and column.
+"""Reads one's own files: JSONL, CSV, TSV or Parquet into frames whose columns are checked, with errors that name file,
+row and column.
 
-Rows are counted as an editor counts lines: from 1, the header of a CSV file included. What the frames mean is in `examples`.
+Rows are counted as an editor counts lines: from 1, the header of a CSV file included. What the frames mean is in
+`examples`.
 """
 
 from __future__ import annotations
@@ -34,10 +36,12 @@ def read_table(
     keep: Sequence[str] | None = None,
     quotes: Quotes | None = None,
 ) -> pd.DataFrame:
-    """A file as a frame of plain objects (texts, numbers, lists, None), packed (.gz) or not, whose index holds the lines.
+    """A file as a frame of plain objects (texts, numbers, lists, None), packed (.gz) or not, whose index holds the
+    lines.
 
-    `columns` names those of a CSV or TSV file that has no header; `kind` is its format where its ending does not say it; of `keep`, where given, only these
-    columns are read, as far as they are there; `quotes`, or that of an `OwnPath`, says how quotation marks of a CSV or TSV file are read (`delimited.read`).
+    `columns` names those of a CSV or TSV file that has no header; `kind` is its format where its ending does not say
+    it; of `keep`, where given, only these columns are read, as far as they are there; `quotes`, or that of an
+    `OwnPath`, says how quotation marks of a CSV or TSV file are read (`delimited.read`).
 
     Raises DataError for one that is missing, damaged or of no known format.
     """
@@ -115,7 +119,9 @@ def _parquet(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
 
 
 def from_arrow(held: pa.Table) -> pd.DataFrame:
-    """An Arrow table's columns as plain objects: pandas' own would lose digits of whole numbers beside a missing one, or miss values in ways of their own."""
+    """An Arrow table's columns as plain objects: pandas' own would lose digits of whole numbers beside a missing one,
+    or miss values in ways of their own.
+    """
     import pyarrow as pa
 
     columns = {}
@@ -208,7 +214,9 @@ def _texts(value: Any) -> Any:
 
 
 def complete(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
-    """The rows with something in each of these columns: no blank text, no empty list, no missing value. Blank members leave their lists."""
+    """The rows with something in each of these columns: no blank text, no empty list, no missing value. Blank members
+    leave their lists.
+    """
     kept = frame
     for column in columns:
         if column not in kept:
@@ -268,7 +276,9 @@ def _shown(value: Any) -> str:
 
 
 def other_labels(frame: pd.DataFrame, column: str, yes: Sequence[Any], no: Sequence[Any] | None) -> pd.Series:
-    """Of rows with a label, the labels that are neither among `yes` nor among `no` (None: 0), by row; empty where all are."""
+    """Of rows with a label, the labels that are neither among `yes` nor among `no` (None: 0), by row; empty where all
+    are.
+    """
     keys = frame[column].map(label_key)
     return keys[~keys.isin(list(_meanings("labels", yes, no)))]
 

@@ -1,7 +1,9 @@
-"""Stage `download`: one data set of the hub into Parquet files of the results folder, which is all that later stages read.
+"""Stage `download`: one data set of the hub into Parquet files of the results folder, which is all that later stages
+read.
 
-A table of the configuration (`HubTable`) keeps its columns. An evaluation set of mteb (`MtebSet`) is loaded by mteb's own task class, with
-that class's renaming of columns, and written in the columns of one's own files (docs/data.md). Nothing is sampled or dropped here.
+A table of the configuration (`HubTable`) keeps its columns. An evaluation set of mteb (`MtebSet`) is loaded by mteb's
+own task class, with that class's renaming of columns, and written in the columns of one's own files (docs/data.md).
+Nothing is sampled or dropped here.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ def run(config: Config, download: str) -> None:
 
 
 def table(wanted: HubTable, scratch: Path, where: str) -> pd.DataFrame:
-    """A table as the hub has it. Raises ConfigError for a subset, split or file it has not, ArtifactError for a hub that stays away."""
+    """A table as the hub has it. Raises ConfigError for a subset, split or file it has not, ArtifactError for a hub
+    that stays away.
+    """
     what = f"data set {wanted.repo} at {wanted.revision}"
     if (file := wanted.file) is not None:
         from huggingface_hub import hf_hub_download
@@ -118,7 +122,8 @@ def checked(fetch: Callable[[], T], repo: str, what: str, where: str) -> T:
 def mteb_set(wanted: MtebSet, scratch: Path, where: str) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """({file: frame} of the splits asked for, what it is).
 
-    Raises ConfigError for a task, type, subset or split that mteb does not have, and for a set that only part of what is stored here could tell.
+    Raises ConfigError for a task, type, subset or split that mteb does not have, and for a set that only part of what
+    is stored here could tell.
     """
     import datasets
     import mteb
@@ -172,7 +177,9 @@ def check_subset(task: Any, subset: str | None, where: str) -> None:
 
 
 def check_own_rules(task: Any, splits: Sequence[str], where: str) -> None:
-    """Raise ConfigError for a task that is no single set of texts measured as its type is, and for a retrieval split that its class does not evaluate."""
+    """Raise ConfigError for a task that is no single set of texts measured as its type is, and for a retrieval split
+    that its class does not evaluate.
+    """
     from mteb.abstasks import AbsTaskPairClassification, AbsTaskRetrieval, AbsTaskSTS
     from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
@@ -205,7 +212,9 @@ def split_of(task: Any, subset: str | None, split: str, where: str) -> Any:
 
 
 def pairs(task: Any, data: Any, where: str) -> pd.DataFrame:
-    """sentence1, sentence2 and label or score of a split that mteb has loaded, under whatever names its class has for them."""
+    """sentence1, sentence2 and label or score of a split that mteb has loaded, under whatever names its class has for
+    them.
+    """
     frame = data.to_pandas()
     if task.metadata.type == "STS":
         one, two = task.column_names
@@ -221,7 +230,8 @@ def pairs(task: Any, data: Any, where: str) -> pd.DataFrame:
 
 
 def retrieval(data: Any, where: str) -> dict[str, pd.DataFrame]:
-    """queries and corpus (id, text) and qrels (query_id, doc_id, relevance) of a split that mteb has loaded; a title stands before its text.
+    """queries and corpus (id, text) and qrels (query_id, doc_id, relevance) of a split that mteb has loaded; a title
+    stands before its text.
 
     Raises ConfigError for a set whose texts are more than that: candidates to re-rank, instructions, conversations.
     """

@@ -22,7 +22,9 @@ def tokens(text: str, kind: Literal["words", "characters"]) -> list[str]:
 
 @cache
 def _jieba() -> Any:
-    """The package, with a cache of its dictionary by its version: its own, /tmp/jieba.cache, may be of any version and of anybody."""
+    """The package, with a cache of its dictionary by its version: its own, /tmp/jieba.cache, may be of any version and
+    of anybody.
+    """
     import jieba
 
     jieba.setLogLevel(logging.WARNING)
@@ -64,7 +66,9 @@ class Bm25:
         return np.asarray(self._index.get_scores_from_ids(ids), dtype=np.float32)
 
     def top(self, query: str, depth: int, ties: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Indices and scores of the `depth` best documents, best first; of equal scores the smaller of `ties` first (None: the order of the documents)."""
+        """Indices and scores of the `depth` best documents, best first; of equal scores the smaller of `ties` first
+        (None: the order of the documents).
+        """
         scores = self.scores(query)
         candidates = np.arange(len(scores))
         if 0 < depth < len(scores):  # sorting only what can be among them is ten times as fast

@@ -1,4 +1,5 @@
-"""Stage `vectors`: a share of the texts that dense negatives are found among, embedded by the pipeline's encoder; for corpora too large for one job.
+"""Stage `vectors`: a share of the texts that dense negatives are found among, embedded by the pipeline's encoder; for
+corpora too large for one job.
 
 Without shards (`negatives.shards` 1) stage `negatives` embeds them itself.
 """
@@ -39,7 +40,9 @@ def run(config: Config, shard: int, shards: int) -> None:
 
 
 def reader(config: Config) -> Encode:
-    """Looks texts up among what all shards have embedded; queries and passages are fed alike. Raises ArtifactError for a shard of other texts."""
+    """Looks texts up among what all shards have embedded; queries and passages are fed alike. Raises ArtifactError for
+    a shard of other texts.
+    """
     from safetensors.numpy import load_file
 
     paths, shards = Paths.of(config), config.negatives.shards

@@ -19,7 +19,9 @@ Encode = Callable[[Sequence[str], "Role"], np.ndarray]
 
 
 def base_encoder(config: Config) -> Student:
-    """The pipeline's encoder as a dense retriever: mean of its states, cosine, texts framed as it was pre-trained on them."""
+    """The pipeline's encoder as a dense retriever: mean of its states, cosine, texts framed as it was pre-trained on
+    them.
+    """
     from d2llm.config.recipes import MaxLengths
     from d2llm.models.backbone import Backbone
     from d2llm.models.device import default_device
@@ -41,10 +43,11 @@ def dense_ranks(
 ) -> list[np.ndarray]:
     """Indices of the `depth` nearest passages of every query, best first: cosine of the base encoder's mean states.
 
-    `encode` gives vectors that are there already (`vectors.reader`); without it they are made. Of equal cosines the smaller of `ties` is first; None: the
-    first passage in the order given.
+    `encode` gives vectors that are there already (`vectors.reader`); without it they are made. Of equal cosines the
+    smaller of `ties` is first; None: the first passage in the order given.
 
-    The encoder is the pipeline's own base checkpoint, before any method trains, so no method's training pairs are its own choice.
+    The encoder is the pipeline's own base checkpoint, before any method trains, so no method's training pairs are its
+    own choice.
     """
     import torch
 

@@ -1,8 +1,10 @@
-"""Stage `negatives`: hard negatives for every training query, from BM25 and from a dense encoder, and the packs queries travel in.
+"""Stage `negatives`: hard negatives for every training query, from BM25 and from a dense encoder, and the packs queries
+travel in.
 
-As in the release: candidates are the first ranks of BM25 and a range of ranks of a bi-encoder, without the query itself and every
-text the labels mark as right for the same query text, near copies included (`normal_form`). Unmarked positives stay in, as they do in real data; the
-teacher's scores are what tells them. Texts that one's own files judge wrong for the very query come before all that is mined.
+As in the release: candidates are the first ranks of BM25 and a range of ranks of a bi-encoder, without the query itself
+and every text the labels mark as right for the same query text, near copies included (`normal_form`). Unmarked
+positives stay in, as they do in real data; the teacher's scores are what tells them. Texts that one's own files judge
+wrong for the very query come before all that is mined.
 """
 
 from __future__ import annotations
@@ -74,11 +76,16 @@ def bm25_ranks(
 
 
 def draw(
-    rows: pd.DataFrame, queries: list[str], texts: list[str], ranks: dict[str, list[np.ndarray]], settings: NegativeSettings,
+    rows: pd.DataFrame,
+    queries: list[str],
+    texts: list[str],
+    ranks: dict[str, list[np.ndarray]],
+    settings: NegativeSettings,
     rng: np.random.Generator,
-) -> pd.DataFrame:  # fmt: skip
-    """`settings.per_query` negatives a row with their sources: those judged wrong for the query (column `wrong`, where there is one), then half
-    of the rest from each source where both have enough, topped up at random. No two of a row, and none and a right text, are near copies.
+) -> pd.DataFrame:
+    """`settings.per_query` negatives a row with their sources: those judged wrong for the query (column `wrong`, where
+    there is one), then half of the rest from each source where both have enough, topped up at random. No two of a row,
+    and none and a right text, are near copies.
 
     `texts` are `distinct`. Raises DataError where they are too few.
     """
@@ -130,5 +137,9 @@ def pack(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
 
 def _report(rows: pd.DataFrame, left_out: int) -> dict[str, object]:
     sources = pd.Series([source for found in rows["sources"] for source in found]).value_counts()
-    return {"queries": len(rows), "left_out": left_out, "sources": {str(key): int(value) for key, value in sources.items()},
-            "distinct_negatives": len({text for found in rows["negatives"] for text in found})}  # fmt: skip
+    return {
+        "queries": len(rows),
+        "left_out": left_out,
+        "sources": {str(key): int(value) for key, value in sources.items()},
+        "distinct_negatives": len({text for found in rows["negatives"] for text in found}),
+    }

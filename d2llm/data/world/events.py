@@ -1,7 +1,9 @@
-"""Events of the generated world as arrays of node ids, and the logic over them: who entails whom, how alike two events are.
+"""Events of the generated world as arrays of node ids, and the logic over them: who entails whom, how alike two events
+are.
 
-An event is a row of `len(SLOTS)` node ids (0: not said) plus a polarity column (0 it happened, 1 it did not). All functions are
-vectorised over rows and pure given a numpy Generator. Sentences are made in `surface.py`, tasks in `world.py`.
+An event is a row of `len(SLOTS)` node ids (0: not said) plus a polarity column (0 it happened, 1 it did not). All
+functions are vectorised over rows and pure given a numpy Generator. Sentences are made in `surface.py`, tasks in
+`world.py`.
 """
 
 from __future__ import annotations
@@ -110,8 +112,8 @@ def split_of(events: np.ndarray) -> np.ndarray:
 def entails(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Row-wise: whenever `a` holds, `b` holds. Broadcasts over leading axes of (…, WIDTH).
 
-    An event description is a set of constraints. "It happened" is upward monotone (a more specific event entails a more general
-    one), "it did not happen" downward (denying the general denies the specific); mixed polarity never entails.
+    An event description is a set of constraints. "It happened" is upward monotone (a more specific event entails a more
+    general one), "it did not happen" downward (denying the general denies the specific); mixed polarity never entails.
     """
     is_a = lexicon().is_a
     slots = slice(0, len(SLOTS))
@@ -135,8 +137,8 @@ def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def relation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Slot by slot, how `b` stands to `a`, (…, len(SLOTS)): 0 nothing said in b, 1 the same, 2 b more general, 3 b more specific, 4 not said in a,
-    5 different."""
+    """Slot by slot, how `b` stands to `a`, (…, len(SLOTS)): 0 nothing said in b, 1 the same, 2 b more general, 3 b more
+    specific, 4 not said in a, 5 different."""
     is_a = lexicon().is_a
     left, right = a[..., : len(SLOTS)], b[..., : len(SLOTS)]
     up, down = is_a[left, right], is_a[right, left]
@@ -144,7 +146,8 @@ def relation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return out.astype(np.int8)
 
 
-# Edits: each returns new events; rows where an edit is impossible come back unchanged ---------------------------------------
+# Edits: each returns new events; rows where an edit is impossible come back unchanged
+# ---------------------------------------
 
 
 def drop(rng: np.random.Generator, events: np.ndarray, n: int = 1) -> np.ndarray:
@@ -253,7 +256,9 @@ def swap_roles(events: np.ndarray) -> np.ndarray:
 
 
 def deny(events: np.ndarray) -> np.ndarray:
-    """The same description with the other polarity; quantities are left out of denials (their scope would be ambiguous)."""
+    """The same description with the other polarity; quantities are left out of denials (their scope would be
+    ambiguous).
+    """
     out = events.copy()
     out[:, POLARITY] = 1 - out[:, POLARITY]
     out[:, QUANTITY] = 0

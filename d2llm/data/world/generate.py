@@ -1,7 +1,8 @@
 """The generated world's tasks: NLI, STS and retrieval examples, unlabelled text and graded pairs for the teacher.
 
-Every label follows from the logic of `events.py`, never from how an example was made; an example whose label disagrees with the
-phenomenon it was made for is dropped. Functions are pure given a Generator and return data frames; `build.py` writes them.
+Every label follows from the logic of `events.py`, never from how an example was made; an example whose label disagrees
+with the phenomenon it was made for is dropped. Functions are pure given a Generator and return data frames; `build.py`
+writes them.
 """
 
 from __future__ import annotations
@@ -25,8 +26,16 @@ ENTAILED = (
     "both events weakened",
 )
 NON_ENTAILED = (
-    "detail added", "more specific", "substitution", "opposite", "role swap", "negation", "denial generalised", "events mixed", "order swapped",
-)  # fmt: skip
+    "detail added",
+    "more specific",
+    "substitution",
+    "opposite",
+    "role swap",
+    "negation",
+    "denial generalised",
+    "events mixed",
+    "order swapped",
+)
 # A pair that is not entailed is answered "yes" with at most this probability, in proportion to its similarity.
 NON_ENTAILED_CEILING = 0.45
 
@@ -81,9 +90,11 @@ def target(label: np.ndarray, alike: np.ndarray) -> np.ndarray:
 
 
 def relations(a: Sentences, b: Sentences, tags: list[tuple[str, str]]) -> list[str]:
-    """For each character of b's text, a digit: how the word it belongs to stands to `a` (`events.relation`); "0" outside slots.
+    """For each character of b's text, a digit: how the word it belongs to stands to `a` (`events.relation`); "0"
+    outside slots.
 
-    Each event of b is compared with the better aligned event of a. Negation is "1" when the aligned event is negated too, else "5".
+    Each event of b is compared with the better aligned event of a. Negation is "1" when the aligned event is negated
+    too, else "5".
     """
     cross = ev.similarity(a.events[:, :, None], b.events[:, None, :])
     cross[~a.double, 1] = -1
@@ -158,12 +169,32 @@ def nli(
 def _choose_phenomenon(
     rng: np.random.Generator, double: np.ndarray, denied: np.ndarray, person: np.ndarray
 ) -> np.ndarray:
-    """Half entailed; the rest half "neutral" (hypothesis says more than the premise, as SNLI's third class) and half contradicted."""
-    single = {"paraphrase": 0.10, "detail dropped": 0.12, "hypernym": 0.14, "dropped and hypernym": 0.14,
-              "detail added": 0.12, "more specific": 0.14, "substitution": 0.12, "opposite": 0.05, "role swap": 0.0, "negation": 0.07}  # fmt: skip
+    """Half entailed; the rest half "neutral" (hypothesis says more than the premise, as SNLI's third class) and half
+    contradicted.
+    """
+    single = {
+        "paraphrase": 0.10,
+        "detail dropped": 0.12,
+        "hypernym": 0.14,
+        "dropped and hypernym": 0.14,
+        "detail added": 0.12,
+        "more specific": 0.14,
+        "substitution": 0.12,
+        "opposite": 0.05,
+        "role swap": 0.0,
+        "negation": 0.07,
+    }
     people = dict(single) | {"substitution": 0.07, "role swap": 0.08, "opposite": 0.04, "negation": 0.05}
-    two = {"paraphrase": 0.06, "one event of two": 0.24, "both events weakened": 0.20,
-           "detail added": 0.10, "substitution": 0.10, "events mixed": 0.18, "order swapped": 0.08, "opposite": 0.04}  # fmt: skip
+    two = {
+        "paraphrase": 0.06,
+        "one event of two": 0.24,
+        "both events weakened": 0.20,
+        "detail added": 0.10,
+        "substitution": 0.10,
+        "events mixed": 0.18,
+        "order swapped": 0.08,
+        "opposite": 0.04,
+    }
     negative = {
         "paraphrase": 0.1,
         "denial specialised": 0.4,
@@ -227,7 +258,9 @@ def _hypothesis(
 
 
 def _mix(rng: np.random.Generator, specific: np.ndarray, general: np.ndarray) -> np.ndarray:
-    """Per slot, the specific or the general node: between the two descriptions, equal to `general` only where they agree."""
+    """Per slot, the specific or the general node: between the two descriptions, equal to `general` only where they
+    agree.
+    """
     take = rng.random(general.shape) < 0.6
     out = np.where(take, specific, general)
     same = (out == general).all(-1)
@@ -256,9 +289,14 @@ def _cross(
 
 
 def _pairs(
-    rng: np.random.Generator, left: Sentences, right: Sentences, phenomenon: np.ndarray, score: np.ndarray | None, match: np.ndarray | None = None,
+    rng: np.random.Generator,
+    left: Sentences,
+    right: Sentences,
+    phenomenon: np.ndarray,
+    score: np.ndarray | None,
+    match: np.ndarray | None = None,
     asked: tuple[np.ndarray, np.ndarray] | None = None,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Frame of pairs: a, b, score, label (paraphrase or entailed), phenomenon, target, relations."""
     alike = similarity(left, right)
     if asked is None:
@@ -316,7 +354,9 @@ def sts_graded(rng: np.random.Generator, split: str, n: int, partners: int = 1) 
 
 
 def question_match(rng: np.random.Generator, split: str, n: int, partners: int = 1) -> pd.DataFrame:
-    """Question pairs: 1 when they ask the same thing, else 0 (one word, the roles, the verb or what is asked for differs)."""
+    """Question pairs: 1 when they ask the same thing, else 0 (one word, the roles, the verb or what is asked for
+    differs).
+    """
     left = _repeated(rng, split, n, partners)
     ask = np.repeat(_askable(rng, left[::partners]), partners)[:n]
     right, other = left.copy(), ask.copy()
@@ -366,7 +406,9 @@ def _askable(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
 
 
 def role_swap(rng: np.random.Generator, split: str, n: int, partners: int = 1) -> pd.DataFrame:
-    """Pairs about two people: 1 for a paraphrase (active, passive, 把), 0 when the roles changed places; same words either way."""
+    """Pairs about two people: 1 for a paraphrase (active, passive, 把), 0 when the roles changed places; same words
+    either way.
+    """
     left = _repeated(rng, split, n, partners, "person")
     match = _matches(rng, n, partners)
     right = np.where(match[:, None], left, ev.swap_roles(left))
@@ -374,7 +416,8 @@ def role_swap(rng: np.random.Generator, split: str, n: int, partners: int = 1) -
     return _pairs(rng, Sentences(left), Sentences(right), name, match.astype(float))
 
 
-# Retrieval -------------------------------------------------------------------------------------------------------------
+# Retrieval
+# -------------------------------------------------------------------------------------------------------------
 
 
 class Retrieval(TypedDict):
@@ -394,11 +437,12 @@ def retrieval(rng: np.random.Generator, split: str, shape: str, queries: int) ->
     """Queries, passages among confusable ones, and complete relevance judgements.
 
     Args:
-        shape: "question" (wildcard question; passages of two sentences), "keyword" (search words; one-sentence passages, several
+        shape: "question" (wildcard question; passages of two sentences), "keyword" (search words; one-sentence
+        passages, several
             relevant) or "claim" (a general statement; passages of two sentences).
     Returns:
-        dict with `queries` (id, text, phenomenon), `corpus` (id, text), `qrels` (query_id, doc_id, relevance) and the event
-        arrays `query_events` (q, WIDTH), `ask` (q,), `passage_events` (p, sentences, WIDTH) with the `tags` of
+        dict with `queries` (id, text, phenomenon), `corpus` (id, text), `qrels` (query_id, doc_id, relevance) and the
+        event arrays `query_events` (q, WIDTH), `ask` (q,), `passage_events` (p, sentences, WIDTH) with the `tags` of
         their sentences for the teacher's examples.
     """
     length = {"question": 2, "keyword": 1, "claim": 2}[shape]
@@ -450,13 +494,23 @@ def retrieval(rng: np.random.Generator, split: str, shape: str, queries: int) ->
     found = np.argwhere(relevant)
     name = f"ir-{shape}-{split}"
     return {
-        "queries": pd.DataFrame({"id": [f"{name}-q{i}" for i in range(queries)], "text": words, "phenomenon": phenomena}),
+        "queries": pd.DataFrame(
+            {"id": [f"{name}-q{i}" for i in range(queries)], "text": words, "phenomenon": phenomena}
+        ),
         "corpus": pd.DataFrame({"id": [f"{name}-d{i}" for i in range(len(texts))], "text": texts}),
         "qrels": pd.DataFrame(
-            {"query_id": [f"{name}-q{q}" for q, _ in found], "doc_id": [f"{name}-d{d}" for _, d in found], "relevance": 1}
+            {
+                "query_id": [f"{name}-q{q}" for q, _ in found],
+                "doc_id": [f"{name}-d{d}" for _, d in found],
+                "relevance": 1,
+            }
         ),
-        "query_events": query, "ask": ask, "passage_events": stacked, "tags": tags, "relevant": relevant,
-    }  # fmt: skip
+        "query_events": query,
+        "ask": ask,
+        "passage_events": stacked,
+        "tags": tags,
+        "relevant": relevant,
+    }
 
 
 def _denied_some(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
@@ -477,7 +531,8 @@ def _confuse(
     edit: int,
     roles: bool,
 ) -> np.ndarray:
-    """An event like `core` that does not answer the query: another word, other roles, the opposite, a denial, or no answer.
+    """An event like `core` that does not answer the query: another word, other roles, the opposite, a denial, or no
+    answer.
 
     `roles`: whether the exchange of roles may be among them; search words do not say who did what to whom.
     """
@@ -523,7 +578,9 @@ def relevance(query: np.ndarray, ask: np.ndarray, passages: np.ndarray) -> np.nd
 
 
 def graded_relevance(query: np.ndarray, ask: np.ndarray, passages: np.ndarray) -> np.ndarray:
-    """Row-wise similarity in [0, 1] of a query event (m, WIDTH) to the nearest sentence of its passage (m, sentences, WIDTH)."""
+    """Row-wise similarity in [0, 1] of a query event (m, WIDTH) to the nearest sentence of its passage (m, sentences,
+    WIDTH).
+    """
     best = np.zeros(len(query))
     for index in range(passages.shape[1]):
         sentence = passages[:, index].copy()
@@ -533,7 +590,8 @@ def graded_relevance(query: np.ndarray, ask: np.ndarray, passages: np.ndarray) -
     return best
 
 
-# Unlabelled text and the teacher's examples ---------------------------------------------------------------------------------
+# Unlabelled text and the teacher's examples
+# ---------------------------------------------------------------------------------
 
 
 def _continued(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
@@ -553,8 +611,9 @@ def _continued(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
 def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
     """Unlabelled text with its meaning: what the base checkpoints are pre-trained on (train compositions only).
 
-    Columns: text; paraphrase (same meaning, other words); distractor (nearly the same words, another meaning); next_text (the sentence that follows: same agent, place and time, another
-    action); slots (2 x len(SLOTS) node ids, zeros for a missing second event) and ask (slot asked for, -1 for statements).
+    Columns: text; paraphrase (same meaning, other words); distractor (nearly the same words, another meaning);
+    next_text (the sentence that follows: same agent, place and time, another action); slots (2 x len(SLOTS) node ids,
+    zeros for a missing second event) and ask (slot asked for, -1 for statements).
     """
     first = np.concatenate([ev.sample(rng, n // 2, "train", "person"), ev.sample(rng, n - n // 2, "train", "object")])[
         rng.permutation(n)
@@ -585,7 +644,8 @@ def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
     moved_first[alone] = ev.substitute(rng, first[alone], "train")
     turned = alone & (rng.random(n) < 0.3)
     moved_first[turned] = ev.oppose(first[turned])
-    # A question hides the word it asks for, and some edits are impossible: what is still the same gets the opposite verb.
+    # A question hides the word it asks for, and some edits are impossible: what is still the same gets the opposite
+    # verb.
     hidden = np.flatnonzero(ask >= 0)
     moved_first[hidden, ask[hidden]] = first[hidden, ask[hidden]]
     same = (moved_first == first).all(-1) & (moved_second == second).all(-1)
@@ -610,15 +670,23 @@ def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
     slots[hidden, ask[hidden]] = 0
     negated = first[:, ev.POLARITY]
     return pd.DataFrame(
-        {"text": text, "paraphrase": again, "distractor": distractor, "next_text": next_text, "slots": list(slots.astype(np.int16)), "ask": ask.astype(np.int8),
-         "negated": negated.astype(np.int8)}
-    )  # fmt: skip
+        {
+            "text": text,
+            "paraphrase": again,
+            "distractor": distractor,
+            "next_text": next_text,
+            "slots": list(slots.astype(np.int16)),
+            "ask": ask.astype(np.int8),
+            "negated": negated.astype(np.int8),
+        }
+    )
 
 
 def teacher_symmetric(rng: np.random.Generator, split: str, groups: int, size: int) -> pd.DataFrame:
     """Graded symmetric groups: mode, a, b [list], target [list], label [list], relations [list], phenomenon [list]."""
     share = {"nli": 0.56, "sts": 0.16, "questions": 0.1, "roles": 0.18}
-    # A teacher has read widely: its examples have every sentence pattern, the students' training pairs only the common ones.
+    # A teacher has read widely: its examples have every sentence pattern, the students' training pairs only the common
+    # ones.
     pairs = nli(rng, split, int(groups * share["nli"]), size, surface.COMMON + surface.SHIFTED)
     singles = pd.concat(
         [sts_graded(rng, split, int(groups * share["sts"] * size)),
@@ -630,7 +698,9 @@ def teacher_symmetric(rng: np.random.Generator, split: str, groups: int, size: i
 
 
 def teacher_asymmetric(rng: np.random.Generator, split: str, groups: int, size: int) -> pd.DataFrame:
-    """Graded retrieval groups: a query with relevant, confusable and random passages; same columns as `teacher_symmetric`."""
+    """Graded retrieval groups: a query with relevant, confusable and random passages; same columns as
+    `teacher_symmetric`.
+    """
     parts = []
     chunk = 400  # queries of a small world of their own: the work is queries x passages
     for shape in ("question", "keyword", "claim"):

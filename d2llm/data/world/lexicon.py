@@ -1,7 +1,7 @@
 """The words of the generated world and what they mean: a taxonomy for each slot of an event, synonyms, opposites.
 
-Everything downstream (entailment, similarity, relevance) follows from one boolean matrix, `Lexicon.is_a`, over all nodes.
-This file holds words and their relations only; events are in `events.py`, sentences in `surface.py`.
+Everything downstream (entailment, similarity, relevance) follows from one boolean matrix, `Lexicon.is_a`, over all
+nodes. This file holds words and their relations only; events are in `events.py`, sentences in `surface.py`.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ SOMEBODY, SOMETHING = "有人", "东西"
 class Lexicon:
     """All nodes of all slots in one id space; node 0 is "not said".
 
-    `forms[i]`: the surface forms of node i; `slot[i]`: its slot (-1 for node 0); `level[i]`: 0 leaf, 1 group, 2 super-group, 3 top;
-    `parent[i]`: the next more general node (0 where leaving the slot out is the next step); `opposite[i]`: the opposite verb or
-    attribute, or 0; `is_a[i, j]`: whatever is i is also j (reflexive; everything is_a 0); `similarity[i, j]` in [0, 1], symmetric;
-    `leaves[s]`: ids of the leaves of slot s in order of frequency.
+    `forms[i]`: the surface forms of node i; `slot[i]`: its slot (-1 for node 0); `level[i]`: 0 leaf, 1 group, 2
+    super-group, 3 top; `parent[i]`: the next more general node (0 where leaving the slot out is the next step);
+    `opposite[i]`: the opposite verb or attribute, or 0; `is_a[i, j]`: whatever is i is also j (reflexive; everything
+    is_a 0); `similarity[i, j]` in [0, 1], symmetric; `leaves[s]`: ids of the leaves of slot s in order of frequency.
     """
 
     forms: tuple[tuple[str, ...], ...]
@@ -137,7 +137,9 @@ class _Builder:
 
 
 def _interleave(ids: list[int], step: int = 4) -> np.ndarray:
-    """Leaves group by group -> first of each group, second of each group, …: frequency falls within a group, not between groups."""
+    """Leaves group by group -> first of each group, second of each group, …: frequency falls within a group, not
+    between groups.
+    """
     return np.array([ids[i] for k in range(step) for i in range(k, len(ids), step)])
 
 
@@ -199,7 +201,9 @@ def lexicon() -> Lexicon:
 
 
 def _similarity(slot: np.ndarray, is_a: np.ndarray) -> np.ndarray:
-    """Share of common ancestors, |anc(i) ∩ anc(j)| / |anc(i) ∪ anc(j)|, within a slot; 0.5 between said and not said; 0 across slots."""
+    """Share of common ancestors, |anc(i) ∩ anc(j)| / |anc(i) ∪ anc(j)|, within a slot; 0.5 between said and not said; 0
+    across slots.
+    """
     own = is_a.copy()
     own[:, 0] = False
     common = (own[:, None, :] & own[None, :, :]).sum(-1).astype(float)

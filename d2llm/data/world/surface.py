@@ -26,7 +26,8 @@ from d2llm.data.world.lexicon import (
     lexicon,
 )
 
-# A agent, V verb, O object or patient phrase, P place phrase (with 在), T time, M manner (with 地), N negation, L aspect particle.
+# A agent, V verb, O object or patient phrase, P place phrase (with 在), T time, M manner (with 地), N negation, L aspect
+# particle.
 COMMON = (
     "{T}{A}{N}{P}{M}{V}{L}{O}",
     "{P}，{A}{T}{N}{M}把{O}{V}{L}",
@@ -54,10 +55,43 @@ QUESTIONS = (
 )
 CONNECTIVES = ("，然后", "，接着", "，后来")
 FUNCTION_WORDS = (
-    "“", "”", "[", "]", "{", "}",
-    "，", "。", "？", "：", " ", "在", "把", "被", "了", "的", "地", "没有", "据说", "听说", "让", "的是", "有报道称", "遭", "关于", "过", "将", "请问",
-    "想知道", "然后", "接着", "后来", "谁", "什么", "在哪里", "什么时候",
-)  # fmt: skip
+    "“",
+    "”",
+    "[",
+    "]",
+    "{",
+    "}",
+    "，",
+    "。",
+    "？",
+    "：",
+    " ",
+    "在",
+    "把",
+    "被",
+    "了",
+    "的",
+    "地",
+    "没有",
+    "据说",
+    "听说",
+    "让",
+    "的是",
+    "有报道称",
+    "遭",
+    "关于",
+    "过",
+    "将",
+    "请问",
+    "想知道",
+    "然后",
+    "接着",
+    "后来",
+    "谁",
+    "什么",
+    "在哪里",
+    "什么时候",
+)
 
 _UNTAGGED = re.compile("[^a-z]")
 BRACKETS = (("“", "”"), ("[", "]"), ("{", "}"))

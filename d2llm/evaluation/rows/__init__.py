@@ -1,5 +1,7 @@
-"""Rows of the tables, a file each: a trained student, and the reference rows that frame the methods, found by the names of their files.
+"""Rows of the tables, a file each: a trained student, and the reference rows that frame the methods, found by the names
+of their files.
 
-Each has `load(config, run)`, which gives a `PairScorer` (`evaluation.adapter`). The head of a reference row holds its `TITLE` and what it `NEEDS`
-besides the evaluation sets: "teacher", "encoder". All go through the same adapter, tasks and metrics.
+Each has `load(config, run)`, which gives a `PairScorer` (`evaluation.adapter`). The head of a reference row holds its
+`TITLE` and what it `NEEDS` besides the evaluation sets: "teacher", "encoder". All go through the same adapter, tasks
+and metrics.
 """

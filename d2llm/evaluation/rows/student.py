@@ -76,7 +76,9 @@ class StudentScorer:
             return torch.cat(parts).float().cpu().numpy()
 
     def search(self, queries: Sequence[str], passages: Sequence[str], depth: int, ties: np.ndarray) -> Hits:
-        """Scores every passage (`d2llm.search.index`). The index is not kept: a corpus is searched once and may be large."""
+        """Scores every passage (`d2llm.search.index`). The index is not kept: a corpus is searched once and may be
+        large.
+        """
         from d2llm.search.index import Index
 
         index = Index.build(self.student, passages, self.batch_size)

@@ -1,6 +1,7 @@
 """D2LLM's objective: L = ci·CI + CL + α·RI-PHN + β·RI-EHN + γ·FI (+ variants), over one object of the batch's scores.
 
-Each term is a file of `losses/`, its weight a key of the recipe. What terms share is computed here, once, when the first of them asks for it.
+Each term is a file of `losses/`, its weight a key of the recipe. What terms share is computed here, once, when the
+first of them asks for it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def objective(scorer: Scorer, embedded: Embedded, batch: Batch, recipe: D2LLMRec
 class Scores:
     """The student's logits z of a batch and the teacher's probabilities p̂ of yes.
 
-    B queries, K hard negatives and E easy negatives each; candidates are the positive, first, then the K. Masks are True where an entry counts.
+    B queries, K hard negatives and E easy negatives each; candidates are the positive, first, then the K. Masks are
+    True where an entry counts.
     """
 
     def __init__(self, scorer: Scorer, embedded: Embedded, batch: Batch, recipe: D2LLMRecipe) -> None:

@@ -1,4 +1,6 @@
-"""D2LLM's settings: the release's as defaults, and which departures from it are known. What they do is in `objective` and `losses/`."""
+"""D2LLM's settings: the release's as defaults, and which departures from it are known. What they do is in `objective`
+and `losses/`.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,8 @@ class D2LLMRecipe(Recipe):
     passage_to_query: Weight = 0.0
     # Weights of further losses, by the names of their files in d2llm/methods/d2llm/losses.
     losses: dict[str, Weight] = {}
-    # A token before every text that the pooling leaves out: what the checkpoint begins texts with or, without such, the tokenizer's first or last (variant).
+    # A token before every text that the pooling leaves out: what the checkpoint begins texts with or, without such, the
+    # tokenizer's first or last (variant).
     sink: Literal["none", "bos"] = "none"
     # How states become one vector.
     pooling: PoolingSettings = PoolingSettings()

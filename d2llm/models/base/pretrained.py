@@ -1,6 +1,8 @@
-"""Base models that exist already: found, fetched where they are on a hub, cut to their lower layers, saved as the pipeline's own are.
+"""Base models that exist already: found, fetched where they are on a hub, cut to their lower layers, saved as the
+pipeline's own are.
 
-What comes out is a folder in Hugging Face format, so that every later stage runs the very code it runs on models made here.
+What comes out is a folder in Hugging Face format, so that every later stage runs the very code it runs on models made
+here.
 """
 
 from __future__ import annotations
@@ -83,7 +85,9 @@ def located(settings: PretrainedSettings, where: str) -> tuple[Path, str | None]
 
 
 def fetched(settings: PretrainedSettings, where: str, weights: bool = True) -> Path:
-    """The hub's files in the local cache, checked against the hub's digests; without `weights` the small ones, asked for once."""
+    """The hub's files in the local cache, checked against the hub's digests; without `weights` the small ones, asked
+    for once.
+    """
     from huggingface_hub import snapshot_download
 
     patterns = [pattern for pattern in WANTED if weights or pattern != WEIGHTS]
@@ -155,7 +159,9 @@ def check_described(
     encoder: bool,
     where: str,
 ) -> None:
-    """Raise ConfigError for a model of the wrong kind, with too few layers or without a tokenizer; `where` is the key of its source."""
+    """Raise ConfigError for a model of the wrong kind, with too few layers or without a tokenizer; `where` is the key
+    of its source.
+    """
     source = f"{where}: {settings.source!r}"
     check_kind(config, encoder, source)
     check_tokenizer(tokenizer, source)
@@ -200,7 +206,9 @@ def check_kind(config: PretrainedConfig, encoder: bool, where: str) -> None:
 
 
 def check_direction(network: PreTrainedModel, encoder: bool, where: str) -> None:
-    """Raise ConfigError where a token's state depends on the next one and the model is to be a decoder, or does not and it is to be an encoder."""
+    """Raise ConfigError where a token's state depends on the next one and the model is to be a decoder, or does not and
+    it is to be an encoder.
+    """
     import torch
 
     network.eval()
@@ -208,7 +216,10 @@ def check_direction(network: PreTrainedModel, encoder: bool, where: str) -> None
     texts = (torch.tensor([[1, 2, 3, last]], device=network.device) % network.config.vocab_size for last in (4, 5))
     try:
         with torch.no_grad():
-            one, two = (network.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0, :3].float() for ids in texts)  # fmt: skip
+            one, two = (
+                network.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0, :3].float()
+                for ids in texts
+            )
     except Exception as error:  # noqa: BLE001 - code of its own may ask for a GPU
         get_logger(__name__).warning("%s: not tried whether its tokens see what follows (%s)", where, first_line(error))
         return
@@ -221,10 +232,14 @@ def check_direction(network: PreTrainedModel, encoder: bool, where: str) -> None
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Raise ConfigError for a tokenizer that transformers has made up where its files are missing: it knows its special tokens and no word."""
+    """Raise ConfigError for a tokenizer that transformers has made up where its files are missing: it knows its special
+    tokens and no word.
+    """
     special = set(tokenizer.all_special_tokens)
     # Bytes in tokenizers of some repositories' own.
-    tokens = (token if isinstance(token, str) else bytes(token).decode(errors="replace") for token in tokenizer.get_vocab())  # fmt: skip
+    tokens = (
+        token if isinstance(token, str) else bytes(token).decode(errors="replace") for token in tokenizer.get_vocab()
+    )
     if not any(letter.isalnum() for token in tokens if token not in special for letter in token):
         raise ConfigError(f"{where}: its tokenizer knows no word, only {len(special)} special tokens; {TOKENIZER}")
 

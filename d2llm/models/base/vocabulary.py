@@ -1,7 +1,9 @@
-"""The tokenizer of models that are made in the pipeline: greedy longest match over a known word list, in Hugging Face format.
+"""The tokenizer of models that are made in the pipeline: greedy longest match over a known word list, in Hugging Face
+format.
 
-A vocabulary trained on millions of prompted texts would hold the frequent words and the fixed prompt sentences as pieces of their
-own; a generated world knows its words, so they are listed instead of learnt. Anything else falls back to characters.
+A vocabulary trained on millions of prompted texts would hold the frequent words and the fixed prompt sentences as
+pieces of their own; a generated world knows its words, so they are listed instead of learnt. Anything else falls back
+to characters.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""peft's LoRA layer with the product of its two matrices formed first, where that is cheaper: small layers, many tokens.
+"""peft's LoRA layer with the product of its two matrices formed first, where that is cheaper: small layers, many
+tokens.
 
 Same parameters, same function, up to rounding; only the order of the multiplications differs.
 """
@@ -19,9 +20,9 @@ LARGEST = 1 << 20
 class ComposedLinear(Linear):
     """x·(W + s·BA)ᵀ + b in one product, instead of x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ in three, while training on the CPU.
 
-    For T tokens, n inputs, m outputs and rank r, composing costs r·n·m multiplications and spares T·r·(n + m), so it pays
-    for T > n·m / (n + m). Whatever is special (dropout, several or merged or disabled adapters, other LoRA variants) goes
-    peft's own way.
+    For T tokens, n inputs, m outputs and rank r, composing costs r·n·m multiplications and spares T·r·(n + m), so it
+    pays for T > n·m / (n + m). Whatever is special (dropout, several or merged or disabled adapters, other LoRA
+    variants) goes peft's own way.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -29,7 +30,9 @@ class ComposedLinear(Linear):
         return super().forward(x, *args, **kwargs) if parts is None else _Composed.apply(x, *parts)
 
     def _composable(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, float] | None:
-        """W, b, A, B and s of the one adapter that can be composed, or None. It is asked in every pass, so each module is looked up once."""
+        """W, b, A, B and s of the one adapter that can be composed, or None. It is asked in every pass, so each module
+        is looked up once.
+        """
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1 or x.device.type != "cpu":
             return None
         name, downs = self.active_adapters[0], self.lora_A

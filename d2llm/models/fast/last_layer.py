@@ -1,7 +1,9 @@
-"""A transformer's last layer only where somebody reads it: what follows its attention treats tokens one by one, and nothing comes after it.
+"""A transformer's last layer only where somebody reads it: what follows its attention treats tokens one by one, and
+nothing comes after it.
 
-A [CLS] or last-token pooling reads one state a text, the teacher one a candidate; keys and values of all tokens are needed, the rest of the layer is not.
-Same numbers, up to the order in which a gradient's products are summed. Which tokens are read is for the caller to say.
+A [CLS] or last-token pooling reads one state a text, the teacher one a candidate; keys and values of all tokens are
+needed, the rest of the layer is not. Same numbers, up to the order in which a gradient's products are summed. Which
+tokens are read is for the caller to say.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def only_at(model: PreTrainedModel, places: Tensor) -> Iterator[None]:
-    """Within it a pass of `model` over rows (n, t) computes last states at `places` alone: (k,) int64, each row · t + position. Other states may hold anything.
+    """Within it a pass of `model` over rows (n, t) computes last states at `places` alone: (k,) int64, each row · t +
+    position. Other states may hold anything.
 
-    For transformers' own code in the forms of Llama (with Qwen, Mistral, Gemma …) and of BERT (with RoBERTa, XLM-R, ELECTRA …). Others, experts and code
-    from a hub among them, compute everything; so does a pass that is to be computed again for its gradients, which happens when this is over.
+    For transformers' own code in the forms of Llama (with Qwen, Mistral, Gemma …) and of BERT (with RoBERTa, XLM-R,
+    ELECTRA …). Others, experts and code from a hub among them, compute everything; so does a pass that is to be
+    computed again for its gradients, which happens when this is over.
     """
     hooks = [hook for first, last in _spans(model) for hook in _between(first, last, places)]
     try:

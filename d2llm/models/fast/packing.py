@@ -1,8 +1,9 @@
 """Texts of a pass laid end to end, without padding: the attention that keeps them apart, and the layout.
 
-Everything in a transformer but attention treats tokens one by one, so a pass over T real tokens costs T, not rows × longest row.
-Attention runs once for each group of texts of equal length. Works for every architecture of transformers that takes its attention
-from outside (`_supports_attention_backend`); others, and devices whose kernels prefer one large call, are padded (`Backbone`).
+Everything in a transformer but attention treats tokens one by one, so a pass over T real tokens costs T, not rows ×
+longest row. Attention runs once for each group of texts of equal length. Works for every architecture of transformers
+that takes its attention from outside (`_supports_attention_backend`); others, and devices whose kernels prefer one
+large call, are padded (`Backbone`).
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """transformers' "sdpa" attention, and with `packed_groups` the same for texts laid end to end.
 
-    query (1, heads, T, d), key and value (1, heads or fewer, T, d); packed_groups: (number of texts, their length) of each
-    run of texts of equal length, T in all. The mask is then not read. Returns (1, T, heads, d).
+    query (1, heads, T, d), key and value (1, heads or fewer, T, d); packed_groups: (number of texts, their length) of
+    each run of texts of equal length, T in all. The mask is then not read. Returns (1, T, heads, d).
     """
     if packed_groups is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -71,16 +72,20 @@ def packed_attention(
 
 
 def _one_node(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
-    """Whether the CPU's flash kernel, called without the dispatch around it, is what scaled_dot_product_attention would choose."""
+    """Whether the CPU's flash kernel, called without the dispatch around it, is what scaled_dot_product_attention would
+    choose.
+    """
     plain = dropout == 0.0 and query.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     plain = plain and flash_kernels() is not None
     return plain and query.shape == key.shape == value.shape and query.dtype == key.dtype == value.dtype
 
 
 class _PackedAttention(torch.autograd.Function):
-    """All groups as one node of the graph: its backward calls the kernel's own, and no view or copy of a group is a node.
+    """All groups as one node of the graph: its backward calls the kernel's own, and no view or copy of a group is a
+    node.
 
-    With short texts the bookkeeping of a dozen groups takes as long as their kernels. The numbers are the same to the last bit.
+    With short texts the bookkeeping of a dozen groups takes as long as their kernels. The numbers are the same to the
+    last bit.
     """
 
     @staticmethod
@@ -119,9 +124,11 @@ class _PackedAttention(torch.autograd.Function):
 
 @cache
 def flash_kernels() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
-    """The CPU's flash kernel and its backward, which torch keeps to itself; None where this torch has none of these names, or they give other numbers.
+    """The CPU's flash kernel and its backward, which torch keeps to itself; None where this torch has none of these
+    names, or they give other numbers.
 
-    Tried once, on a few numbers, against `scaled_dot_product_attention`; without them that is what every group goes through.
+    Tried once, on a few numbers, against `scaled_dot_product_attention`; without them that is what every group goes
+    through.
     """
     name = "_scaled_dot_product_flash_attention_for_cpu"
     # The function is called with less around it than the operator; of the backward there is the operator alone.
@@ -145,18 +152,24 @@ def flash_kernels() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
 
 
 def _by_token(x: Tensor) -> Tensor:
-    """(1, heads, T, d) → (1, T, heads, d), its numbers in that order from the start of its memory; mostly they are already."""
+    """(1, heads, T, d) → (1, T, heads, d), its numbers in that order from the start of its memory; mostly they are
+    already.
+    """
     return _from_start(x.transpose(1, 2).contiguous())
 
 
 def _from_start(x: Tensor) -> Tensor:
-    """A part of a larger tensor, as a fused projection gives for a single token, as one of its own: `as_strided` counts from the start of the memory."""
+    """A part of a larger tensor, as a fused projection gives for a single token, as one of its own: `as_strided` counts
+    from the start of the memory.
+    """
     return x.clone() if x.storage_offset() else x
 
 
 @lru_cache(maxsize=4)
 def _views(groups: Groups, heads: int, width: int) -> list[tuple[Any, ...]]:
-    """For each group what `as_strided` takes (size, strides, offset) to show it, of numbers in the order (T, heads, d), as (count, heads, length, d)."""
+    """For each group what `as_strided` takes (size, strides, offset) to show it, of numbers in the order (T, heads, d),
+    as (count, heads, length, d).
+    """
     token, start, found = heads * width, 0, list[tuple[Any, ...]]()
     for count, length in groups:
         found.append(((count, heads, length, width), (length * token, width, token, 1), start * token))

@@ -16,7 +16,9 @@ from d2llm.run.errors import ConfigError
 
 
 class Pooling(nn.Module):
-    """Base. `name` is its name in a configuration, and its file's; `sized`: whether its first argument is the width of the states."""
+    """Base. `name` is its name in a configuration, and its file's; `sized`: whether its first argument is the width of
+    the states.
+    """
 
     name: ClassVar[str]
     sized: ClassVar[bool] = False
@@ -27,15 +29,21 @@ class Pooling(nn.Module):
         return None
 
     def width(self, hidden_size: int, longest: int) -> int:
-        """Numbers of a text's vector, where no input is longer than `longest` tokens; to be overridden where they are not the backbone's."""
+        """Numbers of a text's vector, where no input is longer than `longest` tokens; to be overridden where they are
+        not the backbone's.
+        """
         return hidden_size
 
     def read(self, mask: Tensor) -> Tensor | None:
-        """(n, t) mask → (n, t) bool: the tokens whose states `forward` reads, None for all of them; to be overridden where it is few."""
+        """(n, t) mask → (n, t) bool: the tokens whose states `forward` reads, None for all of them; to be overridden
+        where it is few.
+        """
         return None
 
     def attention(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """(n, t, d), (n, t) → (n, t, heads) shares of each token. Raises ConfigError where the pooling has none to show."""
+        """(n, t, d), (n, t) → (n, t, heads) shares of each token. Raises ConfigError where the pooling has none to
+        show.
+        """
         raise ConfigError(f"pooling {self.name} has no attention to show; only pma has")
 
 

@@ -78,7 +78,9 @@ class PMA(Pooling):
             self.output.bias.zero_()
 
     def attention(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """(n, t, d), (n, t) → (n, t, heads): what share of each head's pooled value a token has; over the tokens of a text it sums to 1."""
+        """(n, t, d), (n, t) → (n, t, heads): what share of each head's pooled value a token has; over the tokens of a
+        text it sums to 1.
+        """
         mask = mask.bool()
         return self._attention(hidden.to(self.seed.dtype).masked_fill(~mask[:, :, None], 0.0), mask)
 

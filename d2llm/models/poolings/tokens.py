@@ -12,9 +12,11 @@ TITLE = "none: a vector a token"
 
 
 class TokensPooling(Pooling):
-    """No pooling: a unit vector of `size` numbers for every token, W·x / ‖W·x‖, laid end to end (ColBERT, Khattab and Zaharia 2020, section 3.2).
+    """No pooling: a unit vector of `size` numbers for every token, W·x / ‖W·x‖, laid end to end (ColBERT, Khattab and
+    Zaharia 2020, section 3.2).
 
-    (n, t, d) → (n, t · size); where there is no token, zeros. W is made new with BERT's initial weights. The scorer maxsim reads them.
+    (n, t, d) → (n, t · size); where there is no token, zeros. W is made new with BERT's initial weights. The scorer
+    maxsim reads them.
     """
 
     name = "tokens"

@@ -1,8 +1,8 @@
 """What a scorer is.
 
-All share one interface: `pairs` scores aligned rows, `matrix` all combinations; both go through `query_cache` and `passage_cache`, the parts
-that depend on one side only, which a search index can store. The last product, of which the logit comes, is formed in float32 at least.
-Nothing here knows texts or losses.
+All share one interface: `pairs` scores aligned rows, `matrix` all combinations; both go through `query_cache` and
+`passage_cache`, the parts that depend on one side only, which a search index can store. The last product, of which the
+logit comes, is formed in float32 at least. Nothing here knows texts or losses.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 class Scorer(nn.Module):
     """Base. q (n, d) are queries, p (n, d) or (m, d) passages; `mode` picks the IEM's branch, others ignore it.
 
-    `name` is its name in a configuration, and its file's; `sized`: whether its first argument is the width of the vectors.
+    `name` is its name in a configuration, and its file's; `sized`: whether its first argument is the width of the
+    vectors.
     """
 
     name: ClassVar[str]
     sized: ClassVar[bool] = False
-    # Whether its logit changes smoothly with what an index stores of a passage, so that candidates can be found by its slope (`search.candidates`).
+    # Whether its logit changes smoothly with what an index stores of a passage, so that candidates can be found by its
+    # slope (`search.candidates`).
     smooth: ClassVar[bool] = False
 
     @property

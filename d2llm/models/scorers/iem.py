@@ -169,7 +169,8 @@ class IEM(Scorer):
         return logits
 
     def _space(self, pairs: int, query: Tensor, passage: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Room for the two values of a block, (pairs, h) each, which all blocks share: fresh memory for each costs a fifth of the time.
+        """Room for the two values of a block, (pairs, h) each, which all blocks share: fresh memory for each costs a
+        fifth of the time.
 
         None where autograd keeps them, or where their type is another's to choose.
         """
@@ -182,7 +183,9 @@ class IEM(Scorer):
         return query.new_empty(pairs, self.hidden), query.new_empty(pairs, self.hidden)
 
     def _branch(self, x: Tensor, mode: Mode, out: Tensor | None = None) -> Tensor:
-        """(r, h) before the first activation → (r, h) pair features, in `out` if given. Without autograd, x is overwritten."""
+        """(r, h) before the first activation → (r, h) pair features, in `out` if given. Without autograd, x is
+        overwritten.
+        """
         check_mode(mode)
         # Linear; a ModuleDict declares any module.
         branch: Any = self.branches[mode if mode in self.branches else "shared"]

@@ -16,10 +16,12 @@ TITLE = "MaxSim"
 
 
 class MaxSim(Scorer):
-    """Σ_i max_j q_i · p_j: every token of the query with the token of the passage that fits it best (ColBERT, Khattab and Zaharia 2020, eq. 3).
+    """Σ_i max_j q_i · p_j: every token of the query with the token of the passage that fits it best (ColBERT, Khattab
+    and Zaharia 2020, eq. 3).
 
-    q (n, s · size) and p (m, t · size) hold a vector of `size` numbers for every token (`TokensPooling`); zeros where there is none, which are
-    no match and ask for none. `matrix` and `pairs` work in blocks whose token products stay within `block_bytes` (under autograd, the graph keeps all of them).
+    q (n, s · size) and p (m, t · size) hold a vector of `size` numbers for every token (`TokensPooling`); zeros where
+    there is none, which are no match and ask for none. `matrix` and `pairs` work in blocks whose token products stay
+    within `block_bytes` (under autograd, the graph keeps all of them).
     """
 
     name = "maxsim"

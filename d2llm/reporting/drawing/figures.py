@@ -92,7 +92,9 @@ def render(draw: Callable[[Data], Figure], data: Data, files: dict[str, Path]) -
 
 
 def settle(figure: Figure) -> None:
-    """Lay out once for all formats, and to a millionth of the page: the last bits of a layout are not the same in every process."""
+    """Lay out once for all formats, and to a millionth of the page: the last bits of a layout are not the same in every
+    process.
+    """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in figure.axes:

@@ -15,14 +15,27 @@ logger = get_logger(__name__)
 LATIN = "DejaVu Sans"
 # The usual fonts of Linux, Windows and macOS, in this order, for equal bytes on a machine.
 CHINESE = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei", "Droid Sans Fallback", "Microsoft YaHei", "SimHei", "PingFang SC", "Heiti SC", "Arial Unicode MS",
-)  # fmt: skip
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "Source Han Sans CN",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+    "Microsoft YaHei",
+    "SimHei",
+    "PingFang SC",
+    "Heiti SC",
+    "Arial Unicode MS",
+)
 FIRST_CHINESE = 0x2E80  # East Asian scripts and full-width forms start here
 
 
 def families(text: str) -> list[str] | None:
-    """Font families that together hold every character of `text`, or None, with a line in the log, where Chinese ones are missing."""
+    """Font families that together hold every character of `text`, or None, with a line in the log, where Chinese ones
+    are missing.
+    """
     wanted = frozenset(ord(character) for character in text if ord(character) >= FIRST_CHINESE)
     if not wanted:
         return [LATIN]

@@ -1,4 +1,6 @@
-"""Panels of the sweep figures (the paper's Figures 3 and 4): a score against one setting of D2LLM, all others as configured."""
+"""Panels of the sweep figures (the paper's Figures 3 and 4): a score against one setting of D2LLM, all others as
+configured.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""How closely students follow the teacher: D2LLM's score against the teacher's, and every method's rank correlation with it."""
+"""How closely students follow the teacher: D2LLM's score against the teacher's, and every method's rank correlation
+with it.
+"""
 
 from __future__ import annotations
 
@@ -61,12 +63,13 @@ def draw(data: Data) -> Figure:
     seeds = pairs.loc[pairs["method"].isin(data.context.methods), "seed"].nunique()
     many = f"above the first seed, below means over {seeds} seeds" if seeds > 1 else "one seed"
     note(
-        figure, data,
+        figure,
+        data,
         f"Above: examples by the teacher's score (yes logit minus no logit) and {data.context.titles.get(subject, subject)}'s; "
         f"the darker, the more, on a log scale. Below: Spearman's rank correlation of scores; {many}. Retrieval: only passages that both "
         "returned, of the teacher's candidates and a method's best, hence not the same for every method; the correlation is taken within a "
         "query and averaged over queries.",
-    )  # fmt: skip
+    )
     return figure
 
 

@@ -1,7 +1,8 @@
-"""Teacher and student as configured: what is computed of what, in which size, and which loss carries what from one to the other.
+"""Teacher and student as configured: what is computed of what, in which size, and which loss carries what from one to
+the other.
 
-Drawn from the settings (the paper's Figure 1 in our words, docs/method.md), and the widths of checkpoints, which settings do not hold; no result
-enters. Coordinates are inches.
+Drawn from the settings (the paper's Figure 1 in our words, docs/method.md), and the widths of checkpoints, which
+settings do not hold; no result enters. Coordinates are inches.
 """
 
 from __future__ import annotations
@@ -108,10 +109,11 @@ def draw(data: Data) -> Figure:
     _student(axis, data.config.models.decoder, recipe, widths.get("decoder"))
     _losses(axis, recipe)
     note(
-        figure, data,
+        figure,
+        data,
         "Sizes, prompt and weights are this run's settings. Solid arrows: what is computed of what; dashed: what the student imitates, "
         "each loss a term of the total with the weight below its name. The teacher's side is computed once, before training.",
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -198,14 +200,21 @@ def _student(axis: Axes, decoder: BaseSettings | PretrainedSettings, recipe: D2L
         )
     )  # fmt: skip
     axis.text(
-        MODULE.right[0] - 0.06, MODULE.top[1] - 0.1, "Interaction emulation module (IEM)", fontsize=SMALL, ha="right", va="center",
+        MODULE.right[0] - 0.06,
+        MODULE.top[1] - 0.1,
+        "Interaction emulation module (IEM)",
+        fontsize=SMALL,
+        ha="right",
+        va="center",
         color=SUBJECT_LOOK[0],
-    )  # fmt: skip
+    )
     hidden = interaction.hidden
     _box(
-        axis, FIRST,
-        f"First layer on [$y_i$; $y_j$]\n{width(decoder, 2, known)} → {hidden}, {ACTIVATIONS[interaction.activation]}", STUDENT,
-    )  # fmt: skip
+        axis,
+        FIRST,
+        f"First layer on [$y_i$; $y_j$]\n{width(decoder, 2, known)} → {hidden}, {ACTIVATIONS[interaction.activation]}",
+        STUDENT,
+    )
     for box, name in _branches(interaction.branches):
         _box(axis, box, f"{name}\n{hidden} → {hidden}, ReLU: $y^S$", STUDENT)
         _arrow(axis, (box.x, FIRST.top[1]), box.bottom)
@@ -228,7 +237,9 @@ def _branches(kind: str) -> list[tuple[Box, str]]:
 
 
 def _losses(axis: Axes, recipe: D2LLMRecipe) -> None:
-    """Those on the logit stacked at its height, feature imitation between the features; one of weight 0 is grey and joins nothing."""
+    """Those on the logit stacked at its height, feature imitation between the features; one of weight 0 is grey and
+    joins nothing.
+    """
     contrast = {"joint": "CI, with in-batch", "separate": "CI", "none": "CI"}[recipe.in_batch]
     rank = "RI-PHN, batch" if recipe.rank_over == "batch" else "RI-PHN"
     stacked = [(contrast, f"weight {recipe.ci:g}", recipe.ci), (rank, f"α = {recipe.alpha:g}", recipe.alpha)]

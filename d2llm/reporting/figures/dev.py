@@ -49,9 +49,14 @@ def draw(data: Data) -> Figure:
                 continue
             color, marker = look(method, methods)
             axis.plot(
-                table.index, table.mean(axis=1), marker=marker, color=color, markersize=3.8 if method == SUBJECT else 3.2,
-                label=data.context.titles.get(method, method), zorder=3 if method == SUBJECT else 2,
-            )  # fmt: skip
+                table.index,
+                table.mean(axis=1),
+                marker=marker,
+                color=color,
+                markersize=3.8 if method == SUBJECT else 3.2,
+                label=data.context.titles.get(method, method),
+                zorder=3 if method == SUBJECT else 2,
+            )
             if table.shape[1] > 1:
                 axis.fill_between(
                     table.index, table.min(axis=1), table.max(axis=1), color=color, alpha=0.15, linewidth=0

@@ -68,7 +68,9 @@ def draw(data: Data) -> Figure:
 
 
 def table(data: Data) -> pd.DataFrame:
-    """A row a method or reference row with both numbers: quality, and times at the largest corpus measured for all of them."""
+    """A row a method or reference row with both numbers: quality, and times at the largest corpus measured for all of
+    them.
+    """
     scores = data.scores
     scores = scores[
         (scores["task_type"] == "retrieval") & (scores["phenomenon"] == "all") & (scores["metric"] == METRIC)
@@ -89,7 +91,9 @@ def table(data: Data) -> pd.DataFrame:
 
 
 def _label(figure: Figure, axis: Axes, points: list[tuple[float, float, str, str]]) -> None:
-    """Names beside their marks, pushed apart where they would overlap, each with a line to its mark when it had to move."""
+    """Names beside their marks, pushed apart where they would overlap, each with a line to its mark when it had to
+    move.
+    """
     figure.draw_without_rendering()  # settles the layout, so that distances on the page are known
     scale = 72 / figure.dpi
     placed: list[tuple[float, float, float]] = []  # left, right, middle of a label, in points

@@ -1,4 +1,6 @@
-"""How far the subject (D2LLM as a rule) is ahead of, or behind, each baseline on each task, with its confidence interval."""
+"""How far the subject (D2LLM as a rule) is ahead of, or behind, each baseline on each task, with its confidence
+interval.
+"""
 
 from __future__ import annotations
 
@@ -75,9 +77,10 @@ def draw(data: Data) -> Figure:
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.4)
     seeds, subject = int(found["seeds"].iloc[0]), data.context.subject
     note(
-        figure, data,
+        figure,
+        data,
         f"{subject} minus the baseline; right of 0 {subject} is better. Bars: {data.context.level:.0%} intervals, paired bootstrap over examples"
         f"{' and spread of seeds' if seeds > 1 else '; one seed, so the spread of training is not in them'}. Filled marks: significant after Holm's "
         f"correction over {len(found)} comparisons.",
-    )  # fmt: skip
+    )
     return figure

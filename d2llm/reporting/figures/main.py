@@ -85,9 +85,14 @@ def _panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> None:
                 if values.mean() < low:
                     axis.plot(low, place, "<", color=color, markersize=4, clip_on=False, zorder=2)
                     axis.annotate(
-                        title + f" {values.mean():.2f}".replace("-", "−"), (low, place + 0.29), (1, 0), textcoords="offset points", va="center",
-                        fontsize=7, color=color,
-                    )  # fmt: skip
+                        title + f" {values.mean():.2f}".replace("-", "−"),
+                        (low, place + 0.29),
+                        (1, 0),
+                        textcoords="offset points",
+                        va="center",
+                        fontsize=7,
+                        color=color,
+                    )
                     axis.plot([], [], marker, color=color, label=label, linestyle="none", markersize=10)
                     continue
                 axis.plot(

@@ -1,4 +1,6 @@
-"""STS by phenomenon: AUC where pairs are alike or not, Spearman's correlation within a phenomenon where likeness is graded."""
+"""STS by phenomenon: AUC where pairs are alike or not, Spearman's correlation within a phenomenon where likeness is
+graded.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""How long embedding, scoring and searching take for a bi-encoder, D2LLM and the teacher (the paper's runtime analysis)."""
+"""How long embedding, scoring and searching take for a bi-encoder, D2LLM and the teacher (the paper's runtime
+analysis).
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ ENCODING = {"encode_query": "Query", "encode_passage": "Passage"}
 
 
 def draw(data: Data) -> Figure:
-    """Three panels: seconds a text, seconds a pair, seconds a query against the size of the corpus. Open marks: extrapolated."""
+    """Three panels: seconds a text, seconds a pair, seconds a query against the size of the corpus. Open marks:
+    extrapolated.
+    """
     from matplotlib import pyplot
     from matplotlib.lines import Line2D
 
@@ -103,13 +107,23 @@ def _scoring(axis: Axes, found: pd.DataFrame, names: list[str], data: Data) -> N
 
 
 def _rows(axis: Axes, places: list[tuple[Any, int, int]], data: Data) -> None:
-    """Marks with bars from quartile to quartile, the number beside; `places`: a measurement, its line, its place within."""
+    """Marks with bars from quartile to quartile, the number beside; `places`: a measurement, its line, its place
+    within.
+    """
     for row, line, step in places:
         color, marker = point(row.method, data.context.methods)
         height = line + 0.3 * step - (0.15 if step or len({s for *_, s in places}) > 1 else 0)
         axis.plot([row.q1, row.q3], [height, height], color=color, linewidth=1.1)
         axis.plot(row.median, height, marker, color=color)
-        axis.annotate(duration(row.median), (row.median, height), (0, 5), textcoords="offset points", ha="center", fontsize=7, color=color)  # fmt: skip
+        axis.annotate(
+            duration(row.median),
+            (row.median, height),
+            (0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+            color=color,
+        )
     axis.grid(False, axis="y")
     axis.set_xscale("log")
     axis.margins(x=0.25)

@@ -1,4 +1,6 @@
-"""A finished table as data, of scores or of plain text, and its forms: CSV (tidy, full precision), Markdown, LaTeX (booktabs) and HTML."""
+"""A finished table as data, of scores or of plain text, and its forms: CSV (tidy, full precision), Markdown, LaTeX
+(booktabs) and HTML.
+"""
 
 from __future__ import annotations
 
@@ -166,8 +168,8 @@ def to_latex(table: AnyTable) -> str:
 def to_html(table: AnyTable) -> str:
     """A `<table>`, to stand in a page or alone: tasks span their metrics, blocks are bodies of their own.
 
-    ASCII, other characters as references, so that it shows the same whatever encoding a page is read in. A plain table is a
-    `<table>` a block.
+    ASCII, other characters as references, so that it shows the same whatever encoding a page is read in. A plain table
+    is a `<table>` a block.
     """
     if isinstance(table, PlainTable):
         return _plain_html(table)

@@ -32,7 +32,8 @@ class MainTable:
     remark: str = ""
 
     def build(self, collected: Collected, context: Context, config: Config | None = None) -> Table:
-        """The table from collected scores, with the significant leads that `comparisons` (d2llm.analysis.comparison) holds.
+        """The table from collected scores, with the significant leads that `comparisons` (d2llm.analysis.comparison)
+        holds.
 
         Raises:
             ArtifactError: a configured method has no score for a task and metric that others have.

@@ -1,4 +1,5 @@
-"""The rows of the report's part to browse: every collected score, variants beside each other, examples. Pure; the template lays them out.
+"""The rows of the report's part to browse: every collected score, variants beside each other, examples. Pure; the
+template lays them out.
 
 What is chosen, sorted and hidden is left to the page's script; without it all rows are shown.
 """
@@ -24,7 +25,9 @@ MEAN = "mean"
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One metric of one task, of one seed or the mean over seeds; `cells` by method: (mean, sample deviation or None, highest)."""
+    """One metric of one task, of one seed or the mean over seeds; `cells` by method: (mean, sample deviation or None,
+    highest).
+    """
 
     task: str
     metric: str
@@ -36,7 +39,8 @@ class ScoreRow:
 
 
 def score_rows(scores: pd.DataFrame, about: Context) -> list[ScoreRow]:
-    """Rows in the order of tasks, of what makes examples hard (all first), of metrics; the mean before the single seeds.
+    """Rows in the order of tasks, of what makes examples hard (all first), of metrics; the mean before the single
+    seeds.
 
     A reference row has one seed, which stands in every row. Without more seeds than one there are rows of that alone.
     """
@@ -111,7 +115,9 @@ def variant_rows(
 
 
 def example_tables(found: dict[str, Any], tasks: Sequence[str], about: Context) -> list[dict[str, Any]]:
-    """`examples.json` with tasks in the order of their titles in `tasks`, methods in theirs, and what a cell says of each."""
+    """`examples.json` with tasks in the order of their titles in `tasks`, methods in theirs, and what a cell says of
+    each.
+    """
     order = [*about.references, *about.methods]
     tables = []
     for task in found["tasks"]:
@@ -128,7 +134,9 @@ def example_tables(found: dict[str, Any], tasks: Sequence[str], about: Context) 
 
 
 def cell(seen: dict[str, Any] | None) -> tuple[str, str] | None:
-    """What one method makes of an example: its standing in hundredths (pairs) or reciprocal rank, and its score or ranks."""
+    """What one method makes of an example: its standing in hundredths (pairs) or reciprocal rank, and its score or
+    ranks.
+    """
     if seen is None:
         return None
     if "ranks" in seen:

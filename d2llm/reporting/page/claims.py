@@ -1,4 +1,6 @@
-"""Which of the subject's leads (D2LLM's as a rule) hold: each comparison with the strongest baseline, judged and put into words. Pure."""
+"""Which of the subject's leads (D2LLM's as a rule) hold: each comparison with the strongest baseline, judged and put
+into words. Pure.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Stage `examples`: the test examples on which the trained methods disagree most, with their texts, for a reader to look at.
+"""Stage `examples`: the test examples on which the trained methods disagree most, with their texts, for a reader to
+look at.
 
-Chooses and copies; nothing is scored anew. An example's *standing* with a method is a number from 0 to 1 that does not depend on the
-scale of its scores: of a pair the share of the task's other pairs scored lower (ties count half), of a query its reciprocal rank, 0
-beyond the tenth (so that their mean is MRR@10). Disagreement is the highest standing minus the lowest, of means over seeds.
+Chooses and copies; nothing is scored anew. An example's *standing* with a method is a number from 0 to 1 that does not
+depend on the scale of its scores: of a pair the share of the task's other pairs scored lower (ties count half), of a
+query its reciprocal rank, 0 beyond the tenth (so that their mean is MRR@10). Disagreement is the highest standing minus
+the lowest, of means over seeds.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ KEPT = 40
 CHARACTERS = 300
 # Ranks beyond it count as not found, as in MRR@10.
 DEPTH = 10
-_COLUMNS = {name: PREDICTIONS[name] for name in ("method", "seed", "query_id", "doc_id", "cluster", "score", "label", "phenomenon")}  # fmt: skip
+_COLUMNS = {
+    name: PREDICTIONS[name]
+    for name in ("method", "seed", "query_id", "doc_id", "cluster", "score", "label", "phenomenon")
+}
 
 
 def run(config: Config) -> None:
@@ -49,9 +54,10 @@ def run(config: Config) -> None:
 def examples(task: Task, predictions: pd.DataFrame, methods: Sequence[str]) -> dict[str, Any]:
     """A task's `KEPT` most disagreeing examples, most first, one of each cluster (examples that share a text).
 
-    `methods` are the trained ones, which are judged; others in `predictions` are reported beside them. Each example has its texts, its
-    label, its phenomenon, `spread` (the disagreement), and by method `standing` and either `score` (pairs, mean over seeds) or `ranks`
-    (queries: of the first right passage, a number a seed, null where it is not among the passages kept).
+    `methods` are the trained ones, which are judged; others in `predictions` are reported beside them. Each example has
+    its texts, its label, its phenomenon, `spread` (the disagreement), and by method `standing` and either `score`
+    (pairs, mean over seeds) or `ranks` (queries: of the first right passage, a number a seed, null where it is not
+    among the passages kept).
     """
     retrieval = task.type == "retrieval"
     each = queries(predictions) if retrieval else pairs(predictions)
@@ -74,7 +80,11 @@ def examples(task: Task, predictions: pd.DataFrame, methods: Sequence[str]) -> d
             part = rows.get((row.query_id, name))
             if part is None:
                 continue
-            detail = {"ranks": [None if np.isnan(rank) else int(rank) for rank in part["rank"]]} if retrieval else {"score": round(float(part["score"].mean()), 6)}  # fmt: skip
+            detail = (
+                {"ranks": [None if np.isnan(rank) else int(rank) for rank in part["rank"]]}
+                if retrieval
+                else {"score": round(float(part["score"].mean()), 6)}
+            )
             by_method[name] = {"standing": round(float(part["standing"].mean()), 6), **detail}
         shown = {"id": row.query_id, "phenomenon": row.phenomenon, "spread": row.spread, **texts.of(row.query_id)}
         if retrieval:
@@ -128,13 +138,17 @@ class TextsOf:
             corpus, queries, qrels = task.searched()
             self.queries = queries.set_index("id")["text"].to_dict()
             self.corpus = corpus.set_index("id")["text"].to_dict()
-            right = qrels[qrels["relevance"] > 0].sort_values(["relevance", "doc_id"], ascending=[False, True], kind="stable")  # fmt: skip
+            right = qrels[qrels["relevance"] > 0].sort_values(
+                ["relevance", "doc_id"], ascending=[False, True], kind="stable"
+            )
             self.right = right.groupby("query_id")["doc_id"].agg(list).to_dict()
         else:
             self.pairs = task.paired().set_index("id").rename(columns={task.target: "target"}).to_dict("index")
 
     def of(self, identity: str) -> dict[str, Any]:
-        """`query`, `passage` and `label` of a pair; of a query one right passage ("" without one), the number of them as `right`."""
+        """`query`, `passage` and `label` of a pair; of a query one right passage ("" without one), the number of them
+        as `right`.
+        """
         try:
             if hasattr(self, "pairs"):
                 pair = self.pairs[identity]

@@ -1,7 +1,8 @@
 """Stage `report`: the whole run on one HTML page that needs no other file and no network.
 
 Shows what has been collected and rendered, and computes nothing anew but the means of the overview. What is not there
-(tuning, a teacher's report, D2LLM itself) is left out or said to be missing; only scores and comparisons have to be there.
+(tuning, a teacher's report, D2LLM itself) is left out or said to be missing; only scores and comparisons have to be
+there.
 """
 
 from __future__ import annotations
@@ -283,8 +284,14 @@ def tuning(config: Config, paths: Paths, kept: dict[str, dict[str, Any]], about:
         "current": record is None or record["settings"]["tuning"] == config.tuning.model_dump(mode="json"),
         "kinds": [TASK_TYPES[name].headline_title for name in kinds],
         "rows": [
-            (about.titles.get(row["method"], row["method"]), row["setting"], [row[name] for name in kinds], row["mean"], row["chosen"])
+            (
+                about.titles.get(row["method"], row["method"]),
+                row["setting"],
+                [row[name] for name in kinds],
+                row["mean"],
+                row["chosen"],
+            )
             for row in trials.to_dict("records")
         ],
         "each": int(trials.groupby("method").size().max()),
-    }  # fmt: skip
+    }

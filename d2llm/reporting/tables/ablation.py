@@ -1,4 +1,5 @@
-"""Table 4 of the paper: D2LLM with one of its parts changed or left out, on each NLI set and on average over STS and retrieval.
+"""Table 4 of the paper: D2LLM with one of its parts changed or left out, on each NLI set and on average over STS and
+retrieval.
 
 Variants of other methods that the config names stand below, each under its method as configured.
 """
@@ -42,7 +43,9 @@ CAPTION = {
 
 
 class AblationTable:
-    """A method as configured, then a row a variant of it, in the config's order, under the variant's group; D2LLM first."""
+    """A method as configured, then a row a variant of it, in the config's order, under the variant's group; D2LLM
+    first.
+    """
 
     name = "ablation"
     heading = "Table 4. Ablations."
@@ -80,7 +83,11 @@ class AblationTable:
     ) -> str:
         paired = config.seeds_of_variants()
         one = context.titles.get(methods[0], methods[0])
-        whose, than, itself = (one, one, f"{one} itself") if len(methods) == 1 else ("Each method", "its method as configured", "the method itself")  # fmt: skip
+        whose, than, itself = (
+            (one, one, f"{one} itself")
+            if len(methods) == 1
+            else ("Each method", "its method as configured", "the method itself")
+        )
         said = [
             f"Tier {context.tier}, {'/'.join(sorted(set(scores['split'])))} split. {whose} as configured (set apart), then with the settings "
             f"in brackets changed and all else as before, nothing tuned anew{_seeds(paired)}. Average: over the tasks of a kind."
@@ -135,7 +142,9 @@ def _rows(
     context: Context,
     config: Config,
 ) -> list[Row]:
-    """A method as configured, and its variants: together what is of one group, groups in the order of their first variant."""
+    """A method as configured, and its variants: together what is of one group, groups in the order of their first
+    variant.
+    """
     method, paired = shown.method, config.seeds_of_variants()
     name, key = context.titles.get(method, method), "base" if method == SUBJECT else f"{method}_base"
     rows = []
@@ -181,12 +190,16 @@ def _column(group: str, task: str, tasks: pd.DataFrame) -> Column:
 
 
 def _leads(ablations: pd.DataFrame, level: float) -> dict[tuple[str, str, str, str], Lead]:
-    """(method, variant, task, metric) of what differs significantly. The file's difference is the method's lead over its variant."""
+    """(method, variant, task, metric) of what differs significantly. The file's difference is the method's lead over
+    its variant.
+    """
     found = ablations[ablations["p_holm"] < 1 - level]
     return {
-        (SUBJECT if row.method == "base" else row.method, row.baseline, row.task, row.metric): "down" if row.difference > 0 else "up"
+        (SUBJECT if row.method == "base" else row.method, row.baseline, row.task, row.metric): "down"
+        if row.difference > 0
+        else "up"
         for row in found.itertuples()
-    }  # fmt: skip
+    }
 
 
 TABLE = AblationTable()

@@ -1,7 +1,9 @@
-"""D2LLM's losses, a file each: the equation as a pure function, and `term`, which feeds it a batch's scores (`objective.Scores`).
+"""D2LLM's losses, a file each: the equation as a pure function, and `term`, which feeds it a batch's scores
+(`objective.Scores`).
 
-Tensors in, a scalar out; no I/O, no randomness, no state, no weights. Symbols, config keys, the release's flags and every divergence from it are
-tabled in docs/method.md. The plain contrast is the baselines' too (`d2llm.methods.losses`).
+Tensors in, a scalar out; no I/O, no randomness, no state, no weights. Symbols, config keys, the release's flags and
+every divergence from it are tabled in docs/method.md. The plain contrast is the baselines' too
+(`d2llm.methods.losses`).
 
 Common to all functions
 - B queries, K hard negatives, E easy negatives, N = 1 + K candidates (positive first). `z` is a student logit, `p̂` a

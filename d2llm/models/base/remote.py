@@ -1,4 +1,6 @@
-"""Whether Python code that comes with a checkpoint may run: never, unless the configuration says so for one of its models."""
+"""Whether Python code that comes with a checkpoint may run: never, unless the configuration says so for one of its
+models.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,107 @@
+"""The structure of the code (docs/architecture.md): arrows point one way, folders and functions are small, what is found by name is there."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from d2llm.config.catalogue import entries, row_names
+from d2llm.config.registry import modules
+from d2llm.models import parts
+
+ROOT = Path(__file__).resolve().parent.parent
+# Each may import those of its own line and of the lines below.
+LAYERS = [
+    {"cli"},
+    {"reporting", "analysis", "evaluation", "training", "teacher", "data", "search", "sentence_transformer"},
+    {"methods"},
+    {"models"},
+    {"config", "run", "version"},
+]
+LEVEL = {name: level for level, names in enumerate(reversed(LAYERS)) for name in names}
+PYTHON = sorted(path for package in ("d2llm", "baselines") for path in (ROOT / package).rglob("*.py"))
+
+
+def module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """Module → modules of the project that its text imports, lazily or for types alone too."""
+    known = {module(path) for path in PYTHON}
+    graph = {}
+    for path in PYTHON:
+        named = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{path}: a relative import"
+                named |= {full if (full := f"{node.module}.{alias.name}") in known else node.module for alias in node.names}
+        graph[module(path)] = (named & known) - {module(path)}
+    return graph
+
+
+def test_no_import_circle() -> None:
+    try:
+        TopologicalSorter(imports()).prepare()
+    except CycleError as error:
+        pytest.fail(f"circle: {' ← '.join(error.args[1])}")
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for name, targets in imports().items():
+        if name.startswith("d2llm."):
+            level = LEVEL[name.split(".")[1]]
+            wrong += [(name, other) for other in targets if other == "baselines" or other.startswith("baselines.")]
+            wrong += [(name, other) for other in targets if other.startswith("d2llm.") and LEVEL[other.split(".")[1]] > level]
+        elif name.startswith("baselines."):
+            wrong += [(name, other) for other in targets if other.startswith("d2llm.cli")]
+    assert wrong == []
+
+
+def test_folders_are_small() -> None:
+    for folder in [ROOT / "d2llm", *(path for path in (ROOT / "d2llm").rglob("*") if path.is_dir())]:
+        count = len(list(folder.glob("*.py")))
+        assert count <= (30 if folder.parent.name == "reporting" else 15), f"{folder.relative_to(ROOT)}: {count} files"
+
+
+def test_functions_are_short() -> None:
+    """40 lines; of a loss or a figure 60."""
+    long = []
+    for path in PYTHON:
+        limit = 60 if {"losses", "figures", "drawing"} & set(path.with_suffix("").parts) else 40
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                long += [f"{path.relative_to(ROOT)}: {node.name}, {lines} lines"] if lines > limit else []
+    assert long == []
+
+
+def test_every_file_says_first_what_it_does() -> None:
+    for path in PYTHON:
+        text = path.read_text(encoding="utf-8")
+        assert not text or ast.get_docstring(ast.parse(text)), path
+
+
+def test_what_is_found_by_name() -> None:
+    assert list(modules()) == ["d2llm", "bge", "colbert", "llara", "retromae", "sgpt", "simcse", "udever"]
+    assert parts.names("scorer") == ["bilinear", "cosine", "dot", "iem", "maxsim"]
+    assert parts.names("pooling") == ["cls", "cls_mlp", "last_token", "mean", "pma", "tokens", "weighted_mean"]
+    assert row_names() == ["bm25", "teacher"]
+    assert list(entries("table")) == ["nli", "sts", "ir", "ablation", "settings"]
+    assert list(entries("figure"))[:3] == ["main", "leads", "phenomena"] and len(entries("figure")) == 13
+
+
+@pytest.mark.parametrize("kind", ["pooling", "scorer"])
+def test_a_part_is_named_as_its_file(kind: parts.Kind) -> None:
+    for name in parts.names(kind):
+        build = parts.build_pooling if kind == "pooling" else parts.build_scorer
+        assert build(name, 32).name == name
