@@ -1,7 +1,7 @@
-"""What an edited module or a changed key makes stale, as a table. What follows from a stale job through its files is Snakemake's, and in `test_workflow`.
+"""What an edited module, a changed key or another version makes stale, as tables. What follows from a stale job through its files is Snakemake's.
 
-A job is stale where one of the two lines that the workflow gives Snakemake to compare is another: the digest of its code, which follows every module in
-its closure (`test_provenance`), or its settings.
+A job is stale where one of the lines that the workflow gives Snakemake to compare is another: the digest of its code, which follows every module in its
+closure (`test_provenance`), its settings, or the versions of packages.
 """
 
 from __future__ import annotations
@@ -12,96 +12,169 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from d2llm.reporting.catalogue import FIGURES, TABLES
-from spoiled_configs import jobs
+import spoiled_configs
 
+from d2llm.config.catalogue import entries
 from d2llm.config.load import load
 from d2llm.config.schema import Config
 from d2llm.run import jobs, provenance
 from d2llm.run.code import closure
+from d2llm.run.jobs import find_stage
 
 MINI = Path(__file__).resolve().parent.parent / "config" / "mini.yaml"
 METHODS = {"d2llm", "bge", "retromae", "llara", "sgpt", "udever"}
-TRAININGS = {f"train {name}" for name in METHODS}
-PRETEXTS = {f"pretext {name}" for name in ("bge", "retromae", "llara")}
-EVALUATIONS = {f"evaluate {name}" for name in METHODS | {"teacher", "bm25"}}
-BASES = {f"base {name}" for name in ("decoder", "encoder", "teacher")}
-TABLES_OF_SCORES = {f"table {name}" for name in TABLES}
+TRAIN = {f"train {name}" for name in METHODS}
+PRETEXT = {f"pretext {name}" for name in ("bge", "retromae", "llara")}
+STUDENTS = {f"evaluate {name}" for name in METHODS}
+EVALUATE = STUDENTS | {"evaluate teacher", "evaluate bm25"}
+BASE = {f"base {name}" for name in ("decoder", "encoder", "teacher")}
+TEACHER = {"teacher teacher", "teacher_scores teacher", "evaluate teacher"}
+FIGURES = {f"figure {name}" for name in entries("figure")}
+TABLES = {f"table {name}" for name in entries("table")}
+MAIN_TABLES = {"table nli", "table sts", "table ir"}
+# The pipeline's encoder as a dense retriever.
+DENSE = {"negatives", "evaluate teacher", "runtime"}
+# What runs the students of all methods.
+USING = {"runtime", "search_notebook"}
 # The table of settings shows them, and the page shows all but where results lie.
 SHOWN = {"table settings", "report"}
 # What depends on which trainings stand for which variants.
 POINTS = {"ablations", "table ablation", "figure sweep_nli", "figure sweep_ir", "report"}
 
+# Of a prompt.
+WORDS = {"template": "{a}和{b}？", "yes": "对", "no": "错"}
+
 
 def named(config: Config) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(name, stage, arguments) of every kind of job; of trainings the methods themselves."""
-    for stage, arguments in jobs(config):
-        if stage not in ("figure", "table") and (arguments.get("variant", "base"), arguments.get("seed", 1)) == (
-            "base",
-            1,
-        ):
+    for name, arguments in spoiled_configs.jobs(config):
+        stage = find_stage(name)
+        itself = (arguments.get("variant", "base"), arguments.get("seed", 1)) == ("base", 1)
+        if stage not in ("figure", "table") and itself:
             words = [str(arguments[key]) for key in ("method", "model", "teacher") if key in arguments]
             yield " ".join([stage, *words]), stage, arguments
-    for kind, names in (("figure", FIGURES), ("table", TABLES)):
-        yield from ((f"{kind} {name}", kind, {"name": name}) for name in names)
+    yield from ((stage, stage, {}) for stage in ("examples", "search_notebook"))
+    for kind in ("figure", "table"):
+        yield from ((f"{kind} {name}", kind, {"name": name}) for name in entries(kind))
 
 
 @cache
 def modules() -> dict[str, set[str]]:
     """The modules that each job of the mini tier depends on."""
-    return {name: closure(jobs.modules(stage, **arguments)) for name, stage, arguments in named(load([MINI]))}
-
-
-@pytest.mark.parametrize(
-    ("module", "stale"),
-    [
-        ("d2llm.methods.d2llm.losses", {"train d2llm"}),
-        ("d2llm.methods.d2llm.method", {"train d2llm"}),
-        ("d2llm.methods.losses", TRAININGS | PRETEXTS),
-        ("d2llm.training.train", TRAININGS),
-        ("d2llm.methods.text_ids", TRAININGS | PRETEXTS),
-        ("d2llm.models.normal_form", {"texts", "data", "negatives", "runtime"} | TRAININGS | PRETEXTS | EVALUATIONS),
-        ("baselines.llara", {"train llara", "pretext llara"}),
-        ("baselines.sgpt", {"train sgpt"}),
-        ("d2llm.teacher.tune", {"teacher teacher"}),
-        ("d2llm.data.world.generate", {"texts", "data"}),
-        ("d2llm.reporting.figures.leads", {"figure leads"}),
-        ("d2llm.reporting.page.report", {"report"}),
-        ("d2llm.reporting.captions", {"report"}),
-        ("d2llm.run.hub", BASES),
-        ("d2llm.config.schema", set()),
-        ("d2llm.config.validation", set()),
-        ("d2llm.run.artifacts", set()),
-        ("d2llm.run.provenance", set()),
-        ("d2llm.cli", set()),
-    ],
-)
-def test_an_edited_module(module: str, stale: set[str]) -> None:
-    assert {name for name, found in modules().items() if module in found} == stale
-
-
-LOADING = {"negatives", "runtime", "teacher teacher"} | BASES | PRETEXTS | TRAININGS | EVALUATIONS  # models
-VERSIONS = [
-    ("matplotlib", {f"figure {name}" for name in FIGURES}),
-    ("bm25s", {"negatives", "runtime"} | EVALUATIONS),
-    ("mteb", EVALUATIONS),
-    ("accelerate", PRETEXTS | TRAININGS | {"teacher teacher"}),
-    ("peft", LOADING),
-    ("tokenizers", LOADING | {"teacher-scores teacher"}),
-    ("transformers", LOADING | {"teacher-scores teacher"}),
-    ("scikit-learn", {"comparison", "ablations", "report", "teacher teacher"} | TRAININGS | EVALUATIONS | {f"figure {name}" for name in FIGURES} | TABLES_OF_SCORES),
-    ("snakemake", set()),
-    ("pydantic", set()),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("package", "stale"), VERSIONS)
-def test_another_version(package: str, stale: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = provenance.version
     config = load([MINI])
+    return {name: closure(jobs.modules(config, stage, **arguments)) for name, stage, arguments in named(config)}
+
+
+MODULES = {
+    # a student's parts
+    "models.scorers.iem": {"train d2llm", "evaluate d2llm", *USING},
+    "models.scorers.dot": {"pretext retromae", "train retromae", "evaluate retromae", *USING},
+    "models.scorers.cosine": DENSE
+    | USING
+    | {f"{stage} {name}" for name in ("bge", "llara", "sgpt", "udever") for stage in ("train", "evaluate")}
+    | {"pretext bge", "pretext llara"},
+    "models.scorers.bilinear": set(),
+    "models.scorers.maxsim": set(),
+    "models.poolings.pma": {"train d2llm", "evaluate d2llm", *USING},
+    "models.poolings.weighted_mean": {"train sgpt", "evaluate sgpt", *USING},
+    "models.poolings.mean": DENSE,
+    "models.student": DENSE | PRETEXT | TRAIN | STUDENTS | USING,
+    # methods and losses
+    "methods.d2llm.objective": {"train d2llm"},
+    "methods.d2llm.losses.ri_ehn": {"train d2llm"},
+    "methods.d2llm.losses.p2q": set(),  # a variant's
+    "methods.losses": TRAIN | PRETEXT,
+    "methods.text_ids": TRAIN | PRETEXT,
+    **{f"baselines.{name}": {f"train {name}"} for name in ("sgpt", "udever")},
+    "baselines.bge": {"train bge", "pretext bge"},
+    "baselines.llara": {"train llara", "pretext llara"},
+    "baselines.retromae": {f"{stage} {name}" for stage in ("train", "pretext") for name in ("retromae", "bge")},
+    "baselines.simcse": set(),
+    # teacher
+    "teacher.cross_encoder": TEACHER | {"runtime"},
+    "teacher.tune": {"teacher teacher"},
+    "teacher.score": {"teacher_scores teacher"},
+    "teacher.targets": TRAIN,  # reads what a method that imitates is given
+    "teacher.prompts": TEACHER | BASE | {"runtime", "figure architecture"},  # the vocabulary holds their words
+    # training
+    "training.train": TRAIN,
+    "training.loop": TRAIN | PRETEXT | BASE | {"teacher teacher"},
+    "training.optimization": TRAIN | PRETEXT | BASE | {"teacher teacher"},
+    "training.gradient_cache": TRAIN | PRETEXT | BASE | {"teacher teacher"},
+    "training.monitor": TRAIN,
+    "training.pretraining": BASE,
+    "models.base.pretrained": set(),
+    # data
+    "data.world.generate": {"texts", "data"},
+    "data.negatives.mine": {"negatives"},
+    "data.negatives.bm25": {"negatives", "evaluate bm25", "evaluate teacher", "runtime"},
+    "models.normal_form": {"texts", "data", "negatives"} | TRAIN | PRETEXT,
+    # evaluation and analysis
+    "evaluation.tasks": EVALUATE | {"runtime", "examples"},
+    "evaluation.evaluate": EVALUATE,
+    "evaluation.mteb": EVALUATE,
+    "evaluation.rows.bm25": {"evaluate bm25"},
+    "evaluation.rows.teacher": {"evaluate teacher"},
+    "search.index": STUDENTS | {"runtime", "search_notebook"},
+    "analysis.statistics": {"comparison", "ablations"},
+    "analysis.comparison": {"comparison", "ablations"},
+    # reporting
+    "reporting.tables.nli": {"table nli"},
+    "reporting.layout.main_table": MAIN_TABLES,
+    "reporting.figures.leads": {"figure leads"},
+    "reporting.drawing.heatmap": {"figure phenomena", "figure phenomena_sts", "figure phenomena_ir"},
+    "reporting.style": FIGURES | TABLES | {"report"},
+    "reporting.page.report": {"report"},
+    "reporting.captions": {"report"},
+    # what decides no number is known by its folder
+    **{f"{folder}.{name}": set() for folder, names in {
+        "cli": ("main", "doctor", "preflight"), "config": ("schema", "registry", "task_types", "catalogue"),
+        "run": ("artifacts", "stages", "jobs", "schemas", "checkpoint", "hub"),
+    }.items() for name in names},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "stale"), MODULES.items(), ids=MODULES.keys())
+def test_an_edited_module(module: str, stale: set[str]) -> None:
+    full = module if module.startswith("baselines.") else f"d2llm.{module}"
+    assert {name for name, found in modules().items() if full in found} == stale
+
+
+def test_a_checkpoint_depends_on_what_brings_it_and_on_no_prompt() -> None:
+    """The vocabulary of a model that is made here holds the prompts' words; a checkpoint has its own."""
+    models = {"models": {"others": {"brought": {"source": "org/model"}}}}
+    plain, asked = load([MINI], models), load([MINI], models | {"teacher": {"symmetric": WORDS}})
+    all_makers = {"models.base.pretrained", "training.pretraining", "teacher.prompts"}
+    for model, makers in (
+        ("brought", {"models.base.pretrained"}),
+        ("encoder", all_makers - {"models.base.pretrained"}),
+    ):
+        found = closure(jobs.modules(plain, "base", model=model))
+        assert {name for name in all_makers if f"d2llm.{name}" in found} == makers
+        lines = [jobs.settings_line(config, "base", model=model) for config in (plain, asked)]
+        assert (lines[0] == lines[1]) == (model == "brought")
+
+
+LOADING = (
+    {"negatives", "teacher teacher"} | USING | BASE | PRETEXT | TRAIN | STUDENTS | {"evaluate teacher"}
+)  # models
+VERSIONS = {
+    "matplotlib": FIGURES,
+    "bm25s": {"negatives", "runtime", "evaluate bm25", "evaluate teacher"},
+    "mteb": EVALUATE,
+    "peft": LOADING,
+    "scikit-learn": {"comparison", "ablations", "teacher teacher"} | TRAIN | EVALUATE,
+    "snakemake": set(),
+    "pydantic": set(),
+}
+
+
+@pytest.mark.parametrize(("package", "stale"), VERSIONS.items())
+def test_another_version(package: str, stale: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, config = provenance.version, load([MINI])
 
     def lines() -> dict[str, str]:
-        return {name: jobs.versions_line(stage, **arguments) for name, stage, arguments in named(config)}
+        return {name: jobs.versions_line(config, stage, **arguments) for name, stage, arguments in named(config)}
 
     before = lines()
     monkeypatch.setattr(provenance, "version", lambda name: "9.9" if name == package else plain(name))
@@ -120,18 +193,25 @@ KEYS = [
     ({"models": {"encoder": {"seed": 2}}}, {"base encoder"} | SHOWN),
     ({"negatives": {"seed": 2}}, {"negatives"} | SHOWN),
     ({"teacher": {"min_ap": 0.5}}, {"teacher teacher", "report"}),
-    ({"teacher": {"max_length": 90}}, {"teacher teacher", "teacher-scores teacher", "evaluate teacher", "runtime", "report"}),
-    ({"teacher": {"shards": 2}}, {"teacher-scores teacher", "report"}),
-    ({"training": {"steps": 7}}, TRAININGS | SHOWN),
+    ({"teacher": {"max_length": 90}}, TEACHER | {"runtime", "report"}),
+    ({"teacher": {"shards": 2}}, {"teacher_scores teacher", "report"}),
+    ({"teacher": {"symmetric": WORDS}}, TEACHER | BASE | {"runtime", "figure architecture", "report"}),
+    ({"training": {"steps": 7}}, TRAIN | SHOWN),
     ({"training": {"steps_of": {"sgpt": 7}}}, {"train sgpt"} | SHOWN),
-    ({"methods": {"sgpt": {"temperature": 0.9}}}, {"train sgpt", "tune", "figure architecture"} | SHOWN | POINTS - {"ablations"}),
-    ({"methods": {"bge": {"pretraining": {"steps": 3}}}}, {"pretext bge", "train bge", "tune", "figure architecture"} | SHOWN | POINTS - {"ablations"}),
-    ({"evaluation": {"keep": 50}}, EVALUATIONS | {"report"}),
-    ({"statistics": {"resamples": 500}}, {"comparison", "ablations", "report"} | TABLES_OF_SCORES),
-    ({"statistics": {"subject": "sgpt"}}, {"comparison", "figure leads", "table nli", "table sts", "table ir", "report"}),
+    (
+        {"methods": {"sgpt": {"temperature": 0.9}}},
+        {"train sgpt", "tune", "figure architecture"} | SHOWN | POINTS - {"ablations"},
+    ),
+    (
+        {"methods": {"bge": {"pretraining": {"steps": 3}}}},
+        {"pretext bge", "train bge", "tune", "figure architecture"} | SHOWN | POINTS - {"ablations"},
+    ),
+    ({"evaluation": {"keep": 50}}, EVALUATE | {"report"}),
+    ({"statistics": {"resamples": 500}}, {"comparison", "ablations", "report"} | TABLES),
+    ({"statistics": {"subject": "sgpt"}}, {"comparison", "figure leads", "report"} | MAIN_TABLES),
     ({"tuning": {"seed": 2}}, {"tune", "report"}),
     ({"runtime": {"repeats": 5}}, {"runtime", "report"}),
-]  # fmt: skip
+]
 
 
 @cache
@@ -153,6 +233,6 @@ def test_a_changed_key(changes: dict[str, Any], stale: set[str]) -> None:
 
 
 def test_every_section_has_its_row() -> None:
-    """But the tier's name, which is another folder; references, which are rows fewer; and sweeps and teachers, which are kinds of variants."""
+    """But the tier's name, which is another folder; references, which are rows fewer; and kinds of variants."""
     left = set(Config.model_fields) - {name for changes, _ in KEYS for name in changes}
     assert left == {"tier", "references", "sweeps", "variant_seeds", "teachers"}

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from d2llm.analysis import statistics
+from d2llm.analysis.variants import judged_columns, varied
 from d2llm.config.task_types import HEADLINE, TASK_TYPES
 from d2llm.evaluation.predictions import read_predictions
 from d2llm.run.artifacts import MEND, atomic, read_frame
@@ -90,28 +91,6 @@ def run_ablations(config: Config) -> None:
     with atomic(paths.ablations) as temporary:
         found.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
     get_logger(__name__).info("%d ablations on %d columns", differences // len(judged), len(judged))
-
-
-def varied(config: Config) -> dict[str, dict[str, str]]:
-    """{method: {variant: the training that stands for it}}: D2LLM's variants first, then the others' in the order of
-    the methods.
-    """
-    points = config.points()
-    found = {}
-    for method in sorted(config.methods, key=lambda name: name != SUBJECT):
-        own = {name: points[method, name][1] for name in config.variants if (method, name) in points}
-        if own:
-            found[method] = own
-    return found
-
-
-def judged_columns(tasks: pd.DataFrame) -> list[tuple[str, str]]:
-    """(group, task) of the columns ablations are judged by: every pair classification task, of other kinds the average."""
-    found = []
-    for group, members in tasks.groupby("group", sort=False):
-        alone = len(members) == 1 or set(members["task_type"]) == {"pair_classification"}
-        found += [(str(group), str(task)) for task in (sorted(members.index) if alone else [AVERAGE])]
-    return found
 
 
 def least(differences: int, level: float) -> int:

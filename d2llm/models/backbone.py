@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from d2llm.models.base import remote
 from d2llm.models.added_rows import added_rows, train_rows
+from d2llm.models.base import remote
 from d2llm.models.fast.last_layer import only_at
 from d2llm.models.fast.packing import layout, packs, padding_mask
 from d2llm.models.lora import adapters, add_lora, merge_lora

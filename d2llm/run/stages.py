@@ -216,6 +216,12 @@ def base_settings(config: Config, model: str) -> dict[str, Any]:
     return {f"models.{model}": settings, "phrases": config.phrases(), **prompts}
 
 
+def base_code(config: Config, model: str) -> Sequence[str]:
+    """What makes the model, or what brings it."""
+    made = not hasattr(config.models.of(model), "source")
+    return ["d2llm.training.pretraining" if made else "d2llm.models.base.pretrained"]
+
+
 def teacher_settings(config: Config, teacher: str, **arguments: Any) -> dict[str, Any]:
     """How a teacher is asked."""
     asked = plain(config.teacher_of(teacher))
@@ -279,7 +285,7 @@ def part_modules(pooling: tuple[str, Any], scorer: tuple[str, Any]) -> list[str]
 def students_code(config: Config) -> Sequence[str]:
     """What the students of all methods as configured are made of."""
     parts = [part_modules(*declared(method).parts(config.recipe(method))) for method in config.methods]
-    return [*RETRIEVER, *(module for pair in parts for module in pair)]
+    return [module for pair in parts for module in pair]
 
 
 def methods_settings(config: Config, **arguments: Any) -> dict[str, Any]:
@@ -364,12 +370,13 @@ STAGES: dict[str, Stage] = {
         accept="d2llm.cli.preflight:accept_data",
     ),
     "base": Stage(
-        "d2llm.training.pretraining:run",
+        "d2llm.training.base:run",
         "make or fetch a base model",
         record=lambda paths, model: paths.base(model) / PROVENANCE,
         writes=lambda paths, model: [paths.base(model)],
         reads=base_inputs,
         more=base_settings,
+        code=base_code,
         arguments=("model",),
         example={"model": "decoder"},
         torch=True,
@@ -553,7 +560,7 @@ STAGES: dict[str, Stage] = {
             "training.max_length",
         ),
         more=methods_settings,
-        code=students_code,
+        code=lambda config: [*RETRIEVER, *students_code(config)],
         torch=True,
     ),
     "table": Stage(

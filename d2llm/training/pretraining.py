@@ -21,12 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2llm.config.checks import check_growth
-from d2llm.config.sections import PretrainedSettings
 from d2llm.data.world.lexicon import SLOTS, lexicon
 from d2llm.methods.base import TrainingContext
 from d2llm.methods.parameters import decay_groups
 from d2llm.models.backbone import Backbone, head_of
-from d2llm.models.base import pretrained
 from d2llm.models.base.vocabulary import build_tokenizer
 from d2llm.models.tokens import token_ids
 from d2llm.run.artifacts import append_jsonl, atomic, read_frame, write_json
@@ -52,13 +50,10 @@ PARAPHRASE_TEMPERATURE = 0.05
 
 
 def run(config: Config, model: str, resume: Resume | None = None) -> None:
-    """Make base checkpoint `model` ("teacher", "decoder", "encoder" or one of `models.others`), or take it from where
-    it is.
-    """
+    """Make base model `model` ("teacher", "decoder", "encoder" or one of `models.others`), which is no checkpoint."""
     paths = Paths.of(config)
     settings = config.models.of(model)
-    if isinstance(settings, PretrainedSettings):
-        return pretrained.run(config, model)
+    assert isinstance(settings, BaseSettings)
     frame = read_frame(paths.pretraining, PRETRAINING)
     log = get_logger(__name__)
     torch.manual_seed(settings.seed)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from d2llm.analysis.comparison import judged_columns, varied
+from d2llm.analysis.variants import judged_columns, varied
 from d2llm.config.task_types import HEADLINE, METRIC_TITLES
 from d2llm.config.values import plain
 from d2llm.reporting.collected import Collected, given
