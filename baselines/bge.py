@@ -125,55 +125,21 @@ def check_order(stage: UnsupervisedPairs, ordered: bool, name: str) -> None:
 def contrast_pairs(
     student: Student, texts: list[str], stage: UnsupervisedPairs, context: TrainingContext, name: str
 ) -> None:
-    """Cross-entropy of each text's partner among all partners of the batch, without those that are right for it, as in
-    `contrast`.
-    """
-    import torch
-
+    """Cross-entropy of each text's partner among the batch's, without those that are right for it (`contrastive`)."""
     from d2llm.methods.losses import in_batch_contrast
     from d2llm.methods.parameters import decay_groups
-    from d2llm.methods.text_ids import PairTextIds
-    from d2llm.models.student import TextFormat
     from d2llm.run.errors import TrainingError
     from d2llm.training.loop import Rates, fit
     from d2llm.training.memory import FewerTexts
     from d2llm.training.optimization import batches
 
-    backbone = student.backbone
-    plain = student.formats["passage", "symmetric"]
-    form = TextFormat(plain.prefix, plain.suffix, min(stage.max_length, backbone.longest))
-    first = backbone.tokenize(texts)
-    known = context.next_texts if stage.pairs != "crop" else None
-    check_order(stage, context.next_texts is not None, name)
-    if known is not None:
-        second = backbone.tokenize(known)
-        usable = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a and b and a != b]
-    else:
-        second = first
-        usable = [i for i, a in enumerate(first) if len(a) > 1]
-    steps = stage.updates(len(usable))
+    pairs = Pairs(student, texts, stage, context, name)
+    steps = stage.updates(len(pairs))
     if steps == 0:
         return
-    if len(usable) < 2:
-        raise TrainingError(f"{name}: {len(usable)} usable text pairs; at least 2 are needed")
-    pairs = [(first[i], second[i]) for i in usable]
-    partners = texts if known is None else known
-    none: list[tuple[str, ...]] = [()] * len(usable)
-    ids = PairTextIds([name] * len(usable), [texts[i] for i in usable], [partners[i] for i in usable], none, none)
-    generator = torch.Generator().manual_seed(context.seed)
+    if len(pairs) < 2:
+        raise TrainingError(f"{name}: {len(pairs)} usable text pairs; at least 2 are needed")
     student.train()
-
-    def prepare(members: list[int]) -> tuple[list[tuple[int, ...]], Tensor]:
-        chosen = [pairs[index] for index in members]
-        if known is None:
-            chosen = [(crop(a, stage.shortest, generator), crop(b, stage.shortest, generator)) for a, b in chosen]
-        fed = [form.ids(b) for _, b in chosen]
-        # Nor is a partner a negative that is fed the same as one's own, cut or of unknown characters.
-        place = {row: number for number, row in enumerate(fed)}
-        same = torch.tensor([place[row] for row in fed])
-        batch = ids.of(members)
-        allowed = torch.from_numpy(~batch.are_right(batch.positives)) & (same[:, None] != same)
-        return [form.ids(a) for a, _ in chosen] + fed, allowed
 
     def loss(drawn: tuple[list[tuple[int, ...]], Tensor]) -> dict[str, Tensor]:
         rows, allowed = drawn
@@ -181,21 +147,73 @@ def contrast_pairs(
             embedded = student.embed_ids(rows)
         a, b = embedded.chunk(2)
         scores = student.scorer.matrix(a, b, "symmetric")
-        return {"info_nce": in_batch_contrast(scores, stage.temperature, allowed.to(a.device))}
+        return {"info_nce": in_batch_contrast(scores, stage.temperature, allowed.to(scores.device))}
 
-    with backbone.all_trainable():
+    with student.backbone.all_trainable():
         fit(
-            decay_groups(backbone.named_parameters(), stage.learning_rate, stage.weight_decay),
+            decay_groups(student.backbone.named_parameters(), stage.learning_rate, stage.weight_decay),
             partial(batches, len(pairs), stage.batch_size, steps, context.seed + 1),
             loss,
-            draw=prepare,
+            draw=pairs.draw,
             memory=FewerTexts(student, lambda batch: 2 * stage.batch_size, context.autocast),
             steps=steps,
             name=name,
             context=context,
             rates=Rates(stage.warmup, stage.schedule),
-            generators=[generator],
+            generators=[pairs.generator],
         )
+
+
+class Pairs:
+    """A text and the one that follows it, or two spans of one text, as token ids; texts too short for that are left
+    out.
+    """
+
+    def __init__(
+        self, student: Student, texts: list[str], stage: UnsupervisedPairs, context: TrainingContext, name: str
+    ) -> None:
+        import torch
+
+        from d2llm.methods.text_ids import PairTextIds
+        from d2llm.models.student import TextFormat
+
+        check_order(stage, context.next_texts is not None, name)
+        plain, backbone = student.formats["passage", "symmetric"], student.backbone
+        self.form = TextFormat(plain.prefix, plain.suffix, min(stage.max_length, backbone.longest))
+        self.shortest, self.cropped = stage.shortest, stage.pairs == "crop" or context.next_texts is None
+        partners = texts if self.cropped or context.next_texts is None else context.next_texts
+        first = backbone.tokenize(texts)
+        second = first if self.cropped else backbone.tokenize(partners)
+        usable = [
+            i for i, (a, b) in enumerate(zip(first, second, strict=True))
+            if (len(a) > 1 if self.cropped else a and b and a != b)
+        ]  # fmt: skip
+        self.pairs = [(first[i], second[i]) for i in usable]
+        none: list[tuple[str, ...]] = [()] * len(usable)
+        names = [name] * len(usable)
+        self.ids = PairTextIds(names, [texts[i] for i in usable], [partners[i] for i in usable], none, none)
+        self.generator = torch.Generator().manual_seed(context.seed)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def draw(self, members: list[int]) -> tuple[list[tuple[int, ...]], Tensor]:
+        """Inputs of the members' first texts, then of their partners, and (n, n) whether partner j may be a negative of
+        text i.
+        """
+        import torch
+
+        chosen = [self.pairs[index] for index in members]
+        if self.cropped:
+            share, random = self.shortest, self.generator
+            chosen = [(crop(a, share, random), crop(b, share, random)) for a, b in chosen]
+        partners = [self.form.ids(b) for _, b in chosen]
+        # Nor is a partner a negative that is fed the same as one's own, cut or of unknown characters.
+        place = {row: number for number, row in enumerate(partners)}
+        same = torch.tensor([place[row] for row in partners])
+        batch = self.ids.of(members)
+        allowed = torch.from_numpy(~batch.are_right(batch.positives)) & (same[:, None] != same)
+        return [self.form.ids(a) for a, _ in chosen] + partners, allowed
 
 
 def crop(ids: tuple[int, ...], shortest: float, generator) -> tuple[int, ...]:

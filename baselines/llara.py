@@ -173,19 +173,14 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
         name = f"{self.name}, adaptation"
         self.check(student, recipe, context.next_texts is not None)
         layout = self.layout(backbone, recipe)
-        room = stage.max_length - sum(map(len, layout))
-        encoded = backbone.tokenize(texts)
-        following = backbone.tokenize(context.next_texts) if context.next_texts is not None else [()] * len(texts)
-        rows = [(text[:room], after) for text, after in zip(encoded, following, strict=True) if text]
+        rows = text_rows(backbone, texts, context.next_texts, stage.max_length - sum(map(len, layout)))
         steps = stage.updates(len(rows))
         if steps == 0:
             return
         if not rows:
             raise TrainingError(f"{name}: there are no texts to adapt on")
-        full = backbone.language_model()
-        head = head_of(full)
+        full, head = (model := backbone.language_model()), head_of(model)
         student.train()
-
         special = set(backbone.tokenizer.all_special_ids)
 
         def loss(chosen: Chosen) -> dict[str, Tensor]:
@@ -205,6 +200,15 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
                 context=context,
                 rates=Rates(stage.warmup, stage.schedule),
             )
+
+
+def text_rows(backbone: Backbone, texts: list[str], following: list[str] | None, room: int) -> Chosen:
+    """Token ids of each text, cut to so many, and of the text that follows it, () where none is known; without texts
+    that have none.
+    """
+    encoded = backbone.tokenize(texts)
+    after = backbone.tokenize(following) if following is not None else [()] * len(texts)
+    return [(text[:room], then) for text, then in zip(encoded, after, strict=True) if text]
 
 
 def adaptation_inputs(layout: Layout, texts: list[tuple[int, ...]], pad: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

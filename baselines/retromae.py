@@ -110,8 +110,8 @@ def check_encoder(backbone: Backbone, stage: Autoencoding, name: str) -> None:
     import torch
     from transformers import AutoModelForMaskedLM
 
-    from d2llm.models.base import remote
     from d2llm.models.backbone import head_of
+    from d2llm.models.base import remote
     from d2llm.models.enhanced_decoder import EnhancedDecoder
     from d2llm.models.meta import without_weights
     from d2llm.run.errors import TrainingError, first_line
@@ -140,36 +140,23 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
 
     from d2llm.methods.parameters import decay_groups
     from d2llm.models.backbone import head_of
-    from d2llm.models.enhanced_decoder import EnhancedDecoder
-    from d2llm.models.student import TextFormat
     from d2llm.run.errors import TrainingError
     from d2llm.training.loop import Rates, fit
     from d2llm.training.memory import InParts
     from d2llm.training.optimization import batches
 
-    backbone = student.backbone
-    before, after = backbone.framing()
-    form = TextFormat(tuple(before), tuple(after), min(stage.max_length, backbone.longest))
-    rows = [form.ids(ids) for ids in backbone.tokenize(texts) if ids]
+    backbone, rows = student.backbone, input_rows(student.backbone, texts, stage.max_length)
     steps = stage.updates(len(rows))
     if steps == 0:
         return
     check_encoder(backbone, stage, name)
-    mask_id = backbone.token("mask")
     if not rows:
         raise TrainingError(f"{name}: there are no texts to pre-train on")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(context.seed)
-        decoder = EnhancedDecoder(backbone.model.config).to(student.device)
+    decoder = new_decoder(student, context.seed)
     generator = torch.Generator().manual_seed(context.seed)
     full = backbone.language_model()
     head = head_of(full)
     student.train()
-    vocabulary = min(len(backbone.tokenizer), backbone.rows)
-
-    def prepare(members: list[int]) -> Masked:
-        ids, mask = backbone.pad([rows[index] for index in members])
-        return masked(ids, mask, stage, mask_id[0], vocabulary, generator)
 
     def loss(batch: Masked) -> dict[str, Tensor]:
         with context.autocast():
@@ -181,7 +168,7 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
             decay_groups(named, stage.learning_rate, stage.weight_decay),
             partial(batches, len(rows), stage.batch_size, steps, context.seed),
             loss,
-            draw=prepare,
+            draw=partial(draw_masked, backbone, rows, stage, generator),
             memory=InParts(Masked.split),
             steps=steps,
             name=name,
@@ -189,6 +176,35 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
             rates=Rates(stage.warmup, stage.schedule),
             generators=[generator],
         )
+
+
+def input_rows(backbone: Backbone, texts: list[str], longest: int) -> list[tuple[int, ...]]:
+    """[CLS] text [SEP] of every text that has tokens."""
+    from d2llm.models.student import TextFormat
+
+    before, after = backbone.framing()
+    form = TextFormat(tuple(before), tuple(after), min(longest, backbone.longest))
+    return [form.ids(ids) for ids in backbone.tokenize(texts) if ids]
+
+
+def draw_masked(
+    backbone: Backbone, rows: list[tuple[int, ...]], stage: Autoencoding, generator: torch.Generator, members: list[int]
+) -> Masked:
+    """A batch of these rows, with what is hidden of them drawn anew."""
+    ids, mask = backbone.pad([rows[index] for index in members])
+    vocabulary = min(len(backbone.tokenizer), backbone.rows)
+    return masked(ids, mask, stage, backbone.token("mask")[0], vocabulary, generator)
+
+
+def new_decoder(student: Student, seed: int) -> nn.Module:
+    """The enhanced decoder with random weights of its own stream."""
+    import torch
+
+    from d2llm.models.enhanced_decoder import EnhancedDecoder
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return EnhancedDecoder(student.backbone.model.config).to(student.device)
 
 
 @dataclass

@@ -144,17 +144,15 @@ def report(error: D2LLMError | str, log: str | None) -> int:
 def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: list[str]) -> None:
     """Run one stage in this process and write its provenance beside what it made."""
     jobs.check_arguments(config, stage, arguments)
-    entry = STAGES[stage]
-    paths = Paths.of(config)
+    entry, paths = STAGES[stage], Paths.of(config)
     seed = arguments.get("seed", config.seeds[0])
     quieten_libraries(config, paths, stage)
     # Held until this process ends.
     gpu = gpus.claim() if entry.torch else None  # noqa: F841
     fix_randomness(config.threads, seed, entry.torch)
     remote.allow(config.remote_code)
-    logger = get_logger("cli")
     job = " ".join([stage, *(f"{name}={value}" for name, value in arguments.items())])
-    logger.info(job)
+    get_logger("cli").info(job)
     # Without inputs named, nothing would tell whether a checkpoint is of the same ones.
     minutes = config.training.checkpoint_minutes if inputs else None
     state = paths.state(job.replace(" ", "."))
@@ -163,37 +161,46 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
         return
     workflow = running_workflow(paths.guard)
     with job_lock(paths.locks / job.replace(" ", ".")):
-        record = {
-            "stage": stage,
-            **arguments,
-            "settings": jobs.settings(config, stage, **arguments),
-            "code": jobs.code(config, stage, **arguments),
-            "inputs": checked_inputs(inputs),
-            "process_seed": seed,
-            "version": __version__,
-            "threads": config.threads,
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
-        clock = time.monotonic()
-        same = {key: record[key] for key in ("settings", "code", "inputs", "threads")}
-        resume = Resume(state, same | {"versions": versions(COMPUTING)}, minutes)
-        execute(entry, config, arguments, resume)
-        record["seconds"] = round(resume.before + time.monotonic() - clock, 2)
-        record["peak_memory_mb"] = peak_memory_mb()
-        if resume.resumed:
-            record["resumed"] = resume.resumed  # after how many updates of each loop
-        place = entry.record(paths, **arguments)
-        record["outputs"] = output_digests(place, jobs.outputs(stage, paths, **arguments))
-        write_json(place, sealed(record | environment()))
+        resume = recorded_run(config, stage, arguments, inputs, state, minutes)
         if any(in_future(Path(path)) for path in inputs):
-            logger.warning(
+            get_logger("cli").warning(
                 "the clock has been set back; %d files of the future got the present time", settle_times(paths.root)
             )
         # What a job made whose workflow has ended meanwhile, the next one makes again: from the last checkpoint, in
         # seconds.
         if workflow and running_workflow(paths.guard) == workflow:
             resume.remove()
-    logger.info(f"done in {record['seconds']} s, at most {record['peak_memory_mb']:.0f} MB")
+
+
+def recorded_run(
+    config: Config, stage: str, arguments: dict[str, Any], inputs: list[str], state: Path, minutes: float | None
+) -> Resume:
+    """Do a stage's work, from the checkpoint in `state` where there is one of this very job, and write its record."""
+    entry, paths = STAGES[stage], Paths.of(config)
+    record = {
+        "stage": stage,
+        **arguments,
+        "settings": jobs.settings(config, stage, **arguments),
+        "code": jobs.code(config, stage, **arguments),
+        "inputs": checked_inputs(inputs),
+        "process_seed": arguments.get("seed", config.seeds[0]),
+        "version": __version__,
+        "threads": config.threads,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    clock = time.monotonic()
+    same = {key: record[key] for key in ("settings", "code", "inputs", "threads")}
+    resume = Resume(state, same | {"versions": versions(COMPUTING)}, minutes)
+    execute(entry, config, arguments, resume)
+    record["seconds"] = round(resume.before + time.monotonic() - clock, 2)
+    record["peak_memory_mb"] = peak_memory_mb()
+    if resume.resumed:
+        record["resumed"] = resume.resumed  # after how many updates of each loop
+    place = entry.record(paths, **arguments)
+    record["outputs"] = output_digests(place, jobs.outputs(stage, paths, **arguments))
+    write_json(place, sealed(record | environment()))
+    get_logger("cli").info(f"done in {record['seconds']} s, at most {record['peak_memory_mb']:.0f} MB")
+    return resume
 
 
 def execute(entry: Stage, config: Config, arguments: dict[str, Any], resume: Resume) -> None:

@@ -15,11 +15,13 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from d2llm.config.data import HubTable, MtebSet
+from d2llm.config.data import HubTable, MtebSet, WorldSettings
 from d2llm.config.recipes import PretextStage, TunedWeights, tokens_of
 from d2llm.config.registry import declared
 from d2llm.config.sections import BaseSettings
+from d2llm.models.base.pretrained import check_layers, located
 from d2llm.run.errors import ConfigError, D2LLMError
+from d2llm.run.hub import patiently
 from d2llm.run.jobs import current
 from d2llm.run.paths import Paths
 
@@ -115,50 +117,38 @@ FEED_FORWARD = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "h
 def sizes(settings: BaseSettings | PretrainedSettings, where: str) -> Sizes:
     """The sizes of a base model. Raises ConfigError or ArtifactError where its configuration cannot be had."""
     if isinstance(settings, BaseSettings):
-        return Sizes(
-            settings.hidden_size,
-            settings.layers,
-            settings.heads,
-            settings.hidden_size,
-            settings.intermediate_size,
-            2000,
-            True,
-            True,
-        )
-    from transformers import AutoConfig
-
-    from d2llm.models.base import pretrained
-    from d2llm.run import hub
-
-    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
-    if settings.origin == "hub":
-        what = f"{settings.source} at {settings.revision or 'its newest revision'}"
-        config = hub.patiently(
-            lambda: AutoConfig.from_pretrained(settings.source, revision=settings.revision, **options),
-            what,
-            where,
-            waits=(),
-        )
-    else:
-        folder, file = pretrained.located(settings, where)
-        config = AutoConfig.from_pretrained(folder, **options, **({"gguf_file": file} if file else {}))
+        width, inner = settings.hidden_size, settings.intermediate_size
+        return Sizes(width, settings.layers, settings.heads, width, inner, vocabulary=2000, gated=True, tied=True)
+    config = described(settings, where)
     layers = settings.layers or config.num_hidden_layers
-    pretrained.check_layers(layers, config.num_hidden_layers, f"{where.removesuffix('.source')}.layers")
+    check_layers(layers, config.num_hidden_layers, f"{where.removesuffix('.source')}.layers")
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     decoder = config.model_type not in ("bert", "roberta", "xlm-roberta", "electra")
+    inner = next((size for key in FEED_FORWARD if (size := getattr(config, key, None))), 4 * config.hidden_size)
     return Sizes(
         hidden=config.hidden_size,
         layers=layers,
         heads=heads,
         kv_width=(getattr(config, "num_key_value_heads", None) or heads) * width,
-        intermediate=next(
-            (found for key in FEED_FORWARD if (found := getattr(config, key, None))), 4 * config.hidden_size
-        ),
+        intermediate=inner,
         vocabulary=config.vocab_size,
         gated=decoder and config.model_type not in ("gpt2", "bloom", "opt"),
         tied=bool(config.tie_word_embeddings),
     )
+
+
+def described(settings: PretrainedSettings, where: str) -> Any:
+    """The configuration of a checkpoint, of the hub its small file alone."""
+    from transformers import AutoConfig
+
+    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    if settings.origin != "hub":
+        folder, file = located(settings, where)
+        return AutoConfig.from_pretrained(folder, **options, **({"gguf_file": file} if file else {}))
+    what = f"{settings.source} at {settings.revision or 'its newest revision'}"
+    options["revision"] = settings.revision
+    return patiently(lambda: AutoConfig.from_pretrained(settings.source, **options), what, where, waits=())
 
 
 # ------------------------------------------------------------------------------------------------------------- examples
@@ -209,49 +199,56 @@ def amounts(config: Config, usual: int, made: Made | None = None) -> Amounts:
 
         made = build.from_files(config)
         return counted(made.train, made.pool, made.tasks["test"].values())
-    if config.data.source == "world":
-        w = config.data.world
-        queries = int(1.5 * w.nli_premises + 1.5 * w.sts_pairs + 3 * w.queries)
-        return Amounts(
-            queries,
-            3 * queries,
-            w.pretraining_texts,
-            5 * w.test_pairs,
-            6 * w.test_queries,
-            3 * w.test_queries,
-            6.0 * w.test_queries**2,
-            12,
-            20,
-            {16.0: 1.0},
-            math.inf,
-            ("all numbers of texts",),
-        )
-    assumed, queries, pool = [], 0, 0
+    return generated(config.data.world) if config.data.source == "world" else assumed(config, usual)
+
+
+def generated(settings: WorldSettings) -> Amounts:
+    """What the generated world makes, about."""
+    queries = int(1.5 * settings.nli_premises + 1.5 * settings.sts_pairs + 3 * settings.queries)
+    return Amounts(
+        queries,
+        3 * queries,
+        settings.pretraining_texts,
+        5 * settings.test_pairs,
+        6 * settings.test_queries,
+        3 * settings.test_queries,
+        6.0 * settings.test_queries**2,
+        12,
+        20,
+        {16.0: 1.0},
+        math.inf,
+        ("all numbers of texts",),
+    )
+
+
+def assumed(config: Config, usual: int) -> Amounts:
+    """From samples and sizes that are known; else `usual` queries a training set and usual sizes of evaluation sets."""
+    guesses, queries, pool = [], 0, 0
     plain: Counter[float] = Counter()
-    for name, found in config.data.files.train.items():
-        if found.sample is None:
-            assumed.append(f"{usual} queries of {name}")
-        asks, reads = found.sample or usual, (found.pool or 0) + 2 * (found.sample or usual)
+    for name, files in config.data.files.train.items():
+        if files.sample is None:
+            guesses.append(f"{usual} queries of {name}")
+        asks, reads = files.sample or usual, (files.pool or 0) + 2 * (files.sample or usual)
         queries, pool = queries + asks, pool + reads
-        plain[SENTENCE if found.mode == "symmetric" else QUESTION] += asks
-        plain[SENTENCE if found.mode == "symmetric" else PASSAGE] += reads
+        plain[SENTENCE if files.mode == "symmetric" else QUESTION] += asks
+        plain[SENTENCE if files.mode == "symmetric" else PASSAGE] += reads
     pairs = corpus = asked = 0
     scored = 0.0
     for task in config.data.files.tasks.values():
         known = MTEB.get(task.mteb) if isinstance(task, MtebSet) else None
         first, second = known or ((1000, 100_000) if task.type == "retrieval" else (5000, 0))
         if known is None:
-            assumed.append(f"the size of {task.title or task.type}")
+            guesses.append(f"the size of {task.title or task.type}")
         first = min(first, task.sample or first)
         if task.type == "retrieval":
             asked, corpus, scored = asked + first, corpus + second, scored + float(first) * second
         else:
             pairs += first
-    assumed.append(f"{SENTENCE} tokens a text of symmetric sets, {QUESTION} a question, {PASSAGE} a passage")
+    guesses.append(f"{SENTENCE} tokens a text of symmetric sets, {QUESTION} a question, {PASSAGE} a passage")
     unlabelled = queries + pool  # stages without labels read every text of training
     shares = {float(tokens): count / unlabelled for tokens, count in plain.items()}
     return Amounts(
-        queries, pool, unlabelled, pairs, corpus, asked, scored, SENTENCE, PASSAGE, shares, math.inf, tuple(assumed)
+        queries, pool, unlabelled, pairs, corpus, asked, scored, SENTENCE, PASSAGE, shares, math.inf, tuple(guesses)
     )
 
 

@@ -29,99 +29,94 @@ FILE = "JSONL, CSV, TSV or Parquet with a column of texts, or .txt with a text a
 
 def add_parsers(commands: Any) -> None:
     """The subcommands, each with its `call`."""
+    add_encode(commands)
+    add_index(commands)
+    add_search(commands)
+    add_export(commands)
 
-    def command(name: str, text: str, example: str, call: Any) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text, epilog=f"example: d2llm {name} {example}")
-        made.set_defaults(call=call)
-        return made
 
-    def shared(made: argparse.ArgumentParser) -> None:
-        made.add_argument(
-            "--student", required=True, metavar="FOLDER", help="a run's model folder, or what `export` wrote"
-        )
-        made.add_argument("--device", help="default: a GPU where there is one")
+def command(commands: Any, name: str, text: str, example: str, call: Any) -> argparse.ArgumentParser:
+    """A subcommand whose help ends in an example."""
+    parser = commands.add_parser(name, help=text, description=text, epilog=f"example: d2llm {name} {example}")
+    parser.set_defaults(call=call)
+    return parser
 
-    def marks(made: argparse.ArgumentParser) -> None:
-        made.add_argument(
-            "--quotes",
-            choices=("format", "text"),
-            help="how quotation marks of a CSV or TSV file are read (default: refused where in doubt)",
-        )
 
-    def mode(made: argparse.ArgumentParser) -> None:  # an index keeps the one it was made with
-        made.add_argument(
-            "--mode",
-            choices=("asymmetric", "symmetric"),
-            default="asymmetric",
-            help="questions and what answers them, or sentences of a kind (default: asymmetric)",
-        )
+def add_encode(commands: Any) -> None:
+    """`encode`."""
+    example = f"--student {EXAMPLE} --texts queries.txt --role query --to queries.npy"
+    parser = command(commands, "encode", "embed texts with a trained student", example, encode)
+    add_student(parser)
+    add_mode(parser)
+    parser.add_argument("--texts", required=True, metavar="FILE", help=FILE)
+    parser.add_argument("--column", help="its column (default: text)")
+    add_quotes(parser)
+    parser.add_argument("--role", choices=("query", "passage"), default="passage", help="default: passage")
+    parser.add_argument("--to", required=True, metavar="FILE", help="a .npy file: float32, a row a text")
 
-    made = command(
-        "encode",
-        "embed texts with a trained student",
-        f"--student {EXAMPLE} --texts queries.txt --role query --to queries.npy",
-        encode,
-    )
-    shared(made)
-    mode(made)
-    made.add_argument("--texts", required=True, metavar="FILE", help=FILE)
-    made.add_argument("--column", help="its column (default: text)")
-    marks(made)
-    made.add_argument("--role", choices=("query", "passage"), default="passage", help="default: passage")
-    made.add_argument("--to", required=True, metavar="FILE", help="a .npy file: float32, a row a text")
-    made = command(
-        "index", "make passages ready to be searched", f"--student {EXAMPLE} --passages corpus.jsonl --to index", index
-    )
-    shared(made)
-    mode(made)
-    made.add_argument("--passages", required=True, metavar="FILE", help=FILE)
-    made.add_argument("--column", help="its column (default: text)")
-    made.add_argument("--id", metavar="COLUMN", help="a column of ids (default: the number of the row, from 0)")
-    marks(made)
-    made.add_argument(
-        "--precision",
-        choices=("full", "float16", "int8"),
-        default="float16",
-        help="what a passage is kept in (default: float16)",
-    )
-    made.add_argument("--to", required=True, metavar="FOLDER", help="an index that is there is replaced")
-    made = command(
-        "search",
-        "find the best passages of an index",
-        f'--student {EXAMPLE} --index index --query "谁修好了机器？"',
-        search,
-    )
-    shared(made)
-    made.add_argument("--index", required=True, metavar="FOLDER", help="what `index` wrote")
-    made.add_argument("--query", action="append", default=[], metavar="TEXT", help="may be given several times")
-    made.add_argument("--queries", metavar="FILE", help=FILE)
-    made.add_argument("--column", help="its column (default: text)")
-    made.add_argument("--id", metavar="COLUMN", help="a column of its ids (default: the number of the query, from 0)")
-    marks(made)
-    made.add_argument("--depth", type=int, default=10, help="passages a query (default: 10)")
-    made.add_argument(
-        "--share",
-        type=float,
-        metavar="PART",
-        help="score only so large a part of the passages exactly, e.g. 0.02 (default: all)",
-    )
-    made.add_argument(
-        "--format",
-        choices=tuple(FORMATS),
-        default="text",
-        help="for people, a JSON object a hit, or the lines of a TREC run, the last two in UTF-8 (default: text)",
-    )
-    made = command(
-        "export",
-        "write a student as sentence-transformers loads it, with a model card",
-        "--config results/mini/config.yaml --method d2llm --seed 1 --to exported",
-        exported,
-    )
-    made.add_argument("--config", required=True, nargs="+", metavar="FILE", help="the run's resolved config")
-    made.add_argument("--method", required=True)
-    made.add_argument("--variant", default="base")
-    made.add_argument("--seed", type=int, required=True)
-    made.add_argument("--to", required=True, metavar="FOLDER", help="must not exist")
+
+def add_index(commands: Any) -> None:
+    """`index`."""
+    example = f"--student {EXAMPLE} --passages corpus.jsonl --to index"
+    parser = command(commands, "index", "make passages ready to be searched", example, index)
+    add_student(parser)
+    add_mode(parser)
+    parser.add_argument("--passages", required=True, metavar="FILE", help=FILE)
+    parser.add_argument("--column", help="its column (default: text)")
+    parser.add_argument("--id", metavar="COLUMN", help="a column of ids (default: the number of the row, from 0)")
+    add_quotes(parser)
+    kept = "what a passage is kept in (default: float16)"
+    parser.add_argument("--precision", choices=("full", "float16", "int8"), default="float16", help=kept)
+    parser.add_argument("--to", required=True, metavar="FOLDER", help="an index that is there is replaced")
+
+
+def add_search(commands: Any) -> None:
+    """`search`."""
+    example = f'--student {EXAMPLE} --index index --query "谁修好了机器？"'
+    parser = command(commands, "search", "find the best passages of an index", example, search)
+    add_student(parser)
+    parser.add_argument("--index", required=True, metavar="FOLDER", help="what `index` wrote")
+    parser.add_argument("--query", action="append", default=[], metavar="TEXT", help="may be given several times")
+    parser.add_argument("--queries", metavar="FILE", help=FILE)
+    parser.add_argument("--column", help="its column (default: text)")
+    parser.add_argument("--id", metavar="COLUMN", help="a column of its ids (default: the number of the query, from 0)")
+    add_quotes(parser)
+    parser.add_argument("--depth", type=int, default=10, help="passages a query (default: 10)")
+    part = "score only so large a part of the passages exactly, e.g. 0.02 (default: all)"
+    parser.add_argument("--share", type=float, metavar="PART", help=part)
+    form = "for people, a JSON object a hit, or the lines of a TREC run, the last two in UTF-8 (default: text)"
+    parser.add_argument("--format", choices=tuple(FORMATS), default="text", help=form)
+
+
+def add_export(commands: Any) -> None:
+    """`export`."""
+    text = "write a student as sentence-transformers loads it, with a model card"
+    example = "--config results/mini/config.yaml --method d2llm --seed 1 --to exported"
+    parser = command(commands, "export", text, example, exported)
+    parser.add_argument("--config", required=True, nargs="+", metavar="FILE", help="the run's resolved config")
+    parser.add_argument("--method", required=True)
+    parser.add_argument("--variant", default="base")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--to", required=True, metavar="FOLDER", help="must not exist")
+
+
+def add_student(parser: argparse.ArgumentParser) -> None:
+    """--student and --device."""
+    folder = "a run's model folder, or what `export` wrote"
+    parser.add_argument("--student", required=True, metavar="FOLDER", help=folder)
+    parser.add_argument("--device", help="default: a GPU where there is one")
+
+
+def add_quotes(parser: argparse.ArgumentParser) -> None:
+    """--quotes."""
+    read = "how quotation marks of a CSV or TSV file are read (default: refused where in doubt)"
+    parser.add_argument("--quotes", choices=("format", "text"), help=read)
+
+
+def add_mode(parser: argparse.ArgumentParser) -> None:
+    """--mode; an index keeps the one it was made with."""
+    modes = "questions and what answers them, or sentences of a kind (default: asymmetric)"
+    parser.add_argument("--mode", choices=("asymmetric", "symmetric"), default="asymmetric", help=modes)
 
 
 def student_of(options: argparse.Namespace) -> Any:

@@ -35,40 +35,15 @@ def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
     """Refuse methods nobody knows, overrides their recipes lack, and variants that name neither."""
     if not config.methods:
         raise ConfigError(f"{origin(('methods',))}: methods: expected at least one method; found none")
-    names = [("methods", name) for name in config.methods]
-    for name in config.training.steps_of:
-        if name not in config.methods:
-            key: Key = ("training", "steps_of", name)
-            raise ConfigError(f"{origin(key)}: {dotted(key)}: expected one of {', '.join(config.methods)}")
-    subject = config.statistics.subject
-    # The usual one may be away: a run of baselines alone compares nothing.
-    if subject not in [*config.methods, StatisticsSettings().subject]:
-        key = ("statistics", "subject")
-        known = ", ".join(config.methods)
-        raise ConfigError(f"{origin(key)}: {dotted(key)}: expected one of {known}; found {subject!r}")
+    check_named_methods(config, origin)
+    for name in config.methods:
+        recipe = check_recipe(config, name, "base", origin)
+        for part, usual in (("base", None), ("teacher", "teacher")):
+            if getattr(recipe, part, usual) != usual:
+                key: Key = ("methods", name, part)
+                raise ConfigError(f"{origin(key)}: {dotted(key)}: for variants only; methods share theirs")
     for name, settings in config.variants.items():
-        if name == "base" or name in config.references:
-            raise ConfigError(f"{origin(('variants', name))}: variants.{name}: this name is taken; choose another")
-        if settings.method not in config.methods:
-            known = ", ".join(config.methods)
-            where = origin(("variants", name, "method"))
-            raise ConfigError(f"{where}: variants.{name}.method: expected one of {known}; found {settings.method!r}")
-        names.append(("variants", name))
-    for section, name in names:
-        prefix: Key = (section, name) if section == "methods" else (section, name, "settings")
-        method, variant = (name, "base") if section == "methods" else (config.variants[name].method, name)
-        try:
-            recipe = declared(method).Recipe
-        except ConfigError as error:
-            raise ConfigError(f"{origin(prefix)}: {dotted(prefix)}: {error}") from None
-        found_recipe = validate(recipe, config.overrides(method, variant), origin, prefix)
-        check_parts(config, declared(method).kind, found_recipe, origin, prefix)
-        if section == "methods":
-            for part, usual in (("base", None), ("teacher", "teacher")):
-                if getattr(found_recipe, part, usual) != usual:
-                    raise ConfigError(
-                        f"{origin((*prefix, part))}: {dotted((*prefix, part))}: for variants only; methods share theirs"
-                    )
+        check_recipe(config, settings.method, name, origin)
     for name in config.methods:
         if declared(name).has_pretext() and not declared(name).pretext_keys:
             raise ConfigError(
@@ -79,6 +54,38 @@ def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
     taken = sorted({"teacher", "decoder", "encoder", "pretext"} & set(config.models.others))
     if taken:
         raise ConfigError(f"{origin(('models', 'others', taken[0]))}: models.others.{taken[0]}: this name is taken")
+
+
+def check_named_methods(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse keys that name a method which is not among the config's."""
+    known = ", ".join(config.methods)
+    for name in config.training.steps_of:
+        if name not in config.methods:
+            key: Key = ("training", "steps_of", name)
+            raise ConfigError(f"{origin(key)}: {dotted(key)}: expected one of {known}")
+    subject = config.statistics.subject
+    # The usual one may be away: a run of baselines alone compares nothing.
+    if subject not in [*config.methods, StatisticsSettings().subject]:
+        key = ("statistics", "subject")
+        raise ConfigError(f"{origin(key)}: {dotted(key)}: expected one of {known}; found {subject!r}")
+    for name, settings in config.variants.items():
+        if name == "base" or name in config.references:
+            raise ConfigError(f"{origin(('variants', name))}: variants.{name}: this name is taken; choose another")
+        if settings.method not in config.methods:
+            where = origin(("variants", name, "method"))
+            raise ConfigError(f"{where}: variants.{name}.method: expected one of {known}; found {settings.method!r}")
+
+
+def check_recipe(config: Config, method: str, variant: str, origin: Callable[[Key], str]) -> Recipe:
+    """The recipe of a method or a variant. Raises ConfigError for a method nobody knows and for keys it lacks."""
+    prefix: Key = ("methods", method) if variant == "base" else ("variants", variant, "settings")
+    try:
+        chosen = declared(method)
+    except ConfigError as error:
+        raise ConfigError(f"{origin(prefix)}: {dotted(prefix)}: {error}") from None
+    recipe = validate(chosen.Recipe, config.overrides(method, variant), origin, prefix)
+    check_parts(config, chosen.kind, recipe, origin, prefix)
+    return recipe
 
 
 def check_parts(config: Config, kind: str, recipe: "Recipe", origin: Callable[[Key], str], prefix: Key) -> None:

@@ -357,41 +357,11 @@ class Student(nn.Module):
         """A saved student, ready to encode; the method's module is not needed. Raises ArtifactError when damaged, or
         when none is there.
         """
-        import json
-
-        from safetensors.torch import load_file
-
         folder = Path(folder)
         if not (folder / "student.json").is_file():
             raise ArtifactError(f"{folder}: {_none_here(folder)}")
         try:
-            described = json.loads((folder / "student.json").read_text(encoding="utf-8"))
-            if described["layout"] != LAYOUT:
-                raise ArtifactError(f"{folder}: saved with layout {described['layout']}, this version reads {LAYOUT}")
-            formats: Formats = {
-                (form["role"], form["mode"]): TextFormat(
-                    tuple(form["prefix"]),
-                    tuple(form["suffix"]),
-                    form["max_length"],
-                    form.get("filler"),
-                    form.get("filled", 0),
-                )
-                for form in described["formats"]
-            }
-            student = cls(
-                Backbone.load(folder / "backbone", described["kind"], dtype=dtype),
-                (described["pooling"]["name"], described["pooling"]["options"]),
-                (described["scorer"]["name"], described["scorer"]["options"]),
-                formats,
-                padding=described["padding"],
-                normalize=described["normalize"],
-                method=described["method"],
-                unpooled=described.get("unpooled", 0),
-            )
-            head = load_file(str(folder / "student.safetensors"))
-            for part in ("pooling", "scorer"):
-                state = {name[len(part) + 1 :]: value for name, value in head.items() if name.startswith(f"{part}.")}
-                getattr(student, part).load_state_dict(state)
+            return cls._read(folder, dtype).eval()
         except ArtifactError:
             raise
         except Exception as error:  # noqa: BLE001 - any way a file can be broken ends in the same advice
@@ -399,7 +369,31 @@ class Student(nn.Module):
             raise ArtifactError(
                 f"{folder}: not a saved student ({type(error).__name__}: {first}); remove it and run snakemake again"
             ) from error
-        return student.eval()
+
+    @classmethod
+    def _read(cls, folder: Path, dtype: str | torch.dtype) -> Student:
+        import json
+
+        from safetensors.torch import load_file
+
+        described = json.loads((folder / "student.json").read_text(encoding="utf-8"))
+        if described["layout"] != LAYOUT:
+            raise ArtifactError(f"{folder}: saved with layout {described['layout']}, this version reads {LAYOUT}")
+        student = cls(
+            Backbone.load(folder / "backbone", described["kind"], dtype=dtype),
+            (described["pooling"]["name"], described["pooling"]["options"]),
+            (described["scorer"]["name"], described["scorer"]["options"]),
+            dict(map(_read_format, described["formats"])),
+            padding=described["padding"],
+            normalize=described["normalize"],
+            method=described["method"],
+            unpooled=described.get("unpooled", 0),
+        )
+        head = load_file(str(folder / "student.safetensors"))
+        for part in ("pooling", "scorer"):
+            state = {name[len(part) + 1 :]: value for name, value in head.items() if name.startswith(f"{part}.")}
+            getattr(student, part).load_state_dict(state)
+        return student
 
 
 def check_several(name: str, texts: Sequence[str]) -> None:
@@ -416,6 +410,13 @@ def _none_here(folder: Path) -> str:
     ]
     mend = f"{near[0]} has one" if near else f"expected a run's folder, like {EXAMPLE}, or an exported one"
     return f"no student here ({why}); {mend}"
+
+
+def _read_format(form: dict[str, Any]) -> tuple[tuple[Role, Mode], TextFormat]:
+    """A format as student.json has it, by its role and mode."""
+    prefix, suffix = tuple(form["prefix"]), tuple(form["suffix"])
+    made = TextFormat(prefix, suffix, form["max_length"], form.get("filler"), form.get("filled", 0))
+    return (form["role"], form["mode"]), made
 
 
 def _width(pooling: Pooling, hidden_size: int) -> int:

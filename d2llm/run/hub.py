@@ -33,36 +33,13 @@ def patiently(fetch: Callable[[], T], what: str, where: str, waits: Sequence[flo
     `what` names the thing, `where` the key that asks for it, `waits` the seconds before each new try (WAITS; none where
     somebody sits and waits). Raises ConfigError for what the hub does not have, ArtifactError when it stays away.
     """
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     waits = WAITS if waits is None else waits
     tried: dict[str, int] = {}
     while True:
         try:
             return fetch()
-        except GatedRepoError as error:
-            raise ConfigError(
-                f"{where}: {what} asks for an agreement; accept it on its page and log in (hf auth login)"
-            ) from error
-        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-            raise ConfigError(f"{where}: the hub has no {what}; check name and revision") from error
         except Exception as error:  # the libraries wrap a hub's failure in errors of many kinds
-            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-                raise ConfigError(f"{where}: {what} has no such file ({first_line(error)})") from error
-            if not passing(error):
-                raise
-            from huggingface_hub.constants import HF_HUB_CACHE
-
-            if not writable(HF_HUB_CACHE):
-                raise ConfigError(
-                    f"HF_HOME: the hub's cache {HF_HUB_CACHE} cannot be written; set HF_HOME to a folder that can"
-                ) from error
+            refuse_lasting(error, what, where)
             # One failure after another, of one file after another, is progress; the same again and again is not.
             times = tried[first_line(error)] = tried.get(first_line(error), 0) + 1
             if times > len(waits):
@@ -73,6 +50,34 @@ def patiently(fetch: Callable[[], T], what: str, where: str, waits: Sequence[flo
             wait = waits[times - 1]
             get_logger(__name__).warning("%s: %s; again in %d s", what, first_line(error), wait)
             time.sleep(wait)
+
+
+def refuse_lasting(error: Exception, what: str, where: str) -> None:
+    """Raise ConfigError for a failure that no waiting mends and the user can, the error itself for any other that does
+    not pass.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, GatedRepoError):
+        agreement = f"{where}: {what} asks for an agreement; accept it on its page and log in (hf auth login)"
+        raise ConfigError(agreement) from error
+    if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)):
+        raise ConfigError(f"{where}: the hub has no {what}; check name and revision") from error
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+        raise ConfigError(f"{where}: {what} has no such file ({first_line(error)})") from error
+    if not passing(error):
+        raise error
+    if not writable(HF_HUB_CACHE):
+        raise ConfigError(
+            f"HF_HOME: the hub's cache {HF_HUB_CACHE} cannot be written; set HF_HOME to a folder that can"
+        ) from error
 
 
 def passing(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from d2llm.config.schema import Run
 from d2llm.run.artifacts import atomic, read_json, write_json, write_text
 from d2llm.run.code import constants
 from d2llm.run.errors import ConfigError
@@ -19,6 +20,7 @@ from d2llm.version import __version__
 
 if TYPE_CHECKING:
     from d2llm.config.schema import Config
+    from d2llm.models.student import Student
 
 CARD = """---
 library_name: sentence-transformers
@@ -59,8 +61,6 @@ Settings of the run, as YAML:
 def export(config: Config, method: str, variant: str, seed: int, to: Path) -> Path:
     """Write a finished run's student to `to`, which must not exist. Raises ConfigError for a folder that is there and
     for a run the config has not, ArtifactError for one that is not finished."""
-    import yaml
-
     from d2llm.models.student import Student
 
     if to.exists():
@@ -70,33 +70,40 @@ def export(config: Config, method: str, variant: str, seed: int, to: Path) -> Pa
     run = paths.run(method, variant, seed)
     record = read_json(run / PROVENANCE)
     student = Student.load(run / "model")
-    about = student.description()
-    card = CARD.format(
-        title=f"{method}, {config.tier}",
-        version=record.get("version", __version__),
-        method=method,
-        variant=variant,
-        seed=seed,
-        tier=config.tier,
-        folder=to.name,
-        kind=about["kind"].capitalize(),
-        pooling=about["pooling"]["name"],
-        width=student.width,
-        scorer=constants(f"d2llm.models.scorers.{about['scorer']['name']}")["TITLE"],
-        scores=scores(paths.scores_csv, method, variant, seed),
-        origin=origin(record),
-        settings=yaml.safe_dump(
-            json.loads(json.dumps(record["settings"])), sort_keys=False, allow_unicode=True
-        ).rstrip(),
-    )
     with atomic(to) as folder:
         student.save(folder / STUDENT)
         (folder / "1_Interaction").mkdir()
         write_json(folder / "1_Interaction" / "config.json", {"student": STUDENT})
         write_json(folder / "modules.json", modules())
         write_json(folder / "config_sentence_transformers.json", {"model_type": "SentenceTransformer", "prompts": {}})
-        write_text(folder / "README.md", card)
+        write_text(folder / "README.md", card(config, Run(method, variant, seed), record, student, to.name))
     return to
+
+
+def card(config: Config, run: Run, record: dict[str, Any], student: Student, folder: str) -> str:
+    """The model card of a run's student, for the folder it is exported to."""
+    import yaml
+
+    about = student.description()
+    method, variant, seed = run
+    return CARD.format(
+        title=f"{method}, {config.tier}",
+        version=record.get("version", __version__),
+        method=method,
+        variant=variant,
+        seed=seed,
+        tier=config.tier,
+        folder=folder,
+        kind=about["kind"].capitalize(),
+        pooling=about["pooling"]["name"],
+        width=student.width,
+        scorer=constants(f"d2llm.models.scorers.{about['scorer']['name']}")["TITLE"],
+        scores=scores(Paths.of(config).scores_csv, method, variant, seed),
+        origin=origin(record),
+        settings=yaml.safe_dump(
+            json.loads(json.dumps(record["settings"])), sort_keys=False, allow_unicode=True
+        ).rstrip(),
+    )
 
 
 def modules() -> list[dict[str, Any]]:

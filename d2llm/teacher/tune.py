@@ -10,7 +10,7 @@ later number would rest on it.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ from d2llm.training.memory import InParts
 from d2llm.training.optimization import accelerate_precision
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import pandas as pd
@@ -139,78 +141,86 @@ class _Examples:
 
 
 def tune(
-    teacher: Teacher,
-    frame: pd.DataFrame,
-    settings: TeacherSettings,
-    log_file: Path,
-    resume: Resume | None = None,
+    teacher: Teacher, frame: pd.DataFrame, settings: TeacherSettings, log_file: Path, resume: Resume | None = None,
     precision: str = "float32",
-) -> None:
+) -> None:  # fmt: skip
     """Train the teacher in place."""
     from accelerate import Accelerator
 
     examples = _Examples(teacher, frame)
-    hidden = teacher.model.config.hidden_size
-    device = teacher.model.device
-    relation = nn.Linear(hidden, RELATIONS).to(device)
+    relation = nn.Linear(teacher.model.config.hidden_size, RELATIONS).to(teacher.model.device)
     if settings.tuning.kind == "lora":
         teacher.model.requires_grad_(False)
         teacher.model = add_lora(teacher.model, settings.tuning)
     teacher.model.train()
     batches = examples.batches(settings.batch_pairs, settings.steps, settings.seed, settings.asymmetric_share)
-
     context = TrainingContext(
-        device=device,
+        device=teacher.model.device,
         accelerator=Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=accelerate_precision(precision)),
         loop=partial((resume or Resume()).loop, log_file=log_file),
         log=partial(append_jsonl, log_file),
         log_every=LOG_EVERY,
     )
-
-    def loss(batch: tuple[str, np.ndarray]) -> dict[str, Tensor]:
-        mode, index = batch
-        rows = [examples.rows[mode][i] for i in index]
-        with context.autocast():
-            logits, _, states = teacher.forward(rows, mode)
-        wanted = torch.from_numpy(np.concatenate([examples.targets[mode][i] for i in index])).to(device)
-        logits = logits.float()
-        terms = {"answer": F.binary_cross_entropy_with_logits(logits[:, 0] - logits[:, 1], wanted)}
-        if settings.relation_weight:
-            at, digits = marked(rows, [examples.relations[mode][i] for i in index], states.shape[1])
-            if digits:  # only some sources know any
-                picked = states.flatten(0, 1)[torch.tensor(at, device=device)].float()
-                right = torch.tensor(digits, device=device)
-                terms["relation"] = settings.relation_weight * F.cross_entropy(relation(picked), right)
-        return terms
-
-    def split(batch: tuple[str, np.ndarray], parts: int) -> list[tuple[tuple[str, np.ndarray], dict[str, float]]]:
-        """At most so many parts of the rows, each with its share of the candidates and of the marked words."""
-        mode, index = batch
-
-        def counts(some: np.ndarray) -> tuple[int, int]:
-            rows = [examples.rows[mode][i] for i in some]
-            words = marked(rows, [examples.relations[mode][i] for i in some], 0)[1]
-            return sum(len(row.answers) for row in rows), len(words)
-
-        answers, words = counts(index)
-        pieces = [(piece, counts(piece)) for piece in np.array_split(index, min(parts, len(index)))]
-        return [
-            ((mode, piece), {"answer": own / answers, "relation": said / max(1, words)})
-            for piece, (own, said) in pieces
-        ]
-
+    task = _Task(teacher, examples, relation, settings.relation_weight, context.autocast)
     fit(
         decay_groups([*teacher.model.named_parameters(), *relation.named_parameters()], settings.learning_rate, 0.01),
         lambda done: batches[done:],
-        loss,
+        task.loss,
         steps=settings.steps,
         name="tuning the teacher",
         context=context,
         rates=Rates(settings.warmup, betas=(0.9, 0.98)),
-        memory=InParts(split),
+        memory=InParts(task.split),
         about=lambda batch: {"mode": batch[0]},
     )
     teacher.model.eval()
+
+
+# A mode, and the numbers of its rows.
+_Batch = tuple[str, np.ndarray]
+
+
+class _Task:
+    """What the teacher learns: the answers and, where the source knows them, how words relate."""
+
+    def __init__(
+        self, teacher: Teacher, examples: _Examples, relation: nn.Linear, weight: float,
+        autocast: Callable[[], AbstractContextManager],
+    ) -> None:  # fmt: skip
+        self.teacher, self.examples, self.relation = teacher, examples, relation
+        self.weight, self.autocast = weight, autocast
+
+    def loss(self, batch: _Batch) -> dict[str, Tensor]:
+        """The loss terms of a batch."""
+        mode, index = batch
+        rows, device = [self.examples.rows[mode][i] for i in index], self.teacher.model.device
+        with self.autocast():
+            logits, _, states = self.teacher.forward(rows, mode)
+        wanted = torch.from_numpy(np.concatenate([self.examples.targets[mode][i] for i in index])).to(device)
+        logits = logits.float()
+        terms = {"answer": F.binary_cross_entropy_with_logits(logits[:, 0] - logits[:, 1], wanted)}
+        if self.weight:
+            at, digits = marked(rows, [self.examples.relations[mode][i] for i in index], states.shape[1])
+            if digits:  # only some sources know any
+                picked = states.flatten(0, 1)[torch.tensor(at, device=device)].float()
+                right = torch.tensor(digits, device=device)
+                terms["relation"] = self.weight * F.cross_entropy(self.relation(picked), right)
+        return terms
+
+    def split(self, batch: _Batch, parts: int) -> list[tuple[_Batch, dict[str, float]]]:
+        """At most so many parts of the rows, each with its share of the candidates and of the marked words."""
+        mode, index = batch
+        answers, words = self._counts(mode, index)
+        pieces = [(piece, self._counts(mode, piece)) for piece in np.array_split(index, min(parts, len(index)))]
+        return [
+            ((mode, piece), {"answer": own / answers, "relation": related / max(1, words)})
+            for piece, (own, related) in pieces
+        ]
+
+    def _counts(self, mode: str, index: np.ndarray) -> tuple[int, int]:
+        rows = [self.examples.rows[mode][i] for i in index]
+        words = marked(rows, [self.examples.relations[mode][i] for i in index], 0)[1]
+        return sum(len(row.answers) for row in rows), len(words)
 
 
 def marked(rows: list[Row], labels: list[list[list[int]]], width: int) -> tuple[list[int], list[int]]:
@@ -225,6 +235,22 @@ def marked(rows: list[Row], labels: list[list[list[int]]], width: int) -> tuple[
                     at.append(i * width + start + offset)
                     digits.append(digit)
     return at, digits
+
+
+def calibration(probability: np.ndarray, label: np.ndarray, bins: int) -> list[dict[str, Any]]:
+    """By bin of the probability of yes: how many, its mean, and the share that is true."""
+    edges = np.minimum((probability * bins).astype(int), bins - 1)
+    return [
+        {
+            "from": k / bins,
+            "to": (k + 1) / bins,
+            "n": int((edges == k).sum()),
+            "mean_probability": float(probability[edges == k].mean()),
+            "share_true": float(label[edges == k].mean()),
+        }
+        for k in range(bins)
+        if (edges == k).any()
+    ]
 
 
 def assess(teacher: Teacher, dev: pd.DataFrame, bins: int = 10) -> dict[str, dict]:
@@ -244,20 +270,9 @@ def assess(teacher: Teacher, dev: pd.DataFrame, bins: int = 10) -> dict[str, dic
             np.concatenate([np.asarray(v) for v in part[key]]) for key in ("label", "target", "phenomenon")
         )
         label = label.astype(bool)
-        edges = np.minimum((probability * bins).astype(int), bins - 1)
-        curve = [
-            {
-                "from": k / bins,
-                "to": (k + 1) / bins,
-                "n": int((edges == k).sum()),
-                "mean_probability": float(probability[edges == k].mean()),
-                "share_true": float(label[edges == k].mean()),
-            }
-            for k in range(bins)
-            if (edges == k).any()
-        ]
+        curve = calibration(probability, label, bins)
         error = sum(b["n"] * abs(b["mean_probability"] - b["share_true"]) for b in curve) / len(label)
-        right = (probability >= 0.5) == label
+        right = label == (probability >= 0.5)
         report[str(mode)] = {
             "n": len(label),
             "ap": float(average_precision_score(label, margin)),

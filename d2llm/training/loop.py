@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy
     import torch
 
+    Generator = torch.Generator | numpy.random.Generator
+
     from d2llm.methods.base import TrainingContext
 
 Record = dict[str, float]
@@ -38,21 +40,11 @@ class Rates:
 
 
 def fit(
-    parameter_groups: list[dict[str, Any]],
-    batches: Callable[[int], Iterable[Any]],
-    loss: Callable[[Any], Terms],
-    *,
-    steps: int,
-    name: str,
-    context: TrainingContext,
-    rates: Rates | None = None,
-    memory: Whole | None = None,
-    label: str = "",
-    draw: Callable[[Any], Any] | None = None,
-    generators: Sequence[torch.Generator | numpy.random.Generator] = (),
-    about: Callable[[Any], dict[str, Any]] | None = None,
-    watch: Callable[[int], None] | None = None,
-) -> list[Record]:
+    parameter_groups: list[dict[str, Any]], batches: Callable[[int], Iterable[Any]], loss: Callable[[Any], Terms], *,
+    steps: int, name: str, context: TrainingContext, rates: Rates | None = None, memory: Whole | None = None,
+    label: str = "", draw: Callable[[Any], Any] | None = None, generators: Sequence[Generator] = (),
+    about: Callable[[Any], dict[str, Any]] | None = None, watch: Callable[[int], None] | None = None,
+) -> list[Record]:  # fmt: skip
     """Train for `steps` updates; the records of the last tenth. `loss(batch)` gives named terms, which are summed.
 
     batches(k): what comes after k updates. draw: makes of it what `loss` takes, with all that is random about it from
@@ -74,15 +66,7 @@ def fit(
     for number in bar:
         where, given = f"{label}, step {number}", next(source)
         batch = given if draw is None else draw(given)
-
-        def update(batch: Any = batch, where: str = where) -> Record:
-            return step(accelerator, memory.terms(batch, loss), adam, plan, rates.clip, where, memory.finish)
-
-        def shrink(error: Exception, batch: Any = batch, where: str = where) -> None:
-            adam.zero_grad(set_to_none=True)
-            memory.shrink(batch, where, error)
-
-        record = retry_on_oom(update, shrink)
+        record = update(accelerator, batch, loss, adam, plan, rates.clip, memory, where)
         more = {} if about is None else about(batch)
         if number > (1 - TAIL) * steps:
             tail.append(record | {key: value for key, value in more.items() if isinstance(value, float)})
@@ -93,6 +77,21 @@ def fit(
         bar.show(loss=record["loss"])
         loop.after(number, tail=tail, **memory.notes)
     return tail
+
+
+def update(
+    accelerator: Any, batch: Any, loss: Callable[[Any], Terms], optimizer: torch.optim.Optimizer, schedule: Any,
+    clip: float | None, memory: Whole, where: str,
+) -> Record:  # fmt: skip
+    """One update of the weights by a batch, in as many parts as memory asks for."""
+
+    def shrink(error: Exception) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        memory.shrink(batch, where, error)
+
+    return retry_on_oom(
+        lambda: step(accelerator, memory.terms(batch, loss), optimizer, schedule, clip, where, memory.finish), shrink
+    )
 
 
 def means(records: Sequence[Record]) -> Record:

@@ -69,49 +69,24 @@ def step(
 ) -> dict[str, float]:
     """One guarded update from named loss terms (scalars that are summed). Returns the numbers worth logging.
 
-    `parts` are the terms of each part of the batch, of a batch in one pass just one; each is sent backward before the
-    next is asked for, so that one at a time is in memory. `where` names method and step for the error, e.g. "sgpt, step
-    12". Raises TrainingError on a term or gradient that is not finite, before any weight changes. `accelerator` sends
-    the loss backward, None stands for plain backward. The optimiser is torch's own, not one accelerate has wrapped:
-    that wrapper searches the disk for a package at every step, which took 3.5% of an update of the mini tier.
-    `after_backward` runs before gradients are looked at (`gradient_cache`).
+    `parts` are the terms of each part of the batch, of a batch in one pass just one. `where` names method and step for
+    the error, e.g. "sgpt, step 12". `accelerator` sends the loss backward, None stands for plain backward. The
+    optimiser is torch's own, not one accelerate has wrapped: that wrapper searches the disk for a package at every
+    step, which took 3.5% of an update of the mini tier. `after_backward` runs before gradients are looked at
+    (`gradient_cache`). Raises TrainingError on a term or gradient that is not finite, before any weight changes.
     """
-    values: dict[str, float] = {}
-    for terms in parts:
-        if not terms:
-            continue
-        for name, value in zip(
-            terms, torch.stack([term.detach().float() for term in terms.values()]).tolist(), strict=True
-        ):
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"{where}: loss term {name!r} is {value}; lower the learning rate or raise the temperature, and check "
-                    "the texts and teacher scores of this batch"
-                )
-            values[name] = values.get(name, 0.0) + value
-        loss = cast("Tensor", sum(terms.values()))  # there is at least one term
-        if accelerator is None:
-            loss.backward()
-        else:
-            accelerator.backward(loss)
-    if not values:
-        raise TrainingError(f"{where}: the objective has no term at all; every weight is zero")
+    values = send_backward(parts, loss_backward if accelerator is None else accelerator.backward, where)
     if after_backward is not None:
         after_backward()
-    members = [p for group in optimizer.param_groups for p in group["params"]]
-    limit = math.inf if clip is None else clip
     # In half precision the loss is scaled: an update that overflows is skipped, and the scale lowered.
     scaler = getattr(accelerator, "scaler", None)
     if scaler is not None:
         scaler.unscale_(optimizer)
-    norm = float(torch.nn.utils.clip_grad_norm_(members, limit))
+    members = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = float(torch.nn.utils.clip_grad_norm_(members, math.inf if clip is None else clip))
     if not math.isfinite(norm) and scaler is None:
         raise TrainingError(f"{where}: the gradient of {' + '.join(values)} is {norm}; lower the learning rate")
-    log = values | {
-        "loss": math.fsum(values.values()),
-        "gradient_norm": norm,
-        "learning_rate": optimizer.param_groups[0]["lr"],
-    }
+    rate = optimizer.param_groups[0]["lr"]
     if scaler is None:
         optimizer.step()
     else:
@@ -120,7 +95,33 @@ def step(
     if scheduler is not None:
         scheduler.step()
     optimizer.zero_grad(set_to_none=True)
-    return log
+    return values | {"loss": math.fsum(values.values()), "gradient_norm": norm, "learning_rate": rate}
+
+
+def send_backward(parts: Iterable[Terms], backward: Callable[[Tensor], None], where: str) -> dict[str, float]:
+    """Send each part's loss backward before the next is asked for, so that one at a time is in memory; the terms' sums.
+
+    Raises TrainingError for a term that is not finite, and where there is none at all.
+    """
+    values: dict[str, float] = {}
+    for terms in filter(None, parts):
+        numbers = torch.stack([term.detach().float() for term in terms.values()]).tolist()
+        for name, value in zip(terms, numbers, strict=True):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{where}: loss term {name!r} is {value}; lower the learning rate or raise the temperature, and "
+                    "check the texts and teacher scores of this batch"
+                )
+            values[name] = values.get(name, 0.0) + value
+        backward(cast("Tensor", sum(terms.values())))  # there is at least one term
+    if not values:
+        raise TrainingError(f"{where}: the objective has no term at all; every weight is zero")
+    return values
+
+
+def loss_backward(loss: Tensor) -> None:
+    """Plain backward."""
+    loss.backward()
 
 
 def accelerate_precision(precision: str) -> str:

@@ -238,45 +238,70 @@ def mask_tokens(
 
 
 def pretrain(
-    network: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    frame: pd.DataFrame,
-    settings: BaseSettings,
-    log_file: Path,
-    name: str,
-    resume: Resume | None = None,
-) -> dict[str, float]:
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, frame: pd.DataFrame, settings: BaseSettings,
+    log_file: Path, name: str, resume: Resume | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Train `network` in place; returns the last losses (means over the final tenth)."""
-    from transformers import BertConfig
-
-    encoder = isinstance(network.config, BertConfig)
-    targets = SlotTargets.build()
-    reader = SlotReader(settings.hidden_size, targets)
-    wanted = torch.from_numpy(
-        targets.encode(np.stack(frame["slots"]), frame["negated"].to_numpy(), frame["ask"].to_numpy())
-    )
-    wrap = (
-        (lambda ids: [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id])
-        if encoder
-        else (lambda ids: [*ids, tokenizer.eos_token_id])
-    )
-    texts = [wrap(ids) for ids in token_ids(tokenizer, frame["text"])]
-    again = [wrap(ids) for ids in token_ids(tokenizer, frame["paraphrase"])]
-    apart = [wrap(ids) for ids in token_ids(tokenizer, frame["distractor"])]
-    poolings = ("cls", "mean") if encoder else ("mean", "weighted", "last")
     network.train()
-    inner = cast("PreTrainedModel", network.base_model)
-    body, head = Backbone(inner, tokenizer, "encoder" if encoder else "decoder"), head_of(network)
-    generator, order = torch.Generator().manual_seed(settings.seed), np.random.default_rng(settings.seed)
-    half, right = settings.batch_size, torch.zeros(())
+    task = _Task(network, tokenizer, frame, settings)
+    named = [*network.named_parameters(), *task.reader.named_parameters()]
+    tail = fit(
+        decay_groups(named, settings.learning_rate, 0.01),
+        lambda done: range(done + 1, settings.steps + 1),
+        task.loss,
+        steps=settings.steps,
+        name=name,
+        context=TrainingContext(
+            loop=partial((resume or Resume()).loop, log_file=log_file), log=partial(append_jsonl, log_file)
+        ),
+        rates=Rates(0.05, betas=(0.9, 0.98)),
+        draw=lambda number: (number, task.order.integers(0, len(task.texts), settings.batch_size)),
+        generators=(task.generator, task.order),
+        about=lambda batch: {"slots_right": float(task.right)},
+    )
+    return {key: value for key, value in means(tail).items() if key != "learning_rate"}
 
-    def loss(batch: tuple[int, np.ndarray]) -> dict[str, Tensor]:
-        nonlocal right
+
+class _Task:
+    """What a base model learns of the texts: who did what, paraphrases, language."""
+
+    def __init__(
+        self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, frame: pd.DataFrame, settings: BaseSettings
+    ) -> None:
+        from transformers import BertConfig
+
+        self.settings, encoder = settings, isinstance(network.config, BertConfig)
+        targets = SlotTargets.build()
+        self.reader = SlotReader(settings.hidden_size, targets)
+        slots = targets.encode(np.stack(frame["slots"]), frame["negated"].to_numpy(), frame["ask"].to_numpy())
+        self.wanted = torch.from_numpy(slots)
+        before, after = (
+            [tokenizer.cls_token_id] * encoder,
+            [tokenizer.sep_token_id if encoder else tokenizer.eos_token_id],
+        )
+        self.texts, self.paraphrases, self.distractors = (
+            [[*before, *ids, *after] for ids in token_ids(tokenizer, frame[column])]
+            for column in ("text", "paraphrase", "distractor")
+        )
+        self.poolings = ("cls", "mean") if encoder else ("mean", "weighted", "last")
+        inner = cast("PreTrainedModel", network.base_model)
+        self.body, self.head = Backbone(inner, tokenizer, "encoder" if encoder else "decoder"), head_of(network)
+        self.generator, self.order = torch.Generator().manual_seed(settings.seed), np.random.default_rng(settings.seed)
+        # Share of the slots that the last batch's were read correctly.
+        self.right = torch.zeros(())
+
+    def loss(self, batch: tuple[int, np.ndarray]) -> dict[str, Tensor]:
+        """The loss terms of an update's texts (its number, their rows)."""
         number, rows = batch
-        sequences = [*(texts[i] for i in rows), *(again[i] for i in rows), *(apart[i] for i in rows)]
-        pooling = poolings[number % len(poolings)]
-        pooled, language = _pooled(body, head, sequences, pooling, settings.language_weight > 0, generator)
-        slots, right = reader(pooled[: 2 * half], wanted[np.concatenate([rows, rows])])
+        settings, half = self.settings, len(rows)
+        sequences = [
+            *(self.texts[i] for i in rows), *(self.paraphrases[i] for i in rows), *(self.distractors[i] for i in rows)
+        ]  # fmt: skip
+        pooling, wanted = self.poolings[number % len(self.poolings)], self.wanted[np.concatenate([rows, rows])]
+        pooled, language = _pooled(
+            self.body, self.head, sequences, pooling, settings.language_weight > 0, self.generator
+        )
+        slots, self.right = self.reader(pooled[: 2 * half], wanted)
         unit = F.normalize(pooled, dim=-1)
         alike = unit[:half] @ unit[half:].T / PARAPHRASE_TEMPERATURE
         terms = {
@@ -284,22 +309,6 @@ def pretrain(
             "paraphrase": settings.paraphrase_weight * F.cross_entropy(alike, torch.arange(half)),
         }
         return terms | ({"language": settings.language_weight * language} if settings.language_weight else {})
-
-    tail = fit(
-        decay_groups([*network.named_parameters(), *reader.named_parameters()], settings.learning_rate, 0.01),
-        lambda done: range(done + 1, settings.steps + 1),
-        loss,
-        steps=settings.steps,
-        name=name,
-        context=TrainingContext(
-            loop=partial((resume or Resume()).loop, log_file=log_file), log=partial(append_jsonl, log_file)
-        ),
-        rates=Rates(0.05, betas=(0.9, 0.98)),
-        draw=lambda number: (number, order.integers(0, len(texts), half)),
-        generators=(generator, order),
-        about=lambda batch: {"slots_right": float(right)},
-    )
-    return {key: value for key, value in means(tail).items() if key != "learning_rate"}
 
 
 def _pooled(

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from d2llm.config.schema import Config
     from d2llm.config.sections import TrainingSettings
+    from d2llm.models.batch import Batch
     from d2llm.models.student import Student
 
 
@@ -54,13 +55,12 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
         log_file.unlink(missing_ok=True)
     chosen, recipe = find_method(method), config.recipe(method, variant)
     data = PairData.load(config, chosen, getattr(recipe, "teacher", "teacher"))
-    monitor = Monitor.load(config)
     started = time.perf_counter()
     student, pretext_seconds = begin(config, method, variant, log_file)
     student.to(accelerator.device)
     counts = student.parameter_counts()
     get_logger(__name__).info("%s/%s seed %d: %s", method, variant, seed, counts)
-    tail = fine_tune(config, Run(method, variant, seed), student, data, monitor, accelerator, resume, log_file)
+    tail = fine_tune(config, Run(method, variant, seed), student, data, accelerator, resume, log_file)
     if not accelerator.is_main_process:
         return
     with atomic(folder / "model") as place:
@@ -109,18 +109,13 @@ def begin(config: Config, method: str, variant: str, log_file: Path | None) -> t
 
 
 def fine_tune(
-    config: Config,
-    run: Run,
-    student: Student,
-    data: PairData,
-    monitor: Monitor,
-    accelerator: Accelerator,
-    resume: Resume,
+    config: Config, run: Run, student: Student, data: PairData, accelerator: Accelerator, resume: Resume,
     log_file: Path | None,
-) -> list[Record]:
+) -> list[Record]:  # fmt: skip
     """Train a student in place on the batches that all methods of a seed share; the records of the last tenth."""
     settings, chosen, recipe = config.training, find_method(run.method), config.recipe(run.method, run.variant)
     label, steps = f"{run.method}/{run.variant} seed {run.seed}", settings.updates(run.method)
+    monitor = Monitor.load(config)
     # Not wrapped for several processes: `parallel` divides the texts of a step, and averages the gradients.
     wrapped = accelerator.prepare_model(student, evaluation_mode=True)
     if settings.processes > 1:
@@ -135,6 +130,8 @@ def fine_tune(
         if monitor.due(number, steps):
             write({"stage": DEV, "step": number, **monitor.measure(student, f"{label}, step {number}")})
 
+    loop = partial(resume.loop, log_file=log_file)
+    context = TrainingContext(accelerator=accelerator, loop=loop, log=write, log_every=settings.log_every)
     return fit(
         chosen.parameter_groups(student, recipe),
         lambda done: data.batches(settings.batch_size, steps, run.seed, done),
@@ -142,24 +139,19 @@ def fine_tune(
         steps=steps,
         name=FINE_TUNING,
         label=label,
-        context=TrainingContext(
-            accelerator=accelerator,
-            loop=partial(resume.loop, log_file=log_file),
-            log=write,
-            log_every=settings.log_every,
-        ),
+        context=context,
         rates=Rates(recipe.warmup, recipe.schedule, recipe.clip, recipe.betas, recipe.epsilon),
-        memory=FewerTexts(
-            student,
-            lambda batch: len(batch) * (2 + batch.negative_count),
-            accelerator.autocast,
-            settings.texts_at_once,
-        ),
+        memory=FewerTexts(student, texts_of, accelerator.autocast, settings.texts_at_once),
         # What the method does not use is not embedded either.
         draw=lambda batch: batch.narrowed(recipe.hard_negatives),
         about=lambda batch: {"dataset": batch.dataset},
         watch=watch,
     )
+
+
+def texts_of(batch: Batch) -> int:
+    """How many texts a batch has."""
+    return len(batch) * (2 + batch.negative_count)
 
 
 def start(config: Config, method: str, variant: str) -> Path:

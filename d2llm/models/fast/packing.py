@@ -27,17 +27,9 @@ Groups = tuple[tuple[int, int], ...]
 
 
 def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    packed_groups: Groups | None = None,
-    **options: Any,
-) -> tuple[Tensor, None]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0,
+    scaling: float | None = None, is_causal: bool | None = None, packed_groups: Groups | None = None, **options: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
     """transformers' "sdpa" attention, and with `packed_groups` the same for texts laid end to end.
 
     query (1, heads, T, d), key and value (1, heads or fewer, T, d); packed_groups: (number of texts, their length) of
