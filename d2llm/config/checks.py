@@ -2,6 +2,8 @@
 sizes that do not fit.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Callable, Mapping
