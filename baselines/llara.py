@@ -264,11 +264,11 @@ def adaptation_loss(
     if stage.bag_of_words > 0:
         eight, end = len(PREDICTION_TOKENS), ids.shape[1]
         places = {"ebae": (end - len(layout.prediction), texts), "ebar": (end, following)}
-        found = {
+        losses = {
             name: bag_of_words(head(states[:, stop - eight : stop]).float(), targets, special)
             for name, (stop, targets) in places.items()
         }
-        present = {name: value for name, value in found.items() if value is not None}
+        present = {name: value for name, value in losses.items() if value is not None}
         for name, value in present.items():
             terms[name] = stage.bag_of_words * value / len(present)
     return terms
@@ -285,10 +285,10 @@ def split(chosen: Chosen, parts: int, special: set[int]) -> list[tuple[Chosen, d
     out = []
     for start in range(0, len(chosen), size):
         part = chosen[start : start + size]
-        found = counts(part)
+        sizes = counts(part)
         # Each batch halves the bags where it has both.
-        halves = max(1, sum(map(bool, found[1:]))) / max(1, sum(map(bool, whole[1:])))
-        shares = [mine / max(1, all_) for mine, all_ in zip(found, whole, strict=True)]
+        halves = max(1, sum(map(bool, sizes[1:]))) / max(1, sum(map(bool, whole[1:])))
+        shares = [mine / max(1, all_) for mine, all_ in zip(sizes, whole, strict=True)]
         out.append((part, {"language_model": shares[0], "ebae": halves * shares[1], "ebar": halves * shares[2]}))
     return out
 

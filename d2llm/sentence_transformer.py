@@ -121,10 +121,10 @@ def _frame(task: str | None) -> tuple[Role, Mode]:
 def _folder(module: type[Module], model: str, subfolder: str, places: tuple[Any, ...], options: dict[str, Any]) -> Path:
     known = ("token", "cache_folder", "revision", "local_files_only")  # in this order, where they come without names
     asked = dict(zip(known, places, strict=False)) | {key: options[key] for key in known if key in options}
-    found = module.load_dir_path(model, subfolder, **asked)
-    if found is None:
+    path = module.load_dir_path(model, subfolder, **asked)
+    if path is None:
         raise ArtifactError(f"{model}: no folder {subfolder} in it; export the student again (`d2llm export`)")
-    return Path(found)
+    return Path(path)
 
 
 def load(folder: str | Path, device: str | None = None) -> SentenceTransformer:

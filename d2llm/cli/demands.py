@@ -70,11 +70,11 @@ def spelling(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], where: st
     if not texts:
         return
     known = known_share(tokenizer, texts)
-    said = f"{where}: its tokenizer knows {known:.0%} of the letters and digits of the texts"
+    coverage = f"{where}: its tokenizer knows {known:.0%} of the letters and digits of the texts"
     if known < 0.5:
-        yield Problem("error", f"{said}; choose a model of their language, or get its own tokenizer's files")
+        yield Problem("error", f"{coverage}; choose a model of their language, or get its own tokenizer's files")
     elif known < 0.95:
-        yield Problem("warning", f"{said}; the rest is lost on it")
+        yield Problem("warning", f"{coverage}; the rest is lost on it")
 
 
 def known_share(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
@@ -85,17 +85,17 @@ def known_share(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> flo
     if not tokenizer.is_fast:
         ids = [token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
         return sum(token != unknown for token in ids) / max(1, len(ids))
-    letters = told = 0
-    for text, found in zip(texts, encodings(tokenizer, texts), strict=True):
+    letters = covered = 0
+    for text, encoding in zip(texts, encodings(tokenizer, texts), strict=True):
         places = {
             place
-            for token, (start, end) in zip(found.ids, found.offsets, strict=True)
+            for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
             if token != unknown
             for place in range(start, end)
         }
         own = {place for place, letter in enumerate(text) if letter.isalnum()}
-        letters, told = letters + len(own), told + len(own & places)
-    return told / max(1, letters)
+        letters, covered = letters + len(own), covered + len(own & places)
+    return covered / max(1, letters)
 
 
 def problems(
@@ -107,19 +107,19 @@ def problems(
     if name == "teacher":
         yield from teacher_problems(config, model, tokenizer)
     runs = [*config.runs(), *(trial.run for trial in config.trials())]
-    told: set[str] = set()
+    seen: set[str] = set()
     tokenizers: dict[str, Any] = {}  # a copy for each method, which may add tokens
     for method, variant in dict.fromkeys((run.method, run.variant) for run in runs):
         if find(method).base(config.recipe(method, variant)) != name:
             continue
-        found: list[Problem] = []
-        with collect_problems(found):
+        raised: list[Problem] = []
+        with collect_problems(raised):
             if method not in tokenizers:
                 tokenizers[method] = copy.deepcopy(tokenizer)
             try_student(config, name, model, tokenizers[method], method, variant)
-        for problem in found:
-            if problem.text not in told:
-                told.add(problem.text)
+        for problem in raised:
+            if problem.text not in seen:
+                seen.add(problem.text)
                 # A variant is named where the method itself has no such problem.
                 yield problem._replace(text=f"{dotted(config.place(method, variant))}: {problem.text}")
 
@@ -131,22 +131,22 @@ def teacher_problems(config: Config, model: PretrainedConfig, tokenizer: PreTrai
     from d2llm.models.lora import add_lora
     from d2llm.teacher.cross_encoder import check_positions, prompt_ids, quantized
 
-    told: set[str] = set()
+    seen: set[str] = set()
     for teacher in ("teacher", *config.teachers):
         settings = config.teacher_of(teacher)
-        found: list[Problem] = []
-        with collect_problems(found):
+        raised: list[Problem] = []
+        with collect_problems(raised):
             prompt_ids(tokenizer, settings)
             if settings.quantization != "none":
                 quantized(settings.quantization)
-        with collect_problems(found), without_weights():
+        with collect_problems(raised), without_weights():
             network = AutoModelForCausalLM.from_config(copy.deepcopy(model), trust_remote_code=remote.allowed())
             check_positions(network, settings)
             if settings.steps and settings.tuning.kind == "lora":
                 add_lora(network, settings.tuning)
-        for problem in found:
-            if problem.text not in told:
-                told.add(problem.text)
+        for problem in raised:
+            if problem.text not in seen:
+                seen.add(problem.text)
                 yield problem._replace(
                     text=f"{teacher if teacher == 'teacher' else f'teachers.{teacher}'}: {problem.text}"
                 )
@@ -167,11 +167,11 @@ def try_student(config: Config, name: str, model: PretrainedConfig, tokenizer: A
 
 
 @contextmanager
-def collect_problems(found: list[Problem]) -> Iterator[None]:
+def collect_problems(problems: list[Problem]) -> Iterator[None]:
     """Keep what is raised. What is none of this project's errors may be for want of weights alone."""
     try:
         yield
     except D2LLMError as error:
-        found.append(Problem("error", str(error)))
+        problems.append(Problem("error", str(error)))
     except Exception as error:  # noqa: BLE001 - of any method's code
-        found.append(Problem("warning", f"not tried without weights ({type(error).__name__}: {first_line(error)})"))
+        problems.append(Problem("warning", f"not tried without weights ({type(error).__name__}: {first_line(error)})"))

@@ -57,15 +57,15 @@ class Finding:
 
 def examine(files: Sequence[str | Path] = ()) -> list[Finding]:
     """Every finding about the machine, and about the config of these files."""
-    found = [*python(), *packages(), *workflow(), *caches(), *cores(), *memory(), *gpu(), *fonts()]
+    findings = [*python(), *packages(), *workflow(), *caches(), *cores(), *memory(), *gpu(), *fonts()]
     if not files:
-        return [*found, *disk(Path("results"), DISK, "the mini tier with its environment")]
+        return [*findings, *disk(Path("results"), DISK, "the mini tier with its environment")]
     try:
         config = load(files)
     except D2LLMError as error:
-        return [*found, Finding("error", "config", str(error), "correct the file")]
-    said = f"tier {config.tier}, {len(config.methods)} methods, {len(config.runs())} trainings"
-    return [*found, Finding("ok", "config", said), *of_config(config)]
+        return [*findings, Finding("error", "config", str(error), "correct the file")]
+    summary = f"tier {config.tier}, {len(config.methods)} methods, {len(config.runs())} trainings"
+    return [*findings, Finding("ok", "config", summary), *of_config(config)]
 
 
 # --------------------------------------------------------------------------------------------------------- the software
@@ -198,14 +198,14 @@ def memory(found: tuple[float, float] | None | Literal["look"] = "look") -> Iter
         yield Finding("warning", "memory", "this system does not tell", "a job of the mini tier takes 4 GB at most")
         return
     total, free = found
-    said = f"{total / GIGA:.1f} GB, {free / GIGA:.1f} free"
+    amount = f"{total / GIGA:.1f} GB, {free / GIGA:.1f} free"
     if total < JOB:
-        yield Finding("error", "memory", said, "a job of the mini tier takes up to 4 GB; use a larger machine")
+        yield Finding("error", "memory", amount, "a job of the mini tier takes up to 4 GB; use a larger machine")
     elif free < JOB or total < COMFORT:
         fix = "8 GB are asked for; end other programs, or run one job at a time: snakemake --cores 1"
-        yield Finding("warning", "memory", said, fix)
+        yield Finding("warning", "memory", amount, fix)
     else:
-        yield Finding("ok", "memory", said)
+        yield Finding("ok", "memory", amount)
 
 
 def disk(folder: Path, needed: float, of: str) -> Iterator[Finding]:
@@ -217,13 +217,13 @@ def disk(folder: Path, needed: float, of: str) -> Iterator[Finding]:
         yield Finding("error", "disk", f"{place} cannot be written", "choose another: -C results=FOLDER")
         return
     free = shutil.disk_usage(place).free
-    said = f"{free / GIGA:.1f} GB free for {folder}, {of} takes about {max(needed, 0.05 * GIGA) / GIGA:.1f}"
+    amount = f"{free / GIGA:.1f} GB free for {folder}, {of} takes about {max(needed, 0.05 * GIGA) / GIGA:.1f}"
     if free < needed:
-        yield Finding("error", "disk", said, "make room, or choose another folder: -C results=FOLDER")
+        yield Finding("error", "disk", amount, "make room, or choose another folder: -C results=FOLDER")
     elif free < 2 * needed:
-        yield Finding("warning", "disk", said, "the estimate is rough; make room")
+        yield Finding("warning", "disk", amount, "the estimate is rough; make room")
     else:
-        yield Finding("ok", "disk", said)
+        yield Finding("ok", "disk", amount)
 
 
 def gpus() -> list[tuple[str, float]]:
@@ -238,9 +238,9 @@ def gpus() -> list[tuple[str, float]]:
 
 def gpu() -> Iterator[Finding]:
     """The GPUs there are; the mini tier needs none."""
-    found = gpus()
-    if found:
-        yield Finding("ok", "gpu", ", ".join(f"{name} ({size / GIGA:.0f} GB)" for name, size in found))
+    devices = gpus()
+    if devices:
+        yield Finding("ok", "gpu", ", ".join(f"{name} ({size / GIGA:.0f} GB)" for name, size in devices))
     elif Path("/proc/driver/nvidia").exists():
         fix = "install a build of torch with CUDA (README, Real models, GPUs, clusters)"
         yield Finding("warning", "gpu", "there is one that this torch cannot use", fix)
@@ -310,7 +310,7 @@ def rows(config: Config, sample: list[str] | None = None) -> Iterator[Finding]:
 
     settings = config.data.files
     local = build.local_files(config)
-    found, readable = [], 0
+    findings, readable = [], 0
     for (part, name), one in settings.sets().items():
         tables = list(one.tables().values())
         if not tables or not all(
@@ -327,8 +327,8 @@ def rows(config: Config, sample: list[str] | None = None) -> Iterator[Finding]:
                 build.files_tasks(alone)
             readable += 1
         except DataError as error:
-            found.append(Finding("error", "files", str(error)))
-    yield from dict.fromkeys(found)  # a corpus that several sets share is wrong once
+            findings.append(Finding("error", "files", str(error)))
+    yield from dict.fromkeys(findings)  # a corpus that several sets share is wrong once
     if readable:
         yield Finding("ok", "files", f"the rows of {readable} of {len(settings.sets())} sets can be used")
 
@@ -393,11 +393,11 @@ def asked(config: Config, reachable: bool, texts: Sequence[str]) -> Iterator[Fin
     """
     from d2llm.cli import preflight
 
-    found = list(preflight.model_problems(config, reachable, texts or preflight.sample_texts(config)))
-    for level, text in found:
+    problems = list(preflight.model_problems(config, reachable, texts or preflight.sample_texts(config)))
+    for level, text in problems:
         fix = "run doctor again with the hub in reach" if text.endswith(preflight.AWAY) else ""
         yield Finding("error" if level == "error" else "warning", "models", text, fix)
-    if not found:
+    if not problems:
         yield Finding("ok", "models", f"{', '.join(config.bases())} can do what is asked of them")
 
 
@@ -435,7 +435,7 @@ def sizes(
         yield Finding("error", "sizes", f"cannot be estimated: {error}")
         return
     most = max(planned["costs"], key=lambda cost: cost.memory)
-    said = f"the largest job ({most.stage}) takes about {most.memory / GIGA:.1f} GB"
+    estimate = f"the largest job ({most.stage}) takes about {most.memory / GIGA:.1f} GB"
     devices = gpus()
     room = min(size for _, size in devices) if devices else None
     if room is None:
@@ -444,8 +444,8 @@ def sizes(
     place = "its GPU" if devices else "this machine"
     if room is not None and most.memory > room:
         fix = f"see {smaller(most.stage)}, or take a larger machine"
-        yield Finding("error", "sizes", f"{said}, {place} has {room / GIGA:.1f}", fix)
+        yield Finding("error", "sizes", f"{estimate}, {place} has {room / GIGA:.1f}", fix)
     else:
-        yield Finding("ok", "sizes", said)
+        yield Finding("ok", "sizes", estimate)
     needed = sum(planned["disk"].values())
     yield from disk(Paths.of(config).root, 1.2 * needed, f"tier {config.tier}")

@@ -32,14 +32,14 @@ def claim(folder: Path | None = None) -> IO[str] | None:
 
     `folder` holds the locks, the same one for all jobs of a user on the machine. Waits while all are taken.
     """
-    found = visible()
-    if len(found) < 2 or "RANK" in os.environ:
+    devices = visible()
+    if len(devices) < 2 or "RANK" in os.environ:
         return None
     folder = folder or Path(tempfile.gettempdir()) / f"d2llm-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    said = False
+    announced = False
     while True:
-        for name in found:
+        for name in devices:
             lock = (folder / name.replace("/", "_")).open("a", encoding="utf-8")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,9 +47,9 @@ def claim(folder: Path | None = None) -> IO[str] | None:
                 lock.close()
                 continue
             os.environ["CUDA_VISIBLE_DEVICES"] = name
-            get_logger(__name__).info("GPU %s of %s", name, ", ".join(found))
+            get_logger(__name__).info("GPU %s of %s", name, ", ".join(devices))
             return lock
-        if not said:
-            get_logger(__name__).info("all GPUs (%s) are taken by other jobs; waiting", ", ".join(found))
-            said = True
+        if not announced:
+            get_logger(__name__).info("all GPUs (%s) are taken by other jobs; waiting", ", ".join(devices))
+            announced = True
         time.sleep(WAIT)

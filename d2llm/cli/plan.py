@@ -176,8 +176,8 @@ class Amounts:
     @property
     def length(self) -> float:
         """Tokens of a training text, by the mean of the two modes."""
-        found = [value for value in (self.symmetric, self.asymmetric) if value]
-        return max(1.0, sum(found) / max(1, len(found)))
+        lengths = [value for value in (self.symmetric, self.asymmetric) if value]
+        return max(1.0, sum(lengths) / max(1, len(lengths)))
 
 
 # Tokens taken for a text of a symmetric set, a question and a passage, as long as none can be counted.
@@ -347,19 +347,19 @@ def plan(config: Config, device: str = "h100", usual: int = 50_000, made: Made |
     if device not in DEVICES:
         raise ConfigError(f"--device: expected one of {', '.join(DEVICES)}; found {device!r}")
     models = {name: sizes(config.models.of(name), f"models.{name}.source") for name in config.models.names()}
-    found = amounts(config, usual, made)
+    amount = amounts(config, usual, made)
     costs = [
-        *teacher_costs(config, models["teacher"], found, device),
-        *pretext_costs(config, models, found, device),
-        *run_costs(config, models, found, device),
+        *teacher_costs(config, models["teacher"], amount, device),
+        *pretext_costs(config, models, amount, device),
+        *run_costs(config, models, amount, device),
     ]
     return {
         "device": DEVICES[device],
         "models": models,
-        "amounts": found,
+        "amounts": amount,
         "costs": costs,
-        "disk": disk(config, models, found),
-        "assumed": found.assumed,
+        "disk": disk(config, models, amount),
+        "assumed": amount.assumed,
     }
 
 
@@ -369,13 +369,13 @@ def hours(flops: float, device: str, half: bool) -> float:
     return flops / ((known.half if half else known.single) * UTILISATION.get(device, USUAL_UTILISATION)) / 3600
 
 
-def teacher_costs(config: Config, teacher: Sizes, found: Amounts, device: str) -> list[Cost]:
+def teacher_costs(config: Config, teacher: Sizes, amount: Amounts, device: str) -> list[Cost]:
     """Tuning the teacher, and its judgement of every training pair, shard by shard."""
     settings, k = config.teacher, config.negatives.per_query
     dtype = getattr(config.models.teacher, "dtype", "float32")
     half = dtype != "float32"
     prompt = 60
-    text = (found.symmetric + found.asymmetric) / 2
+    text = (amount.symmetric + amount.asymmetric) / 2
     weights = teacher.parameters * {"8bit": 1, "4bit": 0.5}.get(settings.quantization, 2 if half else 4)
     costs = []
     if settings.steps:
@@ -390,7 +390,7 @@ def teacher_costs(config: Config, teacher: Sizes, found: Amounts, device: str) -
         )
     # Candidates of a query share its prompt: the query once, then each candidate with its cue.
     candidates = 1 + k + config.training.pack - 1
-    tokens = found.queries * (prompt + text + candidates * (text + 8))
+    tokens = amount.queries * (prompt + text + candidates * (text + 8))
     flops = teacher.forward(tokens, prompt + 2 * text)
     memory = weights + settings.batch_tokens * (teacher.hidden * 8 + teacher.intermediate * 2) * (2 if half else 4)
     shards = settings.shards
@@ -425,14 +425,14 @@ def trainable(model: Sizes, tuning: TunedWeights) -> int:
 
 def longest_of(shares: dict[float, float], count: int) -> float:
     """The mean length of the longest of `count` texts drawn from {length: share}."""
-    found, below = 0.0, 0.0
+    mean, below = 0.0, 0.0
     for length, share in sorted(shares.items()):
-        found += length * ((below + share) ** count - below**count)
+        mean += length * ((below + share) ** count - below**count)
         below += share
-    return found
+    return mean
 
 
-def pretext_costs(config: Config, models: dict[str, Sizes], found: Amounts, device: str) -> list[Cost]:
+def pretext_costs(config: Config, models: dict[str, Sizes], amount: Amounts, device: str) -> list[Cost]:
     """The methods' own pre-training, of all weights; one job for all seeds and for all variants that leave it alone."""
     jobs: Counter[Cost] = Counter()
     runs = ((run.method, config.pretext_of(run.method, run.variant)) for run in config.runs())
@@ -443,9 +443,9 @@ def pretext_costs(config: Config, models: dict[str, Sizes], found: Amounts, devi
         model = models[declared(name).base(recipe)]
         stages = (getattr(recipe, key) for key in declared(name).pretext_keys)
         costs = [
-            pretext_cost(f"pretext {name}", model, recipe, stage, found, config, device)
+            pretext_cost(f"pretext {name}", model, recipe, stage, amount, config, device)
             for stage in stages
-            if isinstance(stage, PretextStage) and stage.updates(found.unlabelled)
+            if isinstance(stage, PretextStage) and stage.updates(amount.unlabelled)
         ]
         if costs:
             whole = {key: sum(getattr(cost, key) for cost in costs) for key in ("tokens", "flops", "hours")}
@@ -454,17 +454,17 @@ def pretext_costs(config: Config, models: dict[str, Sizes], found: Amounts, devi
 
 
 def pretext_cost(
-    title: str, model: Sizes, recipe: Recipe, stage: PretextStage, found: Amounts, config: Config, device: str
+    title: str, model: Sizes, recipe: Recipe, stage: PretextStage, amount: Amounts, config: Config, device: str
 ) -> Cost:
     """One stage of one job. A batch is padded to its longest text; memory is what it takes in one part, which training
     makes more where that does not fit.
     """
     read = stage.reading(recipe, config.data.source == "world")
-    size, steps, half = stage.batch_size, stage.updates(found.unlabelled), config.training.precision != "float32"
+    size, steps, half = stage.batch_size, stage.updates(amount.unlabelled), config.training.precision != "float32"
     checkpointing = recipe.gradient_checkpointing
     room = stage.max_length - read.around
     own: dict[float, float] = defaultdict(float)
-    for length, share in found.plain.items():
+    for length, share in amount.plain.items():
         own[min(read.share * length, room)] += share
     padded = read.around + longest_of(own, size * read.sequences)
     tokens = size * read.sequences * padded
@@ -473,16 +473,16 @@ def pretext_cost(
     head = 2 * model.vocabulary * model.hidden
     flops = steps * ((3 + checkpointing) * deeper.forward(tokens, padded) + 3 * head * predicted)
     # The widest batch: of texts as long as they may be, with the head's logits and their gradient beside each other.
-    widest = min(found.longest, room)
-    kept = deeper.activations(size * read.sequences * (read.around + widest), 0, 2 if half else 4)
+    widest = min(amount.longest, room)
+    stored = deeper.activations(size * read.sequences * (read.around + widest), 0, 2 if half else 4)
     logits = 2 * 4 * model.vocabulary * size * (read.predicted * widest + read.besides)
-    memory = 16 * model.parameters + kept / (model.layers if checkpointing else 1) + logits
+    memory = 16 * model.parameters + stored / (model.layers if checkpointing else 1) + logits
     return Cost(title, 1, steps * tokens, flops, memory, hours(flops, device, half))
 
 
-def run_costs(config: Config, models: dict[str, Sizes], found: Amounts, device: str) -> list[Cost]:
+def run_costs(config: Config, models: dict[str, Sizes], amount: Amounts, device: str) -> list[Cost]:
     """Training and evaluation of every method, with its variants and seeds."""
-    settings, k, length = config.training, config.negatives.per_query, found.length
+    settings, k, length = config.training, config.negatives.per_query, amount.length
     half = settings.precision != "float32"
     costs = []
     for name in config.methods:
@@ -496,27 +496,27 @@ def run_costs(config: Config, models: dict[str, Sizes], found: Amounts, device: 
         again = bool(settings.texts_at_once) + recipe.gradient_checkpointing
         flops = (passes(recipe.tuning) + again) * model.forward(tokens, length)
         at_once = min(texts, settings.texts_at_once or texts)
-        kept = model.activations(at_once * length, length, 2 if half else 4)
+        stored = model.activations(at_once * length, length, 2 if half else 4)
         memory = (
             4 * model.parameters
             + 12 * trainable(model, recipe.tuning)
-            + kept / (model.layers if recipe.gradient_checkpointing else 1)
+            + stored / (model.layers if recipe.gradient_checkpointing else 1)
         )
         costs.append(Cost(f"train {name}", jobs, tokens, flops, memory, hours(flops, device, half)))
-        read = 2 * found.pairs * found.symmetric + found.corpus * found.asymmetric + found.asked * QUESTION
+        read = 2 * amount.pairs * amount.symmetric + amount.corpus * amount.asymmetric + amount.asked * QUESTION
         longest = min(settings.max_length, max(recipe.max_lengths.model_dump().values()))
-        flops = model.forward(read, length) + found.scored * chosen.pair_flops(recipe, model.hidden, length)
+        flops = model.forward(read, length) + amount.scored * chosen.pair_flops(recipe, model.hidden, length)
         # Vectors of the largest corpus, in float32.
-        memory = 4 * model.parameters + found.corpus / 8 * 4 * chosen.indexed_width(recipe, model.hidden, longest)
+        memory = 4 * model.parameters + amount.corpus / 8 * 4 * chosen.indexed_width(recipe, model.hidden, longest)
         costs.append(Cost(f"evaluate {name}", jobs, read, flops, memory, hours(flops, device, False)))
     return costs
 
 
-def disk(config: Config, models: dict[str, Sizes], found: Amounts) -> dict[str, float]:
+def disk(config: Config, models: dict[str, Sizes], amount: Amounts) -> dict[str, float]:
     """Bytes by what they hold."""
-    kept = {name: 2 if getattr(config.models.of(name), "dtype", "float32") != "float32" else 4 for name in models}
+    sizes_of = {name: 2 if getattr(config.models.of(name), "dtype", "float32") != "float32" else 4 for name in models}
     runs = config.runs()
-    bases = sum(models[name].parameters * kept[name] for name in models)
+    bases = sum(models[name].parameters * sizes_of[name] for name in models)
     students: float = sum(
         4 * models[declared(run.method).base(config.recipe(run.method, run.variant))].body for run in runs
     )
@@ -524,14 +524,14 @@ def disk(config: Config, models: dict[str, Sizes], found: Amounts) -> dict[str, 
         4 * models[declared(run.method).base(config.recipe(run.method, run.variant))].embeddings / 2 for run in runs
     )
     scores = (
-        found.queries
+        amount.queries
         * 4
         * (2 * (config.negatives.per_query + config.training.pack) + (config.negatives.per_query + 1) ** 2)
     )
-    predictions = len(config.evaluations()) * (found.pairs * 40 + found.asked * config.evaluation.keep * 30)
+    predictions = len(config.evaluations()) * (amount.pairs * 40 + amount.asked * config.evaluation.keep * 30)
     fetched = sum(1 for table in config.data.files.downloads().values() if isinstance(table, HubTable))
     return {
-        "base models": bases + models["teacher"].parameters * kept["teacher"],
+        "base models": bases + models["teacher"].parameters * sizes_of["teacher"],
         "trained students": students,
         "teacher scores": scores,
         "predictions": predictions,
@@ -563,31 +563,31 @@ def duration(hours: float) -> str:
     return f"{hours * 3600:.0f} s" if hours * 3600 >= 1 else "under 1 s"
 
 
-def text(found: dict[str, Any]) -> str:
+def text(estimate: dict[str, Any]) -> str:
     """The plan as a table for a terminal."""
-    device: Device = found["device"]
+    device: Device = estimate["device"]
     lines = [f"On {device.title} ({device.memory / GIGA:.0f} GB):", ""]
-    for name, size in found["models"].items():
+    for name, size in estimate["models"].items():
         lines.append(
             f"  {name:9} {size.parameters / 1e6:9.1f} M parameters, {size.layers} layers of width {size.hidden}"
         )
     lines += ["", f"  {'stage':24} {'jobs':>5} {'M tokens':>10} {'TFLOP':>12} {'GB':>7} {'time':>9} {'all':>9}"]
-    for cost in found["costs"]:
+    for cost in estimate["costs"]:
         over = f"  more than it has: see {smaller(cost.stage)}" if cost.memory > device.memory else ""
         lines.append(
             f"  {cost.stage:24} {cost.jobs:5} {cost.tokens / 1e6:10.1f} {cost.flops / 1e12:12.1f} "
             f"{cost.memory / GIGA:7.1f} {duration(cost.hours):>9} {duration(cost.jobs * cost.hours):>9}{over}"
         )
-    total = sum(cost.jobs * cost.hours for cost in found["costs"])
+    total = sum(cost.jobs * cost.hours for cost in estimate["costs"])
     lines += [
         "",
         f"  together {duration(total)} of one device (tokens, FLOPs, GB and time: of one job)",
         "",
         "  disk, GB:",
     ]
-    lines += [f"    {value / GIGA:9.2f}  {name}" for name, value in found["disk"].items()]
-    if found["assumed"]:
-        lines += ["", "  assumed: " + "; ".join(found["assumed"])]
+    lines += [f"    {value / GIGA:9.2f}  {name}" for name, value in estimate["disk"].items()]
+    if estimate["assumed"]:
+        lines += ["", "  assumed: " + "; ".join(estimate["assumed"])]
     lines += [
         "  Estimates: real runs differ by a factor of two and more, mostly by what share of the device's rate is reached."
     ]

@@ -42,12 +42,12 @@ def model_problems(config: Config, fetch: bool = False, texts: Sequence[str] = (
 
     Without `fetch` a model of the hub is looked at only once stage `base` has brought it.
     """
-    for name, found in outlines(config, fetch):
-        if isinstance(found, Problem):
-            yield found
+    for name, outline in outlines(config, fetch):
+        if isinstance(outline, Problem):
+            yield outline
         else:
-            yield from problems(config, name, *found)
-            yield from spelling(found.tokenizer, texts, f"models.{name}")
+            yield from problems(config, name, *outline)
+            yield from spelling(outline.tokenizer, texts, f"models.{name}")
 
 
 def sample_texts(config: Config) -> list[str]:
@@ -106,11 +106,11 @@ def checkpoint(config: Config, name: str, settings: PretrainedSettings, read: Re
     from d2llm.models.base import pretrained
     from d2llm.run.jobs import current
 
-    where, made = f"models.{name}.source", Paths.of(config).base(name)
+    where, folder = f"models.{name}.source", Paths.of(config).base(name)
     if settings.origin != "hub":
         place = pretrained.located(settings, where)
     elif current(config, "base", model=name):
-        place, settings = (made, None), settings.model_copy(update={"layers": None})  # cut already
+        place, settings = (folder, None), settings.model_copy(update={"layers": None})  # cut already
     elif fetch:
         place = pretrained.fetched(settings, where, weights=False), None
     else:
@@ -118,10 +118,10 @@ def checkpoint(config: Config, name: str, settings: PretrainedSettings, read: Re
     if place not in read:
         read[place] = Outline(*pretrained.described(*place, settings, where))
     pretrained.check_described(*read[place], settings, name == "encoder", where)
-    found = copy.deepcopy(read[place].config)
+    shortened = copy.deepcopy(read[place].config)
     if settings.layers is not None:
-        pretrained.shorten(found, settings.layers)
-    return Outline(found, read[place].tokenizer)
+        pretrained.shorten(shortened, settings.layers)
+    return Outline(shortened, read[place].tokenizer)
 
 
 # ----------------------------------------------------------------------------------------------------- as a stage ends
@@ -164,13 +164,13 @@ def check_data(config: Config, tasks: Path) -> None:
 def check_texts(config: Config, texts: Sequence[str]) -> None:
     """Raise ConfigError for a checkpoint at hand whose tokenizer cannot spell these texts."""
     if any(isinstance(config.models.of(name), PretrainedSettings) for name in config.bases()):
-        for name, found in outlines(config):
-            if isinstance(found, Outline):
-                raise_first(spelling(found.tokenizer, texts, f"models.{name}"))
+        for name, outline in outlines(config):
+            if isinstance(outline, Outline):
+                raise_first(spelling(outline.tokenizer, texts, f"models.{name}"))
 
 
-def raise_first(found: Iterator[Problem]) -> None:
+def raise_first(problems: Iterator[Problem]) -> None:
     """Raise ConfigError for the first error."""
-    for problem in found:
+    for problem in problems:
         if problem.level == "error":
             raise ConfigError(problem.text)

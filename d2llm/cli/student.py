@@ -65,8 +65,8 @@ def add_index(commands: Any) -> None:
     parser.add_argument("--column", help="its column (default: text)")
     parser.add_argument("--id", metavar="COLUMN", help="a column of ids (default: the number of the row, from 0)")
     add_quotes(parser)
-    kept = "what a passage is kept in (default: float16)"
-    parser.add_argument("--precision", choices=("full", "float16", "int8"), default="float16", help=kept)
+    precision = "what a passage is kept in (default: float16)"
+    parser.add_argument("--precision", choices=("full", "float16", "int8"), default="float16", help=precision)
     parser.add_argument("--to", required=True, metavar="FOLDER", help="an index that is there is replaced")
 
 
@@ -159,11 +159,11 @@ def read_texts(
         lines = read_lines(place)
         return pd.DataFrame({"id": [str(i) for i in range(len(lines))], "text": lines})
     frame = files.read_table(path, quotes=quotes)
-    found = files.texts(path, frame, column or "text").tolist()
+    values = files.texts(path, frame, column or "text").tolist()
     named = (
-        [str(i) for i in range(len(found))] if identity is None else files.unique_ids(path, frame, identity).tolist()
+        [str(i) for i in range(len(values))] if identity is None else files.unique_ids(path, frame, identity).tolist()
     )
-    return pd.DataFrame({"id": named, "text": found})
+    return pd.DataFrame({"id": named, "text": values})
 
 
 def read_lines(path: Path) -> list[str]:
@@ -217,12 +217,12 @@ def index(options: argparse.Namespace) -> int:
             f"--to {options.to}: exists and is no index; an index is replaced, anything else is not: choose another folder"
         )
     passages = read_texts(options.passages, options.column, options.id, options.quotes)
-    made = Index.build(student_of(options), passages["text"].tolist(), mode=options.mode, precision=options.precision)
+    built = Index.build(student_of(options), passages["text"].tolist(), mode=options.mode, precision=options.precision)
     with atomic(options.to) as folder:
-        made.save(folder)
+        built.save(folder)
         write_frame(folder / TEXTS, passages)
     print(
-        f"{options.to}: {len(made)} passages, {made.bytes_per_passage} bytes each ({options.precision}; an embedding has {made.vector_bytes})"
+        f"{options.to}: {len(built)} passages, {built.bytes_per_passage} bytes each ({options.precision}; an embedding has {built.vector_bytes})"
     )
     return 0
 
@@ -242,10 +242,10 @@ def search(options: argparse.Namespace) -> int:
         raise ArtifactError(
             f"{options.index}: {len(loaded)} passages and {len(passages)} texts; run `d2llm index` again"
         )
-    found = loaded.search(queries["text"].tolist(), options.depth, options.share, by_id(passages["id"].tolist()))
+    results = loaded.search(queries["text"].tolist(), options.depth, options.share, by_id(passages["id"].tolist()))
     if options.format != "text":
         utf_8()
-    for query, (rows, scores) in zip(queries.itertuples(), found, strict=True):
+    for query, (rows, scores) in zip(queries.itertuples(), results, strict=True):
         hits = passages.iloc[rows].assign(rank=range(1, len(rows) + 1), score=scores)
         print("\n".join(FORMATS[options.format](query, hits)))
     return 0

@@ -69,8 +69,8 @@ def keep(options: Namespace) -> int:
     """Copy a run's small files."""
     from d2llm.reporting.reference import keep as copy
 
-    kept = copy(load(options.config), Path(options.to))
-    print(f"{len(kept)} files in {options.to}")
+    files = copy(load(options.config), Path(options.to))
+    print(f"{len(files)} files in {options.to}")
     return 0
 
 
@@ -78,19 +78,19 @@ def verify(options: Namespace) -> int:
     """Print what differs; 1 where it is too much."""
     from d2llm.reporting.verify import verify as check
 
-    found = check(load(options.config), Path(options.against), options.exact, options.tolerance)
-    print(found.text())
-    return 0 if found.passed else 1
+    verdict = check(load(options.config), Path(options.against), options.exact, options.tolerance)
+    print(verdict.text())
+    return 0 if verdict.passed else 1
 
 
 def doctor(options: Namespace) -> int:
     """Print every finding; 1 where one is an error."""
     from d2llm.cli.doctor import examine
 
-    found = examine(options.config or ())
-    for finding in found:
+    findings = examine(options.config or ())
+    for finding in findings:
         print(finding)
-    return int(any(finding.level == "error" for finding in found))
+    return int(any(finding.level == "error" for finding in findings))
 
 
 def compare(options: Namespace) -> int:
@@ -98,7 +98,7 @@ def compare(options: Namespace) -> int:
     from d2llm.reporting.compare import side, text, two_runs
     from d2llm.run.artifacts import atomic
 
-    found = two_runs(
+    rows = two_runs(
         side(Path(options.a)),
         side(Path(options.b)),
         variants=options.variants,
@@ -107,8 +107,8 @@ def compare(options: Namespace) -> int:
     )
     if options.csv:
         with atomic(options.csv) as temporary:
-            found.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
-    print(text(found, (options.a, options.b), options.level))
+            rows.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+    print(text(rows, (options.a, options.b), options.level))
     return 0
 
 

@@ -43,7 +43,7 @@ def run(config: Config, root: Path = ROOT) -> str:
                 stale[tuple(reasons(record, modules, root, Path(folder)))].append(job)
     if not stale:
         return f"The code of all {len(records)} jobs is that of now."
-    return "\n\n".join("\n  ".join([f"{', '.join(names)}:", *said]) for said, names in stale.items())
+    return "\n\n".join("\n  ".join([f"{', '.join(names)}:", *lines]) for lines, names in stale.items())
 
 
 def arguments(record: dict[str, Any]) -> dict[str, Any]:
@@ -57,24 +57,24 @@ def reasons(record: dict[str, Any], modules: list[str], root: Path, folder: Path
     before = folder / str(commit)
     if not before.exists() and not extract(commit, root, before):
         return [f"its commit is not in this clone ({commit})"]
-    found = []
+    changes = []
     for module in sorted(closure(modules, before) | closure(modules, root)):
         old, new = (source(module, place) for place in (before, root))
         if module_digest(module, before) != module_digest(module, root):
-            found.append(f"{(new or old or Path()).relative_to(root if new else before)} since {commit[:10]}")
+            changes.append(f"{(new or old or Path()).relative_to(root if new else before)} since {commit[:10]}")
     if code_digest(modules, before) != record["code"]:
-        found.append(f"it ran with edits that {commit[:10]} does not have")
-    return found
+        changes.append(f"it ran with edits that {commit[:10]} does not have")
+    return changes
 
 
 def extract(commit: str | None, root: Path, folder: Path) -> bool:
     """Put the packages of a commit into a folder; False where there is no such commit."""
     if commit is None:
         return False
-    made = subprocess.run(["git", "archive", commit, *PACKAGES], cwd=root, capture_output=True, check=False)
-    if made.returncode:
+    packed = subprocess.run(["git", "archive", commit, *PACKAGES], cwd=root, capture_output=True, check=False)
+    if packed.returncode:
         return False
-    with tarfile.open(fileobj=io.BytesIO(made.stdout)) as archive:
+    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
         # The first releases of Python 3.11 have no filters yet; what is read is an archive of this clone's own commits.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
         archive.extractall(folder)

@@ -48,10 +48,10 @@ def row_head(name: str) -> dict[str, Any]:
 def entries(kind: Kind) -> dict[str, Entry]:
     """All of a kind by name, in their order."""
     package = f"d2llm.reporting.{kind}s"
-    found = {}
+    heads = {}
     for file in (ROOT / package.replace(".", "/")).glob("*.py"):
         head = constants(f"{package}.{file.stem}")
         if "PLACE" in head:
             parts = {key.lower(): head[key] for key in ("PLACE", "READS", "CAPTION", "ALSO", "SETTINGS") if key in head}
-            found[file.stem] = Entry(f"{package}.{file.stem}", **parts)
-    return dict(sorted(found.items(), key=lambda item: (item[1].place, item[0])))
+            heads[file.stem] = Entry(f"{package}.{file.stem}", **parts)
+    return dict(sorted(heads.items(), key=lambda item: (item[1].place, item[0])))

@@ -90,7 +90,7 @@ def check_recipe(config: Config, method: str, variant: str, origin: Callable[[Ke
     return recipe
 
 
-def check_parts(config: Config, kind: str, recipe: "Recipe", origin: Callable[[Key], str], prefix: Key) -> None:
+def check_parts(config: Config, kind: str, recipe: Recipe, origin: Callable[[Key], str], prefix: Key) -> None:
     """Refuse a recipe that starts from a base model, or learns from a teacher, that the config does not have."""
     bases = [name for name in config.models.names() if (name == "encoder") == (kind == "encoder")]
     for key, known in (("base", bases), ("teacher", ["teacher", *config.teachers])):
@@ -149,9 +149,9 @@ def check_grids(config: Config, origin: Callable[[Key], str]) -> None:
             check_parts(config, declared(name).kind, recipe, origin, key)
         sizes[name] = size
     if len(set(sizes.values())) > 1:
-        found = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise ConfigError(
-            f"{origin(('tuning', 'grids'))}: tuning.grids: every method needs as many trials as the others; found {found}"
+            f"{origin(('tuning', 'grids'))}: tuning.grids: every method needs as many trials as the others; found {listed}"
         )
 
 

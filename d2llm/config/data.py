@@ -116,9 +116,9 @@ class OwnPath(str):
     quotes: Quotes | None
 
     def __new__(cls, path: str, quotes: Quotes | None) -> OwnPath:
-        made = super().__new__(cls, path)
-        made.quotes = quotes
-        return made
+        typed_path = super().__new__(cls, path)
+        typed_path.quotes = quotes
+        return typed_path
 
 
 def check_quotes(quotes: Quotes | None, path: str | None, kind: str | None) -> None:
@@ -370,13 +370,13 @@ class TaskSet(Section):
 
     def tables(self) -> dict[str, Table]:
         """Every table it reads, by key."""
-        found: dict[str, Table] = {}
+        all_tables: dict[str, Table] = {}
         for name, split in (("dev", self.dev), ("test", self.test)):
             if isinstance(split, Retrieval):
-                found |= {f"{name}.{key}": table for key, table in split.tables().items()}
+                all_tables |= {f"{name}.{key}": table for key, table in split.tables().items()}
             elif split is not None:
-                found[name] = split
-        return found
+                all_tables[name] = split
+        return all_tables
 
 
 class MtebSet(Section):
@@ -470,8 +470,8 @@ class FilesSettings(Section):
     def _each_once(self) -> FilesSettings:
         """Two tables of one name would be one download, and one of them lost."""
         seen: dict[str, HubTable | MtebSet] = {}
-        for found in self.sets().values():
-            for table in [found, *found.tables().values()]:
+        for files in self.sets().values():
+            for table in [files, *files.tables().values()]:
                 if isinstance(table, HubTable | MtebSet) and seen.setdefault(table.name, table) != table:
                     name = table.repo if isinstance(table, HubTable) else table.mteb
                     raise ValueError(
@@ -481,22 +481,22 @@ class FilesSettings(Section):
 
     def sets(self) -> dict[Key, TrainingSet | TaskSet | MtebSet]:
         """Every set, by its key below `data.files`."""
-        return {("train", name): found for name, found in self.train.items()} | {
-            ("tasks", name): found for name, found in self.tasks.items()
+        return {("train", name): files for name, files in self.train.items()} | {
+            ("tasks", name): files for name, files in self.tasks.items()
         }
 
     def paths(self) -> dict[Key, str]:
         """Every file of one's own, as it is opened, by the key that names it."""
         return {
             (*key, *name.split(".")): self.located(table)
-            for key, found in self.sets().items()
-            for name, table in found.tables().items()
+            for key, files in self.sets().items()
+            for name, table in files.tables().items()
             if isinstance(table, str | OwnTable)
         }
 
     def downloads(self) -> dict[str, HubTable | MtebSet]:
         """Everything that comes from the hub, by its name in the results folder."""
-        tables = [table for found in self.sets().values() for table in found.tables().values()]
+        tables = [table for files in self.sets().values() for table in files.tables().values()]
         wanted: list[HubTable | MtebSet] = [table for table in tables if isinstance(table, HubTable)]
         wanted += [task for task in self.tasks.values() if isinstance(task, MtebSet)]
         return {table.name: table for table in wanted}
@@ -515,26 +515,26 @@ class FilesSettings(Section):
         def path(table: Table) -> str:
             return str(downloads / table.name / TABLE) if isinstance(table, HubTable) else self.located(table)
 
-        def three(found: Retrieval) -> Retrieval:
-            return found.model_copy(update={name: path(table) for name, table in found.tables().items()})
+        def three(retrieval: Retrieval) -> Retrieval:
+            return retrieval.model_copy(update={name: path(table) for name, table in retrieval.tables().items()})
 
-        def split(found: Split | None) -> str | Retrieval | None:
-            return found if found is None else three(found) if isinstance(found, Retrieval) else path(found)
+        def split(files: Split | None) -> str | Retrieval | None:
+            return files if files is None else three(files) if isinstance(files, Retrieval) else path(files)
 
         train = {
-            name: found.model_copy(
+            name: task.model_copy(
                 update={
-                    "file": found.file and path(found.file),
-                    "retrieval": found.retrieval and three(found.retrieval),
+                    "file": task.file and path(task.file),
+                    "retrieval": task.retrieval and three(task.retrieval),
                 }
             )
-            for name, found in self.train.items()
+            for name, task in self.train.items()
         }
         tasks = {
-            name: found.as_files(str(downloads / found.name))
-            if isinstance(found, MtebSet)
-            else found.model_copy(update={"dev": split(found.dev), "test": split(found.test)})
-            for name, found in self.tasks.items()
+            name: task.as_files(str(downloads / task.name))
+            if isinstance(task, MtebSet)
+            else task.model_copy(update={"dev": split(task.dev), "test": split(task.test)})
+            for name, task in self.tasks.items()
         }
         return self.model_copy(update={"folder": ".", "train": train, "tasks": tasks})
 

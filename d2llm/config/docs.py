@@ -57,19 +57,19 @@ def page(root: Path = ROOT) -> str:
         first, *others = keys
         level = "#" * min(4, 2 + first.count("."))
         also = f" The same keys at {', '.join(f'`{key}`' for key in others)}." if others else ""
-        said = inspect.cleandoc(section.__doc__ or "") + also
-        parts.append(f"{level} {escaped(first)}\n\n{said}\n\n{table(section, first, beside)}")
+        about = inspect.cleandoc(section.__doc__ or "") + also
+        parts.append(f"{level} {escaped(first)}\n\n{about}\n\n{table(section, first, beside)}")
     parts += recipes(beside)
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
 def places() -> dict[type[Section], list[str]]:
     """Every section below `Config` with the keys it stands at, in the order of the schema."""
-    found: dict[type[Section], list[str]] = {}
+    keys: dict[type[Section], list[str]] = {}
 
     def visit(section: type[Section], key: str) -> None:
-        new = section not in found
-        found.setdefault(section, []).append(key)
+        new = section not in keys
+        keys.setdefault(section, []).append(key)
         for name, field in section.model_fields.items() if new else ():
             for inner_key, part in inner(field.annotation, f"{key}.{name}"):
                 visit(part, inner_key)
@@ -77,7 +77,7 @@ def places() -> dict[type[Section], list[str]]:
     for name, field in Config.model_fields.items():
         for key, section in inner(field.annotation, name):
             visit(section, key)
-    return found
+    return keys
 
 
 def recipes(beside: dict[str, str]) -> Iterator[str]:
@@ -128,17 +128,17 @@ def comments(section: type[Section]) -> dict[str, str]:
     """The comment right above each field in a class's own body; one above several fields in a row is of the first."""
     source = textwrap.dedent(inspect.getsource(section))
     lines = source.splitlines()
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     (parsed,) = ast.parse(source).body
     assert isinstance(parsed, ast.ClassDef)
     for node in parsed.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            place, said = node.lineno - 2, list[str]()
+            place, block = node.lineno - 2, list[str]()
             while place >= 0 and lines[place].strip().startswith("# "):
-                said.insert(0, lines[place].strip().removeprefix("# "))
+                block.insert(0, lines[place].strip().removeprefix("# "))
                 place -= 1
-            found[node.target.id] = " ".join(said)
-    return found
+            texts[node.target.id] = " ".join(block)
+    return texts
 
 
 def meaning(section: type[Section], name: str) -> str:
@@ -153,7 +153,7 @@ def beside_keys(text: str) -> dict[str, str]:
     """The comment at the end of each key's line in a YAML file, by dotted key; one indented further goes on from the
     key above.
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     path: list[tuple[int, str]] = []
     for line in text.splitlines():
         matched = re.match(r"( *)([\w-]+):(.*)$", line)
@@ -163,8 +163,8 @@ def beside_keys(text: str) -> dict[str, str]:
         path = [(place, name) for place, name in path if place < indent] + [(indent, matched[2])]
         comment = re.search(r"(?:^|\s)#\s*(.*)$", matched[3])
         if comment:
-            found[".".join(name for _, name in path)] = comment[1].strip()
-    return found
+            texts[".".join(name for _, name in path)] = comment[1].strip()
+    return texts
 
 
 def sentence(text: str) -> str:
@@ -218,7 +218,7 @@ def kind(annotation: Any) -> str:
     )
 
 
-def bounded(said: str, metadata: tuple[Any, ...]) -> str:
+def bounded(kind: str, metadata: tuple[Any, ...]) -> str:
     """A type with the limits pydantic holds it to."""
     limits = []
     for one in metadata:
@@ -226,14 +226,14 @@ def bounded(said: str, metadata: tuple[Any, ...]) -> str:
             for known, sign in ((Ge, "≥"), (Gt, ">"), (Le, "≤"), (Lt, "<")):
                 if isinstance(part, known):
                     limits.append(f"{sign} {getattr(part, known.__name__.lower()):g}")
-            if isinstance(part, MinLen) and said.startswith("list"):
+            if isinstance(part, MinLen) and kind.startswith("list"):
                 limits.append(f"({part.min_length} or more)") if part.min_length > 1 else None
-    return " ".join([said, ", ".join(limits)]).strip()
+    return " ".join([kind, ", ".join(limits)]).strip()
 
 
-def plural(said: str) -> str:
+def plural(kind: str) -> str:
     """The name of a type, of several."""
-    first, space, rest = said.partition(" ")
+    first, space, rest = kind.partition(" ")
     names = {"integer": "integers", "number": "numbers", "text": "texts", "section": "sections", "any": "any"}
     return names.get(first, first) + space + rest
 
@@ -246,9 +246,9 @@ def default(field: Any) -> str:
     if isinstance(value, Section):
         usual = {name: one.get_default(call_default_factory=True) for name, one in type(value).model_fields.items()}
         changed = {name: one for name, one in value if one != usual[name] and not isinstance(one, Section)}
-        said = ", ".join(f"{name}: {json.dumps(one, ensure_ascii=False)}" for name, one in changed.items())
+        shown = ", ".join(f"{name}: {json.dumps(one, ensure_ascii=False)}" for name, one in changed.items())
         return (
-            f"`{{{said}}}`".replace('"', "")
+            f"`{{{shown}}}`".replace('"', "")
             if changed and usual[next(iter(changed))] is not PydanticUndefined
             else "below"
         )

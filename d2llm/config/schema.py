@@ -88,11 +88,11 @@ class Config(Section):
 
     def runs(self) -> list[Run]:
         """Every training, in the order tables show them: the methods, then sweeps and variants that are none of them."""
-        found = [Run(method, "base", seed) for method in self.methods for seed in self.seeds]
-        found += [
+        every_run = [Run(method, "base", seed) for method in self.methods for seed in self.seeds]
+        every_run += [
             Run(*point, seed) for point in dict.fromkeys(self.points().values()) for seed in self.seeds_of_variants()
         ]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(every_run))
 
     def seeds_of_variants(self) -> list[int]:
         """Seeds of sweeps and variants."""
@@ -122,8 +122,8 @@ class Config(Section):
     def pretexts(self) -> list[tuple[str, str]]:
         """Every pre-training stage of a method's own, as (method, variant)."""
         runs = self.runs() + [trial.run for trial in self.trials()]
-        found = ((run.method, self.pretext_of(run.method, run.variant)) for run in runs)
-        return list(dict.fromkeys((method, owner) for method, owner in found if owner is not None))
+        owners = ((run.method, self.pretext_of(run.method, run.variant)) for run in runs)
+        return list(dict.fromkeys((method, owner) for method, owner in owners if owner is not None))
 
     def pretext_of(self, method: str, variant: str) -> str | None:
         """Whose pre-training stage a run starts from: the method's own where it is the same; None where there is none."""
@@ -156,13 +156,13 @@ class Config(Section):
 
     def trials(self) -> list[Trial]:
         """Every trial of `tune`, method by method; a point that is the method as configured shares its run."""
-        found = []
+        every_trial = []
         for method in self.tuning.grids:
             base = self.recipe(method) if self.tuning.seed in self.seeds else None
             for name, settings in self.grid(method).items():
                 variant = "base" if base is not None and self.recipe(method, name) == base else name
-                found.append(Trial(Run(method, variant, self.tuning.seed), settings))
-        return found
+                every_trial.append(Trial(Run(method, variant, self.tuning.seed), settings))
+        return every_trial
 
     def tuning_trials(self) -> list[Trial]:
         """The trials of a tuning. Raises ConfigError where a method has no grid: choosing for some of them only would

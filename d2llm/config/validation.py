@@ -82,22 +82,22 @@ def check_plain(values: Any, origin: str) -> None:
 
 def untagged(values: Any, location: Key) -> Key:
     """A problem's place as the file has it: pydantic adds which member of a union it tried."""
-    found: Key = ()
+    key: Key = ()
     for place, part in enumerate(location):
-        here = at(values, found)
+        here = at(values, key)
         # A key like a tag holds what the rest of the place is in.
         inside = isinstance(here, dict) and part in here
         if part not in TAGS or (inside and (place == len(location) - 1 or isinstance(here[part], dict | list))):
-            found = (*found, part)
-    return found
+            key = (*key, part)
+    return key
 
 
 def explain(schema: type[Section], values: Any, problem: str, message: str, location: Key, prefix: Key) -> str:
     """One of pydantic's problems in the words of someone who edits YAML."""
     key = dotted(prefix + location)
-    found = at(values, location)
+    value = at(values, location)
     if location and location[-1] == "[key]":  # the name of an entry, not what it holds
-        key, found = dotted(prefix + location[:-1]), location[-2]
+        key, value = dotted(prefix + location[:-1]), location[-2]
     if problem == "extra_forbidden":
         known = list(keys(schema))
         near = nearest(location, known)
@@ -107,15 +107,15 @@ def explain(schema: type[Section], values: Any, problem: str, message: str, loca
             hint = f"nearest valid key: {dotted(prefix + near)}"
         if location in known:
             hint = "a valid key of another kind of this section"
-        return f"{key}: unknown key (found {show(found)}); {hint}"
+        return f"{key}: unknown key (found {show(value)}); {hint}"
     if problem == "missing":
         return f"{key}: missing; give it a value"
     if problem in ("model_type", "dict_type"):
         message = "a section of keys and values"
     expected = message.removeprefix("Input should be ").removeprefix("Value error, ")
-    for said, meant in (("String should match pattern", "text of the form"), ("String should have", "text of")):
-        expected = expected.replace(said, meant, 1)
-    return f"{key or 'the file'}: expected {expected}; found {show(found)} ({kind(found)})"
+    for pattern, meant in (("String should match pattern", "text of the form"), ("String should have", "text of")):
+        expected = expected.replace(pattern, meant, 1)
+    return f"{key or 'the file'}: expected {expected}; found {show(value)} ({kind(value)})"
 
 
 def keys(schema: type[Section], prefix: Key = ()) -> Iterator[Key]:

@@ -95,9 +95,9 @@ class Method(Declaration[R]):
         rate, decay = recipe.learning_rate, recipe.weight_decay
         added = student.backbone.added_rows()
         body = [(name, p) for name, p in student.backbone.named_parameters() if p is not added]
-        made = decay_groups(body, rate, decay) + decay_groups(
+        groups = decay_groups(body, rate, decay) + decay_groups(
             student.head_parameters(), recipe.head_learning_rate or rate, decay
         )
         if added is not None:  # decay would draw them, and them alone, away from where the other rows lie
-            made.append({"params": [added], "lr": rate, "weight_decay": 0.0})
-        return made
+            groups.append({"params": [added], "lr": rate, "weight_decay": 0.0})
+        return groups

@@ -64,8 +64,8 @@ def text_ids(batch: Batch) -> TextIds:
     if batch.text_ids is not None:
         return batch.text_ids
     size = len(batch)
-    made = PairTextIds([batch.dataset] * size, batch.queries, batch.positives, batch.negatives, [()] * size)
-    return made.of(range(size))
+    pairs = PairTextIds([batch.dataset] * size, batch.queries, batch.positives, batch.negatives, [()] * size)
+    return pairs.of(range(size))
 
 
 def allowed_positives(batch: Batch, device: Any = None) -> Tensor:

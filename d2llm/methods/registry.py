@@ -9,7 +9,7 @@ from d2llm.run.errors import ConfigError
 
 def method(name: str) -> Method:
     """The method of that name. Raises ConfigError with the nearest known name."""
-    found = declared(name)
-    if not isinstance(found, Method):
+    chosen = declared(name)
+    if not isinstance(chosen, Method):
         raise ConfigError(f"method {name!r}: its METHOD is no instance of d2llm.methods.base.Method")
-    return found
+    return chosen

@@ -145,8 +145,8 @@ class Backbone(nn.Module):
 
     def token(self, name: Literal["bos", "eos", "cls", "sep", "mask"]) -> list[int]:
         """The id of a special token as a list, empty where the tokenizer has none."""
-        found = getattr(self.tokenizer, f"{name}_token_id")
-        return [] if found is None else [int(found)]
+        number = getattr(self.tokenizer, f"{name}_token_id")
+        return [] if number is None else [int(number)]
 
     def add_tokens(self, tokens: list[str]) -> list[int]:
         """Add tokens and return their ids. New embedding rows start at the mean of the old ones plus small noise.
@@ -220,7 +220,7 @@ class Backbone(nn.Module):
             if ids is not None:
                 return self(ids, mask), mask
             groups, positions = layout(lengths, self._first_position)
-            found = self.model(
+            outputs = self.model(
                 input_ids=torch.tensor([token for row in rows for token in row])[None],
                 position_ids=positions,
                 # Four dimensions: taken as it is, so that no mask is made; the packed attention reads none.
@@ -229,8 +229,8 @@ class Backbone(nn.Module):
                 **({"use_cache": False} if self.kind == "decoder" else {}),
             ).last_hidden_state[0]
         # Copied to their places: the gradient of that is a plain selection.
-        states = found.new_zeros(mask.numel(), found.shape[1])
-        return states.index_copy(0, real, found).view(*mask.shape, -1), mask
+        states = outputs.new_zeros(mask.numel(), outputs.shape[1])
+        return states.index_copy(0, real, outputs).view(*mask.shape, -1), mask
 
     @torch.no_grad()
     def _packs_rightly(self) -> bool:
@@ -367,8 +367,8 @@ def _body_options(folder: str, options: dict[str, Any]) -> dict[str, Any]:
     """Leave out the pooler of BERT-like bodies: nothing here uses it, and BitFit would count its bias."""
     from transformers import AutoConfig
 
-    kept = {key: value for key, value in options.items() if key != "attn_implementation"}
-    return body_options(AutoConfig.from_pretrained(folder, **kept))
+    others = {key: value for key, value in options.items() if key != "attn_implementation"}
+    return body_options(AutoConfig.from_pretrained(folder, **others))
 
 
 def body_options(config: PretrainedConfig) -> dict[str, Any]:

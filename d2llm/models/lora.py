@@ -20,16 +20,16 @@ def linear_projections(model: nn.Module) -> list[str]:
     """Names of the linear modules inside the layers (attention and feed-forward), the targets of LoRA."""
     from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
-    found = [
+    names = [
         name
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D)) and any(part.isdigit() for part in name.split("."))
     ]
-    if not found:
+    if not names:
         raise TrainingError(
             f"{type(model).__name__} has no linear projections to adapt with LoRA; name them in tuning.targets"
         )
-    return found
+    return names
 
 
 def add_lora(model: PreTrainedModel, tuning: TunedWeights) -> PreTrainedModel:

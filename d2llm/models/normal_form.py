@@ -34,7 +34,7 @@ def normal_form(text: str) -> str:
     """
     if text.isascii():
         return " ".join(text.lower().split())
-    narrow = WIDE.sub(lambda found: chr(ord(found[0]) - 0xFEE0), INVISIBLE.sub("", text))
+    narrow = WIDE.sub(lambda letter: chr(ord(letter[0]) - 0xFEE0), INVISIBLE.sub("", text))
     # Folding case takes some characters apart again.
     return " ".join(normalize("NFKC", normalize("NFKC", narrow).casefold()).split())
 

@@ -19,7 +19,7 @@ Kind = Literal["pooling", "scorer"]
 def names(kind: Kind) -> list[str]:
     """The parts of a kind, by the alphabet."""
     package = importlib.import_module(f"d2llm.models.{kind}s")
-    return sorted(found.name for found in pkgutil.iter_modules(package.__path__) if found.name != "base")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base")
 
 
 def module(kind: Kind, name: str) -> str:

@@ -172,8 +172,8 @@ class Student(nn.Module):
         """
         form = self.formats.get((role, mode))
         if form is None:
-            name, found, known = ("mode", mode, Mode) if role in get_args(Role) else ("role", role, Role)
-            raise ValueError(f"{name} is one of {', '.join(get_args(known))}, found {found!r}")
+            name, value, known = ("mode", mode, Mode) if role in get_args(Role) else ("role", role, Role)
+            raise ValueError(f"{name} is one of {', '.join(get_args(known))}, found {value!r}")
         return [form.ids(ids) or (self.backbone.pad_id,) for ids in self.backbone.tokenize(texts, remember)]
 
     def limit_length(self, tokens: int) -> None:
@@ -415,8 +415,8 @@ def _none_here(folder: Path) -> str:
 def _read_format(form: dict[str, Any]) -> tuple[tuple[Role, Mode], TextFormat]:
     """A format as student.json has it, by its role and mode."""
     prefix, suffix = tuple(form["prefix"]), tuple(form["suffix"])
-    made = TextFormat(prefix, suffix, form["max_length"], form.get("filler"), form.get("filled", 0))
-    return (form["role"], form["mode"]), made
+    text_format = TextFormat(prefix, suffix, form["max_length"], form.get("filler"), form.get("filled", 0))
+    return (form["role"], form["mode"]), text_format
 
 
 def _width(pooling: Pooling, hidden_size: int) -> int:
@@ -426,23 +426,23 @@ def _width(pooling: Pooling, hidden_size: int) -> int:
     Raises ConfigError where a pooling's `width` does not say what it gives: the first pass of a training would tell, in
     PyTorch's words.
     """
-    said = pooling.width(hidden_size, 1)
+    declared = pooling.width(hidden_size, 1)
     with torch.no_grad():  # in evaluation mode: a dropout would draw from the stream of the run
-        found = pooling.eval()(torch.zeros(1, 1, hidden_size), torch.ones(1, 1, dtype=torch.long)).shape[1]
+        actual = pooling.eval()(torch.zeros(1, 1, hidden_size), torch.ones(1, 1, dtype=torch.long)).shape[1]
     pooling.train()
-    if found != said:
+    if actual != declared:
         raise ConfigError(
-            f"pooling {pooling.name}: its width says {said} numbers a text, it gives {found}; override width"
+            f"pooling {pooling.name}: its width says {declared} numbers a text, it gives {actual}; override width"
         )
-    return said
+    return declared
 
 
 def _check_fit(pooling: Pooling, scorer: Scorer) -> None:
     """A vector a token and MaxSim go together, with equal sizes. Raises ConfigError."""
     sizes = pooling.token_size, scorer.token_size
     if sizes[0] != sizes[1]:
-        said = ["one vector a text" if size is None else f"{size} numbers a token" for size in sizes]
-        raise ConfigError(f"pooling {pooling.name} gives {said[0]}, scorer {scorer.name} takes {said[1]}")
+        words = ["one vector a text" if size is None else f"{size} numbers a token" for size in sizes]
+        raise ConfigError(f"pooling {pooling.name} gives {words[0]}, scorer {scorer.name} takes {words[1]}")
 
 
 def split_by_length(lengths: list[int]) -> list[int]:

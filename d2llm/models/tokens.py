@@ -23,17 +23,17 @@ def token_ids(tokenizer: Any, texts: Sequence[str], rows: int | None = None) -> 
     (`unknown_to_the_model`).
     """
     if tokenizer.is_fast:
-        found = [encoding.ids for encoding in encodings(tokenizer, texts)]
+        encoded = [encoding.ids for encoding in encodings(tokenizer, texts)]
     else:
-        found = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     if rows is not None:
-        for text, ids in zip(texts, found, strict=True):
+        for text, ids in zip(texts, encoded, strict=True):
             if ids and max(ids) >= rows:
                 token = tokenizer.convert_ids_to_tokens(max(ids))
                 raise DataError(
                     f"text {text[:40]!r}: holds the token {token!r}, for which the model has no embedding; take it out"
                 )
-    return found
+    return encoded
 
 
 def encodings(tokenizer: Any, texts: Sequence[str]) -> list[Encoding]:

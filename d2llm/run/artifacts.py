@@ -97,8 +97,8 @@ def settle_times(folder: Path) -> int:
     Snakemake takes a job for failed, and removes what it has made, when an input is newer than its output.
     """
     now = time.time_ns()
-    found = [(path.lstat().st_mtime_ns, path) for path in folder.rglob("*") if not path.is_symlink() and path.exists()]
-    late = sorted((when, path) for when, path in found if when > now)
+    times = [(path.lstat().st_mtime_ns, path) for path in folder.rglob("*") if not path.is_symlink() and path.exists()]
+    late = sorted((when, path) for when, path in times if when > now)
     for place, (_, path) in enumerate(late):
         stamp = now - 1000 * (len(late) - place)  # a microsecond apart
         with suppress(FileNotFoundError):
@@ -177,8 +177,8 @@ def read_frame(path: str | Path, columns: Mapping[str, str] | None = None, mend:
         raise ArtifactError(f"{path}: no rows; {mend}")
     for name, kind in columns.items():
         if name not in frame.columns:
-            found = ", ".join(map(str, frame.columns)) or "none"
-            raise ArtifactError(f"{path}: column {name!r} is missing (found: {found}); {mend}")
+            there = ", ".join(map(str, frame.columns)) or "none"
+            raise ArtifactError(f"{path}: column {name!r} is missing (found: {there}); {mend}")
         check_column(path, frame[name], kind, mend)
     return frame
 

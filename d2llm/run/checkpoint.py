@@ -126,10 +126,12 @@ class Loop:
         signals = self.owner.signals
         if signals is not None and update == self.steps:
             signals.restore()  # what follows the loop keeps nothing, and need not be waited for
-        told = 0 if signals is None else signals.told
+        number = 0 if signals is None else signals.told
         last = update == self.steps and self.kept
         due = last or time.monotonic() - self.owner.last >= self.owner.interval
-        word = _highest(told or int(due), self._device)  # 0: go on; 1: a checkpoint is due; from 2 on: that signal came
+        word = _highest(
+            number or int(due), self._device
+        )  # 0: go on; 1: a checkpoint is due; from 2 on: that signal came
         if not word:
             return
         states = _gathered(json.dumps(_random_state()), self._device)
@@ -163,10 +165,10 @@ class Loop:
     def _write(self, file: Path, update: int, notes: Mapping[str, Any], states: list[str]) -> None:
         from safetensors.torch import save_file
 
-        found = self.optimizer.state_dict()
+        state = self.optimizer.state_dict()
         tensors: dict[str, torch.Tensor] = {f"parameter.{i}": p for i, p in enumerate(self.parameters)}
         numbers: dict[str, dict[str, Any]] = {}
-        for i, values in found["state"].items():
+        for i, values in state["state"].items():
             for key, value in values.items():
                 if hasattr(value, "detach"):
                     tensors[f"optimizer.{i}.{key}"] = value
@@ -181,7 +183,7 @@ class Loop:
                 "update": update,
                 "seconds": self.owner.spent,
                 "notes": notes,
-                "groups": found["param_groups"],
+                "groups": state["param_groups"],
                 "numbers": numbers,
                 "schedule": self.schedule.state_dict(),
                 "scaler": None if self.scaler is None else self.scaler.state_dict(),
@@ -349,9 +351,9 @@ def _agreed(value: int, device: torch.device) -> int:
         return value
     import torch
 
-    told = torch.tensor(value, device=device)
-    torch.distributed.broadcast(told, 0)
-    return int(told)
+    shared = torch.tensor(value, device=device)
+    torch.distributed.broadcast(shared, 0)
+    return int(shared)
 
 
 def _highest(value: int, device: torch.device) -> int:
@@ -360,9 +362,9 @@ def _highest(value: int, device: torch.device) -> int:
         return value
     import torch
 
-    told = torch.tensor(value, device=device)
-    torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
-    return int(told)
+    shared = torch.tensor(value, device=device)
+    torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
+    return int(shared)
 
 
 def _gathered(text: str, device: torch.device) -> list[str]:

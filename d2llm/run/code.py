@@ -68,26 +68,26 @@ def code_digest(modules: list[str], root: Path = ROOT) -> str:
 
 def closure(modules: list[str], root: Path = ROOT) -> set[str]:
     """The modules given, and transitively what they import of this project, without plumbing and unnamed methods."""
-    found: set[str] = set()
+    reached: set[str] = set()
     waiting = list(modules)
     while waiting:
         module = waiting.pop()
-        if module in found:
+        if module in reached:
             continue
-        found.add(module)
+        reached.add(module)
         for imported in imports(module, root):
             if not carries(imported) and (is_method(module) or not is_method(imported)):
                 waiting.append(imported)
-    return found
+    return reached
 
 
 def packages(modules: list[str], root: Path = ROOT) -> list[str]:
     """Recorded packages that modules and all of this project's modules they import compute with, but for those that
     carry settings.
     """
-    found = set().union(*(third_parties(module, root) for module in closure(modules, root)))
-    found |= {behind for name in found for behind in BEHIND.get(name, ())}
-    return [name for name in RECORDED if name in found and name not in CARRYING]
+    names = set().union(*(third_parties(module, root) for module in closure(modules, root)))
+    names |= {behind for name in names for behind in BEHIND.get(name, ())}
+    return [name for name in RECORDED if name in names and name not in CARRYING]
 
 
 def carries(module: str) -> bool:

@@ -104,10 +104,10 @@ def check(repo: str, kind: str) -> None:
 
     blobs = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind) / "blobs"
     for blob in sorted(blobs.glob("*")):
-        found = digest_of(blob, len(blob.name))
-        if found is not None and found != blob.name:
+        digest = digest_of(blob, len(blob.name))
+        if digest is not None and digest != blob.name:
             blob.unlink()
-            raise DamagedError(f"{repo}: a file came damaged ({blob.name[:12]}… has digest {found[:12]}…)")
+            raise DamagedError(f"{repo}: a file came damaged ({blob.name[:12]}… has digest {digest[:12]}…)")
 
 
 def digest_of(file: Path, length: int) -> str | None:

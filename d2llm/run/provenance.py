@@ -53,8 +53,8 @@ def combined(path: Path, digests: Mapping[Path, str]) -> str:
     if path in digests:
         return digests[path]
     digest = hashlib.sha256()
-    for file, found in digests.items():
-        digest.update(f"{file.relative_to(path).as_posix()}\0{found}\n".encode())
+    for file, value in digests.items():
+        digest.update(f"{file.relative_to(path).as_posix()}\0{value}\n".encode())
     return digest.hexdigest()
 
 
@@ -64,7 +64,7 @@ def checked_inputs(paths: Iterable[str]) -> dict[str, str]:
     Raises ArtifactError for a file whose bytes are not those that the record of its own job names: damaged since, or
     changed by hand. Where an input is such a record, the files beside it count as well: they are what its readers read.
     """
-    found: dict[str, str] = {}
+    inputs: dict[str, str] = {}
     for name in paths:
         path = require(name)
         digests = {file: file_digest(file) for file in contents(path)}
@@ -81,8 +81,8 @@ def checked_inputs(paths: Iterable[str]) -> dict[str, str]:
                     f"{file}: damaged, or changed since its job wrote it (sha256 {digest[:12]}…, recorded {claim[:12]}…); "
                     f"remove {name} and run `snakemake --cores all` again"
                 )
-        found[name] = combined(path, digests)
-    return found
+        inputs[name] = combined(path, digests)
+    return inputs
 
 
 def refuse_altered(record: Path) -> None:
@@ -90,10 +90,10 @@ def refuse_altered(record: Path) -> None:
     Snakemake knows of its job.
     """
     try:
-        said = json.loads(record.read_text(encoding="utf-8"))
+        content = json.loads(record.read_text(encoding="utf-8"))
     except ValueError:
-        said = None  # written whole or not at all, so damaged since
-    if not isinstance(said, dict) or altered(said):
+        content = None  # written whole or not at all, so damaged since
+    if not isinstance(content, dict) or altered(content):
         raise ArtifactError(
             f"{record}: damaged, or changed since its job wrote it (not what its own sha256 says); "
             f"remove {record.parent if record.name == PROVENANCE else record} and run `snakemake --cores all` again"
@@ -120,22 +120,22 @@ def claimed(folder: Path) -> dict[Path, str | Path]:
     One that is no JSON any more is altered too: it stands for the file it is beside, or for all of its folder, which
     then is a key itself.
     """
-    found: dict[Path, str | Path] = {}
+    claims: dict[Path, str | Path] = {}
     for record in folder.glob(f"*{PROVENANCE}"):
         stamp = record.stat()
-        found |= _outputs(record, stamp.st_mtime_ns, stamp.st_size)
-    return found
+        claims |= _outputs(record, stamp.st_mtime_ns, stamp.st_size)
+    return claims
 
 
 @cache
 def _outputs(record: Path, *stamp: int) -> dict[Path, str | Path]:
     try:
-        said = json.loads(record.read_text(encoding="utf-8"))
-        outputs = said.get("outputs", {})
+        content = json.loads(record.read_text(encoding="utf-8"))
+        outputs = content.get("outputs", {})
     except (ValueError, AttributeError):
         name = record.name.removesuffix(PROVENANCE).rstrip(".")
         return {record.parent / name if name else record.parent: record}
-    wrong = altered(said)
+    wrong = altered(content)
     return {record.parent / name: record if wrong else digest for name, digest in outputs.items()}
 
 
@@ -158,10 +158,10 @@ def damaged(root: Path) -> list[str]:
     """Files below a results folder that are not what their records say: changed, or gone."""
     wrong = []
     for record in sorted(root.rglob(f"*{PROVENANCE}")):
-        said = read_json(record)
-        if altered(said):
+        content = read_json(record)
+        if altered(content):
             wrong.append(f"{record.relative_to(root)} (changed)")
-        for name, digest in said.get("outputs", {}).items():
+        for name, digest in content.get("outputs", {}).items():
             file = record.parent / name
             if not file.is_file():
                 wrong.append(f"{file.relative_to(root)} (gone)")
@@ -184,8 +184,8 @@ def altered(record: dict[str, Any]) -> bool:
 
 
 def _said(record: dict[str, Any]) -> str:
-    said = json.loads(json.dumps({key: value for key, value in record.items() if key != SEAL}))  # as a reader has it
-    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode("utf-8")).hexdigest()
+    content = json.loads(json.dumps({key: value for key, value in record.items() if key != SEAL}))  # as a reader has it
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8")).hexdigest()
 
 
 def commit(root: Path = ROOT) -> str | None:
@@ -226,7 +226,7 @@ def environment() -> dict[str, Any]:
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Installed versions, of those packages that are installed."""
-    return {package: found for package in packages if (found := version(package)) is not None}
+    return {package: installed for package in packages if (installed := version(package)) is not None}
 
 
 @cache

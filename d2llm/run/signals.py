@@ -81,7 +81,7 @@ def pass_on() -> None:
 
 def listeners() -> list[int]:
     """Processes below this one that run the command line and handle SIGTERM. As Linux tells; none elsewhere."""
-    parents, found = dict[int, int](), list[int]()
+    parents, processes = dict[int, int](), list[int]()
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended
             status = (folder / "status").read_text(encoding="utf-8", errors="replace")
@@ -92,9 +92,9 @@ def listeners() -> list[int]:
                 continue
             parents[process], handled = int(parent[1]), int(caught[1], 16)
             if handled >> signal.SIGTERM - 1 & 1 and b"d2llm.cli" in (folder / "cmdline").read_bytes().split(b"\0"):
-                found.append(process)
+                processes.append(process)
 
     def below(process: int) -> bool:
         return process in parents and (parents[process] == os.getpid() or below(parents[process]))
 
-    return [process for process in found if below(process)]
+    return [process for process in processes if below(process)]

@@ -218,8 +218,8 @@ def base_settings(config: Config, model: str) -> dict[str, Any]:
 
 def base_code(config: Config, model: str) -> Sequence[str]:
     """What makes the model, or what brings it."""
-    made = not hasattr(config.models.of(model), "source")
-    return ["d2llm.training.pretraining" if made else "d2llm.models.base.pretrained"]
+    here = not hasattr(config.models.of(model), "source")
+    return ["d2llm.training.pretraining" if here else "d2llm.models.base.pretrained"]
 
 
 def teacher_settings(config: Config, teacher: str, **arguments: Any) -> dict[str, Any]:

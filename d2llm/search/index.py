@@ -188,9 +188,9 @@ class Index:
         """Part of the `depth` best passages that a search with `share` finds, in the mean of some queries."""
         check_several("queries", queries)
         vectors = self.student.encode(list(queries), "query", self.mode)
-        exact, found = self.search_vectors(vectors, depth), self.search_vectors(vectors, depth, share)
+        exact, approximate = self.search_vectors(vectors, depth), self.search_vectors(vectors, depth, share)
         return float(
-            np.mean([len(set(a) & set(b)) / max(1, len(a)) for (a, _), (b, _) in zip(exact, found, strict=True)])
+            np.mean([len(set(a) & set(b)) / max(1, len(a)) for (a, _), (b, _) in zip(exact, approximate, strict=True)])
         )
 
     def budget(self, share: float | None, depth: int) -> int | None:
@@ -235,14 +235,14 @@ class Index:
         )
         left = budget - len(sampled) - fitted.second
         _, candidates = self._best(len(block), left, fitted.scan(weights), ties)
-        found = []
+        parts = []
         for query, drawn, other, chosen, more in zip(block, known, second, near, candidates, strict=True):
             new = torch.isin(chosen, sampled, invert=True)
             rows, scores = torch.cat([sampled, chosen[new]]), torch.cat([drawn, other[new]])
             chosen = more[torch.isin(more, rows, invert=True)]
             rows, scores = torch.cat([rows, chosen]), torch.cat([scores, self._exact(query[None], chosen)[0]])
-            found.append(best(scores[None], rows[None], ties, depth))
-        return torch.cat([scores for scores, _ in found]), torch.cat([rows for _, rows in found])
+            parts.append(best(scores[None], rows[None], ties, depth))
+        return torch.cat([scores for scores, _ in parts]), torch.cat([rows for _, rows in parts])
 
     def _exact(self, block: Tensor, which: Tensor) -> Tensor:
         """(n, c) queries → (n, k) scores of these passages."""
@@ -363,8 +363,8 @@ def stored(scorer: Any, vectors: Tensor, precision: Precision) -> tuple[Tensor, 
         return cache.to(torch.float16) if precision == "float16" else cache, None
     parts = cache.float().split(list(scorer.cache_parts(cache.shape[1])), dim=1)
     scales = [(part.abs().amax(1, keepdim=True) / 127).clamp(min=1e-12) for part in parts]
-    kept = [(part / scale).round().to(torch.int8) for part, scale in zip(parts, scales, strict=True)]
-    return torch.cat(kept, dim=1), torch.cat(scales, dim=1)
+    rounded = [(part / scale).round().to(torch.int8) for part, scale in zip(parts, scales, strict=True)]
+    return torch.cat(rounded, dim=1), torch.cat(scales, dim=1)
 
 
 def joined(scales: Sequence[Tensor | None]) -> Tensor | None:

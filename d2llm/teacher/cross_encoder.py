@@ -106,8 +106,8 @@ class PromptIds:
         """
         cuts = [self.cut(a, b) for b in candidates]
         parts: dict[int, list[int]] = {}
-        for number, (kept, _) in enumerate(cuts):
-            parts.setdefault(len(kept), []).append(number)
+        for number, (head, _) in enumerate(cuts):
+            parts.setdefault(len(head), []).append(number)
         step = size or max(1, len(candidates))
         return [
             self._row(a[:length], {number: cuts[number][1] for number in members[start : start + step]}, group)
@@ -157,21 +157,21 @@ def _encoder(tokenizer: PreTrainedTokenizerBase):  # noqa: ANN202
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, int]:
     """First token ids of the two answers. Raises ConfigError when one is empty or unknown, or when they start alike."""
-    found = []
+    first_ids = []
     for word in (prompt.yes, prompt.no):
         ids = _encoder(tokenizer)(word)
         if not ids or ids[0] == tokenizer.unk_token_id:
             raise ConfigError(
                 f"answer {word!r} has no token in the teacher's tokenizer; set teacher.*.yes and .no to words it knows"
             )
-        found.append(ids[0])
-    if found[0] == found[1]:
-        token = tokenizer.convert_ids_to_tokens(found[0])
+        first_ids.append(ids[0])
+    if first_ids[0] == first_ids[1]:
+        token = tokenizer.convert_ids_to_tokens(first_ids[0])
         raise ConfigError(
             f"answers {prompt.yes!r} and {prompt.no!r} start with the same token {token!r} in the teacher's tokenizer; "
             "choose answers that differ in their first token (teacher.*.yes, .no)"
         )
-    return found[0], found[1]
+    return first_ids[0], first_ids[1]
 
 
 def collate(rows: Sequence[Row], pad_id: int, known: int = 0) -> dict[str, Tensor]:
@@ -346,8 +346,8 @@ class Teacher:
     ) -> tuple[Tensor, Tensor, Tensor]:
         device = self.model.device
         known = begun[0][0].shape[2] if begun else 0
-        made = collate(rows, self.pad_id, known) if packed else padded(rows, self.pad_id)
-        batch: dict[str, Any] = {key: value.to(device) for key, value in made.items()}
+        padded_rows = collate(rows, self.pad_id, known) if packed else padded(rows, self.pad_id)
+        batch: dict[str, Any] = {key: value.to(device) for key, value in padded_rows.items()}
         if packed and self.model.config._attn_implementation != "sdpa":
             # Other implementations add the mask to their scores, as numbers.
             hidden = ~batch["attention_mask"]

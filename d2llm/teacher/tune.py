@@ -63,23 +63,23 @@ def run(config: Config, teacher: str, resume: Resume | None = None) -> None:
         tune(judge, train, settings, log_file, resume, config.training.precision)
     report = assess(judge, dev)
     write_json(report_file, report)
-    for mode, found in report.items():
+    for mode, scores in report.items():
         get_logger(__name__).info(
-            "%s on dev, %s: AP %.3f, accuracy %.3f", teacher, mode, found["ap"], found["accuracy"]
+            "%s on dev, %s: AP %.3f, accuracy %.3f", teacher, mode, scores["ap"], scores["accuracy"]
         )
-        if found["ap"] < settings.min_ap:
+        if scores["ap"] < settings.min_ap:
             raise TrainingError(
-                f"the teacher is not good enough to learn from: {mode} dev AP {found['ap']:.3f} is below teacher.min_ap "
+                f"the teacher is not good enough to learn from: {mode} dev AP {scores['ap']:.3f} is below teacher.min_ap "
                 f"{settings.min_ap}; raise teacher.steps, or lower the bar knowingly ({report_file} has the details)"
             )
     if settings.quantization != "none":
         # What is kept are the weights themselves; every stage quantises them anew, alike.
         judge = Teacher.load(paths.base("teacher"), settings.model_copy(update={"quantization": "none"}))
     with atomic(folder / "model") as place:
-        kept = AutoConfig.from_pretrained(paths.base("teacher"), trust_remote_code=remote.allowed()).dtype
-        state = {name: value.to(kept) for name, value in merge_lora(judge.model).items()}
+        stored_dtype = AutoConfig.from_pretrained(paths.base("teacher"), trust_remote_code=remote.allowed()).dtype
+        state = {name: value.to(stored_dtype) for name, value in merge_lora(judge.model).items()}
         # The model itself as well: what `Teacher.load` computes in is what the saved config says of it.
-        judge.model.to(kept).save_pretrained(place, state_dict=state)
+        judge.model.to(stored_dtype).save_pretrained(place, state_dict=state)
         judge.tokenizer.save_pretrained(place)
 
 
@@ -130,12 +130,12 @@ class _Examples:
             if not queues[mode]:
                 order = rng.permutation(len(self.rows[mode]))
                 lengths = np.array([len(self.rows[mode][i].ids) for i in order])
-                made = []
+                chunks = []
                 for start in range(0, len(order), 16 * size):
                     part = slice(start, start + 16 * size)
                     chunk = order[part][np.argsort(lengths[part], kind="stable")]
-                    made += [chunk[i : i + size] for i in range(0, len(chunk), size)]
-                queues[mode] = [made[i] for i in rng.permutation(len(made))]
+                    chunks += [chunk[i : i + size] for i in range(0, len(chunk), size)]
+                queues[mode] = [chunks[i] for i in rng.permutation(len(chunks))]
             out.append((mode, queues[mode].pop()))
         return out
 
@@ -228,8 +228,8 @@ def marked(rows: list[Row], labels: list[list[list[int]]], width: int) -> tuple[
     relations.
     """
     at, digits = [], []
-    for i, (row, found) in enumerate(zip(rows, labels, strict=True)):
-        for (start, end), own in zip(row.text_spans, found, strict=True):
+    for i, (row, spans) in enumerate(zip(rows, labels, strict=True)):
+        for (start, end), own in zip(row.text_spans, spans, strict=True):
             for offset, digit in enumerate(own[: end - start]):
                 if digit != -100:
                     at.append(i * width + start + offset)

@@ -98,4 +98,4 @@ def means(records: Sequence[Record]) -> Record:
     """The mean of every number that records have, over those that have it."""
     keys = sorted({key for record in records for key in record})
     values = {key: [record[key] for record in records if key in record] for key in keys}
-    return {key: sum(found) / len(found) for key, found in values.items()}
+    return {key: sum(numbers) / len(numbers) for key, numbers in values.items()}

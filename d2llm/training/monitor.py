@@ -81,7 +81,7 @@ class Monitor:
 
         Raises TrainingError, which begins with `where`, when a score is not finite.
         """
-        found = {}
+        values = {}
         with torch.no_grad(), evaluation_mode(student), lora_merged(student):
             for part, left, right in zip(self.samples, *self._vectors(student), strict=True):
                 score = scores(student, part, left, right)
@@ -92,8 +92,8 @@ class Monitor:
                     )
                 value = METRICS[HEADLINE[part.type]](score, part.target)
                 if np.isfinite(value):
-                    found[part.task] = value
-        return found
+                    values[part.task] = value
+        return values
 
     def _vectors(self, student: Student) -> tuple[list[Tensor], list[Tensor]]:
         """Embeddings of the left and of the right texts of every sample, computed together."""
@@ -137,10 +137,10 @@ def _search(folder: Path, name: str, rng: np.random.Generator, queries: int, pas
     for row in qrels[qrels["relevance"] > 0].itertuples():
         if row.query_id in relevant:
             relevant[row.query_id].add(row.doc_id)
-    kept = set().union(*relevant.values())
-    others = [doc for doc in corpus["id"] if doc not in kept]
-    more = rng.permutation(len(others))[: max(0, passages - len(kept))]
-    ids = sorted(kept | {others[place] for place in more}, reverse=True)
+    needed = set().union(*relevant.values())
+    others = [doc for doc in corpus["id"] if doc not in needed]
+    more = rng.permutation(len(others))[: max(0, passages - len(needed))]
+    ids = sorted(needed | {others[place] for place in more}, reverse=True)
     texts = dict(zip(corpus["id"], corpus["text"], strict=True))
     target = np.array([[doc in relevant[query] for doc in ids] for query in drawn["id"]])
     return Sample(name, "retrieval", tuple(drawn["text"]), tuple(texts[doc] for doc in ids), target)

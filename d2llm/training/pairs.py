@@ -31,8 +31,8 @@ class PairData:
     def __init__(self, pairs: pd.DataFrame, scores: pd.DataFrame | None) -> None:
         self.pairs = pairs
         self.queries, self.positives = pairs["query"].tolist(), pairs["positive"].tolist()
-        self.negatives = [list(found) for found in pairs["negatives"]]
-        widths = {len(found) for found in self.negatives}
+        self.negatives = [list(texts) for texts in pairs["negatives"]]
+        widths = {len(texts) for texts in self.negatives}
         if len(widths) != 1:
             raise DataError(
                 f"pairs: every query needs the same number of negatives, found {sorted(widths)}; remove pairs/ and run again"

@@ -69,10 +69,10 @@ def located(settings: PretrainedSettings, where: str) -> tuple[Path, str | None]
     path = Path(settings.source).expanduser()
     if settings.origin == "package":
         module, _, inside = settings.source.removeprefix("package:").partition("/")
-        found = importlib.util.find_spec(module)
-        if found is None or not found.submodule_search_locations:
+        package = importlib.util.find_spec(module)
+        if package is None or not package.submodule_search_locations:
             raise ConfigError(f"{where}: {settings.source!r}: no Python package {module!r} here; install it (pip)")
-        path = Path(found.submodule_search_locations[0]) / inside
+        path = Path(package.submodule_search_locations[0]) / inside
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ConfigError(f"{where}: {settings.source!r}: no such file ({path}); correct the path")
@@ -94,10 +94,10 @@ def fetched(settings: PretrainedSettings, where: str, weights: bool = True) -> P
     patterns += CODE if settings.trust_remote_code else ()
 
     def fetch() -> Path:
-        found = snapshot_download(settings.source, revision=settings.revision, allow_patterns=patterns)
+        folder = snapshot_download(settings.source, revision=settings.revision, allow_patterns=patterns)
         if weights:
             hub.check(settings.source, "model")
-        return Path(found)
+        return Path(folder)
 
     what = settings.source + (f" at {settings.revision}" if settings.revision else "")
     return hub.patiently(fetch, what, where, None if weights else ())
@@ -188,17 +188,17 @@ def check_kind(config: PretrainedConfig, encoder: bool, where: str) -> None:
     masked = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or "AutoModelForMaskedLM" in own
     causal = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in own
     if getattr(config, "is_encoder_decoder", False):
-        found = "both"
+        kind = "both"
     elif getattr(config, "is_decoder", False):
-        found = "decoder"
+        kind = "decoder"
     elif not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
-        found = "encoder"
+        kind = "encoder"
     else:
-        found = "encoder" if masked else "decoder" if causal else ""
+        kind = "encoder" if masked else "decoder" if causal else ""
     name = (config.architectures or [config.model_type])[0]
     wanted = "an encoder (BERT and its kin)" if encoder else "a decoder (Qwen, Llama and their kin)"
-    if found != ("encoder" if encoder else "decoder") or not (masked if encoder else causal):
-        raise ConfigError(f"{where}: expected {wanted}; found {name}, {KINDS.get(found, 'which is neither')}")
+    if kind != ("encoder" if encoder else "decoder") or not (masked if encoder else causal):
+        raise ConfigError(f"{where}: expected {wanted}; found {name}, {KINDS.get(kind, 'which is neither')}")
     if not isinstance(getattr(config, "hidden_size", None), int):
         raise ConfigError(
             f"{where}: expected {wanted}, of text alone; found {name}, whose configuration has no hidden_size"
@@ -263,21 +263,21 @@ def plain(network: PreTrainedModel) -> PreTrainedModel:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     state = {name: value.float() for name, value in network.state_dict().items()}
-    made = type(network)(config)
-    made.load_state_dict(state)
-    made.tie_weights()
-    return made
+    copy = type(network)(config)
+    copy.load_state_dict(state)
+    copy.tie_weights()
+    return copy
 
 
 def layers_of(network: PreTrainedModel) -> Any:
     """The list of a model's layers. Raises ConfigError for an architecture that keeps them where none is looked for."""
     body = network.base_model
     for path in (("layers",), ("encoder", "layer"), ("h",), ("transformer", "h")):
-        found: Any = body
+        inner: Any = body
         for part in path:
-            found = getattr(found, part, None)
-        if found is not None:
-            return found
+            inner = getattr(inner, part, None)
+        if inner is not None:
+            return inner
     raise ConfigError(f"models: the layers of {type(body).__name__} were not found")
 
 

@@ -50,7 +50,7 @@ def packed_attention(
     out = []
     for (count, length), members in zip(packed_groups, parts, strict=True):
         q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in members)
-        found = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             q,
             k,
             v,
@@ -59,7 +59,7 @@ def packed_attention(
             scale=scaling,
             enable_gqa=q.shape[1] != k.shape[1],
         )
-        out.append(found.transpose(1, 2).flatten(0, 1))
+        out.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(out)[None], None
 
 
@@ -90,8 +90,8 @@ class _PackedAttention(torch.autograd.Function):
         flash, _ = flash_kernels()  # type: ignore[misc]  # `_one_node` has asked
         for view in views:
             q, k, v, place = (x.as_strided(*view) for x in (*sides, joined))
-            found, logsumexp = flash(q, k, v, 0.0, causal and view[0][2] > 1, attn_mask=None, scale=scale)
-            place.copy_(found)
+            attended, logsumexp = flash(q, k, v, 0.0, causal and view[0][2] > 1, attn_mask=None, scale=scale)
+            place.copy_(attended)
             sums.append(logsumexp)
         ctx.save_for_backward(*sides, joined, *sums)
         ctx.views, ctx.causal, ctx.scale = views, causal, scale
@@ -102,16 +102,16 @@ class _PackedAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, joined, *sums = ctx.saved_tensors
         sides = (_from_start(gradient.contiguous()), query, key, value, joined)
-        found = [torch.empty_like(query) for _ in range(3)]
+        gradients = [torch.empty_like(query) for _ in range(3)]
         _, flash_backward = flash_kernels()  # type: ignore[misc]
         for view, logsumexp in zip(ctx.views, sums, strict=True):
             out, q, k, v, given = (x.as_strided(*view) for x in sides)
-            made = flash_backward(
+            parts = flash_backward(
                 out, q, k, v, given, logsumexp, 0.0, ctx.causal and view[0][2] > 1, attn_mask=None, scale=ctx.scale
             )
-            for side, part in zip(found, made, strict=True):
+            for side, part in zip(gradients, parts, strict=True):
                 side.as_strided(*view).copy_(part)
-        return (*(side.transpose(1, 2) for side in found), None, None, None)
+        return (*(side.transpose(1, 2) for side in gradients), None, None, None)
 
 
 @cache
@@ -165,11 +165,11 @@ def _views(groups: Groups, heads: int, width: int) -> list[tuple[Any, ...]]:
     """For each group what `as_strided` takes (size, strides, offset) to show it, of numbers in the order (T, heads, d),
     as (count, heads, length, d).
     """
-    token, start, found = heads * width, 0, list[tuple[Any, ...]]()
+    token, start, views = heads * width, 0, list[tuple[Any, ...]]()
     for count, length in groups:
-        found.append(((count, heads, length, width), (length * token, width, token, 1), start * token))
+        views.append(((count, heads, length, width), (length * token, width, token, 1), start * token))
         start += count * length
-    return found
+    return views
 
 
 def packs(model: PreTrainedModel) -> bool:

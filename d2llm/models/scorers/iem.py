@@ -60,28 +60,28 @@ class IEM(Scorer):
         block_bytes: int = 2 << 20,
     ) -> None:
         super().__init__()
-        for key, found, known in (
+        for key, value, known in (
             ("activation", activation, ("relu", "squared_relu")),
             ("init", init, ("random", "matcher")),
             ("branches", branches, ("both", "shared")),
             ("skip", skip, ("none", "cosine")),
         ):
-            if found not in known:
-                raise ConfigError(f"scorer iem: {key} is one of {', '.join(known)}, found {found!r}")
+            if value not in known:
+                raise ConfigError(f"scorer iem: {key} is one of {', '.join(known)}, found {value!r}")
         if hidden < (2 if init == "matcher" else 1):
             raise ConfigError(f"scorer iem: hidden must be at least {2 if init == 'matcher' else 1}, found {hidden}")
         self.size, self.hidden = size, hidden
         self.squared = activation == "squared_relu"
         self.block_bytes = block_bytes
         self.first = nn.Linear(2 * size, hidden)
-        made = {name: nn.Linear(hidden, hidden) for name in (MODES if branches == "both" else ("shared",))}
-        self.branches = nn.ModuleDict(made)
+        layers = {name: nn.Linear(hidden, hidden) for name in (MODES if branches == "both" else ("shared",))}
+        self.branches = nn.ModuleDict(layers)
         self.head = nn.Linear(hidden, 1)
         self.skip_weight = nn.Parameter(torch.tensor(float(skip_scale))) if skip == "cosine" else None
-        for layer in (self.first, *made.values(), self.head):
+        for layer in (self.first, *layers.values(), self.head):
             nn.init.xavier_uniform_(layer.weight)
         if init == "matcher":
-            self._become_matcher(scale, made.values())
+            self._become_matcher(scale, layers.values())
 
     @torch.no_grad()
     def _become_matcher(self, scale: float, branches: Iterable[nn.Linear]) -> None:
