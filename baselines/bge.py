@@ -57,7 +57,9 @@ class UnsupervisedPairs(PretextStage):
 
 
 class BGERecipe(Recipe):
-    """Rate 1e-5 (large; 2e-5 base, 3e-5 small), temperature of bge-v1.5 (bge: 0.01), groups of 2, lengths 64 and 256."""
+    """Rate 1e-5 (large; 2e-5 base, 3e-5 small), temperature of bge-v1.5 (bge: 0.01), groups of 2, lengths 64
+    and 256.
+    """
 
     learning_rate: PositiveFloat = 1e-5
     # The trainer's defaults, which its example leaves alone.

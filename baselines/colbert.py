@@ -47,7 +47,10 @@ class ColBERT(ContrastiveMethod[ColBERTRecipe]):
 
     name = "colbert"
     title = "ColBERT"
-    citation = "Khattab and Zaharia 2020, ColBERT: Efficient and Effective Passage Search via Contextualized Late Interaction over BERT"
+    citation = (
+        "Khattab and Zaharia 2020, ColBERT: Efficient and Effective Passage Search via Contextualized Late Interaction "
+        "over BERT"
+    )
     kind = "encoder"
     Recipe = ColBERTRecipe
 

@@ -103,7 +103,9 @@ class LLaRARecipe(Recipe):
 
 
 class Layout(NamedTuple):
-    """Token ids of a pretext sequence around its text: prefix, EBAE suffix, EBAR suffix (each with its eight tokens)."""
+    """Token ids of a pretext sequence around its text: prefix, EBAE suffix, EBAR suffix (each with its eight
+    tokens).
+    """
 
     prefix: tuple[int, ...]
     summary: tuple[int, ...]
@@ -156,7 +158,8 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
         stage, around = recipe.adaptation, sum(map(len, self.layout(student.backbone, recipe)))
         if stage.trains and stage.max_length <= around:
             raise TrainingError(
-                f"{self.name}, adaptation: adaptation.max_length {stage.max_length} leaves no room for a text between prompts of "
+                f"{self.name}, adaptation: adaptation.max_length {stage.max_length} leaves no room for a text between "
+                "prompts of "
                 f"{around} tokens"
             )
 

@@ -129,7 +129,8 @@ def check_encoder(backbone: Backbone, stage: Autoencoding, name: str) -> None:
             full.base_model.embeddings(inputs_embeds=torch.empty(1, 2, config.hidden_size))
     except Exception as error:
         raise TrainingError(
-            f"{name}: {type(backbone.model).__name__} of {backbone.source} is not built as BERT is ({first_line(error)}); "
+            f"{name}: {type(backbone.model).__name__} of {backbone.source} is not built as BERT is "
+            f"({first_line(error)}); "
             "choose another encoder, or set pretraining.steps to 0"
         ) from error
 
@@ -289,7 +290,9 @@ def visible_positions(inner: Tensor, real: Tensor, count: Tensor, generator: tor
 
 
 def draw(candidates: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:
-    """A random choice of `count` (n,) True entries in each row of candidates (n, t), all of them where there are fewer."""
+    """A random choice of `count` (n,) True entries in each row of candidates (n, t), all of them where there
+    are fewer.
+    """
     import torch
 
     order = torch.rand(candidates.shape, generator=generator).to(candidates.device)

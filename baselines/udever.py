@@ -30,7 +30,9 @@ QUERY_TOKENS, DOCUMENT_TOKENS = ("[BOQ]", "[EOQ]"), ("[BOD]", "[EOD]")
 
 
 class UdeverRecipe(Recipe):
-    """Rate of the model card (the author's log: 4e-4), warm-up a quarter of one of 3 epochs, then constant, length 300."""
+    """Rate of the model card (the author's log: 4e-4), warm-up a quarter of one of 3 epochs, then constant,
+    length 300.
+    """
 
     learning_rate: PositiveFloat = 1e-4
     # Not published: no decay assumed, as next to nothing but biases trains.

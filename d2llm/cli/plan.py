@@ -327,7 +327,7 @@ def counted(
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------- costs
+# ---------------------------------------------------------------------------------------------------------------- costs
 @dataclass(frozen=True)
 class Cost:
     """One line of the plan: a kind of job, how many there are, and what one of them takes."""
@@ -589,7 +589,8 @@ def text(estimate: dict[str, Any]) -> str:
     if estimate["assumed"]:
         lines += ["", "  assumed: " + "; ".join(estimate["assumed"])]
     lines += [
-        "  Estimates: real runs differ by a factor of two and more, mostly by what share of the device's rate is reached."
+        "  Estimates: real runs differ by a factor of two and more, mostly by what share of the device's rate is "
+        "reached."
     ]
     return "\n".join(lines)
 

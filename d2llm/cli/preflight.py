@@ -36,7 +36,7 @@ class Outline(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-# ------------------------------------------------------------------------------------------------------------ base models
+# ---------------------------------------------------------------------------------------------------------- base models
 def model_problems(config: Config, fetch: bool = False, texts: Sequence[str] = ()) -> Iterator[Problem]:
     """What would be refused of the base models that some job reads; `texts`: some of those that models will be given.
 
@@ -146,7 +146,7 @@ def accept_data(config: Config) -> None:
     check_texts(config, sample_of(pd.read_parquet(paths.pool, columns=["text"])["text"]))
 
 
-# ------------------------------------------------------------------------------------------------------------------- data
+# ----------------------------------------------------------------------------------------------------------------- data
 def check_data(config: Config, tasks: Path) -> None:
     """Raise DataError for evaluation sets (folders in `tasks`) that cannot be measured on."""
     from d2llm.evaluation.tasks import has, names, read

@@ -214,7 +214,8 @@ def index(options: argparse.Namespace) -> int:
     to = Path(options.to)
     if to.exists() and not (to / "index.json").is_file():
         raise ConfigError(
-            f"--to {options.to}: exists and is no index; an index is replaced, anything else is not: choose another folder"
+            f"--to {options.to}: exists and is no index; an index is replaced, anything else is not: choose another "
+            "folder"
         )
     passages = read_texts(options.passages, options.column, options.id, options.quotes)
     built = Index.build(student_of(options), passages["text"].tolist(), mode=options.mode, precision=options.precision)
@@ -222,7 +223,8 @@ def index(options: argparse.Namespace) -> int:
         built.save(folder)
         write_frame(folder / TEXTS, passages)
     print(
-        f"{options.to}: {len(built)} passages, {built.bytes_per_passage} bytes each ({options.precision}; an embedding has {built.vector_bytes})"
+        f"{options.to}: {len(built)} passages, {built.bytes_per_passage} bytes each ({options.precision}; an embedding "
+        f"has {built.vector_bytes})"
     )
     return 0
 

@@ -147,7 +147,8 @@ COMMANDS: dict[str, Command] = {
         {
             "--models": {
                 "action": "store_true",
-                "help": "also ask base models at hand for what teacher and methods ask of them, as the workflow does at its start",
+                "help": "also ask base models at hand for what teacher and methods ask of them, as the workflow does "
+                "at its start",
             }
         },
     ),

@@ -151,7 +151,8 @@ def check_grids(config: Config, origin: Callable[[Key], str]) -> None:
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise ConfigError(
-            f"{origin(('tuning', 'grids'))}: tuning.grids: every method needs as many trials as the others; found {listed}"
+            f"{origin(('tuning', 'grids'))}: tuning.grids: every method needs as many trials as the others; found "
+            f"{listed}"
         )
 
 
@@ -218,7 +219,9 @@ def check_tasks(config: Config, origin: Callable[[Key], str]) -> None:
 
 
 def check_files(config: Config, origin: Callable[[Key], str]) -> None:
-    """Refuse an evaluation set without the split that is evaluated, and a lack of dev splits where they are asked for."""
+    """Refuse an evaluation set without the split that is evaluated, and a lack of dev splits where they are
+    asked for.
+    """
     if config.data.source != "files":
         return
     split = config.evaluation.split

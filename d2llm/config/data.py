@@ -475,7 +475,8 @@ class FilesSettings(Section):
                 if isinstance(table, HubTable | MtebSet) and seen.setdefault(table.name, table) != table:
                     name = table.repo if isinstance(table, HubTable) else table.mteb
                     raise ValueError(
-                        f"one way of reading {name} (columns, format, quotes, keep; of mteb's sets all keys), as both share a download"
+                        f"one way of reading {name} (columns, format, quotes, keep; of mteb's sets all keys), as both "
+                        "share a download"
                     )
         return self
 

@@ -87,7 +87,9 @@ class Config(Section):
     runtime: RuntimeSettings = RuntimeSettings()
 
     def runs(self) -> list[Run]:
-        """Every training, in the order tables show them: the methods, then sweeps and variants that are none of them."""
+        """Every training, in the order tables show them: the methods, then sweeps and variants that are none
+        of them.
+        """
         every_run = [Run(method, "base", seed) for method in self.methods for seed in self.seeds]
         every_run += [
             Run(*point, seed) for point in dict.fromkeys(self.points().values()) for seed in self.seeds_of_variants()
@@ -126,7 +128,9 @@ class Config(Section):
         return list(dict.fromkeys((method, owner) for method, owner in owners if owner is not None))
 
     def pretext_of(self, method: str, variant: str) -> str | None:
-        """Whose pre-training stage a run starts from: the method's own where it is the same; None where there is none."""
+        """Whose pre-training stage a run starts from: the method's own where it is the same; None where there
+        is none.
+        """
 
         own = declared(method).pretext_recipe(self.recipe(method, variant))
         if own is None:

@@ -12,7 +12,9 @@ __all__ = ["Names", "Pair", "Section", "has"]
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration: unknown keys are refused, values are not converted (an int may be a float)."""
+    """A frozen part of the configuration: unknown keys are refused, values are not converted (an int may be a
+    float).
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 

@@ -69,7 +69,9 @@ class BaseSettings(Section):
 
 
 class PretrainedSettings(Section):
-    """A base checkpoint that exists already: on a hub, in a folder, in a GGUF file, or in an installed Python package."""
+    """A base checkpoint that exists already: on a hub, in a folder, in a GGUF file, or in an installed Python
+    package.
+    """
 
     # "org/name" on the hub; "./folder", "../folder" or "/folder"; a file that ends in .gguf; "package:module/path
     # inside it".

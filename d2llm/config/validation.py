@@ -62,7 +62,8 @@ def check_plain(values: Any, origin: str) -> None:
             for name, inner in value.items():
                 if not isinstance(name, str):
                     raise ConfigError(
-                        f"{origin}: {dotted((*key, name))}: expected text as a key (in quotes, where needed); found {show(name)}"
+                        f"{origin}: {dotted((*key, name))}: expected text as a key (in quotes, where needed); found "
+                        f"{show(name)}"
                     )
                 walk(name, (*key, name))
                 walk(inner, (*key, name))
@@ -74,7 +75,8 @@ def check_plain(values: Any, origin: str) -> None:
                 raise ConfigError(f"{origin}: {dotted(key)}: expected Unicode text; found {show(value)}")
         elif not isinstance(value, int | float | None):
             raise ConfigError(
-                f"{origin}: {dotted(key)}: expected text, a number, a list or a section; found {show(value)} ({kind(value)})"
+                f"{origin}: {dotted(key)}: expected text, a number, a list or a section; found {show(value)} "
+                f"({kind(value)})"
             )
 
     walk(values, ())

@@ -95,7 +95,9 @@ class Backbone(nn.Module):
         return cls(model, tokenizer, kind, source=str(folder))
 
     def save(self, folder: str | Path) -> None:
-        """Write body (LoRA merged into the weights, the live model untouched) and tokenizer in Hugging Face's format."""
+        """Write body (LoRA merged into the weights, the live model untouched) and tokenizer in Hugging Face's
+        format.
+        """
         self.model.save_pretrained(str(folder), state_dict=merge_lora(self.model))
         self.tokenizer.save_pretrained(str(folder))
 
@@ -139,7 +141,8 @@ class Backbone(nn.Module):
         if text.strip() and (not ids or (unknown is not None and unknown in ids)):
             raise ConfigError(
                 f"the tokenizer of {self.source or 'the base model'} cannot spell {text!r}: part of it becomes "
-                f"{self.tokenizer.unk_token or 'nothing'!r}; put these words into its vocabulary or choose another phrase"
+                f"{self.tokenizer.unk_token or 'nothing'!r}; put these words into its vocabulary or choose another "
+                "phrase"
             )
         return ids
 
@@ -283,7 +286,8 @@ class Backbone(nn.Module):
             biases = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
             if not biases:
                 raise TrainingError(
-                    f"BitFit trains biases only and {type(self.model).__name__} of {self.source or 'this run'} has none; "
+                    f"BitFit trains biases only and {type(self.model).__name__} of {self.source or 'this run'} has "
+                    "none; "
                     "set tuning.kind to lora for this base model"
                 )
         if tuning.kind == "lora":

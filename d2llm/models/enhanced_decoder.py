@@ -32,7 +32,9 @@ class EnhancedDecoder(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, query: Tensor, states: Tensor, visible: Tensor) -> Tensor:
-        """query (n, t, d), states (n, t, d) as keys and values, visible (n, t, t) bool: row sees column -> (n, t, d)."""
+        """query (n, t, d), states (n, t, d) as keys and values, visible (n, t, t) bool: row sees column ->
+        (n, t, d).
+        """
 
         def split(x: Tensor) -> Tensor:
             return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

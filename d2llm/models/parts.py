@@ -32,7 +32,9 @@ def module(kind: Kind, name: str) -> str:
 
 
 def build_pooling(name: str, hidden_size: int, /, **settings: Any) -> Pooling:
-    """The pooling of that name for states of `hidden_size` numbers. Raises ConfigError for an unknown name or setting."""
+    """The pooling of that name for states of `hidden_size` numbers. Raises ConfigError for an unknown name or
+    setting.
+    """
     return _build("pooling", name, hidden_size, settings)
 
 

@@ -63,7 +63,8 @@ def framing(tokenizer: Any) -> tuple[list[int], list[int]]:
         if bare and len(places) == 1:
             return whole[: places[0]], whole[places[0] + len(bare) :]
     raise ConfigError(
-        f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__}: what it puts around a text cannot be told from the text; take another checkpoint"
+        f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__}: what it puts around a text cannot be told "
+        "from the text; take another checkpoint"
     )
 
 
@@ -93,6 +94,7 @@ def unknown_to_the_model(tokenizer: Any, rows: int) -> str | None:
     if not needed:
         return None
     return (
-        f"the tokenizer knows {max(beyond) + 1} tokens, the model has embeddings for {rows} (none for {beyond[needed[0]]!r}); "
+        f"the tokenizer knows {max(beyond) + 1} tokens, the model has embeddings for {rows} (none for "
+        f"{beyond[needed[0]]!r}); "
         "take tokenizer and weights of one checkpoint, or resize the model's embeddings and save it again"
     )

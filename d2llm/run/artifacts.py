@@ -84,7 +84,9 @@ def remove(path: Path) -> None:
 
 
 def in_future(path: Path) -> bool:
-    """Whether a file's time, or the one Snakemake gave a folder, lies in the future: the clock has been set back since."""
+    """Whether a file's time, or the one Snakemake gave a folder, lies in the future: the clock has been set
+    back since.
+    """
     now = time.time_ns()
     marks = (path, path / ".snakemake_timestamp")
     return any(mark.lstat().st_mtime_ns > now for mark in marks if mark.exists())

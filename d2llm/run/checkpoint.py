@@ -325,7 +325,7 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
     set_random_state((_bytes(state["torch"]), [_bytes(device) for device in state["cuda"]]))
 
 
-# ------------------------------------------------------------------------------------------------------ several processes
+# ---------------------------------------------------------------------------------------------------- several processes
 def _shared() -> bool:
     """Whether several processes share this training."""
     from torch import distributed

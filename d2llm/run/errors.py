@@ -42,11 +42,14 @@ def fault(error: BaseException) -> str | None:
     while seen is not None:
         message, number = first_line(seen), getattr(seen, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(word in message for word in FULL):
-            return f"the disk is full, or files may not grow further ({message}); make room and run again: finished jobs are kept"
+            advice = "make room and run again: finished jobs are kept"
+        return f"the disk is full, or files may not grow further ({message}); {advice}"
         if isinstance(seen, MemoryError) or any(word in message for word in NO_MEMORY):
-            return f"memory is used up ({message}); run fewer jobs at a time (--cores 1), or lower batch sizes (docs/scaling.md)"
+            advice = "run fewer jobs at a time (--cores 1), or lower batch sizes (docs/scaling.md)"
+        return f"memory is used up ({message}); {advice}"
         if number in (errno.EROFS, errno.EACCES, errno.EPERM):
-            return f"a file or folder may not be read or written ({message}); change its permissions, or choose another folder: -C results=FOLDER"
+            advice = "change its permissions, or choose another folder: -C results=FOLDER"
+        return f"a file or folder may not be read or written ({message}); {advice}"
         seen = seen.__cause__
     return None
 

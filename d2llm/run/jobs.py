@@ -98,7 +98,8 @@ def check_arguments(config: Config, stage: str, arguments: Mapping[str, Any]) ->
         asked = Run(*(arguments[name] for name in RUN))
         if asked not in runs:
             raise ConfigError(
-                f"{words(asked)}: not a run of this config; add it to methods, variants, sweeps, seeds or tuning.grids, "
+                f"{words(asked)}: not a run of this config; add it to methods, variants, sweeps, seeds or "
+                "tuning.grids, "
                 f"or take the nearest: {words(nearest_run(asked, runs))}"
             )
 

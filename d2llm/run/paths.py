@@ -51,7 +51,9 @@ class Paths:
         return self.root / "locks"
 
     def state(self, job: str) -> Path:
-        """Folder of a job's checkpoints while it trains. No rule's output: what a job failed to finish is to survive."""
+        """Folder of a job's checkpoints while it trains. No rule's output: what a job failed to finish is to
+        survive.
+        """
         return self.root / "state" / job
 
     def logs(self, *parts: str) -> Path:

@@ -78,7 +78,8 @@ def checked_inputs(paths: Iterable[str]) -> dict[str, str]:
                 refuse_altered(claim)
             elif claim is not None and claim != digest:
                 raise ArtifactError(
-                    f"{file}: damaged, or changed since its job wrote it (sha256 {digest[:12]}…, recorded {claim[:12]}…); "
+                    f"{file}: damaged, or changed since its job wrote it (sha256 {digest[:12]}…, recorded "
+                    f"{claim[:12]}…); "
                     f"remove {name} and run `snakemake --cores all` again"
                 )
         inputs[name] = combined(path, digests)

@@ -24,7 +24,9 @@ SAME = 1.0
 
 
 class Signals:
-    """Notes the first signal while it listens: `told` is its number, 0 before. A later one acts as if nobody listened."""
+    """Notes the first signal while it listens: `told` is its number, 0 before. A later one acts as if nobody
+    listened.
+    """
 
     def __init__(self) -> None:
         self.told = 0

@@ -208,7 +208,9 @@ def plain(section: Section) -> dict[str, Any]:
 
 
 def base_settings(config: Config, model: str) -> dict[str, Any]:
-    """Those of the model; one made in the pipeline has a vocabulary, which holds the prompts and the methods' phrases."""
+    """Those of the model; one made in the pipeline has a vocabulary, which holds the prompts and the methods'
+    phrases.
+    """
     settings = plain(config.models.of(model))
     if "source" in settings:
         return {f"models.{model}": settings}

@@ -138,7 +138,8 @@ def origin(record: dict[str, Any]) -> str:
     """Provenance in words."""
     code = record.get("code", "")
     lines = [
-        f"- trained {record.get('started', '?')}, {record.get('seconds', '?')} s, process seed {record.get('process_seed', '?')}"
+        f"- trained {record.get('started', '?')}, {record.get('seconds', '?')} s, process seed "
+        f"{record.get('process_seed', '?')}"
     ]
     lines += [f"- digest of the code: `{code}`"] if isinstance(code, str) else []
     lines += [

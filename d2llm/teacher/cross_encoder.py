@@ -87,7 +87,8 @@ class PromptIds:
         if self.room < 2:
             fixed = max_length - self.room
             raise ConfigError(
-                f"teacher.max_length is {max_length}, but the prompt alone takes {fixed} tokens; raise it to at least {fixed + 32}"
+                f"teacher.max_length is {max_length}, but the prompt alone takes {fixed} tokens; raise it to at least "
+                f"{fixed + 32}"
             )
 
     def cut(self, a: list[int], b: list[int]) -> tuple[list[int], list[int]]:
@@ -396,7 +397,8 @@ class Teacher:
             logits, answer, _ = self.forward([rows[i] for i in batch], mode, begun, only_answers=True)
             if not torch.isfinite(logits).all():
                 raise TrainingError(
-                    "the teacher's scores are not finite; its checkpoint is damaged; remove teacher/model and run snakemake again"
+                    "the teacher's scores are not finite; its checkpoint is damaged; remove teacher/model and run "
+                    "snakemake again"
                 )
             judged, read = logits.float().cpu().numpy(), answer.float().cpu().numpy()
             if features and not states:

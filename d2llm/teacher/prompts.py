@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A template cut into its fixed parts: instruction, what announces each text, the answer cue, and the two answers."""
+    """A template cut into its fixed parts: instruction, what announces each text, the answer cue, and the two
+    answers.
+    """
 
     instruction: str
     query: str

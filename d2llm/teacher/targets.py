@@ -25,7 +25,8 @@ def read_scores(config: Config, qids: list[str], teacher: str = "teacher") -> pd
     missing = [qid for qid in qids if qid not in indexed.index]
     if missing:
         raise ArtifactError(
-            f"{paths.teacher_scores(0, shards, teacher).parent}: no teacher scores for {len(missing)} training queries (first {missing[0]!r}); "
+            f"{paths.teacher_scores(0, shards, teacher).parent}: no teacher scores for {len(missing)} training queries "
+            f"(first {missing[0]!r}); "
             "remove the folder and run snakemake again"
         )
     return indexed.loc[qids].reset_index()

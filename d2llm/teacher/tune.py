@@ -69,7 +69,8 @@ def run(config: Config, teacher: str, resume: Resume | None = None) -> None:
         )
         if scores["ap"] < settings.min_ap:
             raise TrainingError(
-                f"the teacher is not good enough to learn from: {mode} dev AP {scores['ap']:.3f} is below teacher.min_ap "
+                f"the teacher is not good enough to learn from: {mode} dev AP {scores['ap']:.3f} is below "
+                "teacher.min_ap "
                 f"{settings.min_ap}; raise teacher.steps, or lower the bar knowingly ({report_file} has the details)"
             )
     if settings.quantization != "none":
@@ -115,7 +116,9 @@ class _Examples:
             self.relations[mode] = [[by_group[row.group][i] for i in row.members] for row in self.rows[mode]]
 
     def batches(self, pairs: int, steps: int, seed: int, asymmetric_share: float) -> list[tuple[str, np.ndarray]]:
-        """`steps` batches of one mode and about `pairs` pairs; rows of like length travel together (within 16 batches)."""
+        """`steps` batches of one mode and about `pairs` pairs; rows of like length travel together (within 16
+        batches).
+        """
         rng = np.random.default_rng(seed)
         sizes = {
             mode: max(1, round(pairs * len(rows) / sum(len(row.answers) for row in rows)))

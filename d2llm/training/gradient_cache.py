@@ -69,7 +69,8 @@ class GradientCache:
         """Half as many texts at a time from now on. Raises TrainingError when it is one already."""
         if self.size == 1:
             raise TrainingError(
-                "out of memory with a single text at a time; lower training.max_length, or take a smaller model or more memory"
+                "out of memory with a single text at a time; lower training.max_length, or take a smaller model or "
+                "more memory"
             )
         self._parts, self._leaf, self.size = [], None, self.size // 2
 

@@ -88,7 +88,8 @@ class InParts(Whole[B]):
         more = len(self.split(batch, 2 * self.parts))
         if more <= self.parts:
             raise TrainingError(
-                f"{where}: out of memory; that was one example at a time; lower max_length, or take a smaller model or more memory"
+                f"{where}: out of memory; that was one example at a time; lower max_length, or take a smaller model or "
+                "more memory"
             ) from error
         self.parts = more
         get_logger(__name__).warning("%s: out of memory; batches in %d parts from now on", where, more)

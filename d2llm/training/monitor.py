@@ -87,7 +87,8 @@ class Monitor:
                 score = scores(student, part, left, right)
                 if not np.isfinite(score).all():
                     raise TrainingError(
-                        f"{where}: {int((~np.isfinite(score)).sum())} of {score.size} scores on the dev sample of {part.task} "
+                        f"{where}: {int((~np.isfinite(score)).sum())} of {score.size} scores on the dev sample of "
+                        f"{part.task} "
                         "are not finite; lower the learning rate or clip the gradients"
                     )
                 value = METRICS[HEADLINE[part.type]](score, part.target)
@@ -179,7 +180,9 @@ def lora_merged(module: nn.Module) -> Iterator[None]:
 
 
 def scores(student: Student, part: Sample, left: Tensor, right: Tensor) -> np.ndarray:
-    """(n,) scores of pairs as given, by the symmetric head, or (n, m) of queries and passages, by the asymmetric one."""
+    """(n,) scores of pairs as given, by the symmetric head, or (n, m) of queries and passages, by the
+    asymmetric one.
+    """
     score = student.scorer.matrix if part.type == "retrieval" else student.scorer.pairs
     return score(left, right, part.mode).float().cpu().numpy()
 

@@ -35,7 +35,8 @@ class PairData:
         widths = {len(texts) for texts in self.negatives}
         if len(widths) != 1:
             raise DataError(
-                f"pairs: every query needs the same number of negatives, found {sorted(widths)}; remove pairs/ and run again"
+                f"pairs: every query needs the same number of negatives, found {sorted(widths)}; remove pairs/ and run "
+                "again"
             )
         self.width = widths.pop()
         self.text_ids = PairTextIds(
@@ -122,7 +123,8 @@ class _Scores:
         }
         if stack["yes"].shape[1] != width + 1:
             raise DataError(
-                f"teacher scores cover {stack['yes'].shape[1] - 1} negatives a query, the pairs have {width}; remove teacher/scores and run again"
+                f"teacher scores cover {stack['yes'].shape[1] - 1} negatives a query, the pairs have {width}; remove "
+                "teacher/scores and run again"
             )
         self.hard = np.stack([stack["yes"], stack["no"]], axis=-1)
         self.easy = np.stack([stack["easy_yes"], stack["easy_no"]], axis=-1)

@@ -38,7 +38,9 @@ class Shares:
         return _Gather.apply(own, len(rows), self.rank, self.world)
 
     def average(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """After the backward pass: the mean over processes of every gradient, which is the gradient of the whole batch."""
+        """After the backward pass: the mean over processes of every gradient, which is the gradient of the
+        whole batch.
+        """
         members = [p for p in parameters if p.requires_grad]
         there = torch.tensor([p.grad is not None for p in members], dtype=torch.int32, device=members[0].device)
         distributed.all_reduce(there, op=distributed.ReduceOp.MAX)

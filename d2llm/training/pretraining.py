@@ -206,7 +206,9 @@ class SlotReader(nn.Module):
         self.register_buffer("padding", torch.from_numpy(targets.table < 0))
 
     def forward(self, pooled: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy over the slots that count, and the share read correctly; pooled (n, d), wanted (n, rows)."""
+        """Mean cross-entropy over the slots that count, and the share read correctly; pooled (n, d), wanted
+        (n, rows).
+        """
         logits = self.linear(pooled).view(-1, *self.shape).masked_fill(self.padding, float("-inf"))
         loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-100)
         counted = wanted != -100

@@ -77,7 +77,9 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
 
 
 def accelerator_of(settings: TrainingSettings) -> Accelerator:
-    """Device, precision and processes of a training. Raises ConfigError where others were started than the config says."""
+    """Device, precision and processes of a training. Raises ConfigError where others were started than the
+    config says.
+    """
     from accelerate import Accelerator
 
     accelerator = Accelerator(

@@ -1,6 +1,8 @@
-"""The baselines: each one is the training rule for another method. To add one: a stanza here, a file in baselines/, a line in the config.
+"""The baselines: each one is the training rule for another method. To add one: a stanza here, a file in baselines/, a
+line in the config.
 
-They need no teacher, so they are trained beside it, and after whatever the teacher waits for; the longest first, so that none is left over at the end.
+They need no teacher, so they are trained beside it, and after whatever the teacher waits for; the longest first, so
+that none is left over at the end.
 """
 
 

@@ -1,4 +1,6 @@
-"""What the rules share: the validated config, the paths, and how a stage's declaration (d2llm/run/stages.py) becomes a rule. Holds no rule."""
+"""What the rules share: the validated config, the paths, and how a stage's declaration (d2llm/run/stages.py)
+becomes a rule. Holds no rule.
+"""
 
 import fcntl
 import os
@@ -29,7 +31,8 @@ from d2llm.run.provenance import content_digest
 from d2llm.run.signals import pass_on
 from d2llm.run.stages import STAGES
 
-# On a cluster every job has a Snakemake of its own. A scheduler may tell that alone to end, and Snakemake only waits for its job:
+# On a cluster every job has a Snakemake of its own. A scheduler may tell that alone to end, and Snakemake only waits
+# for its job:
 # let a training hear of it, and keep a checkpoint.
 if not workflow.is_main_process:
     pass_on()
@@ -37,20 +40,26 @@ if not workflow.is_main_process:
 
 # ----------------------------------------------------------------------------------------------------------- faults
 def killed(logs):
-    """The line for jobs that were killed, as the system does when memory runs out; such a job says nothing itself. Empty without any."""
+    """The line for jobs that were killed, as the system does when memory runs out; such a job says nothing
+    itself. Empty without any.
+    """
     text = "".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in logs)
     count = len(re.findall(r"non-zero exit status 137|died with <Signals.SIGKILL", text))
     jobs = "a job was" if count == 1 else f"{count} jobs were"
     return (
-        f"error: {jobs} killed (SIGKILL), as happens when memory runs out; run fewer at once (--cores 1), or lower training.texts_at_once, "
-        "evaluation.batch_size or teacher.batch_tokens (`d2llm plan` estimates what a job takes); finished work is kept\n"
+        f"error: {jobs} killed (SIGKILL), as happens when memory runs out; run fewer at once (--cores 1), or lower "
+        "training.texts_at_once, "
+        "evaluation.batch_size or teacher.batch_tokens (`d2llm plan` estimates what a job takes); finished work is "
+        "kept\n"
         if count
         else ""
     )
 
 
 def refusing(function, *arguments, **keywords):
-    """What a function gives; a ConfigError ends the run in one line, where an exception would come wrapped in a rule's name."""
+    """What a function gives; a ConfigError ends the run in one line, where an exception would come wrapped in
+    a rule's name.
+    """
     try:
         return function(*arguments, **keywords)
     except ConfigError as error:
@@ -92,7 +101,8 @@ wildcard_constraints:
 def guard():
     """Refuse a second run in one results folder, and write the config that this run's jobs read.
 
-    The main process alone holds the lock, while jobs run: unlike Snakemake's own it ends with the process, even a killed one.
+    The main process alone holds the lock, while jobs run: unlike Snakemake's own it ends with the process, even a
+    killed one.
     What stands in the file names this run, so that a job can tell whether the run that started it is still there.
     """
     global GUARD
@@ -121,7 +131,8 @@ def guard():
 
 
 def preflight():
-    """Refuse what a model at hand cannot do, before any model is made or trained by this run. In a process of its own, which takes its memory along.
+    """Refuse what a model at hand cannot do, before any model is made or trained by this run. In a process of its own,
+    which takes its memory along.
 
     What ends otherwise than by refusing is no reason to stop: the jobs ask again.
     """
@@ -158,7 +169,9 @@ def log_of(stage):
 
 
 def job(stage):
-    """For `params`: the config's file, and what makes a job stale. Snakemake compares it with the last run's, and does not see imported modules itself."""
+    """For `params`: the config's file, and what makes a job stale. Snakemake compares it with the last run's,
+    and does not see imported modules itself.
+    """
 
     def of(function):
         return lambda wildcards: function(CONFIG, stage, **dict(wildcards.items()))
@@ -174,7 +187,8 @@ def job(stage):
 def command(stage):
     """For `shell`: the stage on the command line."""
     arguments = "".join(f" --{name} {{wildcards.{name}}}" for name in STAGES[stage].arguments)
-    return f"{launcher(stage)} -m d2llm.cli {stage.replace('_', '-')}{arguments} --config {{params.config}} --log {{log:q}} --inputs {{input:q}}"
+    call = f"{launcher(stage)} -m d2llm.cli {stage.replace('_', '-')}{arguments}"
+    return f"{call} --config {{params.config}} --log {{log:q}} --inputs {{input:q}}"
 
 
 def launcher(stage):
@@ -185,23 +199,28 @@ def launcher(stage):
 
 
 def resources(stage):
-    """For `resources`: those of the stage, under what a profile's `set-resources` gives its rule. Rules that inherit from it (`use rule train as …`) thus do
+    """For `resources`: those of the stage, under what a profile's `set-resources` gives its rule. Rules that inherit
+    from it (`use rule train as …`) thus do
     so from the profile as well, which names `train` alone."""
     given = workflow.resource_settings.overwrite_resources.get(stage, {})
     return {"mem_mb": STAGES[stage].memory_mb} | {name: getattr(value, "value", value) for name, value in given.items()}
 
 
 def base_priority(usual, *names):
-    """That of the jobs of these base models. What exists comes before anything is trained: a hub's model can be looked at only then."""
+    """That of the jobs of these base models. What exists comes before anything is trained: a hub's model can
+    be looked at only then.
+    """
     return 96 if names and all(hasattr(CONFIG.models.of(name), "source") for name in names) else usual
 
 
 def tuning_record():
-    """For `params`: digest of a tuning record that is there. As an input it would have `all` bring the tuning up to date."""
+    """For `params`: digest of a tuning record that is there. As an input it would have `all` bring the tuning
+    up to date.
+    """
     return content_digest(PATHS.trials) if PATHS.trials.exists() else "none"
 
 
-# ------------------------------------------------------------------------------------------------ Snakemake's own report
+# ----------------------------------------------------------------------------------------------- Snakemake's own report
 CONTEXT = context(CONFIG)
 # Read by the captions in workflow/report/.
 config["captions"] = {

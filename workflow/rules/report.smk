@@ -1,4 +1,5 @@
-"""Comparisons, tables and figures: from the collected scores and predictions alone, each table and figure by a job of its own.
+"""Comparisons, tables and figures: from the collected scores and predictions alone, each table and figure by a job of
+its own.
 
 Then the page and the notebooks that show them.
 """

@@ -1,4 +1,5 @@
-"""The teacher: a base decoder tuned to answer yes or no, and its judgement of the training pairs, stored once for every run.
+"""The teacher: a base decoder tuned to answer yes or no, and its judgement of the training pairs, stored once for every
+run.
 
 Its report and log are no outputs: Snakemake removes what it knows of a failed job, and they say why it failed.
 """

@@ -1,4 +1,6 @@
-"""Tuning: every trial of every method trained like any run, evaluated on development data, compared. Not part of `all`."""
+"""Tuning: every trial of every method trained like any run, evaluated on development data, compared. Not part
+of `all`.
+"""
 
 
 rule evaluate_dev:

@@ -227,7 +227,8 @@ def check_direction(network: PreTrainedModel, encoder: bool, where: str) -> None
     sees = bool((one - two).norm() > (1e-4 if exact else 5e-2) * one.norm())
     if sees != encoder and (sees or exact):  # in half precision a small difference may be lost
         raise ConfigError(
-            f"{where}: expected {'an encoder' if encoder else 'a decoder'}; found {KINDS['encoder' if sees else 'decoder']}"
+            f"{where}: expected {'an encoder' if encoder else 'a decoder'}; found "
+            f"{KINDS['encoder' if sees else 'decoder']}"
         )
 
 

@@ -54,7 +54,9 @@ def _spans(model: PreTrainedModel) -> list[tuple[nn.Module, nn.Module]]:
 
 
 def _between(first: nn.Module, last: nn.Module, places: Tensor) -> tuple[Any, Any]:
-    """Hooks: what enters `first` is cut down to `places`, what leaves `last` is put back to them, with zeros elsewhere."""
+    """Hooks: what enters `first` is cut down to `places`, what leaves `last` is put back to them, with zeros
+    elsewhere.
+    """
     shape = list[torch.Size]()
 
     def gather(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

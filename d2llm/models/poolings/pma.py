@@ -45,7 +45,8 @@ class PMA(Pooling):
         if heads < 1 or hidden_size % heads:
             near = divisor(hidden_size, heads)
             raise ConfigError(
-                f"pooling pma: heads must divide the hidden size {hidden_size}, found {heads}; choose a divisor, e.g. {near}"
+                f"pooling pma: heads must divide the hidden size {hidden_size}, found {heads}; choose a divisor, e.g. "
+                f"{near}"
             )
         if scale not in ("model", "head"):
             raise ConfigError(f'pooling pma: scale is "model" or "head", found {scale!r}')
