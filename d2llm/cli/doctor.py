@@ -142,7 +142,7 @@ def caches() -> Iterator[Finding]:
     """Whether the libraries' caches can be written; nothing where they can."""
     for folder in home.left:
         fix = "the suite keeps them in results/<tier>/cache; for Snakemake itself: "
-    fix += "export XDG_CACHE_HOME=$PWD/results/cache"
+        fix += "export XDG_CACHE_HOME=$PWD/results/cache"
         yield Finding("warning", "home", f"caches cannot be written ({folder})", fix)
 
 
