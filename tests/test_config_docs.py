@@ -1,4 +1,4 @@
-"""docs/configuration.md is current, tells every key, and each key's default and limits are those the schema enforces."""
+"""docs/configuration.md is current and tells every key, with the default and the limits that the schema enforces."""
 
 from __future__ import annotations
 
