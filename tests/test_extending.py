@@ -1,4 +1,4 @@
-"""docs/extending.md, carried out: its files and changes go into a copy of the repository; what it promises holds there."""
+"""docs/extending.md, carried out: its files and changes go into a copy of the repository, where its promises hold."""
 
 from __future__ import annotations
 
