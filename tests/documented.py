@@ -45,22 +45,12 @@ FIRST = ("d2llm new-baseline mymethod", "d2llm encode", "d2llm index", "d2llm se
 
 
 def to_run() -> list[str]:
-    """Every command of the pages, once; forms and what runs elsewhere left out."""
-    listed = dict.fromkeys(command for _, command in commands() if not FORM.search(command))
-    chosen = [command for command in listed if command not in ELSEWHERE and is_whole(command)]
-
-    def place(command: str) -> int:
-        return next((i for i, start in enumerate(FIRST) if command.startswith(start)), len(FIRST))
-
-    return sorted(chosen, key=place)
-
-
-def is_whole(command: str) -> bool:
-    """Whether it can be split into words: a text over several lines cannot."""
-    try:
-        return bool(words_of(command))
-    except ValueError:
-        return False
+    """Every command of the pages, once; forms, what runs elsewhere and parts of longer texts left out."""
+    chosen = dict.fromkeys(
+        command for _, command in commands() if not FORM.search(command) and command not in ELSEWHERE
+    )
+    whole = [command for command in chosen if command.count('"') % 2 == 0 and words_of(command)]
+    return sorted(whole, key=lambda command: [not command.startswith(start) for start in FIRST])
 
 
 def prepare(clone: Path, run: Path) -> None:
@@ -68,12 +58,10 @@ def prepare(clone: Path, run: Path) -> None:
     for name in ("results/mini", "trial/mini", "results/one", "results/other"):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         (clone / name).symlink_to(run.resolve())
-    for name in ("docs", "Makefile", "pyproject.toml", "requirements.lock", "requirements.hashes.lock", "tools"):
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, clone / name, dirs_exist_ok=True)
-        else:
-            shutil.copy(source, clone / name)
+    for name in ("docs", "tools"):
+        shutil.copytree(ROOT / name, clone / name, dirs_exist_ok=True)
+    for name in ("Makefile", "pyproject.toml", "requirements.lock", "requirements.hashes.lock"):
+        shutil.copy(ROOT / name, clone / name)
     (clone / "tests").mkdir(exist_ok=True)
     # In the language of the run's models. More queries than a test of reading needs: the teacher's development groups
     # are a twentieth of them.
@@ -104,18 +92,12 @@ def call(clone: Path, command: list[str]) -> str:
 
 def real(command: str) -> list[str]:
     """The command as it is run here."""
-    words = words_of(command)
-    if words[:3] == ["python", "-m", "d2llm.cli"]:
-        words = ["d2llm", *words[3:]]
-    if words[0] == "d2llm":
-        return [sys.executable, "-m", "d2llm.cli", *words[1:]]
-    if words[0] == "snakemake":
+    tool, *words = words_of(command.replace("python -m d2llm.cli", "d2llm"))
+    if tool == "snakemake":
         # With one core and as a dry run, whatever is said of either: what is asked for twice is then planned once.
-        given = re.sub(r" --(cores \S+|dry-run)", "", shlex.join(words))
-        return [sys.executable, "-m", *shlex.split(given), "--dry-run", "--cores", "1"]
-    if words[0] == "make":
-        return ["make", "--dry-run", *words[1:]]
-    raise AssertionError(f"{command}: neither run nor listed with a reason")
+        words = shlex.split(re.sub(r"--(cores \S+|dry-run)", "", shlex.join(words)))
+        return [sys.executable, "-m", tool, *words, "--dry-run", "--cores", "1"]
+    return ["make", "--dry-run", *words] if tool == "make" else [sys.executable, "-m", "d2llm.cli", *words]
 
 
 def run_all(clone: Path, run: Path) -> None:
@@ -124,8 +106,7 @@ def run_all(clone: Path, run: Path) -> None:
     prepare(clone, run)
     done: set[tuple[str, ...]] = set()
     for command in to_run():
-        if not checked(command):
-            raise AssertionError(f"{command}: neither run nor listed with a reason")
+        assert checked(command), f"{command}: neither run nor listed with a reason"
         words = real(command)
         # A subcommand that is only named is no call: test_docs knows its name.
         named = words[1:3] == ["-m", "d2llm.cli"] and len(words) < 5 and words[3:] != ["doctor"]
