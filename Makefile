@@ -8,6 +8,9 @@ TIER ?= mini
 TORCH_INDEX ?=
 # Set to anything: packages are installed only where their SHA-256 is the one in requirements.hashes.lock.
 HASHED ?=
+# What else Snakemake is told: targets, -C and the like. And set to anything: what runs has no network.
+ARGS ?=
+OFFLINE ?=
 # A file's tests stay together, as they share what is made for them.
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
@@ -15,7 +18,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 $(foreach file,$(CONFIG),$(if $(wildcard $(file)),,$(error CONFIG: $(file) is not there)))
 # --cores last: --configfile would take a target behind it for one more file.
-SNAKEMAKE := $(BIN)/snakemake $(if $(CONFIG),--configfile $(CONFIG)) --cores $(CORES)
+SNAKEMAKE := $(if $(OFFLINE),$(BIN)/python tests/offline.py) $(BIN)/snakemake $(if $(CONFIG),--configfile $(CONFIG)) $(ARGS) --cores $(CORES)
 
 LOCK := $(if $(HASHED),requirements.hashes.lock,requirements.lock)
 EXTRA_INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))

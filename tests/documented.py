@@ -1,11 +1,11 @@
-"""Every command of README and docs, run in a clone that holds a finished run: the suite's own for real, Snakemake's as dry runs, `make`'s as plans.
+"""Every command of README and docs, run in a clone that holds a finished run: the suite's own for real, Snakemake's as
+dry runs, `make`'s as plans.
 
 `test_pipeline` calls it on the run it has made; `test_docs` checks the same commands one by one without running any.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -17,9 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from test_docs import checked, commands
+from test_docs import checked, commands, words_of
 from test_extending import carry_out
-from test_own_workflow import write_files
 
 ROOT = Path(__file__).resolve().parent.parent
 # A form to fill in, not a command.
@@ -37,50 +36,39 @@ ELSEWHERE = {
     "snakemake --report run.html": "tests/test_workflow.py: of a run that counts as made",
     "d2llm why --config results/mini/config.yaml": "needs the clone's git history; tests/test_why.py",
     "d2llm config-docs --to docs/configuration.md": "tests/test_config_docs.py: the page is what it writes",
-    "python -m d2llm.cli adopt --config results/mini/config.yaml --to config/mini.yaml": "tests/test_own_workflow.py: of trials that have run",
+    "python -m d2llm.cli adopt --config results/mini/config.yaml --to config/mini.yaml": "needs trials that have run",
     "python -m pytest tests/test_mymethod.py": "tests/test_extending.py",
-    "python -m pytest tests/test_margin_loss.py tests/test_mymethod.py --deselect tests/test_mymethod.py::test_objective_by_loops": "tests/test_extending.py",
-}  # fmt: skip
-# What has to be there before others, in this order; all else follows as it is found.
+    "python -m pytest tests/test_margin.py": "tests/test_extending.py",
+}
+# What has to be there before others, in this order; all else follows as it is listed.
 FIRST = ("d2llm new-baseline mymethod", "d2llm encode", "d2llm index", "d2llm search")
 
 
-def words_of(command: str) -> list[str]:
-    """Its words up to a pipe or the like."""
-    found = shlex.split(command)
-    while found and re.match(r"[A-Z_]+=", found[0]):
-        found = found[1:]
-    return list(itertools.takewhile(lambda word: word not in ("|", "&&", "&", ";", ">", "2>&1"), found))
-
-
 def to_run() -> list[str]:
-    """Every command of the pages, once; forms and what runs elsewhere left out."""
-    found = dict.fromkeys(command for _, command in commands() if not FORM.search(command))
-    told = [command for command in found if command not in ELSEWHERE and whole(command)]
-    return sorted(told, key=lambda command: next((i for i, start in enumerate(FIRST) if command.startswith(start)), len(FIRST)))  # fmt: skip
-
-
-def whole(command: str) -> bool:
-    """Whether it can be split into words: a text over several lines cannot."""
-    try:
-        return bool(words_of(command))
-    except ValueError:
-        return False
+    """Every command of the pages, once; forms, what runs elsewhere and parts of longer texts left out."""
+    chosen = dict.fromkeys(
+        command for _, command in commands() if not FORM.search(command) and command not in ELSEWHERE
+    )
+    whole = [command for command in chosen if command.count('"') % 2 == 0 and words_of(command)]
+    return sorted(whole, key=lambda command: [not command.startswith(start) for start in FIRST])
 
 
 def prepare(clone: Path, run: Path) -> None:
-    """What the pages take for granted: a finished run under the names they use, its reference, files to read, a config of one's own."""
+    """What the pages take for granted: a finished run by the names they use, its reference, files to read, a config."""
     for name in ("results/mini", "trial/mini", "results/one", "results/other"):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         (clone / name).symlink_to(run.resolve())
-    for name in ("docs", "Makefile", "pyproject.toml", "requirements.lock", "requirements.hashes.lock", "tools"):
-        source = ROOT / name
-        shutil.copytree(source, clone / name, dirs_exist_ok=True) if source.is_dir() else shutil.copy(source, clone / name)  # fmt: skip
+    for name in ("docs", "tools"):
+        shutil.copytree(ROOT / name, clone / name, dirs_exist_ok=True)
+    for name in ("Makefile", "pyproject.toml", "requirements.lock", "requirements.hashes.lock"):
+        shutil.copy(ROOT / name, clone / name)
     (clone / "tests").mkdir(exist_ok=True)
-    write_files(clone)
-    # In the language of the run's models. More queries than a test of reading needs: the teacher's development groups are a twentieth of them.
+    # In the language of the run's models. More queries than a test of reading needs: the teacher's development groups
+    # are a twentieth of them.
     texts = pd.read_parquet(run / "data/pretraining.parquet")
-    rows = [(row.text, said, label) for row in texts.itertuples() for said, label in ((row.paraphrase, "yes"), (row.distractor, "no"))]  # fmt: skip
+    rows = []
+    for text in texts.itertuples():
+        rows += [(text.text, text.paraphrase, "yes"), (text.text, text.distractor, "no")]
     for split, part in (("train", rows[80:]), ("dev", rows[:40]), ("test", rows[40:80])):
         lines = (json.dumps(dict(zip(("sentence1", "sentence2", "label"), row, strict=True))) + "\n" for row in part)
         (clone / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -88,13 +76,13 @@ def prepare(clone: Path, run: Path) -> None:
         shutil.copytree(run / "models" / base, clone / name)
     (clone / "mine.yaml").write_text(yaml.safe_dump({"training": {"steps": 24}}), encoding="utf-8")
     (clone / "queries.txt").write_text("谁修好了机器？\n", encoding="utf-8")
-    (clone / "corpus.jsonl").write_text(
-        '{"text": "工人修好了机器。"}\n{"text": "老师没有修好机器。"}\n' * 3, encoding="utf-8"
-    )
-    called(clone, [sys.executable, "-m", "d2llm.cli", "keep", "--config", "results/mini/config.yaml", "--to", "results/reference/mini"])  # fmt: skip
+    corpus = '{"text": "工人修好了机器。"}\n{"text": "老师没有修好机器。"}\n' * 3
+    (clone / "corpus.jsonl").write_text(corpus, encoding="utf-8")
+    keep = ["keep", "--config", "results/mini/config.yaml", "--to", "results/reference/mini"]
+    call(clone, [sys.executable, "-m", "d2llm.cli", *keep])
 
 
-def called(clone: Path, command: list[str]) -> str:
+def call(clone: Path, command: list[str]) -> str:
     """What a command says; AssertionError where it fails."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=600, check=False)
@@ -104,18 +92,12 @@ def called(clone: Path, command: list[str]) -> str:
 
 def real(command: str) -> list[str]:
     """The command as it is run here."""
-    words = words_of(command)
-    if words[:3] == ["python", "-m", "d2llm.cli"]:
-        words = ["d2llm", *words[3:]]
-    if words[0] == "d2llm":
-        return [sys.executable, "-m", "d2llm.cli", *words[1:]]
-    if words[0] == "snakemake":
+    tool, *words = words_of(command.replace("python -m d2llm.cli", "d2llm"))
+    if tool == "snakemake":
         # With one core and as a dry run, whatever is said of either: what is asked for twice is then planned once.
-        given = re.sub(r" --(cores \S+|dry-run)", "", shlex.join(words))
-        return [sys.executable, "-m", *shlex.split(given), "--dry-run", "--cores", "1"]
-    if words[0] == "make":
-        return ["make", "--dry-run", *words[1:]]
-    raise AssertionError(f"{command}: neither run nor listed with a reason")
+        words = shlex.split(re.sub(r"--(cores \S+|dry-run)", "", shlex.join(words)))
+        return [sys.executable, "-m", tool, *words, "--dry-run", "--cores", "1"]
+    return ["make", "--dry-run", *words] if tool == "make" else [sys.executable, "-m", "d2llm.cli", *words]
 
 
 def run_all(clone: Path, run: Path) -> None:
@@ -124,13 +106,12 @@ def run_all(clone: Path, run: Path) -> None:
     prepare(clone, run)
     done: set[tuple[str, ...]] = set()
     for command in to_run():
-        if not checked(command):
-            raise AssertionError(f"{command}: neither run nor listed with a reason")
+        assert checked(command), f"{command}: neither run nor listed with a reason"
         words = real(command)
         # A subcommand that is only named is no call: test_docs knows its name.
         named = words[1:3] == ["-m", "d2llm.cli"] and len(words) < 5 and words[3:] != ["doctor"]
         if tuple(words) not in done and not named:
-            called(clone, words)
+            call(clone, words)
         done.add(tuple(words))
         if command.startswith("d2llm new-baseline mymethod"):
             carry_out(clone)

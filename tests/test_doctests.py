@@ -10,31 +10,21 @@ import pytest
 import tiny
 import torch
 
-from d2llm.methods import base as methods
+from d2llm.methods.registry import method
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = sorted(
-    ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for package in ("d2llm", "baselines")
-    for path in (ROOT / package).rglob("*.py")
-    if ">>> " in path.read_text(encoding="utf-8")
-)
+FILES = [path.relative_to(ROOT) for package in ("d2llm", "baselines") for path in (ROOT / package).rglob("*.py")]
+MODULES = sorted(".".join(path.with_suffix("").parts) for path in FILES if ">>> " in (ROOT / path).read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the examples run: with a student of D2LLM of width 32."""
     place = tmp_path_factory.mktemp("examples")
-    method = methods.method("d2llm")
-    recipe = method.recipe({"pooling": {"heads": 4}, "interaction": {"hidden": 16}})
-    base = place / "base"
+    recipe = method("d2llm").recipe({"pooling": {"heads": 4}, "interaction": {"hidden": 16}})
     torch.manual_seed(0)
-    method.build(tiny.backbone("decoder", base), recipe).save(place / "model")
+    method("d2llm").build(tiny.backbone("decoder", place / "base"), recipe).save(place / "model")
     return place
-
-
-def test_the_public_names_have_examples() -> None:
-    assert {"d2llm.__init__", "d2llm.models.student", "d2llm.search.index"} <= set(MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -42,3 +32,7 @@ def test_examples(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(folder)
     failed, tried = doctest.testmod(importlib.import_module(name.removesuffix(".__init__")))
     assert tried and not failed
+
+
+def test_the_public_names_have_examples() -> None:
+    assert {"d2llm.__init__", "d2llm.models.student", "d2llm.search.index"} <= set(MODULES)

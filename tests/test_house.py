@@ -92,12 +92,14 @@ def test_every_file_says_first_what_it_does() -> None:
 
 
 def test_what_is_found_by_name() -> None:
-    assert list(modules()) == ["d2llm", "bge", "colbert", "llara", "retromae", "sgpt", "simcse", "udever"]
-    assert parts.names("scorer") == ["bilinear", "cosine", "dot", "iem", "maxsim"]
-    assert parts.names("pooling") == ["cls", "cls_mlp", "last_token", "mean", "pma", "tokens", "weighted_mean"]
-    assert row_names() == ["bm25", "teacher"]
-    assert list(entries("table")) == ["nli", "sts", "ir", "ablation", "settings"]
-    assert list(entries("figure"))[:3] == ["main", "leads", "phenomena"] and len(entries("figure")) == 13
+    """At least these: one more file is one more of its kind, and no list here to add it to."""
+    assert list(modules())[0] == "d2llm"
+    assert {"bge", "colbert", "llara", "retromae", "sgpt", "simcse", "udever"} <= set(modules())
+    assert {"bilinear", "cosine", "dot", "iem", "maxsim"} <= set(parts.names("scorer"))
+    assert {"cls", "cls_mlp", "last_token", "mean", "pma", "tokens", "weighted_mean"} <= set(parts.names("pooling"))
+    assert {"bm25", "teacher"} <= set(row_names())
+    assert list(entries("table"))[:5] == ["nli", "sts", "ir", "ablation", "settings"]
+    assert list(entries("figure"))[:3] == ["main", "leads", "phenomena"] and len(entries("figure")) >= 13
 
 
 @pytest.mark.parametrize("kind", ["pooling", "scorer"])

@@ -19,60 +19,60 @@ from d2llm.run.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("Snakefile", "workflow", "config", "profiles", "d2llm", "baselines", "notebooks", "environment.yml")
+PARTS += ("pyproject.toml", "tests/tiny.py", "tests/conftest.py")
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A copy of the repository's code, and of what tests of a baseline import."""
     folder = tmp_path / "clone"
-    folder.mkdir()
+    (folder / "tests").mkdir(parents=True)
     for part in PARTS:
-        source = ROOT / part
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(source, folder / part, ignore=ignored) if source.is_dir() else shutil.copy(
-            source, folder / part
-        )
-    (folder / "tests").mkdir()
-    for part in ("tiny.py", "conftest.py"):
-        shutil.copy(ROOT / "tests" / part, folder / "tests" / part)
-    shutil.copy(ROOT / "pyproject.toml", folder)
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, folder / part)
     return folder
 
 
-def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def call(folder: Path, *arguments: str) -> str:
+    """What a module of Python, run in a folder, says; it must end well."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run([sys.executable, "-m", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)  # fmt: skip
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, f"{arguments}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
 
 
 @pytest.mark.slow
 def test_what_is_written_passes_its_test_and_is_scheduled(clone: Path) -> None:
     names = {f"my_{kind}": kind for kind in KINDS}
     for name, kind in names.items():
-        made = call(clone, "d2llm.cli", "new-baseline", name, "--title", "My & Method", "--kind", kind)
-        assert made.returncode == 0, made.stderr
+        message = call(clone, "d2llm.cli", "new-baseline", name, "--title", "My & Method", "--kind", kind)
         for path in (f"baselines/{name}.py", f"config/{name}.yaml", f"tests/test_{name}.py"):
-            assert path in made.stdout and (clone / path).is_file()
+            assert path in message and (clone / path).is_file()
         settings = yaml.safe_load((clone / "config" / f"{name}.yaml").read_text(encoding="utf-8"))
         assert list(settings["methods"]) == [name]
-    tested = call(clone, "pytest", "-q", "-p", "no:cacheprovider", "tests")
-    assert tested.returncode == 0 and "10 passed" in tested.stdout, tested.stdout
-    for tool in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["snakefmt", "--check", "workflow"]):
-        styled = subprocess.run([Path(sys.executable).parent / tool[0], *tool[1:]], cwd=clone, capture_output=True, text=True, check=False)  # fmt: skip
-        assert styled.returncode == 0, styled.stdout + styled.stderr
+    assert "10 passed" in call(clone, "pytest", "-q", "-p", "no:cacheprovider", "tests")
+    written = [
+        f"{folder}/{stem}{name}.py" for name in names for folder, stem in (("baselines", ""), ("tests", "test_"))
+    ]
+    call(clone, "ruff", "check", *written)
+    call(clone, "ruff", "format", "--check", *written)
+    call(clone, "snakefmt", "--check", "workflow")
     files = [f"config/{name}.yaml" for name in names]
-    dry = call(clone, "snakemake", "--cores", "1", "--dry-run", "--configfile", "config/mini.yaml", *files)
-    assert dry.returncode == 0, dry.stderr
-    assert all(f"rule train_{name}:" in dry.stdout + dry.stderr for name in names)
+    plan = call(clone, "snakemake", "--cores", "1", "--dry-run", "--configfile", "config/mini.yaml", *files)
+    assert all(f"rule train_{name}:" in plan for name in names)
     # With as many trials as the others: fewer, or none, would be refused.
-    dry = call(clone, "snakemake", "--cores", "1", "--dry-run", "--configfile", "config/mini.yaml", *files, "--", "tune")  # fmt: skip
-    assert dry.returncode == 0, dry.stderr
-    trials = set(re.findall(r"method=(my_\w+), variant=([^,]+), seed=1", dry.stdout + dry.stderr))
+    plan = call(
+        clone, "snakemake", "--cores", "1", "--dry-run", "--configfile", "config/mini.yaml", *files, "--", "tune"
+    )
+    trials = set(re.findall(r"method=(my_\w+), variant=([^,]+), seed=1", plan))
     assert Counter(name for name, _ in trials) == dict.fromkeys(names, 6)
 
 
-@pytest.mark.parametrize(
-    "name", ["bge", "d2llm", "bm25", "teacher", "simcse", "colbert", "My", "a-b", "1a", "class", "../x", ""]
-)
+@pytest.mark.parametrize("name", ["bge", "d2llm", "bm25", "teacher", "My", "a-b", "1a", "class", "../x", ""])
 def test_names_that_are_taken_or_none_are_refused(name: str, clone: Path) -> None:
     before = sorted(path for path in clone.rglob("*") if path.is_file())
     with pytest.raises(ConfigError, match="new-baseline: "):
@@ -85,21 +85,17 @@ def test_a_file_that_exists_is_kept(clone: Path) -> None:
     with pytest.raises(ConfigError, match=r"'mine' is taken \(tests/test_mine.py exists\)"):
         new_baseline("mine", root=clone)
     assert not (clone / "baselines" / "mine.py").exists()
-    new_baseline("other", root=clone)
-    with pytest.raises(ConfigError, match="is taken"):
-        new_baseline("other", root=clone)
 
 
-def test_outside_a_clone_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_an_installed_command_writes_into_the_clone_it_is_called_in(
+    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own code lies where packages are installed; outside a clone it says so."""
     monkeypatch.setattr("d2llm.cli.new_baseline.ROOT", tmp_path / "site-packages")
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["new-baseline", "mine"]) == 2
-    assert f"in {tmp_path}; run it in a clone of the repository" in capsys.readouterr().err
-
-
-def test_an_installed_command_writes_into_the_clone_it_is_called_in(clone: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # fmt: skip
-    """Its own code lies where packages are installed. A clone elsewhere that runs the code is not meant either."""
     monkeypatch.chdir(clone)
     assert cli.main(["new-baseline", "mine"]) == 0
     assert "baselines/mine.py" in capsys.readouterr().out
     assert (clone / "baselines" / "mine.py").is_file() and not (ROOT / "baselines" / "mine.py").exists()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["new-baseline", "mine"]) == 2
+    assert f"in {tmp_path}; run it in a clone of the repository" in capsys.readouterr().err

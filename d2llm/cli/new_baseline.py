@@ -61,10 +61,10 @@ added  rule train_$name to $rules
 What next:
   1. python -m pytest tests/test_$name.py                      passes as it stands
   2. make baselines/$name.py the published method, and its test with it; docs/extending.md shows how
-  3. python -m d2llm.cli config-docs --to docs/configuration.md   the page of all keys gets its recipe's; a test compares them
+  3. python -m d2llm.cli config-docs --to docs/configuration.md   its keys get onto the page of all; a test compares
   4. snakemake --cores all --configfile config/$name.yaml --dry-run     what it adds to a run
   5. snakemake --cores all --configfile config/$name.yaml
-  6. snakemake tune --cores all --configfile config/$name.yaml          its grid is in that file: as many trials as the others
+  6. snakemake tune --cores all --configfile config/$name.yaml          as many trials as the others, by its grid
   7. tell its source and every deviation in docs/baselines.md"""
 
 

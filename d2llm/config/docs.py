@@ -57,8 +57,8 @@ def page(root: Path = ROOT) -> str:
         first, *others = keys
         level = "#" * min(4, 2 + first.count("."))
         also = f" The same keys at {', '.join(f'`{key}`' for key in others)}." if others else ""
-        about = inspect.cleandoc(section.__doc__ or "") + also
-        parts.append(f"{level} {escaped(first)}\n\n{about}\n\n{table(section, first, beside)}")
+        said = described(section) + also
+        parts.append(f"{level} {escaped(first)}\n\n{said}\n\n{table(section, first, beside)}")
     parts += recipes(beside)
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
@@ -85,8 +85,8 @@ def recipes(beside: dict[str, str]) -> Iterator[str]:
     prefix = "methods.<method>"
     yield f"{RECIPES}\n{table(Recipe, prefix, beside)}"
     for name, part in (("max_lengths", MaxLengths),):
-        yield f"### {escaped(f'{prefix}.{name}')}\n\n{inspect.cleandoc(part.__doc__ or '')}\n\n{table(part, f'{prefix}.{name}', beside)}"
-    yield f"### Pre-training stages\n\n{inspect.cleandoc(PretextStage.__doc__ or '')} Keys that every such section has (`pretraining`, `unsupervised`, `adaptation`):\n\n{table(PretextStage, 'stage', beside)}"
+        yield f"### {escaped(f'{prefix}.{name}')}\n\n{described(part)}\n\n{table(part, f'{prefix}.{name}', beside)}"
+    yield f"### Pre-training stages\n\n{described(PretextStage)} Keys that every such section has (`pretraining`, `unsupervised`, `adaptation`):\n\n{table(PretextStage, 'stage', beside)}"
     for name in names():
         own = declared(name).Recipe
         usual = Recipe()
@@ -95,7 +95,7 @@ def recipes(beside: dict[str, str]) -> Iterator[str]:
             for key, field in own.model_fields.items()
             if key not in Recipe.model_fields or field.get_default(call_default_factory=True) != getattr(usual, key)
         }
-        yield f"### methods.{name}\n\n{inspect.cleandoc(own.__doc__ or '')}\n\n{table(own, f'methods.{name}', beside, only=differs)}"
+        yield f"### methods.{name}\n\n{described(own)}\n\n{table(own, f'methods.{name}', beside, only=differs)}"
         for key in own.model_fields:
             if key in Recipe.model_fields:
                 continue
@@ -106,7 +106,12 @@ def recipes(beside: dict[str, str]) -> Iterator[str]:
                     if k not in PretextStage.model_fields
                     or found.model_fields[k].default != PretextStage.model_fields[k].default
                 }
-                yield f"#### {inner_key}\n\n{inspect.cleandoc(found.__doc__ or '')}\n\n{table(found, inner_key, beside, only=only if issubclass(found, PretextStage) else None)}"
+                yield f"#### {inner_key}\n\n{described(found)}\n\n{table(found, inner_key, beside, only=only if issubclass(found, PretextStage) else None)}"
+
+
+def described(section: type[Section]) -> str:
+    """A section's docstring, a line a paragraph."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(section.__doc__ or ""))
 
 
 def table(section: type[Section], prefix: str, beside: dict[str, str], only: set[str] | None = None) -> str:

@@ -8,8 +8,9 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from d2llm.config.catalogue import row_names
 from d2llm.config.data import DataSettings
 from d2llm.config.evaluation import EvaluationSettings, RuntimeSettings
 from d2llm.config.registry import declared
@@ -51,6 +52,13 @@ class Trial(NamedTuple):
     settings: dict[str, Any]
 
 
+def _known_row(name: str) -> str:
+    """The name of a reference row, found as a file; pydantic makes a line of the ValueError for another."""
+    if name not in row_names():
+        raise ValueError(f"one of {', '.join(row_names())}")
+    return name
+
+
 class Config(Section):
     """Everything that decides a result. `root` of its files: `results`/`tier`."""
 
@@ -64,8 +72,8 @@ class Config(Section):
     threads: PositiveInt = 1
     # What is trained: method: {keys that change its published recipe} (below).
     methods: dict[Name, dict[str, Any]] = {}
-    # Rows that frame the methods: the teacher (upper) and BM25 (lower).
-    references: list[Literal["teacher", "bm25"]] = ["teacher", "bm25"]
+    # Rows that frame the methods, files of d2llm/evaluation/rows: the teacher (upper) and BM25 (lower).
+    references: list[Annotated[str, AfterValidator(_known_row)]] = ["teacher", "bm25"]
     # Methods with some settings changed, by name.
     variants: dict[Name, VariantSettings] = {}
     # Method: {key of its recipe, dotted within sections: values}. One key at a time is changed.

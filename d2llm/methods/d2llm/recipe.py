@@ -5,20 +5,29 @@ and `losses/`.
 from __future__ import annotations
 
 import pkgutil
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from d2llm.config.recipes import MaxLengths, PositiveFloat, Recipe, Schedule, TunedWeights, Warmup, Weight
 from d2llm.config.section import Pair, Section
+from d2llm.models import parts
+
+
+def known_part(kind: parts.Kind, name: str) -> str:
+    """The name of a part, found as a file; pydantic makes a line of the ValueError for another."""
+    if name not in parts.names(kind):
+        raise ValueError(f"one of {', '.join(parts.names(kind))}")
+    return name
 
 
 class PoolingSettings(Section):
     """PMA, or one of the plain poolings for an ablation."""
 
-    # How states become one vector.
-    name: Literal["pma", "mean", "weighted_mean", "last_token"] = "pma"
+    # How states become one vector: a file of d2llm/models/poolings.
+    name: Annotated[str, AfterValidator(partial(known_part, "pooling"))] = "pma"
     # PMA only: attention heads (release), divisor of the scores (release: root of the full width), initial weights.
     heads: Annotated[int, Field(ge=1)] = 32
     # What PMA's attention scores are divided by: the root of the whole width (release) or of a head's.
@@ -34,8 +43,8 @@ class PoolingSettings(Section):
 class InteractionSettings(Section):
     """IEM, or one of the plain scorers for an ablation."""
 
-    # How a pair is scored.
-    name: Literal["iem", "cosine", "dot", "bilinear"] = "iem"
+    # How a pair is scored: a file of d2llm/models/scorers.
+    name: Annotated[str, AfterValidator(partial(known_part, "scorer"))] = "iem"
     # IEM only: width, first activation, initial weights, branches per mode, a cosine added to the logit (variant).
     hidden: Annotated[int, Field(ge=1)] = 512
     # Of the IEM's first layer.
