@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from d2llm.run.artifacts import read_jsonl
 from d2llm.run.errors import ConfigError, TrainingError
 from d2llm.run.paths import Paths
 from d2llm.training.gradient_cache import GradientCache
-from d2llm.training.memory import FewerTexts, retry_on_oom
 from d2llm.training.optimization import accelerate_precision
 
 TEXTS = ["".join(tiny.WORDS[3 * i : 3 * i + size]) for i, size in enumerate((2, 1, 3, 5, 3, 6, 2, 1, 3, 4, 2, 4))]
@@ -127,18 +125,6 @@ def test_memory_that_runs_out_halves_the_texts_and_changes_nothing_else(
     monkeypatch.setattr(Student, "passes", small)
     np.testing.assert_allclose(losses(short), expected, rtol=1e-3)
     assert 5 < max(sizes) <= 10
-
-
-def test_one_text_too_much_is_told() -> None:
-    _, _, student = student_of("retromae")
-    memory = FewerTexts(student, lambda batch: 8, nullcontext, at_once=2)
-    memory.restore({})
-
-    def update() -> None:
-        raise torch.OutOfMemoryError("no room")
-
-    with pytest.raises(TrainingError, match=r"out of memory with a single text at a time; lower training\.max_length"):
-        retry_on_oom(update, lambda error: memory.shrink(None, "here", error))
 
 
 @pytest.mark.parametrize("at_once", [None, 6])

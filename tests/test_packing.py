@@ -32,9 +32,10 @@ def body(family: str, **changes: object) -> torch.nn.Module:
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    """What backward passes have left, taken away."""
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    return found
+    return grads
 
 
 @pytest.mark.parametrize(

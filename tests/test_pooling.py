@@ -104,41 +104,26 @@ def scrambled(**settings):
 
 
 @pytest.mark.parametrize("heads", [1, 3, 12])
+@pytest.mark.parametrize("scale", ["model", "head"])
 @both_sides
-def test_pma_matches_torch_multihead_attention(heads, side):
-    """scale="head" is torch's attention: same weights, then the residual, norms and output of the paper around it."""
-    pma = scrambled(heads=heads, scale="head")
+def test_pma_matches_torch_multihead_attention(heads, scale, side):
+    """Same weights, then the residual, norms and output of the paper around it; torch divides by a head's root."""
+    pma = scrambled(heads=heads, scale=scale)
     attention = nn.MultiheadAttention(D, heads, batch_first=True, dtype=torch.float64)
+    factor = heads**-0.5 if scale == "model" else 1.0
     with torch.no_grad():
-        attention.in_proj_weight.copy_(torch.cat([pma.query.weight, pma.key.weight, pma.value.weight]))
-        attention.in_proj_bias.copy_(torch.cat([pma.query.bias, pma.key.bias, pma.value.bias]))
+        attention.in_proj_weight.copy_(torch.cat([factor * pma.query.weight, pma.key.weight, pma.value.weight]))
+        attention.in_proj_bias.copy_(torch.cat([factor * pma.query.bias, pma.key.bias, pma.value.bias]))
         attention.out_proj.weight.copy_(torch.eye(D))
         attention.out_proj.bias.zero_()
     _, hidden, mask = padded(side)
-    hidden = hidden.double()
-    pooled, _ = attention(pma.seed.expand(len(hidden), 1, D), hidden, hidden, key_padding_mask=mask == 0)
+    hidden, seed = hidden.double(), pma.seed.expand(len(LENGTHS), 1, D)
+    pooled, shares = attention(seed, hidden, hidden, key_padding_mask=mask == 0, average_attn_weights=False)
+    torch.testing.assert_close(pma.attention(hidden, mask), shares[:, :, 0].transpose(1, 2), rtol=1e-10, atol=1e-10)
     out = nn.functional.layer_norm((pma.seed + pooled)[:, 0], (D,), pma.norm0.weight, pma.norm0.bias)
     out = out + torch.relu(nn.functional.linear(out, pma.output.weight, pma.output.bias))
     out = nn.functional.layer_norm(out, (D,), pma.norm1.weight, pma.norm1.bias)
     torch.testing.assert_close(pma(hidden, mask), out, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("scale", ["model", "head"])
-def test_pma_matches_a_loop_over_heads_and_tokens(scale):
-    heads, width = 3, D // 3
-    pma, (texts, hidden, mask) = scrambled(heads=heads, scale=scale), padded()
-    shares = pma.attention(hidden.double(), mask)
-    for i, (row, text) in enumerate(zip(pma(hidden.double(), mask), texts, strict=True)):
-        query, keys, values = pma.query(pma.seed), pma.key(text.double()), pma.value(text.double())
-        pooled = []
-        for h in range(heads):
-            part = slice(h * width, (h + 1) * width)
-            scores = [(query[part] @ key[part]).item() / math.sqrt(D if scale == "model" else width) for key in keys]
-            weights = [math.exp(s) / sum(map(math.exp, scores)) for s in scores]
-            pooled.append(sum(weight * value[part] for weight, value in zip(weights, values, strict=True)))
-            assert shares[i, :, h].tolist() == pytest.approx(weights + [0.0] * (T - len(text)))
-        out = pma.norm0(pma.seed + torch.cat(pooled))
-        torch.testing.assert_close(row, pma.norm1(out + torch.relu(pma.output(out))), rtol=1e-10, atol=1e-10)
 
 
 def test_pma_by_hand():
