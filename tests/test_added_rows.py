@@ -1,4 +1,4 @@
-"""New tokens' embedding rows that train alone: the weights a masked whole matrix ends with, in the memory of the rows."""
+"""New tokens' embedding rows that train alone: what a masked whole matrix ends with, in the memory of the rows."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def train(student: Student, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
 
 
 def masked_groups(backbone: Backbone, tuning: TunedWeights, new: list[int]) -> list[dict[str, Any]]:
-    """The naive way: the whole matrix trains, the gradient of every other row is zero. Adam leaves those as they are."""
+    """The naive way: the whole matrix trains, with a gradient of zero in every other row, which Adam leaves alone."""
     backbone.tune(tuning)
     weight = backbone.model.get_input_embeddings().weight.requires_grad_(True)
     others = torch.ones(len(weight), dtype=torch.bool)
@@ -146,14 +146,3 @@ def test_a_stage_that_trains_every_weight_trains_these_rows_in_their_matrix(tmp_
     assert rows.requires_grad and not weight.requires_grad
     assert torch.equal(rows, weight[new])
     assert torch.equal(merge_lora(backbone.model)["embed_tokens.weight"], weight)
-
-
-def test_ids_with_gaps_get_rows_of_their_own() -> None:
-    """A special token that the model has no row for, as Gemma 3's text models have one, stands before the new ones."""
-    backbone = tiny.backbone("decoder")
-    count, old = backbone.rows, backbone.model.get_input_embeddings().weight.detach().clone()
-    backbone.tokenizer.add_tokens(["<image>"], special_tokens=True)
-    assert backbone.add_tokens(TOKENS) == list(range(count + 1, count + 5))
-    weight = backbone.model.get_input_embeddings().weight.detach()
-    assert len(weight) == count + 5 and torch.equal(weight[:count], old)
-    assert ((weight[count:] - old.mean(0)).abs() < 0.6 * old.std(0)).all()

@@ -63,7 +63,7 @@ def test_the_published_phrases():
 
 @pytest.mark.parametrize("framed", [False, True])
 def test_the_token_ids_fed(framed):
-    """As the recipe has it, and begun as the checkpoint's tokenizer begins a text; an encoder's ends as that ends it."""
+    """As the recipe has it, begun as the checkpoint's tokenizer begins a text; an encoder's ends as that ends it."""
     q, p, ids = tiny.ids(Q), tiny.ids(P), tiny.ids
     first, (cls, sep) = ((BOS,), (BOS, EOS)) if framed else ((), (CLS, SEP))
     new = list(range(FIRST_NEW, FIRST_NEW + 16))
@@ -174,12 +174,14 @@ def test_published_numbers(name):
 
 @pytest.mark.parametrize("name", names())
 def test_a_student_has_the_parts_its_method_declares(name):
-    """Whoever adds a method: `parts` is what plans, figures and staleness go by."""
-    method, recipe, student = built(name)
-    for part, (kind, options) in zip((student.pooling, student.scorer), method.parts(recipe), strict=True):
-        assert part.name == kind
-        assert all(getattr(part, key) == value for key, value in options.items() if key in ("k", "heads", "hidden"))
-    assert (student.pooling_spec, student.scorer_spec) == method.parts(recipe)
+    """Of any method, whoever adds it: plans, titles and staleness go by `parts`."""
+    method = find_method(name)
+    recipe = method.recipe()
+    letters = {*"".join(method.phrases(recipe))} - {*tiny.WORDS, " "}
+    student = method.build(tiny.backbone(method.kind, words=sorted(letters)), recipe)
+    pooling, scorer = method.parts(recipe)
+    assert (student.pooling_spec, student.scorer_spec) == (pooling, scorer)
+    assert (student.pooling.name, student.scorer.name) == (pooling[0], scorer[0])
     assert student.method == name and student.backbone.kind == method.kind
 
 

@@ -1,4 +1,4 @@
-"""The composed LoRA layer against peft's own on the same parameters: outputs and gradients; and where it steps aside."""
+"""The composed LoRA layer against peft's own on the same parameters, and where it steps aside."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ def test_cosine_matrix_of_a_dead_feature():
 
 
 def test_release_normalisation(data):
-    """docs/method.md's factors: the release's sums over these means are 1/K (CI), 1/B (CL), 1 (RI-PHN, -EHN), B (FI)."""
+    """docs/method.md: the release's sums over these means are 1/K (CI), 1/B (CL), 1 (RI-PHN, RI-EHN) and B (FI)."""
     d = SimpleNamespace(**data)
     positive, negatives = (d.p_p * d.z_p).tolist(), ((1 - d.p_h) * d.z_h).tolist()
     ci = sum(softmax_loss(*row) for row in zip(positive, negatives, strict=True)) / (B * K)
@@ -375,7 +375,7 @@ def test_weight_zero_removes_exactly_its_term():
 @pytest.mark.parametrize(
     ("terms", "weights", "message"),
     [
-        (["ci"], {"ci": 1.0, "fi": 0.1}, "'fi' has weight 0.1 but no term"),  # made two ablations identical once
+        (["ci"], {"ci": 1.0, "fi": 0.1}, "'fi' has weight 0.1 but no term"),  # two ablations were identical once
         (["ci", "fi"], {"ci": 1.0}, "'fi' has no weight"),
         (["ci"], {"ci": -1.0}, "found -1.0"),
         (["ci"], {"ci": math.nan}, "found nan"),
