@@ -308,6 +308,9 @@ def test_logits_of_half_precision_vectors_are_formed_in_float32(name, settings, 
     assert matrix.dtype == pairs.dtype == torch.float32
     assert len(matrix.unique()) > 3000 and len(matrix.bfloat16().unique()) < 2000
     torch.testing.assert_close(matrix, pairs, rtol=1e-4, atol=1e-4)
+    if precision == "vectors":
+        exact = naive_matrix(scorer.double(), q[:6].double(), p[:6].double())
+        torch.testing.assert_close(matrix[:6, :6].double(), exact, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
