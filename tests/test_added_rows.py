@@ -1,4 +1,4 @@
-"""New tokens' embedding rows that train alone: the weights a masked whole matrix ends with, in the memory of the rows."""
+"""New tokens' embedding rows that train alone: what a masked whole matrix ends with, in the memory of the rows."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 import tiny
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModel, Gemma3TextConfig, Gemma3TextModel
 
 from d2llm.config.recipes import MaxLengths, TunedWeights
-from d2llm.methods import base as methods
+from d2llm.methods.parameters import decay_groups
+from d2llm.methods.registry import method
 from d2llm.models.backbone import Backbone
 from d2llm.models.lora import merge_lora
 from d2llm.models.student import Student, same_formats
@@ -20,78 +22,70 @@ from d2llm.training import optimization
 
 TOKENS = ["[BOQ]", "[EOQ]", "[BOD]", "[EOD]"]
 TEXTS = ["[BOQ]甲乙[EOQ]", "[BOD]山水火[EOD]", "[BOQ]丙[EOQ]", "[BOD]日月[EOD]"]
+BITFIT = TunedWeights(kind="bitfit")
 
 
 def gemma() -> Backbone:
     """Its embedding scales what it looks up."""
-    from transformers import Gemma3TextConfig, Gemma3TextModel
-
     torch.manual_seed(0)
     tokenizer = tiny.tokenizer()
-    shape = Gemma3TextConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=8, sliding_window=64, pad_token_id=0, initializer_range=0.2,
-    )  # fmt: skip
-    return Backbone(Gemma3TextModel(shape).eval(), tokenizer, "decoder")
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 64}
+    config = Gemma3TextConfig(**sizes, **heads, pad_token_id=0, initializer_range=0.2)
+    return Backbone(Gemma3TextModel(config).eval(), tokenizer, "decoder")
 
 
 def student_of(backbone: Backbone) -> Student:
     return Student(backbone, ("last_token", {}), ("cosine", {}), same_formats(MaxLengths()))
 
 
-def trained(student: Student, groups: list[dict[str, Any]], steps: int = 6) -> torch.optim.AdamW:
-    """After some clipped updates of a contrast in which not every step has every new token."""
-    made = optimization.optimizer(groups)
-    for number in range(steps):
+def train(student: Student, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    """Some clipped updates of a contrast in which not every step has every new token."""
+    adam = optimization.optimizer(groups)
+    for number in range(6):
         texts = TEXTS if number % 2 else TEXTS[:1] + TEXTS[2:3]
         embedded = student.embed(texts, "query", "symmetric")
         loss = -(student.scorer.matrix(embedded, embedded, "symmetric") * 5).log_softmax(1).diagonal().mean()
-        optimization.step(None, [{"loss": loss}], made, None, 0.5, f"step {number}")
-    return made
+        optimization.step(None, [{"loss": loss}], adam, None, 0.5, f"step {number}")
+    return adam
 
 
-def masked(backbone: Backbone, tuning: TunedWeights, new: list[int]) -> torch.nn.Parameter:
-    """The naive way: the whole matrix trains, the gradient of every other row is zero. Adam leaves those as they are."""
+def masked_groups(backbone: Backbone, tuning: TunedWeights, new: list[int]) -> list[dict[str, Any]]:
+    """The naive way: the whole matrix trains, with a gradient of zero in every other row, which Adam leaves alone."""
     backbone.tune(tuning)
-    weight = backbone.model.get_input_embeddings().weight
-    keep = torch.zeros(len(weight), 1)
-    keep[new] = 1.0
-    weight.requires_grad_(True)
-    weight.register_hook(lambda gradient: gradient * keep)
-    return weight
+    weight = backbone.model.get_input_embeddings().weight.requires_grad_(True)
+    others = torch.ones(len(weight), dtype=torch.bool)
+    others[new] = False
+    weight.register_hook(lambda gradient: gradient.masked_fill(others[:, None], 0.0))
+    body = [(name, p) for name, p in backbone.named_parameters() if p is not weight]
+    return decay_groups(body, 0.05, 0.1) + [{"params": [weight], "lr": 0.05, "weight_decay": 0.0}]
 
 
 @pytest.mark.parametrize(("family", "kind"), [("llama", "bitfit"), ("llama", "lora"), ("gemma", "lora")])
 def test_updates_are_those_of_the_whole_matrix_with_all_other_rows_masked(
     family: str, kind: str, tmp_path: Path
 ) -> None:
-    from transformers import AutoModel
-
-    tuning = TunedWeights(kind=kind, r=2)
-    found = []
+    tuning, udever = TunedWeights(kind=kind, r=2), method("udever")
+    results = []
     for naive in (True, False):
         backbone = gemma() if family == "gemma" else tiny.backbone("decoder")
         new = backbone.add_tokens(TOKENS)
         torch.manual_seed(1)  # the adapters' first weights
         if naive:
-            whole = masked(backbone, tuning, new)
-            student = student_of(backbone)
-            body = [(name, p) for name, p in backbone.named_parameters() if p is not whole]
-            groups = optimization.groups(body, 0.05, 0.1) + [{"params": [whole], "lr": 0.05, "weight_decay": 0.0}]
+            groups, student = masked_groups(backbone, tuning, new), student_of(backbone)
         else:
             backbone.tune(tuning, new_tokens=new)
             student = student_of(backbone)
-            recipe = methods.method("udever").recipe({"learning_rate": 0.05, "weight_decay": 0.1})
-            groups = methods.method("udever").parameter_groups(student, recipe)
-        before = {name: value.clone() for name, value in merge_lora(backbone.model).items()}
-        trained(student, groups)
-        found.append((student, merge_lora(backbone.model)))
-    (_, expected), (student, state) = found
+            recipe = udever.recipe({"learning_rate": 0.05, "weight_decay": 0.1})
+            groups = udever.parameter_groups(student, recipe)
+        before = merge_lora(backbone.model)["embed_tokens.weight"].clone()
+        train(student, groups)
+        results.append(merge_lora(backbone.model))
+    expected, state = results
     assert list(state) == list(expected)
     for name, value in expected.items():
-        torch.testing.assert_close(state[name], value, rtol=0, atol=1e-6, msg=lambda said, name=name: f"{name}: {said}")
-    moved = (state["embed_tokens.weight"] != before["embed_tokens.weight"]).any(1).nonzero().flatten().tolist()
-    assert moved == new
+        torch.testing.assert_close(state[name], value, rtol=0, atol=1e-6)
+    assert (state["embed_tokens.weight"] != before).any(1).nonzero().flatten().tolist() == new
     # Saved, they are part of the matrix, and transformers alone loads it.
     student.save(tmp_path)
     vectors = student.encode(TEXTS, "query", "symmetric")
@@ -115,19 +109,16 @@ class Watch(TorchDispatchMode):
 
 
 def test_neither_gradient_nor_state_nor_any_passing_value_is_of_the_matrix_size() -> None:
-    backbone = tiny.backbone("decoder", words=[f"w{i}" for i in range(5000)])
-    new = backbone.add_tokens(TOKENS)
-    backbone.tune(TunedWeights(kind="bitfit"), new_tokens=new)
+    backbone, udever = tiny.backbone("decoder", words=[f"w{i}" for i in range(5000)]), method("udever")
+    backbone.tune(BITFIT, new_tokens=backbone.add_tokens(TOKENS))
     student = student_of(backbone)
-    whole = backbone.rows * 32
-    groups = methods.method("udever").parameter_groups(student, methods.method("udever").recipe())
+    groups = udever.parameter_groups(student, udever.recipe())
     with Watch() as watch:
-        made = trained(student, groups)
-    assert watch.largest < whole / 4
-    held = [value for state in made.state.values() for value in state.values() if value.numel() > 1]
-    assert sum(value.numel() for value in held) == 2 * backbone.trained_count()
+        adam = train(student, groups)
+    assert watch.largest < backbone.rows * 32 / 4
+    sizes = [value.numel() for state in adam.state.values() for value in state.values() if value.numel() > 1]
     biases = sum(p.numel() for name, p in backbone.named_parameters() if "bias" in name)
-    assert backbone.trained_count() == biases + len(TOKENS) * 32
+    assert sum(sizes) == 2 * backbone.trained_count() and backbone.trained_count() == biases + len(TOKENS) * 32
     counts = student.parameter_counts()
     assert counts["total"] == sum(value.numel() for value in merge_lora(backbone.model).values())
 
@@ -136,7 +127,7 @@ def test_a_stage_that_trains_every_weight_trains_these_rows_in_their_matrix(tmp_
     """With a tied head, whose rows they are as well."""
     backbone = tiny.backbone("decoder", tmp_path)
     new = backbone.add_tokens(TOKENS)
-    backbone.tune(TunedWeights(kind="bitfit"), new_tokens=new)
+    backbone.tune(BITFIT, new_tokens=new)
     full = backbone.language_model()
     weight, rows = backbone.model.get_input_embeddings().weight, backbone.added_rows()
     assert full.lm_head.weight is weight and rows is not None
@@ -155,15 +146,3 @@ def test_a_stage_that_trains_every_weight_trains_these_rows_in_their_matrix(tmp_
     assert rows.requires_grad and not weight.requires_grad
     assert torch.equal(rows, weight[new])
     assert torch.equal(merge_lora(backbone.model)["embed_tokens.weight"], weight)
-
-
-def test_ids_with_gaps_get_rows_of_their_own() -> None:
-    """A special token that the model has no row for, as Gemma 3's text models have one, stands before the new ones."""
-    backbone = tiny.backbone("decoder")
-    there = backbone.rows
-    backbone.tokenizer.add_tokens(["<image>"], special_tokens=True)
-    old = backbone.model.get_input_embeddings().weight.detach().clone()
-    assert backbone.add_tokens(TOKENS) == list(range(there + 1, there + 5))
-    weight = backbone.model.get_input_embeddings().weight.detach()
-    assert len(weight) == there + 5 and torch.equal(weight[:there], old)
-    assert ((weight[there:] - old.mean(0)).abs() < 0.6 * old.std(0)).all()

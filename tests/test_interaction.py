@@ -11,6 +11,17 @@ from d2llm.models.scorers.iem import IEM
 from d2llm.run.errors import ConfigError
 
 D, N, M = 6, 5, 8
+KINDS = [
+    ("iem", {"hidden": 9}),
+    ("iem", {"hidden": 9, "activation": "squared_relu"}),
+    ("iem", {"hidden": 9, "branches": "shared", "skip": "cosine"}),
+    ("cosine", {}),
+    ("dot", {}),
+    ("bilinear", {}),
+    ("maxsim", {"size": 2}),
+]
+every_kind = pytest.mark.parametrize(("name", "settings"), KINDS)
+both_modes = pytest.mark.parametrize("mode", ["symmetric", "asymmetric"])
 
 
 @pytest.fixture(autouse=True)
@@ -49,43 +60,46 @@ def naive(scorer, q, p, mode):
     if scorer.name == "bilinear":
         return sum(q[i] * scorer.weight[i, j] * p[j] for i in range(D) for j in range(D))
     if scorer.name == "maxsim":
-        tokens = [[side[i : i + scorer.size] for i in range(0, len(side), scorer.size)] for side in (q, p)]
-        left, right = ([token for token in side if token.any()] for side in tokens)
-        return sum((max(a @ b for b in right) for a in left), torch.zeros(()))
+        left, right = ([token for token in side.split(scorer.size) if token.any()] for side in (q, p))
+        return sum((max(a @ b for b in right) for a in left if right), torch.zeros(()))
     return (q @ p) if scorer.name == "dot" else (q @ p) / (q.norm() * p.norm())
 
 
-KINDS = [
-    ("iem", {"hidden": 9}),
-    ("iem", {"hidden": 9, "activation": "squared_relu"}),
-    ("iem", {"hidden": 9, "branches": "shared", "skip": "cosine"}),
-    ("cosine", {}),
-    ("dot", {}),
-    ("bilinear", {}),
-    ("maxsim", {"size": 2}),
-]
+def naive_matrix(scorer, q, p, mode="symmetric"):
+    return torch.tensor([[naive(scorer, a, b, mode).item() for b in p] for a in q.detach()], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("mode", ["symmetric", "asymmetric"])
-@pytest.mark.parametrize(("name", "settings"), KINDS)
+@both_modes
+@every_kind
 @pytest.mark.parametrize("grad", [True, False])
-def test_matrix_and_pairs_match_the_formula(name, settings, mode, grad):
+def test_matrix_pairs_and_caches_match_the_formula(name, settings, mode, grad):
+    """The caches are all that is needed, and stay unchanged: arithmetic in place is on copies."""
     scorer, (q, p) = built(name, **settings), vectors()
+    expected = naive_matrix(scorer, q, p, mode)
     with torch.set_grad_enabled(grad):
-        expected = torch.tensor([[naive(scorer, a, b, mode).item() for b in p] for a in q], dtype=torch.float64)
-        torch.testing.assert_close(scorer.matrix(q, p, mode), expected, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(scorer.pairs(q, p[:N], mode), expected.diagonal(), rtol=1e-10, atol=1e-10)
+        query, passage = scorer.query_cache(q), scorer.passage_cache(p)
+        before = query.clone(), passage.clone()
+        for matrix in (scorer.matrix(q, p, mode), scorer.matrix_cached(query, passage, mode)):
+            torch.testing.assert_close(matrix, expected, rtol=1e-10, atol=1e-10)
+        for pairs in (scorer.pairs(q, p[:N], mode), scorer.pairs_cached(query, passage[:N], mode)):
+            torch.testing.assert_close(pairs, expected.diagonal(), rtol=1e-10, atol=1e-10)
+        assert torch.equal(query, before[0]) and torch.equal(passage, before[1])
+        # Sides without any text.
+        assert scorer.matrix(q[:0], p, mode).shape == (0, M) and scorer.matrix(q, p[:0], mode).shape == (N, 0)
+        assert scorer.pairs(q[:0], p[:0], mode).shape == (0,)
+    if name == "iem":
+        assert passage.shape == (M, 9 + (D if settings.get("skip") == "cosine" else 0))
 
 
 @pytest.mark.parametrize("skip", ["none", "cosine"])
 @pytest.mark.parametrize("pairs_a_block", [0, 1, 2, 3, 7, 8, 9, 16, 17, 40, 1000])
 def test_blocks_change_nothing(pairs_a_block, skip):
     scorer, (q, p) = built("iem", hidden=9, skip=skip), vectors()
-    expected = scorer.matrix(q, p, "symmetric")
+    expected = naive_matrix(scorer, q, p)
     scorer.block_bytes = pairs_a_block * 2 * 9 * 8
-    torch.testing.assert_close(scorer.matrix(q, p, "symmetric"), expected, rtol=1e-12, atol=1e-12)
-    with torch.no_grad():
-        torch.testing.assert_close(scorer.matrix(q, p, "symmetric"), expected, rtol=1e-12, atol=1e-12)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(scorer.matrix(q, p, "symmetric"), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("pairs_a_block", [0, 1, 3, 7, 8, 9, 1000])
@@ -94,41 +108,30 @@ def test_tokens_that_are_not_there_match_nothing(pairs_a_block):
     q, p = -vectors()[0].abs(), vectors()[1].abs()  # all products are negative: a zero token would win
     q[0, 4:], q[1, :4], p[2, 2:], p[3, :2], p[4] = 0, 0, 0, 0, 0
     scorer = build_scorer("maxsim", D, size=2, block_bytes=pairs_a_block * 9 * 8)
-    q.requires_grad_()
-    expected = torch.tensor(
-        [[0.0 if j == 4 else naive(scorer, a, b, "symmetric").item() for j, b in enumerate(p)] for a in q.detach()]
-    )
-    assert (expected[:, [0, 1, 2, 3, 5, 6, 7]] < 0).all()
-    found = scorer.matrix(q, p, "symmetric")
-    torch.testing.assert_close(found, expected.double(), rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(scorer.pairs(q, p[:N], "symmetric"), expected.diagonal().double(), rtol=1e-6, atol=1e-8)
-    (gradient,) = torch.autograd.grad(found.square().sum(), q)
+    expected = naive_matrix(scorer, q.requires_grad_(), p)
+    assert (expected < 0).all(0).tolist() == [True] * 4 + [False] + [True] * 3
+    matrix = scorer.matrix(q, p, "symmetric")
+    torch.testing.assert_close(matrix, expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(scorer.pairs(q, p[:N], "symmetric"), expected.diagonal(), rtol=1e-6, atol=1e-8)
+    (gradient,) = torch.autograd.grad(matrix.square().sum(), q)
     assert gradient.isfinite().all() and gradient[2:].any()
-
-
-def test_maxsim_has_the_gradient_of_its_formula():
-    scorer, (q, p) = build_scorer("maxsim", D, size=3), vectors()
-    assert torch.autograd.gradcheck(
-        lambda a, b: scorer.matrix(a, b, "symmetric"), (q.requires_grad_(), p.requires_grad_())
-    )
-    assert scorer.cache_parts(D) == (3, 3)
+    assert scorer.cache_parts(D) == (2, 2, 2)
 
 
 def test_blocks_bound_the_memory():
     scorer, (q, p) = IEM(D, hidden=16, block_bytes=4096), vectors(n=40, m=50, dtype=torch.float32)
-    rows, held, branch = [], set(), scorer._branch
+    rows, memory, branch = [], set(), scorer._branch
 
     def watched(x, mode, out=None):
         rows.append(len(x))
-        held.update(part.untyped_storage().data_ptr() for part in (x, out))
+        memory.update(part.untyped_storage().data_ptr() for part in (x, out))
         return branch(x, mode, out)
 
     scorer._branch = watched
     with torch.no_grad():
         scorer.matrix(q, p, "symmetric")
-    assert sum(rows) == 40 * 50
-    assert max(rows) * 16 * 4 * 2 <= 4096
-    assert len(held) == 1 + 1  # all blocks share the two pieces of memory
+    assert sum(rows) == 40 * 50 and max(rows) * 16 * 4 * 2 <= 4096
+    assert len(memory) == 1 + 1  # all blocks share the two pieces of memory
 
 
 def test_blocks_leave_to_autocast_and_autograd_what_is_theirs():
@@ -136,59 +139,28 @@ def test_blocks_leave_to_autocast_and_autograd_what_is_theirs():
     scorer, (q, p) = IEM(D, hidden=16, block_bytes=4096), vectors(n=40, m=50, dtype=torch.float32)
     with torch.no_grad():
         exact = scorer.matrix(q, p, "symmetric")
-        kept = scorer.query_cache(q), scorer.passage_cache(p)  # float32, as an index holds them
+        query, passage = scorer.query_cache(q), scorer.passage_cache(p)  # float32, as an index holds them
         with torch.autocast("cpu", torch.bfloat16):
-            rough = scorer.matrix_cached(*kept, "symmetric")
-            pairs = scorer.pairs_cached(kept[0].repeat_interleave(50, 0), kept[1].repeat(40, 1), "symmetric")
+            rough = scorer.matrix_cached(query, passage, "symmetric")
+            pairs = scorer.pairs_cached(query.repeat_interleave(50, 0), passage.repeat(40, 1), "symmetric")
     torch.testing.assert_close(rough.flatten(), pairs, rtol=0, atol=1e-6)  # the branch too ran in autocast's type
-    assert rough.dtype == torch.float32 and 0 < (rough.float() - exact).abs().max() < 0.05 * exact.abs().max()
-    found = scorer.matrix(q, p, "symmetric")
-    torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
-    found.sum().backward()
-    one = torch.autograd.grad(scorer.pairs(q.repeat_interleave(50, 0), p.repeat(40, 1), "symmetric").sum(), scorer.first.weight)[0]  # fmt: skip
-    torch.testing.assert_close(scorer.first.weight.grad, one, rtol=1e-4, atol=1e-4)
+    assert rough.dtype == torch.float32 and 0 < (rough - exact).abs().max() < 0.05 * exact.abs().max()
+    matrix, weight = scorer.matrix(q, p, "symmetric"), scorer.first.weight
+    torch.testing.assert_close(matrix, exact, rtol=1e-6, atol=1e-6)
+    pairs = scorer.pairs(q.repeat_interleave(50, 0), p.repeat(40, 1), "symmetric")
+    gradients = [torch.autograd.grad(scores.sum(), weight)[0] for scores in (matrix, pairs)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "settings"), KINDS)
-def test_caches_are_all_that_is_needed_and_stay_unchanged(name, settings):
-    scorer, (q, p) = built(name, **settings), vectors()
-    with torch.no_grad():
-        query, passage = scorer.query_cache(q), scorer.passage_cache(p)
-        kept = query.clone(), passage.clone()
-        assert torch.equal(scorer.matrix_cached(query, passage, "asymmetric"), scorer.matrix(q, p, "asymmetric"))
-        assert torch.equal(scorer.pairs_cached(query, passage[:N], "asymmetric"), scorer.pairs(q, p[:N], "asymmetric"))
-        assert torch.equal(query, kept[0]) and torch.equal(passage, kept[1])  # the in-place arithmetic is on copies
-    if name == "iem":
-        assert passage.shape == (M, 9 + (D if settings.get("skip") == "cosine" else 0))
-
-
-@pytest.mark.parametrize(("name", "settings"), KINDS)
-def test_empty_sides(name, settings):
-    scorer, (q, p) = built(name, **settings), vectors()
-    for grad in (True, False):
-        with torch.set_grad_enabled(grad):
-            assert scorer.matrix(q[:0], p, "symmetric").shape == (0, M)
-            assert scorer.matrix(q, p[:0], "symmetric").shape == (N, 0)
-            assert scorer.pairs(q[:0], p[:0], "symmetric").shape == (0,)
-
-
-@pytest.mark.parametrize("mode", ["symmetric", "asymmetric"])
-def test_features_are_the_branch(mode):
+@both_modes
+@pytest.mark.parametrize("grad", [True, False])
+def test_features_are_the_branch(mode, grad):
     scorer, (q, p) = built("iem", hidden=9), vectors(m=N)
     expected = torch.stack([naive_iem(scorer, a, b, mode)[0] for a, b in zip(q, p, strict=True)])
-    for grad in (True, False):
-        with torch.set_grad_enabled(grad):
-            found = scorer.features(q, p, mode)
-            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-            torch.testing.assert_close(scorer.logits_of(found), scorer.pairs(q, p, mode), rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("name", ["cosine", "dot", "bilinear"])
-def test_plain_scorers_have_no_features_and_ignore_the_mode(name):
-    scorer, (q, p) = built(name), vectors(m=N)
-    assert torch.equal(scorer.matrix(q, p, "symmetric"), scorer.matrix(q, p, "asymmetric"))
-    with pytest.raises(ConfigError, match=f"scorer {name} has no pair features: set gamma"):
-        scorer.features(q, p, "symmetric")
+    with torch.set_grad_enabled(grad):
+        features = scorer.features(q, p, mode)
+        torch.testing.assert_close(features, expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(scorer.logits_of(features), scorer.pairs(q, p, mode), rtol=1e-10, atol=1e-10)
 
 
 def test_branches():
@@ -196,36 +168,24 @@ def test_branches():
     assert torch.equal(shared.matrix(q, p, "symmetric"), shared.matrix(q, p, "asymmetric"))
     both = built("iem", hidden=9)
     assert not torch.allclose(both.matrix(q, p, "symmetric"), both.matrix(q, p, "asymmetric"))
+    assert not torch.allclose(both.pairs(q, p, "symmetric"), both.pairs(p, q, "symmetric"))  # order matters
     both.pairs(q, p, "asymmetric").sum().backward()
-    assert both.branches["symmetric"].weight.grad is None and both.branches["asymmetric"].weight.grad.abs().max() > 0
-    assert both.head.weight.grad.abs().max() > 0  # one head for both
+    assert both.branches["symmetric"].weight.grad is None and both.branches["asymmetric"].weight.grad.any()
+    assert both.head.weight.grad.any()  # one head for both
     assert sum(x.numel() for x in both.parameters()) - sum(x.numel() for x in shared.parameters()) == 9 * 9 + 9
 
 
-def test_order_of_a_pair_matters_to_the_iem_but_not_to_cosine():
-    q, p = vectors(m=N)
-    iem = built("iem", hidden=9)
-    assert not torch.allclose(iem.pairs(q, p, "symmetric"), iem.pairs(p, q, "symmetric"))
-    cosine = build_scorer("cosine", D)
-    torch.testing.assert_close(cosine.pairs(q, p, "symmetric"), cosine.pairs(p, q, "symmetric"))
-
-
-@pytest.mark.parametrize(("name", "settings"), KINDS)
+@every_kind
 def test_gradient(name, settings):
     scorer, (q, p) = built(name, **settings), vectors(n=3, m=4)
     if name == "iem":
         scorer.block_bytes = 3 * 2 * 9 * 8  # several blocks
-    assert torch.autograd.gradcheck(
-        lambda a, b: scorer.matrix(a, b, "symmetric"), (q.requires_grad_(), p.requires_grad_())
-    )
-
-
-def test_zero_vectors_are_finite():
-    for name, settings in KINDS:
-        scorer, q = built(name, **settings), torch.zeros(2, D, dtype=torch.float64, requires_grad=True)
-        scores = scorer.matrix(q, vectors()[1], "symmetric")
-        scores.sum().backward()
-        assert scores.isfinite().all() and q.grad.isfinite().all()
+    inputs = q.requires_grad_(), p.requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: scorer.matrix(a, b, "symmetric"), inputs)
+    zeros = torch.zeros(2, D, dtype=torch.float64, requires_grad=True)
+    scores = scorer.matrix(zeros, p, "symmetric")
+    scores.sum().backward()
+    assert scores.isfinite().all() and zeros.grad.isfinite().all()
 
 
 def test_random_init_is_the_release_s():
@@ -233,100 +193,90 @@ def test_random_init_is_the_release_s():
     bound = math.sqrt(6 / (2 * 64 + 512))  # Xavier: fan in 2d, fan out h
     assert iem.first.weight.abs().max() <= bound
     assert iem.first.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.01)
-    assert set(iem.state_dict()) == {
-        f"{layer}.{part}"
-        for layer in ("first", "branches.symmetric", "branches.asymmetric", "head")
-        for part in ("weight", "bias")
-    }
+    layers = ("first", "branches.symmetric", "branches.asymmetric", "head")
+    assert set(iem.state_dict()) == {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
 
 
 # ---------------------------------------------------------------------------------------------------------- the matcher
-
-
 def normed(*shape):
     return nn.functional.layer_norm(torch.randn(*shape), shape[-1:])
 
 
-SHAPES = [
-    (48, 512),
-    (256, 512),
-    (300, 512),
-    (1024, 512),
-    (48, 97),
-]  # hidden > 2d, = 2d, < 2d (random directions), far below, odd
+both_activations = pytest.mark.parametrize("activation", ["relu", "squared_relu"])
+# hidden > 2d, = 2d, < 2d (random directions), far below, odd
+every_shape = pytest.mark.parametrize(("size", "hidden"), [(48, 512), (256, 512), (300, 512), (1024, 512), (48, 97)])
 
 
-@pytest.mark.parametrize("mode", ["symmetric", "asymmetric"])
+@both_modes
 @pytest.mark.parametrize(("size", "hidden"), [(48, 512), (256, 512), (32, 64), (32, 65)])
 def test_matcher_starts_as_the_distance(size, hidden, mode):
     q, p = normed(20, size), normed(20, size)
     squared = IEM(size, hidden, activation="squared_relu", init="matcher").matrix(q, p, mode)
-    distance = torch.cdist(q.double(), p.double()).square().float()
-    torch.testing.assert_close(squared, 10 * (1 - distance / (2 * size)), rtol=0, atol=0.6)
-    torch.testing.assert_close(
-        squared, 10 * nn.functional.cosine_similarity(q[:, None], p[None], dim=-1), rtol=0, atol=0.6
-    )
     plain = IEM(size, hidden, activation="relu", init="matcher").matrix(q, p, mode)
-    city = torch.cdist(q.double(), p.double(), p=1).float()
-    torch.testing.assert_close(plain, 10 * (1 - math.sqrt(math.pi) / 2 * city / size), rtol=0, atol=0.6)
+    distance, city = torch.cdist(q, p).square(), torch.cdist(q, p, p=1)
+    cosine = nn.functional.cosine_similarity(q[:, None], p[None], dim=-1)
+    for logits, expected in (
+        (squared, 10 * (1 - distance / (2 * size))),
+        (squared, 10 * cosine),
+        (plain, 10 * (1 - math.sqrt(math.pi) / 2 * city / size)),
+    ):
+        torch.testing.assert_close(logits, expected, rtol=0, atol=0.6)
 
 
-@pytest.mark.parametrize("activation", ["relu", "squared_relu"])
-@pytest.mark.parametrize(("size", "hidden"), SHAPES)
+@both_activations
+@every_shape
 def test_matcher_ranks_the_match_first_and_by_units(size, hidden, activation):
     """A passage of cosine 0.8 with its query against 99 unrelated ones: first for every query, some units above the
     mean of the others."""
     n = 100
     q = normed(n, size)
     p = nn.functional.layer_norm(0.8 * q + 0.6 * torch.randn(n, size), (size,))
-    iem = IEM(size, hidden, activation=activation, init="matcher")
-    for mode in ("symmetric", "asymmetric"):
-        with torch.no_grad():
-            logits = iem.matrix(q, p, mode)
-        matched, others = logits.diagonal(), logits[~torch.eye(n, dtype=torch.bool)]
-        assert (logits.argmax(1) == torch.arange(n)).float().mean() > 0.99
-        assert 3 < matched.mean() - others.mean() < 12
-        assert abs(others.mean()) < 1.5
-        assert logits.abs().max() < 15
-    random = IEM(size, hidden, activation=activation)
+    iem, random = IEM(size, hidden, activation=activation, init="matcher"), IEM(size, hidden, activation=activation)
+
+    def first(logits):
+        return (logits.argmax(1) == torch.arange(n)).float().mean()
+
     with torch.no_grad():
-        assert (
-            random.matrix(q, p, "symmetric").argmax(1) == torch.arange(n)
-        ).float().mean() < 0.5  # nothing of the kind without it
+        for mode in ("symmetric", "asymmetric"):
+            logits = iem.matrix(q, p, mode)
+            matched, others = logits.diagonal(), logits[~torch.eye(n, dtype=torch.bool)]
+            assert first(logits) > 0.99 and 3 < matched.mean() - others.mean() < 12
+            assert abs(others.mean()) < 1.5 and logits.abs().max() < 15
+        assert first(random.matrix(q, p, "symmetric")) < 0.5  # nothing of the kind without it
 
 
-@pytest.mark.parametrize("activation", ["relu", "squared_relu"])
+@both_activations
 def test_matcher_orders_by_closeness(activation):
-    size = 128
-    q = normed(1, size).expand(21, -1)
-    away = normed(1, size)
+    q, away = normed(1, 128).expand(21, -1), normed(1, 128)
     steps = torch.linspace(0, 1, 21)[:, None]
-    iem = IEM(size, activation=activation, init="matcher")
-    logits = iem.pairs(q, q + steps * (away - q), "symmetric")
+    logits = IEM(128, activation=activation, init="matcher").pairs(q, q + steps * (away - q), "symmetric")
     assert (logits.diff() < 0).all()
     assert logits[0].item() == pytest.approx(10.0, abs=0.2)  # scale, at distance 0; the rest is the spare units' noise
 
 
-def test_matcher_random_directions_keep_distances():
+def test_matcher_random_directions_keep_distances_and_repeat_themselves():
     """hidden < 2d: R has orthogonal rows of norm √(d / count), so ‖R x‖² = ‖x‖² in the mean."""
     iem = IEM(64, hidden=40, init="matcher")
     directions = iem.first.weight[:20, :64]
     torch.testing.assert_close(directions @ directions.T, torch.eye(20) * 64 / 20, rtol=0, atol=1e-4)
     torch.testing.assert_close(iem.first.weight[:20, 64:], -directions)
     torch.testing.assert_close(iem.first.weight[20:, :64], -directions)
+    torch.manual_seed(11)
+    again = IEM(64, hidden=40, init="matcher").state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in iem.state_dict().items())
 
 
-@pytest.mark.parametrize("activation", ["relu", "squared_relu"])
-@pytest.mark.parametrize(("size", "hidden"), SHAPES)
+@both_activations
+@every_shape
 def test_matcher_can_learn(size, hidden, activation):
     """No dead parameter: every unit of every layer gets a gradient within two steps (the head of spare units is 0 in
     the first)."""
-    iem, n = IEM(size, hidden, activation=activation, init="matcher"), 64
+    iem = IEM(size, hidden, activation=activation, init="matcher")
     optimizer = torch.optim.SGD(iem.parameters(), lr=1e-3)
     for _ in range(2):
         optimizer.zero_grad()
-        q, p = normed(n, size), normed(n, size)
-        iem.matrix(q, p, "symmetric").log_softmax(1).diagonal().mean().neg().backward()
+        logits = iem.matrix(normed(64, size), normed(64, size), "symmetric")
+        logits.log_softmax(1).diagonal().mean().neg().backward()
         optimizer.step()
     for name, parameter in iem.named_parameters():
         if "asymmetric" not in name:
@@ -334,24 +284,14 @@ def test_matcher_can_learn(size, hidden, activation):
             assert (alive > 0).float().mean() > 0.99, name
 
 
-def test_matcher_is_reproducible():
-    states = []
-    for _ in range(2):
-        torch.manual_seed(5)
-        states.append(IEM(48, hidden=64, init="matcher").state_dict())
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-
-
 # ----------------------------------------------------------------------------------------------------------------- rest
-
-
 def test_bilinear_starts_as_scaled_cosine_of_normed_vectors():
     q, p = normed(4, 64), normed(4, 64)
-    found = build_scorer("bilinear", 64).pairs(q, p, "symmetric")
-    torch.testing.assert_close(found, 10 * nn.functional.cosine_similarity(q, p), rtol=1e-3, atol=1e-3)
+    scores = build_scorer("bilinear", 64).pairs(q, p, "symmetric")
+    torch.testing.assert_close(scores, 10 * nn.functional.cosine_similarity(q, p), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("name", "settings"), KINDS)
+@every_kind
 @pytest.mark.parametrize("precision", ["vectors", "weights", "autocast"])
 def test_logits_of_half_precision_vectors_are_formed_in_float32(name, settings, precision):
     """bfloat16 keeps 8 bits: of thousands of logits it would leave some hundred different ones."""
@@ -362,12 +302,15 @@ def test_logits_of_half_precision_vectors_are_formed_in_float32(name, settings, 
     if precision == "weights":
         scorer.bfloat16()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
-        found = scorer.matrix(q, p, "symmetric")
+        matrix = scorer.matrix(q, p, "symmetric")
         left, right = scorer.query_cache(q), scorer.passage_cache(p)
         pairs = scorer.pairs_cached(left.repeat_interleave(60, 0), right.repeat(60, 1), "symmetric").view(60, 60)
-    assert found.dtype == pairs.dtype == torch.float32
-    assert len(found.unique()) > 3000 and len(found.bfloat16().unique()) < 2000
-    torch.testing.assert_close(found, pairs, rtol=1e-4, atol=1e-4)
+    assert matrix.dtype == pairs.dtype == torch.float32
+    assert len(matrix.unique()) > 3000 and len(matrix.bfloat16().unique()) < 2000
+    torch.testing.assert_close(matrix, pairs, rtol=1e-4, atol=1e-4)
+    if precision == "vectors":
+        exact = naive_matrix(scorer.double(), q[:6].double(), p[:6].double())
+        torch.testing.assert_close(matrix[:6, :6].double(), exact, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -379,6 +322,7 @@ def test_logits_of_half_precision_vectors_are_formed_in_float32(name, settings, 
         ("iem", {"skip": "dot"}, "skip is one of"),
         ("iem", {"hidden": 1, "init": "matcher"}, "at least 2, found 1"),
         ("iem", {"width": 3}, "iem.*'width'"),
+        ("maxsim", {"size": 0}, "size must be at least 1"),
         ("cosin", {}, "unknown 'cosin'.*nearest: cosine"),
     ],
 )
@@ -387,9 +331,12 @@ def test_refuses(name, settings, message):
         build_scorer(name, D, **settings)
 
 
-@pytest.mark.parametrize(("name", "settings"), KINDS)
-def test_refuses_an_unknown_mode(name, settings):
+@every_kind
+def test_refuses_an_unknown_mode_and_features_there_are_not(name, settings):
     scorer, (q, p) = built(name, **settings), vectors(m=N)
     for call in (scorer.pairs, scorer.matrix, *([scorer.features] if name == "iem" else [])):
         with pytest.raises(ValueError, match="symmetric, asymmetric, found 'both'"):
             call(q, p, "both")
+    if name != "iem":
+        with pytest.raises(ConfigError, match=f"scorer {name} has no pair features: set gamma"):
+            scorer.features(q, p, "symmetric")

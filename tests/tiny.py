@@ -20,28 +20,21 @@ def tokenizer(words: list[str] | None = None):
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *WORDS, *(words or [])])}
     # The default of 100 letters a word would turn a longer Chinese text into one [UNK].
     limits = {"max_input_chars_per_word": 10_000, "continuing_subword_prefix": ""}
-    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", **limits))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        bos_token="<bos>",
-        eos_token="<eos>",
-    )
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", **limits))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {f"{token.strip('[]<>').lower()}_token": token for token in SPECIAL}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
-def framed_by(made, before: str = "<bos>", after: str = ""):
-    """The same tokenizer, which from now on puts these special tokens around a text as Llama's does <bos> or BERT's [CLS] and [SEP]."""
+def framed_by(tokenizer, before: str = "<bos>", after: str = ""):
+    """The same tokenizer, which from now on puts these special tokens around a text, as Llama's does <bos> or BERT's
+    [CLS] and [SEP]."""
     from tokenizers.processors import TemplateProcessing
 
     single = " ".join(filter(None, (before, "$A", after)))
-    known = [(token, made.convert_tokens_to_ids(token)) for token in filter(None, (before, after))]
-    made.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=known)
-    return made
+    known = [(token, tokenizer.convert_tokens_to_ids(token)) for token in filter(None, (before, after))]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=known)
+    return tokenizer
 
 
 def ids(text: str) -> tuple[int, ...]:
@@ -50,7 +43,8 @@ def ids(text: str) -> tuple[int, ...]:
 
 
 def backbone(kind: str, folder: Path | None = None, words: list[str] | None = None, **changes) -> Backbone:
-    """A random decoder (Llama with biases) or encoder (BERT); with `folder` saved there with its head and loaded back."""
+    """A random decoder (Llama with biases) or encoder (BERT); with `folder` saved there with its head and loaded
+    back."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, LlamaConfig
 
     torch.manual_seed(0)
@@ -76,7 +70,7 @@ def backbone(kind: str, folder: Path | None = None, words: list[str] | None = No
         return Backbone(body.eval(), tok, kind)
     full = (AutoModelForCausalLM if kind == "decoder" else AutoModelForMaskedLM).from_config(config)
     for name, parameter in full.named_parameters():
-        if "bias" in name:  # made models start with zero biases, which would hide mistakes
+        if "bias" in name:  # new models start with zero biases, which would hide mistakes
             torch.nn.init.normal_(parameter, std=0.1)
     full.save_pretrained(folder)
     tok.save_pretrained(folder)

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from d2llm.config.registry import R
 from d2llm.methods.base import Method
-from d2llm.models.batch import Batch, Embedded
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from d2llm.models.batch import TextIds
+    from d2llm.models.batch import Batch, Embedded, TextIds
     from d2llm.models.student import Student
 
 
