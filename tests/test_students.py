@@ -78,7 +78,8 @@ def test_a_sub_section_is_laid_over_the_published_one():
         ({"pooling": {"head": 2}}, "methods.d2llm.pooling.head: unknown key.*pooling.heads"),
         ({"in_batch": "joint", "ci": 0}, "in_batch"),
         ({"interaction": {"name": "cosine"}}, "gamma 0 with interaction cosine"),
-        ({"losses": {"margin": 0.5}}, "losses among ci, cl, fi, .*, not margin"),
+        ({"losses": {"margin": 0.5}}, "losses among the further files .none., not margin"),
+        ({"losses": {"cl": 0.5}}, "not cl, which has a weight of its own"),
     ],
 )
 def test_a_wrong_recipe_says_what_is_wrong(settings, message):

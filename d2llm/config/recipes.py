@@ -6,15 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
 from d2llm.config.section import Names, Pair, Section
-
-if TYPE_CHECKING:
-    pass
-
 
 Mode = Literal["symmetric", "asymmetric"]
 

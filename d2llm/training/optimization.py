@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from d2llm.methods.parameters import Groups
 from d2llm.run.errors import ConfigError, TrainingError
-
-if TYPE_CHECKING:
-    pass
 
 B = TypeVar("B")
 Terms = dict[str, Tensor]

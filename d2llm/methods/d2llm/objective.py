@@ -58,7 +58,8 @@ class Scores:
     @cached_property
     def teacher(self) -> TeacherTargets:
         """The teacher's logits and features, on this device."""
-        assert self.batch.teacher is not None  # `objective` has refused a batch without
+        if self.batch.teacher is None:
+            raise TrainingError(f"d2llm: a loss needs teacher scores and this batch ({self.batch.dataset}) has none")
         return self.batch.teacher.to(self.device)
 
     @cached_property
