@@ -1,7 +1,8 @@
-"""Keeps the small files of a finished run as its committed reference: scores, tables, cards, summaries, provenance; no
+"""Keeps the small files of a finished run as its committed reference: scores, tables, figures, cards, provenance; no
 weights.
 
-Copies only. What is copied is what a reader needs to check a number and a later run is compared with.
+Copies only, and each thing once: figures as SVG, and no summaries of single trainings, which `runs.csv` and
+`curves.parquet` hold. What is copied is what a reader needs to check a number and a later run is compared with.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def keep(config: Config, folder: Path) -> list[Path]:
     paths = Paths.of(config)
     require(paths.scores)
     tables = sorted(path for ext in ("csv", "md", "tex") for path in paths.root.glob(f"tables/*.{ext}"))
-    figures = sorted(path for ext in ("svg", "png") for path in paths.root.glob(f"figures/*.{ext}"))
+    # As the page shows them; a PNG of each would say the same again.
+    figures = sorted(paths.root.glob("figures/*.svg"))
     single = [
         paths.scores_csv,
         paths.comparisons,
@@ -48,13 +50,12 @@ def keep(config: Config, folder: Path) -> list[Path]:
         paths.teacher_report,
         paths.config,
     ]
-    runs = sorted(paths.root.glob("runs/*/*/seed*/summary.json"))
     teachers = sorted(paths.root.glob("teacher-*/report.json"))
     tuned = tuning_record(config, paths)
     # As executed: pages one can read without running anything.
     books = [book for book in (paths.notebook, paths.search_notebook) if book.exists()]
     with atomic(folder) as place:
-        for source in [*dict.fromkeys(tables), *figures, *map(require, single), *runs, *teachers, *tuned, *books]:
+        for source in [*dict.fromkeys(tables), *figures, *map(require, single), *teachers, *tuned, *books]:
             target = place / source.relative_to(paths.root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)

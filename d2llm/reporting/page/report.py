@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 logger = get_logger("report")
 TEMPLATES = Path(__file__).with_name("templates")
 # A page that is made of itself would never be the same twice.
-OWN = ("report", "notebook", "search-notebook")
+OWN = ("report", "notebook", "search_notebook")
 
 
 def run(config: Config) -> None:
@@ -98,6 +98,8 @@ def facts(config: Config) -> dict[str, Any]:
         "browse": browsed(scores, optional(paths.examples), about),
         "methods": [described(config, name, about) for name in about.methods],
         "references": [about.titles.get(name, name) for name in about.references],
+        "groups": sorted(set(scores["group"])),
+        "labels": labels(behind.get("card")),
         "lead": about.subject,
         "subject": about.titles.get(SUBJECT) if SUBJECT in about.methods else None,
         "budgets": budgets(paths, about),
@@ -113,6 +115,14 @@ def facts(config: Config) -> dict[str, Any]:
         "suite": sorted({job.version for job in done}),
         "total_seconds": sum(job.seconds for job in done),
     }
+
+
+def labels(card: dict[str, Any] | None) -> dict[str, int] | None:
+    """Pairs that the teacher was tuned on, and those that all methods see; None where the card does not tell both."""
+    if card is None or not card.get("teacher"):
+        return None
+    tuned = sum(row["pairs"] for row in card["teacher"] if row["split"] == "train")
+    return {"teacher": tuned, "training": sum(row["pairs"] for row in card["training"])}
 
 
 def rendered(paths: Paths) -> dict[str, dict[str, Any]]:
