@@ -32,7 +32,10 @@ SECTIONS: dict[str, tuple[str, str]] = {
     ),
     "ablation": ("Ablations", "D2LLM with one of its parts changed or left out, everything else as before."),
     "sweep": ("Sweeps", "How scores move with one setting, all others as before."),
-    "training": ("Training", "Losses and development scores over the updates, and what was trained with which settings."),
+    "training": (
+        "Training",
+        "Losses and development scores over the updates, and what was trained with which settings.",
+    ),
     "runtime": ("Runtime", "What training and search cost on the machine of this run. Times differ between machines."),
     "more": ("More tables and figures", "Further material of this run."),
 }

@@ -63,7 +63,7 @@ def evaluation_sets(config: Config) -> dict[str, list[tuple[str, str]]]:
         own = config.data.files.tasks
         # Without a title, as scores name it.
         known = {
-            name: (task.group, task.title or getattr(task, "mteb", name), task.description)
+            name: (task.group, str(task.title or getattr(task, "mteb", name)), task.description)
             for name, task in own.items()
         }
     sets: dict[str, list[tuple[str, str]]] = {}
