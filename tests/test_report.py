@@ -20,8 +20,6 @@ from made_up_run import extras, make, value
 from d2llm.config.catalogue import entries
 from d2llm.config.load import load
 from d2llm.config.schema import Config
-from d2llm.reporting.layout import formats as layout
-from d2llm.reporting.layout.formats import Cell, Column, Row, Table
 from d2llm.reporting.page import report
 from d2llm.run.artifacts import write_json, write_text
 from d2llm.run.errors import ArtifactError
@@ -227,21 +225,6 @@ def test_another_subject_is_named_wherever_leads_are_judged(tmp_path: Path) -> N
     assert "BGE's lead over each baseline" in page.text and "Right of zero BGE is ahead" in page.text
     assert any("Interval plot of BGE minus" in str(image["alt"]) for image in page.images)
     assert "Only D2LLM sees the teacher’s scores" in page.text  # which no choice of a subject changes
-
-
-def test_a_table_in_html() -> None:
-    columns = (Column("a", "A&B", "ap", "AP"), Column("a", "A&B", "f1", "F1"), Column("c", "C", "ap", "AP"))
-    rows = (
-        Row("bm25", "BM25", "reference", (Cell(0.1), Cell(0.2), Cell(-0.3))),
-        Row("d2llm", "<D>", "method", (Cell(0.5, 0.01, 2, "best", "up"), Cell(0.25, mark="second"), Cell(0.75))),
-    )
-    text = layout.to_html(Table("t", "Heading.", "Said ±.", columns, rows))
-    assert text.isascii()
-    page = Page(text)
-    assert not page.open and page.rows[:2] == [["Method", "A&B", "C"], ["AP", "F1", "AP"]]
-    assert page.rows[2:] == [["BM25", "0.1000", "0.2000", "-0.3000"], ["<D>", "0.5000↑ ± 0.0100", "0.2500", "0.7500"]]
-    assert "<strong>0.5000</strong>" in text and "<u>0.2500</u>" in text and 'colspan="2"' in text
-    assert Page(layout.to_html(Table("t", "Heading.", "Nothing.", (), ()))).rows == []
 
 
 def test_no_heavy_import(whole) -> None:
