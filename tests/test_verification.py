@@ -120,9 +120,10 @@ def run_and_reference(tmp_path: Path) -> tuple[Config, Path]:
     return config, tmp_path / "kept"
 
 
-def test_what_is_kept_is_kept_once(run_and_reference: tuple[Config, Path]) -> None:
+def test_what_is_kept_is_kept_once_and_replaces_nothing_else(run_and_reference, tmp_path: Path) -> None:
     """No figure in two formats, no summary of a training that `runs.csv` has a row of."""
     config, kept = run_and_reference
+    paths = Paths.of(config)
     files = {file.relative_to(kept).as_posix() for file in kept.rglob("*") if file.is_file()}
     tables = {f"tables/{name}.{ext}" for name in ("nli", "sts", "ir") for ext in ("csv", "md", "tex")}
     single = ("scores", "comparisons", "ablations", "runs", "runtime")
@@ -131,13 +132,10 @@ def test_what_is_kept_is_kept_once(run_and_reference: tuple[Config, Path]) -> No
         "data/card.md", "data/leaks.json", "pairs/report.json", "teacher/report.json",
     }  # fmt: skip
     assert len(pd.read_csv(kept / "runs.csv")) == len(config.runs())
-    records = read_json(kept / "provenance.json")
-    assert "runs/bge/base/seed1/provenance.json" in records and not any("outputs" in one for one in records.values())
-
-
-def test_a_folder_that_holds_something_else_is_not_replaced(run_and_reference, tmp_path: Path) -> None:
-    config, kept = run_and_reference
-    keep(config, kept)  # an earlier copy is
+    record = paths.run("bge", "base", 1) / "provenance.json"
+    write_json(record, read_json(record) | {"outputs": {}})
+    keep(config, kept)  # over an earlier copy; any other folder stays
+    assert "outputs" not in read_json(kept / "provenance.json")["runs/bge/base/seed1/provenance.json"]
     other = tmp_path / "mine"
     other.mkdir()
     (other / "work.txt").write_text("mine")
