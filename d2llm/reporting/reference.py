@@ -32,6 +32,23 @@ def keep(config: Config, folder: Path) -> list[Path]:
         )
     paths = Paths.of(config)
     require(paths.scores)
+    files = small_files(config, paths)
+    with atomic(folder) as place:
+        for source in files:
+            target = place / source.relative_to(paths.root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        # What is kept is small: digests of files that are not are left out, and the record's own with them.
+        kept = {
+            name: {k: v for k, v in record.items() if k not in ("outputs", SEAL)}
+            for name, record in records(paths.root).items()
+        }
+        write_json(place / PROVENANCE, kept)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def small_files(config: Config, paths: Paths) -> list[Path]:
+    """What is copied. Raises ArtifactError for a file that a finished run has and this one lacks."""
     tables = sorted(path for ext in ("csv", "md", "tex") for path in paths.root.glob(f"tables/*.{ext}"))
     # As the page shows them; a PNG of each would say the same again.
     figures = sorted(paths.root.glob("figures/*.svg"))
@@ -54,18 +71,7 @@ def keep(config: Config, folder: Path) -> list[Path]:
     tuned = tuning_record(config, paths)
     # As executed: pages one can read without running anything.
     books = [book for book in (paths.notebook, paths.search_notebook) if book.exists()]
-    with atomic(folder) as place:
-        for source in [*dict.fromkeys(tables), *figures, *map(require, single), *teachers, *tuned, *books]:
-            target = place / source.relative_to(paths.root)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-        # What is kept is small: digests of files that are not are left out, and the record's own with them.
-        kept = {
-            name: {k: v for k, v in record.items() if k not in ("outputs", SEAL)}
-            for name, record in records(paths.root).items()
-        }
-        write_json(place / PROVENANCE, kept)
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return [*tables, *figures, *map(require, single), *teachers, *tuned, *books]
 
 
 def tuning_record(config: Config, paths: Paths) -> list[Path]:

@@ -20,7 +20,7 @@ from d2llm.reporting import captions
 from d2llm.reporting.context import context
 from d2llm.reporting.page import browse
 from d2llm.reporting.page.claims import claims, sentence
-from d2llm.reporting.page.history import by_stage, history, machine
+from d2llm.reporting.page.history import Job, by_stage, history, machine
 from d2llm.reporting.style import CONTROLLED_TEXT, GROUP_TITLES, number, signed
 from d2llm.run import jobs
 from d2llm.run.artifacts import read_csv, read_json, write_text
@@ -79,7 +79,6 @@ def facts(config: Config) -> dict[str, Any]:
     found = claims(compared, tasks, about)
     behind = optional(paths.about) or {}
     kept = behind.get("records", {}) | rendered(paths) | tried(config, paths)
-    done = history(kept, config, without=OWN)
     trained = scores[scores["method"].isin(about.methods) & (scores["variant"] == "base")]
     return {
         "style": (TEMPLATES / "report.css").read_text(encoding="utf-8"),
@@ -109,11 +108,18 @@ def facts(config: Config) -> dict[str, Any]:
         **{name: behind.get(name) for name in ("card", "leaks", "negatives", "teacher")},
         "min_ap": config.teacher.min_ap,
         "tuning": tuning(config, paths, kept, about),
-        "jobs": done,
-        "stages": by_stage(done),
-        "machine": machine(done),
-        "suite": sorted({job.version for job in done}),
-        "total_seconds": sum(job.seconds for job in done),
+        **origin(history(kept, config, without=OWN)),
+    }
+
+
+def origin(jobs: list[Job]) -> dict[str, Any]:
+    """The jobs, what they come to, and where they ran."""
+    return {
+        "jobs": jobs,
+        "stages": by_stage(jobs),
+        "machine": machine(jobs),
+        "suite": sorted({job.version for job in jobs}),
+        "total_seconds": sum(job.seconds for job in jobs),
     }
 
 
