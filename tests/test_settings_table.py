@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import training_records as made
+import training_records as records
 
 from d2llm.config.schema import Config
 from d2llm.reporting.collected import Collected, collected
 from d2llm.reporting.context import context
 from d2llm.reporting.layout import formats as layout
 from d2llm.reporting.layout.formats import Block, PlainTable
-from d2llm.reporting.tables.settings import SETTINGS
+from d2llm.reporting.tables.settings import TABLE
 from d2llm.run.errors import ArtifactError
 from d2llm.run.paths import Paths
 
 METHODS = {
     "d2llm": {
-        "learning_rate": 0.002, "head_learning_rate": 5e-4, "temperature": 1.5, "beta": 0.1, "gamma": 0.01, "warmup": 0.05,
-        "schedule": "linear", "tuning": {"r": 16, "alpha": 12.0, "dropout": 0.25}, "max_lengths": {"symmetric": 33},
+        "learning_rate": 0.002, "head_learning_rate": 5e-4, "temperature": 1.5, "beta": 0.1, "gamma": 0.01,
+        "schedule": "linear", "warmup": 0.05, "tuning": {"r": 16, "alpha": 12.0, "dropout": 0.25},
+        "max_lengths": {"symmetric": 33},
     },
     "bge": {
         "learning_rate": 3e-4, "temperature": 0.03, "warmup": 7, "hard_negatives": 2, "weight_decay": 0.125,
@@ -35,19 +37,18 @@ METHODS = {
 def config(tmp_path: Path) -> Config:
     models = {"decoder": {"hidden_size": 96, "layers": 3}, "encoder": {"hidden_size": 64, "layers": 5}}
     config = Config(results=str(tmp_path), methods=METHODS, seeds=[1, 2], models=models, training={"max_length": 96})
-    made.write_collected(config)
+    records.write_collected(config)
     return config
 
 
 def inputs(config: Config) -> Collected:
-    found = collected(Paths.of(config), ("trainings", "curves", "card_json"))
     scores = pd.DataFrame([{"task": "nli_x", "task_title": "NLI-X"}, {"task": "ir_x", "task_title": "IR_X"}])
-    return Collected(scores=scores, trainings=found.trainings, curves=found.curves, card_json=found.card_json)
+    return replace(collected(Paths.of(config), ("trainings", "curves", "card_json")), scores=scores)
 
 
-def test_settings_are_those_of_the_config_and_of_the_trainings(config: Config) -> None:
-    table = SETTINGS.build(inputs(config), context(config), config)
-    methods, _ = table.blocks
+def test_settings_and_data_are_those_of_config_trainings_and_card(config: Config) -> None:
+    table = TABLE.build(inputs(config), context(config), config)
+    methods, data = table.blocks
     assert methods.header == ("Setting", "BGE", "D2LLM")
     assert {row[0]: row[1:] for row in methods.rows} == {
         "Base model": ("encoder, 5 layers of width 64", "decoder, 3 layers of width 96"),
@@ -70,12 +71,6 @@ def test_settings_are_those_of_the_config_and_of_the_trainings(config: Config) -
         "Own pre-training": ("pretraining 300 × 64", "–"),
         "Updates × queries": ("40 × 16", "40 × 16"),
     }
-    text = layout.to_markdown(table)
-    assert "101" not in text and "102" not in text  # no seconds: two runs give the same bytes
-
-
-def test_data_are_those_of_the_card(config: Config) -> None:
-    _, data = SETTINGS.build(inputs(config), context(config), config).blocks
     assert data.header == ("Used for", "Set", "Mode", "Queries", "Pairs", "Passages")
     assert data.rows == (
         ("training", "nli", "symmetric", "3,656", "7,466", "14,676"),
@@ -83,53 +78,37 @@ def test_data_are_those_of_the_card(config: Config) -> None:
         ("test", "IR_X (ir_x)", "asymmetric", "500", "1.93 a query", "2,000"),
         ("teacher, train", "–", "asymmetric", "12,000", "47,975", "–"),
     )
+    text = layout.to_markdown(table)
+    assert "101" not in text and "102" not in text  # no seconds: two runs give the same bytes
 
 
 def test_variants_stay_out_and_an_untrained_method_is_told(config: Config) -> None:
-    found = inputs(config)
-    table = SETTINGS.build(found, context(config), config)
-    other = found.trainings.assign(variant="hot", parameters=1)
-    noise = found.curves.assign(variant="hot", name="other")
-    mixed = Collected(
-        scores=found.scores, card_json=found.card_json,
-        trainings=pd.concat([other, found.trainings]), curves=pd.concat([noise, found.curves]),
-    )  # fmt: skip
-    assert SETTINGS.build(mixed, context(config), config) == table
-    fewer = found.trainings[found.trainings["method"] != "bge"]
-    lacking = Collected(scores=found.scores, card_json=found.card_json, trainings=fewer, curves=found.curves)
+    own = inputs(config)
+    trainings = pd.concat([own.trainings.assign(variant="hot", parameters=1), own.trainings])
+    curves = pd.concat([own.curves.assign(variant="hot", name="other"), own.curves])
+    about = context(config)
+    mixed = TABLE.build(replace(own, trainings=trainings, curves=curves), about, config)
+    assert mixed == TABLE.build(own, about, config)
     with pytest.raises(ArtifactError, match=r"runs.csv holds no training of bge"):
-        SETTINGS.build(lacking, context(config), config)
+        TABLE.build(replace(own, trainings=own.trainings[own.trainings["method"] != "bge"]), about, config)
 
 
-PLAIN = PlainTable(
-    "plain", "Table 9.", "Said & done.",
-    (Block("one", "First_block", ("Name", "a|b", "c"), (("x", "1", "50%"), ("x", "2 × 3", "–"))), Block("two", "Second", ("N",), (("y",),))),
-)  # fmt: skip
-
-
-def test_a_plain_table_in_markdown() -> None:
-    assert layout.to_markdown(PLAIN).splitlines() == [
+def test_a_plain_table_in_markdown_latex_and_csv() -> None:
+    first = Block("one", "First_block", ("Name", "a|b", "c"), (("x", "1", "50%"), ("x", "2 × 3", "–")))
+    table = PlainTable("plain", "Table 9.", "Said & done.", (first, Block("two", "Second", ("N",), (("y",),))))
+    assert layout.to_markdown(table).splitlines() == [
         "**Table 9.** Said & done.", "",
         "*First\\_block*", "", "| Name | a\\|b | c |", "| --- | --- | --- |", "| x | 1 | 50% |", "| x | 2 × 3 | – |", "",
         "*Second*", "", "| N |", "| --- |", "| y |",
     ]  # fmt: skip
-
-
-def test_a_plain_table_in_latex_and_csv() -> None:
-    text = layout.to_latex(PLAIN)
+    text = layout.to_latex(table)
     assert text.count(r"\begin{tabular}{lll}") == text.count(r"\begin{tabular}{l}") == 1
     assert text.count(r"\begin{") == text.count(r"\end{")
-    body = text[text.index(r"\toprule") :].splitlines()[:6]
-    assert body == [
-        r"\toprule",
-        r"Name & a|b & c \\",
-        r"\midrule",
-        r"x & 1 & 50\% \\",
-        r"x & 2 $\times$ 3 & -- \\",
-        r"\bottomrule",
-    ]
+    rows = [r"Name & a|b & c \\", r"\midrule", r"x & 1 & 50\% \\", r"x & 2 $\times$ 3 & -- \\"]
+    assert text[text.index(r"\toprule") :].splitlines()[:6] == [r"\toprule", *rows, r"\bottomrule"]
     assert r"\caption{\textbf{Table 9.} Said \& done.}" in text and r"\textit{First\_block}" in text
-    rows = list(csv.DictReader(io.StringIO(layout.to_csv(PLAIN))))
-    assert [(r["block"], r["row"], r["name"], r["column"], r["text"]) for r in rows] == [
-        ("one", "1", "x", "a|b", "1"), ("one", "1", "x", "c", "50%"), ("one", "2", "x", "a|b", "2 × 3"), ("one", "2", "x", "c", "–"),
+    cells = [tuple(row.values())[1:] for row in csv.DictReader(io.StringIO(layout.to_csv(table)))]
+    assert cells == [
+        ("one", "1", "x", "a|b", "1"), ("one", "1", "x", "c", "50%"), ("one", "2", "x", "a|b", "2 × 3"),
+        ("one", "2", "x", "c", "–"),
     ]  # fmt: skip

@@ -7,16 +7,20 @@ import io
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_report import Page
 from training_records import write_collected
 
+from d2llm.config.catalogue import entries
 from d2llm.config.schema import Config
 from d2llm.reporting.collected import Collected
 from d2llm.reporting.context import Context
 from d2llm.reporting.layout import formats as layout
 from d2llm.reporting.layout import tables
+from d2llm.reporting.layout.formats import Cell, Column, Row, Table
 from d2llm.reporting.layout.main_table import MainTable
 from d2llm.reporting.layout.marks import marks
 from d2llm.run.artifacts import write_frame
@@ -25,63 +29,43 @@ from d2llm.run.paths import Paths
 
 TITLES = {"teacher": "Teacher", "bm25": "BM25", "bge": "BGE & co", "sgpt": "SGPT", "d2llm": "D2LLM"}
 SPEC = MainTable("sts", "Table 2. Similarity.", "sts", ("pearson", "spearman"))
-
-
-def frame(values: dict[tuple[str, int, str, str], float], **more) -> pd.DataFrame:
-    """Collected scores from {(method, seed, task, metric): value}."""
-    rows = [
-        {
-            "tier": "mini",
-            "method": method,
-            "variant": "base",
-            "seed": seed,
-            "split": "test",
-            "task": task,
-            "task_title": f"Set_{task}",
-            "task_type": "sts",
-            "group": "sts",
-            "scorer": "cosine",
-            "candidates": "",
-            "phenomenon": "all",
-            "metric": metric,
-            "value": value,
-            "n": 10,
-            **more,
-        }
-        for (method, seed, task, metric), value in values.items()
-    ]
-    return pd.DataFrame(rows)
+CONTEXT = Context("mini", ["bge", "sgpt", "d2llm"], ["teacher", "bm25"], TITLES, averaged=frozenset({"sts"}))
+# Pearson by seed on two tasks.
+VALUES = {
+    ("teacher", "a"): [0.99], ("teacher", "b"): [0.97], ("bm25", "a"): [0.30], ("bm25", "b"): [0.20],
+    ("bge", "a"): [0.80, 0.90], ("bge", "b"): [0.60, 0.60], ("sgpt", "a"): [0.70, 0.72], ("sgpt", "b"): [0.60, 0.60],
+    ("d2llm", "a"): [0.80, 0.84], ("d2llm", "b"): [0.50, 0.70],
+}  # fmt: skip
 
 
 def scores(*, seeds: int = 1) -> pd.DataFrame:
     """Two tasks, two metrics; spearman is pearson − 0.1. Worked out below."""
-    base = {
-        ("teacher", "a"): [0.99],
-        ("teacher", "b"): [0.97],
-        ("bm25", "a"): [0.30],
-        ("bm25", "b"): [0.20],
-        ("bge", "a"): [0.80, 0.90],
-        ("bge", "b"): [0.60, 0.60],
-        ("sgpt", "a"): [0.70, 0.72],
-        ("sgpt", "b"): [0.60, 0.60],
-        ("d2llm", "a"): [0.80, 0.84],
-        ("d2llm", "b"): [0.50, 0.70],
-    }
-    values = {}
-    for (method, task), row in base.items():
-        for seed, value in enumerate(row[:seeds], 1):
-            values[method, seed, task, "pearson"] = value
-            values[method, seed, task, "spearman"] = value - 0.1
-    return frame(values)
+    rows = [
+        {"method": method, "seed": seed, "task": task, "task_title": f"Set_{task}", "metric": metric, "value": score}
+        for (method, task), row in VALUES.items()
+        for seed, value in enumerate(row[:seeds], 1)
+        for metric, score in (("pearson", value), ("spearman", value - 0.1))
+    ]
+    same = {"tier": "mini", "variant": "base", "split": "test", "task_type": "sts", "group": "sts", "n": 10}
+    return pd.DataFrame(rows).assign(**same, scorer="cosine", candidates="", phenomenon="all")
 
 
-CONTEXT = Context(
-    "mini", ["bge", "sgpt", "d2llm"], ["teacher", "bm25"], TITLES, generated=True, averaged=frozenset({"sts"})
-)
+def comparisons() -> pd.DataFrame:
+    """D2LLM against two baselines on task a (significantly below the strongest), b and the average (not)."""
+    rows = [
+        ("a", "bge", True, -0.05, 0.01),
+        ("a", "sgpt", False, 0.12, 0.01),
+        ("b", "bge", True, 0.0, 0.9),
+        ("b", "sgpt", False, 0.0, 0.04),
+        ("average", "bge", True, 0.2, 0.06),
+    ]
+    frame = pd.DataFrame(rows, columns=["task", "baseline", "strongest", "difference", "p_holm"])
+    numbers = {"value": 0.7, "low": -1.0, "high": 1.0, "p": 0.01, "seeds": 1, "n": 10}
+    return frame.assign(group="sts", metric="spearman", method="d2llm", **numbers)
 
 
-def build(scores: pd.DataFrame, comparisons: pd.DataFrame | None = None) -> layout.Table:
-    return SPEC.build(Collected(scores=scores, comparisons=comparisons), CONTEXT)
+def build(scores: pd.DataFrame, comparisons: pd.DataFrame | None = None, context: Context = CONTEXT) -> layout.Table:
+    return SPEC.build(Collected(scores=scores, comparisons=comparisons), context)
 
 
 def test_marks_break_no_ties_and_judge_what_is_printed():
@@ -93,8 +77,7 @@ def test_marks_break_no_ties_and_judge_what_is_printed():
 
 
 def test_markdown_of_one_seed():
-    text = layout.to_markdown(build(scores()))
-    head, _, *lines = text.splitlines()
+    head, _, *lines = layout.to_markdown(build(scores())).splitlines()
     assert lines == [
         "| Method | Set\\_a<br>Pearson | Set\\_a<br>Spearman | Set\\_b<br>Pearson | Set\\_b<br>Spearman "
         "| Average<br>Pearson | Average<br>Spearman |",
@@ -107,24 +90,25 @@ def test_markdown_of_one_seed():
         "| D2LLM | **0.8000** | **0.7000** | <u>0.5000</u> | <u>0.4000</u> | <u>0.6500</u> | <u>0.5500</u> |",
     ]
     assert head.startswith("**Table 2. Similarity.** Tier mini, test split, one seed.")
-    for said in (
+    for part in (
         "among the 3 trained methods",
         "not ranked",
         "mean of its two orders",
         "no evidence about the paper's",
     ):
-        assert said in head
+        assert part in head
+    assert "generated" not in layout.to_markdown(build(scores(), context=replace(CONTEXT, generated=False)))
 
 
 def test_spread_over_seeds_is_the_sample_standard_deviation():
     table = build(scores(seeds=2))
-    rows = {row.key: row for row in table.rows}
-    bge, d2llm = rows["bge"].cells, rows["d2llm"].cells
+    rows = {row.key: row.cells for row in table.rows}
+    bge, d2llm = rows["bge"], rows["d2llm"]
     assert (bge[0].mean, bge[0].sd, bge[0].seeds) == (pytest.approx(0.85), pytest.approx(0.1 / 2**0.5), 2)
     # The average is of tasks within a seed: (.80+.50)/2 = .65 and (.84+.70)/2 = .77.
     assert (d2llm[4].mean, d2llm[4].sd) == (pytest.approx(0.71), pytest.approx(0.12 / 2**0.5))
-    assert rows["teacher"].cells[0].sd is None  # one evaluation
-    assert [row.key for row in table.rows] == ["teacher", "bm25", "bge", "sgpt", "d2llm"]
+    assert rows["teacher"][0].sd is None  # one evaluation
+    assert list(rows) == ["teacher", "bm25", "bge", "sgpt", "d2llm"]
     assert "mean ± standard deviation over 2 seeds" in table.caption
     assert "**0.8500** ± 0.0707" in layout.to_markdown(table)
     assert r"\textbf{0.8500} {\scriptsize$\pm$ 0.0707}" in layout.to_latex(table)
@@ -132,8 +116,7 @@ def test_spread_over_seeds_is_the_sample_standard_deviation():
 
 def test_latex_is_escaped_ruled_and_spanned():
     text = layout.to_latex(build(scores()))
-    body = text[text.index(r"\toprule") :].splitlines()
-    assert body == [
+    assert text[text.index(r"\toprule") :].splitlines() == [
         r"\toprule",
         r" & \multicolumn{2}{c}{Set\_a} & \multicolumn{2}{c}{Set\_b} & \multicolumn{2}{c}{Average} \\",
         r"\cmidrule(lr){2-3} \cmidrule(lr){4-5} \cmidrule(lr){6-7}",
@@ -152,9 +135,22 @@ def test_latex_is_escaped_ruled_and_spanned():
         r"\end{tabular}}",
         r"\end{table*}",
     ]
-    assert layout.tex("50% & a_b #1 {x} $y$ ~^\\") == (
-        r"50\% \& a\_b \#1 \{x\} \$y\$ \textasciitilde{}\textasciicircum{}\textbackslash{}"
+    escaped = r"50\% \& a\_b \#1 \{x\} \$y\$ \textasciitilde{}\textasciicircum{}\textbackslash{}"
+    assert layout.tex("50% & a_b #1 {x} $y$ ~^\\") == escaped
+
+
+def test_html_is_escaped_and_spanned():
+    columns = (Column("a", "A&B", "ap", "AP"), Column("a", "A&B", "f1", "F1"), Column("c", "C", "ap", "AP"))
+    rows = (
+        Row("bm25", "BM25", "reference", (Cell(0.1), Cell(0.2), Cell(-0.3))),
+        Row("d2llm", "<D>", "method", (Cell(0.5, 0.01, 2, "best", "up"), Cell(0.25, mark="second"), Cell(0.75))),
     )
+    text = layout.to_html(Table("t", "Heading.", "Said ±.", columns, rows))
+    page = Page(text)
+    assert not page.open and page.rows[:2] == [["Method", "A&B", "C"], ["AP", "F1", "AP"]] and 'colspan="2"' in text
+    assert page.rows[2:] == [["BM25", "0.1000", "0.2000", "-0.3000"], ["<D>", "0.5000↑ ± 0.0100", "0.2500", "0.7500"]]
+    assert text.isascii() and "<strong>0.5000</strong>" in text and "<u>0.2500</u>" in text
+    assert "<tr" not in layout.to_html(Table("t", "Heading.", "Nothing.", (), ()))
 
 
 def test_csv_is_tidy_and_holds_every_bit():
@@ -183,8 +179,7 @@ def test_variants_breakdowns_and_other_tasks_stay_out():
 
 def test_a_single_task_has_no_average_and_no_task_no_rows():
     one = scores()
-    table = build(one[one.task == "a"])
-    assert [column.task for column in table.columns] == ["a", "a"]
+    assert [column.task for column in build(one[one.task == "a"]).columns] == ["a", "a"]
     empty = build(one[one.task == "c"])
     assert empty.rows == () and "No task of this kind was evaluated." in layout.to_markdown(empty)
     assert "tabular" not in layout.to_latex(empty)
@@ -192,92 +187,56 @@ def test_a_single_task_has_no_average_and_no_task_no_rows():
 
 def test_a_missing_score_is_named():
     whole = scores(seeds=2)
-    for wrong in (
-        (whole.method == "sgpt") & (whole.task == "b") & (whole.metric == "spearman"),
-        (whole.method == "sgpt") & (whole.task == "b") & (whole.metric == "spearman") & (whole.seed == 2),
-        whole.method == "sgpt",
-    ):
+    some = (whole.method == "sgpt") & (whole.task == "b") & (whole.metric == "spearman")
+    for wrong in (some, some & (whole.seed == 2), whole.method == "sgpt"):
         with pytest.raises(ArtifactError, match="no .* of method sgpt on task"):
             build(whole[~wrong])
 
 
 def test_candidate_depth_is_stated():
     values = scores()
-    values.loc[values.method == "teacher", "candidates"] = "BM25 30 + dense 30"
-    values.loc[values.method != "teacher", "candidates"] = "all"
+    values["candidates"] = values["method"].map({"teacher": "BM25 30 + dense 30"}).fillna("all")
     caption = build(values).caption
     assert "Teacher: re-ranks the union of candidates BM25 30 + dense 30 per query." in caption
     assert caption.count("re-ranks") == 1
 
 
-@pytest.fixture
-def config(tmp_path):
-    config = Config(results=str(tmp_path), methods={"d2llm": {}, "bge": {}})
-    values = scores()
-    write_frame(Paths.of(config).scores, values[values.method != "sgpt"])
-    comparisons().to_csv(Paths.of(config).comparisons, index=False)
-    comparisons().head(0).to_csv(Paths.of(config).ablations, index=False)
-    write_collected(config)
-    return config
-
-
-def comparisons() -> pd.DataFrame:
-    """D2LLM against two baselines on task a (significantly below the strongest), b and the average (not)."""
-    rows = [
-        ("a", "bge", True, -0.05, 0.01),
-        ("a", "sgpt", False, 0.12, 0.01),
-        ("b", "bge", True, 0.0, 0.9),
-        ("b", "sgpt", False, 0.0, 0.04),
-        ("average", "bge", True, 0.2, 0.06),
-    ]
-    return pd.DataFrame(
-        [
-            {"group": "sts", "task": task, "metric": "spearman", "method": "d2llm", "baseline": baseline, "strongest": strongest, "value": 0.7,
-             "difference": difference, "low": -1.0, "high": 1.0, "p": 0.01, "p_holm": p, "seeds": 1, "n": 10}
-            for task, baseline, strongest, difference, p in rows
-        ]
-    )  # fmt: skip
-
-
 def test_only_significant_differences_from_the_strongest_baseline_are_marked():
     table = build(scores(), comparisons())
-    leads = {
-        (row.key, column.task, column.metric): cell.lead
-        for row in table.rows
-        for column, cell in zip(table.columns, row.cells, strict=True)
-        if cell.lead
-    }
+    cells = [(row.key, *pair) for row in table.rows for pair in zip(table.columns, row.cells, strict=True)]
+    leads = {(key, column.task, column.metric): cell.lead for key, column, cell in cells if cell.lead}
     assert leads == {("d2llm", "a", "spearman"): "down"}
     assert "95%, Holm's correction over 5 comparisons" in table.caption
     assert "D2LLM is significantly above or below the strongest baseline" in table.caption
-    context = replace(CONTEXT, subject="SGPT")
-    caption = SPEC.build(Collected(scores=scores(), comparisons=comparisons()), context).caption
+    caption = build(scores(), comparisons(), replace(CONTEXT, subject="SGPT")).caption
     assert "SGPT is significantly above or below the strongest baseline" in caption and "D2LLM" not in caption
     assert "| **0.7000**↓ |" in layout.to_markdown(table)
     assert r"\textbf{0.7000}$\downarrow$" in layout.to_latex(table)
-    up = comparisons().assign(difference=0.1)
-    assert "↑" in layout.to_markdown(build(scores(), up))
-    assert not build(scores()).caption.count("Holm")
+    assert "↑" in layout.to_markdown(build(scores(), comparisons().assign(difference=0.1)))
+    assert "Holm" not in build(scores()).caption
 
 
-def test_run_writes_every_form_of_every_table_without_torch_or_mteb(config):
+def test_every_form_of_every_table_is_written_without_torch_or_mteb(tmp_path: Path):
+    methods: dict[str, dict] = {"d2llm": {}, "bge": {}}
+    config = Config(results=str(tmp_path), methods=methods)
+    paths, values = Paths.of(config), scores()
+    write_frame(paths.scores, values[values.method != "sgpt"])
+    comparisons().to_csv(paths.comparisons, index=False)
+    comparisons().head(0).to_csv(paths.ablations, index=False)
+    write_collected(config)
     code = (
-        "import sys; from d2llm.config.schema import Config; from d2llm.reporting import tables;"
-        f"config = Config(results={config.results!r}, methods={{'d2llm': {{}}, 'bge': {{}}}});"
-        "[tables.run(config, name) for name in tables.TABLES];"
+        "import sys; from d2llm.config.catalogue import entries; from d2llm.config.schema import Config;"
+        f"from d2llm.reporting.layout import tables; config = Config(results={config.results!r}, methods={methods!r});"
+        "[tables.run(config, name) for name in entries('table')];"
         "print([name for name in ('torch', 'mteb', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr
-    paths = Paths.of(config)
-    for name in ("nli", "sts", "ir"):
-        assert all(paths.table(name, extension).stat().st_size > 0 for extension in ("csv", "md", "tex", "html"))
+    files = [paths.table(name, extension) for name in entries("table") for extension in ("csv", "md", "tex", "html")]
+    assert len(files) == 20 and all(file.stat().st_size > 0 for file in files)
     text = paths.table("sts", "md").read_text(encoding="utf-8")
     # Whatever the order in the configuration, D2LLM comes last; titles are the methods' own.
     assert text.index("| *Teacher (cross-encoder)* |") < text.index("| BGE") < text.index("| D2LLM")
-
-
-def test_unknown_table_and_missing_scores_are_errors(config, tmp_path):
     with pytest.raises(ConfigError, match="no table named 'nope'; known: nli, sts, ir"):
         tables.run(config, "nope")
     with pytest.raises(ArtifactError, match="scores.parquet: missing"):

@@ -10,6 +10,7 @@ import pytest
 from made_up_run import extras, make, scores
 
 from d2llm.cli import main as cli
+from d2llm.config.schema import Config
 from d2llm.reporting.reference import keep
 from d2llm.reporting.verify import Verdict, compare, explain, verify
 from d2llm.run.artifacts import read_json, write_json
@@ -18,6 +19,8 @@ from d2llm.run.paths import Paths, provenance_of
 from d2llm.run.provenance import output_digests
 
 METHODS = ("bge", "sgpt", "d2llm")
+ONE = scores(METHODS, (1,))
+NLI, SWAP = {"method": "bge", "task": "nli_a"}, {"phenomenon": "role swap"}
 
 
 def judged(reference: pd.DataFrame, found: pd.DataFrame) -> Verdict:
@@ -33,19 +36,31 @@ def moved(frame: pd.DataFrame, by: float, **where: str) -> pd.DataFrame:
     return frame.assign(value=frame["value"].where(~chosen, frame["value"] + by))
 
 
-ONE = scores(METHODS, (1,))
+@pytest.mark.parametrize(
+    ("by", "where", "passes"),
+    [
+        # Of trained rows small differences pass; of a reference row without training none do.
+        (-0.0199, {"method": "bge", "phenomenon": "all"}, True),
+        (0.03, NLI | {"metric": "ap"}, False),
+        (9e-7, {"method": "bm25"}, True),
+        (2e-6, {"method": "bm25", "metric": "auc"}, False),
+        (2e-6, {"method": "teacher"}, True),
+        # Thresholds jump: five times as much of precision and recall. Breakdowns of trained rows judge nothing.
+        (0.09, NLI | {"metric": "recall"}, True),
+        (0.11, {"method": "bge", "metric": "precision"}, False),
+        (0.3, {"method": "d2llm"} | SWAP, True),
+        (float("nan"), {"method": "sgpt", "metric": "spearman"}, False),
+    ],
+)
+def test_differences_are_judged_by_what_they_are_of(by: float, where: dict[str, str], passes: bool) -> None:
+    assert judged(ONE, moved(ONE, by, **where).sample(frac=1, random_state=1)).passed == passes
 
 
-def test_small_differences_of_trained_rows_pass() -> None:
-    verdict = judged(ONE, moved(ONE, -0.0199, method="bge", phenomenon="all").sample(frac=1, random_state=1))
-    assert verdict.passed and not len(verdict.wrong)
-    assert verdict.largest == pytest.approx(0.0199)
+def test_what_is_out_of_tolerance_is_shown() -> None:
+    verdict = judged(ONE, moved(ONE, -0.0199, method="bge", phenomenon="all"))
+    assert verdict.largest == pytest.approx(0.0199) and not len(verdict.wrong)
     assert verdict.compared == len(ONE) and "passed:" in verdict.text()
-
-
-def test_larger_ones_fail_and_are_shown() -> None:
-    verdict = judged(ONE, moved(ONE, 0.03, method="bge", metric="ap", task="nli_a"))
-    assert not verdict.passed
+    verdict = judged(ONE, moved(ONE, 0.03, **NLI, metric="ap"))
     row = verdict.wrong.iloc[0]
     assert (len(verdict.wrong), row["method"], row["task"], row["metric"], row["seed"]) == (1, "bge", "nli_a", "ap", 1)
     assert row["found"] - row["reference"] == pytest.approx(row["difference"]) == pytest.approx(0.03)
@@ -53,35 +68,15 @@ def test_larger_ones_fail_and_are_shown() -> None:
     assert "Out of tolerance:" in text and "nli_a" in text and text.splitlines()[-1].startswith("failed: 1 of")
 
 
-def test_a_reference_row_without_training_is_exact() -> None:
-    assert judged(ONE, moved(ONE, 9e-7, method="bm25")).passed
-    assert not judged(ONE, moved(ONE, 2e-6, method="bm25", metric="auc")).passed
-    assert judged(ONE, moved(ONE, 2e-6, method="teacher")).passed
-
-
-def test_thresholds_jump_and_breakdowns_are_not_judged() -> None:
-    assert judged(ONE, moved(ONE, 0.09, method="bge", metric="recall", task="nli_a")).passed
-    assert not judged(ONE, moved(ONE, 0.11, method="bge", metric="precision")).passed
-    assert judged(ONE, moved(ONE, 0.3, method="d2llm", phenomenon="role swap")).passed
-
-
-def test_a_value_that_is_no_number_fails() -> None:
-    assert not judged(ONE, moved(ONE, float("nan"), method="sgpt", metric="spearman")).passed
-
-
 def test_a_smaller_study_passes_and_says_what_was_not_compared() -> None:
     many = pd.concat([scores(METHODS, (1, 2)), ONE[ONE.method == "d2llm"].assign(variant="no_rank")])
     verdict = judged(many, ONE)
     assert verdict.passed and verdict.compared == len(ONE)
-    assert verdict.only_reference == [
-        "bge base seed 2",
-        "d2llm base seed 2",
-        "d2llm no_rank seed 1",
-        "sgpt base seed 2",
-    ]
+    more = ["bge base seed 2", "d2llm base seed 2", "d2llm no_rank seed 1", "sgpt base seed 2"]
+    assert verdict.only_reference == more
     assert "Only in the reference, not compared: bge base seed 2," in verdict.text()
     other = judged(ONE, many)
-    assert other.passed and other.only_found == verdict.only_reference
+    assert other.passed and other.only_found == more
 
 
 def test_scores_that_a_common_run_lacks_fail() -> None:
@@ -91,29 +86,56 @@ def test_scores_that_a_common_run_lacks_fail() -> None:
     assert not fewer.passed and len(fewer.lacking) == 2 * ONE["method"].nunique()
     more = judged(ONE[ONE.metric != "recall"], ONE)
     assert more.passed and len(more.only_found) == 2 * ONE["method"].nunique()
+    nothing = judged(ONE, ONE.assign(seed=5))
+    assert not nothing.passed and "no score in common" in nothing.text()
 
 
-def test_nothing_in_common_fails() -> None:
-    verdict = judged(ONE, ONE.assign(seed=5))
-    assert not verdict.passed and "no score in common" in verdict.text()
+def test_reasons_are_said_once_and_only_where_something_differs() -> None:
+    old = {"stage": "train", "threads": 1, "code": "a", "settings": {"training": {"steps": 5}}, "packages": {}}
+    new = {"stage": "train", "threads": 2, "code": "a", "settings": {"training": {"steps": 6}}, "packages": {}}
+    reasons = explain({"a": old, "b": old, "c": old}, {"a": new, "b": new | {"stage": "data"}, "d": new})
+    assert reasons == ["threads: 1 → 2 (train, data)", "training.steps: 5 → 6 (train, data)"]
+    assert explain({"a": old}, {"a": old | {"seconds": 3}}) == []
+    # A line a key of every variant that one run left out would hide that nothing differs.
+    for by, shown in ((0.0, False), (0.01, True), (0.5, True)):
+        verdict = judged(ONE, moved(ONE, by, method="bge"))
+        verdict.reasons.append("threads: 1 → 2")
+        assert ("threads: 1 → 2" in verdict.text()) == shown
+    assert judged(ONE, ONE).text().endswith("judge nothing")
 
 
 @pytest.fixture
-def run_and_reference(tmp_path: Path):
+def run_and_reference(tmp_path: Path) -> tuple[Config, Path]:
     """A made-up run, and a copy kept of it as a reference."""
     config = make(tmp_path)
     extras(config)
     paths = Paths.of(config)
-    for copied in (paths.card_md, paths.ablations, paths.trainings, paths.curves, paths.runtime):
-        copied.write_text("copied, not read")
+    figures = [paths.figure("main", ext) for ext in ("pdf", "png", "svg")]
+    summaries = [paths.run(*run) / "summary.json" for run in config.runs()]
+    figures[0].parent.mkdir()
+    for file in (paths.card_md, paths.ablations, paths.curves, paths.runtime, *figures, *summaries):
+        file.write_text("copied, not read")
     shutil.rmtree(paths.trials.parent)
     keep(config, tmp_path / "kept")
     return config, tmp_path / "kept"
 
 
-def test_a_folder_that_holds_something_else_is_not_replaced(run_and_reference, tmp_path: Path) -> None:
+def test_what_is_kept_is_kept_once_and_replaces_nothing_else(run_and_reference, tmp_path: Path) -> None:
+    """No figure in two formats, no summary of a training that `runs.csv` has a row of."""
     config, kept = run_and_reference
-    keep(config, kept)  # an earlier copy is
+    paths = Paths.of(config)
+    files = {file.relative_to(kept).as_posix() for file in kept.rglob("*") if file.is_file()}
+    tables = {f"tables/{name}.{ext}" for name in ("nli", "sts", "ir") for ext in ("csv", "md", "tex")}
+    single = ("scores", "comparisons", "ablations", "runs", "runtime")
+    assert files == tables | {f"{name}.csv" for name in single} | {
+        "figures/main.svg", "config.yaml", "curves.parquet", "examples.json", "provenance.json", "data/card.json",
+        "data/card.md", "data/leaks.json", "pairs/report.json", "teacher/report.json",
+    }  # fmt: skip
+    assert len(pd.read_csv(kept / "runs.csv")) == len(config.runs())
+    record = paths.run("bge", "base", 1) / "provenance.json"
+    write_json(record, read_json(record) | {"outputs": {}})
+    keep(config, kept)  # over an earlier copy; any other folder stays
+    assert "outputs" not in read_json(kept / "provenance.json")["runs/bge/base/seed1/provenance.json"]
     other = tmp_path / "mine"
     other.mkdir()
     (other / "work.txt").write_text("mine")
@@ -122,58 +144,29 @@ def test_a_folder_that_holds_something_else_is_not_replaced(run_and_reference, t
     assert (other / "work.txt").read_text() == "mine"
 
 
-def test_equal_bytes_are_identical(run_and_reference) -> None:
-    config, kept = run_and_reference
-    verdict = verify(config, kept, 1e-6, 0.02)
-    assert verdict.identical and verdict.passed and verdict.text().startswith("identical: ")
-
-
-def test_the_command_line(run_and_reference, capsys) -> None:
+def test_the_command_line(run_and_reference: tuple[Config, Path], capsys: pytest.CaptureFixture[str]) -> None:
     config, kept = run_and_reference
     paths = Paths.of(config)
     command = ["verify", "--config", str(paths.config), "--against", str(kept)]
-    assert cli.main(command) == 0
+    assert cli.main(command) == 0 and capsys.readouterr().out.startswith("identical: ")
     found = moved(pd.read_csv(paths.scores_csv, keep_default_na=False), 0.03, method="bge", metric="ap")
     found.to_csv(paths.scores_csv, index=False)
     record = paths.run("bge", "base", 1) / "provenance.json"
     write_json(record, read_json(record) | {"threads": 2, "packages": {"torch": "2.14.0"}})
-    capsys.readouterr()
     assert cli.main(command) == 1
     text = capsys.readouterr().out
     assert "- threads: 1 → 2 (train)" in text and "- torch: 2.13.0 → 2.14.0 (train)" in text
     assert cli.main([*command, "--tolerance", "0.05"]) == 0
     assert cli.main([*command[:-1], str(kept / "nowhere")]) == 2
     assert "scores.csv: missing" in capsys.readouterr().err
-
-
-def test_damaged_scores_are_an_error(run_and_reference) -> None:
-    config, kept = run_and_reference
     (kept / "scores.csv").write_text("tier,method\nmini,bge\n")
     with pytest.raises(ArtifactError, match="damaged CSV"):
         verify(config, kept, 1e-6, 0.02)
 
 
-def test_a_comparison_that_finds_no_difference_needs_no_reasons() -> None:
-    """What else differs, a line a key of every variant that one run left out, would hide the outcome."""
-    for by, said in ((0.0, False), (0.01, True), (0.5, True)):
-        verdict = judged(ONE, moved(ONE, by, method="bge"))
-        verdict.reasons.append("threads: 1 → 2")
-        assert ("threads: 1 → 2" in verdict.text()) == said
-    assert judged(ONE, ONE).text().endswith("judge nothing")
-
-
-def test_reasons_are_said_once() -> None:
-    old = {"stage": "train", "threads": 1, "code": "a", "settings": {"training": {"steps": 5}}, "packages": {}}
-    new = {"stage": "train", "threads": 2, "code": "a", "settings": {"training": {"steps": 6}}, "packages": {}}
-    found = explain({"a": old, "b": old, "c": old}, {"a": new, "b": new | {"stage": "data"}, "d": new})
-    assert found == ["threads: 1 → 2 (train, data)", "training.steps: 5 → 6 (train, data)"]
-    assert explain({"a": old}, {"a": old | {"seconds": 3}}) == []
-
-
 def test_a_file_that_its_job_did_not_write_so_fails_even_identical_scores(tmp_path: Path) -> None:
     config = make(tmp_path / "run")
-    paths = Paths.of(config)
-    reference = tmp_path / "reference"
+    paths, reference = Paths.of(config), tmp_path / "reference"
     reference.mkdir()
     shutil.copy2(paths.scores_csv, reference / "scores.csv")
     table = paths.table("nli", "md")

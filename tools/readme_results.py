@@ -1,68 +1,283 @@
-"""Writes what README.md and docs/tuning.md show of the reference run, from results/reference/mini: the table of results and the table of trials.
+"""Writes what README.md and docs/tuning.md say of the reference run, from results/reference/mini: the table of results,
+the sentences on what it shows, the table of trials.
 
     python tools/readme_results.py          (part of `make reference`)
 
-What they say in words about these numbers is written by hand, and has to be read again.
+A test holds the pages to it. No sentence knows who wins: each follows from the numbers, whatever they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from d2llm.config.data import TASKS
 from d2llm.config.load import load
+from d2llm.config.schema import Config
 from d2llm.config.task_types import HEADLINE
-from d2llm.reporting.context import context
+from d2llm.config.values import plain
+from d2llm.reporting.captions import listed
+from d2llm.reporting.collected import Collected
+from d2llm.reporting.context import Context, context
+from d2llm.reporting.layout.formats import Column, Row
+from d2llm.reporting.page.claims import claims, sentence
+from d2llm.reporting.style import GROUP_TITLES, duration
+from d2llm.reporting.tables.ablation import TABLE
 from d2llm.run.paths import Paths
+from d2llm.run.schemas import AVERAGE, SUBJECT
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference" / "mini"
-# Columns, narrower than the tasks' titles.
-TASKS = {
-    "nli_indomain": "NLI-A", "nli_shifted": "NLI-B", "question_match": "QMatch", "role_swap": "Swap", "sts_graded": "STS-G",
-    "ir_claim": "IR-C", "ir_keyword": "IR-K", "ir_question": "IR-Q",
-}  # fmt: skip
-SEEDS = {1: "one seed", 2: "two seeds", 3: "three seeds", 4: "four seeds", 5: "five seeds"}
+# Titles of columns by task, in their order: by kind of task as in the tables, then by name.
+COLUMNS = {
+    name: TASKS[name][0] for name in sorted(TASKS, key=lambda name: (list(GROUP_TITLES).index(TASKS[name][2]), name))
+}
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+# Phenomena named at either end.
+NAMED = 3
 
 
-def results(scores: pd.DataFrame, titles: dict[str, str], references: list[str], methods: list[str]) -> str:
-    """The table: a row a method, the headline metric of every task, the highest of the methods in bold."""
+@dataclass(frozen=True)
+class Reference:
+    """A kept run, as far as sentences need it."""
+
+    config: Config
+    about: Context
+    scores: pd.DataFrame
+    comparisons: pd.DataFrame
+    ablations: pd.DataFrame
+    runtime: pd.DataFrame
+
+    @classmethod
+    def read(cls, folder: Path) -> Reference:
+        config = load([folder / "config.yaml"])
+        names = ("scores", "comparisons", "ablations", "runtime")
+        return cls(
+            config, context(config), *(pd.read_csv(folder / f"{name}.csv", keep_default_na=False) for name in names)
+        )
+
+    def title(self, method: str) -> str:
+        return self.about.titles.get(method, method).split(" (")[0]
+
+
+def short(value: float) -> str:
+    """A score at the three digits of the README."""
+    return f"{value:.3f}".replace("-", "−")
+
+
+# ------------------------------------------------------------------------------------------------------------ the table
+def results(run: Reference) -> str:
+    """A row a method, the headline metric of every task, the highest of the methods in bold."""
+    references, methods = list(run.about.references), list(run.about.methods)
+    scores = run.scores
     own = scores[(scores["phenomenon"] == "all") & (scores["variant"] == "base")]
     own = own[own["metric"] == own["task_type"].map(HEADLINE)]
     values = own.groupby(["method", "task"])["value"].mean().unstack().round(3)
     best = values.loc[methods].max()
-    seeds = SEEDS[own[own["method"].isin(methods)]["seed"].nunique()]
+    seeds = own.loc[own["method"].isin(methods), "seed"].nunique()
     lines = [
-        f"Average precision on NLI, Spearman on STS, MRR@10 on retrieval; test sets, mean over {seeds} (spread: Tables 1–3); bold is the highest of "
-        "the six methods, at three digits and so sometimes of several, not a claim of significance (that is in the figure, and in the tables).",
+        f"Average precision on NLI, Spearman on STS, MRR@10 on retrieval; test sets, mean over {NUMBERS[seeds]} "
+        f"seed{'' if seeds == 1 else 's'} (spread: Tables 1–3); bold is the highest of the {NUMBERS[len(methods)]} "
+        "methods, at three digits and so sometimes of several, not a claim of significance (that is in the figure, "
+        "and in the tables).",
         "",
-        f"| | {' | '.join(TASKS.values())} |",
-        f"| --- |{' ---: |' * len(TASKS)}",
+        f"| | {' | '.join(COLUMNS.values())} |",
+        f"| --- |{' ---: |' * len(COLUMNS)}",
     ]
     for name in [*references, *methods]:
-        title = f"*{titles[name]}*" if name in references else titles[name]
+        title = f"*{run.about.titles[name]}*" if name in references else run.about.titles[name]
         cells = [
             f"**{value:.3f}**" if name in methods and value == best[task] else f"{value:.3f}"
-            for task, value in values.loc[name, list(TASKS)].items()
+            for task, value in values.loc[name, list(COLUMNS)].items()
         ]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def put(file: Path, mark: str, text: str) -> None:
-    """Replace what stands between `<!-- mark -->` and `<!-- /mark -->`."""
-    before, rest = file.read_text(encoding="utf-8").split(f"<!-- {mark} -->")
-    after = rest.split(f"<!-- /{mark} -->")[1]
-    file.write_text(f"{before}<!-- {mark} -->\n{text.strip()}\n<!-- /{mark} -->{after}", encoding="utf-8")
+# -------------------------------------------------------------------------------------------------------- the sentences
+def findings(run: Reference) -> str:
+    """What the run shows, a point a question."""
+    points = [*leads(run), *ablations(run), *sweeps(run), *phenomena(run), *runtimes(run)]
+    return "\n".join(f"- {point}" for point in points)
+
+
+def leads(run: Reference) -> Iterator[str]:
+    """The subject against the strongest baseline, by kind of task."""
+    titles = run.scores.drop_duplicates("task").set_index("task")["task_title"].to_dict()
+    for kind, found in claims(run.comparisons, titles, run.about).items():
+        verdict, text = sentence(kind, found, run.about)
+        tasks = [
+            f"{claim.task} {claim.difference:+.3f} ({claim.baseline}; {claim.verdict})".replace("-0.", "−0.")
+            for claim in found
+            if not claim.average
+        ]
+        yield f"**{kind}: {verdict.lower()}.** {text} Against the strongest baseline of each: {listed(tasks)}."
+
+
+def ablations(run: Reference) -> Iterator[str]:
+    """What changing a part of D2LLM did: significant differences, and what lies beyond the spread of its own seeds."""
+    own = Collected(scores=run.scores, ablations=run.ablations)
+    table = TABLE.build(own, run.about, run.config)
+    variants = run.config.variants
+    rows = [row for row in table.rows if row.key in variants and variants[row.key].method == SUBJECT]
+    if not rows:
+        return
+    base = next(row for row in table.rows if row.key == "base")
+    values = listed([f"{column(one)} {short(cell.mean)}" for one, cell in zip(table.columns, base.cells, strict=True)])
+    text = f"**Parts changed or left out** (Table 4), against D2LLM of the same seeds ({values}). "
+    for lead, word in (("up", "higher"), ("down", "lower")):
+        named = [where(run, row, table.columns, [cell.lead == lead for cell in row.cells]) for row in rows]
+        text += f"Significantly {word}: {'; '.join(filter(None, named)) or 'none'}. "
+    level = [title(run, row) for row in rows if not any(cell.lead for cell in row.cells)]
+    text += f"No significant difference: {'; '.join(level) or 'none'}."
+    yield text
+    yield from beyond(run, rows, table.columns)
+
+
+def beyond(run: Reference, rows: list[Row], columns: tuple[Column, ...]) -> Iterator[str]:
+    """Which variants score higher than each of D2LLM's own trainings."""
+    seeds = run.config.seeds
+    if len(seeds) < 2:
+        return
+    whole = run.scores[(run.scores["phenomenon"] == "all") & (run.scores["method"] == SUBJECT)]
+    base = whole[whole["variant"] == "base"]
+    most = []
+    for one in columns:
+        kind = base[base["metric"] == one.metric]
+        kind = kind[kind["task_type"].map(HEADLINE) == one.metric]
+        kind = kind if one.task == AVERAGE else kind[kind["task"] == one.task]
+        most.append(kind.groupby("seed")["value"].mean().max())
+    named = [
+        where(run, row, columns, [cell.mean > high for cell, high in zip(row.cells, most, strict=True)]) for row in rows
+    ]
+    text = "; ".join(filter(None, named)) or "none"
+    yield (
+        f"**Above all {len(seeds)} of D2LLM's own trainings** as configured: {text}. "
+        "These are numbers of the test sets, and nothing was set by them."
+    )
+
+
+def title(run: Reference, row: Row) -> str:
+    return run.config.variants[row.key].title or row.key
+
+
+def column(one: Column) -> str:
+    return one.task_title.removesuffix(" average")
+
+
+def where(run: Reference, row: Row, columns: tuple[Column, ...], chosen: list[bool]) -> str:
+    """A variant with its scores in these columns; nothing where there are none."""
+    cells = zip(columns, row.cells, chosen, strict=True)
+    scores = [f"{column(one)} {short(cell.mean)}" for one, cell, named in cells if named]
+    return f"{title(run, row)} ({', '.join(scores)})" if scores else ""
+
+
+def sweeps(run: Reference) -> Iterator[str]:
+    """Where each setting that was swept scores highest on every NLI set, and on average over the other kinds."""
+    points, recipe = run.config.points(), run.config.recipe(SUBJECT)
+    whole = run.scores[(run.scores["phenomenon"] == "all") & (run.scores["method"] == SUBJECT)]
+    whole = whole[(whole["metric"] == whole["task_type"].map(HEADLINE))]
+    whole = whole[whole["seed"].isin(run.config.seeds_of_variants())]
+    kinds = whole["task_title"].where(whole["group"] == "nli", whole["group"].map(GROUP_TITLES))
+    means = whole.groupby([whole["variant"], kinds])["value"].mean().unstack()
+    grid = run.config.tuning.grids.get(SUBJECT, {})
+    texts = []
+    for key, values in run.config.sweeps.get(SUBJECT, {}).items():
+        rows = {plain(value): points[SUBJECT, f"{key}={plain(value)}"][1] for value in values}
+        own = means.loc[list(rows.values())].set_axis(list(rows))
+        parts = [f"{kind} at {own[kind].idxmax()} ({short(own[kind].max())})" for kind in means.columns]
+        tuned = f"tuned among {len(grid[key])}" if key in grid else "not tuned"
+        texts.append(f"`{key}` (configured: {plain(getattr(recipe, key))}, {tuned}) {', '.join(parts)}")
+    if texts:
+        yield f"**Sweeps**, where each is highest: {'; '.join(texts)}."
+
+
+def phenomena(run: Reference) -> Iterator[str]:
+    """On each NLI set, where the subject is furthest behind the best baseline, and furthest ahead."""
+    own = run.scores[(run.scores["metric"] == "auc") & (run.scores["variant"] == "base")]
+    own = own[(own["group"] == "nli") & own["method"].isin(run.about.methods)]
+    for name, part in own.groupby("task_title"):
+        auc = part.groupby(["phenomenon", "method"])["value"].mean().unstack()
+        others = auc.drop(columns=SUBJECT)
+        lead = (auc[SUBJECT] - others.max(axis=1)).sort_values(kind="stable")
+
+        def told(kind: str, auc: pd.DataFrame = auc, others: pd.DataFrame = others) -> str:
+            best = others.loc[kind].idxmax()
+            return f"{kind} ({auc.loc[kind, SUBJECT]:.2f}; {run.title(best)} {others.loc[kind, best]:.2f})"
+
+        def most(kinds: pd.Index, told: Callable[[str], str] = told) -> str:
+            return listed([told(kind) for kind in kinds[:NAMED]]) or "none"
+
+        ahead, behind = lead[lead > 0].index[::-1], lead[lead < 0].index
+        yield (
+            f"**{name} by what makes a pair hard** (AUC; the best baseline's beside it): D2LLM is ahead of every "
+            f"baseline on {len(ahead)} of {len(lead)} phenomena, most on {most(ahead)}; behind the best on {len(behind)}, "
+            f"most on {most(behind)}."
+        )
+
+
+def runtimes(run: Reference) -> Iterator[str]:
+    """What scoring and searching take: the subject, the teacher, and the fastest baseline."""
+    times = run.runtime
+    shown = [name for name in (SUBJECT, "teacher") if name in set(times["method"])]
+    baselines = times[times["method"].isin(run.about.methods) & (times["method"] != SUBJECT)]
+
+    def line(phase: str) -> str:
+        rows = times[times["phase"] == phase]
+        rows = rows[rows["corpus"] == rows["corpus"].max()].set_index("method")
+        quick = rows.loc[rows.index.isin(baselines["method"]), "median"]
+        names = [*shown, *([quick.idxmin()] if len(quick) else [])]
+        return listed(
+            [
+                f"{run.title(name)} {duration(rows.loc[name, 'median'])}"
+                + (" (extrapolated)" if str(rows.loc[name, "extrapolated"]) == "True" else "")
+                for name in names
+                if name in rows.index
+            ]
+        )
+
+    corpus = times.loc[times["phase"] == "search", "corpus"].max()
+    text = f"**Runtime**, beside the fastest baseline: scoring a pair takes {line('score')}; "
+    text += f"searching {corpus:,} passages {line('search')}"
+    again = times[times["phase"] == "rerank"]
+    if len(again):
+        last = again.loc[again["corpus"].idxmax()]
+        text += f"; the teacher re-ranks {last['batch']} candidates in {duration(last['median'])}"
+    sizes = times[(times["method"] == SUBJECT) & (times["phase"] == "search")].iloc[0]
+    ratio = float(sizes["bytes_per_passage"]) / float(sizes["embedding_bytes"])
+    yield f"{text}. D2LLM's index takes {ratio:.1f} times the bytes of the embeddings."
+
+
+# ---------------------------------------------------------------------------------------------------------- the pages
+def blocks(folder: Path = REFERENCE) -> dict[tuple[Path, str], str]:
+    """What stands between `<!-- mark -->` and `<!-- /mark -->` of a page, by page and mark."""
+    run = Reference.read(folder)
+    return {
+        (ROOT / "README.md", "results"): results(run),
+        (ROOT / "README.md", "findings"): findings(run),
+        (ROOT / "docs" / "tuning.md", "trials"): Paths(folder).trials_md.read_text(encoding="utf-8").strip(),
+    }
+
+
+def block(page: Path, mark: str) -> tuple[str, str, str]:
+    """A page's text before a mark's block, in it, and after it."""
+    before, rest = page.read_text(encoding="utf-8").split(f"<!-- {mark} -->\n")
+    inside, after = rest.split(f"\n<!-- /{mark} -->")
+    return before, inside, after
+
+
+def outdated() -> list[str]:
+    """The blocks that say something else than the reference run."""
+    return [f"{page.name}: {mark}" for (page, mark), text in blocks().items() if block(page, mark)[1] != text]
 
 
 def main() -> None:
-    about = context(load([REFERENCE / "config.yaml"]))
-    scores = pd.read_csv(REFERENCE / "scores.csv", keep_default_na=False)
-    table = results(scores, dict(about.titles), list(about.references), list(about.methods))
-    put(ROOT / "README.md", "results", table)
-    put(ROOT / "docs" / "tuning.md", "trials", Paths(REFERENCE).trials_md.read_text(encoding="utf-8"))
+    for (page, mark), text in blocks().items():
+        before, _, after = block(page, mark)
+        page.write_text(f"{before}<!-- {mark} -->\n{text}\n<!-- /{mark} -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

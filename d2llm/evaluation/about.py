@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2llm.run.artifacts import read_json
+from d2llm.run.jobs import find_stage
 from d2llm.run.paths import Paths
 from d2llm.run.provenance import SEAL, records
 
@@ -26,7 +27,7 @@ BEHIND = frozenset(
         "vectors",
         "negatives",
         "teacher",
-        "teacher-scores",
+        "teacher_scores",
         "pretext",
         "train",
         "evaluate",
@@ -51,7 +52,7 @@ def behind(config: Config) -> dict[str, Any]:
     kept = {
         name: {key: value for key, value in record.items() if key not in ("outputs", SEAL)}
         for name, record in records(paths.root).items()
-        if record.get("stage") in BEHIND
+        if find_stage(record.get("stage", "")) in BEHIND
         and ("seed" not in record or (record["method"], record["variant"], record["seed"]) in runs)
     }
     return {name: optional(path) for name, path in files.items()} | {"widths": widths(config), "records": kept}

@@ -22,16 +22,21 @@ if TYPE_CHECKING:
 SECTIONS: dict[str, tuple[str, str]] = {
     "main": (
         "Main results",
-        "Every method on every task: natural language inference (NLI), semantic textual similarity (STS) and information "
-        "retrieval (IR). All methods were trained on the same pairs in the same order; Table 5 has their updates.",
+        "Every method on every task: natural language inference (NLI), semantic textual similarity (STS) and "
+        "information retrieval (IR). All methods were trained on the same pairs in the same order; Table 5 has their "
+        "updates.",
     ),
     "breakdown": (
         "Breakdowns",
-        "The same scores by what makes an example hard. Groups are small: read differences between neighbours with care.",
+        "The same scores by what makes an example hard. Where a group is small, read differences between neighbours "
+        "with care.",
     ),
     "ablation": ("Ablations", "D2LLM with one of its parts changed or left out, everything else as before."),
     "sweep": ("Sweeps", "How scores move with one setting, all others as before."),
-    "training": ("Training", "How losses fell and development scores rose, and what was trained with which settings."),
+    "training": (
+        "Training",
+        "Losses and development scores over the updates, and what was trained with which settings.",
+    ),
     "runtime": ("Runtime", "What training and search cost on the machine of this run. Times differ between machines."),
     "more": ("More tables and figures", "Further material of this run."),
 }
@@ -52,8 +57,8 @@ class Caption:
 REPORT = Caption(
     "main",
     "The whole run on one page",
-    "All results of this run with how it was made: settings, data, methods, tuning, provenance, and what it cannot say. "
-    "One file that needs no other and no network.",
+    "All results of this run with how it was made: settings, data, methods, tuning, provenance, and what it cannot "
+    "say. One file that needs no other and no network.",
 )
 
 

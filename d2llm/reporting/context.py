@@ -61,7 +61,11 @@ def evaluation_sets(config: Config) -> dict[str, list[tuple[str, str]]]:
     known: dict[str, tuple[str, str, str]] = {name: (of[2], of[0], of[3]) for name, of in TASKS.items()}
     if config.data.source == "files":
         own = config.data.files.tasks
-        known = {name: (task.group, task.title or name, task.description) for name, task in own.items()}
+        # Without a title, as scores name it.
+        known = {
+            name: (task.group, str(task.title or getattr(task, "mteb", name)), task.description)
+            for name, task in own.items()
+        }
     sets: dict[str, list[tuple[str, str]]] = {}
     for name in sorted(known if config.evaluation.tasks == "all" else config.evaluation.tasks):
         group, title, description = known[name]

@@ -1,7 +1,8 @@
-"""Keeps the small files of a finished run as its committed reference: scores, tables, cards, summaries, provenance; no
+"""Keeps the small files of a finished run as its committed reference: scores, tables, figures, cards, provenance; no
 weights.
 
-Copies only. What is copied is what a reader needs to check a number and a later run is compared with.
+Copies only, and each thing once: figures as SVG, and no summaries of single trainings, which `runs.csv` and
+`curves.parquet` hold. What is copied is what a reader needs to check a number and a later run is compared with.
 """
 
 from __future__ import annotations
@@ -31,8 +32,26 @@ def keep(config: Config, folder: Path) -> list[Path]:
         )
     paths = Paths.of(config)
     require(paths.scores)
+    files = small_files(config, paths)
+    with atomic(folder) as place:
+        for source in files:
+            target = place / source.relative_to(paths.root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        # What is kept is small: digests of files that are not are left out, and the record's own with them.
+        kept = {
+            name: {k: v for k, v in record.items() if k not in ("outputs", SEAL)}
+            for name, record in records(paths.root).items()
+        }
+        write_json(place / PROVENANCE, kept)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def small_files(config: Config, paths: Paths) -> list[Path]:
+    """What is copied. Raises ArtifactError for a file that a finished run has and this one lacks."""
     tables = sorted(path for ext in ("csv", "md", "tex") for path in paths.root.glob(f"tables/*.{ext}"))
-    figures = sorted(path for ext in ("svg", "png") for path in paths.root.glob(f"figures/*.{ext}"))
+    # As the page shows them; a PNG of each would say the same again.
+    figures = sorted(paths.root.glob("figures/*.svg"))
     single = [
         paths.scores_csv,
         paths.comparisons,
@@ -48,23 +67,11 @@ def keep(config: Config, folder: Path) -> list[Path]:
         paths.teacher_report,
         paths.config,
     ]
-    runs = sorted(paths.root.glob("runs/*/*/seed*/summary.json"))
     teachers = sorted(paths.root.glob("teacher-*/report.json"))
     tuned = tuning_record(config, paths)
     # As executed: pages one can read without running anything.
     books = [book for book in (paths.notebook, paths.search_notebook) if book.exists()]
-    with atomic(folder) as place:
-        for source in [*dict.fromkeys(tables), *figures, *map(require, single), *runs, *teachers, *tuned, *books]:
-            target = place / source.relative_to(paths.root)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-        # What is kept is small: digests of files that are not are left out, and the record's own with them.
-        kept = {
-            name: {k: v for k, v in record.items() if k not in ("outputs", SEAL)}
-            for name, record in records(paths.root).items()
-        }
-        write_json(place / PROVENANCE, kept)
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return [*tables, *figures, *map(require, single), *teachers, *tuned, *books]
 
 
 def tuning_record(config: Config, paths: Paths) -> list[Path]:

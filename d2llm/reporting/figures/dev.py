@@ -22,7 +22,7 @@ CAPTION = {
     "section": "training",
     "title": "Development curves",
     "text": "How good each method is while it trains, on a small fixed sample of development data.",
-    "alt": "Panels of rising lines, a panel a kind of task and a line a method.",
+    "alt": "Panels of lines, a panel a kind of task and a line a method.",
 }
 
 

@@ -23,7 +23,7 @@ CAPTION = {
     "section": "training",
     "title": "Training curves",
     "text": "Every term of each method's loss over its updates, its own pre-training stages included.",
-    "alt": "Small multiples of falling lines, a panel a method and stage.",
+    "alt": "Small multiples of lines, a panel a method and stage.",
 }
 
 TOTAL = "loss"

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from d2llm.run.jobs import find_stage
+
 if TYPE_CHECKING:
     from d2llm.config.schema import Config
 
@@ -35,7 +37,7 @@ def history(records: dict[str, dict[str, Any]], config: Config, without: Collect
     for record in records.values():
         run = (record.get("method"), record.get("variant"), record.get("seed"))
         foreign = run not in known if "seed" in record else run[0] is not None and run[:2] not in stages
-        if record["stage"] in without or foreign:
+        if find_stage(record["stage"]) in without or foreign:
             continue
         arguments = " ".join(f"{name}={record[name]}" for name in _ARGUMENTS if name in record)
         found.append(

@@ -20,7 +20,7 @@ from d2llm.reporting import captions
 from d2llm.reporting.context import context
 from d2llm.reporting.page import browse
 from d2llm.reporting.page.claims import claims, sentence
-from d2llm.reporting.page.history import by_stage, history, machine
+from d2llm.reporting.page.history import Job, by_stage, history, machine
 from d2llm.reporting.style import CONTROLLED_TEXT, GROUP_TITLES, number, signed
 from d2llm.run import jobs
 from d2llm.run.artifacts import read_csv, read_json, write_text
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 logger = get_logger("report")
 TEMPLATES = Path(__file__).with_name("templates")
 # A page that is made of itself would never be the same twice.
-OWN = ("report", "notebook", "search-notebook")
+OWN = ("report", "notebook", "search_notebook")
 
 
 def run(config: Config) -> None:
@@ -79,7 +79,6 @@ def facts(config: Config) -> dict[str, Any]:
     found = claims(compared, tasks, about)
     behind = optional(paths.about) or {}
     kept = behind.get("records", {}) | rendered(paths) | tried(config, paths)
-    done = history(kept, config, without=OWN)
     trained = scores[scores["method"].isin(about.methods) & (scores["variant"] == "base")]
     return {
         "style": (TEMPLATES / "report.css").read_text(encoding="utf-8"),
@@ -98,6 +97,8 @@ def facts(config: Config) -> dict[str, Any]:
         "browse": browsed(scores, optional(paths.examples), about),
         "methods": [described(config, name, about) for name in about.methods],
         "references": [about.titles.get(name, name) for name in about.references],
+        "groups": sorted(set(scores["group"])),
+        "labels": labels(behind.get("card")),
         "lead": about.subject,
         "subject": about.titles.get(SUBJECT) if SUBJECT in about.methods else None,
         "budgets": budgets(paths, about),
@@ -107,12 +108,27 @@ def facts(config: Config) -> dict[str, Any]:
         **{name: behind.get(name) for name in ("card", "leaks", "negatives", "teacher")},
         "min_ap": config.teacher.min_ap,
         "tuning": tuning(config, paths, kept, about),
-        "jobs": done,
-        "stages": by_stage(done),
-        "machine": machine(done),
-        "suite": sorted({job.version for job in done}),
-        "total_seconds": sum(job.seconds for job in done),
+        **origin(history(kept, config, without=OWN)),
     }
+
+
+def origin(jobs: list[Job]) -> dict[str, Any]:
+    """The jobs, what they come to, and where they ran."""
+    return {
+        "jobs": jobs,
+        "stages": by_stage(jobs),
+        "machine": machine(jobs),
+        "suite": sorted({job.version for job in jobs}),
+        "total_seconds": sum(job.seconds for job in jobs),
+    }
+
+
+def labels(card: dict[str, Any] | None) -> dict[str, int] | None:
+    """Pairs that the teacher was tuned on, and those that all methods see; None where the card does not tell both."""
+    if card is None or not card.get("teacher"):
+        return None
+    tuned = sum(row["pairs"] for row in card["teacher"] if row["split"] == "train")
+    return {"teacher": tuned, "training": sum(row["pairs"] for row in card["training"])}
 
 
 def rendered(paths: Paths) -> dict[str, dict[str, Any]]:
