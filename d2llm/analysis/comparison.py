@@ -48,12 +48,14 @@ def run(config: Config) -> None:
     tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
     columns = len(tasks) + int((tasks.groupby("group").size() > 1).sum())
     count = max(settings.resamples, least((len(config.methods) - 1) * columns, settings.level))
-    found = compare(predictions, tasks, list(config.methods), count, settings.level, settings.seed, settings.subject)
-    check(found, scores)
+    comparisons = compare(
+        predictions, tasks, list(config.methods), count, settings.level, settings.seed, settings.subject
+    )
+    check(comparisons, scores)
     with atomic(paths.comparisons) as temporary:
-        found.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+        comparisons.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
     get_logger(__name__).info(
-        "%d comparisons, %d significant", len(found), int((found["p_holm"] < 1 - settings.level).sum())
+        "%d comparisons, %d significant", len(comparisons), int((comparisons["p_holm"] < 1 - settings.level).sum())
     )
 
 
@@ -97,21 +99,21 @@ def varied(config: Config) -> dict[str, dict[str, str]]:
     the methods.
     """
     points = config.points()
-    found = {}
+    variants = {}
     for method in sorted(config.methods, key=lambda name: name != SUBJECT):
-        own = {name: points[method, name][1] for name in config.variants if (method, name) in points}
-        if own:
-            found[method] = own
-    return found
+        trainings = {name: points[method, name][1] for name in config.variants if (method, name) in points}
+        if trainings:
+            variants[method] = trainings
+    return variants
 
 
 def judged_columns(tasks: pd.DataFrame) -> list[tuple[str, str]]:
     """(group, task) of the columns ablations are judged by: every pair classification task, of other kinds the average."""
-    found = []
+    columns = []
     for group, members in tasks.groupby("group", sort=False):
         alone = len(members) == 1 or set(members["task_type"]) == {"pair_classification"}
-        found += [(str(group), str(task)) for task in (sorted(members.index) if alone else [AVERAGE])]
-    return found
+        columns += [(str(group), str(task)) for task in (sorted(members.index) if alone else [AVERAGE])]
+    return columns
 
 
 def least(differences: int, level: float) -> int:
@@ -144,7 +146,7 @@ def compare(
     for group, members in tasks.groupby("group", sort=False):
         parts = []
         for task, kind in members["task_type"].items():
-            sides = _sides(predictions[predictions["task"] == task], task, kind, methods, seeds)
+            sides = _collect_sides(predictions[predictions["task"] == task], task, kind, methods, seeds)
             parts.append(_measure(sides, kind, methods, seeds, count, np.random.default_rng([seed, *task.encode()])))
             rows += _rows(task, group, HEADLINE[kind], parts[-1], subject, baselines, level, seed)
         if len(parts) > 1:
@@ -155,8 +157,8 @@ def compare(
             )
             metric = HEADLINE[members["task_type"].iloc[0]]
             rows += _rows(AVERAGE, group, metric, average, subject, baselines, level, seed)
-    found = pd.DataFrame([row for row in rows if judged is None or (row["group"], row["task"]) in judged])
-    return found.assign(p_holm=statistics.holm(found["p"]))[list(COMPARISONS)]
+    table = pd.DataFrame([row for row in rows if judged is None or (row["group"], row["task"]) in judged])
+    return table.assign(p_holm=statistics.holm(table["p"]))[list(COMPARISONS)]
 
 
 class _Measured(NamedTuple):
@@ -169,14 +171,14 @@ class _Measured(NamedTuple):
     n: int
 
 
-def _sides(
-    own: pd.DataFrame, task: str, kind: str, methods: list[str], seeds: list[int]
+def _collect_sides(
+    predictions: pd.DataFrame, task: str, kind: str, methods: list[str], seeds: list[int]
 ) -> dict[tuple[str, int], pd.DataFrame]:
     """The examples of every method and seed, checked to be the same ones with the same right answers."""
     sides: dict[tuple[str, int], pd.DataFrame] = {}
     for name in methods:
         for seed in seeds:
-            part = own[(own["method"] == name) & (own["seed"] == seed)]
+            part = predictions[(predictions["method"] == name) & (predictions["seed"] == seed)]
             if part.empty:
                 raise ArtifactError(f"no predictions of {name}, seed {seed}, on {task}; {MEND}")
             sides[name, seed] = examples(part, kind)
@@ -235,17 +237,17 @@ def _measure(
 
 
 def _rows(
-    task: str, group: str, metric: str, found: _Measured, subject: str, baselines: list[str], level: float, seed: int
+    task: str, group: str, metric: str, measured: _Measured, subject: str, baselines: list[str], level: float, seed: int
 ) -> list[dict[str, object]]:
-    strongest = max(baselines, key=lambda name: found.observed[name].mean())
+    strongest = max(baselines, key=lambda name: measured.observed[name].mean())
     rows = []
     for name in baselines:
-        per_seed = found.observed[subject] - found.observed[name]
-        drawn = found.drawn[subject] - found.drawn[name]
+        per_seed = measured.observed[subject] - measured.observed[name]
+        drawn = measured.drawn[subject] - measured.drawn[name]
         drawn = drawn + statistics.seed_luck(
             np.random.default_rng([seed, 1, *f"{task} {name}".encode()]), per_seed, len(drawn)
         )
-        measured = statistics.interval(float(per_seed.mean()), drawn, level)
+        spread = statistics.interval(float(per_seed.mean()), drawn, level)
         rows.append(
             {
                 "group": group,
@@ -254,23 +256,23 @@ def _rows(
                 "method": subject,
                 "baseline": name,
                 "strongest": name == strongest,
-                "value": float(found.observed[subject].mean()),
-                **measured._asdict(),
+                "value": float(measured.observed[subject].mean()),
+                **spread._asdict(),
                 "seeds": len(per_seed),
-                "n": found.n,
+                "n": measured.n,
             }
         )
     return rows
 
 
-def check(found: pd.DataFrame, scores: pd.DataFrame) -> None:
+def check(comparisons: pd.DataFrame, scores: pd.DataFrame) -> None:
     """Refuse predictions from which the collected scores do not follow: two truths in one folder.
 
     mteb rounds retrieval metrics to five digits, so that is how close they have to be.
     """
     base = scores[(scores["variant"] == "base") & (scores["phenomenon"] == "all")]
     values = base.groupby(["method", "task", "metric"])["value"].mean().to_dict()
-    for row in found[found["task"] != AVERAGE].itertuples():
+    for row in comparisons[comparisons["task"] != AVERAGE].itertuples():
         for method, value in ((row.method, row.value), (row.baseline, row.value - row.difference)):
             collected = values.get((method, row.task, row.metric), float("nan"))
             if not abs(collected - value) <= 1e-5:

@@ -61,18 +61,18 @@ class Made:
 def run(config: Config) -> None:
     """Make or read, check for leaks, write. Raises DataError for a training set that cannot be trained on (`enough`)."""
     paths = Paths.of(config)
-    made = from_files(config) if config.data.source == "files" else from_world(config)
+    content = from_files(config) if config.data.source == "files" else from_world(config)
     log = get_logger(__name__)
-    log.info("training pairs: %d, pool %d", len(made.train), len(made.pool))
-    log.info("leaks removed: %s", made.leaks["removed"])
-    write_frame(paths.train_pairs, made.train)
-    write_frame(paths.pool, made.pool)
-    write_frame(paths.teacher_train, made.teacher["train"])
-    write_frame(paths.teacher_dev, made.teacher["dev"])
+    log.info("training pairs: %d, pool %d", len(content.train), len(content.pool))
+    log.info("leaks removed: %s", content.leaks["removed"])
+    write_frame(paths.train_pairs, content.train)
+    write_frame(paths.pool, content.pool)
+    write_frame(paths.teacher_train, content.teacher["train"])
+    write_frame(paths.teacher_dev, content.teacher["dev"])
     with atomic(paths.tasks) as folder:
-        write_tasks(folder, made)
-    write_json(paths.leaks, made.leaks)
-    for name, counts in (made.counts or {}).items():
+        write_tasks(folder, content)
+    write_json(paths.leaks, content.leaks)
+    for name, counts in (content.counts or {}).items():
         if counts["contradictions"]:
             log.warning(
                 "%s: %d pairs are judged right and wrong by its rows; the first row counts",
@@ -81,10 +81,12 @@ def run(config: Config) -> None:
             )
         if counts["removed"]:
             log.warning("%s: %d pairs are removed, as evaluation sets hold them", name, counts["removed"])
-    for name, reasons in made.dropped.items():
+    for name, reasons in content.dropped.items():
         if reasons:
             log.warning("%s: left out: %s", name, card.counted(reasons))
-    summary = card.summarise(made.train, made.pool, made.tasks, made.teacher, made.leaks, made.counts, made.dropped)
+    summary = card.summarise(
+        content.train, content.pool, content.tasks, content.teacher, content.leaks, content.counts, content.dropped
+    )
     write_json(paths.card_json, summary)
     write_text(paths.card_md, card.markdown(summary))
 
@@ -97,13 +99,13 @@ def from_world(config: Config) -> Made:
     tasks = {split: evaluation_tasks(settings, split) for split in ("dev", "test")}
     teacher = {split: teacher_groups(settings, split) for split in ("train", "dev")}
     unlabelled = read_frame(Paths.of(config).pretraining, {"text": "str"})
-    found, tasks = leaks.remove(tasks, leaks.seen_texts(train, pool, teacher["train"], unlabelled))
+    report, tasks = leaks.remove(tasks, leaks.seen_texts(train, pool, teacher["train"], unlabelled))
     headers: dict[str, dict[str, object]] = {}
     for name, (title, kind, group, description) in TASKS.items():
         headers[name] = {"name": name, "title": title, "type": kind, "group": group, "description": description}
         if kind == "sts":
             headers[name] |= {"min_score": 0, "max_score": 5 if name == "sts_graded" else 1}
-    return Made(train, pool, teacher, tasks, headers, found)
+    return Made(train, pool, teacher, tasks, headers, report)
 
 
 def from_files(config: Config) -> Made:
@@ -114,15 +116,15 @@ def from_files(config: Config) -> Made:
     tasks, dropped = files_tasks(settings)
     everything, passages, dropped_of_training = judged_pairs(settings, config.training.pack)
     dropped |= dropped_of_training
-    kept = left_pairs(everything, tasks, config.training.pack)
-    train, pool = examples.training_pairs(kept, passages)
+    remaining = left_pairs(everything, tasks, config.training.pack)
+    train, pool = examples.training_pairs(remaining, passages)
     enough.check(train, pool, config.training.pack, config.negatives.per_query)
-    groups = examples.teacher_groups(kept, pool, settings.teacher_negatives, settings.teacher_dev, settings.seed)
+    groups = examples.teacher_groups(remaining, pool, settings.teacher_negatives, settings.teacher_dev, settings.seed)
     report, _ = leaks.remove(tasks, examples.seen(everything, passages))
     for row in report["tasks"].values():
         row["removed"] = 0
-    report["removed"], report["removed_from"] = len(everything) - len(kept), "training"
-    tasks = examples.with_familiarity(tasks, examples.seen(kept, passages))
+    report["removed"], report["removed_from"] = len(everything) - len(remaining), "training"
+    tasks = examples.with_familiarity(tasks, examples.seen(remaining, passages))
     headers = {name: header(name, task) for name, task in local_tasks(settings).items()}
     for name, task in config.data.files.tasks.items():
         if isinstance(task, MtebSet):
@@ -135,7 +137,7 @@ def from_files(config: Config) -> Made:
             "contradictions": int(part["contradicted"].sum()),
             "removed": int((everything["dataset"] == name).sum()) - len(part),
         }
-        for name, part in kept.groupby("dataset", sort=False)
+        for name, part in remaining.groupby("dataset", sort=False)
     }
     return Made(train, pool, groups, tasks, headers, report, counts, dropped)
 
@@ -185,9 +187,9 @@ def files_tasks(settings: FilesSettings) -> tuple[leaks.Tasks, dict[str, Dropped
     dropped: dict[str, Dropped] = {}
     for split, sets in tasks.items():
         for name, task in local_tasks(settings).items():
-            found = examples.evaluation_set(name, task, split, files_rng(settings, f"{split} {name}"))
-            if found is not None:
-                sets[name], dropped[f"{name}/{split}"] = found
+            loaded = examples.evaluation_set(name, task, split, files_rng(settings, f"{split} {name}"))
+            if loaded is not None:
+                sets[name], dropped[f"{name}/{split}"] = loaded
     return tasks, dropped
 
 
@@ -225,8 +227,8 @@ def run_texts(config: Config) -> None:
         files = local_files(config)
         pairs, passages, _ = judged_pairs(files, config.training.pack)
         pairs = left_pairs(pairs, files_tasks(files)[0], config.training.pack)
-        found = pd.concat([pairs["a"], pairs["b"], *passages.values()]).drop_duplicates().reset_index(drop=True)
-        unlabelled = pd.DataFrame({"text": found, "next_text": ""})
+        texts = pd.concat([pairs["a"], pairs["b"], *passages.values()]).drop_duplicates().reset_index(drop=True)
+        unlabelled = pd.DataFrame({"text": texts, "next_text": ""})
     else:
         settings = config.data.world
         unlabelled = world.pretraining(_rng(settings, "pretraining"), settings.pretraining_texts)
@@ -255,16 +257,16 @@ def training_pairs(settings: WorldSettings) -> tuple[pd.DataFrame, pd.DataFrame]
     rows, pool = [], []
 
     def add(dataset: str, mode: str, frame: pd.DataFrame, positive: pd.Series) -> None:
-        kept = frame[positive]
-        marked = kept.groupby("a")["b"].agg(list)
+        positives = frame[positive]
+        marked = positives.groupby("a")["b"].agg(list)
         rows.append(
             pd.DataFrame(
                 {
-                    "query": kept["a"],
-                    "positive": kept["b"],
+                    "query": positives["a"],
+                    "positive": positives["b"],
                     "dataset": dataset,
                     "mode": mode,
-                    "marked": kept["a"].map(marked),
+                    "marked": positives["a"].map(marked),
                 }
             )
         )
@@ -280,9 +282,9 @@ def training_pairs(settings: WorldSettings) -> tuple[pd.DataFrame, pd.DataFrame]
         pairs = make(_rng(settings, f"train {name}"), "train", settings.sts_pairs, PARTNERS)
         add(name, "symmetric", pairs, pairs["label"])
     for shape in SHAPES:
-        made = world.retrieval(_rng(settings, f"train {shape}"), "train", shape, settings.queries)
-        queries, corpus = made["queries"].set_index("id")["text"], made["corpus"].set_index("id")["text"]
-        qrels = made["qrels"].assign(text=made["qrels"]["doc_id"].map(corpus))
+        generated = world.retrieval(_rng(settings, f"train {shape}"), "train", shape, settings.queries)
+        queries, corpus = generated["queries"].set_index("id")["text"], generated["corpus"].set_index("id")["text"]
+        qrels = generated["qrels"].assign(text=generated["qrels"]["doc_id"].map(corpus))
         marked = qrels.groupby("query_id", sort=False)["text"].agg(list)
         rows.append(
             pd.DataFrame(
@@ -303,17 +305,21 @@ def evaluation_tasks(settings: WorldSettings, split: str) -> dict[str, dict[str,
     out: dict[str, dict[str, pd.DataFrame]] = {}
     for name, templates in (("nli_indomain", surface.COMMON), ("nli_shifted", surface.SHIFTED)):
         frame = world.nli(_rng(settings, f"{split} {name}"), split, pairs // 2, 3, templates).head(pairs)
-        out[name] = {"pairs": _pairs(name, split, frame).assign(label=frame["label"].astype(int).to_numpy())}
+        out[name] = {"pairs": _number_pairs(name, split, frame).assign(label=frame["label"].astype(int).to_numpy())}
     for name in ("sts_graded", "question_match", "role_swap"):
         frame = getattr(world, name)(_rng(settings, f"{split} {name}"), split, int(pairs * 1.3)).head(pairs)
-        out[name] = {"pairs": _pairs(name, split, frame).assign(score=frame["score"].astype(float).to_numpy())}
+        out[name] = {"pairs": _number_pairs(name, split, frame).assign(score=frame["score"].astype(float).to_numpy())}
     for shape in SHAPES:
-        made = world.retrieval(_rng(settings, f"{split} {shape}"), split, shape, queries)
-        out[f"ir_{shape}"] = {"queries": made["queries"], "corpus": made["corpus"], "qrels": made["qrels"]}
+        generated = world.retrieval(_rng(settings, f"{split} {shape}"), split, shape, queries)
+        out[f"ir_{shape}"] = {
+            "queries": generated["queries"],
+            "corpus": generated["corpus"],
+            "qrels": generated["qrels"],
+        }
     return out
 
 
-def _pairs(name: str, split: str, frame: pd.DataFrame) -> pd.DataFrame:
+def _number_pairs(name: str, split: str, frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {"id": [f"{name}-{split}-{i}" for i in range(len(frame))], "sentence1": frame["a"].to_numpy(),
          "sentence2": frame["b"].to_numpy(), "phenomenon": frame["phenomenon"].astype(str).to_numpy()}
@@ -336,11 +342,11 @@ def teacher_groups(settings: WorldSettings, split: str) -> pd.DataFrame:
     )
 
 
-def write_tasks(folder: Path, made: Made) -> None:
+def write_tasks(folder: Path, content: Made) -> None:
     """The evaluation sets, a folder each."""
-    for name, header in made.headers.items():
+    for name, header in content.headers.items():
         write_json(folder / name / "task.json", header)
-        for split, frames in made.tasks.items():
+        for split, frames in content.tasks.items():
             if name in frames:
                 write_task(folder / name, split, frames[name])
 

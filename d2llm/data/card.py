@@ -43,7 +43,7 @@ def summarise(
 
     return {
         "training": [
-            _training(name, part, pool[pool["dataset"] == name])
+            _describe_training(name, part, pool[pool["dataset"] == name])
             | ({} if counts is None else dict(counts[name]))
             | left_out(f"train/{name}")
             for name, part in train.groupby("dataset", sort=False)
@@ -52,11 +52,11 @@ def summarise(
             {
                 "task": name,
                 "split": split,
-                **(_pairs(frames["pairs"]) if "pairs" in frames else _retrieval(frames)),
+                **(_describe_pairs(frames["pairs"]) if "pairs" in frames else _describe_retrieval(frames)),
                 **left_out(f"{name}/{split}"),
             }
-            for split, made in tasks.items()
-            for name, frames in made.items()
+            for split, sets in tasks.items()
+            for name, frames in sets.items()
         ],
         "teacher": [
             {
@@ -78,12 +78,12 @@ def counted(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
 
 
-def _length(texts: pd.Series) -> dict[str, float]:
+def _measure_lengths(texts: pd.Series) -> dict[str, float]:
     lengths = texts.str.len()
     return {"mean": round(float(lengths.mean()), 1), "longest": int(lengths.max())}
 
 
-def _training(name: str, part: pd.DataFrame, pool: pd.DataFrame) -> dict[str, object]:
+def _describe_training(name: str, part: pd.DataFrame, pool: pd.DataFrame) -> dict[str, object]:
     first = part.iloc[0]
     return {
         "dataset": name,
@@ -91,13 +91,13 @@ def _training(name: str, part: pd.DataFrame, pool: pd.DataFrame) -> dict[str, ob
         "pairs": len(part),
         "queries": int(part["query"].nunique()),
         "pool": len(pool),
-        "query_characters": _length(part["query"]),
-        "positive_characters": _length(part["positive"]),
+        "query_characters": _measure_lengths(part["query"]),
+        "positive_characters": _measure_lengths(part["positive"]),
         "examples": part[["query", "positive"]].head(EXAMPLES).to_dict("records"),
     }
 
 
-def _pairs(frame: pd.DataFrame) -> dict[str, object]:
+def _describe_pairs(frame: pd.DataFrame) -> dict[str, object]:
     value = "label" if "label" in frame else "score"
     phenomena = {
         name: {"n": len(part), f"mean_{value}": round(float(part[value].mean()), 3),
@@ -107,12 +107,12 @@ def _pairs(frame: pd.DataFrame) -> dict[str, object]:
     return {
         "n": len(frame),
         f"mean_{value}": round(float(frame[value].mean()), 3),
-        "characters": _length(pd.concat([frame["sentence1"], frame["sentence2"]])),
+        "characters": _measure_lengths(pd.concat([frame["sentence1"], frame["sentence2"]])),
         "phenomena": phenomena,
     }
 
 
-def _retrieval(frames: dict[str, pd.DataFrame]) -> dict[str, object]:
+def _describe_retrieval(frames: dict[str, pd.DataFrame]) -> dict[str, object]:
     queries, corpus, qrels = frames["queries"], frames["corpus"], frames["qrels"]
     texts = corpus.set_index("id")["text"]
     relevant = qrels[qrels["relevance"] > 0]
@@ -129,8 +129,8 @@ def _retrieval(frames: dict[str, pd.DataFrame]) -> dict[str, object]:
         "passages": len(corpus),
         "relevant_per_query": round(len(relevant) / len(queries), 2),
         **({"without_relevant": unanswered} if unanswered else {}),
-        "characters": _length(queries["text"]),
-        "passage_characters": _length(corpus["text"]),
+        "characters": _measure_lengths(queries["text"]),
+        "passage_characters": _measure_lengths(corpus["text"]),
         "phenomena": phenomena,
     }
 

@@ -20,8 +20,10 @@ def check(train: pd.DataFrame, pool: pd.DataFrame, pack: int, negatives: int) ->
     for name, rows in train.groupby("dataset", sort=False):
         check_pack(f"training set {name!r}", len(rows), pack)
         texts = {normal_form(text) for text in pool.loc[pool["dataset"] == name, "text"]}
-        for query, own in right_forms(zip(rows["query"], rows["positive"], rows["marked"], strict=True)).items():
-            if len(texts) - len(own & texts) < negatives:
+        for query, right_texts in right_forms(
+            zip(rows["query"], rows["positive"], rows["marked"], strict=True)
+        ).items():
+            if len(texts) - len(right_texts & texts) < negatives:
                 asked = next(text for text in rows["query"] if normal_form(text) == query)
                 raise too_few(str(name), asked, len(texts), negatives)
 

@@ -101,7 +101,7 @@ class SearchModel:
         self, inputs: Iterable[Any], *, task_metadata: Any, prompt_type: Any = None, **kwargs: Any
     ) -> np.ndarray:
         """(n, d) vectors of a loader's texts. On a symmetric task the first call is sentence1, the second sentence2."""
-        mode = _mode(task_metadata)
+        mode = _mode_of(task_metadata)
         self._task = task_metadata.name
         texts = [text for batch in inputs for text in batch["text"]]
         if prompt_type is not None:
@@ -134,7 +134,7 @@ class SearchModel:
 
     def index(self, corpus: Any, *, task_metadata: Any, **kwargs: Any) -> None:
         """Remembers the corpus (columns id, text and optionally title)."""
-        if _mode(task_metadata) != "asymmetric":
+        if _mode_of(task_metadata) != "asymmetric":
             raise RuntimeError(f"{task_metadata.name} is {task_metadata.type}: it cannot be searched")
         self._task = task_metadata.name
         titles = corpus["title"] if "title" in corpus.column_names else [""] * len(corpus)
@@ -172,7 +172,7 @@ class SearchModel:
         return array
 
 
-def _mode(task_metadata: Any) -> str:
+def _mode_of(task_metadata: Any) -> str:
     try:
         return BY_MTEB_TYPE[task_metadata.type].mode
     except KeyError:

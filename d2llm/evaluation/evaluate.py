@@ -57,8 +57,8 @@ def measure(
     read = [tasks.read(paths.task(name), split) for name in names]
     scorer = load(config, method, variant, seed)
     identity = {"tier": config.tier, "method": method, "variant": variant, "seed": seed}
-    found = evaluate(scorer, read, f"{method}/{variant}/seed{seed}", settings, results)
-    return tuple(frame.assign(**identity)[[*identity, *frame.columns]] for frame in found)
+    tables = evaluate(scorer, read, f"{method}/{variant}/seed{seed}", settings, results)
+    return tuple(frame.assign(**identity)[[*identity, *frame.columns]] for frame in tables)
 
 
 def load(config: Config, method: str, variant: str, seed: int) -> PairScorer:
@@ -79,7 +79,7 @@ def evaluate(
     model = SearchModel(label, scorer, settings.symmetric_order)
     scores, predictions = [], []
     for task in progress(list(read), f"evaluate {label}"):
-        measured, rules = _mteb(model, task, settings.batch_size, results)
+        measured, rules = _measure_by_mteb(model, task, settings.batch_size, results)
         rows, predicted = _rows(model, task, measured, rules, settings.keep)
         about = {"split": task.split, "task": task.name, "task_title": task.title, "task_type": task.type}
         about |= {"group": task.group, "scorer": scorer.kind}
@@ -92,7 +92,9 @@ def evaluate(
     return pd.DataFrame(scores), pd.concat(predictions, ignore_index=True)
 
 
-def _mteb(model: SearchModel, task: Task, batch_size: int, results: Path | None) -> tuple[dict[str, float], Any]:
+def _measure_by_mteb(
+    model: SearchModel, task: Task, batch_size: int, results: Path | None
+) -> tuple[dict[str, float], Any]:
     """mteb's scores of one task, all keys, and the task of mteb's that measured it."""
     from mteb.results import TaskResult
 
@@ -118,7 +120,7 @@ def _mteb(model: SearchModel, task: Task, batch_size: int, results: Path | None)
         about = model.mteb_model_meta
         # As mteb's own cache lays them out: with MTEB_CACHE set to `results`, mteb.load_results reads them.
         place = results / "results" / about.model_name_as_path() / REVISION
-        write_json(place / f"{evaluated.metadata.name}.json", _plain(content))
+        write_json(place / f"{evaluated.metadata.name}.json", _replace_undefined(content))
         write_json(place / "model_meta.json", {"name": about.name, "revision": REVISION})
     return dict(scores[subset]), evaluated
 
@@ -175,13 +177,13 @@ def _rows(
             }
         )
     rows = [
-        ("all", name, _defined(model, task, name, measured[key]), n)
+        ("all", name, _check_defined(model, task, name, measured[key]), n)
         for name, key in TASK_TYPES[task.type].metrics.items()
     ]
     return rows + list(breakdown), predictions
 
 
-def _defined(model: SearchModel, task: Task, metric: str, value: float) -> float:
+def _check_defined(model: SearchModel, task: Task, metric: str, value: float) -> float:
     """A metric as mteb gives it, or what stands for a correlation with equal scores, which does not exist."""
     if np.isfinite(value):
         return float(value)
@@ -194,10 +196,10 @@ def _defined(model: SearchModel, task: Task, metric: str, value: float) -> float
     return 0.0
 
 
-def _plain(value: Any) -> Any:
+def _replace_undefined(value: Any) -> Any:
     """JSON has no word for NaN (mteb gives it for a metric it cannot compute); None stands for it."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _replace_undefined(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_replace_undefined(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value

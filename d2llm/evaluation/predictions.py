@@ -39,8 +39,8 @@ def read_predictions(
     except Exception as error:  # pyarrow raises many kinds for a damaged file
         raise ArtifactError(f"{path}: damaged Parquet ({first_line(error)}); {MEND}") from error
     if not len(frame):
-        said = ", ".join(f"{name} {value}" for name, value in where.items())
-        raise ArtifactError(f"{path}: no rows of {said}; {MEND}")
+        conditions = ", ".join(f"{name} {value}" for name, value in where.items())
+        raise ArtifactError(f"{path}: no rows of {conditions}; {MEND}")
     for name, kind in columns.items():
         column = frame[name]
         if isinstance(column.dtype, pd.CategoricalDtype) and not column.isna().any():

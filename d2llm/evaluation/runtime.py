@@ -114,10 +114,10 @@ def read_texts(config: Config) -> Texts:
     """
     paths = Paths.of(config)
     read = [tasks.read(paths.task(name), config.evaluation.split) for name in tasks.names(paths.tasks)]
-    found = [task for task in read if task.type == "retrieval"]
+    retrieval = [task for task in read if task.type == "retrieval"]
     rng = np.random.default_rng(0)
-    if found:
-        sides = [pd.concat([getattr(task, side)["text"] for task in found]) for side in ("queries", "corpus")]
+    if retrieval:
+        sides = [pd.concat([getattr(task, side)["text"] for task in retrieval]) for side in ("queries", "corpus")]
     else:
         sides = [
             pd.concat([task.pairs[side] for task in read if task.pairs is not None])
@@ -139,15 +139,15 @@ def clock(call: Callable[[Any], Any], arguments: Sequence[Any], settings: Runtim
     At most `settings.repeats`, and no more once they took `settings.seconds` together, but never fewer than three.
     """
     call(arguments[0])
-    found: list[float] = []
+    seconds: list[float] = []
     for number in range(1, settings.repeats + 1):
         argument = arguments[number % len(arguments)]
         started = time.perf_counter()
         call(argument)
-        found.append(time.perf_counter() - started)
-        if len(found) >= LEAST and sum(found) >= settings.seconds:
+        seconds.append(time.perf_counter() - started)
+        if len(seconds) >= LEAST and sum(seconds) >= settings.seconds:
             break
-    return np.array(found)
+    return np.array(seconds)
 
 
 # ------------------------------------------------------------------------------------------------------------- systems
@@ -264,5 +264,5 @@ def bm25_timings(
     yield Timing("encode_query", 1, 0, clock(lambda query: tokens(query, index.kind), some, settings))
     yield Timing("encode_passage", batch, 0, clock(build, [part], settings) / batch)
     yield Timing("score", batch, 0, clock(index.scores, some, settings) / batch)
-    for size, own in lexical.items():
-        yield Timing("search", 1, size, clock(partial(own.top, depth=DEPTH), some, settings))
+    for size, corpus_index in lexical.items():
+        yield Timing("search", 1, size, clock(partial(corpus_index.top, depth=DEPTH), some, settings))

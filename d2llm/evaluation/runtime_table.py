@@ -27,7 +27,7 @@ def read(path: str | Path) -> pd.DataFrame:
         ),
         "the same measurement twice": frame.duplicated(["method", "phase", "corpus"]).any(),
     }
-    for wrong, found in checks.items():
-        if found:
-            raise ArtifactError(f"{path}: {wrong}; {MEND}")
+    for fault, holds in checks.items():
+        if holds:
+            raise ArtifactError(f"{path}: {fault}; {MEND}")
     return frame

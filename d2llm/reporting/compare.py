@@ -78,14 +78,14 @@ def two_runs(
     rows = []
     for method, variant in progress(runs, "compare"):
         seeds = sorted(
-            int(one)
-            for one in shared.loc[(shared["method"] == method) & (shared["variant"] == variant), "seed"].unique()
+            int(value)
+            for value in shared.loc[(shared["method"] == method) & (shared["variant"] == variant), "seed"].unique()
         )
-        own = [
+        sides = [
             part[(part["method"] == method) & (part["variant"] == variant) & part["seed"].isin(seeds)]
             for part in (first.scores, second.scores)
         ]
-        scores = pd.concat([part.assign(method=name, variant="base") for name, part in zip((A, B), own, strict=True)])
+        scores = pd.concat([part.assign(method=name, variant="base") for name, part in zip((A, B), sides, strict=True)])
         if not both:
             rows.append(plain_differences(scores, tasks).assign(method=method, variant=variant, seeds=len(seeds)))
             continue
@@ -93,10 +93,12 @@ def two_runs(
         predictions = pd.concat(
             read_predictions(file, _PREDICTIONS, where).assign(method=name) for name, file in files.items()
         )
-        found = compare(predictions, tasks, [A, B], count, level, seed, subject=B)
-        check(found, scores)
-        found = found.rename(columns={"value": "b"}).assign(a=found["value"] - found["difference"])
-        rows.append(found.assign(method=method, variant=variant))
+        comparisons = compare(predictions, tasks, [A, B], count, level, seed, subject=B)
+        check(comparisons, scores)
+        comparisons = comparisons.rename(columns={"value": "b"}).assign(
+            a=comparisons["value"] - comparisons["difference"]
+        )
+        rows.append(comparisons.assign(method=method, variant=variant))
     table = pd.concat(rows, ignore_index=True)
     return table.assign(p_holm=holm(table["p"]) if both else float("nan"))[list(COLUMNS)]
 
@@ -104,14 +106,14 @@ def two_runs(
 def common(first: pd.DataFrame, second: pd.DataFrame, variants: bool) -> pd.DataFrame:
     """(method, variant, seed, task) of the headline scores both have. Raises ArtifactError where there is none."""
     key = ["method", "variant", "seed", "task"]
-    found = []
+    sides = []
     for scores in (first, second):
-        own = scores[(scores["phenomenon"] == "all") & (scores["metric"] == scores["task_type"].map(HEADLINE))]
-        found.append(own if variants else own[own["variant"] == "base"])
-    shared = found[0][key].merge(found[1][key], on=key)
+        headline = scores[(scores["phenomenon"] == "all") & (scores["metric"] == scores["task_type"].map(HEADLINE))]
+        sides.append(headline if variants else headline[headline["variant"] == "base"])
+    shared = sides[0][key].merge(sides[1][key], on=key)
     if shared.empty:
-        said = ", ".join(f"{name} {sorted(set(found[0][name]))} and {sorted(set(found[1][name]))}" for name in key)
-        raise ArtifactError(f"the two runs have no score in common (method, variant, seed and task alike): {said}")
+        values = ", ".join(f"{name} {sorted(set(sides[0][name]))} and {sorted(set(sides[1][name]))}" for name in key)
+        raise ArtifactError(f"the two runs have no score in common (method, variant, seed and task alike): {values}")
     # Every task with every seed: a mean over other seeds would be another one.
     whole = shared.groupby(["method", "variant", "seed"])["task"].transform("nunique") == shared["task"].nunique()
     if not whole.any():
@@ -125,8 +127,8 @@ def same_sizes(first: pd.DataFrame, second: pd.DataFrame, tasks: list[str]) -> N
     """
     sizes = []
     for scores in (first, second):
-        own = scores[scores["phenomenon"] == "all"].drop_duplicates("task").set_index("task")
-        sizes.append({task: f"{own.loc[task, 'n']} of {own.loc[task, 'split']}" for task in tasks})
+        whole = scores[scores["phenomenon"] == "all"].drop_duplicates("task").set_index("task")
+        sizes.append({task: f"{whole.loc[task, 'n']} of {whole.loc[task, 'split']}" for task in tasks})
     other = [
         f"{task} ({sizes[0][task]} in A, {sizes[1][task]} in B)" for task in tasks if sizes[0][task] != sizes[1][task]
     ]

@@ -58,10 +58,10 @@ def context(config: Config) -> Context:
 
 def evaluation_sets(config: Config) -> dict[str, list[tuple[str, str]]]:
     """Title and description of what is evaluated, by group, in the order of the names."""
-    known: dict[str, tuple[str, str, str]] = {name: (of[2], of[0], of[3]) for name, of in TASKS.items()}
+    known: dict[str, tuple[str, str, str]] = {name: (entry[2], entry[0], entry[3]) for name, entry in TASKS.items()}
     if config.data.source == "files":
-        own = config.data.files.tasks
-        known = {name: (task.group, task.title or name, task.description) for name, task in own.items()}
+        tasks = config.data.files.tasks
+        known = {name: (task.group, task.title or name, task.description) for name, task in tasks.items()}
     sets: dict[str, list[tuple[str, str]]] = {}
     for name in sorted(known if config.evaluation.tasks == "all" else config.evaluation.tasks):
         group, title, description = known[name]

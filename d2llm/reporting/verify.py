@@ -107,7 +107,7 @@ def verify(config: Config, reference: Path, exact: float, tolerance: float) -> V
     return verdict
 
 
-def compare(reference: pd.DataFrame, found: pd.DataFrame, *, exact: float, tolerance: float) -> Verdict:
+def compare(reference: pd.DataFrame, fresh: pd.DataFrame, *, exact: float, tolerance: float) -> Verdict:
     """The verdict on two tables of scores.
 
     Rows that nothing was trained for are judged by `exact`, others by `tolerance` (times JUMPING). Breakdowns of
@@ -115,8 +115,8 @@ def compare(reference: pd.DataFrame, found: pd.DataFrame, *, exact: float, toler
     lacks is named and fails nothing; a score that the found run lacks within a common run, or that is over other
     examples, does.
     """
-    both = reference.merge(found, on=SCORE_KEY, how="outer", suffixes=("_reference", "_found"), indicator=True)
-    common = set(map(tuple, reference[RUN].to_numpy())) & set(map(tuple, found[RUN].to_numpy()))
+    both = reference.merge(fresh, on=SCORE_KEY, how="outer", suffixes=("_reference", "_found"), indicator=True)
+    common = set(map(tuple, reference[RUN].to_numpy())) & set(map(tuple, fresh[RUN].to_numpy()))
     shared = pd.Series([run in common for run in both[RUN].itertuples(index=False, name=None)], both.index, dtype=bool)
     pairs = both[both["_merge"] == "both"]
     same = (pairs["n_reference"] == pairs["n_found"]) & (pairs["split_reference"] == pairs["split_found"])
@@ -153,25 +153,25 @@ def compare(reference: pd.DataFrame, found: pd.DataFrame, *, exact: float, toler
 
 def runs_of(rows: pd.DataFrame) -> list[str]:
     """The runs that rows are of, by name."""
-    found = rows[RUN].drop_duplicates().itertuples(index=False)
-    return [f"{row.method} {row.variant} seed {row.seed}" for row in found]
+    runs = rows[RUN].drop_duplicates().itertuples(index=False)
+    return [f"{row.method} {row.variant} seed {row.seed}" for row in runs]
 
 
 # ------------------------------------------------------------------------------------------------------------ reasons
 def explain(
-    reference: Mapping[str, Mapping[str, Any]], found: Mapping[str, Mapping[str, Any]]
+    reference: Mapping[str, Mapping[str, Any]], fresh: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:  # fmt: skip
     """What the records of jobs that both have say otherwise: software, machine, threads, settings, code; each said
     once.
     """
-    said: dict[str, list[str]] = {}
-    for name in sorted(reference.keys() & found.keys()):
-        stage = str(found[name].get("stage", name))
-        for difference in differences(reference[name], found[name]):
-            places = said.setdefault(difference, [])
+    places_of: dict[str, list[str]] = {}
+    for name in sorted(reference.keys() & fresh.keys()):
+        stage = str(fresh[name].get("stage", name))
+        for difference in differences(reference[name], fresh[name]):
+            places = places_of.setdefault(difference, [])
             if stage not in places:
                 places.append(stage)
-    return [f"{difference} ({', '.join(stages)})" for difference, stages in said.items()]
+    return [f"{difference} ({', '.join(stages)})" for difference, stages in places_of.items()]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
@@ -195,7 +195,7 @@ def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted key."""
     if not isinstance(value, Mapping) or not value:
         return {prefix: value}
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, inner in value.items():
-        found |= leaves(inner, f"{prefix}.{key}" if prefix else str(key))
-    return found
+        flat |= leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat

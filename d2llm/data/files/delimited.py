@@ -220,7 +220,7 @@ def not_utf8(path: Path, error: UnicodeDecodeError) -> str:
         for number, line in enumerate(stream, 1):
             try:
                 line.decode()
-            except UnicodeDecodeError as wrong:
-                kind = "it may be UTF-16" if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff") else wrong.reason
+            except UnicodeDecodeError as fault:
+                kind = "it may be UTF-16" if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff") else fault.reason
                 return f"{path}: line {number}: not UTF-8 ({kind}); save the file as UTF-8"
     return f"{path}: not UTF-8 ({error.reason}); save the file as UTF-8"

@@ -71,16 +71,16 @@ def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> Judged
     asked = pairs["a"].map(normal_form)
     chosen = asked.drop_duplicates()
     if settings.sample is not None and settings.sample < len(chosen):
-        kept = set(chosen.iloc[np.sort(rng.permutation(len(chosen))[: settings.sample])])
-        pairs = pairs[asked.isin(kept)].reset_index(drop=True)
+        chosen_queries = set(chosen.iloc[np.sort(rng.permutation(len(chosen))[: settings.sample])])
+        pairs = pairs[asked.isin(chosen_queries)].reset_index(drop=True)
     if not pairs["label"].any():
         raise DataError(f"data.files.train.{name}: no pair of it is right; check label and yes, or score and yes_from")
     pairs.insert(0, "dataset", name)
     pairs.insert(1, "mode", settings.mode)
     passages = pd.Series(distinct(passages), dtype=object)
     if settings.pool is not None:
-        own = passages.map(normal_form).isin(set(pairs["b"].map(normal_form)))
-        passages = pd.concat([passages[own], sampled(passages[~own], settings.pool, rng)])
+        is_judged = passages.map(normal_form).isin(set(pairs["b"].map(normal_form)))
+        passages = pd.concat([passages[is_judged], sampled(passages[~is_judged], settings.pool, rng)])
     return Judged(pairs, passages.reset_index(drop=True), dropped)
 
 
@@ -98,7 +98,7 @@ def once(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def judged_rows(settings: TrainingSet) -> tuple[pd.DataFrame, Dropped]:
     """a, b, label and target of a file of pairs or triples, in its order; and what was left out."""
-    path = _path(settings.file)
+    path = _require_path(settings.file)
     frame = read_table(path)
     dropped: Dropped = {}
     if settings.incomplete == "drop":
@@ -140,7 +140,7 @@ def complete_rows(
     return whole, {reason: count for reason, count in dropped.items() if count}
 
 
-def _path(table: Table | None) -> str:
+def _require_path(table: Table | None) -> str:
     """A table as a file, which all are in what `FilesSettings.local` gives."""
     if not isinstance(table, str):
         raise TypeError(f"{table} is no file; read the settings that FilesSettings.local gives")
@@ -165,7 +165,7 @@ def retrieval(
     nothing else. The index of the qrels holds their lines. Raises DataError for ids that do not fit.
     """
     tables, dropped = [], {}
-    paths = {name: _path(table) for name, table in settings.tables().items()}
+    paths = {name: _require_path(table) for name, table in settings.tables().items()}
     for name, key in (("queries", settings.id), ("corpus", settings.corpus_id or settings.id)):
         path = paths[name]
         frame = read_table(path)
@@ -206,7 +206,7 @@ def training_pairs(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> tu
          "marked": right["marked"], "wrong": [wrong[dataset].get(form, []) for dataset, form in asked]}
     ).reset_index(drop=True)  # fmt: skip
     train.insert(0, "qid", [f"{dataset}-{i}" for i, dataset in enumerate(train["dataset"])])
-    pool = [pd.DataFrame({"dataset": name, "text": found}) for name, found in passages.items()]
+    pool = [pd.DataFrame({"dataset": name, "text": texts}) for name, texts in passages.items()]
     return train, pd.concat(pool, ignore_index=True)
 
 
@@ -248,11 +248,11 @@ def teacher_groups(
                  # No source but the generated world knows how words relate.
                  "relations": ["0" * len(b[i]) for i in chosen], "phenomenon": [str(dataset)] * len(chosen)}
             )  # fmt: skip
-    groups = {split: pd.DataFrame(found) for split, found in rows.items()}
+    groups = {split: pd.DataFrame(records) for split, records in rows.items()}
     for split, frame in groups.items():
         for mode in pairs["mode"].unique():
-            of = frame[frame["mode"] == mode] if len(frame) else frame
-            kinds = {value for values in of.get("label", []) for value in values}
+            of_mode = frame[frame["mode"] == mode] if len(frame) else frame
+            kinds = {value for values in of_mode.get("label", []) for value in values}
             if kinds != {True, False}:
                 raise DataError(
                     f"data.files: the {mode} training sets leave the teacher's {split} part without "
@@ -287,7 +287,7 @@ def evaluation_set(name: str, settings: TaskSet, split: str, rng: np.random.Gene
     if source is None:
         return None
     if settings.type == "retrieval":
-        return _retrieval_set(settings, source, rng)
+        return _read_retrieval_set(settings, source, rng)
     frame = read_table(source)
     target = "score" if settings.type == "sts" else "label"
     label = settings.label if target == "label" else None
@@ -308,10 +308,10 @@ def evaluation_set(name: str, settings: TaskSet, split: str, rng: np.random.Gene
     return EvaluationSet({"pairs": pairs}, dropped)
 
 
-def _retrieval_set(settings: TaskSet, source: Retrieval, rng: np.random.Generator) -> EvaluationSet:
+def _read_retrieval_set(settings: TaskSet, source: Retrieval, rng: np.random.Generator) -> EvaluationSet:
     """A retrieval set: as in mteb every query that is judged counts, also one without a relevant passage, and no other."""
     (queries, corpus, qrels), dropped = retrieval(source, settings.incomplete == "drop")
-    check_qrels(_path(source.qrels), qrels, source.relevance)
+    check_qrels(_require_path(source.qrels), qrels, source.relevance)
     judged_ids = set(qrels["query_id"])
     asked = queries[queries["id"].isin(judged_ids)]
     if len(asked) < len(queries):
@@ -319,7 +319,7 @@ def _retrieval_set(settings: TaskSet, source: Retrieval, rng: np.random.Generato
     asked = sampled(asked, settings.sample, rng).assign(phenomenon="")
     qrels = qrels[qrels["query_id"].isin(set(asked["id"]))]
     if settings.sample is not None:
-        check_qrels(f"{_path(source.qrels)}: sample of {settings.sample} queries", qrels, source.relevance)
+        check_qrels(f"{_require_path(source.qrels)}: sample of {settings.sample} queries", qrels, source.relevance)
     return EvaluationSet({"queries": asked, "corpus": corpus, "qrels": qrels.reset_index(drop=True)}, dropped)
 
 
@@ -348,8 +348,8 @@ def without(pairs: pd.DataFrame, tasks: Tasks) -> pd.DataFrame:
     """
     held: set[frozenset[str]] = set()
     asked: set[str] = set()
-    for made in tasks.values():
-        for frames in made.values():
+    for sets in tasks.values():
+        for frames in sets.values():
             if "pairs" in frames:
                 both = zip(frames["pairs"]["sentence1"], frames["pairs"]["sentence2"], strict=True)
                 held.update(unordered(*pair) for pair in both)
@@ -372,9 +372,9 @@ def with_familiarity(tasks: Tasks, training: Seen) -> Tasks:
     has it.
     """
     out: Tasks = {}
-    for split, made in tasks.items():
+    for split, sets in tasks.items():
         out[split] = {}
-        for name, frames in made.items():
+        for name, frames in sets.items():
             key = "pairs" if "pairs" in frames else "queries"
             columns = ("sentence1", "sentence2") if key == "pairs" else ("text",)
             frame = frames[key]

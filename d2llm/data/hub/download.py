@@ -37,8 +37,8 @@ def run(config: Config, download: str) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     where = "data.files." + next(
         ".".join(key)
-        for key, found in config.data.files.sets().items()
-        if found == wanted or wanted in found.tables().values()
+        for key, settings in config.data.files.sets().items()
+        if settings == wanted or wanted in settings.tables().values()
     )
     scratch = place.with_name(f".{download}.scratch")
     remove(scratch)  # of a job that was killed; no other does this one
@@ -72,15 +72,15 @@ def table(wanted: HubTable, scratch: Path, where: str) -> pd.DataFrame:
             what,
             where,
         )
-        found = read_table(path, wanted.columns, wanted.format, wanted.keep, wanted.quotes)
-        return kept(found, wanted, where)
+        frame = read_table(path, wanted.columns, wanted.format, wanted.keep, wanted.quotes)
+        return kept(frame, wanted, where)
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
     def load() -> pd.DataFrame:
         try:
             # A cache of its own: the libraries' shared one may hold another revision under the same name.
-            found = load_dataset(
+            dataset = load_dataset(
                 wanted.repo, wanted.subset, split=wanted.split, revision=wanted.revision, cache_dir=str(scratch)
             )
         except DatasetNotFoundError as error:
@@ -91,7 +91,7 @@ def table(wanted: HubTable, scratch: Path, where: str) -> pd.DataFrame:
             if hub.passing(error):
                 raise
             raise ConfigError(f"{where}: {what}: {first_line(error)}") from error
-        return from_arrow(found.with_format("arrow")[:])
+        return from_arrow(dataset.with_format("arrow")[:])
 
     return kept(checked(load, wanted.repo, what, where), wanted, where)
 
@@ -112,9 +112,9 @@ def checked(fetch: Callable[[], T], repo: str, what: str, where: str) -> T:
     """What `fetch` returns, with the files it came from compared with the hub's digests."""
 
     def once() -> T:
-        found = fetch()
+        result = fetch()
         hub.check(repo, "dataset")
-        return found
+        return result
 
     return hub.patiently(once, what, where)
 

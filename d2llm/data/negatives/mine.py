@@ -43,21 +43,21 @@ def run(config: Config) -> None:
         low, high = settings.dense_ranks
         ranks = {
             "bm25": bm25_ranks(queries, texts, settings.bm25_ranks, settings.bm25_tokens),
-            "dense": [found[low - 1 : high] for found in dense_ranks(config, queries, texts, high, encode)],
+            "dense": [order[low - 1 : high] for order in dense_ranks(config, queries, texts, high, encode)],
         }
         rng = np.random.default_rng([settings.seed, *str(dataset).encode()])
-        made = draw(rows, queries, texts, ranks, settings, rng)
-        made["pack"] = pack(len(made), config.training.pack, rng)
-        made = made[made["pack"] >= 0]
-        report[str(dataset)] = _report(made, len(rows) - len(made))
+        mined = draw(rows, queries, texts, ranks, settings, rng)
+        mined["pack"] = pack(len(mined), config.training.pack, rng)
+        mined = mined[mined["pack"] >= 0]
+        report[str(dataset)] = _summarise(mined, len(rows) - len(mined))
         get_logger(__name__).info(
             "%s: %d queries, sources %s, %d left out as they fill no pack",
             dataset,
-            len(made),
+            len(mined),
             report[str(dataset)]["sources"],
-            len(rows) - len(made),
+            len(rows) - len(mined),
         )
-        parts.append(made)
+        parts.append(mined)
     pairs = pd.concat(parts, ignore_index=True)
     # Numbers of packs are unique over all data sets; rows of a pack stand together.
     pairs["pack"] = pairs.groupby(["dataset", "pack"], sort=False).ngroup()
@@ -135,11 +135,11 @@ def pack(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
     return out
 
 
-def _report(rows: pd.DataFrame, left_out: int) -> dict[str, object]:
-    sources = pd.Series([source for found in rows["sources"] for source in found]).value_counts()
+def _summarise(rows: pd.DataFrame, left_out: int) -> dict[str, object]:
+    sources = pd.Series([source for members in rows["sources"] for source in members]).value_counts()
     return {
         "queries": len(rows),
         "left_out": left_out,
         "sources": {str(key): int(value) for key, value in sources.items()},
-        "distinct_negatives": len({text for found in rows["negatives"] for text in found}),
+        "distinct_negatives": len({text for members in rows["negatives"] for text in members}),
     }

@@ -137,30 +137,30 @@ def nli(
     other = ev.sample(rng, premises, split)
     double = rng.random(premises) < 0.25
     denied = ~double & (rng.random(premises) < 0.12)
-    said = _weaken(rng, full, 0.35)
-    said_other = _weaken(rng, other, 0.35)
-    said[denied] = ev.deny(said[denied])
+    stated = _weaken(rng, full, 0.35)
+    stated_other = _weaken(rng, other, 0.35)
+    stated[denied] = ev.deny(stated[denied])
     full[denied] = ev.deny(full[denied])
-    premise = Sentences(said, np.where(double[:, None], said_other, 0))
+    premise = Sentences(stated, np.where(double[:, None], stated_other, 0))
     texts, _ = premise.realise(rng, templates)
 
     take = np.repeat(np.arange(premises), hypotheses)
-    kind = _choose_phenomenon(rng, double[take], denied[take], (said[:, PATIENT] > 0)[take])
-    first, second = said[take].copy(), np.where(double[:, None], said_other, 0)[take]
+    kind = _choose_phenomenon(rng, double[take], denied[take], (stated[:, PATIENT] > 0)[take])
+    first, second = stated[take].copy(), np.where(double[:, None], stated_other, 0)[take]
     h1, h2 = np.zeros_like(first), np.zeros_like(first)
     for phenomenon in np.unique(kind):
         rows = np.flatnonzero(kind == phenomenon)
-        h1[rows], h2[rows] = _hypothesis(rng, phenomenon, split, first[rows], second[rows], full[take][rows])
+        h1[rows], h2[rows] = _edit_premise(rng, phenomenon, split, first[rows], second[rows], full[take][rows])
     hypothesis = Sentences(h1, h2)
-    given = Sentences(first, second)
-    label = entails(given, hypothesis)
+    repeated = Sentences(first, second)
+    label = entails(repeated, hypothesis)
     keep = label == np.isin(kind, ENTAILED)
-    changed = (given.events != hypothesis.events).any((1, 2)) | (kind == "paraphrase")
+    changed = (repeated.events != hypothesis.events).any((1, 2)) | (kind == "paraphrase")
     keep &= changed
     b, tags = hypothesis.realise(rng, templates)
     frame = pd.DataFrame(
         {"group": take, "a": [texts[i] for i in take], "b": b, "label": label, "phenomenon": kind,
-         "target": target(label, similarity(given, hypothesis)), "relations": relations(given, hypothesis, tags)}
+         "target": target(label, similarity(repeated, hypothesis)), "relations": relations(repeated, hypothesis, tags)}
     )  # fmt: skip
     frame = frame[keep & (frame["a"] != frame["b"])]
     return frame.drop_duplicates(["a", "b"]).reset_index(drop=True)
@@ -211,13 +211,13 @@ def _choose_phenomenon(
     return out
 
 
-def _hypothesis(
+def _edit_premise(
     rng: np.random.Generator, phenomenon: str, split: str, first: np.ndarray, second: np.ndarray, full: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The hypothesis' two events for premises (first, second); `full` is the event the premise was weakened from."""
     none = np.zeros_like(first)
-    double = second.any(-1)
-    pick = double & (rng.random(len(first)) < 0.5)  # which of two events a one-event edit is made of
+    has_two = second.any(-1)
+    pick = has_two & (rng.random(len(first)) < 0.5)  # which of two events a one-event edit is made of
     base = np.where(pick[:, None], second, first)
     if phenomenon == "paraphrase":
         return first, second
@@ -240,10 +240,10 @@ def _hypothesis(
     if phenomenon == "detail added":
         return ev.add_detail(rng, _weaken(rng, base, 0.25)), none
     if phenomenon == "more specific":
-        partly = _mix(rng, full, base)
+        partly = _mix_nodes(rng, full, base)
         return partly, none
     if phenomenon == "events mixed":
-        mixed, rest = _cross(rng, first, second, split)
+        mixed, rest = _exchange_words(rng, first, second, split)
         loosened = _weaken(rng, mixed, 0.3)
         return loosened, np.where((rng.random(len(first)) < 0.5)[:, None], rest, 0)
     if phenomenon == "order swapped":
@@ -257,7 +257,7 @@ def _hypothesis(
     return _weaken(rng, edited, 0.25), none
 
 
-def _mix(rng: np.random.Generator, specific: np.ndarray, general: np.ndarray) -> np.ndarray:
+def _mix_nodes(rng: np.random.Generator, specific: np.ndarray, general: np.ndarray) -> np.ndarray:
     """Per slot, the specific or the general node: between the two descriptions, equal to `general` only where they
     agree.
     """
@@ -267,7 +267,7 @@ def _mix(rng: np.random.Generator, specific: np.ndarray, general: np.ndarray) ->
     return np.where(same[:, None], specific, out)
 
 
-def _cross(
+def _exchange_words(
     rng: np.random.Generator, first: np.ndarray, second: np.ndarray, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two events that exchanged their agents, or their times and places: the words of the premise, bound wrongly.
@@ -277,8 +277,8 @@ def _cross(
     a, b = first.copy(), second.copy()
     a[:, AGENT], b[:, AGENT] = second[:, AGENT], first[:, AGENT]
     agents = rng.random(len(a)) < 0.6
-    for made in (a, b):
-        agents &= ev.in_split(made, split) & (made[:, PATIENT] != made[:, AGENT] + ev.patient_offset())
+    for event in (a, b):
+        agents &= ev.in_split(event, split) & (event[:, PATIENT] != event[:, AGENT] + ev.patient_offset())
     a[~agents, AGENT], b[~agents, AGENT] = first[~agents, AGENT], second[~agents, AGENT]
     for slot in (PLACE, TIME):
         a[~agents, slot], b[~agents, slot] = second[~agents, slot], first[~agents, slot]
@@ -288,7 +288,7 @@ def _cross(
 # STS -----------------------------------------------------------------------------------------------------------------
 
 
-def _pairs(
+def _make_pairs(
     rng: np.random.Generator,
     left: Sentences,
     right: Sentences,
@@ -317,19 +317,19 @@ def _pairs(
     return frame[frame["a"] != frame["b"]].drop_duplicates(["a", "b"]).reset_index(drop=True)
 
 
-def _repeated(rng: np.random.Generator, split: str, n: int, partners: int, kind: str = "any") -> np.ndarray:
+def _repeat_events(rng: np.random.Generator, split: str, n: int, partners: int, kind: str = "any") -> np.ndarray:
     """(n, WIDTH) events, each `partners` times: every left sentence meets that many right ones, as in LCQMC or PAWS."""
     return np.repeat(ev.sample(rng, -(-n // partners), split, kind), partners, axis=0)[:n]
 
 
-def _matches(rng: np.random.Generator, n: int, partners: int) -> np.ndarray:
+def _draw_matches(rng: np.random.Generator, n: int, partners: int) -> np.ndarray:
     """(n,) bool: a fair coin a pair, or, where a left sentence has several partners, every other one of them."""
     return rng.random(n) < 0.5 if partners == 1 else np.arange(n) % 2 == 0
 
 
 def sts_graded(rng: np.random.Generator, split: str, n: int, partners: int = 1) -> pd.DataFrame:
     """Sentence pairs scored 0–5 by the similarity of their events; "n edits" is the phenomenon."""
-    left = _repeated(rng, split, n, partners)
+    left = _repeat_events(rng, split, n, partners)
     right = left.copy()
     edits = rng.choice([0, 1, 2, 3, 4, 6], size=n, p=[0.12, 0.22, 0.22, 0.18, 0.14, 0.12])
     for step in range(6):
@@ -350,17 +350,17 @@ def sts_graded(rng: np.random.Generator, split: str, n: int, partners: int = 1) 
     )
     name = np.char.replace(name.astype(str), "4 edits", "4+ edits")
     score = np.round(5 * ev.similarity(left, right), 2)
-    return _pairs(rng, Sentences(left), Sentences(right), name, score)
+    return _make_pairs(rng, Sentences(left), Sentences(right), name, score)
 
 
 def question_match(rng: np.random.Generator, split: str, n: int, partners: int = 1) -> pd.DataFrame:
     """Question pairs: 1 when they ask the same thing, else 0 (one word, the roles, the verb or what is asked for
     differs).
     """
-    left = _repeated(rng, split, n, partners)
-    ask = np.repeat(_askable(rng, left[::partners]), partners)[:n]
+    left = _repeat_events(rng, split, n, partners)
+    ask = np.repeat(_draw_asked_slots(rng, left[::partners]), partners)[:n]
     right, other = left.copy(), ask.copy()
-    match = _matches(rng, n, partners)
+    match = _draw_matches(rng, n, partners)
     person = left[:, PATIENT] > 0
     name = np.full(n, "same question", dtype=object)
     kinds = np.where(
@@ -371,15 +371,15 @@ def question_match(rng: np.random.Generator, split: str, n: int, partners: int =
         rows = np.flatnonzero(kinds == kind)
         name[rows] = kind
         if kind == "other word":
-            held = right[rows, ask[rows]].copy()
+            asked_nodes = right[rows, ask[rows]].copy()
             right[rows] = ev.substitute(rng, right[rows], split)
-            right[rows, ask[rows]] = held
+            right[rows, ask[rows]] = asked_nodes
         elif kind == "opposite":
             right[rows] = ev.oppose(right[rows])
         elif kind == "role swap":
             right[rows] = ev.swap_roles(right[rows])
         else:
-            other[rows] = _askable(rng, right[rows])
+            other[rows] = _draw_asked_slots(rng, right[rows])
     hide = np.arange(n)
     plain_left, plain_right = left.copy(), right.copy()
     plain_left[hide, ask] = 0
@@ -387,7 +387,7 @@ def question_match(rng: np.random.Generator, split: str, n: int, partners: int =
     truth = (plain_left == plain_right).all(-1) & (ask == other)
     keep = np.flatnonzero(truth == match)
     # The wildcard stands in for the asked word, so the hidden node still decides phrases such as 在哪里.
-    frame = _pairs(
+    frame = _make_pairs(
         rng,
         Sentences(left[keep]),
         Sentences(right[keep]),
@@ -399,7 +399,7 @@ def question_match(rng: np.random.Generator, split: str, n: int, partners: int =
     return frame
 
 
-def _askable(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
+def _draw_asked_slots(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
     """(n,) a said slot that a question can ask for."""
     slots = np.array(list(surface.ASK))
     return slots[(rng.random((len(events), len(slots))) * (events[:, slots] > 0)).argmax(1)]
@@ -409,11 +409,11 @@ def role_swap(rng: np.random.Generator, split: str, n: int, partners: int = 1) -
     """Pairs about two people: 1 for a paraphrase (active, passive, 把), 0 when the roles changed places; same words
     either way.
     """
-    left = _repeated(rng, split, n, partners, "person")
-    match = _matches(rng, n, partners)
+    left = _repeat_events(rng, split, n, partners, "person")
+    match = _draw_matches(rng, n, partners)
     right = np.where(match[:, None], left, ev.swap_roles(left))
     name = np.where(match, "paraphrase", "roles swapped")
-    return _pairs(rng, Sentences(left), Sentences(right), name, match.astype(float))
+    return _make_pairs(rng, Sentences(left), Sentences(right), name, match.astype(float))
 
 
 # Retrieval
@@ -446,13 +446,13 @@ def retrieval(rng: np.random.Generator, split: str, shape: str, queries: int) ->
         their sentences for the teacher's examples.
     """
     length = {"question": 2, "keyword": 1, "claim": 2}[shape]
-    gold = np.stack([_denied_some(rng, ev.sample(rng, queries, split)) for _ in range(length)], axis=1)
+    gold = np.stack([_deny_some(rng, ev.sample(rng, queries, split)) for _ in range(length)], axis=1)
     at = rng.integers(0, length, queries)
     rows = np.arange(queries)
     core = gold[rows, at].copy()
     core[:, ev.POLARITY] = 0
     gold[rows, at] = core
-    ask = _askable(rng, core) if shape == "question" else np.full(queries, -1)
+    ask = _draw_asked_slots(rng, core) if shape == "question" else np.full(queries, -1)
     asked = np.maximum(ask, 0)
     query = _weaken(rng, core, {"question": 0.3, "keyword": 0.5, "claim": 0.5}[shape])
     hidden = ask >= 0
@@ -476,7 +476,7 @@ def retrieval(rng: np.random.Generator, split: str, shape: str, queries: int) ->
         passages.append(np.stack([ev.add_detail(rng, core)], axis=1))
     stacked = np.concatenate(passages)
     stacked = stacked[rng.permutation(len(stacked))]
-    texts, tags = _passages(rng, stacked)
+    texts, tags = _write_passages(rng, stacked)
     _, unique = np.unique(np.array(texts), return_index=True)
     unique = np.sort(unique)
     stacked, texts, tags = stacked[unique], [texts[i] for i in unique], [tags[i] for i in unique]
@@ -513,7 +513,7 @@ def retrieval(rng: np.random.Generator, split: str, shape: str, queries: int) ->
     }
 
 
-def _denied_some(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
+def _deny_some(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
     """A copy in which one event in twelve did not happen."""
     events = events.copy()
     hit = rng.random(len(events)) < 0.08
@@ -556,10 +556,13 @@ def _confuse(
     return out
 
 
-def _passages(rng: np.random.Generator, events: np.ndarray) -> tuple[list[str], list[tuple[str, ...]]]:
+def _write_passages(rng: np.random.Generator, events: np.ndarray) -> tuple[list[str], list[tuple[str, ...]]]:
     """Texts of (p, sentences, WIDTH) events, each sentence ending in 。, and the tags of every sentence without it."""
     parts = [surface.realise(rng, events[:, index], surface.COMMON) for index in range(events.shape[1])]
-    texts = ["。".join(sentences) + "。" for sentences in zip(*(made for made, _ in parts), strict=True)]
+    texts = [
+        "。".join(sentences) + "。"
+        for sentences in zip(*(sentences_of_part for sentences_of_part, _ in parts), strict=True)
+    ]
     return texts, list(zip(*(tags for _, tags in parts), strict=True))
 
 
@@ -570,10 +573,10 @@ def relevance(query: np.ndarray, ask: np.ndarray, passages: np.ndarray) -> np.nd
         sentence = passages[:, index]
         # A verb only entails itself, so all but one pair in forty is settled by comparing verbs.
         q, p = np.nonzero(query[:, None, VERB] == sentence[None, :, VERB])
-        hit = ev.entails(sentence[p], query[q])
+        entailed = ev.entails(sentence[p], query[q])
         asked = ask[q]
-        said = (asked < 0) | (sentence[p, np.maximum(asked, 0)] > 0)
-        out[q, p] |= hit & said
+        answered = (asked < 0) | (sentence[p, np.maximum(asked, 0)] > 0)
+        out[q, p] |= entailed & answered
     return out
 
 
@@ -584,8 +587,8 @@ def graded_relevance(query: np.ndarray, ask: np.ndarray, passages: np.ndarray) -
     best = np.zeros(len(query))
     for index in range(passages.shape[1]):
         sentence = passages[:, index].copy()
-        said = query[:, : len(SLOTS)] > 0
-        sentence[:, : len(SLOTS)] = np.where(said, sentence[:, : len(SLOTS)], 0)
+        stated = query[:, : len(SLOTS)] > 0
+        sentence[:, : len(SLOTS)] = np.where(stated, sentence[:, : len(SLOTS)], 0)
         best = np.maximum(best, ev.similarity(query, sentence))
     return best
 
@@ -594,7 +597,7 @@ def graded_relevance(query: np.ndarray, ask: np.ndarray, passages: np.ndarray) -
 # ---------------------------------------------------------------------------------
 
 
-def _continued(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
+def _continue_events(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
     """Another action of the same agent, at the same place and time, staying in the train split."""
     out = np.zeros_like(events)
     todo = np.arange(len(events))
@@ -619,7 +622,7 @@ def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
         rng.permutation(n)
     ]
     second = ev.sample(rng, n, "train")
-    first = _denied_some(rng, _weaken(rng, first, 0.3))
+    first = _deny_some(rng, _weaken(rng, first, 0.3))
     second = _weaken(rng, second, 0.3)
     double = rng.random(n) < 0.3
     question = ~double & (rng.random(n) < 0.25)
@@ -630,7 +633,7 @@ def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
     links = (*surface.CONNECTIVES, "。")
     text, _ = sentences.realise(rng, families, links)
     again, _ = sentences.realise(rng, families, links)
-    ask = np.where(question, _askable(rng, first), -1)
+    ask = np.where(question, _draw_asked_slots(rng, first), -1)
     asked = np.flatnonzero(question)
     for target_texts in (text, again):
         shown, _ = surface.realise(rng, first[asked], surface.QUESTIONS, ask[asked])
@@ -638,7 +641,7 @@ def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
             target_texts[row] = value
     # The same words bound otherwise: roles or events exchanged; elsewhere one word or the polarity changed.
     moved_first, moved_second = ev.swap_roles(first), second.copy()
-    crossed, rest = _cross(rng, first, second, "train")
+    crossed, rest = _exchange_words(rng, first, second, "train")
     moved_first[double], moved_second[double] = crossed[double], rest[double]
     alone = ~double & ((first[:, PATIENT] == 0) | (rng.random(n) < 0.15))
     moved_first[alone] = ev.substitute(rng, first[alone], "train")
@@ -663,7 +666,7 @@ def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
         left, right = surface.BRACKETS[kind]
         for column in (text, again, distractor):
             column[row] = left + column[row] + right
-    follow = _continued(rng, first)
+    follow = _continue_events(rng, first)
     next_text, _ = surface.realise(rng, follow, families)
     slots = np.concatenate([first[:, : len(SLOTS)], second[:, : len(SLOTS)]], axis=1)
     hidden = np.flatnonzero(ask >= 0)
@@ -694,7 +697,7 @@ def teacher_symmetric(rng: np.random.Generator, split: str, groups: int, size: i
          role_swap(rng, split, int(groups * share["roles"] * size))], ignore_index=True,
     )  # fmt: skip
     singles["group"] = -1 - np.arange(len(singles))
-    return _grouped(pd.concat([pairs, singles.drop(columns="score")], ignore_index=True), "symmetric")
+    return _group_pairs(pd.concat([pairs, singles.drop(columns="score")], ignore_index=True), "symmetric")
 
 
 def teacher_asymmetric(rng: np.random.Generator, split: str, groups: int, size: int) -> pd.DataFrame:
@@ -706,11 +709,11 @@ def teacher_asymmetric(rng: np.random.Generator, split: str, groups: int, size: 
     for shape in ("question", "keyword", "claim"):
         for start in range(0, groups // 3, chunk):
             world = retrieval(rng, split, shape, min(chunk, groups // 3 - start))
-            parts.append(_passage_pairs(rng, world, size, f"{shape}-{start}"))
-    return _grouped(pd.concat(parts, ignore_index=True), "asymmetric")
+            parts.append(_make_passage_pairs(rng, world, size, f"{shape}-{start}"))
+    return _group_pairs(pd.concat(parts, ignore_index=True), "asymmetric")
 
 
-def _passage_pairs(rng: np.random.Generator, world: Retrieval, size: int, shape: str) -> pd.DataFrame:
+def _make_passage_pairs(rng: np.random.Generator, world: Retrieval, size: int, shape: str) -> pd.DataFrame:
     """Up to `size` passages a query: one relevant, the nearest irrelevant ones, one at random."""
     query, ask, passages, relevant = world["query_events"], world["ask"], world["passage_events"], world["relevant"]
     texts, words = world["corpus"]["text"].tolist(), world["queries"]["text"].tolist()
@@ -721,9 +724,9 @@ def _passage_pairs(rng: np.random.Generator, world: Retrieval, size: int, shape:
         near = np.zeros((len(block), len(passages)), dtype=np.float32)
         for index in range(passages.shape[1]):
             sentence = passages[:, index, : len(SLOTS)]
-            said = query[block, : len(SLOTS)] > 0
+            stated = query[block, : len(SLOTS)] > 0
             hits = sum(
-                said[:, slot, None] * lex.similarity[query[block, slot]][:, sentence[:, slot]]
+                stated[:, slot, None] * lex.similarity[query[block, slot]][:, sentence[:, slot]]
                 for slot in (AGENT, VERB, OBJECT, PATIENT, PLACE, TIME)
             )
             near = np.maximum(near, np.asarray(hits, dtype=np.float32))
@@ -761,7 +764,7 @@ def _passage_relations(query: np.ndarray, passages: np.ndarray, tags: list[tuple
     return out
 
 
-def _grouped(pairs: pd.DataFrame, mode: str) -> pd.DataFrame:
+def _group_pairs(pairs: pd.DataFrame, mode: str) -> pd.DataFrame:
     """One row a group, in order of first occurrence; lists over its pairs. (pandas' own agg(list) takes seconds here.)"""
     code, _ = pd.factorize(pairs["group"])
     order = np.argsort(code, kind="stable")

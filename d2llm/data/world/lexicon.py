@@ -146,31 +146,31 @@ def _interleave(ids: list[int], step: int = 4) -> np.ndarray:
 @lru_cache(maxsize=1)
 def lexicon() -> Lexicon:
     """Build the lexicon (milliseconds; deterministic, no seed)."""
-    b = _Builder()
+    builder = _Builder()
     leaves: list[np.ndarray] = [np.zeros(0, dtype=int)] * len(SLOTS)
     for role in (AGENT, PATIENT):
-        top = b.add(SOMEBODY if role == AGENT else "别人", role, 3, 0)
-        leaves[role] = _interleave(b.tree(PEOPLE, role, top))
-    object_verbs = [b.add(verb, VERB, 0, 0) for verb in OBJECT_VERBS]
-    person_verbs = [b.add(verb, VERB, 0, 0) for verb in PERSON_VERBS]
+        top = builder.add(SOMEBODY if role == AGENT else "别人", role, 3, 0)
+        leaves[role] = _interleave(builder.tree(PEOPLE, role, top))
+    object_verbs = [builder.add(verb, VERB, 0, 0) for verb in OBJECT_VERBS]
+    person_verbs = [builder.add(verb, VERB, 0, 0) for verb in PERSON_VERBS]
     leaves[VERB] = np.array(object_verbs + person_verbs)
-    top = b.add(SOMETHING, OBJECT, 3, 0)
+    top = builder.add(SOMETHING, OBJECT, 3, 0)
     object_leaves: list[int] = []
     for super_group, groups in OBJECTS.items():
-        node = b.add(super_group, OBJECT, 2, top)
-        object_leaves += b.tree(groups, OBJECT, node)
+        node = builder.add(super_group, OBJECT, 2, top)
+        object_leaves += builder.tree(groups, OBJECT, node)
     leaves[OBJECT] = _interleave(object_leaves)
-    leaves[ATTRIBUTE] = np.array([b.add(word, ATTRIBUTE, 0, 0) for word in ATTRIBUTES])
-    several = b.add("几个", QUANTITY, 1, 0)
-    at_least = {n: b.add(f"至少{word}个", QUANTITY, 1, 0) for n, word in NUMERALS.items() if n < 7}
-    exact = {n: b.add(f"{word}个", QUANTITY, 0, several if n > 2 else 0) for n, word in NUMERALS.items()}
+    leaves[ATTRIBUTE] = np.array([builder.add(word, ATTRIBUTE, 0, 0) for word in ATTRIBUTES])
+    several = builder.add("几个", QUANTITY, 1, 0)
+    at_least = {n: builder.add(f"至少{word}个", QUANTITY, 1, 0) for n, word in NUMERALS.items() if n < 7}
+    exact = {n: builder.add(f"{word}个", QUANTITY, 0, several if n > 2 else 0) for n, word in NUMERALS.items()}
     leaves[QUANTITY] = np.array(list(exact.values()))
-    leaves[PLACE] = _interleave(b.tree(PLACES, PLACE, 0))
-    leaves[TIME] = np.array(b.tree(TIMES, TIME, 0))
-    leaves[MANNER] = np.array([b.add(word, MANNER, 0, 0) for word in MANNERS])
+    leaves[PLACE] = _interleave(builder.tree(PLACES, PLACE, 0))
+    leaves[TIME] = np.array(builder.tree(TIMES, TIME, 0))
+    leaves[MANNER] = np.array([builder.add(word, MANNER, 0, 0) for word in MANNERS])
 
-    size = len(b.forms)
-    slot, level, parent = np.array(b.slot), np.array(b.level), np.array(b.parent)
+    size = len(builder.forms)
+    slot, level, parent = np.array(builder.slot), np.array(builder.level), np.array(builder.parent)
     is_a = np.eye(size, dtype=bool)
     for node in range(size):
         ancestor = parent[node]
@@ -194,20 +194,20 @@ def lexicon() -> Lexicon:
             opposite[first], opposite[second] = second, first
 
     return Lexicon(
-        forms=tuple(b.forms), slot=slot, level=level, parent=parent, opposite=opposite, is_a=is_a,
-        similarity=_similarity(slot, is_a), leaves=tuple(leaves),
+        forms=tuple(builder.forms), slot=slot, level=level, parent=parent, opposite=opposite, is_a=is_a,
+        similarity=_compare_nodes(slot, is_a), leaves=tuple(leaves),
         person_verb=np.isin(np.arange(size), person_verbs), exact=exact, at_least=at_least, several=several,
     )  # fmt: skip
 
 
-def _similarity(slot: np.ndarray, is_a: np.ndarray) -> np.ndarray:
+def _compare_nodes(slot: np.ndarray, is_a: np.ndarray) -> np.ndarray:
     """Share of common ancestors, |anc(i) ∩ anc(j)| / |anc(i) ∪ anc(j)|, within a slot; 0.5 between said and not said; 0
     across slots.
     """
-    own = is_a.copy()
-    own[:, 0] = False
-    common = (own[:, None, :] & own[None, :, :]).sum(-1).astype(float)
-    union = (own[:, None, :] | own[None, :, :]).sum(-1)
+    ancestors = is_a.copy()
+    ancestors[:, 0] = False
+    common = (ancestors[:, None, :] & ancestors[None, :, :]).sum(-1).astype(float)
+    union = (ancestors[:, None, :] | ancestors[None, :, :]).sum(-1)
     table = common / np.maximum(union, 1) * (slot[:, None] == slot[None, :])
     table[0, :] = table[:, 0] = 0.5
     table[0, 0] = 1.0

@@ -58,9 +58,9 @@ class TeacherReference(TextOnly):
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]], mode: str) -> np.ndarray:
         groups = grouped(pairs)
-        found = self._score([(query, [pairs[row][1] for row in rows]) for query, rows in groups.items()], mode)
+        group_scores = self._score([(query, [pairs[row][1] for row in rows]) for query, rows in groups.items()], mode)
         scores = np.empty(len(pairs))
-        for rows, values in zip(groups.values(), found, strict=True):
+        for rows, values in zip(groups.values(), group_scores, strict=True):
             scores[rows] = values
         return scores
 
@@ -72,15 +72,17 @@ class TeacherReference(TextOnly):
             for ranks, more in zip(ranked, nearest, strict=True):
                 ranks.append(np.asarray(more)[: self.depths.dense])
         rows = [np.unique(np.concatenate(ranks)).astype(np.int64) for ranks in ranked]
-        texts = [[passages[row] for row in some] for some in rows]
+        texts = [[passages[row] for row in candidates] for candidates in rows]
         # Each text once: in two places of a batch, rounding could tell equal passages apart.
-        groups = [(query, list(dict.fromkeys(some))) for query, some in zip(queries, texts, strict=True)]
+        groups = [(query, list(dict.fromkeys(candidates))) for query, candidates in zip(queries, texts, strict=True)]
         hits: Hits = []
-        for (_, distinct), some, own, found in zip(groups, rows, texts, self._score(groups, "asymmetric"), strict=True):
-            known = dict(zip(distinct, found, strict=True))
-            scores = np.array([known[text] for text in own])
-            best = np.lexsort((ties[some], -scores))[:depth]
-            hits.append((some[best], scores[best]))
+        for (_, distinct), candidates, row_texts, values in zip(
+            groups, rows, texts, self._score(groups, "asymmetric"), strict=True
+        ):
+            known = dict(zip(distinct, values, strict=True))
+            scores = np.array([known[text] for text in row_texts])
+            best = np.lexsort((ties[candidates], -scores))[:depth]
+            hits.append((candidates[best], scores[best]))
         return hits
 
     def _score(self, groups: list[tuple[str, list[str]]], mode: str) -> list[np.ndarray]:

@@ -102,20 +102,20 @@ def settle(figure: Figure) -> None:
         axes.set_position((left, bottom, width, height))
 
 
-def empty(said: str) -> Figure:
+def empty(message: str) -> Figure:
     """A figure that says why it is one."""
     from matplotlib import pyplot
 
     figure = pyplot.figure(figsize=(6.9, 0.8))
-    figure.text(0.5, 0.5, said, ha="center", va="center")
+    figure.text(0.5, 0.5, message, ha="center", va="center")
     return figure
 
 
-def note(figure: Figure, data: Data, said: str) -> None:
+def note(figure: Figure, data: Data, text: str) -> None:
     """The line below a figure; generated text is said to be that on every one of them."""
     import textwrap
 
     if data.context.generated:
-        said += f" {CONTROLLED_TEXT}"
+        text += f" {CONTROLLED_TEXT}"
     width = int(figure.get_figwidth() * 18.5)
-    figure.supxlabel(textwrap.fill(said, width), fontsize=7, color="#444444", x=0.01, ha="left")
+    figure.supxlabel(textwrap.fill(text, width), fontsize=7, color="#444444", x=0.01, ha="left")

@@ -56,10 +56,12 @@ def draw(data: Data) -> Figure:
     figure = pyplot.figure(figsize=(6.9, 0.27 * len(order) + 3.35))
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.15, 0.27 * len(order) + 0.8])[:, 0]
     subject = data.context.methods[-1]  # D2LLM where it is configured, else the last method
-    own = pairs[pairs["method"] == subject]
-    own = own[own["seed"] == own["seed"].min()]
-    _densities(above, own, {group: list(tasks.index[tasks["group"] == group]) for group in groups}, data, subject)
-    _correlations(below, spearman(pairs), order, tasks["task_title"], data)
+    of_subject = pairs[pairs["method"] == subject]
+    of_subject = of_subject[of_subject["seed"] == of_subject["seed"].min()]
+    _draw_densities(
+        above, of_subject, {group: list(tasks.index[tasks["group"] == group]) for group in groups}, data, subject
+    )
+    _draw_correlations(below, spearman(pairs), order, tasks["task_title"], data)
     seeds = pairs.loc[pairs["method"].isin(data.context.methods), "seed"].nunique()
     many = f"above the first seed, below means over {seeds} seeds" if seeds > 1 else "one seed"
     note(
@@ -73,23 +75,23 @@ def draw(data: Data) -> Figure:
     return figure
 
 
-def _densities(
-    figure: Figure, own: pd.DataFrame, tasks: dict[str, list[str]], data: Data, subject: str
+def _draw_densities(
+    figure: Figure, pairs: pd.DataFrame, tasks: dict[str, list[str]], data: Data, subject: str
 ) -> list[PolyCollection]:
     axes = figure.subplots(1, len(tasks), squeeze=False)[0]
     drawn = []
     for axis, (group, names) in zip(axes, tasks.items(), strict=True):
-        found = own[own["task"].isin(names)]
+        of_group = pairs[pairs["task"].isin(names)]
         axis.grid(False)
         axis.set_title(
-            f"{GROUP_TITLES[group]} ({len(found):,} {'passages' if (found['doc_id'] != '').any() else 'pairs'})"
+            f"{GROUP_TITLES[group]} ({len(of_group):,} {'passages' if (of_group['doc_id'] != '').any() else 'pairs'})"
         )
         axis.set_xlabel(f"{data.context.titles.get(subject, subject)}'s score")
-        if len(found):
+        if len(of_group):
             # Thousands of polygons would be a large file: an image inside the vector formats.
             drawn.append(
                 axis.hexbin(
-                    found["score"], found["teacher"], gridsize=36, bins="log", mincnt=1, cmap="cividis_r",
+                    of_group["score"], of_group["teacher"], gridsize=36, bins="log", mincnt=1, cmap="cividis_r",
                     linewidths=0.1, rasterized=True,
                 )
             )  # fmt: skip
@@ -97,7 +99,7 @@ def _densities(
     return drawn
 
 
-def _correlations(figure: Figure, table: pd.DataFrame, order: list[str], titles: pd.Series, data: Data) -> Axes:
+def _draw_correlations(figure: Figure, table: pd.DataFrame, order: list[str], titles: pd.Series, data: Data) -> Axes:
     axis = figure.subplots()
     names = [name for name in [*data.context.references, *data.context.methods] if name in table.index]
     for place, task in enumerate(order):

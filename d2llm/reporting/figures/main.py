@@ -46,7 +46,7 @@ def draw(data: Data) -> Figure:
         len(groups), 1, figsize=(6.9, 0.34 * sum(rows) + 1.25), squeeze=False, gridspec_kw={"height_ratios": rows}
     )
     for axis, group in zip(axes[:, 0], groups, strict=True):
-        _panel(axis, scores[scores["group"] == group], group, data)
+        _draw_panel(axis, scores[scores["group"] == group], group, data)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper center", ncols=min(8, len(labels)), handletextpad=0.2, columnspacing=1.1
@@ -61,7 +61,7 @@ def draw(data: Data) -> Figure:
     return figure
 
 
-def _panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> None:
+def _draw_panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> None:
     titles = scores.drop_duplicates("task").set_index("task")["task_title"].sort_index()
     table = scores.pivot_table(index=["method", "seed"], columns="task", values="value")[titles.index]
     if len(titles) > 1:

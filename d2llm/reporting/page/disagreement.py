@@ -45,8 +45,8 @@ def run(config: Config) -> None:
     for name in tasks.names(paths.tasks, config.evaluation.tasks):
         task = tasks.read(paths.task(name), config.evaluation.split)
         where = {"variant": "base", "task": name, "method": [*config.references, *config.methods]}
-        found = read_predictions(paths.predictions, _COLUMNS, where)
-        shown.append(examples(task, found, list(config.methods)))
+        predictions = read_predictions(paths.predictions, _COLUMNS, where)
+        shown.append(examples(task, predictions, list(config.methods)))
     write_json(paths.examples, {"kept": KEPT, "characters": CHARACTERS, "tasks": shown})
     get_logger(__name__).info("%d examples of %d tasks", sum(len(task["examples"]) for task in shown), len(shown))
 
@@ -73,7 +73,7 @@ def examples(task: Task, predictions: pd.DataFrame, methods: Sequence[str]) -> d
     first = predictions[predictions["query_id"].isin(set(chosen["query_id"]))]
     if retrieval:
         first = first[first["seed"] == first.groupby("method")["seed"].transform("min")]
-    kept = []
+    entries = []
     for row in chosen.itertuples():
         by_method = {}
         for name in mean.columns:
@@ -89,8 +89,8 @@ def examples(task: Task, predictions: pd.DataFrame, methods: Sequence[str]) -> d
         shown = {"id": row.query_id, "phenomenon": row.phenomenon, "spread": row.spread, **texts.of(row.query_id)}
         if retrieval:
             shown["instead"] = instead(first[first["query_id"] == row.query_id], texts)
-        kept.append(shown | {"methods": by_method})
-    return {"task": task.name, "title": task.title, "type": task.type, "of": len(mean), "examples": kept}
+        entries.append(shown | {"methods": by_method})
+    return {"task": task.name, "title": task.title, "type": task.type, "of": len(mean), "examples": entries}
 
 
 def pairs(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -123,10 +123,10 @@ def instead(predictions: pd.DataFrame, texts: TextsOf) -> list[dict[str, Any]]:
     """The wrong passages of a query that methods rank first, each once with those methods (their first seed)."""
     ordered = predictions.sort_values(["score", "doc_id"], ascending=False, kind="stable")
     top = ordered.drop_duplicates("method")
-    found: dict[str, list[str]] = {}
+    methods_of: dict[str, list[str]] = {}
     for row in top[top["label"] <= 0].sort_values("method").itertuples():
-        found.setdefault(row.doc_id, []).append(row.method)
-    return [{"methods": names, "text": texts.passage(doc)} for doc, names in found.items()]
+        methods_of.setdefault(row.doc_id, []).append(row.method)
+    return [{"methods": names, "text": texts.passage(doc)} for doc, names in methods_of.items()]
 
 
 class TextsOf:

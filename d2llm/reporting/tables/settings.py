@@ -58,25 +58,25 @@ class SettingsTable:
             self._methods(collected, context, config),
             self._data(given(collected.card_json, "card_json"), given(collected.scores, "scores")),
         )
-        said = [
+        sentences = [
             f"Tier {context.tier}. Methods as configured; every one sees the same pairs in the same order. "
             "Parameters count scalars; rates are the highest of their schedules."
         ]
         if context.generated:
-            said.append(CONTROLLED_TEXT)
-        return PlainTable(self.name, self.heading, " ".join(said), blocks)
+            sentences.append(CONTROLLED_TEXT)
+        return PlainTable(self.name, self.heading, " ".join(sentences), blocks)
 
     def _methods(self, collected: Collected, context: Context, config: Config) -> Block:
         runs, curves = given(collected.trainings, "trainings"), given(collected.curves, "curves")
         runs, curves = (frame[frame["variant"] == "base"] for frame in (runs, curves))
         columns = []
         for name in context.methods:
-            own = runs[runs["method"] == name]
-            if own.empty:
+            trainings = runs[runs["method"] == name]
+            if trainings.empty:
                 raise ArtifactError(f"runs.csv holds no training of {name}; run `snakemake --cores all` again")
             logged = curves.loc[(curves["method"] == name) & (curves["stage"] == FINE_TUNING), "name"]
             # All seeds of a method are trained alike.
-            columns.append(described(name, config, own.iloc[0], list(dict.fromkeys(logged))))
+            columns.append(described(name, config, trainings.iloc[0], list(dict.fromkeys(logged))))
         rows = tuple((setting, *(column[setting] for column in columns)) for setting in columns[0])
         titles = [context.titles.get(name, name) for name in context.methods]
         return Block("methods", "Methods", ("Setting", *titles), rows)
@@ -152,15 +152,15 @@ def renamed(kind: Literal["pooling", "scorer"], text: str) -> str:
 
 def tuning(recipe: Recipe) -> str:
     """Which weights of the base model train."""
-    found = recipe.tuning
-    more = f", rank {found.r}, α {found.alpha:g}, dropout {found.dropout:g}" if found.kind == "lora" else ""
-    return KINDS[found.kind] + more
+    tuned = recipe.tuning
+    more = f", rank {tuned.r}, α {tuned.alpha:g}, dropout {tuned.dropout:g}" if tuned.kind == "lora" else ""
+    return KINDS[tuned.kind] + more
 
 
 def weights(recipe: Recipe) -> str:
     """Weights of the loss terms, where the recipe has any."""
-    found = [f"{title} {getattr(recipe, key):g}" for title, key in WEIGHTS if hasattr(recipe, key)]
-    return ", ".join(found) or NOTHING
+    texts = [f"{title} {getattr(recipe, key):g}" for title, key in WEIGHTS if hasattr(recipe, key)]
+    return ", ".join(texts) or NOTHING
 
 
 def warmup(value: int | float) -> str:
