@@ -277,5 +277,6 @@ def check(comparisons: pd.DataFrame, scores: pd.DataFrame) -> None:
             collected = values.get((method, row.task, row.metric), float("nan"))
             if not abs(collected - value) <= 1e-5:
                 raise ArtifactError(
-                    f"{row.metric} of {method} on {row.task} is {collected:.6f} in the scores and {value:.6f} by its predictions; {MEND}"
+                    f"{row.metric} of {method} on {row.task} is {collected:.6f} in the scores and {value:.6f} by its "
+                    f"predictions; {MEND}"
                 )

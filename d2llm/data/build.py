@@ -288,10 +288,15 @@ def training_pairs(settings: WorldSettings) -> tuple[pd.DataFrame, pd.DataFrame]
         marked = qrels.groupby("query_id", sort=False)["text"].agg(list)
         rows.append(
             pd.DataFrame(
-                {"query": marked.index.map(queries), "positive": marked.str[0].to_numpy(), "dataset": f"ir_{shape}",
-                 "mode": "asymmetric", "marked": marked.to_numpy()}
+                {
+                    "query": marked.index.map(queries),
+                    "positive": marked.str[0].to_numpy(),
+                    "dataset": f"ir_{shape}",
+                    "mode": "asymmetric",
+                    "marked": marked.to_numpy(),
+                }
             )
-        )  # fmt: skip
+        )
         pool.append(pd.DataFrame({"dataset": f"ir_{shape}", "text": corpus}))
     train = pd.concat(rows, ignore_index=True).drop_duplicates(["dataset", "query", "positive"]).reset_index(drop=True)
     train.insert(0, "qid", [f"{dataset}-{i}" for i, dataset in enumerate(train["dataset"])])
@@ -321,9 +326,13 @@ def evaluation_tasks(settings: WorldSettings, split: str) -> dict[str, dict[str,
 
 def _number_pairs(name: str, split: str, frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
-        {"id": [f"{name}-{split}-{i}" for i in range(len(frame))], "sentence1": frame["a"].to_numpy(),
-         "sentence2": frame["b"].to_numpy(), "phenomenon": frame["phenomenon"].astype(str).to_numpy()}
-    )  # fmt: skip
+        {
+            "id": [f"{name}-{split}-{i}" for i in range(len(frame))],
+            "sentence1": frame["a"].to_numpy(),
+            "sentence2": frame["b"].to_numpy(),
+            "phenomenon": frame["phenomenon"].astype(str).to_numpy(),
+        }
+    )
 
 
 def teacher_groups(settings: WorldSettings, split: str) -> pd.DataFrame:

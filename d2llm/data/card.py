@@ -100,10 +100,13 @@ def _describe_training(name: str, part: pd.DataFrame, pool: pd.DataFrame) -> dic
 def _describe_pairs(frame: pd.DataFrame) -> dict[str, object]:
     value = "label" if "label" in frame else "score"
     phenomena = {
-        name: {"n": len(part), f"mean_{value}": round(float(part[value].mean()), 3),
-               "example": [part["sentence1"].iloc[0], part["sentence2"].iloc[0], float(part[value].iloc[0])]}
+        name: {
+            "n": len(part),
+            f"mean_{value}": round(float(part[value].mean()), 3),
+            "example": [part["sentence1"].iloc[0], part["sentence2"].iloc[0], float(part[value].iloc[0])],
+        }
         for name, part in frame.groupby("phenomenon")
-    }  # fmt: skip
+    }
     return {
         "n": len(frame),
         f"mean_{value}": round(float(frame[value].mean()), 3),
@@ -148,7 +151,8 @@ def markdown(card: Card) -> str:
     for row in card["training"]:
         shown = row["examples"][0]
         lines.append(
-            f"| {row['dataset']} | {row['mode']} | {row['pairs']} | {row['queries']} | {row['pool']} | {shown['query']} → {shown['positive']} |"
+            f"| {row['dataset']} | {row['mode']} | {row['pairs']} | {row['queries']} | {row['pool']} | "
+            f"{shown['query']} → {shown['positive']} |"
         )
     torn = {row["dataset"]: row["contradictions"] for row in card["training"] if row.get("contradictions")}
     left_out = {row["dataset"]: row["dropped"] for row in card["training"] if row.get("dropped")}

@@ -36,17 +36,19 @@ def check_pack(name: str, pairs: int, pack: int, removed: int = 0) -> None:
         return
     if removed and not pairs:
         raise DataError(
-            f"{name}: evaluation sets hold all {removed} of its right pairs, so that none is left to train on; give it other rows "
-            "(one file serves as several sets by part, dev_part and test_part)"
+            f"{name}: evaluation sets hold all {removed} of its right pairs, so that none is left to train on; give "
+            "it other rows (one file serves as several sets by part, dev_part and test_part)"
         )
     more = f" (evaluation sets hold {removed} more)" if removed else ""
     raise DataError(
-        f"{name}: {pairs} right pairs{more} do not fill a pack; expected at least training.pack ({pack}); add rows, or lower training.pack"
+        f"{name}: {pairs} right pairs{more} do not fill a pack; expected at least training.pack ({pack}); add rows, "
+        "or lower training.pack"
     )
 
 
 def too_few(name: str, query: str, texts: int, negatives: int) -> DataError:
     """What is said of a pool that is too small for a query."""
     return DataError(
-        f"pool of {name!r}: {texts} texts are too few for {negatives} negatives of {query!r}; add texts or lower negatives.per_query"
+        f"pool of {name!r}: {texts} texts are too few for {negatives} negatives of {query!r}; add texts or lower "
+        "negatives.per_query"
     )

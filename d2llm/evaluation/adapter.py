@@ -177,5 +177,6 @@ def _mode_of(task_metadata: Any) -> str:
         return BY_MTEB_TYPE[task_metadata.type].mode
     except KeyError:
         raise NotImplementedError(
-            f"{task_metadata.name}: tasks of type {task_metadata.type} are not evaluated; known: {', '.join(BY_MTEB_TYPE)}"
+            f"{task_metadata.name}: tasks of type {task_metadata.type} are not evaluated; known: "
+            f"{', '.join(BY_MTEB_TYPE)}"
         ) from None

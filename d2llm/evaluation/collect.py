@@ -94,5 +94,6 @@ def _check_same_measure(files: dict[tuple[str, str, int], Path], scores: pd.Data
         for place, n in overall.items():
             if counts[place] != n:
                 raise ArtifactError(
-                    f"{files[key]}: {place[2]} of task {place[0]} is over {counts[place]} examples, expected {n}; {MEND}"
+                    f"{files[key]}: {place[2]} of task {place[0]} is over {counts[place]} examples, expected {n}; "
+                    f"{MEND}"
                 )

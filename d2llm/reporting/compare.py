@@ -134,7 +134,8 @@ def same_sizes(first: pd.DataFrame, second: pd.DataFrame, tasks: list[str]) -> N
     ]
     if other:
         raise ArtifactError(
-            f"the two runs were evaluated on other examples: {', '.join(other)}; only runs on the same test sets can be compared"
+            f"the two runs were evaluated on other examples: {', '.join(other)}; only runs on the same test sets can "
+            "be compared"
         )
 
 
@@ -207,7 +208,13 @@ def text(table: pd.DataFrame, names: tuple[str, str], level: float) -> str:
         luck = (
             ", and the spread of seeds" if max(seeds) > 1 else "; of one seed, so the luck of a training is not in them"
         )
-        said += f" Intervals: paired bootstrap over examples{luck}. ↑ ↓: B significantly above or below A after Holm's correction over these {len(table)} rows."
+        said += (
+            f" Intervals: paired bootstrap over examples{luck}. ↑ ↓: B significantly above or below A after Holm's "
+            f"correction over these {len(table)} rows."
+        )
     else:
-        said += " Scores alone are compared, without intervals or p-values, as predictions.parquet is not beside both scores.csv: of the examples only splits and numbers are known to be the same."
+        said += (
+            " Scores alone are compared, without intervals or p-values, as predictions.parquet is not beside both "
+            "scores.csv: of the examples only splits and numbers are known to be the same."
+        )
     return "\n".join([*lines, said])

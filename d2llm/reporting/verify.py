@@ -76,11 +76,13 @@ class Verdict:
             lines.append("failed: the two have no score in common")
         elif self.passed:
             lines.append(
-                f"passed: {self.judged} scores within tolerance (largest difference {self.largest:.6f}); {self.compared - self.judged} breakdowns of few examples judge nothing"
+                f"passed: {self.judged} scores within tolerance (largest difference {self.largest:.6f}); "
+                f"{self.compared - self.judged} breakdowns of few examples judge nothing"
             )
         else:
             lines.append(
-                f"failed: {len(self.wrong)} of {self.judged} scores out of tolerance, {len(self.lacking)} missing, {len(self.damaged)} files damaged"
+                f"failed: {len(self.wrong)} of {self.judged} scores out of tolerance, {len(self.lacking)} missing, "
+                f"{len(self.damaged)} files damaged"
             )
         return "\n".join(lines)
 
@@ -158,9 +160,7 @@ def runs_of(rows: pd.DataFrame) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------------------ reasons
-def explain(
-    reference: Mapping[str, Mapping[str, Any]], fresh: Mapping[str, Mapping[str, Any]]
-) -> list[str]:  # fmt: skip
+def explain(reference: Mapping[str, Mapping[str, Any]], fresh: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What the records of jobs that both have say otherwise: software, machine, threads, settings, code; each said
     once.
     """

@@ -112,8 +112,8 @@ class Lines:
         if self.plain:
             raise DataError(f"{self.path}: line {self.read}: a field begins with a quotation mark; {EITHER}")
         raise DataError(
-            f"{self.path}: line {self.read}: a backslash before a quotation mark; where it escapes the mark, write the mark twice instead, or the file as "
-            f"JSONL; where it is text, {STATE.format('format')}"
+            f"{self.path}: line {self.read}: a backslash before a quotation mark; where it escapes the mark, write "
+            f"the mark twice instead, or the file as JSONL; where it is text, {STATE.format('format')}"
         )
 
     def check(self, row: list[str], width: int) -> None:
@@ -125,7 +125,8 @@ class Lines:
             rows = sum(line.count(self.separator) >= width - 1 for line in self.own)
             if rows > 1:
                 raise DataError(
-                    f"{where}: a quotation mark begins a field that ends in line {self.read} only, and {rows} of these lines may be rows of their own; {EITHER}"
+                    f"{where}: a quotation mark begins a field that ends in line {self.read} only, and {rows} of "
+                    f"these lines may be rows of their own; {EITHER}"
                 )
         if self.doubt is not None and any(value[:1] == " " and value.lstrip(" ")[:1] == '"' for value in row):
             raise DataError(
@@ -189,7 +190,8 @@ def header(path: Path, row: list[str], separator: str) -> list[str]:
     for other, name in NAMES.items():
         if len(row) == 1 and other != separator and other in row[0]:
             raise DataError(
-                f"{path}: line 1: expected columns divided by a {NAMES[separator]}; is it a {name}? Found {row[0][:60]!r}"
+                f"{path}: line 1: expected columns divided by a {NAMES[separator]}; is it a {name}? Found "
+                f"{row[0][:60]!r}"
             )
     names = [name or f"Unnamed: {place}" for place, name in enumerate(row)]
     again = next((name for name in names if names.count(name) > 1), None)

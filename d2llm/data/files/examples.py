@@ -184,7 +184,8 @@ def retrieval(
         if lost.any() and not drop:
             line = qrels.index[lost][0]
             raise DataError(
-                f"{path}: line {line}: expected an id of {origin}; found {qrels[column][line]!r}; `incomplete: drop` leaves such judgements out"
+                f"{path}: line {line}: expected an id of {origin}; found {qrels[column][line]!r}; `incomplete: drop` "
+                "leaves such judgements out"
             )
         qrels = qrels[~lost]
     dropped["judgements of a query or passage that is not there"] = len(frame) - len(qrels)
@@ -202,9 +203,15 @@ def training_pairs(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> tu
     wrong = {name: by_query(part, False) for name, part in pairs.groupby("dataset")}
     asked = zip(right["dataset"], right["a"].map(normal_form), strict=True)
     train = pd.DataFrame(
-        {"query": right["a"], "positive": right["b"], "dataset": right["dataset"], "mode": right["mode"],
-         "marked": right["marked"], "wrong": [wrong[dataset].get(form, []) for dataset, form in asked]}
-    ).reset_index(drop=True)  # fmt: skip
+        {
+            "query": right["a"],
+            "positive": right["b"],
+            "dataset": right["dataset"],
+            "mode": right["mode"],
+            "marked": right["marked"],
+            "wrong": [wrong[dataset].get(form, []) for dataset, form in asked],
+        }
+    ).reset_index(drop=True)
     train.insert(0, "qid", [f"{dataset}-{i}" for i, dataset in enumerate(train["dataset"])])
     pool = [pd.DataFrame({"dataset": name, "text": texts}) for name, texts in passages.items()]
     return train, pd.concat(pool, ignore_index=True)
@@ -243,11 +250,17 @@ def teacher_groups(
         for start in range(0, len(b), GROUP):
             chosen = order[start : start + GROUP]
             rows[split].append(
-                {"mode": mode, "a": a, "b": [b[i] for i in chosen], "target": [target[i] for i in chosen],
-                 "label": [bool(label[i]) for i in chosen],
-                 # No source but the generated world knows how words relate.
-                 "relations": ["0" * len(b[i]) for i in chosen], "phenomenon": [str(dataset)] * len(chosen)}
-            )  # fmt: skip
+                {
+                    "mode": mode,
+                    "a": a,
+                    "b": [b[i] for i in chosen],
+                    "target": [target[i] for i in chosen],
+                    "label": [bool(label[i]) for i in chosen],
+                    # No source but the generated world knows how words relate.
+                    "relations": ["0" * len(b[i]) for i in chosen],
+                    "phenomenon": [str(dataset)] * len(chosen),
+                }
+            )
     groups = {split: pd.DataFrame(records) for split, records in rows.items()}
     for split, frame in groups.items():
         for mode in pairs["mode"].unique():

@@ -22,7 +22,7 @@ from d2llm.data.world.lexicon import (
     TIME,
     VERB,
     lexicon,
-)  # fmt: skip
+)
 
 POLARITY = len(SLOTS)
 WIDTH = len(SLOTS) + 1

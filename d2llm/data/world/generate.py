@@ -159,9 +159,16 @@ def nli(
     keep &= changed
     b, tags = hypothesis.realise(rng, templates)
     frame = pd.DataFrame(
-        {"group": take, "a": [texts[i] for i in take], "b": b, "label": label, "phenomenon": kind,
-         "target": target(label, similarity(repeated, hypothesis)), "relations": relations(repeated, hypothesis, tags)}
-    )  # fmt: skip
+        {
+            "group": take,
+            "a": [texts[i] for i in take],
+            "b": b,
+            "label": label,
+            "phenomenon": kind,
+            "target": target(label, similarity(repeated, hypothesis)),
+            "relations": relations(repeated, hypothesis, tags),
+        }
+    )
     frame = frame[keep & (frame["a"] != frame["b"])]
     return frame.drop_duplicates(["a", "b"]).reset_index(drop=True)
 
@@ -204,8 +211,11 @@ def _choose_phenomenon(
     }
     out = np.empty(len(double), dtype=object)
     for mask, table in (
-        (double, two), (denied, negative), (~double & ~denied & person, people), (~double & ~denied & ~person, single),
-    ):  # fmt: skip
+        (double, two),
+        (denied, negative),
+        (~double & ~denied & person, people),
+        (~double & ~denied & ~person, single),
+    ):
         names, weights = list(table), np.array(list(table.values()))
         out[mask] = rng.choice(names, size=int(mask.sum()), p=weights / weights.sum())
     return out
@@ -311,9 +321,16 @@ def _make_pairs(
         marks = relations(left, right, [(tag, "") for tag in first])
         alike = np.where(asked[0] == asked[1], alike, 0.6 * alike)
     frame = pd.DataFrame(
-        {"a": a, "b": b, "score": score if score is not None else alike, "label": label, "phenomenon": phenomenon,
-         "target": target(label, alike), "relations": marks}
-    )  # fmt: skip
+        {
+            "a": a,
+            "b": b,
+            "score": score if score is not None else alike,
+            "label": label,
+            "phenomenon": phenomenon,
+            "target": target(label, alike),
+            "relations": marks,
+        }
+    )
     return frame[frame["a"] != frame["b"]].drop_duplicates(["a", "b"]).reset_index(drop=True)
 
 
@@ -692,10 +709,13 @@ def teacher_symmetric(rng: np.random.Generator, split: str, groups: int, size: i
     # ones.
     pairs = nli(rng, split, int(groups * share["nli"]), size, surface.COMMON + surface.SHIFTED)
     singles = pd.concat(
-        [sts_graded(rng, split, int(groups * share["sts"] * size)),
-         question_match(rng, split, int(groups * share["questions"] * size * 1.3)),
-         role_swap(rng, split, int(groups * share["roles"] * size))], ignore_index=True,
-    )  # fmt: skip
+        [
+            sts_graded(rng, split, int(groups * share["sts"] * size)),
+            question_match(rng, split, int(groups * share["questions"] * size * 1.3)),
+            role_swap(rng, split, int(groups * share["roles"] * size)),
+        ],
+        ignore_index=True,
+    )
     singles["group"] = -1 - np.arange(len(singles))
     return _group_pairs(pd.concat([pairs, singles.drop(columns="score")], ignore_index=True), "symmetric")
 
@@ -746,9 +766,16 @@ def _make_passage_pairs(rng: np.random.Generator, world: Retrieval, size: int, s
     tags = world["tags"]
     marks = _passage_relations(query[q], passages[d], [tags[i] for i in d])
     return pd.DataFrame(
-        {"group": [f"{shape}-{i}" for i in q], "a": [words[i] for i in q], "b": [texts[i] for i in d], "label": label,
-         "phenomenon": np.where(label, "relevant", "not relevant"), "target": target(label, alike), "relations": marks}
-    )  # fmt: skip
+        {
+            "group": [f"{shape}-{i}" for i in q],
+            "a": [words[i] for i in q],
+            "b": [texts[i] for i in d],
+            "label": label,
+            "phenomenon": np.where(label, "relevant", "not relevant"),
+            "target": target(label, alike),
+            "relations": marks,
+        }
+    )
 
 
 def _passage_relations(query: np.ndarray, passages: np.ndarray, tags: list[tuple[str, ...]]) -> list[str]:

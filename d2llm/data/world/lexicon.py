@@ -194,10 +194,19 @@ def lexicon() -> Lexicon:
             opposite[first], opposite[second] = second, first
 
     return Lexicon(
-        forms=tuple(builder.forms), slot=slot, level=level, parent=parent, opposite=opposite, is_a=is_a,
-        similarity=_compare_nodes(slot, is_a), leaves=tuple(leaves),
-        person_verb=np.isin(np.arange(size), person_verbs), exact=exact, at_least=at_least, several=several,
-    )  # fmt: skip
+        forms=tuple(builder.forms),
+        slot=slot,
+        level=level,
+        parent=parent,
+        opposite=opposite,
+        is_a=is_a,
+        similarity=_compare_nodes(slot, is_a),
+        leaves=tuple(leaves),
+        person_verb=np.isin(np.arange(size), person_verbs),
+        exact=exact,
+        at_least=at_least,
+        several=several,
+    )
 
 
 def _compare_nodes(slot: np.ndarray, is_a: np.ndarray) -> np.ndarray:

@@ -100,9 +100,12 @@ LETTERS = "".join(LETTER_SLOTS)  # "n" marks negation, "." everything else
 
 
 def realise(
-    rng: np.random.Generator, events: np.ndarray, templates: tuple[str, ...] = COMMON, ask: np.ndarray | None = None,
+    rng: np.random.Generator,
+    events: np.ndarray,
+    templates: tuple[str, ...] = COMMON,
+    ask: np.ndarray | None = None,
     choice: np.ndarray | None = None,
-) -> tuple[list[str], list[str]]:  # fmt: skip
+) -> tuple[list[str], list[str]]:
     """One sentence an event.
 
     Args:

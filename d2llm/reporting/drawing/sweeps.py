@@ -37,7 +37,8 @@ def draw_group(data: Data, group: str) -> Figure:
     shown = shown[shown["metric"] == shown["task_type"].map(HEADLINE)]
     if not axes_of or shown.empty:
         return empty(
-            "Nothing was swept: this needs sweeps of d2llm in the config, `sweeps` in its key `include`, and a task of this kind."
+            "Nothing was swept: this needs sweeps of d2llm in the config, `sweeps` in its key `include`, and a task "
+            "of this kind."
         )
     figure, axes = pyplot.subplots(1, len(axes_of), figsize=(6.9, 2.7), squeeze=False, sharey=True)
     for axis, (key, values) in zip(axes[0], axes_of.items(), strict=True):
@@ -47,12 +48,15 @@ def draw_group(data: Data, group: str) -> Figure:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)))
     swept, seeds = data.config.seeds_of_variants(), data.config.seeds
-    text = f"Tier {data.context.tier}, {'/'.join(sorted(set(shown['split'])))} split. One setting at a time; filled: as configured. "
+    text = (
+        f"Tier {data.context.tier}, {'/'.join(sorted(set(shown['split'])))} split. One setting at a time; filled: as "
+        "configured. "
+    )
     text += f"Mean of {len(swept)} seeds, bars from lowest to highest. " if len(swept) > 1 else f"Seed {swept[0]}. "
     if len(seeds) > 1:
         text += (
-            f"Bands: mean ± one standard deviation of the configured D2LLM over {len(seeds)} seeds; two points whose distance is small "
-            "beside a band may differ by the luck of training alone."
+            f"Bands: mean ± one standard deviation of the configured D2LLM over {len(seeds)} seeds; two points whose "
+            "distance is small beside a band may differ by the luck of training alone."
         )
     note(figure, data, text)
     return figure

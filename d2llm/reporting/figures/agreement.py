@@ -67,10 +67,11 @@ def draw(data: Data) -> Figure:
     note(
         figure,
         data,
-        f"Above: examples by the teacher's score (yes logit minus no logit) and {data.context.titles.get(subject, subject)}'s; "
-        f"the darker, the more, on a log scale. Below: Spearman's rank correlation of scores; {many}. Retrieval: only passages that both "
-        "returned, of the teacher's candidates and a method's best, hence not the same for every method; the correlation is taken within a "
-        "query and averaged over queries.",
+        "Above: examples by the teacher's score (yes logit minus no logit) and "
+        f"{data.context.titles.get(subject, subject)}'s; the darker, the more, on a log scale. Below: Spearman's rank "
+        f"correlation of scores; {many}. Retrieval: only passages that both returned, of the teacher's candidates and "
+        "a method's best, hence not the same for every method; the correlation is taken within a query and averaged "
+        "over queries.",
     )
     return figure
 
@@ -91,10 +92,16 @@ def _draw_densities(
             # Thousands of polygons would be a large file: an image inside the vector formats.
             drawn.append(
                 axis.hexbin(
-                    of_group["score"], of_group["teacher"], gridsize=36, bins="log", mincnt=1, cmap="cividis_r",
-                    linewidths=0.1, rasterized=True,
+                    of_group["score"],
+                    of_group["teacher"],
+                    gridsize=36,
+                    bins="log",
+                    mincnt=1,
+                    cmap="cividis_r",
+                    linewidths=0.1,
+                    rasterized=True,
                 )
-            )  # fmt: skip
+            )
     axes[0].set_ylabel("Teacher's score")
     return drawn
 
@@ -111,9 +118,15 @@ def _draw_correlations(figure: Figure, table: pd.DataFrame, order: list[str], ti
             label = data.context.titles.get(name, name) if place == 0 else None
             size = 5.5 if name == SUBJECT else 9 if name in data.context.references else 4.5
             axis.plot(
-                table.loc[name].get(task), height, marker, color=color, label=label, linestyle="none", markersize=size,
+                table.loc[name].get(task),
+                height,
+                marker,
+                color=color,
+                label=label,
+                linestyle="none",
+                markersize=size,
                 zorder=4,
-            )  # fmt: skip
+            )
     axis.set_yticks(range(len(order)), [titles[task] for task in order])
     axis.set_ylim(len(order) - 0.5, -0.5)
     axis.grid(False, axis="y")

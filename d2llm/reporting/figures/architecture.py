@@ -111,8 +111,9 @@ def draw(data: Data) -> Figure:
     note(
         figure,
         data,
-        "Sizes, prompt and weights are this run's settings. Solid arrows: what is computed of what; dashed: what the student imitates, "
-        "each loss a term of the total with the weight below its name. The teacher's side is computed once, before training.",
+        "Sizes, prompt and weights are this run's settings. Solid arrows: what is computed of what; dashed: what the "
+        "student imitates, each loss a term of the total with the weight below its name. The teacher's side is "
+        "computed once, before training.",
     )
     return figure
 
@@ -203,10 +204,15 @@ def _draw_student(
         return
     axis.add_patch(
         FancyBboxPatch(
-            (MODULE.left[0], MODULE.bottom[1]), MODULE.width, MODULE.height, boxstyle="round,pad=0,rounding_size=0.06",
-            facecolor="none", edgecolor=SUBJECT_LOOK[0], linewidth=0.9,
+            (MODULE.left[0], MODULE.bottom[1]),
+            MODULE.width,
+            MODULE.height,
+            boxstyle="round,pad=0,rounding_size=0.06",
+            facecolor="none",
+            edgecolor=SUBJECT_LOOK[0],
+            linewidth=0.9,
         )
-    )  # fmt: skip
+    )
     axis.text(
         MODULE.right[0] - 0.06,
         MODULE.top[1] - 0.1,
@@ -287,7 +293,7 @@ def _draw_losses(axis: Axes, recipe: D2LLMRecipe) -> None:
 def _draw_loss(axis: Axes, box: Box, name: str, weight_text: str, weight: float) -> None:
     color = LINE if weight > 0 else OFF
     _draw_box(
-        axis, box, f"{name}\n{weight_text if weight > 0 else 'off'}", "#ffffff", edge=color, color=color, round_=0.15
+        axis, box, f"{name}\n{weight_text if weight > 0 else 'off'}", "#ffffff", edge=color, color=color, radius=0.15
     )
 
 
@@ -310,17 +316,29 @@ def _write_heading(axis: Axes, x: float, text: str) -> None:
 
 
 def _draw_box(
-    axis: Axes, box: Box, text: str, fill: str, *, edge: str = LINE, color: str = "black", radius: float = 0.04,
+    axis: Axes,
+    box: Box,
+    text: str,
+    fill: str,
+    *,
+    edge: str = LINE,
+    color: str = "black",
+    radius: float = 0.04,
     family: list[str] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     axis.add_patch(
         FancyBboxPatch(
-            (box.left[0], box.bottom[1]), box.width, box.height, boxstyle=f"round,pad=0,rounding_size={radius}",
-            facecolor=fill, edgecolor=edge, linewidth=0.7,
+            (box.left[0], box.bottom[1]),
+            box.width,
+            box.height,
+            boxstyle=f"round,pad=0,rounding_size={radius}",
+            facecolor=fill,
+            edgecolor=edge,
+            linewidth=0.7,
         )
-    )  # fmt: skip
+    )
     if text:
         axis.text(
             box.x, box.y, text, fontsize=SMALL, ha="center", va="center", color=color, linespacing=1.25, family=family
@@ -329,9 +347,15 @@ def _draw_box(
 
 def _draw_arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], imitation: bool = False) -> None:
     axis.annotate(
-        "", end, start,
+        "",
+        end,
+        start,
         arrowprops={
-            "arrowstyle": "-|>,head_length=0.28,head_width=0.13", "shrinkA": 0, "shrinkB": 0, "linewidth": 0.8,
-            "linestyle": (0, (3, 2)) if imitation else "-", "color": IMITATION if imitation else LINE,
+            "arrowstyle": "-|>,head_length=0.28,head_width=0.13",
+            "shrinkA": 0,
+            "shrinkB": 0,
+            "linewidth": 0.8,
+            "linestyle": (0, (3, 2)) if imitation else "-",
+            "color": IMITATION if imitation else LINE,
         },
-    )  # fmt: skip
+    )

@@ -72,7 +72,8 @@ def draw(data: Data) -> Figure:
     note(
         figure,
         data,
-        f"Tier {data.context.tier}, dev split, {many}; mean over the tasks of a kind. Small fixed samples (at most {size} pairs, "
-        f"or {max(1, size // 4)} queries over part of the passages): these numbers do not compare with those of the tables.",
+        f"Tier {data.context.tier}, dev split, {many}; mean over the tasks of a kind. Small fixed samples (at most "
+        f"{size} pairs, or {max(1, size // 4)} queries over part of the passages): these numbers do not compare with "
+        "those of the tables.",
     )
     return figure

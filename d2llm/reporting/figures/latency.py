@@ -112,15 +112,22 @@ def _write_labels(figure: Figure, axis: Axes, points: list[tuple[float, float, s
         placed.append((left, right, target))
         arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
         axis.annotate(
-            title, (x, y), (7, target - middle), textcoords="offset points", va="center", fontsize=7.5, color=color,
+            title,
+            (x, y),
+            (7, target - middle),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+            color=color,
             arrowprops=arrow if target < middle + RISE else None,
-        )  # fmt: skip
+        )
 
 
 def _write_note(measured: pd.DataFrame, data: Data) -> str:
     text = (
-        f"Up and to the left is better. Median time of a whole search (embed the query, score every passage, keep the best 10), bars from first to third quartile; "
-        f"{where(measured)}, one query at a time. Quality is measured on the retrieval sets' own corpora, whatever the size timed. "
+        "Up and to the left is better. Median time of a whole search (embed the query, score every passage, keep the "
+        f"best 10), bars from first to third quartile; {where(measured)}, one query at a time. Quality is measured on "
+        "the retrieval sets' own corpora, whatever the size timed. "
     )
     if "teacher" in set(measured["method"]):
         count = int(measured.loc[measured["method"] == "teacher", "batch"].iloc[0])

@@ -79,8 +79,9 @@ def draw(data: Data) -> Figure:
     note(
         figure,
         data,
-        f"{subject} minus the baseline; right of 0 {subject} is better. Bars: {data.context.level:.0%} intervals, paired bootstrap over examples"
-        f"{' and spread of seeds' if seeds > 1 else '; one seed, so the spread of training is not in them'}. Filled marks: significant after Holm's "
-        f"correction over {len(comparisons)} comparisons.",
+        f"{subject} minus the baseline; right of 0 {subject} is better. Bars: {data.context.level:.0%} intervals, "
+        "paired bootstrap over "
+        f"examples{' and spread of seeds' if seeds > 1 else '; one seed, so the spread of training is not in them'}. "
+        f"Filled marks: significant after Holm's correction over {len(comparisons)} comparisons.",
     )
     return figure

@@ -55,8 +55,8 @@ def draw(data: Data) -> Figure:
     seeds = curves["seed"].nunique()
     many = f"mean of {seeds} seeds, bands from lowest to highest" if seeds > 1 else "one seed"
     text = (
-        f"Tier {data.context.tier}, {many}. Running mean over {WINDOW} logged updates, of which each is one batch of one data "
-        "set; weighted terms, logarithmic scales that differ."
+        f"Tier {data.context.tier}, {many}. Running mean over {WINDOW} logged updates, of which each is one batch of "
+        "one data set; weighted terms, logarithmic scales that differ."
     )
     if (curves["stage"] != FINE_TUNING).any():
         text += " Left of the dotted line: the method's own pre-training."
@@ -86,9 +86,14 @@ def _draw_panel(axis: Axes, curves: pd.DataFrame, method: str, data: Data) -> No
             labelled.add(name)
             steps = table.index.to_numpy() + start
             axis.plot(
-                steps, table.mean(axis=1), linestyle=line, color=shade, label=label,
-                linewidth=1.8 if name == TOTAL else 1.1, zorder=2 if name == TOTAL else 3,
-            )  # fmt: skip
+                steps,
+                table.mean(axis=1),
+                linestyle=line,
+                color=shade,
+                label=label,
+                linewidth=1.8 if name == TOTAL else 1.1,
+                zorder=2 if name == TOTAL else 3,
+            )
             if table.shape[1] > 1:
                 axis.fill_between(steps, table.min(axis=1), table.max(axis=1), color=shade, alpha=0.2, linewidth=0)
     if before:
@@ -102,9 +107,15 @@ def _draw_panel(axis: Axes, curves: pd.DataFrame, method: str, data: Data) -> No
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.legend(
-        loc="upper right", ncols=2 if len(labelled) == 4 else 3, fontsize=7, handlelength=1.6, columnspacing=0.8,
-        handletextpad=0.4, borderaxespad=0.1, labelspacing=0.2,
-    )  # fmt: skip
+        loc="upper right",
+        ncols=2 if len(labelled) == 4 else 3,
+        fontsize=7,
+        handlelength=1.6,
+        columnspacing=0.8,
+        handletextpad=0.4,
+        borderaxespad=0.1,
+        labelspacing=0.2,
+    )
     axis.set_title(data.context.titles.get(method, method))
 
 

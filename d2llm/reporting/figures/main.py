@@ -56,7 +56,8 @@ def draw(data: Data) -> Figure:
     note(
         figure,
         data,
-        f"Tier {data.context.tier}, {'/'.join(sorted(set(scores['split'])))} split, {many}. Higher is better; scales differ.",
+        f"Tier {data.context.tier}, {'/'.join(sorted(set(scores['split'])))} split, {many}. Higher is better; scales "
+        "differ.",
     )
     return figure
 
@@ -96,9 +97,16 @@ def _draw_panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> Non
                     axis.plot([], [], marker, color=color, label=label, linestyle="none", markersize=10)
                     continue
                 axis.plot(
-                    values.mean(), place, marker, color=color, label=label, linestyle="none", markersize=15,
-                    markeredgewidth=1.6, zorder=2,
-                )  # fmt: skip
+                    values.mean(),
+                    place,
+                    marker,
+                    color=color,
+                    label=label,
+                    linestyle="none",
+                    markersize=15,
+                    markeredgewidth=1.6,
+                    zorder=2,
+                )
                 continue
             # Methods stand a little apart in height, so that equal scores do not hide each other.
             height = place + (step - (len(data.context.methods) - 1) / 2) * 0.11

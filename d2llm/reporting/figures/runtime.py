@@ -166,13 +166,15 @@ def _write_note(times: pd.DataFrame, names: list[str], data: Data) -> str:
     batch = times.loc[times["phase"] == "score", "batch"].max()
     searched = times[(times["phase"] == "search") & times["method"].isin(names)].drop_duplicates("method")
     sizes = [
-        f"{data.context.titles.get(row.method, row.method)} {row.bytes_per_passage:,.0f} bytes a passage (its embedding alone: {row.embedding_bytes:,.0f})"
+        f"{data.context.titles.get(row.method, row.method)} {row.bytes_per_passage:,.0f} bytes a passage (its "
+        f"embedding alone: {row.embedding_bytes:,.0f})"
         for row in searched.itertuples()
         if row.bytes_per_passage == row.bytes_per_passage
     ]
     text = (
-        f"Medians; bars and bands from first to third quartile; {where(times)}. Pairs: one query with {batch} passages, "
-        "given vectors (the teacher reads both texts). A search embeds the query, scores every passage and keeps the best 10. "
+        f"Medians; bars and bands from first to third quartile; {where(times)}. Pairs: one query with {batch} "
+        "passages, given vectors (the teacher reads both texts). A search embeds the query, scores every passage and "
+        "keeps the best 10. "
     )
     if sizes:
         text += f"Index: {'; '.join(sizes)}. "

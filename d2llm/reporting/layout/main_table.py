@@ -102,9 +102,9 @@ class MainTable:
         )
         if compared:
             sentences.append(
-                f"↑ ↓: {context.subject} is significantly above or below the strongest baseline of the column (paired bootstrap over "
-                f"examples{', spread of seeds' if many else ''}, {context.level:.0%}, Holm's correction over {compared} comparisons; "
-                "judged in the column of the headline metric)."
+                f"↑ ↓: {context.subject} is significantly above or below the strongest baseline of the column (paired "
+                f"bootstrap over examples{', spread of seeds' if many else ''}, {context.level:.0%}, Holm's "
+                f"correction over {compared} comparisons; judged in the column of the headline metric)."
             )
         if context.references:
             sentences.append("Reference rows (one evaluation each) are set apart and not ranked.")

@@ -99,12 +99,21 @@ def sentence(group: str, group_claims: list[Claim], context: Context) -> tuple[s
     else:
         side = "ahead of" if whole.difference > 0 else "behind"
         verdict = {"ahead": "Holds", "behind": "Does not hold"}.get(whole.verdict, "Not shown")
-        text = f"{context.subject} is {side} the strongest baseline, {whole.baseline}, by {number(abs(whole.difference))} {where}"
-    text += f" ({whole.metric} {number(whole.value)} against {number(whole.baseline_value)}; {context.level:.0%} interval of the difference "
+        text = (
+            f"{context.subject} is {side} the strongest baseline, {whole.baseline}, by "
+            f"{number(abs(whole.difference))} {where}"
+        )
+    text += (
+        f" ({whole.metric} {number(whole.value)} against {number(whole.baseline_value)}; {context.level:.0%} interval "
+        "of the difference "
+    )
     text += (
         f"{signed(whole.low)} to {signed(whole.high)}; {'significant' if whole.significant else 'not significant'})."
     )
     if whole.average:
         ahead, behind = (sum(claim.verdict == side for claim in tasks) for side in ("ahead", "behind"))
-        text += f" Task by task: significantly ahead on {ahead} of {len(tasks)}, significantly behind on {behind}, undecided on {len(tasks) - ahead - behind}."
+        text += (
+            f" Task by task: significantly ahead on {ahead} of {len(tasks)}, significantly behind on {behind}, "
+            f"undecided on {len(tasks) - ahead - behind}."
+        )
     return verdict, text

@@ -89,13 +89,15 @@ class AblationTable:
             else ("Each method", "its method as configured", "the method itself")
         )
         said = [
-            f"Tier {context.tier}, {'/'.join(sorted(set(scores['split'])))} split. {whose} as configured (set apart), then with the settings "
-            f"in brackets changed and all else as before, nothing tuned anew{_write_seeds(paired)}. Average: over the tasks of a kind."
+            f"Tier {context.tier}, {'/'.join(sorted(set(scores['split'])))} split. {whose} as configured (set apart), "
+            "then with the settings in brackets changed and all else as before, nothing tuned "
+            f"anew{_write_seeds(paired)}. Average: over the tasks of a kind."
         ]
         if compared:
             said.append(
-                f"↑ ↓: significantly above or below {than}{_write_seeds(paired)} (paired bootstrap over examples"
-                f"{', spread of seeds' if len(paired) > 1 else ''}, {context.level:.0%}, Holm's correction over {compared} comparisons)."
+                f"↑ ↓: significantly above or below {than}{_write_seeds(paired)} (paired bootstrap over "
+                f"examples{', spread of seeds' if len(paired) > 1 else ''}, {context.level:.0%}, Holm's correction "
+                f"over {compared} comparisons)."
             )
         if len(paired) < 2:
             said.append(
@@ -126,8 +128,8 @@ class Shown:
             keys = [(column.metric, task) for task in (members if column.task == AVERAGE else [column.task])]
             if len(wide) != len(set(seeds)) or any(key not in wide or wide[key].isna().any() for key in keys):
                 raise ArtifactError(
-                    f"the collected scores hold no {column.metric} of {self.method}, variant {variant}, for every seed and task; "
-                    "run `snakemake --cores all` again"
+                    f"the collected scores hold no {column.metric} of {self.method}, variant {variant}, for every "
+                    "seed and task; run `snakemake --cores all` again"
                 )
             values = wide[keys].mean(axis=1)
             spread = float(values.std(ddof=1)) if len(values) > 1 else None

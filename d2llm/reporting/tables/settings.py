@@ -101,8 +101,8 @@ class SettingsTable:
         ]
         header = ("Used for", "Set", "Mode", "Queries", "Pairs", "Passages")
         title = (
-            "Data. Pairs: of training, a query and its positive; of retrieval, judged relevant; of the teacher, a text and a "
-            "candidate. Passages of training: those that negatives are drawn from"
+            "Data. Pairs: of training, a query and its positive; of retrieval, judged relevant; of the teacher, a "
+            "text and a candidate. Passages of training: those that negatives are drawn from"
         )
         return Block("data", title, header, tuple(rows))
 
@@ -175,7 +175,7 @@ def negatives(recipe: Recipe, held: int) -> int:
 
 def pretraining(recipe: Recipe) -> str:
     """The method's own stages before fine-tuning, in the order of the recipe, as updates (or epochs) × texts."""
-    length: Callable[[PretextStage], str] = lambda s: f"{s.epochs:g} epochs" if s.steps is None else str(s.steps)  # noqa: E731
+    length: Callable[[PretextStage], str] = lambda s: (f"{s.epochs:g} epochs") if s.steps is None else str(s.steps)  # noqa: E731
     parts = [(key, value) for key, value in recipe if isinstance(value, PretextStage) and value.steps != 0]
     return ", ".join(f"{key} {length(part)} × {part.batch_size}" for key, part in parts) or NOTHING
 
