@@ -7,6 +7,7 @@ Layouts are the contracts of docs/data.md; a source only has to fill them. What 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,7 +60,10 @@ class Made:
 
 
 def run(config: Config) -> None:
-    """Make or read, check for leaks, write. Raises DataError for a training set that cannot be trained on (`enough`)."""
+    """Make or read the data, check for leaks and write.
+
+    Raises DataError for a training set that cannot be trained on (`enough`).
+    """
     paths = Paths.of(config)
     content = from_files(config) if config.data.source == "files" else from_world(config)
     log = get_logger(__name__)
@@ -254,53 +258,59 @@ def training_pairs(settings: WorldSettings) -> tuple[pd.DataFrame, pd.DataFrame]
 
     `marked` lists every text the labels mark as right for the query: none of them may become a negative.
     """
-    rows, pool = [], []
+    sets = [*_make_pair_sets(settings), *_make_retrieval_sets(settings)]
+    train = pd.concat([rows for rows, _ in sets], ignore_index=True)
+    train = train.drop_duplicates(["dataset", "query", "positive"]).reset_index(drop=True)
+    train.insert(0, "qid", [f"{dataset}-{i}" for i, dataset in enumerate(train["dataset"])])
+    return train, pd.concat([pool for _, pool in sets], ignore_index=True)
 
-    def add(dataset: str, mode: str, frame: pd.DataFrame, positive: pd.Series) -> None:
-        positives = frame[positive]
-        marked = positives.groupby("a")["b"].agg(list)
-        rows.append(
-            pd.DataFrame(
-                {
-                    "query": positives["a"],
-                    "positive": positives["b"],
-                    "dataset": dataset,
-                    "mode": mode,
-                    "marked": positives["a"].map(marked),
-                }
-            )
-        )
-        pool.append(pd.DataFrame({"dataset": dataset, "text": frame["b"].drop_duplicates()}))
 
+def _make_pair_sets(settings: WorldSettings) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """(training rows, pool) of every symmetric training set."""
     nli = world.nli(_rng(settings, "train nli"), "train", settings.nli_premises, 4, surface.COMMON)
-    add("nli", "symmetric", nli, nli["label"])
+    yield _select_positives("nli", nli, nli["label"])
     graded = world.sts_graded(_rng(settings, "train sts_graded"), "train", settings.sts_pairs, PARTNERS)
     # Used in the direction in which it holds: the pair is a positive of the symmetric prompt only if the first entails
     # the second.
-    add("sts_graded", "symmetric", graded, graded["label"] & (graded["score"] >= STS_POSITIVE))
+    yield _select_positives("sts_graded", graded, graded["label"] & (graded["score"] >= STS_POSITIVE))
     for name, make in (("question_match", world.question_match), ("role_swap", world.role_swap)):
         pairs = make(_rng(settings, f"train {name}"), "train", settings.sts_pairs, PARTNERS)
-        add(name, "symmetric", pairs, pairs["label"])
+        yield _select_positives(name, pairs, pairs["label"])
+
+
+def _select_positives(dataset: str, pairs: pd.DataFrame, positive: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(training rows of the pairs that are `positive`, pool of the second texts of all pairs)."""
+    positives = pairs[positive]
+    marked = positives.groupby("a")["b"].agg(list)
+    rows = pd.DataFrame(
+        {
+            "query": positives["a"],
+            "positive": positives["b"],
+            "dataset": dataset,
+            "mode": "symmetric",
+            "marked": positives["a"].map(marked),
+        }
+    )
+    return rows, pd.DataFrame({"dataset": dataset, "text": pairs["b"].drop_duplicates()})
+
+
+def _make_retrieval_sets(settings: WorldSettings) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """(training rows, pool) of every retrieval training set; the first relevant passage is the positive."""
     for shape in SHAPES:
         generated = world.retrieval(_rng(settings, f"train {shape}"), "train", shape, settings.queries)
         queries, corpus = generated["queries"].set_index("id")["text"], generated["corpus"].set_index("id")["text"]
         qrels = generated["qrels"].assign(text=generated["qrels"]["doc_id"].map(corpus))
         marked = qrels.groupby("query_id", sort=False)["text"].agg(list)
-        rows.append(
-            pd.DataFrame(
-                {
-                    "query": marked.index.map(queries),
-                    "positive": marked.str[0].to_numpy(),
-                    "dataset": f"ir_{shape}",
-                    "mode": "asymmetric",
-                    "marked": marked.to_numpy(),
-                }
-            )
+        rows = pd.DataFrame(
+            {
+                "query": marked.index.map(queries),
+                "positive": marked.str[0].to_numpy(),
+                "dataset": f"ir_{shape}",
+                "mode": "asymmetric",
+                "marked": marked.to_numpy(),
+            }
         )
-        pool.append(pd.DataFrame({"dataset": f"ir_{shape}", "text": corpus}))
-    train = pd.concat(rows, ignore_index=True).drop_duplicates(["dataset", "query", "positive"]).reset_index(drop=True)
-    train.insert(0, "qid", [f"{dataset}-{i}" for i, dataset in enumerate(train["dataset"])])
-    return train, pd.concat(pool, ignore_index=True)
+        yield rows, pd.DataFrame({"dataset": f"ir_{shape}", "text": corpus})
 
 
 def evaluation_tasks(settings: WorldSettings, split: str) -> dict[str, dict[str, pd.DataFrame]]:

@@ -10,7 +10,7 @@ a. Texts are compared by their normal form, and kept as they are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -226,7 +226,7 @@ def by_query(pairs: pd.DataFrame, label: bool) -> dict[str, list[str]]:
 def teacher_groups(
     pairs: pd.DataFrame, pool: pd.DataFrame, wrong: int, held: float, seed: int
 ) -> dict[str, pd.DataFrame]:
-    """{"train", "dev"}: queries with judged candidates; whose query's digest lies below `held` is kept from training.
+    """{"train", "dev"}: queries with judged candidates. A query whose digest lies below `held` is for "dev".
 
     A query without a wrong candidate gets `wrong` drawn at random from its set's pool, none of them marked as right for
     it.
@@ -239,11 +239,7 @@ def teacher_groups(
         b, target, label = part["b"].tolist(), part["target"].tolist(), part["label"].tolist()
         if all(label):
             rng = np.random.default_rng([seed, *f"{dataset} {a}".encode()])
-            candidates = texts[str(dataset)]
-            known = {normal_form(text) for text in (a, *part["marked"].iloc[0])}
-            count = min(len(candidates), wrong + len(known))
-            drawn = [candidates[i] for i in rng.choice(len(candidates), count, replace=False)]
-            drawn = [text for text in drawn if normal_form(text) not in known][:wrong]
+            drawn = _draw_wrong(texts[str(dataset)], (a, *part["marked"].iloc[0]), wrong, rng)
             b, target, label = b + drawn, target + [0.0] * len(drawn), label + [False] * len(drawn)
         order = mixed(label) if len(b) > GROUP else list(range(len(b)))
         split = "dev" if share(f"{seed} {spelling.setdefault(normal_form(a), a)}") < held else "train"
@@ -262,8 +258,22 @@ def teacher_groups(
                 }
             )
     groups = {split: pd.DataFrame(records) for split, records in rows.items()}
+    _check_groups(groups, pairs["mode"].unique())
+    return groups
+
+
+def _draw_wrong(candidates: Sequence[str], right: Iterable[str], count: int, rng: np.random.Generator) -> list[str]:
+    """At most `count` of the candidates, none of them a near copy of a text in `right`."""
+    forms = {normal_form(text) for text in right}
+    places = rng.choice(len(candidates), min(len(candidates), count + len(forms)), replace=False)
+    drawn = [candidates[i] for i in places]
+    return [text for text in drawn if normal_form(text) not in forms][:count]
+
+
+def _check_groups(groups: Mapping[str, pd.DataFrame], modes: Iterable[str]) -> None:
+    """Raises DataError for a part that lacks right or wrong pairs of a mode."""
     for split, frame in groups.items():
-        for mode in pairs["mode"].unique():
+        for mode in modes:
             of_mode = frame[frame["mode"] == mode] if len(frame) else frame
             kinds = {value for values in of_mode.get("label", []) for value in values}
             if kinds != {True, False}:
@@ -271,7 +281,6 @@ def teacher_groups(
                     f"data.files: the {mode} training sets leave the teacher's {split} part without "
                     f"{'right' if True not in kinds else 'wrong'} pairs; give more rows, or change teacher_dev"
                 )
-    return groups
 
 
 def mixed(label: list[bool]) -> list[int]:
@@ -322,7 +331,9 @@ def evaluation_set(name: str, settings: TaskSet, split: str, rng: np.random.Gene
 
 
 def _read_retrieval_set(settings: TaskSet, source: Retrieval, rng: np.random.Generator) -> EvaluationSet:
-    """A retrieval set: as in mteb every query that is judged counts, also one without a relevant passage, and no other."""
+    """A retrieval set. As in mteb, every query that is judged counts, also one without a relevant passage; others do
+    not.
+    """
     (queries, corpus, qrels), dropped = retrieval(source, settings.incomplete == "drop")
     check_qrels(_require_path(source.qrels), qrels, source.relevance)
     judged_ids = set(qrels["query_id"])

@@ -141,22 +141,8 @@ def mteb_set(wanted: MtebSet, scratch: Path, where: str) -> tuple[dict[str, pd.D
     splits = [split for split in (wanted.dev, wanted.test) if split is not None]
     check_own_rules(task, splits, where)
     about = task.metadata.dataset
-
-    def load() -> Any:
-        subsets = None if wanted.subset is None else [wanted.subset]
-        fresh: Any = mteb.get_task(wanted.mteb, eval_splits=splits, hf_subsets=subsets)
-        try:
-            fresh.load_data()
-        except (ValueError, RuntimeError) as error:  # a split or file that mteb expects and the hub has not
-            if hub.passing(error):
-                raise
-            raise ConfigError(f"{where}: mteb cannot load {what}: {first_line(error)}") from error
-        if kind == "retrieval":
-            fresh.convert_v1_dataset_format_to_v2(num_proc=None)
-        return fresh
-
     what = f"data set {about['path']} at {about['revision']}"
-    task = checked(load, about["path"], what, where)
+    task = checked(lambda: _load_mteb(wanted, splits, what, where), about["path"], what, where)
     frames: dict[str, pd.DataFrame] = {}
     for split in splits:
         if kind == "retrieval":
@@ -166,6 +152,25 @@ def mteb_set(wanted: MtebSet, scratch: Path, where: str) -> tuple[dict[str, pd.D
             frames[f"{split}.parquet"] = pairs(task, split_of(task, wanted.subset, split, where), where)
     origin = {"name": wanted.mteb, "subset": wanted.subset, "repo": about["path"], "revision": about["revision"]}
     return frames, origin | ({"scores": [task.min_score, task.max_score]} if kind == "sts" else {})
+
+
+def _load_mteb(wanted: MtebSet, splits: list[str], what: str, where: str) -> Any:
+    """mteb's task with the data of these splits. Raises ConfigError for a split or file that mteb expects and the hub
+    does not have.
+    """
+    import mteb
+
+    subsets = None if wanted.subset is None else [wanted.subset]
+    task: Any = mteb.get_task(wanted.mteb, eval_splits=splits, hf_subsets=subsets)
+    try:
+        task.load_data()
+    except (ValueError, RuntimeError) as error:
+        if hub.passing(error):
+            raise
+        raise ConfigError(f"{where}: mteb cannot load {what}: {first_line(error)}") from error
+    if wanted.type == "retrieval":
+        task.convert_v1_dataset_format_to_v2(num_proc=None)
+    return task
 
 
 def check_subset(task: Any, subset: str | None, where: str) -> None:
