@@ -3,7 +3,7 @@ are.
 
 An event is a row of `len(SLOTS)` node ids (0: not said) plus a polarity column (0 it happened, 1 it did not). All
 functions are vectorised over rows and pure given a numpy Generator. Sentences are made in `surface.py`, tasks in
-`world.py`.
+`generate.py`.
 """
 
 from __future__ import annotations
@@ -146,8 +146,7 @@ def relation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return out.astype(np.int8)
 
 
-# Edits: each returns new events; rows where an edit is impossible come back unchanged
-# ---------------------------------------
+# Edits: each returns new events; rows where an edit is impossible come back unchanged --------------------------------
 
 
 def drop(rng: np.random.Generator, events: np.ndarray, n: int = 1) -> np.ndarray:

@@ -6,6 +6,7 @@ nodes. This file holds words and their relations only; events are in `events.py`
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -154,12 +155,7 @@ def lexicon() -> Lexicon:
     object_verbs = [builder.add(verb, VERB, 0, 0) for verb in OBJECT_VERBS]
     person_verbs = [builder.add(verb, VERB, 0, 0) for verb in PERSON_VERBS]
     leaves[VERB] = np.array(object_verbs + person_verbs)
-    top = builder.add(SOMETHING, OBJECT, 3, 0)
-    object_leaves: list[int] = []
-    for super_group, groups in OBJECTS.items():
-        node = builder.add(super_group, OBJECT, 2, top)
-        object_leaves += builder.tree(groups, OBJECT, node)
-    leaves[OBJECT] = _interleave(object_leaves)
+    leaves[OBJECT] = _add_objects(builder)
     leaves[ATTRIBUTE] = np.array([builder.add(word, ATTRIBUTE, 0, 0) for word in ATTRIBUTES])
     several = builder.add("几个", QUANTITY, 1, 0)
     at_least = {n: builder.add(f"至少{word}个", QUANTITY, 1, 0) for n, word in NUMERALS.items() if n < 7}
@@ -169,8 +165,37 @@ def lexicon() -> Lexicon:
     leaves[TIME] = np.array(builder.tree(TIMES, TIME, 0))
     leaves[MANNER] = np.array([builder.add(word, MANNER, 0, 0) for word in MANNERS])
 
-    size = len(builder.forms)
-    slot, level, parent = np.array(builder.slot), np.array(builder.level), np.array(builder.parent)
+    slot, parent = np.array(builder.slot), np.array(builder.parent)
+    is_a = _relate(parent, several, at_least, exact)
+    return Lexicon(
+        forms=tuple(builder.forms),
+        slot=slot,
+        level=np.array(builder.level),
+        parent=parent,
+        opposite=_pair_opposites(len(builder.forms), (object_verbs, person_verbs, leaves[ATTRIBUTE].tolist())),
+        is_a=is_a,
+        similarity=_compare_nodes(slot, is_a),
+        leaves=tuple(leaves),
+        person_verb=np.isin(np.arange(len(builder.forms)), person_verbs),
+        exact=exact,
+        at_least=at_least,
+        several=several,
+    )
+
+
+def _add_objects(builder: _Builder) -> np.ndarray:
+    """Add the taxonomy of things; returns its leaves in order of frequency."""
+    top = builder.add(SOMETHING, OBJECT, 3, 0)
+    leaves: list[int] = []
+    for super_group, groups in OBJECTS.items():
+        node = builder.add(super_group, OBJECT, 2, top)
+        leaves += builder.tree(groups, OBJECT, node)
+    return _interleave(leaves)
+
+
+def _relate(parent: np.ndarray, several: int, at_least: dict[int, int], exact: dict[int, int]) -> np.ndarray:
+    """`Lexicon.is_a`: by the taxonomy, and between quantities by their numbers."""
+    size = len(parent)
     is_a = np.eye(size, dtype=bool)
     for node in range(size):
         ancestor = parent[node]
@@ -187,26 +212,16 @@ def lexicon() -> Lexicon:
     for n in (2, 3):
         is_a[several, at_least[n]] = True
     is_a[:, 0] = True
+    return is_a
 
+
+def _pair_opposites(size: int, groups: Iterable[list[int]]) -> np.ndarray:
+    """`Lexicon.opposite`: neighbours 2k and 2k+1 of each group are opposites."""
     opposite = np.zeros(size, dtype=int)
-    for verbs in (object_verbs, person_verbs, leaves[ATTRIBUTE].tolist()):
-        for first, second in zip(verbs[::2], verbs[1::2], strict=True):
+    for nodes in groups:
+        for first, second in zip(nodes[::2], nodes[1::2], strict=True):
             opposite[first], opposite[second] = second, first
-
-    return Lexicon(
-        forms=tuple(builder.forms),
-        slot=slot,
-        level=level,
-        parent=parent,
-        opposite=opposite,
-        is_a=is_a,
-        similarity=_compare_nodes(slot, is_a),
-        leaves=tuple(leaves),
-        person_verb=np.isin(np.arange(size), person_verbs),
-        exact=exact,
-        at_least=at_least,
-        several=several,
-    )
+    return opposite
 
 
 def _compare_nodes(slot: np.ndarray, is_a: np.ndarray) -> np.ndarray:
