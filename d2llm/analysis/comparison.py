@@ -68,9 +68,9 @@ def run_ablations(config: Config) -> None:
     no row. Raises ArtifactError when the predictions do not fit each other or the scores.
     """
     paths, settings = Paths.of(config), config.statistics
-    owners = {method: dict.fromkeys(found.values()) for method, found in varied(config).items()}
-    variants = {method: [name for name in found if name != "base"] for method, found in owners.items()}
-    variants = {method: found for method, found in variants.items() if found}
+    trainings = {method: dict.fromkeys(owners.values()) for method, owners in varied(config).items()}
+    variants = {method: [name for name in names if name != "base"] for method, names in trainings.items()}
+    variants = {method: names for method, names in variants.items() if names}
     scores = read_frame(paths.scores, _SCORES)
     tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
     seeds = config.seeds_of_variants()
@@ -83,14 +83,14 @@ def run_ablations(config: Config) -> None:
         predictions = read_predictions(paths.predictions, _PREDICTIONS, where)
         predictions = predictions.assign(method=predictions["variant"])
         part = compare(predictions, tasks, [*names, "base"], count, settings.level, settings.seed, "base", judged)
-        own = scores[(scores["method"] == method) & scores["seed"].isin(seeds)]
-        check(part, own.assign(method=own["variant"], variant="base"))
+        of_method = scores[(scores["method"] == method) & scores["seed"].isin(seeds)]
+        check(part, of_method.assign(method=of_method["variant"], variant="base"))
         parts.append(part if method == SUBJECT else part.assign(method=method))
-    found = pd.concat(parts[1:] or parts, ignore_index=True)
+    ablations = pd.concat(parts[1:] or parts, ignore_index=True)
     if len(parts) > 2:
-        found = found.assign(p_holm=statistics.holm(found["p"]))
+        ablations = ablations.assign(p_holm=statistics.holm(ablations["p"]))
     with atomic(paths.ablations) as temporary:
-        found.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+        ablations.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
     get_logger(__name__).info("%d ablations on %d columns", differences // len(judged), len(judged))
 
 
@@ -108,7 +108,9 @@ def varied(config: Config) -> dict[str, dict[str, str]]:
 
 
 def judged_columns(tasks: pd.DataFrame) -> list[tuple[str, str]]:
-    """(group, task) of the columns ablations are judged by: every pair classification task, of other kinds the average."""
+    """(group, task) of the columns by which ablations are judged: every pair classification task, and the averages of
+    the other kinds.
+    """
     columns = []
     for group, members in tasks.groupby("group", sort=False):
         alone = len(members) == 1 or set(members["task_type"]) == {"pair_classification"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +80,7 @@ def evaluate(
     scores, predictions = [], []
     for task in progress(list(read), f"evaluate {label}"):
         measured, rules = _measure_by_mteb(model, task, settings.batch_size, results)
-        rows, predicted = _rows(model, task, measured, rules, settings.keep)
+        rows, predicted = _break_down(model, task, measured, rules, settings.keep)
         about = {"split": task.split, "task": task.name, "task_title": task.title, "task_type": task.type}
         about |= {"group": task.group, "scorer": scorer.kind}
         about |= {"candidates": scorer.candidates if task.type == "retrieval" else ""}
@@ -105,7 +105,7 @@ def _measure_by_mteb(
     evaluated, split, subset = mteb_task(task)
     options: EncodeKwargs = {"batch_size": batch_size, "show_progress_bar": False}
     with warnings.catch_warnings():
-        # Said in our own words by `_defined`.
+        # `_check_defined` tells it in our own words.
         warnings.simplefilter("ignore", ConstantInputWarning)
         # Not mteb.evaluate: its cache may answer for a model that was trained again, and it imports twice as much.
         scores = evaluated.evaluate(model, split=split, encode_kwargs=options)
@@ -114,7 +114,7 @@ def _measure_by_mteb(
         result = TaskResult.from_task_results(
             evaluated,
             {split: scores},
-            evaluation_time=None,  # type: ignore[arg-type]  # the field of the result takes None, its maker's hint forgets it
+            evaluation_time=None,  # type: ignore[arg-type]  # None is allowed, the hint forgets it
         )
         content = result.model_dump(mode="json", exclude={"date", "evaluation_phases"})
         about = model.mteb_model_meta
@@ -134,53 +134,69 @@ def _ranked(results: dict[str, dict[str, float]], rules: Any) -> dict[str, dict[
     return results
 
 
-def _rows(
+def _break_down(
     model: SearchModel, task: Task, measured: dict[str, float], rules: Any, keep: int
 ) -> tuple[list[metrics.Row], pd.DataFrame]:
-    """Score rows of a task (its metrics, then its breakdown) and its predictions, of a query the `keep` best documents."""
+    """Score rows of a task (its metrics, then its breakdown) and its predictions, of a query the `keep` best
+    documents.
+    """
     if task.type == "retrieval":
-        _, queries, judged = task.searched()
-        n = len(queries)
-        qrels: dict[str, dict[str, float]] = {}
-        for row in judged.itertuples():
-            qrels.setdefault(row.query_id, {})[row.doc_id] = row.relevance
-        # Relevant documents, retrieved or not: what recall and nDCG from the predictions alone need.
-        relevant = {query: sum(relevance > 0 for relevance in found.values()) for query, found in qrels.items()}
-        phenomena = dict(zip(queries["id"], queries["phenomenon"], strict=True))
-        results = _ranked(model.predictions, rules)
-        breakdown = metrics.retrieval_breakdown(metrics.per_query(results, qrels), phenomena)
-        predictions = pd.DataFrame(
-            [
-                (query, doc, query, docs[doc], float(qrels[query].get(doc, 0)), relevant[query], phenomena[query])
-                for query, docs in results.items()
-                for doc in metrics.ranking(docs)[:keep]
-            ],
-            columns=["query_id", "doc_id", "cluster", "score", "label", "relevant", "phenomenon"],
-        )
+        count = len(task.searched().queries)
+        breakdown, predictions = _break_down_queries(model, task, rules, keep)
     else:
-        pairs = task.paired()
-        n = len(pairs)
-        target = pairs[task.target].to_numpy()
-        split = metrics.pair_breakdown if task.type == "pair_classification" else metrics.sts_breakdown
-        breakdown = split(model.predictions, target, pairs["phenomenon"].tolist())
-        predictions = pd.DataFrame(
-            {
-                "query_id": pairs["id"],
-                "doc_id": "",
-                # Pairs with one first text, such as a premise's hypotheses, are not independent: named by the first of
-                # them.
-                "cluster": pairs.groupby("sentence1")["id"].transform("first"),
-                "score": model.predictions,
-                "label": target.astype(float),
-                "relevant": 0,
-                "phenomenon": pairs["phenomenon"],
-            }
-        )
+        count = len(task.paired())
+        breakdown, predictions = _break_down_pairs(model, task)
     rows = [
-        ("all", name, _check_defined(model, task, name, measured[key]), n)
+        ("all", name, _check_defined(model, task, name, measured[key]), count)
         for name, key in TASK_TYPES[task.type].metrics.items()
     ]
     return rows + list(breakdown), predictions
+
+
+def _break_down_queries(
+    model: SearchModel, task: Task, rules: Any, keep: int
+) -> tuple[Iterator[metrics.Row], pd.DataFrame]:
+    """(breakdown, predictions) of a retrieval task."""
+    _, queries, judged = task.searched()
+    qrels: dict[str, dict[str, float]] = {}
+    for row in judged.itertuples():
+        qrels.setdefault(row.query_id, {})[row.doc_id] = row.relevance
+    # Relevant documents, retrieved or not: what recall and nDCG from the predictions alone need.
+    relevant = {query: sum(relevance > 0 for relevance in docs.values()) for query, docs in qrels.items()}
+    phenomena = dict(zip(queries["id"], queries["phenomenon"], strict=True))
+    results = _ranked(model.predictions, rules)
+    breakdown = metrics.retrieval_breakdown(metrics.per_query(results, qrels), phenomena)
+    predictions = pd.DataFrame(
+        [
+            (query, doc, query, docs[doc], float(qrels[query].get(doc, 0)), relevant[query], phenomena[query])
+            for query, docs in results.items()
+            for doc in metrics.ranking(docs)[:keep]
+        ],
+        columns=["query_id", "doc_id", "cluster", "score", "label", "relevant", "phenomenon"],
+    )
+    return breakdown, predictions
+
+
+def _break_down_pairs(model: SearchModel, task: Task) -> tuple[Iterator[metrics.Row], pd.DataFrame]:
+    """(breakdown, predictions) of a task of pairs."""
+    pairs = task.paired()
+    target = pairs[task.target].to_numpy()
+    split = metrics.pair_breakdown if task.type == "pair_classification" else metrics.sts_breakdown
+    breakdown = split(model.predictions, target, pairs["phenomenon"].tolist())
+    predictions = pd.DataFrame(
+        {
+            "query_id": pairs["id"],
+            "doc_id": "",
+            # Pairs with one first text, such as a premise's hypotheses, are not independent: named by the first of
+            # them.
+            "cluster": pairs.groupby("sentence1")["id"].transform("first"),
+            "score": model.predictions,
+            "label": target.astype(float),
+            "relevant": 0,
+            "phenomenon": pairs["phenomenon"],
+        }
+    )
+    return breakdown, predictions
 
 
 def _check_defined(model: SearchModel, task: Task, metric: str, value: float) -> float:

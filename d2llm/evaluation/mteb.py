@@ -58,7 +58,7 @@ def _make_local_task(task: Task) -> Any:
 
 
 def _describe(task: Task, split: str, known: TaskMetadata | None = None) -> TaskMetadata:
-    """What mteb is told of a set, under the name it has here; `known` is what mteb says of the set that it is part of."""
+    """The metadata of a set under the name it has here; `known` is that of the set in mteb which it is part of."""
     identity = {"name": task.name, "dataset": {"path": f"local/{task.name}", "revision": task.revision}}
     if known is not None:
         return known.model_copy(update=identity)

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """The table, checked. Raises ArtifactError for a missing or damaged file, an unknown phase or times that cannot be."""
+    """Read and check the table.
+
+    Raises ArtifactError for a missing or damaged file, an unknown phase or times that cannot be.
+    """
     frame = read_csv(path, RUNTIME)
     times = frame[["q1", "median", "q3"]].to_numpy()
     checks = {

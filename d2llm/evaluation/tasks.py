@@ -36,7 +36,7 @@ class Searched(NamedTuple):
 
 
 class MtebName(NamedTuple):
-    """A set of mteb's: its task, the subset (None where there is one only), the split, and whether it is there in full."""
+    """A set of mteb's: its task, its subset (None where there is only one), its split, and whether all of it is here."""
 
     name: str
     subset: str | None

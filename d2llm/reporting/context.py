@@ -1,4 +1,7 @@
-"""What tables and figures need besides scores: their rows, in order, with their names, and how the scores came about."""
+"""What tables and figures need besides scores: their rows in order and with titles, and how the scores came about.
+
+Taken from the config alone; results are read by `collected`.
+"""
 
 from __future__ import annotations
 

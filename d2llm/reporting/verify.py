@@ -114,43 +114,49 @@ def compare(reference: pd.DataFrame, fresh: pd.DataFrame, *, exact: float, toler
 
     Rows that nothing was trained for are judged by `exact`, others by `tolerance` (times JUMPING). Breakdowns of
     trained rows are of few examples and are compared, but judge nothing. A run (method, variant, seed) that one side
-    lacks is named and fails nothing; a score that the found run lacks within a common run, or that is over other
+    lacks is named and fails nothing; a score that the fresh run lacks within a common run, or that is over other
     examples, does.
     """
     both = reference.merge(fresh, on=SCORE_KEY, how="outer", suffixes=("_reference", "_found"), indicator=True)
     common = set(map(tuple, reference[RUN].to_numpy())) & set(map(tuple, fresh[RUN].to_numpy()))
     shared = pd.Series([run in common for run in both[RUN].itertuples(index=False, name=None)], both.index, dtype=bool)
+    only_reference, only_fresh = both["_merge"] == "left_only", both["_merge"] == "right_only"
     pairs = both[both["_merge"] == "both"]
     same = (pairs["n_reference"] == pairs["n_found"]) & (pairs["split_reference"] == pairs["split_found"])
-    lacking = pd.concat([both[shared & (both["_merge"] == "left_only")], pairs[~same]])
-    pairs = pairs[same]
-    difference = (pairs["value_found"] - pairs["value_reference"]).abs()
-    still = pairs["method"].isin(DETERMINISTIC)
-    judged = still | (pairs["phenomenon"] == "all")
-    allowed = (tolerance * pairs["metric"].map(JUMPING).astype(float).fillna(1.0)).where(~still, exact)
+    lacking = pd.concat([both[shared & only_reference], pairs[~same]])
+    table, judged = _judge(pairs[same], exact, tolerance)
+    difference = table["difference"].abs()
+    # Written so that a value that is no number is out of tolerance as well.
+    wrong = table[judged & ~(difference <= table["allowed"])]
+    order = wrong["difference"].abs().sort_values(ascending=False, na_position="first", kind="stable").index
+    return Verdict(
+        identical=False,
+        compared=len(table),
+        judged=int(judged.sum()),
+        largest=float(difference[judged].max()) if judged.any() else 0.0,
+        wrong=wrong.loc[order],
+        lacking=_name_scores(lacking),
+        only_reference=runs_of(both[~shared & only_reference]),
+        only_found=runs_of(both[~shared & only_fresh]) + _name_scores(both.loc[shared & only_fresh]),
+    )
+
+
+def _judge(pairs: pd.DataFrame, exact: float, tolerance: float) -> tuple[pd.DataFrame, pd.Series]:
+    """(both values of every score with their difference and what is allowed, whether the score is judged)."""
+    untrained = pairs["method"].isin(DETERMINISTIC)
+    allowed = (tolerance * pairs["metric"].map(JUMPING).astype(float).fillna(1.0)).where(~untrained, exact)
     table = pairs[SCORE_KEY].assign(
         reference=pairs["value_reference"],
         found=pairs["value_found"],
         difference=pairs["value_found"] - pairs["value_reference"],
         allowed=allowed,
     )
-    # Written so that a value that is no number is out of tolerance as well.
-    wrong = table[judged & ~(difference <= allowed)]
-    order = wrong["difference"].abs().sort_values(ascending=False, na_position="first", kind="stable").index
-    return Verdict(
-        identical=False,
-        compared=len(pairs),
-        judged=int(judged.sum()),
-        largest=float(difference[judged].max()) if judged.any() else 0.0,
-        wrong=wrong.loc[order],
-        lacking=[" ".join(map(str, row)) for row in lacking[SCORE_KEY].itertuples(index=False)],
-        only_reference=runs_of(both[~shared & (both["_merge"] == "left_only")]),
-        only_found=runs_of(both[~shared & (both["_merge"] == "right_only")])
-        + [
-            " ".join(map(str, row))
-            for row in both.loc[shared & (both["_merge"] == "right_only"), SCORE_KEY].itertuples(index=False)
-        ],
-    )
+    return table, untrained | (pairs["phenomenon"] == "all")
+
+
+def _name_scores(rows: pd.DataFrame) -> list[str]:
+    """Scores by their keys, a line each."""
+    return [" ".join(map(str, row)) for row in rows[SCORE_KEY].itertuples(index=False)]
 
 
 def runs_of(rows: pd.DataFrame) -> list[str]:

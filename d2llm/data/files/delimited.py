@@ -71,11 +71,11 @@ def read(
 
 
 class Lines:
-    """The lines of a file for a reader of rows, checked one by one; `own` are those of the row that is being read."""
+    """The lines of a file for a reader of rows, checked one by one; `row_lines` are those of the row that is being read."""
 
     def __init__(self, path: Path, stream: TextIO, separator: str, quotes: Quotes | None, plain: bool) -> None:
         self.path, self.stream, self.separator = path, stream, separator
-        self.own: list[str] = []
+        self.row_lines: list[str] = []
         self.read = 0
         # What is in doubt without a word on quotation marks, as it stands in a line.
         self.doubt = None if quotes is not None else f'{separator}"' if plain else '\\"'
@@ -84,7 +84,7 @@ class Lines:
     @property
     def start(self) -> int:
         """The line in which the present row begins."""
-        return self.read - len(self.own) + 1
+        return self.read - len(self.row_lines) + 1
 
     def rows(self) -> Iterator[list[str]]:
         """The fields of one row after the other; none of a blank line."""
@@ -95,12 +95,12 @@ class Lines:
                 yield fields.split(self.separator) if fields else []
             else:
                 yield next(csv.reader(chain((line,), lines), delimiter=self.separator, strict=True))
-            self.own.clear()
+            self.row_lines.clear()
 
     def __iter__(self) -> Iterator[str]:
         for line in self.stream:
             self.read += 1
-            self.own.append(line)
+            self.row_lines.append(line)
             if "\x00" in line:
                 raise DataError(f"{self.path}: line {self.read}: a NUL byte; is the file UTF-16? Save it as UTF-8")
             if self.doubt is not None and (self.doubt in line or (self.plain and line[0] == '"')):
@@ -118,11 +118,11 @@ class Lines:
 
     def check(self, row: list[str], width: int) -> None:
         """Raise DataError for a row of other than `width` fields, and for marks that a whole row puts in doubt."""
-        if len(row) == width and (self.plain or (len(self.own) == 1 and ' "' not in self.own[0])):
+        if len(row) == width and (self.plain or (len(self.row_lines) == 1 and ' "' not in self.row_lines[0])):
             return
         where = f"{self.path}: line {self.start}"
-        if len(self.own) > 1 and self.doubt is not None:
-            rows = sum(line.count(self.separator) >= width - 1 for line in self.own)
+        if len(self.row_lines) > 1 and self.doubt is not None:
+            rows = sum(line.count(self.separator) >= width - 1 for line in self.row_lines)
             if rows > 1:
                 raise DataError(
                     f"{where}: a quotation mark begins a field that ends in line {self.read} only, and {rows} of "
@@ -143,7 +143,7 @@ class Lines:
                 why = f"is there a {name} too many at its end?"
             elif len(row) < width:
                 why = "is the row cut, or divided by a line break in a text?"
-            if not self.plain and any('"' in line for line in self.own):
+            if not self.plain and any('"' in line for line in self.row_lines):
                 why += f" Or {TEXT}"
             raise DataError(f"{where}: expected {width} fields, a column each; found {len(row)}: {why}")
 

@@ -566,7 +566,7 @@ def _draw_passages(rng: np.random.Generator, split: str, shape: str, query: _Que
     """(p, sentences, WIDTH) events of the passages in random order: those written for the queries, and confusable
     ones.
     """
-    count, length = query.gold.shape[:2]
+    count, length = len(query.gold), query.gold.shape[1]
     rows = np.arange(count)
     passages = [query.gold]
     for edit in range({"question": 3, "keyword": 3, "claim": 2}[shape]):

@@ -36,7 +36,7 @@ STYLE = Path(__file__).with_name("suite.mplstyle")
 
 @dataclass(frozen=True)
 class Data:
-    """What figures are made of: the collected files a figure asks for (`READS`), rows and their titles, the settings."""
+    """What figures are made of: the collected files a figure asks for (`READS`), its rows with titles, the settings."""
 
     collected: Collected
     context: Context
@@ -103,7 +103,7 @@ def settle(figure: Figure) -> None:
 
 
 def empty(message: str) -> Figure:
-    """A figure that says why it is one."""
+    """A figure that only says why there is nothing to show."""
     from matplotlib import pyplot
 
     figure = pyplot.figure(figsize=(6.9, 0.8))
@@ -112,7 +112,7 @@ def empty(message: str) -> Figure:
 
 
 def note(figure: Figure, data: Data, text: str) -> None:
-    """The line below a figure; generated text is said to be that on every one of them."""
+    """Write the line below a figure; every figure of a run on generated text says that it is one."""
     import textwrap
 
     if data.context.generated:

@@ -28,7 +28,7 @@ LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "v"),
 
 
 def draw_group(data: Data, group: str) -> Figure:
-    """A panel a swept setting, a line a task of the group, and one for their average where the group has more than two."""
+    """A panel a swept setting, a line a task of the group, and a line for their average where there are more than two."""
     from matplotlib import pyplot
 
     axes_of = data.config.sweeps.get(SUBJECT, {}) if "sweeps" in data.config.include else {}
@@ -63,7 +63,7 @@ def draw_group(data: Data, group: str) -> Figure:
 
 
 def panel(axis: Axes, scores: pd.DataFrame, data: Data, key: str, values: list[Any]) -> None:
-    """One swept setting; its values stand at equal distances, as they are chosen on a logarithmic scale with 0 added."""
+    """Draw one swept setting. Its values stand at equal distances, as they lie on a logarithmic scale with 0 added."""
     points = data.config.points()
     owners = [points[SUBJECT, f"{key}={plain(value)}"][1] for value in values]
     configured = at(data.config.recipe(SUBJECT).model_dump(), tuple(key.split(".")))

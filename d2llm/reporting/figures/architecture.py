@@ -143,7 +143,7 @@ def _draw_teacher(axis: Axes, config: Config, known: int | None) -> None:
 
 
 def _shorten_prompt(symmetric: Prompt, asymmetric: Prompt) -> tuple[list[str], str, list[str]]:
-    """Lines of the prompt, the answers of both modes, and fonts that have all their characters; English where none has."""
+    """(lines of the prompt, the answers of both modes, fonts that have all their characters); English where no font does."""
     lines = [
         _shorten(symmetric.instruction.strip(), 16),
         f"{_shorten(symmetric.query.strip(), 8)}[text a]",
@@ -170,9 +170,23 @@ def _shorten(text: str, longest: int) -> str:
 def _draw_student(
     axis: Axes, decoder: BaseSettings | PretrainedSettings, recipe: D2LLMRecipe, known: int | None
 ) -> None:
-    from matplotlib.patches import FancyBboxPatch
-
+    """Two towers that share their weights, and what scores their vectors."""
     _write_heading(axis, HEAD.x, "Student: D2LLM, a bi-encoder with interaction")
+    _draw_towers(axis, decoder, recipe, known)
+    _draw_box(axis, LOGIT, "Logit $z$: score of the pair", TEXT)
+    interaction = recipe.interaction
+    if interaction.name == "iem":
+        _draw_interaction(axis, decoder, recipe, known)
+        return
+    whole = Box(MODULE.x, (FIRST.bottom[1] + HEAD.top[1]) / 2, FIRST.width, HEAD.top[1] - FIRST.bottom[1])
+    _draw_box(axis, whole, f"Score: {title('scorer', interaction.name)} of $y_i$ and $y_j$", STUDENT)
+    _draw_arrow(axis, whole.top, LOGIT.bottom)
+
+
+def _draw_towers(
+    axis: Axes, decoder: BaseSettings | PretrainedSettings, recipe: D2LLMRecipe, known: int | None
+) -> None:
+    """From both texts to their vectors."""
     ends = []
     for (side, x), text, vector in zip(SIDES.items(), ("a", "b"), ("i", "j"), strict=True):
         source, tower, pool = Box(x, 0.26, 1.32, 0.26), Box(x, 0.85, 1.32, 0.4), Box(x, 1.41, 1.32, 0.36)
@@ -195,13 +209,14 @@ def _draw_student(
         va="center",
         color=SUBJECT_LOOK[0],
     )
-    _draw_box(axis, LOGIT, "Logit $z$: score of the pair", TEXT)
-    interaction = recipe.interaction
-    if interaction.name != "iem":
-        whole = Box(MODULE.x, (FIRST.bottom[1] + HEAD.top[1]) / 2, FIRST.width, HEAD.top[1] - FIRST.bottom[1])
-        _draw_box(axis, whole, f"Score: {title('scorer', interaction.name)} of $y_i$ and $y_j$", STUDENT)
-        _draw_arrow(axis, whole.top, LOGIT.bottom)
-        return
+
+
+def _draw_interaction(
+    axis: Axes, decoder: BaseSettings | PretrainedSettings, recipe: D2LLMRecipe, known: int | None
+) -> None:
+    """The interaction emulation module: first layer, branches and head."""
+    from matplotlib.patches import FancyBboxPatch
+
     axis.add_patch(
         FancyBboxPatch(
             (MODULE.left[0], MODULE.bottom[1]),
@@ -222,6 +237,7 @@ def _draw_student(
         va="center",
         color=SUBJECT_LOOK[0],
     )
+    interaction = recipe.interaction
     hidden = interaction.hidden
     _draw_box(
         axis,

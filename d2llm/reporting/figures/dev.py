@@ -27,7 +27,9 @@ CAPTION = {
 
 
 def draw(data: Data) -> Figure:
-    """A panel a kind of task, a line a method: mean over the kind's tasks and over seeds, band lowest to highest seed."""
+    """A panel a kind of task, a line a method: mean over the kind's tasks and over seeds, band from lowest to highest
+    seed.
+    """
     from matplotlib import pyplot
 
     tasks = given(data.collected.scores, "scores").drop_duplicates("task").set_index("task")

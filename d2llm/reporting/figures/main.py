@@ -1,4 +1,4 @@
-"""The results in one picture: every method on every task, by the task's headline metric, between BM25 and the teacher."""
+"""The results in one picture: every method on every task by its headline metric, between BM25 and the teacher."""
 
 from __future__ import annotations
 

@@ -82,31 +82,31 @@ class AblationTable:
         self, scores: pd.DataFrame, compared: int, context: Context, config: Config, methods: list[str]
     ) -> str:
         paired = config.seeds_of_variants()
-        one = context.titles.get(methods[0], methods[0])
+        name = context.titles.get(methods[0], methods[0])
         whose, than, itself = (
-            (one, one, f"{one} itself")
+            (name, name, f"{name} itself")
             if len(methods) == 1
             else ("Each method", "its method as configured", "the method itself")
         )
-        said = [
+        sentences = [
             f"Tier {context.tier}, {'/'.join(sorted(set(scores['split'])))} split. {whose} as configured (set apart), "
             "then with the settings in brackets changed and all else as before, nothing tuned "
             f"anew{_write_seeds(paired)}. Average: over the tasks of a kind."
         ]
         if compared:
-            said.append(
+            sentences.append(
                 f"↑ ↓: significantly above or below {than}{_write_seeds(paired)} (paired bootstrap over "
                 f"examples{', spread of seeds' if len(paired) > 1 else ''}, {context.level:.0%}, Holm's correction "
                 f"over {compared} comparisons)."
             )
         if len(paired) < 2:
-            said.append(
+            sentences.append(
                 "One training a variant: what another seed would change is in no arrow"
                 + (f"; the first row shows how much that is for {itself}." if len(config.seeds) > 1 else ".")
             )
         if context.generated:
-            said.append(CONTROLLED_TEXT)
-        return " ".join(said)
+            sentences.append(CONTROLLED_TEXT)
+        return " ".join(sentences)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Holds no times: those are in `runs.csv`, and no two runs share them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -91,8 +91,8 @@ class SettingsTable:
             task = row["task"]
             name = f"{titles[task]} ({task})" if task in titles else task
             if "passages" in row:
-                judged = f"{row['relevant_per_query']:g} a query"
-                rows.append((row["split"], name, "asymmetric", count(row["n"]), judged, count(row["passages"])))
+                relevant = f"{row['relevant_per_query']:g} a query"
+                rows.append((row["split"], name, "asymmetric", count(row["n"]), relevant, count(row["passages"])))
             else:
                 rows.append((row["split"], name, "symmetric", NOTHING, count(row["n"]), NOTHING))
         rows += [
@@ -175,9 +175,13 @@ def negatives(recipe: Recipe, held: int) -> int:
 
 def pretraining(recipe: Recipe) -> str:
     """The method's own stages before fine-tuning, in the order of the recipe, as updates (or epochs) × texts."""
-    length: Callable[[PretextStage], str] = lambda s: (f"{s.epochs:g} epochs") if s.steps is None else str(s.steps)  # noqa: E731
     parts = [(key, value) for key, value in recipe if isinstance(value, PretextStage) and value.steps != 0]
-    return ", ".join(f"{key} {length(part)} × {part.batch_size}" for key, part in parts) or NOTHING
+    return ", ".join(f"{key} {_write_length(part)} × {part.batch_size}" for key, part in parts) or NOTHING
+
+
+def _write_length(stage: PretextStage) -> str:
+    """Epochs, or updates."""
+    return f"{stage.epochs:g} epochs" if stage.steps is None else str(stage.steps)
 
 
 TABLE = SettingsTable()
