@@ -45,7 +45,7 @@ class StudentScorer:
 
     def vectors(self, texts: Sequence[str], role: str, mode: str) -> np.ndarray:
         """(n, d) float32 embeddings, remembered until `forget`."""
-        known = self._known.setdefault((self._role(role, mode), mode), {})
+        known = self._known.setdefault((self._merge_role(role, mode), mode), {})
         new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
             encoded = self.student.encode(new, role, mode, self.batch_size)
@@ -84,7 +84,7 @@ class StudentScorer:
         index = Index.build(self.student, passages, self.batch_size)
         return index.search_vectors(self.vectors(queries, "query", "asymmetric"), depth, ties=ties)
 
-    def _role(self, role: str, mode: str) -> str:
+    def _merge_role(self, role: str, mode: str) -> str:
         """Roles that feed a text alike share its vector."""
         formats = getattr(self.student, "formats", None)
         if formats and formats.get(("query", mode)) == formats.get(("passage", mode)) is not None:

@@ -58,7 +58,9 @@ class TeacherReference(TextOnly):
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]], mode: str) -> np.ndarray:
         groups = grouped(pairs)
-        group_scores = self._score([(query, [pairs[row][1] for row in rows]) for query, rows in groups.items()], mode)
+        group_scores = self._score_groups(
+            [(query, [pairs[row][1] for row in rows]) for query, rows in groups.items()], mode
+        )
         scores = np.empty(len(pairs))
         for rows, values in zip(groups.values(), group_scores, strict=True):
             scores[rows] = values
@@ -77,7 +79,7 @@ class TeacherReference(TextOnly):
         groups = [(query, list(dict.fromkeys(candidates))) for query, candidates in zip(queries, texts, strict=True)]
         hits: Hits = []
         for (_, distinct), candidates, row_texts, values in zip(
-            groups, rows, texts, self._score(groups, "asymmetric"), strict=True
+            groups, rows, texts, self._score_groups(groups, "asymmetric"), strict=True
         ):
             known = dict(zip(distinct, values, strict=True))
             scores = np.array([known[text] for text in row_texts])
@@ -85,6 +87,6 @@ class TeacherReference(TextOnly):
             hits.append((candidates[best], scores[best]))
         return hits
 
-    def _score(self, groups: list[tuple[str, list[str]]], mode: str) -> list[np.ndarray]:
+    def _score_groups(self, groups: list[tuple[str, list[str]]], mode: str) -> list[np.ndarray]:
         # All at once: the teacher sorts texts of like length together and shows its own progress.
         return [np.asarray(pair[:, 0] - pair[:, 1], dtype=np.float32) for pair in self.teacher.score(groups, mode)]

@@ -48,24 +48,24 @@ class MainTable:
         ]
         if used.empty:
             return Table(self.name, self.heading, "No task of this kind was evaluated.", (), ())
-        columns = self._columns(used)
+        columns = self._make_columns(used)
         names = [*context.references, *context.methods]
-        cells = {name: _cells(name, used[used["method"] == name], columns) for name in names}
+        cells = {name: _reduce_seeds(name, used[used["method"] == name], columns) for name in names}
         ranked = [marks({name: cells[name][place].mean for name in context.methods}) for place in range(len(columns))]
         rows = [
             Row(name, context.titles.get(name, name), "reference", tuple(cells[name])) for name in context.references
         ]
-        leads = self._leads(comparisons, context)
+        leads = self._find_leads(comparisons, context)
         for name in context.methods:
             marked = (
                 replace(cell, mark=ranks[name], lead=leads.get((name, column.task, column.metric), ""))
                 for cell, ranks, column in zip(cells[name], ranked, columns, strict=True)
             )
             rows.append(Row(name, context.titles.get(name, name), "method", tuple(marked)))
-        caption = self._caption(used, context, None if comparisons is None else len(comparisons))
+        caption = self._write_caption(used, context, None if comparisons is None else len(comparisons))
         return Table(self.name, self.heading, caption, columns, tuple(rows))
 
-    def _leads(self, comparisons: pd.DataFrame | None, context: Context) -> dict[tuple[str, str, str], Lead]:
+    def _find_leads(self, comparisons: pd.DataFrame | None, context: Context) -> dict[tuple[str, str, str], Lead]:
         """(method, task, metric) of the cells that differ significantly from the strongest baseline."""
         if comparisons is None:
             return {}
@@ -76,7 +76,7 @@ class MainTable:
             for row in significant.itertuples()
         }
 
-    def _columns(self, used: pd.DataFrame) -> tuple[Column, ...]:
+    def _make_columns(self, used: pd.DataFrame) -> tuple[Column, ...]:
         titles = used.drop_duplicates("task").set_index("task")["task_title"].sort_index().to_dict()
         if len(titles) > 1:
             titles[AVERAGE] = AVERAGE_TITLE
@@ -86,7 +86,7 @@ class MainTable:
             for metric in self.metrics
         )
 
-    def _caption(self, used: pd.DataFrame, context: Context, compared: int | None) -> str:
+    def _write_caption(self, used: pd.DataFrame, context: Context, compared: int | None) -> str:
         of_methods = used[used["method"].isin(context.methods)]
         seeds = sorted(of_methods["seed"].unique().tolist())
         many = len(seeds) > 1
@@ -123,7 +123,7 @@ class MainTable:
         return " ".join(sentences)
 
 
-def _cells(name: str, scores: pd.DataFrame, columns: Sequence[Column]) -> list[Cell]:
+def _reduce_seeds(name: str, scores: pd.DataFrame, columns: Sequence[Column]) -> list[Cell]:
     """One method's cells: (seed × column) values, reduced over seeds."""
     wide = scores.pivot(index="seed", columns=["task", "metric"], values="value")
     for column in columns:

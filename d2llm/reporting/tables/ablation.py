@@ -75,10 +75,10 @@ class AblationTable:
         for method, variants in methods.items():
             shown = Shown(method, whole[whole["method"] == method], columns, tasks)
             rows += _make_rows(shown, variants, leads, context, config)
-        caption = self._caption(scores, len(ablations), context, config, list(methods))
+        caption = self._write_caption(scores, len(ablations), context, config, list(methods))
         return Table(self.name, self.heading, caption, tuple(columns), tuple(rows))
 
-    def _caption(
+    def _write_caption(
         self, scores: pd.DataFrame, compared: int, context: Context, config: Config, methods: list[str]
     ) -> str:
         paired = config.seeds_of_variants()

@@ -55,8 +55,8 @@ class SettingsTable:
             ArtifactError: a configured method was not trained.
         """
         blocks = (
-            self._methods(collected, context, config),
-            self._data(given(collected.card_json, "card_json"), given(collected.scores, "scores")),
+            self._describe_methods(collected, context, config),
+            self._describe_data(given(collected.card_json, "card_json"), given(collected.scores, "scores")),
         )
         sentences = [
             f"Tier {context.tier}. Methods as configured; every one sees the same pairs in the same order. "
@@ -66,7 +66,7 @@ class SettingsTable:
             sentences.append(CONTROLLED_TEXT)
         return PlainTable(self.name, self.heading, " ".join(sentences), blocks)
 
-    def _methods(self, collected: Collected, context: Context, config: Config) -> Block:
+    def _describe_methods(self, collected: Collected, context: Context, config: Config) -> Block:
         runs, curves = given(collected.trainings, "trainings"), given(collected.curves, "curves")
         runs, curves = (frame[frame["variant"] == "base"] for frame in (runs, curves))
         columns = []
@@ -81,7 +81,7 @@ class SettingsTable:
         titles = [context.titles.get(name, name) for name in context.methods]
         return Block("methods", "Methods", ("Setting", *titles), rows)
 
-    def _data(self, card: Mapping[str, Any], scores: pd.DataFrame) -> Block:
+    def _describe_data(self, card: Mapping[str, Any], scores: pd.DataFrame) -> Block:
         titles = scores.drop_duplicates("task").set_index("task")["task_title"].to_dict()
         rows = [
             ("training", row["dataset"], row["mode"], count(row["queries"]), count(row["pairs"]), count(row["pool"]))
