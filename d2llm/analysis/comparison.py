@@ -268,7 +268,7 @@ def _rows(
 
 
 def check(comparisons: pd.DataFrame, scores: pd.DataFrame) -> None:
-    """Refuse predictions from which the collected scores do not follow: two truths in one folder.
+    """Refuse predictions from which the collected scores do not follow: one of the two must be wrong.
 
     mteb rounds retrieval metrics to five digits, so that is how close they have to be.
     """

@@ -1,7 +1,7 @@
 """Stage `tune`: which of a method's trials is best on the development splits, and the record of all of them.
 
 Trains and evaluates nothing: trials are runs like any other, evaluated on development data. Every method has as many
-(`d2llm.config.schema.check_grids`), so that a lead is not one of tuning. `adopt` writes what was chosen into a tier's
+(`d2llm.config.checks.check_grids`), so that a lead is not one of tuning. `adopt` writes what was chosen into a tier's
 file.
 """
 

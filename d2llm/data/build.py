@@ -1,8 +1,8 @@
 """Stages `texts` and `data`: write everything the other stages read of the configured source, with its data card and
 leak check.
 
-Layouts are the contracts of docs/data.md; a source only has to fill them. What the generated world's examples are is in
-`world.py`, what is made of one's own files in `examples.py`.
+Layouts are the contracts of docs/data.md; a source only has to fill them. How examples are
+generated is left to `world/generate.py`, how one's own files become examples to `files/examples.py`.
 """
 
 from __future__ import annotations
@@ -147,12 +147,12 @@ def from_files(config: Config) -> Made:
 
 
 def lost(dropped: Dropped) -> int:
-    """How much of a split was left out that mteb's own class would have evaluated."""
+    """How many examples of a split were left out that mteb's own class would have evaluated."""
     return sum(dropped.values()) - dropped.get(examples.UNJUDGED, 0)
 
 
 def mteb_source(config: Config, task: MtebSet) -> dict[str, Any]:
-    """What the download of a set of mteb's says it is."""
+    """What the download of a set of mteb's recorded about it."""
     return read_json(Paths.of(config).download(task.name) / SOURCE)
 
 
@@ -170,7 +170,7 @@ def local_files(config: Config) -> FilesSettings:
 
 
 def header(name: str, task: TaskSet) -> dict[str, object]:
-    """task.json of a set of files."""
+    """The content of task.json for a set of files."""
     title = (task.title or name) + (f" (sample of {task.sample})" if task.sample else "")
     bounds: dict[str, object] = {"min_score": task.scores[0], "max_score": task.scores[1]} if task.type == "sts" else {}
     bounds["splits"] = [split for split in ("dev", "test") if getattr(task, split) is not None]
@@ -212,7 +212,7 @@ def judged_pairs(settings: FilesSettings, pack: int) -> tuple[pd.DataFrame, dict
 
 
 def left_pairs(judged: pd.DataFrame, tasks: leaks.Tasks, pack: int) -> pd.DataFrame:
-    """Of the judged pairs those that no evaluation set holds. Raises DataError for a set whose right pairs are then
+    """The judged pairs that no evaluation set holds. Raises DataError for a set whose right pairs are then
     fewer than a pack.
     """
     left = examples.without(judged, tasks)
@@ -225,7 +225,7 @@ def left_pairs(judged: pd.DataFrame, tasks: leaks.Tasks, pack: int) -> pd.DataFr
 def run_texts(config: Config) -> None:
     """Stage `texts`: the unlabelled text alone, which is all that the base models wait for.
 
-    Of files: every text of the training sets, once; no order of theirs is known.
+    From files it takes every text of the training sets once, without a following text: no order is known.
     """
     if config.data.source == "files":
         files = local_files(config)
@@ -240,14 +240,14 @@ def run_texts(config: Config) -> None:
 
 
 def files_rng(settings: FilesSettings, purpose: str) -> np.random.Generator:
-    """A generator of its own for every set."""
+    """The random generator of one set, independent of the others' sizes."""
     return np.random.default_rng([settings.seed, *purpose.encode()])
 
 
 def _rng(settings: WorldSettings, purpose: str) -> np.random.Generator:
-    """A generator of its own for every purpose, so that changing one size leaves the other texts as they were.
+    """The random generator of one purpose, so that changing one size leaves the other texts as they were.
 
-    Test sets have a seed of their own: new ones need no new training data.
+    Test sets have another seed: new ones need no new training data.
     """
     seed = settings.test_seed if purpose.startswith("test ") else settings.seed
     return np.random.default_rng([seed, *purpose.encode()])

@@ -47,7 +47,7 @@ def check_pack(name: str, pairs: int, pack: int, removed: int = 0) -> None:
 
 
 def too_few(name: str, query: str, texts: int, negatives: int) -> DataError:
-    """What is said of a pool that is too small for a query."""
+    """The error for a pool that is too small for a query."""
     return DataError(
         f"pool of {name!r}: {texts} texts are too few for {negatives} negatives of {query!r}; add texts or lower "
         "negatives.per_query"

@@ -58,8 +58,8 @@ def behind(config: Config) -> dict[str, Any]:
 
 
 def widths(config: Config) -> dict[str, int]:
-    """Width of the states of every checkpoint that is there, by the name of the base model; their own configuration
-    says it.
+    """Width of the states of every checkpoint that is here, by the name of the base model, as its configuration states
+    it.
     """
     checkpoints = [name for name in config.models.names() if hasattr(config.models.of(name), "source")]
     configurations = {name: optional(Paths.of(config).base(name) / "config.json") or {} for name in checkpoints}

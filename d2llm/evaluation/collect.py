@@ -1,4 +1,7 @@
-"""Gathers the evaluations of all configured runs and reference rows, and the trainings behind them, in tidy tables."""
+"""Gathers the evaluations of all configured runs and reference rows, and the trainings behind them, in tidy tables.
+
+Computes no score; what is behind the scores is put together by `about` and `curves`.
+"""
 
 from __future__ import annotations
 

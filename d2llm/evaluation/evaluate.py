@@ -1,4 +1,7 @@
-"""Evaluates one run, or a reference row, on every configured task and writes scores, predictions and mteb's results."""
+"""Evaluates one run, or a reference row, on every configured task and writes scores, predictions and mteb's results.
+
+What a row is and how it scores is left to `rows/`, reading tasks to `tasks`, computing metrics to mteb and `metrics`.
+"""
 
 from __future__ import annotations
 
@@ -200,7 +203,10 @@ def _break_down_pairs(model: SearchModel, task: Task) -> tuple[Iterator[metrics.
 
 
 def _check_defined(model: SearchModel, task: Task, metric: str, value: float) -> float:
-    """A metric as mteb gives it, or what stands for a correlation with equal scores, which does not exist."""
+    """A metric as mteb gives it. A correlation with equal scores does not exist: it is 0 for a row without training.
+
+    Raises ArtifactError for a trained model.
+    """
     if np.isfinite(value):
         return float(value)
     if model.scorer.trained:
@@ -213,7 +219,7 @@ def _check_defined(model: SearchModel, task: Task, metric: str, value: float) ->
 
 
 def _replace_undefined(value: Any) -> Any:
-    """JSON has no word for NaN (mteb gives it for a metric it cannot compute); None stands for it."""
+    """Put None for NaN, for which JSON has no word; mteb gives it for a metric it cannot compute."""
     if isinstance(value, dict):
         return {key: _replace_undefined(item) for key, item in value.items()}
     if isinstance(value, list):

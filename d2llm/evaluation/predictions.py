@@ -1,4 +1,4 @@
-"""Part of the collected predictions: a study has millions, and nobody needs all of them at once."""
+"""Reads a part of the collected predictions: a study has millions, and nobody needs all of them at once."""
 
 from __future__ import annotations
 

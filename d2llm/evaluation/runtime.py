@@ -70,7 +70,7 @@ def run(config: Config) -> None:
 
     paths = Paths.of(config)
     texts = read_texts(config)
-    for method in config.methods:  # told before minutes of measuring
+    for method in config.methods:  # a missing one is named before minutes of measuring
         require(paths.run(method, "base", config.seeds[0]) / "model")
     torch.set_num_threads(config.threads)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -216,7 +216,7 @@ def teacher_timings(config: Config, teacher: Teacher, texts: Texts, lexical: dic
     ):
         yield Timing("search", 1, size, seconds, extrapolated)
 
-    # The candidates of a query: first of BM25, first of the pipeline's encoder (evaluation.references), here from ready
+    # The candidates of a query: first of BM25, first of the pipeline's encoder (rows/teacher.py), here from ready
     # indexes.
     depths, encoder = evaluation.teacher_candidates, base_encoder(config)
     vectors = encoder.encode(texts.passages[: batch * 4], "passage", "symmetric", batch)

@@ -1,4 +1,4 @@
-"""The table of run times: its columns, its phases, and how it is read. Free of torch, for figures read it too."""
+"""Reads and checks the table of run times, without torch, as figures read it too. `runtime` measures and writes it."""
 
 from __future__ import annotations
 

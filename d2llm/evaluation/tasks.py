@@ -1,7 +1,7 @@
 """Evaluation sets read from their folders and checked, before any model is loaded.
 
 A task folder holds `task.json` and, per split, pairs (`<split>.parquet`) or a retrieval set (`<split>/corpus.parquet`,
-`queries.parquet`, `qrels.parquet`). This module knows pandas only; `mteb_tasks` makes mteb's tasks of what it returns.
+`queries.parquet`, `qrels.parquet`). This module knows pandas only; making mteb's tasks of them is left to `mteb`.
 """
 
 from __future__ import annotations

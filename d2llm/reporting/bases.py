@@ -19,7 +19,7 @@ def size(model: BaseSettings | PretrainedSettings, between: str = " of ", heads:
 
 
 def layers(count: int) -> str:
-    """So many layers."""
+    """A number of layers in words."""
     return f"{count} layer" + ("" if count == 1 else "s")
 
 

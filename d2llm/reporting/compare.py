@@ -2,7 +2,7 @@
 
 For two configurations, two versions of the code or two machines on the same test examples. How intervals and p-values
 come about is `d2llm.analysis.comparison`'s; whether a fresh run may be called the same as a reference is
-`verification`'s question, not this one's.
+`verify`'s question.
 """
 
 from __future__ import annotations

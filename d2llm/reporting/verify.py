@@ -20,7 +20,7 @@ from d2llm.run.schemas import SCORE_KEY, SCORES
 if TYPE_CHECKING:
     from d2llm.config.schema import Config
 
-# Rows that nothing was trained for: the same everywhere, but for the last digits.
+# Rows without training: the same everywhere, but for the last digits.
 DETERMINISTIC = frozenset(("bm25",))
 # Taken at a threshold that jumps from one example to another: they move several times as much as what they are made of.
 JUMPING = {"precision": 5.0, "recall": 5.0, "f1": 2.0}
@@ -167,8 +167,8 @@ def runs_of(rows: pd.DataFrame) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------------------ reasons
 def explain(reference: Mapping[str, Mapping[str, Any]], fresh: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What the records of jobs that both have say otherwise: software, machine, threads, settings, code; each said
-    once.
+    """What differs between the records of jobs that both runs have: software, machine, threads, settings, code; each
+    difference once, with its stages.
     """
     places_of: dict[str, list[str]] = {}
     for name in sorted(reference.keys() & fresh.keys()):

@@ -1,7 +1,7 @@
 """Reads CSV and TSV so that no row is lost or shifted unseen: every row has the fields of the header, and quotation
 marks in doubt are refused.
 
-Fields are texts here; which columns mean what, and which are numbers, is for `files` and the configuration to say.
+Fields are texts here; which columns mean what, and which are numbers, is left to `read` and the configuration.
 """
 
 from __future__ import annotations
@@ -44,12 +44,11 @@ def read(
     """The fields of a file as texts; its index holds the line each row begins in, as an editor counts. `columns` names
     those of a file without a header.
 
-    quotes: "format", a field in quotation marks is read without them, may hold separators and line breaks, and marks in
-    it are written twice (RFC 4180,
-        what spreadsheets and pandas write); "text", every mark is text and every line a row. None: CSV is read as
-        "format", TSV as "text", and what could be meant otherwise is refused: in TSV a field that begins with a mark;
-        in CSV a backslash before a mark, a blank before the first mark of a field, and a field over several lines of
-        which two have fields enough to be rows.
+    quotes: with "format", a field in quotation marks is read without them and may hold separators and line breaks, and
+        marks in it are written twice (RFC 4180, what spreadsheets and pandas write); with "text", every mark is text
+        and every line a row. None: CSV is read as "format", TSV as "text", and what could be meant otherwise is
+        refused: in TSV a field that begins with a mark; in CSV a backslash before a mark, a blank before the first
+        mark of a field, and a field over several lines of which two have fields enough to be rows.
 
     Raises DataError with the line for a row that has more or fewer fields than the header, two columns of one name, a
     file that is not UTF-8, and marks in doubt.
@@ -108,7 +107,7 @@ class Lines:
             yield line
 
     def refuse(self) -> None:
-        """A quotation mark of the present line is in doubt."""
+        """Raise DataError: a quotation mark of the present line is in doubt."""
         if self.plain:
             raise DataError(f"{self.path}: line {self.read}: a field begins with a quotation mark; {EITHER}")
         raise DataError(
@@ -217,7 +216,7 @@ def explain(error: csv.Error) -> str:
 
 
 def not_utf8(path: Path, error: UnicodeDecodeError) -> str:
-    """The line of a file that is not UTF-8: its first bytes that are none."""
+    """The message for a file that is not UTF-8, with its first line that is not."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             try:

@@ -1,7 +1,7 @@
 """From judged pairs of one's own files to what every source makes: training pairs, pool, teacher's groups, evaluation
 sets.
 
-Files are read through `files`; nothing is written. A judged pair is a row `dataset, mode, a, b, label, target,
+Files are read through `read`; writing is left to `build`. A judged pair is a row `dataset, mode, a, b, label, target,
 contradicted, marked`: whether b is right for a, the probability of yes the teacher is taught, above one half exactly
 where the label is yes, whether its set says yes and no of it (the first counts), and all that its set says is right for
 a. Texts are compared by their normal form, and kept as they are.

@@ -185,7 +185,7 @@ def ids(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
 
 
 def unique_ids(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
-    """The same, every id once: nobody could tell the two rows of one id apart."""
+    """A column of `ids`, each of which stands there once: nobody could tell two rows of one id apart."""
     keys = ids(path, frame, column)
     again = keys.duplicated()
     if again.any():

@@ -97,7 +97,7 @@ def table(wanted: HubTable, scratch: Path, where: str) -> pd.DataFrame:
 
 
 def kept(frame: pd.DataFrame, wanted: HubTable, where: str) -> pd.DataFrame:
-    """The columns that stay, rows that are then equal once."""
+    """Keep the wanted columns, and of rows that are then equal the first."""
     if wanted.keep is not None:
         missing = [column for column in wanted.keep if column not in frame]
         if missing:

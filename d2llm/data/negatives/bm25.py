@@ -1,4 +1,7 @@
-"""BM25 over Chinese (or other) text: words by jieba or single characters, scores by bm25s."""
+"""BM25 over Chinese (or other) text: words by jieba or single characters, scores by bm25s.
+
+Serves negatives, the teacher's candidates and the reference row; each chooses its own documents and ranks.
+"""
 
 from __future__ import annotations
 

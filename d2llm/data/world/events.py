@@ -232,7 +232,7 @@ def substitute(
 
 
 def in_split(events: np.ndarray, split: str) -> np.ndarray:
-    """Events with a generalised core have no composition of their own; the others must hash to `split`."""
+    """Events with a generalised core have no composition to be split by; the others must hash to `split`."""
     lex = lexicon()
     core = np.stack([events[:, AGENT], np.maximum(events[:, OBJECT], events[:, PATIENT])])
     return (lex.level[core] > 0).any(0) | (split_of(events) == split)

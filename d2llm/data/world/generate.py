@@ -686,7 +686,7 @@ def _continue_events(rng: np.random.Generator, events: np.ndarray) -> np.ndarray
 
 
 def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
-    """Unlabelled text with its meaning: what the base checkpoints are pre-trained on (train compositions only).
+    """Unlabelled text with its meaning: what the base models are pre-trained on (train compositions only).
 
     Columns: text; paraphrase (same meaning, other words); distractor (nearly the same words, another meaning);
     next_text (the sentence that follows: same agent, place and time, another action); slots (2 x len(SLOTS) node ids,
@@ -799,7 +799,7 @@ def teacher_asymmetric(rng: np.random.Generator, split: str, groups: int, size: 
     `teacher_symmetric`.
     """
     parts = []
-    chunk = 400  # queries of a small world of their own: the work is queries x passages
+    chunk = 400  # queries that share a small corpus: the work is queries x passages
     for shape in ("question", "keyword", "claim"):
         for start in range(0, groups // 3, chunk):
             world = retrieval(rng, split, shape, min(chunk, groups // 3 - start))

@@ -1,4 +1,4 @@
-"""A trained student."""
+"""A trained student as a row: it scores pairs and searches corpora by its own scorer. Metrics are left to mteb."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The teacher as a cross-encoder: within reach of a student."""
+"""The teacher as a reference row, the upper bound: a cross-encoder that reads both texts of a pair at once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Heat maps of scores by phenomenon, one for each kind of task: what makes an example hard, by methods.
 
-The figures `phenomena`, `phenomena_sts` and `phenomena_ir` are this with a `Breakdown` of their own. Which metrics a
+The figures `phenomena`, `phenomena_sts` and `phenomena_ir` are drawn by this, each with its `Breakdown`. Which metrics a
 breakdown has is decided in d2llm/evaluation/metrics.py.
 """
 
@@ -148,7 +148,7 @@ def _draw_map(axis: Axes, table: pd.DataFrame, low: float) -> AxesImage:
 
 
 def _draw_colorbar(figure: Figure, images: list[AxesImage], low: float, label: str) -> None:
-    """One beside all maps of a metric; an arrow at its end where scores lie below its colours."""
+    """Draw one bar beside all maps of a metric, with an arrow at its end where scores lie below its colours."""
     drawn = [values for image in images if (values := image.get_array()) is not None]
     beyond = "min" if any(float(values.min()) < low for values in drawn) else "neither"
     axes = [image.axes for image in images]

@@ -256,7 +256,7 @@ def _draw_interaction(
 
 
 def _place_branches(kind: str) -> list[tuple[Box, str]]:
-    """The branches side by side, or the one of the ablation."""
+    """The two branches side by side, or the only one of the ablation."""
     if kind == "shared":
         return [(BRANCHES, "One branch for both modes")]
     wide = BRANCHES.width / 2 - 0.04

@@ -140,7 +140,7 @@ def described(name: str, config: Config, run: pd.Series, logged: list[str]) -> d
 
 
 def count(value: int) -> str:
-    """A number of things."""
+    """A number with separators between thousands."""
     return f"{value:,}"
 
 
