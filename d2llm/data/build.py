@@ -96,7 +96,7 @@ def run(config: Config) -> None:
 
 
 def from_world(config: Config) -> Made:
-    """The generated world; what an evaluation set shares with training is removed from the set."""
+    """Generate the data; what an evaluation set shares with training is removed from the set."""
     settings = config.data.world
     train, pool = training_pairs(settings)
     enough.check(train, pool, config.training.pack, config.negatives.per_query)
@@ -113,8 +113,8 @@ def from_world(config: Config) -> Made:
 
 
 def from_files(config: Config) -> Made:
-    """One's own files; what an evaluation set shares with training is removed from training, so that the set stays
-    whole.
+    """Read one's own files; what an evaluation set shares with training is removed from training, so that the set
+    stays whole.
     """
     settings = local_files(config)
     tasks, dropped = files_tasks(settings)
@@ -362,7 +362,7 @@ def teacher_groups(settings: WorldSettings, split: str) -> pd.DataFrame:
 
 
 def write_tasks(folder: Path, content: Made) -> None:
-    """The evaluation sets, a folder each."""
+    """Write the evaluation sets, each in its folder."""
     for name, header in content.headers.items():
         write_json(folder / name / "task.json", header)
         for split, frames in content.tasks.items():
@@ -371,7 +371,7 @@ def write_tasks(folder: Path, content: Made) -> None:
 
 
 def write_task(folder: Path, split: str, frames: dict[str, pd.DataFrame]) -> None:
-    """One split of a task in the layout of the contract."""
+    """Write one split of a task in the layout of docs/data.md."""
     if "pairs" in frames:
         write_frame(folder / f"{split}.parquet", frames["pairs"])
         return

@@ -36,7 +36,7 @@ class Searched(NamedTuple):
 
 
 class MtebName(NamedTuple):
-    """A set of mteb's: its task, its subset (None where there is only one), its split, and whether all of it is here."""
+    """A set of mteb's: its task, its subset (None where there is only one), its split, whether all of it is here."""
 
     name: str
     subset: str | None

@@ -70,7 +70,7 @@ def read(
 
 
 class Lines:
-    """The lines of a file for a reader of rows, checked one by one; `row_lines` are those of the row that is being read."""
+    """The lines of a file for a reader of rows, checked one by one; `row_lines` are those of the present row."""
 
     def __init__(self, path: Path, stream: TextIO, separator: str, quotes: Quotes | None, plain: bool) -> None:
         self.path, self.stream, self.separator = path, stream, separator
@@ -183,8 +183,8 @@ def table(lines: Lines, rows: Iterator[list[str]], names: list[str], keep: Seque
 
 
 def header(path: Path, row: list[str], separator: str) -> list[str]:
-    """The names of the columns; one without a name gets what pandas calls it. Raises DataError for a name that is there
-    twice.
+    """The names of the columns; one without a name gets what pandas calls it. Raises DataError where two columns have
+    one name.
     """
     for other, name in NAMES.items():
         if len(row) == 1 and other != separator and other in row[0]:

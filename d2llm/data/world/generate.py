@@ -692,12 +692,7 @@ def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
     next_text (the sentence that follows: same agent, place and time, another action); slots (2 x len(SLOTS) node ids,
     zeros for a missing second event) and ask (slot asked for, -1 for statements).
     """
-    first = np.concatenate([ev.sample(rng, n // 2, "train", "person"), ev.sample(rng, n - n // 2, "train", "object")])[
-        rng.permutation(n)
-    ]
-    second = ev.sample(rng, n, "train")
-    first = _deny_some(rng, _weaken(rng, first, 0.3))
-    second = _weaken(rng, second, 0.3)
+    first, second = _draw_unlabelled_events(rng, n)
     double = rng.random(n) < 0.3
     question = ~double & (rng.random(n) < 0.25)
     words = ~double & ~question & (rng.random(n) < 0.1)
@@ -728,6 +723,15 @@ def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
             "negated": first[:, ev.POLARITY].astype(np.int8),
         }
     )
+
+
+def _draw_unlabelled_events(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(first events, half of them about two people; second events) of the train split, in general words."""
+    people, things = ev.sample(rng, n // 2, "train", "person"), ev.sample(rng, n - n // 2, "train", "object")
+    first = np.concatenate([people, things])[rng.permutation(n)]
+    second = ev.sample(rng, n, "train")
+    first = _deny_some(rng, _weaken(rng, first, 0.3))
+    return first, _weaken(rng, second, 0.3)
 
 
 def _put_questions(rng: np.random.Generator, texts: list[str], events: np.ndarray, ask: np.ndarray) -> None:

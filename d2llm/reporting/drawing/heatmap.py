@@ -46,7 +46,7 @@ class Breakdown:
 
 
 def draw(data: Data, breakdown: Breakdown) -> Figure:
-    """A map a task: phenomena, easiest for the methods first, by methods; mean over seeds."""
+    """Draw a map for each task: phenomena, easiest for the methods first, by methods; means over seeds."""
     scores = data.scores
     used = scores[(scores["task_type"] == breakdown.task_type) & (scores["phenomenon"] != "all")]
     used = used[used["metric"].isin(breakdown.metrics)]

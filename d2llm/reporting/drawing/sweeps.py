@@ -28,7 +28,9 @@ LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "v"),
 
 
 def draw_group(data: Data, group: str) -> Figure:
-    """A panel a swept setting, a line a task of the group, and a line for their average where there are more than two."""
+    """Draw a panel for each swept setting, with a line for each task of the group and, of three tasks and more, one for
+    their average.
+    """
     from matplotlib import pyplot
 
     axes_of = data.config.sweeps.get(SUBJECT, {}) if "sweeps" in data.config.include else {}

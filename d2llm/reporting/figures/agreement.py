@@ -37,7 +37,9 @@ CAPTION = {
 
 
 def draw(data: Data) -> Figure:
-    """Above, a density a kind of task; below, a line a task with a mark a method, means over seeds."""
+    """Draw above the density for each kind of task, below a line for each task with marks of the methods, means over
+    seeds.
+    """
     from matplotlib import pyplot
 
     if "teacher" not in data.context.references:

@@ -93,7 +93,7 @@ LOSSES_X, LOSS_SIZE = 3.08, (1.0, 0.34)
 
 
 def draw(data: Data) -> Figure:
-    """Left the teacher, right the student, between them the losses with their weights; inputs at the bottom."""
+    """Draw the teacher left, the student right, and the losses with their weights between them; inputs at the bottom."""
     from matplotlib import pyplot
 
     if METHOD.name not in data.config.methods:
@@ -143,7 +143,7 @@ def _draw_teacher(axis: Axes, config: Config, known: int | None) -> None:
 
 
 def _shorten_prompt(symmetric: Prompt, asymmetric: Prompt) -> tuple[list[str], str, list[str]]:
-    """(lines of the prompt, the answers of both modes, fonts that have all their characters); English where no font does."""
+    """(lines of the prompt, answers of both modes, fonts that have all their characters); English where no font does."""
     lines = [
         _shorten(symmetric.instruction.strip(), 16),
         f"{_shorten(symmetric.query.strip(), 8)}[text a]",

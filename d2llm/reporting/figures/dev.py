@@ -27,8 +27,8 @@ CAPTION = {
 
 
 def draw(data: Data) -> Figure:
-    """A panel a kind of task, a line a method: mean over the kind's tasks and over seeds, band from lowest to highest
-    seed.
+    """Draw a panel for each kind of task with a line for each method: the mean over tasks and seeds, in a band from
+    the lowest to the highest seed.
     """
     from matplotlib import pyplot
 

@@ -33,7 +33,7 @@ CAPTION = {
 
 
 def draw(data: Data) -> Figure:
-    """A panel a kind of task. Filled: significant after correction; open: not."""
+    """Draw a panel for each kind of task. Filled marks are significant after correction, open ones are not."""
     from matplotlib import pyplot
     from matplotlib.lines import Line2D
 

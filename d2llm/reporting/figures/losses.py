@@ -32,7 +32,9 @@ WINDOW = 9
 
 
 def draw(data: Data) -> Figure:
-    """A panel a method: its terms and, where there are several, their sum; mean over seeds, band lowest to highest."""
+    """Draw a panel for each method with its terms and, where there are several, their sum: the mean over seeds, in a
+    band from lowest to highest.
+    """
     from matplotlib import pyplot
 
     curves = data.curves[data.curves["stage"] != DEV]

@@ -35,7 +35,9 @@ CAPTION = {
 
 
 def draw(data: Data) -> Figure:
-    """A panel a kind of task, a line a task and one for their average; marks are means over seeds, bars their range."""
+    """Draw a panel for each kind of task with a line for each task and for their average; marks are means over seeds,
+    bars their range.
+    """
     from matplotlib import pyplot
 
     scores = data.scores[data.scores["phenomenon"] == "all"]

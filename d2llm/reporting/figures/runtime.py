@@ -33,7 +33,7 @@ ENCODING = {"encode_query": "Query", "encode_passage": "Passage"}
 
 
 def draw(data: Data) -> Figure:
-    """Three panels: seconds a text, seconds a pair, seconds a query against the size of the corpus. Open marks:
+    """Draw three panels: seconds a text, seconds a pair, seconds a query against the size of the corpus. Open marks:
     extrapolated.
     """
     from matplotlib import pyplot
@@ -111,7 +111,7 @@ def _draw_scoring(axis: Axes, times: pd.DataFrame, names: list[str], data: Data)
 
 
 def _draw_rows(axis: Axes, places: list[tuple[Any, int, int]], data: Data) -> None:
-    """Marks with bars from quartile to quartile, the number beside; `places`: a measurement, its line, its place
+    """Draw marks with bars from quartile to quartile, the number beside; `places`: a measurement, its line, its place
     within.
     """
     for row, line, step in places:

@@ -1,7 +1,7 @@
 """Stage `examples`: the test examples on which the trained methods disagree most, with their texts, for a reader to
 look at.
 
-Chooses and copies; nothing is scored anew. An example's *standing* with a method is a number from 0 to 1 that does not
+Chooses and copies; scoring is left to the evaluation, laying out to the page. An example's *standing* with a method is a number from 0 to 1 that does not
 depend on the scale of its scores: of a pair the share of the task's other pairs scored lower (ties count half), of a
 query its reciprocal rank, 0 beyond the tenth (so that their mean is MRR@10). Disagreement is the highest standing minus
 the lowest, of means over seeds.
