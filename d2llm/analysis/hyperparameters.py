@@ -40,10 +40,10 @@ def run(config: Config) -> None:
     for trial in tried:
         scores = read_frame(paths.development(*trial.run) / "scores.parquet", _COLUMNS)
         summary = read_json(paths.run(*trial.run) / "summary.json")
-        about = {"method": trial.run.method, "seed": trial.run.seed}
+        columns = {"method": trial.run.method, "seed": trial.run.seed}
         setting = ", ".join(f"{key} {plain(value)}" for key, value in trial.settings.items())
         edge = at_edge(config.tuning.grids[trial.run.method], trial.settings)
-        rows.append(about | {"setting": setting, "edge": edge} | judged(scores) | {"seconds": summary["seconds"]})
+        rows.append(columns | {"setting": setting, "edge": edge} | judged(scores) | {"seconds": summary["seconds"]})
     trials = choose(pd.DataFrame(rows))
     best = {
         trial.run.method: nested(trial.settings)

@@ -174,10 +174,14 @@ def header(name: str, task: TaskSet) -> dict[str, object]:
     title = (task.title or name) + (f" (sample of {task.sample})" if task.sample else "")
     bounds: dict[str, object] = {"min_score": task.scores[0], "max_score": task.scores[1]} if task.type == "sts" else {}
     bounds["splits"] = [split for split in ("dev", "test") if getattr(task, split) is not None]
-    about: dict[str, object] = {"title": title, "description": task.description or title, "language": task.language}
+    description: dict[str, object] = {
+        "title": title,
+        "description": task.description or title,
+        "language": task.language,
+    }
     if task.ignore_identical_ids:
-        about["ignore_identical_ids"] = True
-    return {"name": name, "type": task.type, "group": task.group, **about, **bounds}
+        description["ignore_identical_ids"] = True
+    return {"name": name, "type": task.type, "group": task.group, **description, **bounds}
 
 
 def local_tasks(settings: FilesSettings) -> dict[str, TaskSet]:

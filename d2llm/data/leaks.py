@@ -114,16 +114,16 @@ def _check_pairs(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str,
 def _check_retrieval(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
     queries, corpus, qrels = frames["queries"], frames["corpus"], frames["qrels"]
     passages = corpus["text"].map(normal_form)
-    known = set(corpus.loc[_is_among(passages, seen.texts), "id"])
-    with_known = set(qrels.loc[qrels["doc_id"].isin(known) & (qrels["relevance"] > 0), "query_id"])
-    asked = _is_among(queries["text"].map(normal_form), seen.texts)
-    leaked = asked & queries["id"].isin(with_known)
+    seen_ids = set(corpus.loc[_is_among(passages, seen.texts), "id"])
+    answered_by_seen = set(qrels.loc[qrels["doc_id"].isin(seen_ids) & (qrels["relevance"] > 0), "query_id"])
+    query_seen = _is_among(queries["text"].map(normal_form), seen.texts)
+    leaked = query_seen & queries["id"].isin(answered_by_seen)
     near = _is_among(passages.map(bag), seen.bags)
     row = {
         "examples": len(queries),
         "same_pair": int(leaked.sum()),
-        "query_seen": int(asked.sum()),
-        "passages_seen": len(known),
+        "query_seen": int(query_seen.sum()),
+        "passages_seen": len(seen_ids),
         "near_duplicates": int(near.sum()),
         "removed": int(leaked.sum()),
     }

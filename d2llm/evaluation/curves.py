@@ -81,11 +81,11 @@ def curves(logs: Mapping[Run, Iterable[Path]], updates: Mapping[Run, int]) -> pd
         where = " and ".join(map(str, files))
         if reached != updates[run]:
             raise ArtifactError(f"{where}: fine-tuning ends at update {reached}, expected {updates[run]}; {MEND}")
-        seen = set()
+        keys = set()
         for stage, step, name, _ in logged:
-            if (stage, step, name) in seen:
+            if (stage, step, name) in keys:
                 raise ArtifactError(f"{where}: {name} of {stage}, step {step}, twice; {MEND}")
-            seen.add((stage, step, name))
+            keys.add((stage, step, name))
         rows += [(*run, *row) for row in logged]
     return pd.DataFrame(rows, columns=list(CURVES))
 

@@ -84,10 +84,10 @@ def evaluate(
     for task in progress(list(read), f"evaluate {label}"):
         measured, rules = _measure_by_mteb(model, task, settings.batch_size, results)
         rows, predicted = _break_down(model, task, measured, rules, settings.keep)
-        about = {"split": task.split, "task": task.name, "task_title": task.title, "task_type": task.type}
-        about |= {"group": task.group, "scorer": scorer.kind}
-        about |= {"candidates": scorer.candidates if task.type == "retrieval" else ""}
-        scores += [{**about, "phenomenon": p, "metric": m, "value": value, "n": n} for p, m, value, n in rows]
+        columns = {"split": task.split, "task": task.name, "task_title": task.title, "task_type": task.type}
+        columns |= {"group": task.group, "scorer": scorer.kind}
+        columns |= {"candidates": scorer.candidates if task.type == "retrieval" else ""}
+        scores += [{**columns, "phenomenon": p, "metric": m, "value": value, "n": n} for p, m, value, n in rows]
         predictions.append(predicted.assign(task=task.name)[["task", *predicted.columns]])
         main = "  ".join(f"{metric} {value:.4f}" for phenomenon, metric, value, _ in rows if phenomenon == "all")
         logger.info("%s on %s: %s", label, task.name, main)
@@ -120,11 +120,11 @@ def _measure_by_mteb(
             evaluation_time=None,  # type: ignore[arg-type]  # None is allowed, the hint forgets it
         )
         content = result.model_dump(mode="json", exclude={"date", "evaluation_phases"})
-        about = model.mteb_model_meta
+        model_meta = model.mteb_model_meta
         # As mteb's own cache lays them out: with MTEB_CACHE set to `results`, mteb.load_results reads them.
-        place = results / "results" / about.model_name_as_path() / REVISION
+        place = results / "results" / model_meta.model_name_as_path() / REVISION
         write_json(place / f"{evaluated.metadata.name}.json", _replace_undefined(content))
-        write_json(place / "model_meta.json", {"name": about.name, "revision": REVISION})
+        write_json(place / "model_meta.json", {"name": model_meta.name, "revision": REVISION})
     return dict(scores[subset]), evaluated
 
 

@@ -120,18 +120,20 @@ def read(folder: Path, split: str) -> Task:
         ArtifactError: a file is missing or cannot be read.
     """
     folder = Path(folder)
-    about = _read_header(folder / "task.json")
-    if about["type"] == "retrieval":
+    header = _read_header(folder / "task.json")
+    if header["type"] == "retrieval":
         files = {part: folder / split / f"{part}.parquet" for part in ("corpus", "queries", "qrels")}
         frames = _read_retrieval(files)
     else:
         files = {"pairs": folder / f"{split}.parquet"}
-        frames = {"pairs": _read_pairs(files["pairs"], about)}
-    known = about.pop("mteb", None)
+        frames = {"pairs": _read_pairs(files["pairs"], header)}
+    mteb_entry = header.pop("mteb", None)
     name = None
-    if known is not None:
-        name = MtebName(known["name"], known["subset"], known["split"][split], split in known["whole"])
-    return Task(**about, split=split, revision=_digest_files(files.values()), mteb=name, **frames)
+    if mteb_entry is not None:
+        name = MtebName(
+            mteb_entry["name"], mteb_entry["subset"], mteb_entry["split"][split], split in mteb_entry["whole"]
+        )
+    return Task(**header, split=split, revision=_digest_files(files.values()), mteb=name, **frames)
 
 
 def has(folder: Path, split: str) -> bool:
@@ -152,20 +154,20 @@ def _read_header(path: Path) -> dict[str, Any]:
             raise DataError(f"{path}: key {key!r} must be one of {', '.join(sorted(allowed))}, found {raw[key]!r}")
     if raw["name"] != path.parent.name:
         raise DataError(f"{path}: key 'name' is {raw['name']!r}, but the folder is {path.parent.name!r}")
-    about = {key: raw[key] for key in expected}
-    about["language"] = raw.get("language", "cmn-Hans")
-    about |= {key: raw[key] for key in ("mteb", "ignore_identical_ids") if key in raw}
+    header = {key: raw[key] for key in expected}
+    header["language"] = raw.get("language", "cmn-Hans")
+    header |= {key: raw[key] for key in ("mteb", "ignore_identical_ids") if key in raw}
     if raw["type"] == "sts":
         low, high = raw.get("min_score"), raw.get("max_score")
         if not all(isinstance(x, int | float) and np.isfinite(x) for x in (low, high)) or low >= high:
             raise DataError(f"{path}: expected numbers min_score < max_score, found {low!r} and {high!r}")
-        about |= {"min_score": float(low), "max_score": float(high)}
-    return about
+        header |= {"min_score": float(low), "max_score": float(high)}
+    return header
 
 
-def _read_pairs(path: Path, about: dict[str, Any]) -> pd.DataFrame:
+def _read_pairs(path: Path, header: dict[str, Any]) -> pd.DataFrame:
     frame = _read_texts(path, ["id", "sentence1", "sentence2", "phenomenon"], unique="id")
-    if about["type"] == "pair_classification":
+    if header["type"] == "pair_classification":
         _require_column(path, frame, "label")
         _check_rows(path, frame, "label", ~frame["label"].isin([0, 1]), "0 or 1")
         frame["label"] = frame["label"].astype(int)
@@ -173,7 +175,7 @@ def _read_pairs(path: Path, about: dict[str, Any]) -> pd.DataFrame:
         return frame
     _require_column(path, frame, "score")
     _check_numbers(path, frame, "score")
-    low, high = about["min_score"], about["max_score"]
+    low, high = header["min_score"], header["max_score"]
     _check_rows(path, frame, "score", ~frame["score"].between(low, high), f"a number from {low:g} to {high:g}")
     frame["score"] = frame["score"].astype(float)
     check_pairs(path, frame, "score")
@@ -226,10 +228,10 @@ def _check_rows(path: Path, frame: pd.DataFrame, name: str, wrong: pd.Series, ex
     wrong = wrong.astype(bool)
     if wrong.any():
         row = int(np.flatnonzero(wrong.to_numpy())[0])
-        more = f" (and {int(wrong.sum()) - 1} more rows)" if wrong.sum() > 1 else ""
+        others = f" (and {int(wrong.sum()) - 1} more rows)" if wrong.sum() > 1 else ""
         value = frame[name].iloc[row]
         value = value.item() if isinstance(value, np.generic) else value
-        raise DataError(f"{path}: column {name!r}, row {row}: expected {expected}, found {value!r}{more}")
+        raise DataError(f"{path}: column {name!r}, row {row}: expected {expected}, found {value!r}{others}")
 
 
 def _digest_files(files: Any) -> str:

@@ -61,12 +61,12 @@ def context(config: Config) -> Context:
 
 def evaluation_sets(config: Config) -> dict[str, list[tuple[str, str]]]:
     """Title and description of what is evaluated, by group, in the order of the names."""
-    known: dict[str, tuple[str, str, str]] = {name: (entry[2], entry[0], entry[3]) for name, entry in TASKS.items()}
+    entries: dict[str, tuple[str, str, str]] = {name: (entry[2], entry[0], entry[3]) for name, entry in TASKS.items()}
     if config.data.source == "files":
         tasks = config.data.files.tasks
-        known = {name: (task.group, task.title or name, task.description) for name, task in tasks.items()}
+        entries = {name: (task.group, task.title or name, task.description) for name, task in tasks.items()}
     sets: dict[str, list[tuple[str, str]]] = {}
-    for name in sorted(known if config.evaluation.tasks == "all" else config.evaluation.tasks):
-        group, title, description = known[name]
+    for name in sorted(entries if config.evaluation.tasks == "all" else config.evaluation.tasks):
+        group, title, description = entries[name]
         sets.setdefault(group, []).append((title, description))
     return sets

@@ -68,11 +68,11 @@ def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> Judged
     marked = by_query(pairs, True)
     pairs = pairs.assign(marked=[marked.get(form, []) for form in pairs["a"].map(normal_form)])
     pairs = within(pairs, settings.part, "a", "b").reset_index(drop=True)
-    asked = pairs["a"].map(normal_form)
-    chosen = asked.drop_duplicates()
+    query_forms = pairs["a"].map(normal_form)
+    chosen = query_forms.drop_duplicates()
     if settings.sample is not None and settings.sample < len(chosen):
         chosen_queries = set(chosen.iloc[np.sort(rng.permutation(len(chosen))[: settings.sample])])
-        pairs = pairs[asked.isin(chosen_queries)].reset_index(drop=True)
+        pairs = pairs[query_forms.isin(chosen_queries)].reset_index(drop=True)
     if not pairs["label"].any():
         raise DataError(f"data.files.train.{name}: no pair of it is right; check label and yes, or score and yes_from")
     pairs.insert(0, "dataset", name)
@@ -116,11 +116,11 @@ def judged_rows(settings: TrainingSet) -> tuple[pd.DataFrame, Dropped]:
         wanted = target(score, settings.scores, settings.yes_from)
         return pairs.assign(label=score >= settings.yes_from, target=wanted), dropped
     passages = lists(path, frame, settings.passage)
-    right = pd.DataFrame({"a": query, "b": passages}).explode("b").dropna().assign(label=True, target=1.0)
+    right_pairs = pd.DataFrame({"a": query, "b": passages}).explode("b").dropna().assign(label=True, target=1.0)
     if settings.negatives is None:
-        return right, dropped
-    wrong = pd.DataFrame({"a": query, "b": lists(path, frame, settings.negatives)})
-    return pd.concat([right, wrong.explode("b").dropna().assign(label=False, target=0.0)]), dropped
+        return right_pairs, dropped
+    wrong_pairs = pd.DataFrame({"a": query, "b": lists(path, frame, settings.negatives)})
+    return pd.concat([right_pairs, wrong_pairs.explode("b").dropna().assign(label=False, target=0.0)]), dropped
 
 
 def complete_rows(
@@ -179,15 +179,15 @@ def retrieval(
     columns = {name: ids(path, frame, getattr(settings, name)) for name in ("query_id", "doc_id")}
     relevance = 1.0 if settings.relevance is None else numbers(path, frame, settings.relevance, -10.0, 1000.0)
     qrels = pd.DataFrame(columns).assign(relevance=relevance)
-    for column, known, origin in (("query_id", queries, paths["queries"]), ("doc_id", corpus, paths["corpus"])):
-        lost = ~qrels[column].isin(set(known["id"]))
-        if lost.any() and not drop:
-            line = qrels.index[lost][0]
+    for column, referenced, origin in (("query_id", queries, paths["queries"]), ("doc_id", corpus, paths["corpus"])):
+        dangling = ~qrels[column].isin(set(referenced["id"]))
+        if dangling.any() and not drop:
+            line = qrels.index[dangling][0]
             raise DataError(
                 f"{path}: line {line}: expected an id of {origin}; found {qrels[column][line]!r}; `incomplete: drop` "
                 "leaves such judgements out"
             )
-        qrels = qrels[~lost]
+        qrels = qrels[~dangling]
     dropped["judgements of a query or passage that is not there"] = len(frame) - len(qrels)
     relevance = qrels["relevance"].clip(lower=0)  # trec_eval takes both for not relevant
     whole = (relevance == relevance.round()).all()
@@ -201,7 +201,7 @@ def training_pairs(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> tu
     """
     right = pairs[pairs["label"]]
     wrong = {name: by_query(part, False) for name, part in pairs.groupby("dataset")}
-    asked = zip(right["dataset"], right["a"].map(normal_form), strict=True)
+    query_forms = zip(right["dataset"], right["a"].map(normal_form), strict=True)
     train = pd.DataFrame(
         {
             "query": right["a"],
@@ -209,7 +209,7 @@ def training_pairs(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> tu
             "dataset": right["dataset"],
             "mode": right["mode"],
             "marked": right["marked"],
-            "wrong": [wrong[dataset].get(form, []) for dataset, form in asked],
+            "wrong": [wrong[dataset].get(form, []) for dataset, form in query_forms],
         }
     ).reset_index(drop=True)
     train.insert(0, "qid", [f"{dataset}-{i}" for i, dataset in enumerate(train["dataset"])])
@@ -287,11 +287,11 @@ def mixed(label: list[bool]) -> list[int]:
     """Places of a list's members, right and wrong ones spread evenly, so that a piece of it holds both where there are
     enough.
     """
-    seen, total = {True: 0, False: 0}, {kind: max(1, label.count(kind)) for kind in (True, False)}
+    counts, total = {True: 0, False: 0}, {kind: max(1, label.count(kind)) for kind in (True, False)}
     place = []
     for kind in label:
-        seen[kind] += 1
-        place.append((seen[kind] - 0.5) / total[kind])
+        counts[kind] += 1
+        place.append((counts[kind] - 0.5) / total[kind])
     return sorted(range(len(label)), key=lambda i: (place[i], i))
 
 
@@ -337,14 +337,14 @@ def _read_retrieval_set(settings: TaskSet, source: Retrieval, rng: np.random.Gen
     (queries, corpus, qrels), dropped = retrieval(source, settings.incomplete == "drop")
     check_qrels(_require_path(source.qrels), qrels, source.relevance)
     judged_ids = set(qrels["query_id"])
-    asked = queries[queries["id"].isin(judged_ids)]
-    if len(asked) < len(queries):
-        dropped |= {UNJUDGED: len(queries) - len(asked)}
-    asked = sampled(asked, settings.sample, rng).assign(phenomenon="")
-    qrels = qrels[qrels["query_id"].isin(set(asked["id"]))]
+    judged_queries = queries[queries["id"].isin(judged_ids)]
+    if len(judged_queries) < len(queries):
+        dropped |= {UNJUDGED: len(queries) - len(judged_queries)}
+    judged_queries = sampled(judged_queries, settings.sample, rng).assign(phenomenon="")
+    qrels = qrels[qrels["query_id"].isin(set(judged_queries["id"]))]
     if settings.sample is not None:
         check_qrels(f"{_require_path(source.qrels)}: sample of {settings.sample} queries", qrels, source.relevance)
-    return EvaluationSet({"queries": asked, "corpus": corpus, "qrels": qrels.reset_index(drop=True)}, dropped)
+    return EvaluationSet({"queries": judged_queries, "corpus": corpus, "qrels": qrels.reset_index(drop=True)}, dropped)
 
 
 def within(pairs: pd.DataFrame, part: tuple[float, float] | None, one: str, two: str) -> pd.DataFrame:
@@ -370,20 +370,20 @@ def without(pairs: pd.DataFrame, tasks: Tasks) -> pd.DataFrame:
     """Judged pairs that no evaluation set holds: neither the pair, in any order, nor the query of a retrieval set, nor
     near copies.
     """
-    held: set[frozenset[str]] = set()
-    asked: set[str] = set()
+    evaluated_pairs: set[frozenset[str]] = set()
+    evaluated_queries: set[str] = set()
     for sets in tasks.values():
         for frames in sets.values():
             if "pairs" in frames:
                 both = zip(frames["pairs"]["sentence1"], frames["pairs"]["sentence2"], strict=True)
-                held.update(unordered(*pair) for pair in both)
+                evaluated_pairs.update(unordered(*pair) for pair in both)
             else:
-                asked.update(frames["queries"]["text"].map(normal_form))
-    gone = [
-        unordered(a, b) in held or (mode == "asymmetric" and normal_form(a) in asked)
+                evaluated_queries.update(frames["queries"]["text"].map(normal_form))
+    is_held = [
+        unordered(a, b) in evaluated_pairs or (mode == "asymmetric" and normal_form(a) in evaluated_queries)
         for a, b, mode in zip(pairs["a"], pairs["b"], pairs["mode"], strict=True)
     ]
-    return pairs[~np.array(gone, dtype=bool)].reset_index(drop=True)
+    return pairs[~np.array(is_held, dtype=bool)].reset_index(drop=True)
 
 
 def seen(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> Seen:
@@ -402,10 +402,10 @@ def with_familiarity(tasks: Tasks, training: Seen) -> Tasks:
             key = "pairs" if "pairs" in frames else "queries"
             columns = ("sentence1", "sentence2") if key == "pairs" else ("text",)
             frame = frames[key]
-            known = sum(
+            familiar = sum(
                 frame[column].map(lambda text: normal_form(text) in training.texts).astype(int) for column in columns
             )
             words = (NEW, ONE, BOTH) if key == "pairs" else (NEW, SEEN)
-            named = frame["phenomenon"].where(frame["phenomenon"] != "", known.map(dict(enumerate(words))))
+            named = frame["phenomenon"].where(frame["phenomenon"] != "", familiar.map(dict(enumerate(words))))
             out[split][name] = {**frames, key: frame.assign(phenomenon=named)}
     return out

@@ -160,20 +160,20 @@ def labels(
 
     Raises DataError for a row without a label or with any other, and where no row means yes.
     """
-    known = _map_meanings(path, yes, no)
+    meaning_of = _map_meanings(path, yes, no)
     values = _get_column(path, frame, column)
     _check_each(path, column, values, lambda value: not _is_missing(value), "a label")
     keys = values.map(label_key)
     named = " or ".join(
-        f"{', '.join(key for key in known if known[key] is meaning)} ({word})"
+        f"{', '.join(key for key in meaning_of if meaning_of[key] is meaning)} ({word})"
         for meaning, word in ((True, "yes"), (False, "no"))
     )
     fix = "name the label in `yes` or `no`, or leave such rows out by `incomplete: drop`"
-    _check_each(path, column, values, keys.isin(list(known)), named, fix)
-    positive = keys.map(known).astype(bool)
+    _check_each(path, column, values, keys.isin(list(meaning_of)), named, fix)
+    positive = keys.map(meaning_of).astype(bool)
     if not positive.any():
-        seen = ", ".join(map(_write_value, list(dict.fromkeys(values))[:5]))
-        raise DataError(f"{path}: column {column!r}: no row is one of {', '.join(map(repr, yes))}; found {seen}")
+        examples = ", ".join(map(_write_value, list(dict.fromkeys(values))[:5]))
+        raise DataError(f"{path}: column {column!r}: no row is one of {', '.join(map(repr, yes))}; found {examples}")
     return positive
 
 
@@ -254,9 +254,9 @@ def _check_each(
     good = (values.map(right) if callable(right) else right).astype(bool)
     if not good.all():
         line = values.index[~good][0]
-        more = f" (and {int((~good).sum()) - 1} more rows)" if (~good).sum() > 1 else ""
+        others = f" (and {int((~good).sum()) - 1} more rows)" if (~good).sum() > 1 else ""
         raise DataError(
-            f"{path}: line {line}, column {column!r}: expected {expected}; found {_write_value(values[line])}{more}"
+            f"{path}: line {line}, column {column!r}: expected {expected}; found {_write_value(values[line])}{others}"
             + (f"; {fix}" if fix else "")
         )
 

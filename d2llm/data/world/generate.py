@@ -82,9 +82,9 @@ def similarity(a: Sentences, b: Sentences) -> np.ndarray:
     """(n,) in [0, 1]: mean over b's events of the similarity to the better aligned event of `a`."""
     cross = ev.similarity(a.events[:, :, None], b.events[:, None, :])  # (n, 2, 2)
     cross[~a.double, 1] = 0
-    one = cross[:, :, 0].max(1)
-    two = (cross[:, 0, 0] + cross[:, 1, 1]) / 2
-    return np.where(b.double, np.where(a.double, two, cross[:, 0].mean(1)), one)
+    of_one_event = cross[:, :, 0].max(1)
+    of_two_events = (cross[:, 0, 0] + cross[:, 1, 1]) / 2
+    return np.where(b.double, np.where(a.double, of_two_events, cross[:, 0].mean(1)), of_one_event)
 
 
 def target(label: np.ndarray, alike: np.ndarray) -> np.ndarray:

@@ -45,12 +45,12 @@ class StudentScorer:
 
     def vectors(self, texts: Sequence[str], role: str, mode: str) -> np.ndarray:
         """(n, d) float32 embeddings, remembered until `forget`."""
-        known = self._known.setdefault((self._merge_role(role, mode), mode), {})
-        new = [text for text in dict.fromkeys(texts) if text not in known]
+        vector_of = self._known.setdefault((self._merge_role(role, mode), mode), {})
+        new = [text for text in dict.fromkeys(texts) if text not in vector_of]
         if new:
             encoded = self.student.encode(new, role, mode, self.batch_size)
-            known.update(zip(new, encoded, strict=True))
-        return np.stack([known[text] for text in texts])
+            vector_of.update(zip(new, encoded, strict=True))
+        return np.stack([vector_of[text] for text in texts])
 
     def forget(self) -> None:
         """Drops the vectors: tasks share few texts."""

@@ -71,8 +71,8 @@ class TeacherReference(TextOnly):
         ranked = [[index.top(query, self.depths.bm25, ties)[0]] for query in queries]
         if self.depths.dense:
             nearest = self.dense_ranks(queries, passages, self.depths.dense, ties)
-            for ranks, more in zip(ranked, nearest, strict=True):
-                ranks.append(np.asarray(more)[: self.depths.dense])
+            for ranks, dense in zip(ranked, nearest, strict=True):
+                ranks.append(np.asarray(dense)[: self.depths.dense])
         rows = [np.unique(np.concatenate(ranks)).astype(np.int64) for ranks in ranked]
         texts = [[passages[row] for row in candidates] for candidates in rows]
         # Each text once: in two places of a batch, rounding could tell equal passages apart.
@@ -81,8 +81,8 @@ class TeacherReference(TextOnly):
         for (_, distinct), candidates, row_texts, values in zip(
             groups, rows, texts, self._score_groups(groups, "asymmetric"), strict=True
         ):
-            known = dict(zip(distinct, values, strict=True))
-            scores = np.array([known[text] for text in row_texts])
+            score_of = dict(zip(distinct, values, strict=True))
+            scores = np.array([score_of[text] for text in row_texts])
             best = np.lexsort((ties[candidates], -scores))[:depth]
             hits.append((candidates[best], scores[best]))
         return hits

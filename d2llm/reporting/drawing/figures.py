@@ -67,12 +67,12 @@ class Data:
 
 def run(config: Config, name: str) -> None:
     """Write `figures/<name>.pdf`, `.svg` and `.png`. Raises ConfigError for a figure nobody knows."""
-    known, paths = entries("figure"), Paths.of(config)
-    if name not in known:
-        raise ConfigError(f"no figure named {name!r}; known: {', '.join(known)}")
-    also = (file for file in known[name].also if getattr(paths, file).exists())
-    data = Data(collected(paths, [*known[name].reads, *also]), context(config), config)
-    render(import_module(known[name].module).draw, data, {ext: paths.figure(name, ext) for ext in FORMATS})
+    figures, paths = entries("figure"), Paths.of(config)
+    if name not in figures:
+        raise ConfigError(f"no figure named {name!r}; known: {', '.join(figures)}")
+    also = (file for file in figures[name].also if getattr(paths, file).exists())
+    data = Data(collected(paths, [*figures[name].reads, *also]), context(config), config)
+    render(import_module(figures[name].module).draw, data, {ext: paths.figure(name, ext) for ext in FORMATS})
 
 
 def render(draw: Callable[[Data], Figure], data: Data, files: dict[str, Path]) -> None:

@@ -52,9 +52,9 @@ def _list_fonts() -> list[Path]:
 
     if not any(entry.name in CHINESE for entry in fontManager.ttflist):
         _look_again()
-    known = [entry for entry in fontManager.ttflist if entry.name in CHINESE and entry.style == "normal"]
-    known.sort(key=lambda entry: (CHINESE.index(entry.name), abs(_read_weight(entry.weight) - 400), entry.fname))
-    return [Path(entry.fname) for entry in known]
+    fonts = [entry for entry in fontManager.ttflist if entry.name in CHINESE and entry.style == "normal"]
+    fonts.sort(key=lambda entry: (CHINESE.index(entry.name), abs(_read_weight(entry.weight) - 400), entry.fname))
+    return [Path(entry.fname) for entry in fonts]
 
 
 def _look_again() -> None:

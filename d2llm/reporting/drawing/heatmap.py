@@ -1,7 +1,7 @@
 """Heat maps of scores by phenomenon, one for each kind of task: what makes an example hard, by methods.
 
-The figures `phenomena`, `phenomena_sts` and `phenomena_ir` are drawn by this, each with its `Breakdown`. Which metrics a
-breakdown has is decided in d2llm/evaluation/metrics.py.
+Draws the figures `phenomena`, `phenomena_sts` and `phenomena_ir`, each by its `Breakdown`. Which metrics a breakdown
+has is decided in d2llm/evaluation/metrics.py.
 """
 
 from __future__ import annotations

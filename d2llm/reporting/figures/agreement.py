@@ -44,9 +44,9 @@ def draw(data: Data) -> Figure:
 
     if "teacher" not in data.context.references:
         return empty("No agreement to show: this needs the teacher among the references.")
-    known = [*data.context.methods, *data.context.references]
+    names = [*data.context.methods, *data.context.references]
     predictions = given(data.collected.predictions, "predictions")
-    shown = predictions["method"].isin(known)
+    shown = predictions["method"].isin(names)
     pairs = paired(predictions if shown.all() else predictions[shown])  # a study has millions of rows
     tasks = data.scores.drop_duplicates("task").set_index("task")[["group", "task_title"]].sort_index()
     groups = [group for group in GROUP_TITLES if group in set(tasks["group"])]

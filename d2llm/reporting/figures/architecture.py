@@ -93,7 +93,7 @@ LOSSES_X, LOSS_SIZE = 3.08, (1.0, 0.34)
 
 
 def draw(data: Data) -> Figure:
-    """Draw the teacher left, the student right, and the losses with their weights between them; inputs at the bottom."""
+    """Draw the teacher left, the student right and the losses with their weights between them, inputs at the bottom."""
     from matplotlib import pyplot
 
     if METHOD.name not in data.config.methods:
@@ -118,7 +118,7 @@ def draw(data: Data) -> Figure:
     return figure
 
 
-def _draw_teacher(axis: Axes, config: Config, known: int | None) -> None:
+def _draw_teacher(axis: Axes, config: Config, known_width: int | None) -> None:
     templates = prompts(config.teacher)
     lines, answers, fonts = _shorten_prompt(templates["symmetric"], templates["asymmetric"])
     _write_heading(axis, PROMPT.x, "Teacher: cross-encoder")
@@ -133,7 +133,8 @@ def _draw_teacher(axis: Axes, config: Config, known: int | None) -> None:
     _draw_box(
         axis,
         STATE,
-        f"Last state, where the answer follows: $y^T$\npair feature, width {width(config.models.teacher, known=known)}",
+        "Last state, where the answer follows: $y^T$\n"
+        f"pair feature, width {width(config.models.teacher, known=known_width)}",
         TEACHER,
     )
     _draw_box(axis, ANSWERS, f"LM head, rows of the two answers:\n{answers}", TEACHER, family=fonts)
@@ -143,7 +144,7 @@ def _draw_teacher(axis: Axes, config: Config, known: int | None) -> None:
 
 
 def _shorten_prompt(symmetric: Prompt, asymmetric: Prompt) -> tuple[list[str], str, list[str]]:
-    """(lines of the prompt, answers of both modes, fonts that have all their characters); English where no font does."""
+    """(lines of the prompt, answers of both modes, fonts with all their characters); English where no font has them."""
     lines = [
         _shorten(symmetric.instruction.strip(), 16),
         f"{_shorten(symmetric.query.strip(), 8)}[text a]",
@@ -168,15 +169,15 @@ def _shorten(text: str, longest: int) -> str:
 
 
 def _draw_student(
-    axis: Axes, decoder: BaseSettings | PretrainedSettings, recipe: D2LLMRecipe, known: int | None
+    axis: Axes, decoder: BaseSettings | PretrainedSettings, recipe: D2LLMRecipe, known_width: int | None
 ) -> None:
     """Two towers that share their weights, and what scores their vectors."""
     _write_heading(axis, HEAD.x, "Student: D2LLM, a bi-encoder with interaction")
-    _draw_towers(axis, decoder, recipe, known)
+    _draw_towers(axis, decoder, recipe, known_width)
     _draw_box(axis, LOGIT, "Logit $z$: score of the pair", TEXT)
     interaction = recipe.interaction
     if interaction.name == "iem":
-        _draw_interaction(axis, decoder, recipe, known)
+        _draw_interaction(axis, decoder, recipe, known_width)
         return
     whole = Box(MODULE.x, (FIRST.bottom[1] + HEAD.top[1]) / 2, FIRST.width, HEAD.top[1] - FIRST.bottom[1])
     _draw_box(axis, whole, f"Score: {title('scorer', interaction.name)} of $y_i$ and $y_j$", STUDENT)
@@ -184,7 +185,7 @@ def _draw_student(
 
 
 def _draw_towers(
-    axis: Axes, decoder: BaseSettings | PretrainedSettings, recipe: D2LLMRecipe, known: int | None
+    axis: Axes, decoder: BaseSettings | PretrainedSettings, recipe: D2LLMRecipe, known_width: int | None
 ) -> None:
     """From both texts to their vectors."""
     ends = []
@@ -192,7 +193,7 @@ def _draw_towers(
         source, tower, pool = Box(x, 0.26, 1.32, 0.26), Box(x, 0.85, 1.32, 0.4), Box(x, 1.41, 1.32, 0.36)
         _draw_box(axis, source, f"{side.capitalize()}: text {text}", TEXT)
         _draw_box(axis, tower, f"Decoder\n{size(decoder, ', ')}", STUDENT)
-        _draw_box(axis, pool, _describe_pooling(recipe, width(decoder, known=known)), STUDENT)
+        _draw_box(axis, pool, _describe_pooling(recipe, width(decoder, known=known_width)), STUDENT)
         _draw_arrow(axis, source.top, tower.bottom)
         _draw_arrow(axis, tower.top, pool.bottom)
         target = (x, FIRST.bottom[1])
@@ -212,7 +213,7 @@ def _draw_towers(
 
 
 def _draw_interaction(
-    axis: Axes, decoder: BaseSettings | PretrainedSettings, recipe: D2LLMRecipe, known: int | None
+    axis: Axes, decoder: BaseSettings | PretrainedSettings, recipe: D2LLMRecipe, known_width: int | None
 ) -> None:
     """The interaction emulation module: first layer, branches and head."""
     from matplotlib.patches import FancyBboxPatch
@@ -242,7 +243,8 @@ def _draw_interaction(
     _draw_box(
         axis,
         FIRST,
-        f"First layer on [$y_i$; $y_j$]\n{width(decoder, 2, known)} → {hidden}, {ACTIVATIONS[interaction.activation]}",
+        f"First layer on [$y_i$; $y_j$]\n{width(decoder, 2, known_width)} → {hidden}, "
+        f"{ACTIVATIONS[interaction.activation]}",
         STUDENT,
     )
     for box, name in _place_branches(interaction.branches):

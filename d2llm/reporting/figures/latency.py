@@ -36,7 +36,7 @@ RISE = 5.0
 
 
 def draw(data: Data) -> Figure:
-    """Draw a labelled mark for each method, the teacher and BM25, with bars from first to third quartile of the time."""
+    """Draw a labelled mark for each method, teacher and BM25, with bars from first to third quartile of the time."""
     from matplotlib import pyplot
 
     measured = table(data)

@@ -143,16 +143,16 @@ def _draw_search(axis: Axes, times: pd.DataFrame, names: list[str], data: Data) 
                 continue
             color, marker = point(name, data.context.methods)
             marker = marker if phase == "search" else "1"
-            known, guessed = shown_times[~shown_times["extrapolated"]], shown_times[shown_times["extrapolated"]]
+            measured, extrapolated = shown_times[~shown_times["extrapolated"]], shown_times[shown_times["extrapolated"]]
             axis.fill_between(
                 shown_times["corpus"], shown_times["q1"], shown_times["q3"], color=color, alpha=0.2, linewidth=0
             )
-            axis.plot(known["corpus"], known["median"], style, color=color, marker=marker)
-            if len(guessed):
+            axis.plot(measured["corpus"], measured["median"], style, color=color, marker=marker)
+            if len(extrapolated):
                 # From the last measured point on; that point itself is drawn above.
-                line = shown_times[shown_times["corpus"] >= known["corpus"].max()] if len(known) else shown_times
+                line = shown_times[shown_times["corpus"] >= measured["corpus"].max()] if len(measured) else shown_times
                 axis.plot(line["corpus"], line["median"], "--", color=color, zorder=1.9)
-                axis.plot(guessed["corpus"], guessed["median"], marker, color=color, markerfacecolor="white")
+                axis.plot(extrapolated["corpus"], extrapolated["median"], marker, color=color, markerfacecolor="white")
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_title("Searching a corpus")

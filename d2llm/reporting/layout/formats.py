@@ -230,8 +230,8 @@ def _write_plain_csv(table: PlainTable) -> str:
 def _write_plain_html(table: PlainTable) -> str:
     lines = []
     for place, block in enumerate(table.blocks):
-        about = f"<strong>{_escape_html(table.heading)}</strong> {_escape_html(table.caption)} " if place == 0 else ""
-        lines += ['<table class="words">', f"<caption><div>{about}{_escape_html(block.title)}.</div></caption>"]
+        heading = f"<strong>{_escape_html(table.heading)}</strong> {_escape_html(table.caption)} " if place == 0 else ""
+        lines += ['<table class="words">', f"<caption><div>{heading}{_escape_html(block.title)}.</div></caption>"]
         lines += [
             "<thead>",
             "<tr>" + "".join(f'<th scope="col">{_escape_html(text)}</th>' for text in block.header) + "</tr>",

@@ -1,10 +1,10 @@
 """Stage `examples`: the test examples on which the trained methods disagree most, with their texts, for a reader to
 look at.
 
-Chooses and copies; scoring is left to the evaluation, laying out to the page. An example's *standing* with a method is a number from 0 to 1 that does not
-depend on the scale of its scores: of a pair the share of the task's other pairs scored lower (ties count half), of a
-query its reciprocal rank, 0 beyond the tenth (so that their mean is MRR@10). Disagreement is the highest standing minus
-the lowest, of means over seeds.
+Chooses and copies; scoring is left to the evaluation, laying out to the page. An example's *standing* with a method is
+a number from 0 to 1 that does not depend on the scale of its scores: of a pair the share of the task's other pairs
+scored lower (ties count half), of a query its reciprocal rank, 0 beyond the tenth (so that their mean is MRR@10).
+Disagreement is the highest standing minus the lowest, of means over seeds.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ def examples(task: Task, predictions: pd.DataFrame, methods: Sequence[str]) -> d
     each = queries(predictions) if retrieval else pairs(predictions)
     mean = each.groupby(["query_id", "method"], sort=True)["standing"].mean().unstack("method")
     judged = mean[[name for name in methods if name in mean]]
-    about = predictions.drop_duplicates("query_id").set_index("query_id")[["cluster", "phenomenon"]]
-    order = pd.DataFrame({"spread": (judged.max(axis=1) - judged.min(axis=1)).round(6)}).join(about).reset_index()
+    details = predictions.drop_duplicates("query_id").set_index("query_id")[["cluster", "phenomenon"]]
+    order = pd.DataFrame({"spread": (judged.max(axis=1) - judged.min(axis=1)).round(6)}).join(details).reset_index()
     order = order.sort_values(["spread", "query_id"], ascending=[False, True], kind="stable")
     chosen = order[order["spread"] > 0].drop_duplicates("cluster").head(KEPT)
     texts = TextsOf(task)
-    known = each[each["query_id"].isin(set(chosen["query_id"]))]
-    rows = dict(iter(known.groupby(["query_id", "method"], sort=False)))
+    of_chosen = each[each["query_id"].isin(set(chosen["query_id"]))]
+    rows = dict(iter(of_chosen.groupby(["query_id", "method"], sort=False)))
     first = predictions[predictions["query_id"].isin(set(chosen["query_id"]))]
     if retrieval:
         first = first[first["seed"] == first.groupby("method")["seed"].transform("min")]

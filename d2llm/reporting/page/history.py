@@ -29,13 +29,13 @@ class Job:
 
 def history(records: dict[str, dict[str, Any]], config: Config, without: Collection[str] = ()) -> list[Job]:
     """The jobs in the order they started, without stages named and runs that the config does not have (any more)."""
-    known = {tuple(run) for run in config.evaluations()} | {tuple(trial.run) for trial in config.trials()}
+    runs = {tuple(run) for run in config.evaluations()} | {tuple(trial.run) for trial in config.trials()}
     stages = set(config.pretexts())
     jobs = []
     for record in records.values():
         run = (record.get("method"), record.get("variant"), record.get("seed"))
-        foreign = run not in known if "seed" in record else run[0] is not None and run[:2] not in stages
-        if record["stage"] in without or foreign:
+        unknown = run not in runs if "seed" in record else run[0] is not None and run[:2] not in stages
+        if record["stage"] in without or unknown:
             continue
         arguments = " ".join(f"{name}={record[name]}" for name in _ARGUMENTS if name in record)
         jobs.append(

@@ -156,13 +156,13 @@ def _make_rows(
     rows.append(Row(key, f"{name}{_write_seeds(paired)}", "reference", shown.cells(paired, "base")))
     groups = list(dict.fromkeys(config.variants[variant].group for variant in variants))
     for variant, owner in sorted(variants.items(), key=lambda item: groups.index(config.variants[item[0]].group)):
-        about = config.variants[variant]
-        title = f"{about.title or variant} ({changes(about.settings)})"
+        settings = config.variants[variant]
+        title = f"{settings.title or variant} ({changes(settings.settings)})"
         marked = tuple(
             replace(cell, lead=leads.get((method, owner, column.task, column.metric), ""))
             for column, cell in zip(shown.columns, shown.cells(paired, owner), strict=True)
         )
-        rows.append(Row(variant, f"{about.group}: {title}" if about.group else title, about.group, marked))
+        rows.append(Row(variant, f"{settings.group}: {title}" if settings.group else title, settings.group, marked))
     return rows
 
 
