@@ -19,11 +19,13 @@ def paired(predictions: pd.DataFrame, teacher: str = "teacher") -> pd.DataFrame:
     both.
     """
     is_teacher = predictions["method"] == teacher
-    asked = predictions.loc[is_teacher, [*KEY, "score"]].rename(columns={"score": "teacher"})
+    teacher_scores = predictions.loc[is_teacher, [*KEY, "score"]].rename(columns={"score": "teacher"})
     # The teacher's own rows go last: of millions, most are of passages it has not seen.
-    found = predictions[["method", "seed", *KEY, "score"]].merge(asked, on=KEY, how="inner", validate="many_to_one")
-    found = found[found["method"] != teacher].reset_index(drop=True)
-    return found.astype(dict.fromkeys(("method", *KEY), "str"))  # which may be categories
+    pairs = predictions[["method", "seed", *KEY, "score"]].merge(
+        teacher_scores, on=KEY, how="inner", validate="many_to_one"
+    )
+    pairs = pairs[pairs["method"] != teacher].reset_index(drop=True)
+    return pairs.astype(dict.fromkeys(("method", *KEY), "str"))  # which may be categories
 
 
 def spearman(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -42,7 +44,7 @@ def spearman(pairs: pd.DataFrame) -> pd.DataFrame:
     ranks = pairs[["method", "seed", "task"]].assign(unit=unit, x=x, y=y, xx=x * x, yy=y * y, xy=x * y)
     mean = ranks.groupby(keys).mean()
     spread = ((mean["xx"] - mean["x"] ** 2) * (mean["yy"] - mean["y"] ** 2)) ** 0.5
-    found = (mean["xy"] - mean["x"] * mean["y"]) / spread
-    found = found[(grouped.size() >= FEWEST) & (spread > 1e-9)]
-    per_seed = found.groupby(level=["method", "seed", "task"]).mean()
+    correlation = (mean["xy"] - mean["x"] * mean["y"]) / spread
+    correlation = correlation[(grouped.size() >= FEWEST) & (spread > 1e-9)]
+    per_seed = correlation.groupby(level=["method", "seed", "task"]).mean()
     return per_seed.groupby(level=["method", "task"]).mean().unstack("task")

@@ -49,12 +49,14 @@ def run(config: Config) -> None:
     tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
     columns = len(tasks) + int((tasks.groupby("group").size() > 1).sum())
     count = max(settings.resamples, least((len(config.methods) - 1) * columns, settings.level))
-    found = compare(predictions, tasks, list(config.methods), count, settings.level, settings.seed, settings.subject)
-    check(found, scores)
+    comparisons = compare(
+        predictions, tasks, list(config.methods), count, settings.level, settings.seed, settings.subject
+    )
+    check(comparisons, scores)
     with atomic(paths.comparisons) as temporary:
-        found.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+        comparisons.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
     get_logger(__name__).info(
-        "%d comparisons, %d significant", len(found), int((found["p_holm"] < 1 - settings.level).sum())
+        "%d comparisons, %d significant", len(comparisons), int((comparisons["p_holm"] < 1 - settings.level).sum())
     )
 
 
@@ -67,9 +69,9 @@ def run_ablations(config: Config) -> None:
     no row. Raises ArtifactError when the predictions do not fit each other or the scores.
     """
     paths, settings = Paths.of(config), config.statistics
-    owners = {method: dict.fromkeys(found.values()) for method, found in varied(config).items()}
-    variants = {method: [name for name in found if name != "base"] for method, found in owners.items()}
-    variants = {method: found for method, found in variants.items() if found}
+    trainings = {method: dict.fromkeys(owners.values()) for method, owners in varied(config).items()}
+    variants = {method: [name for name in names if name != "base"] for method, names in trainings.items()}
+    variants = {method: names for method, names in variants.items() if names}
     scores = read_frame(paths.scores, _SCORES)
     tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
     seeds = config.seeds_of_variants()
@@ -82,14 +84,14 @@ def run_ablations(config: Config) -> None:
         predictions = read_predictions(paths.predictions, _PREDICTIONS, where)
         predictions = predictions.assign(method=predictions["variant"])
         part = compare(predictions, tasks, [*names, "base"], count, settings.level, settings.seed, "base", judged)
-        own = scores[(scores["method"] == method) & scores["seed"].isin(seeds)]
-        check(part, own.assign(method=own["variant"], variant="base"))
+        of_method = scores[(scores["method"] == method) & scores["seed"].isin(seeds)]
+        check(part, of_method.assign(method=of_method["variant"], variant="base"))
         parts.append(part if method == SUBJECT else part.assign(method=method))
-    found = pd.concat(parts[1:] or parts, ignore_index=True)
+    ablations = pd.concat(parts[1:] or parts, ignore_index=True)
     if len(parts) > 2:
-        found = found.assign(p_holm=statistics.holm(found["p"]))
+        ablations = ablations.assign(p_holm=statistics.holm(ablations["p"]))
     with atomic(paths.ablations) as temporary:
-        found.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+        ablations.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
     get_logger(__name__).info("%d ablations on %d columns", differences // len(judged), len(judged))
 
 
@@ -123,7 +125,7 @@ def compare(
     for group, members in tasks.groupby("group", sort=False):
         parts = []
         for task, kind in members["task_type"].items():
-            sides = _sides(predictions[predictions["task"] == task], task, kind, methods, seeds)
+            sides = _collect_sides(predictions[predictions["task"] == task], task, kind, methods, seeds)
             parts.append(_measure(sides, kind, methods, seeds, count, np.random.default_rng([seed, *task.encode()])))
             rows += _rows(task, group, HEADLINE[kind], parts[-1], subject, baselines, level, seed)
         if len(parts) > 1:
@@ -134,8 +136,8 @@ def compare(
             )
             metric = HEADLINE[members["task_type"].iloc[0]]
             rows += _rows(AVERAGE, group, metric, average, subject, baselines, level, seed)
-    found = pd.DataFrame([row for row in rows if judged is None or (row["group"], row["task"]) in judged])
-    return found.assign(p_holm=statistics.holm(found["p"]))[list(COMPARISONS)]
+    table = pd.DataFrame([row for row in rows if judged is None or (row["group"], row["task"]) in judged])
+    return table.assign(p_holm=statistics.holm(table["p"]))[list(COMPARISONS)]
 
 
 class _Measured(NamedTuple):
@@ -148,14 +150,14 @@ class _Measured(NamedTuple):
     n: int
 
 
-def _sides(
-    own: pd.DataFrame, task: str, kind: str, methods: list[str], seeds: list[int]
+def _collect_sides(
+    predictions: pd.DataFrame, task: str, kind: str, methods: list[str], seeds: list[int]
 ) -> dict[tuple[str, int], pd.DataFrame]:
     """The examples of every method and seed, checked to be the same ones with the same right answers."""
     sides: dict[tuple[str, int], pd.DataFrame] = {}
     for name in methods:
         for seed in seeds:
-            part = own[(own["method"] == name) & (own["seed"] == seed)]
+            part = predictions[(predictions["method"] == name) & (predictions["seed"] == seed)]
             if part.empty:
                 raise ArtifactError(f"no predictions of {name}, seed {seed}, on {task}; {MEND}")
             sides[name, seed] = examples(part, kind)
@@ -214,17 +216,17 @@ def _measure(
 
 
 def _rows(
-    task: str, group: str, metric: str, found: _Measured, subject: str, baselines: list[str], level: float, seed: int
+    task: str, group: str, metric: str, measured: _Measured, subject: str, baselines: list[str], level: float, seed: int
 ) -> list[dict[str, object]]:
-    strongest = max(baselines, key=lambda name: found.observed[name].mean())
+    strongest = max(baselines, key=lambda name: measured.observed[name].mean())
     rows = []
     for name in baselines:
-        per_seed = found.observed[subject] - found.observed[name]
-        drawn = found.drawn[subject] - found.drawn[name]
+        per_seed = measured.observed[subject] - measured.observed[name]
+        drawn = measured.drawn[subject] - measured.drawn[name]
         drawn = drawn + statistics.seed_luck(
             np.random.default_rng([seed, 1, *f"{task} {name}".encode()]), per_seed, len(drawn)
         )
-        measured = statistics.interval(float(per_seed.mean()), drawn, level)
+        spread = statistics.interval(float(per_seed.mean()), drawn, level)
         rows.append(
             {
                 "group": group,
@@ -233,26 +235,27 @@ def _rows(
                 "method": subject,
                 "baseline": name,
                 "strongest": name == strongest,
-                "value": float(found.observed[subject].mean()),
-                **measured._asdict(),
+                "value": float(measured.observed[subject].mean()),
+                **spread._asdict(),
                 "seeds": len(per_seed),
-                "n": found.n,
+                "n": measured.n,
             }
         )
     return rows
 
 
-def check(found: pd.DataFrame, scores: pd.DataFrame) -> None:
-    """Refuse predictions from which the collected scores do not follow: two truths in one folder.
+def check(comparisons: pd.DataFrame, scores: pd.DataFrame) -> None:
+    """Refuse predictions from which the collected scores do not follow: one of the two must be wrong.
 
     mteb rounds retrieval metrics to five digits, so that is how close they have to be.
     """
     base = scores[(scores["variant"] == "base") & (scores["phenomenon"] == "all")]
     values = base.groupby(["method", "task", "metric"])["value"].mean().to_dict()
-    for row in found[found["task"] != AVERAGE].itertuples():
+    for row in comparisons[comparisons["task"] != AVERAGE].itertuples():
         for method, value in ((row.method, row.value), (row.baseline, row.value - row.difference)):
             collected = values.get((method, row.task, row.metric), float("nan"))
             if not abs(collected - value) <= 1e-5:
                 raise ArtifactError(
-                    f"{row.metric} of {method} on {row.task} is {collected:.6f} in the scores and {value:.6f} by its predictions; {MEND}"
+                    f"{row.metric} of {method} on {row.task} is {collected:.6f} in the scores and {value:.6f} by its "
+                    f"predictions; {MEND}"
                 )

@@ -1,7 +1,7 @@
 """Stage `tune`: which of a method's trials is best on the development splits, and the record of all of them.
 
 Trains and evaluates nothing: trials are runs like any other, evaluated on development data. Every method has as many
-(`d2llm.config.schema.check_grids`), so that a lead is not one of tuning. `adopt` writes what was chosen into a tier's
+(`d2llm.config.checks.check_grids`), so that a lead is not one of tuning. `adopt` writes what was chosen into a tier's
 file.
 """
 
@@ -40,10 +40,10 @@ def run(config: Config) -> None:
     for trial in tried:
         scores = read_frame(paths.development(*trial.run) / "scores.parquet", _COLUMNS)
         summary = read_json(paths.run(*trial.run) / "summary.json")
-        about = {"method": trial.run.method, "seed": trial.run.seed}
-        said = ", ".join(f"{key} {plain(value)}" for key, value in trial.settings.items())
+        columns = {"method": trial.run.method, "seed": trial.run.seed}
+        setting = ", ".join(f"{key} {plain(value)}" for key, value in trial.settings.items())
         edge = at_edge(config.tuning.grids[trial.run.method], trial.settings)
-        rows.append(about | {"setting": said, "edge": edge} | judged(scores) | {"seconds": summary["seconds"]})
+        rows.append(columns | {"setting": setting, "edge": edge} | judged(scores) | {"seconds": summary["seconds"]})
     trials = choose(pd.DataFrame(rows))
     best = {
         trial.run.method: nested(trial.settings)
@@ -93,10 +93,10 @@ def markdown(trials: pd.DataFrame) -> str:
 def adopt_file(config: Config, file: Path) -> str:
     """Write the choice of a finished `tune` into a tier's file; returns what was written, in a line."""
     paths = Paths.of(config)
-    found = paths.chosen
-    chosen = read(require(found, "snakemake tune --cores all")).get("methods")
+    path = paths.chosen
+    chosen = read(require(path, "snakemake tune --cores all")).get("methods")
     if not isinstance(chosen, dict) or not all(isinstance(settings, dict) for settings in chosen.values()):
-        raise ConfigError(f"{found}: not what `snakemake tune` writes; remove it and run that again")
+        raise ConfigError(f"{path}: not what `snakemake tune` writes; remove it and run that again")
     note = origin(paths.trials)
     write_text(file, adopt(require(file).read_text(encoding="utf-8"), chosen, note))
     return ", ".join(
@@ -110,10 +110,10 @@ def origin(trials: Path) -> str:
     """
     record = read_json(provenance_of(trials)) if provenance_of(trials).exists() else {}
     count = len(read_csv(trials, {"method": "str"}))
-    said = [f"{count} trials on dev", f"trials.csv SHA-256 {file_digest(trials)[:16]}"]
-    said += [str(record["started"])[:10]] if record.get("started") else []
-    said += [f"commit {record['commit'][:10]}"] if record.get("commit") else []
-    return ", ".join(said)
+    facts = [f"{count} trials on dev", f"trials.csv SHA-256 {file_digest(trials)[:16]}"]
+    facts += [str(record["started"])[:10]] if record.get("started") else []
+    facts += [f"commit {record['commit'][:10]}"] if record.get("commit") else []
+    return ", ".join(facts)
 
 
 def adopt(text: str, chosen: Mapping[str, Mapping[str, Any]], note: str = "") -> str:
@@ -140,6 +140,6 @@ def adopt(text: str, chosen: Mapping[str, Mapping[str, Any]], note: str = "") ->
             shown = yaml.safe_dump(value).splitlines()[0]
             lines[where[0]] = f"{old[1]}{shown}{old[3]}"
     if note:
-        kept = [line for line in lines[first + 1 : last] if not line.startswith(TUNED)]
-        lines[first + 1 : last] = [f"{TUNED} {note}", *kept]
+        others = [line for line in lines[first + 1 : last] if not line.startswith(TUNED)]
+        lines[first + 1 : last] = [f"{TUNED} {note}", *others]
     return "\n".join(lines) + "\n"

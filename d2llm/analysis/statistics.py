@@ -102,12 +102,12 @@ def interval(observed: float, differences: np.ndarray, level: float = 0.95) -> I
     p = 2·min(share ≤ 0, share ≥ 0), with one more resample on either side (Davison and Hinkley 1997, section 4.2), at
     most 1. Resamples that are not defined (NaN) are left out.
     """
-    found = differences[np.isfinite(differences)]
-    if not len(found):
+    defined = differences[np.isfinite(differences)]
+    if not len(defined):
         return Interval(observed, float("nan"), float("nan"), 1.0)
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    tail = min((found <= 0).sum(), (found >= 0).sum())
-    return Interval(observed, float(low), float(high), float(min(1.0, 2 * (tail + 1) / (len(found) + 1))))
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    tail = min((defined <= 0).sum(), (defined >= 0).sum())
+    return Interval(observed, float(low), float(high), float(min(1.0, 2 * (tail + 1) / (len(defined) + 1))))
 
 
 def holm(p: Sequence[float]) -> np.ndarray:

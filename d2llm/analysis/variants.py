@@ -17,18 +17,20 @@ def varied(config: Config) -> dict[str, dict[str, str]]:
     the methods.
     """
     points = config.points()
-    found = {}
+    variants = {}
     for method in sorted(config.methods, key=lambda name: name != SUBJECT):
-        own = {name: points[method, name][1] for name in config.variants if (method, name) in points}
-        if own:
-            found[method] = own
-    return found
+        trainings = {name: points[method, name][1] for name in config.variants if (method, name) in points}
+        if trainings:
+            variants[method] = trainings
+    return variants
 
 
 def judged_columns(tasks: pd.DataFrame) -> list[tuple[str, str]]:
-    """(group, task) of the columns ablations are judged by: every pair classification task, of other kinds the average."""
-    found = []
+    """(group, task) of the columns by which ablations are judged: every pair classification task, and the averages of
+    the other kinds.
+    """
+    columns = []
     for group, members in tasks.groupby("group", sort=False):
         alone = len(members) == 1 or set(members["task_type"]) == {"pair_classification"}
-        found += [(str(group), str(task)) for task in (sorted(members.index) if alone else [AVERAGE])]
-    return found
+        columns += [(str(group), str(task)) for task in (sorted(members.index) if alone else [AVERAGE])]
+    return columns

@@ -1,12 +1,13 @@
 """Stages `texts` and `data`: write everything the other stages read of the configured source, with its data card and
 leak check.
 
-Layouts are the contracts of docs/data.md; a source only has to fill them. What the generated world's examples are is in
-`world.py`, what is made of one's own files in `examples.py`.
+Layouts are the contracts of docs/data.md; a source only has to fill them. How examples are
+generated is left to `world/generate.py`, how one's own files become examples to `files/examples.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,20 +60,23 @@ class Made:
 
 
 def run(config: Config) -> None:
-    """Make or read, check for leaks, write. Raises DataError for a training set that cannot be trained on (`enough`)."""
+    """Make or read the data, check for leaks and write.
+
+    Raises DataError for a training set that cannot be trained on (`enough`).
+    """
     paths = Paths.of(config)
-    made = from_files(config) if config.data.source == "files" else from_world(config)
+    content = from_files(config) if config.data.source == "files" else from_world(config)
     log = get_logger(__name__)
-    log.info("training pairs: %d, pool %d", len(made.train), len(made.pool))
-    log.info("leaks removed: %s", made.leaks["removed"])
-    write_frame(paths.train_pairs, made.train)
-    write_frame(paths.pool, made.pool)
-    write_frame(paths.teacher_train, made.teacher["train"])
-    write_frame(paths.teacher_dev, made.teacher["dev"])
+    log.info("training pairs: %d, pool %d", len(content.train), len(content.pool))
+    log.info("leaks removed: %s", content.leaks["removed"])
+    write_frame(paths.train_pairs, content.train)
+    write_frame(paths.pool, content.pool)
+    write_frame(paths.teacher_train, content.teacher["train"])
+    write_frame(paths.teacher_dev, content.teacher["dev"])
     with atomic(paths.tasks) as folder:
-        write_tasks(folder, made)
-    write_json(paths.leaks, made.leaks)
-    for name, counts in (made.counts or {}).items():
+        write_tasks(folder, content)
+    write_json(paths.leaks, content.leaks)
+    for name, counts in (content.counts or {}).items():
         if counts["contradictions"]:
             log.warning(
                 "%s: %d pairs are judged right and wrong by its rows; the first row counts",
@@ -81,48 +85,50 @@ def run(config: Config) -> None:
             )
         if counts["removed"]:
             log.warning("%s: %d pairs are removed, as evaluation sets hold them", name, counts["removed"])
-    for name, reasons in made.dropped.items():
+    for name, reasons in content.dropped.items():
         if reasons:
             log.warning("%s: left out: %s", name, card.counted(reasons))
-    summary = card.summarise(made.train, made.pool, made.tasks, made.teacher, made.leaks, made.counts, made.dropped)
+    summary = card.summarise(
+        content.train, content.pool, content.tasks, content.teacher, content.leaks, content.counts, content.dropped
+    )
     write_json(paths.card_json, summary)
     write_text(paths.card_md, card.markdown(summary))
 
 
 def from_world(config: Config) -> Made:
-    """The generated world; what an evaluation set shares with training is removed from the set."""
+    """Generate the data; what an evaluation set shares with training is removed from the set."""
     settings = config.data.world
     train, pool = training_pairs(settings)
     enough.check(train, pool, config.training.pack, config.negatives.per_query)
     tasks = {split: evaluation_tasks(settings, split) for split in ("dev", "test")}
     teacher = {split: teacher_groups(settings, split) for split in ("train", "dev")}
     unlabelled = read_frame(Paths.of(config).pretraining, {"text": "str"})
-    found, tasks = leaks.remove(tasks, leaks.seen_texts(train, pool, teacher["train"], unlabelled))
+    report, tasks = leaks.remove(tasks, leaks.seen_texts(train, pool, teacher["train"], unlabelled))
     headers: dict[str, dict[str, object]] = {}
     for name, (title, kind, group, description) in TASKS.items():
         headers[name] = {"name": name, "title": title, "type": kind, "group": group, "description": description}
         if kind == "sts":
             headers[name] |= {"min_score": 0, "max_score": 5 if name == "sts_graded" else 1}
-    return Made(train, pool, teacher, tasks, headers, found)
+    return Made(train, pool, teacher, tasks, headers, report)
 
 
 def from_files(config: Config) -> Made:
-    """One's own files; what an evaluation set shares with training is removed from training, so that the set stays
-    whole.
+    """Read one's own files; what an evaluation set shares with training is removed from training, so that the set
+    stays whole.
     """
     settings = local_files(config)
     tasks, dropped = files_tasks(settings)
     everything, passages, dropped_of_training = judged_pairs(settings, config.training.pack)
     dropped |= dropped_of_training
-    kept = left_pairs(everything, tasks, config.training.pack)
-    train, pool = examples.training_pairs(kept, passages)
+    remaining = left_pairs(everything, tasks, config.training.pack)
+    train, pool = examples.training_pairs(remaining, passages)
     enough.check(train, pool, config.training.pack, config.negatives.per_query)
-    groups = examples.teacher_groups(kept, pool, settings.teacher_negatives, settings.teacher_dev, settings.seed)
+    groups = examples.teacher_groups(remaining, pool, settings.teacher_negatives, settings.teacher_dev, settings.seed)
     report, _ = leaks.remove(tasks, examples.seen(everything, passages))
     for row in report["tasks"].values():
         row["removed"] = 0
-    report["removed"], report["removed_from"] = len(everything) - len(kept), "training"
-    tasks = examples.with_familiarity(tasks, examples.seen(kept, passages))
+    report["removed"], report["removed_from"] = len(everything) - len(remaining), "training"
+    tasks = examples.with_familiarity(tasks, examples.seen(remaining, passages))
     headers = {name: header(name, task) for name, task in local_tasks(settings).items()}
     for name, task in config.data.files.tasks.items():
         if isinstance(task, MtebSet):
@@ -135,18 +141,18 @@ def from_files(config: Config) -> Made:
             "contradictions": int(part["contradicted"].sum()),
             "removed": int((everything["dataset"] == name).sum()) - len(part),
         }
-        for name, part in kept.groupby("dataset", sort=False)
+        for name, part in remaining.groupby("dataset", sort=False)
     }
     return Made(train, pool, groups, tasks, headers, report, counts, dropped)
 
 
 def lost(dropped: Dropped) -> int:
-    """How much of a split was left out that mteb's own class would have evaluated."""
+    """How many examples of a split were left out that mteb's own class would have evaluated."""
     return sum(dropped.values()) - dropped.get(examples.UNJUDGED, 0)
 
 
 def mteb_source(config: Config, task: MtebSet) -> dict[str, Any]:
-    """What the download of a set of mteb's says it is."""
+    """What the download of a set of mteb's recorded about it."""
     return read_json(Paths.of(config).download(task.name) / SOURCE)
 
 
@@ -164,14 +170,18 @@ def local_files(config: Config) -> FilesSettings:
 
 
 def header(name: str, task: TaskSet) -> dict[str, object]:
-    """task.json of a set of files."""
+    """The content of task.json for a set of files."""
     title = (task.title or name) + (f" (sample of {task.sample})" if task.sample else "")
     bounds: dict[str, object] = {"min_score": task.scores[0], "max_score": task.scores[1]} if task.type == "sts" else {}
     bounds["splits"] = [split for split in ("dev", "test") if getattr(task, split) is not None]
-    about: dict[str, object] = {"title": title, "description": task.description or title, "language": task.language}
+    description: dict[str, object] = {
+        "title": title,
+        "description": task.description or title,
+        "language": task.language,
+    }
     if task.ignore_identical_ids:
-        about["ignore_identical_ids"] = True
-    return {"name": name, "type": task.type, "group": task.group, **about, **bounds}
+        description["ignore_identical_ids"] = True
+    return {"name": name, "type": task.type, "group": task.group, **description, **bounds}
 
 
 def local_tasks(settings: FilesSettings) -> dict[str, TaskSet]:
@@ -185,9 +195,9 @@ def files_tasks(settings: FilesSettings) -> tuple[leaks.Tasks, dict[str, Dropped
     dropped: dict[str, Dropped] = {}
     for split, sets in tasks.items():
         for name, task in local_tasks(settings).items():
-            found = examples.evaluation_set(name, task, split, files_rng(settings, f"{split} {name}"))
-            if found is not None:
-                sets[name], dropped[f"{name}/{split}"] = found
+            loaded = examples.evaluation_set(name, task, split, files_rng(settings, f"{split} {name}"))
+            if loaded is not None:
+                sets[name], dropped[f"{name}/{split}"] = loaded
     return tasks, dropped
 
 
@@ -206,7 +216,7 @@ def judged_pairs(settings: FilesSettings, pack: int) -> tuple[pd.DataFrame, dict
 
 
 def left_pairs(judged: pd.DataFrame, tasks: leaks.Tasks, pack: int) -> pd.DataFrame:
-    """Of the judged pairs those that no evaluation set holds. Raises DataError for a set whose right pairs are then
+    """The judged pairs that no evaluation set holds. Raises DataError for a set whose right pairs are then
     fewer than a pack.
     """
     left = examples.without(judged, tasks)
@@ -219,14 +229,14 @@ def left_pairs(judged: pd.DataFrame, tasks: leaks.Tasks, pack: int) -> pd.DataFr
 def run_texts(config: Config) -> None:
     """Stage `texts`: the unlabelled text alone, which is all that the base models wait for.
 
-    Of files: every text of the training sets, once; no order of theirs is known.
+    From files it takes every text of the training sets once, without a following text: no order is known.
     """
     if config.data.source == "files":
         files = local_files(config)
         pairs, passages, _ = judged_pairs(files, config.training.pack)
         pairs = left_pairs(pairs, files_tasks(files)[0], config.training.pack)
-        found = pd.concat([pairs["a"], pairs["b"], *passages.values()]).drop_duplicates().reset_index(drop=True)
-        unlabelled = pd.DataFrame({"text": found, "next_text": ""})
+        texts = pd.concat([pairs["a"], pairs["b"], *passages.values()]).drop_duplicates().reset_index(drop=True)
+        unlabelled = pd.DataFrame({"text": texts, "next_text": ""})
     else:
         settings = config.data.world
         unlabelled = world.pretraining(_rng(settings, "pretraining"), settings.pretraining_texts)
@@ -234,14 +244,14 @@ def run_texts(config: Config) -> None:
 
 
 def files_rng(settings: FilesSettings, purpose: str) -> np.random.Generator:
-    """A generator of its own for every set."""
+    """The random generator of one set, independent of the others' sizes."""
     return np.random.default_rng([settings.seed, *purpose.encode()])
 
 
 def _rng(settings: WorldSettings, purpose: str) -> np.random.Generator:
-    """A generator of its own for every purpose, so that changing one size leaves the other texts as they were.
+    """The random generator of one purpose, so that changing one size leaves the other texts as they were.
 
-    Test sets have a seed of their own: new ones need no new training data.
+    Test sets have another seed: new ones need no new training data.
     """
     seed = settings.test_seed if purpose.startswith("test ") else settings.seed
     return np.random.default_rng([seed, *purpose.encode()])
@@ -252,48 +262,59 @@ def training_pairs(settings: WorldSettings) -> tuple[pd.DataFrame, pd.DataFrame]
 
     `marked` lists every text the labels mark as right for the query: none of them may become a negative.
     """
-    rows, pool = [], []
+    sets = [*_make_pair_sets(settings), *_make_retrieval_sets(settings)]
+    train = pd.concat([rows for rows, _ in sets], ignore_index=True)
+    train = train.drop_duplicates(["dataset", "query", "positive"]).reset_index(drop=True)
+    train.insert(0, "qid", [f"{dataset}-{i}" for i, dataset in enumerate(train["dataset"])])
+    return train, pd.concat([pool for _, pool in sets], ignore_index=True)
 
-    def add(dataset: str, mode: str, frame: pd.DataFrame, positive: pd.Series) -> None:
-        kept = frame[positive]
-        marked = kept.groupby("a")["b"].agg(list)
-        rows.append(
-            pd.DataFrame(
-                {
-                    "query": kept["a"],
-                    "positive": kept["b"],
-                    "dataset": dataset,
-                    "mode": mode,
-                    "marked": kept["a"].map(marked),
-                }
-            )
-        )
-        pool.append(pd.DataFrame({"dataset": dataset, "text": frame["b"].drop_duplicates()}))
 
+def _make_pair_sets(settings: WorldSettings) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """(training rows, pool) of every symmetric training set."""
     nli = world.nli(_rng(settings, "train nli"), "train", settings.nli_premises, 4, surface.COMMON)
-    add("nli", "symmetric", nli, nli["label"])
+    yield _select_positives("nli", nli, nli["label"])
     graded = world.sts_graded(_rng(settings, "train sts_graded"), "train", settings.sts_pairs, PARTNERS)
     # Used in the direction in which it holds: the pair is a positive of the symmetric prompt only if the first entails
     # the second.
-    add("sts_graded", "symmetric", graded, graded["label"] & (graded["score"] >= STS_POSITIVE))
+    yield _select_positives("sts_graded", graded, graded["label"] & (graded["score"] >= STS_POSITIVE))
     for name, make in (("question_match", world.question_match), ("role_swap", world.role_swap)):
         pairs = make(_rng(settings, f"train {name}"), "train", settings.sts_pairs, PARTNERS)
-        add(name, "symmetric", pairs, pairs["label"])
+        yield _select_positives(name, pairs, pairs["label"])
+
+
+def _select_positives(dataset: str, pairs: pd.DataFrame, positive: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(training rows of the pairs that are `positive`, pool of the second texts of all pairs)."""
+    positives = pairs[positive]
+    marked = positives.groupby("a")["b"].agg(list)
+    rows = pd.DataFrame(
+        {
+            "query": positives["a"],
+            "positive": positives["b"],
+            "dataset": dataset,
+            "mode": "symmetric",
+            "marked": positives["a"].map(marked),
+        }
+    )
+    return rows, pd.DataFrame({"dataset": dataset, "text": pairs["b"].drop_duplicates()})
+
+
+def _make_retrieval_sets(settings: WorldSettings) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """(training rows, pool) of every retrieval training set; the first relevant passage is the positive."""
     for shape in SHAPES:
-        made = world.retrieval(_rng(settings, f"train {shape}"), "train", shape, settings.queries)
-        queries, corpus = made["queries"].set_index("id")["text"], made["corpus"].set_index("id")["text"]
-        qrels = made["qrels"].assign(text=made["qrels"]["doc_id"].map(corpus))
+        generated = world.retrieval(_rng(settings, f"train {shape}"), "train", shape, settings.queries)
+        queries, corpus = generated["queries"].set_index("id")["text"], generated["corpus"].set_index("id")["text"]
+        qrels = generated["qrels"].assign(text=generated["qrels"]["doc_id"].map(corpus))
         marked = qrels.groupby("query_id", sort=False)["text"].agg(list)
-        rows.append(
-            pd.DataFrame(
-                {"query": marked.index.map(queries), "positive": marked.str[0].to_numpy(), "dataset": f"ir_{shape}",
-                 "mode": "asymmetric", "marked": marked.to_numpy()}
-            )
-        )  # fmt: skip
-        pool.append(pd.DataFrame({"dataset": f"ir_{shape}", "text": corpus}))
-    train = pd.concat(rows, ignore_index=True).drop_duplicates(["dataset", "query", "positive"]).reset_index(drop=True)
-    train.insert(0, "qid", [f"{dataset}-{i}" for i, dataset in enumerate(train["dataset"])])
-    return train, pd.concat(pool, ignore_index=True)
+        rows = pd.DataFrame(
+            {
+                "query": marked.index.map(queries),
+                "positive": marked.str[0].to_numpy(),
+                "dataset": f"ir_{shape}",
+                "mode": "asymmetric",
+                "marked": marked.to_numpy(),
+            }
+        )
+        yield rows, pd.DataFrame({"dataset": f"ir_{shape}", "text": corpus})
 
 
 def evaluation_tasks(settings: WorldSettings, split: str) -> dict[str, dict[str, pd.DataFrame]]:
@@ -303,21 +324,29 @@ def evaluation_tasks(settings: WorldSettings, split: str) -> dict[str, dict[str,
     out: dict[str, dict[str, pd.DataFrame]] = {}
     for name, templates in (("nli_indomain", surface.COMMON), ("nli_shifted", surface.SHIFTED)):
         frame = world.nli(_rng(settings, f"{split} {name}"), split, pairs // 2, 3, templates).head(pairs)
-        out[name] = {"pairs": _pairs(name, split, frame).assign(label=frame["label"].astype(int).to_numpy())}
+        out[name] = {"pairs": _number_pairs(name, split, frame).assign(label=frame["label"].astype(int).to_numpy())}
     for name in ("sts_graded", "question_match", "role_swap"):
         frame = getattr(world, name)(_rng(settings, f"{split} {name}"), split, int(pairs * 1.3)).head(pairs)
-        out[name] = {"pairs": _pairs(name, split, frame).assign(score=frame["score"].astype(float).to_numpy())}
+        out[name] = {"pairs": _number_pairs(name, split, frame).assign(score=frame["score"].astype(float).to_numpy())}
     for shape in SHAPES:
-        made = world.retrieval(_rng(settings, f"{split} {shape}"), split, shape, queries)
-        out[f"ir_{shape}"] = {"queries": made["queries"], "corpus": made["corpus"], "qrels": made["qrels"]}
+        generated = world.retrieval(_rng(settings, f"{split} {shape}"), split, shape, queries)
+        out[f"ir_{shape}"] = {
+            "queries": generated["queries"],
+            "corpus": generated["corpus"],
+            "qrels": generated["qrels"],
+        }
     return out
 
 
-def _pairs(name: str, split: str, frame: pd.DataFrame) -> pd.DataFrame:
+def _number_pairs(name: str, split: str, frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
-        {"id": [f"{name}-{split}-{i}" for i in range(len(frame))], "sentence1": frame["a"].to_numpy(),
-         "sentence2": frame["b"].to_numpy(), "phenomenon": frame["phenomenon"].astype(str).to_numpy()}
-    )  # fmt: skip
+        {
+            "id": [f"{name}-{split}-{i}" for i in range(len(frame))],
+            "sentence1": frame["a"].to_numpy(),
+            "sentence2": frame["b"].to_numpy(),
+            "phenomenon": frame["phenomenon"].astype(str).to_numpy(),
+        }
+    )
 
 
 def teacher_groups(settings: WorldSettings, split: str) -> pd.DataFrame:
@@ -336,17 +365,17 @@ def teacher_groups(settings: WorldSettings, split: str) -> pd.DataFrame:
     )
 
 
-def write_tasks(folder: Path, made: Made) -> None:
-    """The evaluation sets, a folder each."""
-    for name, header in made.headers.items():
+def write_tasks(folder: Path, content: Made) -> None:
+    """Write the evaluation sets, each in its folder."""
+    for name, header in content.headers.items():
         write_json(folder / name / "task.json", header)
-        for split, frames in made.tasks.items():
+        for split, frames in content.tasks.items():
             if name in frames:
                 write_task(folder / name, split, frames[name])
 
 
 def write_task(folder: Path, split: str, frames: dict[str, pd.DataFrame]) -> None:
-    """One split of a task in the layout of the contract."""
+    """Write one split of a task in the layout of docs/data.md."""
     if "pairs" in frames:
         write_frame(folder / f"{split}.parquet", frames["pairs"])
         return

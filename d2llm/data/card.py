@@ -4,13 +4,13 @@ Markdown.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
 
-from d2llm.data.leaks import Report, Tasks
+from d2llm.data.leaks import Frames, Report, Tasks
 
 EXAMPLES = 2  # shown per phenomenon or data set
 
@@ -43,29 +43,18 @@ def summarise(
 
     return {
         "training": [
-            _training(name, part, pool[pool["dataset"] == name])
+            _describe_training(name, part, pool[pool["dataset"] == name])
             | ({} if counts is None else dict(counts[name]))
             | left_out(f"train/{name}")
             for name, part in train.groupby("dataset", sort=False)
         ],
         "evaluation": [
-            {
-                "task": name,
-                "split": split,
-                **(_pairs(frames["pairs"]) if "pairs" in frames else _retrieval(frames)),
-                **left_out(f"{name}/{split}"),
-            }
-            for split, made in tasks.items()
-            for name, frames in made.items()
+            {"task": name, "split": split, **_describe_task(frames), **left_out(f"{name}/{split}")}
+            for split, sets in tasks.items()
+            for name, frames in sets.items()
         ],
         "teacher": [
-            {
-                "split": split,
-                "mode": mode,
-                "groups": len(part),
-                "pairs": int(part["b"].str.len().sum()),
-                "share_yes": float(np.mean(np.concatenate([np.asarray(v) for v in part["label"]]))),
-            }
+            {"split": split, "mode": mode, **_describe_groups(part)}
             for split, frame in teacher.items()
             for mode, part in frame.groupby("mode")
         ],
@@ -78,12 +67,20 @@ def counted(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
 
 
-def _length(texts: pd.Series) -> dict[str, float]:
+def _measure_lengths(texts: pd.Series) -> dict[str, float]:
     lengths = texts.str.len()
     return {"mean": round(float(lengths.mean()), 1), "longest": int(lengths.max())}
 
 
-def _training(name: str, part: pd.DataFrame, pool: pd.DataFrame) -> dict[str, object]:
+def _describe_groups(groups: pd.DataFrame) -> dict[str, object]:
+    return {
+        "groups": len(groups),
+        "pairs": int(groups["b"].str.len().sum()),
+        "share_yes": float(np.mean(np.concatenate([np.asarray(label) for label in groups["label"]]))),
+    }
+
+
+def _describe_training(name: str, part: pd.DataFrame, pool: pd.DataFrame) -> dict[str, object]:
     first = part.iloc[0]
     return {
         "dataset": name,
@@ -91,28 +88,35 @@ def _training(name: str, part: pd.DataFrame, pool: pd.DataFrame) -> dict[str, ob
         "pairs": len(part),
         "queries": int(part["query"].nunique()),
         "pool": len(pool),
-        "query_characters": _length(part["query"]),
-        "positive_characters": _length(part["positive"]),
+        "query_characters": _measure_lengths(part["query"]),
+        "positive_characters": _measure_lengths(part["positive"]),
         "examples": part[["query", "positive"]].head(EXAMPLES).to_dict("records"),
     }
 
 
-def _pairs(frame: pd.DataFrame) -> dict[str, object]:
+def _describe_task(frames: Frames) -> dict[str, object]:
+    return _describe_pairs(frames["pairs"]) if "pairs" in frames else _describe_retrieval(frames)
+
+
+def _describe_pairs(frame: pd.DataFrame) -> dict[str, object]:
     value = "label" if "label" in frame else "score"
     phenomena = {
-        name: {"n": len(part), f"mean_{value}": round(float(part[value].mean()), 3),
-               "example": [part["sentence1"].iloc[0], part["sentence2"].iloc[0], float(part[value].iloc[0])]}
+        name: {
+            "n": len(part),
+            f"mean_{value}": round(float(part[value].mean()), 3),
+            "example": [part["sentence1"].iloc[0], part["sentence2"].iloc[0], float(part[value].iloc[0])],
+        }
         for name, part in frame.groupby("phenomenon")
-    }  # fmt: skip
+    }
     return {
         "n": len(frame),
         f"mean_{value}": round(float(frame[value].mean()), 3),
-        "characters": _length(pd.concat([frame["sentence1"], frame["sentence2"]])),
+        "characters": _measure_lengths(pd.concat([frame["sentence1"], frame["sentence2"]])),
         "phenomena": phenomena,
     }
 
 
-def _retrieval(frames: dict[str, pd.DataFrame]) -> dict[str, object]:
+def _describe_retrieval(frames: dict[str, pd.DataFrame]) -> dict[str, object]:
     queries, corpus, qrels = frames["queries"], frames["corpus"], frames["qrels"]
     texts = corpus.set_index("id")["text"]
     relevant = qrels[qrels["relevance"] > 0]
@@ -129,79 +133,78 @@ def _retrieval(frames: dict[str, pd.DataFrame]) -> dict[str, object]:
         "passages": len(corpus),
         "relevant_per_query": round(len(relevant) / len(queries), 2),
         **({"without_relevant": unanswered} if unanswered else {}),
-        "characters": _length(queries["text"]),
-        "passage_characters": _length(corpus["text"]),
+        "characters": _measure_lengths(queries["text"]),
+        "passage_characters": _measure_lengths(corpus["text"]),
         "phenomena": phenomena,
     }
 
 
 def markdown(card: Card) -> str:
     """The card for a reader."""
-    lines = [
-        "# Data card",
-        "",
-        "## Training pairs",
-        "",
-        "| set | mode | pairs | queries | pool | example |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in card["training"]:
-        shown = row["examples"][0]
-        lines.append(
-            f"| {row['dataset']} | {row['mode']} | {row['pairs']} | {row['queries']} | {row['pool']} | {shown['query']} → {shown['positive']} |"
-        )
-    torn = {row["dataset"]: row["contradictions"] for row in card["training"] if row.get("contradictions")}
-    left_out = {row["dataset"]: row["dropped"] for row in card["training"] if row.get("dropped")}
-    lines += (
-        ["", *(f"Left out of {name}: {counted(reasons)}." for name, reasons in left_out.items())] if left_out else []
-    )
-    if torn:
-        said = ", ".join(f"{count} of {name}" for name, count in torn.items())
-        lines += ["", f"Pairs that a set judges right and wrong, of which the first row counts: {said}."]
-    removed = {row["dataset"]: row["removed"] for row in card["training"] if row.get("removed")}
-    if removed:
-        counts = ", ".join(f"{count} of {name}" for name, count in removed.items())
-        lines += ["", f"Judged pairs that evaluation sets hold, which are removed from training: {counts}."]
+    lines = _write_training(card["training"])
     lines += ["", "## Evaluation sets", ""]
     for row in card["evaluation"]:
-        size = (
-            f"{row['n']} queries, {row['passages']} passages, {row['relevant_per_query']} relevant a query"
-            if "passages" in row
-            else f"{row['n']} pairs"
-        )
-        size += f", {row['without_relevant']} queries without a relevant passage" if "without_relevant" in row else ""
-        lines += [f"### {row['task']}, {row['split']}: {size}", ""]
-        lines += [f"Left out: {counted(row['dropped'])}.", ""] if "dropped" in row else []
-        lines += [
-            "| phenomenon | n | example |",
-            "| --- | --- | --- |",
-        ]
-        lines += [
-            f"| {name} | {found['n']} | {' / '.join(map(str, found['example']))} |"
-            for name, found in row["phenomena"].items()
-        ]
-        lines.append("")
-    lines += [
-        "## Teacher's examples",
-        "",
-        "| split | mode | groups | pairs | share yes |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+        lines += _write_task(row)
+    lines += _write_table("## Teacher's examples", ("split", "mode", "groups", "pairs", "share yes"))
     lines += [
         f"| {row['split']} | {row['mode']} | {row['groups']} | {row['pairs']} | {row['share_yes']:.2f} |"
         for row in card["teacher"]
     ]
-    lines += [
-        "",
-        "## Leaks",
-        "",
-        f"{card['leaks']['removed']} examples removed from {card['leaks'].get('removed_from', 'evaluation')}.",
-        "",
-        "| task | counts |",
-        "| --- | --- |",
-    ]
+    leaks = card["leaks"]
+    lines += ["", "## Leaks", ""]
+    lines += [f"{leaks['removed']} examples removed from {leaks.get('removed_from', 'evaluation')}.", ""]
+    lines += ["| task | counts |", "| --- | --- |"]
     lines += [
         f"| {name} | {', '.join(f'{key.replace(chr(95), chr(32))} {value}' for key, value in row.items())} |"
-        for name, row in card["leaks"]["tasks"].items()
+        for name, row in leaks["tasks"].items()
     ]
     return "\n".join(lines) + "\n"
+
+
+def _write_table(title: str, columns: Sequence[str]) -> list[str]:
+    """A title and the head of the table under it."""
+    return [title, "", f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
+
+
+def _write_training(rows: list[dict[str, Any]]) -> list[str]:
+    """The training sets, and what was left out of them, contradicts itself or was removed."""
+    lines = ["# Data card", ""]
+    lines += _write_table("## Training pairs", ("set", "mode", "pairs", "queries", "pool", "example"))
+    for row in rows:
+        shown = row["examples"][0]
+        lines.append(
+            f"| {row['dataset']} | {row['mode']} | {row['pairs']} | {row['queries']} | {row['pool']} | "
+            f"{shown['query']} → {shown['positive']} |"
+        )
+    left_out = {row["dataset"]: row["dropped"] for row in rows if row.get("dropped")}
+    if left_out:
+        lines += ["", *(f"Left out of {name}: {counted(reasons)}." for name, reasons in left_out.items())]
+    if torn := _list_counts(rows, "contradictions"):
+        lines += ["", f"Pairs that a set judges right and wrong, of which the first row counts: {torn}."]
+    if removed := _list_counts(rows, "removed"):
+        lines += ["", f"Judged pairs that evaluation sets hold, which are removed from training: {removed}."]
+    return lines
+
+
+def _list_counts(rows: list[dict[str, Any]], key: str) -> str:
+    """The sets whose count of this name is not 0, on one line."""
+    counts = {row["dataset"]: row[key] for row in rows if row.get(key)}
+    return ", ".join(f"{count} of {name}" for name, count in counts.items())
+
+
+def _write_task(row: dict[str, Any]) -> list[str]:
+    """One split of an evaluation set: its size, and its phenomena with an example each."""
+    size = (
+        f"{row['n']} queries, {row['passages']} passages, {row['relevant_per_query']} relevant a query"
+        if "passages" in row
+        else f"{row['n']} pairs"
+    )
+    size += f", {row['without_relevant']} queries without a relevant passage" if "without_relevant" in row else ""
+    lines = [f"### {row['task']}, {row['split']}: {size}", ""]
+    lines += [f"Left out: {counted(row['dropped'])}.", ""] if "dropped" in row else []
+    lines += ["| phenomenon | n | example |", "| --- | --- | --- |"]
+    lines += [
+        f"| {name} | {entry['n']} | {' / '.join(map(str, entry['example']))} |"
+        for name, entry in row["phenomena"].items()
+    ]
+    return [*lines, ""]

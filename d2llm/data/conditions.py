@@ -45,7 +45,8 @@ def check_qrels(path: str | Path, qrels: pd.DataFrame, column: str | None = None
         query, doc = qrels.loc[line, columns]
         first = qrels.index[(qrels["query_id"] == query) & (qrels["doc_id"] == doc)][0]
         raise DataError(
-            f"{path}: line {line}: query {query!r} and document {doc!r} are judged again, as in line {first}; keep one of the two"
+            f"{path}: line {line}: query {query!r} and document {doc!r} are judged again, as in line {first}; keep "
+            "one of the two"
         )
     where = f"{path}: column {column or 'relevance'!r}"
     if not (qrels["relevance"] > 0).any():
@@ -75,6 +76,6 @@ def whole_relevance(relevance: pd.Series) -> pd.Series:
             break
     odd = relevance[values != values.astype(np.int64)]
     raise ValueError(
-        f"line {odd.index[0]}: relevance {odd.iloc[0]} is too fine: from 0 to the largest, {values.max():g}, there may be {MOST_STEPS} equal "
-        "steps; round it, e.g. to two decimals"
+        f"line {odd.index[0]}: relevance {odd.iloc[0]} is too fine: from 0 to the largest, {values.max():g}, there "
+        f"may be {MOST_STEPS} equal steps; round it, e.g. to two decimals"
     )

@@ -49,9 +49,9 @@ class Seen:
         return frozenset(map(bag, self.texts))
 
 
-def unordered(one: str, two: str) -> frozenset[str]:
+def unordered(first: str, second: str) -> frozenset[str]:
     """A pair of texts in whatever order and spelling."""
-    return frozenset((normal_form(one), normal_form(two)))
+    return frozenset((normal_form(first), normal_form(second)))
 
 
 def bag(form: str) -> str:
@@ -62,7 +62,10 @@ def bag(form: str) -> str:
 def seen_texts(train: pd.DataFrame, pool: pd.DataFrame, teacher: pd.DataFrame, unlabelled: pd.DataFrame) -> Seen:
     """What any stage of training shows: the pairs, the pool of negatives, the teacher's groups, the unlabelled text."""
     groups = zip(teacher["a"], teacher["b"], strict=True)
-    pairs = [*zip(train["query"], train["positive"], strict=True), *((a, b) for a, found in groups for b in found)]
+    pairs = [
+        *zip(train["query"], train["positive"], strict=True),
+        *((a, b) for a, candidates in groups for b in candidates),
+    ]
     columns = [column for column in ("text", "paraphrase", "distractor", "next_text") if column in unlabelled]
     return Seen.of(pd.concat([pool["text"], teacher["a"], *(unlabelled[column] for column in columns)]), pairs)
 
@@ -74,59 +77,59 @@ def remove(tasks: Tasks, seen: Seen) -> tuple[Report, Tasks]:
     and one of whose relevant passages occur. Only counted: single texts seen, near-duplicate texts.
     """
     report: Report = {"removed": 0, "tasks": {}}
-    kept: Tasks = {}
-    for split, made in tasks.items():
-        kept[split] = {}
-        for name, frames in made.items():
-            clean, row = _pairs(frames, seen) if "pairs" in frames else _retrieval(frames, seen)
-            kept[split][name] = clean
+    cleaned: Tasks = {}
+    for split, sets in tasks.items():
+        cleaned[split] = {}
+        for name, frames in sets.items():
+            clean, row = _check_pairs(frames, seen) if "pairs" in frames else _check_retrieval(frames, seen)
+            cleaned[split][name] = clean
             report["tasks"][f"{name}/{split}"] = row
             report["removed"] += row["removed"]
-    return report, kept
+    return report, cleaned
 
 
-def _in(column: pd.Series, known: frozenset[str]) -> pd.Series:
+def _is_among(column: pd.Series, known: frozenset[str]) -> pd.Series:
     """`column.isin(known)`, without turning a large set into an array at every call."""
     return pd.Series([value in known for value in column], index=column.index, dtype=bool)
 
 
-def _pairs(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
+def _check_pairs(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
     frame = frames["pairs"]
-    one, two = frame["sentence1"].map(normal_form), frame["sentence2"].map(normal_form)
-    same = pd.Series([frozenset(pair) in seen.pairs for pair in zip(one, two, strict=True)], index=frame.index)
-    both = _in(one, seen.texts) & _in(two, seen.texts)
-    near = _in(one.map(bag), seen.bags) & _in(two.map(bag), seen.bags)
-    gone = same | both
+    first, second = frame["sentence1"].map(normal_form), frame["sentence2"].map(normal_form)
+    same = pd.Series([frozenset(pair) in seen.pairs for pair in zip(first, second, strict=True)], index=frame.index)
+    both = _is_among(first, seen.texts) & _is_among(second, seen.texts)
+    near = _is_among(first.map(bag), seen.bags) & _is_among(second.map(bag), seen.bags)
+    leaked = same | both
     row = {
         "examples": len(frame),
         "same_pair": int(same.sum()),
         "both_texts_seen": int(both.sum()),
-        "one_text_seen": int((_in(one, seen.texts) ^ _in(two, seen.texts)).sum()),
+        "one_text_seen": int((_is_among(first, seen.texts) ^ _is_among(second, seen.texts)).sum()),
         "near_duplicates": int(near.sum()),
-        "removed": int(gone.sum()),
+        "removed": int(leaked.sum()),
     }
-    return {"pairs": frame[~gone].reset_index(drop=True)}, row
+    return {"pairs": frame[~leaked].reset_index(drop=True)}, row
 
 
-def _retrieval(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
+def _check_retrieval(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
     queries, corpus, qrels = frames["queries"], frames["corpus"], frames["qrels"]
     passages = corpus["text"].map(normal_form)
-    known = set(corpus.loc[_in(passages, seen.texts), "id"])
-    with_known = set(qrels.loc[qrels["doc_id"].isin(known) & (qrels["relevance"] > 0), "query_id"])
-    asked = _in(queries["text"].map(normal_form), seen.texts)
-    gone = asked & queries["id"].isin(with_known)
-    near = _in(passages.map(bag), seen.bags)
+    seen_ids = set(corpus.loc[_is_among(passages, seen.texts), "id"])
+    answered_by_seen = set(qrels.loc[qrels["doc_id"].isin(seen_ids) & (qrels["relevance"] > 0), "query_id"])
+    query_seen = _is_among(queries["text"].map(normal_form), seen.texts)
+    leaked = query_seen & queries["id"].isin(answered_by_seen)
+    near = _is_among(passages.map(bag), seen.bags)
     row = {
         "examples": len(queries),
-        "same_pair": int(gone.sum()),
-        "query_seen": int(asked.sum()),
-        "passages_seen": len(known),
+        "same_pair": int(leaked.sum()),
+        "query_seen": int(query_seen.sum()),
+        "passages_seen": len(seen_ids),
         "near_duplicates": int(near.sum()),
-        "removed": int(gone.sum()),
+        "removed": int(leaked.sum()),
     }
-    left = queries[~gone].reset_index(drop=True)
+    remaining = queries[~leaked].reset_index(drop=True)
     return {
-        "queries": left,
+        "queries": remaining,
         "corpus": corpus,
-        "qrels": qrels[qrels["query_id"].isin(left["id"])].reset_index(drop=True),
+        "qrels": qrels[qrels["query_id"].isin(remaining["id"])].reset_index(drop=True),
     }, row

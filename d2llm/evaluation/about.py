@@ -49,22 +49,22 @@ def behind(config: Config) -> dict[str, Any]:
         "teacher": paths.teacher_report,
     }
     runs = {tuple(run) for run in config.evaluations()}
-    kept = {
+    jobs = {
         name: {key: value for key, value in record.items() if key not in ("outputs", SEAL)}
         for name, record in records(paths.root).items()
         if find_stage(record.get("stage", "")) in BEHIND
         and ("seed" not in record or (record["method"], record["variant"], record["seed"]) in runs)
     }
-    return {name: optional(path) for name, path in files.items()} | {"widths": widths(config), "records": kept}
+    return {name: optional(path) for name, path in files.items()} | {"widths": widths(config), "records": jobs}
 
 
 def widths(config: Config) -> dict[str, int]:
-    """Width of the states of every checkpoint that is there, by the name of the base model; their own configuration
-    says it.
+    """Width of the states of every checkpoint that is here, by the name of the base model, as its configuration states
+    it.
     """
     checkpoints = [name for name in config.models.names() if hasattr(config.models.of(name), "source")]
-    said = {name: optional(Paths.of(config).base(name) / "config.json") or {} for name in checkpoints}
-    return {name: about["hidden_size"] for name, about in said.items() if "hidden_size" in about}
+    configurations = {name: optional(Paths.of(config).base(name) / "config.json") or {} for name in checkpoints}
+    return {name: about["hidden_size"] for name, about in configurations.items() if "hidden_size" in about}
 
 
 def optional(path: Path) -> Any:

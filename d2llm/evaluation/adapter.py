@@ -101,14 +101,14 @@ class SearchModel:
         self, inputs: Iterable[Any], *, task_metadata: Any, prompt_type: Any = None, **kwargs: Any
     ) -> np.ndarray:
         """(n, d) vectors of a loader's texts. On a symmetric task the first call is sentence1, the second sentence2."""
-        mode = _mode(task_metadata)
+        mode = _mode_of(task_metadata)
         self._task = task_metadata.name
         texts = [text for batch in inputs for text in batch["text"]]
         if prompt_type is not None:
             role = _ROLES[str(getattr(prompt_type, "value", prompt_type))]
         else:
             role = _ORDER[len(self._sides) % 2]
-        vectors = self._finite(self.scorer.vectors(texts, role, mode), "embeddings")
+        vectors = self._require_finite(self.scorer.vectors(texts, role, mode), "embeddings")
         if mode == "symmetric":
             self._order = self.orders.of(BY_MTEB_TYPE[task_metadata.type].name)
             self._sides = [*self._sides[-1:], (texts, vectors)]
@@ -120,11 +120,13 @@ class SearchModel:
             raise RuntimeError("similarity_pairwise scores the two sides that were encoded last, and was given others")
         pairs = list(zip(self._sides[0][0], self._sides[1][0], strict=True))
         self._sides = []
-        scores = self._finite(np.asarray(self.scorer.score_pairs(pairs, "symmetric"), dtype=np.float64), "scores")
+        scores = self._require_finite(
+            np.asarray(self.scorer.score_pairs(pairs, "symmetric"), dtype=np.float64), "scores"
+        )
         if self._order == "average":
             turned = [(second, first) for first, second in pairs]
             other = np.asarray(self.scorer.score_pairs(turned, "symmetric"), dtype=np.float64)
-            scores = (scores + self._finite(other, "scores")) / 2
+            scores = (scores + self._require_finite(other, "scores")) / 2
         self.predictions = scores
         return scores
 
@@ -134,7 +136,7 @@ class SearchModel:
 
     def index(self, corpus: Any, *, task_metadata: Any, **kwargs: Any) -> None:
         """Remembers the corpus (columns id, text and optionally title)."""
-        if _mode(task_metadata) != "asymmetric":
+        if _mode_of(task_metadata) != "asymmetric":
             raise RuntimeError(f"{task_metadata.name} is {task_metadata.type}: it cannot be searched")
         self._task = task_metadata.name
         titles = corpus["title"] if "title" in corpus.column_names else [""] * len(corpus)
@@ -154,7 +156,7 @@ class SearchModel:
         ids, texts = self._corpus
         self._corpus = None
         hits = self.scorer.search(list(queries["text"]), texts, top_k, by_id(ids))
-        self._finite(np.concatenate([scores for _, scores in hits]), "scores")
+        self._require_finite(np.concatenate([scores for _, scores in hits]), "scores")
         # trec_eval, inside mteb, compares float32: all metrics shall see the same ties.
         self.predictions = {
             query: {ids[row]: float(np.float32(score)) for row, score in zip(rows, scores, strict=True)}
@@ -162,7 +164,7 @@ class SearchModel:
         }
         return self.predictions
 
-    def _finite(self, array: np.ndarray, what: str) -> np.ndarray:
+    def _require_finite(self, array: np.ndarray, what: str) -> np.ndarray:
         wrong = ~np.isfinite(array)
         if wrong.any():
             raise ArtifactError(
@@ -172,10 +174,11 @@ class SearchModel:
         return array
 
 
-def _mode(task_metadata: Any) -> str:
+def _mode_of(task_metadata: Any) -> str:
     try:
         return BY_MTEB_TYPE[task_metadata.type].mode
     except KeyError:
         raise NotImplementedError(
-            f"{task_metadata.name}: tasks of type {task_metadata.type} are not evaluated; known: {', '.join(BY_MTEB_TYPE)}"
+            f"{task_metadata.name}: tasks of type {task_metadata.type} are not evaluated; known: "
+            f"{', '.join(BY_MTEB_TYPE)}"
         ) from None

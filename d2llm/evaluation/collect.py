@@ -1,4 +1,7 @@
-"""Gathers the evaluations of all configured runs and reference rows, and the trainings behind them, in tidy tables."""
+"""Gathers the evaluations of all configured runs and reference rows, and the trainings behind them, in tidy tables.
+
+Computes no score; what is behind the scores is put together by `about` and `curves`.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def run(config: Config) -> None:
         (r.method, r.variant, r.seed): paths.evaluation(r.method, r.variant, r.seed) for r in config.evaluations()
     }
     scores = collected(config.tier, folders, "scores", SCORES, SCORE_KEY)
-    _same_measure({key: folder / "scores.parquet" for key, folder in folders.items()}, scores)
+    _check_same_measure({key: folder / "scores.parquet" for key, folder in folders.items()}, scores)
     predictions = collected(config.tier, folders, "predictions", PREDICTIONS, PREDICTION_KEY)
     write_frame(paths.predictions, predictions)
     runs = {r: paths.run(*r) for r in config.runs()}
@@ -68,8 +71,8 @@ def collected(
         for column, expected in zip(("tier", "method", "variant", "seed"), (tier, *run_key), strict=True):
             wrong = frame[column] != expected
             if wrong.any():
-                found = frame.loc[wrong, column].iloc[0]
-                raise ArtifactError(f"{path}: column {column!r}: expected {expected}, found {found}; {MEND}")
+                actual = frame.loc[wrong, column].iloc[0]
+                raise ArtifactError(f"{path}: column {column!r}: expected {expected}, found {actual}; {MEND}")
         double = frame.duplicated(key)
         if double.any():
             row = frame.loc[double, key].iloc[0].to_dict()
@@ -78,7 +81,7 @@ def collected(
     return pd.concat(frames, ignore_index=True)
 
 
-def _same_measure(files: dict[tuple[str, str, int], Path], scores: pd.DataFrame) -> None:
+def _check_same_measure(files: dict[tuple[str, str, int], Path], scores: pd.DataFrame) -> None:
     """Refuses evaluations of other tasks, metrics or numbers of examples than the first: not comparable."""
     measured = {
         key: frame.set_index(["task", "phenomenon", "metric"])["n"].to_dict()
@@ -87,12 +90,13 @@ def _same_measure(files: dict[tuple[str, str, int], Path], scores: pd.DataFrame)
     first, *others = files
     overall = {place: n for place, n in measured[first].items() if place[1] == "all"}
     for key in others:
-        found = {place: n for place, n in measured[key].items() if place[1] == "all"}
-        for place in sorted(overall.keys() ^ found.keys()):
+        counts = {place: n for place, n in measured[key].items() if place[1] == "all"}
+        for place in sorted(overall.keys() ^ counts.keys()):
             have, lack = (first, key) if place in overall else (key, first)
             raise ArtifactError(f"{files[lack]}: no {place[2]} of task {place[0]}, which {files[have]} has; {MEND}")
         for place, n in overall.items():
-            if found[place] != n:
+            if counts[place] != n:
                 raise ArtifactError(
-                    f"{files[key]}: {place[2]} of task {place[0]} is over {found[place]} examples, expected {n}; {MEND}"
+                    f"{files[key]}: {place[2]} of task {place[0]} is over {counts[place]} examples, expected {n}; "
+                    f"{MEND}"
                 )

@@ -31,9 +31,9 @@ def trainings(folders: Mapping[Run, Path]) -> pd.DataFrame:
         path = folder / "summary.json"
         summary, record = read_json(path), read_json(folder / PROVENANCE)
         try:
-            found = tuple(summary[key] for key in ("method", "variant", "seed"))
-            if found != tuple(run):
-                raise ArtifactError(f"{path}: of run {found}, expected {tuple(run)}; {MEND}")
+            identity = tuple(summary[key] for key in ("method", "variant", "seed"))
+            if identity != tuple(run):
+                raise ArtifactError(f"{path}: of run {identity}, expected {tuple(run)}; {MEND}")
             counts = summary["parameters"]
             rows.append(
                 {
@@ -60,10 +60,10 @@ def part(name: str, options: Mapping[str, Any]) -> str:
     >>> part("last_token", {"k": 8})
     'last_token (k 8)'
     """
-    said = ", ".join(
+    settings = ", ".join(
         f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in options.items()
     )
-    return f"{name} ({said})" if said else name
+    return f"{name} ({settings})" if settings else name
 
 
 def curves(logs: Mapping[Run, Iterable[Path]], updates: Mapping[Run, int]) -> pd.DataFrame:
@@ -76,23 +76,23 @@ def curves(logs: Mapping[Run, Iterable[Path]], updates: Mapping[Run, int]) -> pd
     """
     rows = []
     for run, files in logs.items():
-        own = [row for path in files for row in values(path)]
-        reached = max((step for stage, step, *_ in own if stage == FINE_TUNING), default=0)
+        logged = [row for path in files for row in values(path)]
+        reached = max((step for stage, step, *_ in logged if stage == FINE_TUNING), default=0)
         where = " and ".join(map(str, files))
         if reached != updates[run]:
             raise ArtifactError(f"{where}: fine-tuning ends at update {reached}, expected {updates[run]}; {MEND}")
-        seen = set()
-        for stage, step, name, _ in own:
-            if (stage, step, name) in seen:
+        keys = set()
+        for stage, step, name, _ in logged:
+            if (stage, step, name) in keys:
                 raise ArtifactError(f"{where}: {name} of {stage}, step {step}, twice; {MEND}")
-            seen.add((stage, step, name))
-        rows += [(*run, *row) for row in own]
+            keys.add((stage, step, name))
+        rows += [(*run, *row) for row in logged]
     return pd.DataFrame(rows, columns=list(CURVES))
 
 
 def values(path: Path) -> list[tuple[str, int, str, float]]:
     """(stage, step, name, value) of every loss term and every score in a log, in its order."""
-    found = []
+    entries = []
     for number, record in enumerate(read_jsonl(path), 1):
         stage, step = record.get("stage"), record.get("step")
         if not isinstance(stage, str) or not isinstance(step, int):
@@ -102,5 +102,5 @@ def values(path: Path) -> list[tuple[str, int, str, float]]:
                 continue
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise ArtifactError(f"{path}: record {number}: {name} is {value!r}, expected a finite number; {MEND}")
-            found.append((stage, step, name, float(value)))
-    return found
+            entries.append((stage, step, name, float(value)))
+    return entries

@@ -1,4 +1,7 @@
-"""Evaluates a run on the development splits, whatever the split of the final evaluation: what settings are chosen by."""
+"""Evaluates a run on the development splits, by which settings are chosen, whatever the split of the final evaluation.
+
+Measures as `evaluate` does; choosing is left to `analysis.hyperparameters`.
+"""
 
 from __future__ import annotations
 

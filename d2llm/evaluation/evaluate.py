@@ -1,10 +1,13 @@
-"""Evaluates one run, or a reference row, on every configured task and writes scores, predictions and mteb's results."""
+"""Evaluates one run, or a reference row, on every configured task and writes scores, predictions and mteb's results.
+
+What a row is and how it scores is left to `rows/`, reading tasks to `tasks`, computing metrics to mteb and `metrics`.
+"""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +60,8 @@ def measure(
     read = [tasks.read(paths.task(name), split) for name in names]
     scorer = load(config, method, variant, seed)
     identity = {"tier": config.tier, "method": method, "variant": variant, "seed": seed}
-    found = evaluate(scorer, read, f"{method}/{variant}/seed{seed}", settings, results)
-    return tuple(frame.assign(**identity)[[*identity, *frame.columns]] for frame in found)
+    tables = evaluate(scorer, read, f"{method}/{variant}/seed{seed}", settings, results)
+    return tuple(frame.assign(**identity)[[*identity, *frame.columns]] for frame in tables)
 
 
 def load(config: Config, method: str, variant: str, seed: int) -> PairScorer:
@@ -79,12 +82,12 @@ def evaluate(
     model = SearchModel(label, scorer, settings.symmetric_order)
     scores, predictions = [], []
     for task in progress(list(read), f"evaluate {label}"):
-        measured, rules = _mteb(model, task, settings.batch_size, results)
-        rows, predicted = _rows(model, task, measured, rules, settings.keep)
-        about = {"split": task.split, "task": task.name, "task_title": task.title, "task_type": task.type}
-        about |= {"group": task.group, "scorer": scorer.kind}
-        about |= {"candidates": scorer.candidates if task.type == "retrieval" else ""}
-        scores += [{**about, "phenomenon": p, "metric": m, "value": value, "n": n} for p, m, value, n in rows]
+        measured, rules = _measure_by_mteb(model, task, settings.batch_size, results)
+        rows, predicted = _break_down(model, task, measured, rules, settings.keep)
+        columns = {"split": task.split, "task": task.name, "task_title": task.title, "task_type": task.type}
+        columns |= {"group": task.group, "scorer": scorer.kind}
+        columns |= {"candidates": scorer.candidates if task.type == "retrieval" else ""}
+        scores += [{**columns, "phenomenon": p, "metric": m, "value": value, "n": n} for p, m, value, n in rows]
         predictions.append(predicted.assign(task=task.name)[["task", *predicted.columns]])
         main = "  ".join(f"{metric} {value:.4f}" for phenomenon, metric, value, _ in rows if phenomenon == "all")
         logger.info("%s on %s: %s", label, task.name, main)
@@ -92,7 +95,9 @@ def evaluate(
     return pd.DataFrame(scores), pd.concat(predictions, ignore_index=True)
 
 
-def _mteb(model: SearchModel, task: Task, batch_size: int, results: Path | None) -> tuple[dict[str, float], Any]:
+def _measure_by_mteb(
+    model: SearchModel, task: Task, batch_size: int, results: Path | None
+) -> tuple[dict[str, float], Any]:
     """mteb's scores of one task, all keys, and the task of mteb's that measured it."""
     from mteb.results import TaskResult
 
@@ -103,7 +108,7 @@ def _mteb(model: SearchModel, task: Task, batch_size: int, results: Path | None)
     evaluated, split, subset = mteb_task(task)
     options: EncodeKwargs = {"batch_size": batch_size, "show_progress_bar": False}
     with warnings.catch_warnings():
-        # Said in our own words by `_defined`.
+        # `_check_defined` tells it in our own words.
         warnings.simplefilter("ignore", ConstantInputWarning)
         # Not mteb.evaluate: its cache may answer for a model that was trained again, and it imports twice as much.
         scores = evaluated.evaluate(model, split=split, encode_kwargs=options)
@@ -112,14 +117,14 @@ def _mteb(model: SearchModel, task: Task, batch_size: int, results: Path | None)
         result = TaskResult.from_task_results(
             evaluated,
             {split: scores},
-            evaluation_time=None,  # type: ignore[arg-type]  # the field of the result takes None, its maker's hint forgets it
+            evaluation_time=None,  # type: ignore[arg-type]  # None is allowed, the hint forgets it
         )
         content = result.model_dump(mode="json", exclude={"date", "evaluation_phases"})
-        about = model.mteb_model_meta
+        model_meta = model.mteb_model_meta
         # As mteb's own cache lays them out: with MTEB_CACHE set to `results`, mteb.load_results reads them.
-        place = results / "results" / about.model_name_as_path() / REVISION
-        write_json(place / f"{evaluated.metadata.name}.json", _plain(content))
-        write_json(place / "model_meta.json", {"name": about.name, "revision": REVISION})
+        place = results / "results" / model_meta.model_name_as_path() / REVISION
+        write_json(place / f"{evaluated.metadata.name}.json", _replace_undefined(content))
+        write_json(place / "model_meta.json", {"name": model_meta.name, "revision": REVISION})
     return dict(scores[subset]), evaluated
 
 
@@ -132,57 +137,76 @@ def _ranked(results: dict[str, dict[str, float]], rules: Any) -> dict[str, dict[
     return results
 
 
-def _rows(
+def _break_down(
     model: SearchModel, task: Task, measured: dict[str, float], rules: Any, keep: int
 ) -> tuple[list[metrics.Row], pd.DataFrame]:
-    """Score rows of a task (its metrics, then its breakdown) and its predictions, of a query the `keep` best documents."""
+    """Score rows of a task (its metrics, then its breakdown) and its predictions, of a query the `keep` best
+    documents.
+    """
     if task.type == "retrieval":
-        _, queries, judged = task.searched()
-        n = len(queries)
-        qrels: dict[str, dict[str, float]] = {}
-        for row in judged.itertuples():
-            qrels.setdefault(row.query_id, {})[row.doc_id] = row.relevance
-        # Relevant documents, retrieved or not: what recall and nDCG from the predictions alone need.
-        relevant = {query: sum(relevance > 0 for relevance in found.values()) for query, found in qrels.items()}
-        phenomena = dict(zip(queries["id"], queries["phenomenon"], strict=True))
-        results = _ranked(model.predictions, rules)
-        breakdown = metrics.retrieval_breakdown(metrics.per_query(results, qrels), phenomena)
-        predictions = pd.DataFrame(
-            [
-                (query, doc, query, docs[doc], float(qrels[query].get(doc, 0)), relevant[query], phenomena[query])
-                for query, docs in results.items()
-                for doc in metrics.ranking(docs)[:keep]
-            ],
-            columns=["query_id", "doc_id", "cluster", "score", "label", "relevant", "phenomenon"],
-        )
+        count = len(task.searched().queries)
+        breakdown, predictions = _break_down_queries(model, task, rules, keep)
     else:
-        pairs = task.paired()
-        n = len(pairs)
-        target = pairs[task.target].to_numpy()
-        split = metrics.pair_breakdown if task.type == "pair_classification" else metrics.sts_breakdown
-        breakdown = split(model.predictions, target, pairs["phenomenon"].tolist())
-        predictions = pd.DataFrame(
-            {
-                "query_id": pairs["id"],
-                "doc_id": "",
-                # Pairs with one first text, such as a premise's hypotheses, are not independent: named by the first of
-                # them.
-                "cluster": pairs.groupby("sentence1")["id"].transform("first"),
-                "score": model.predictions,
-                "label": target.astype(float),
-                "relevant": 0,
-                "phenomenon": pairs["phenomenon"],
-            }
-        )
+        count = len(task.paired())
+        breakdown, predictions = _break_down_pairs(model, task)
     rows = [
-        ("all", name, _defined(model, task, name, measured[key]), n)
+        ("all", name, _check_defined(model, task, name, measured[key]), count)
         for name, key in TASK_TYPES[task.type].metrics.items()
     ]
     return rows + list(breakdown), predictions
 
 
-def _defined(model: SearchModel, task: Task, metric: str, value: float) -> float:
-    """A metric as mteb gives it, or what stands for a correlation with equal scores, which does not exist."""
+def _break_down_queries(
+    model: SearchModel, task: Task, rules: Any, keep: int
+) -> tuple[Iterator[metrics.Row], pd.DataFrame]:
+    """(breakdown, predictions) of a retrieval task."""
+    _, queries, judged = task.searched()
+    qrels: dict[str, dict[str, float]] = {}
+    for row in judged.itertuples():
+        qrels.setdefault(row.query_id, {})[row.doc_id] = row.relevance
+    # Relevant documents, retrieved or not: what recall and nDCG from the predictions alone need.
+    relevant = {query: sum(relevance > 0 for relevance in docs.values()) for query, docs in qrels.items()}
+    phenomena = dict(zip(queries["id"], queries["phenomenon"], strict=True))
+    results = _ranked(model.predictions, rules)
+    breakdown = metrics.retrieval_breakdown(metrics.per_query(results, qrels), phenomena)
+    predictions = pd.DataFrame(
+        [
+            (query, doc, query, docs[doc], float(qrels[query].get(doc, 0)), relevant[query], phenomena[query])
+            for query, docs in results.items()
+            for doc in metrics.ranking(docs)[:keep]
+        ],
+        columns=["query_id", "doc_id", "cluster", "score", "label", "relevant", "phenomenon"],
+    )
+    return breakdown, predictions
+
+
+def _break_down_pairs(model: SearchModel, task: Task) -> tuple[Iterator[metrics.Row], pd.DataFrame]:
+    """(breakdown, predictions) of a task of pairs."""
+    pairs = task.paired()
+    target = pairs[task.target].to_numpy()
+    split = metrics.pair_breakdown if task.type == "pair_classification" else metrics.sts_breakdown
+    breakdown = split(model.predictions, target, pairs["phenomenon"].tolist())
+    predictions = pd.DataFrame(
+        {
+            "query_id": pairs["id"],
+            "doc_id": "",
+            # Pairs with one first text, such as a premise's hypotheses, are not independent: named by the first of
+            # them.
+            "cluster": pairs.groupby("sentence1")["id"].transform("first"),
+            "score": model.predictions,
+            "label": target.astype(float),
+            "relevant": 0,
+            "phenomenon": pairs["phenomenon"],
+        }
+    )
+    return breakdown, predictions
+
+
+def _check_defined(model: SearchModel, task: Task, metric: str, value: float) -> float:
+    """A metric as mteb gives it. A correlation with equal scores does not exist: it is 0 for a row without training.
+
+    Raises ArtifactError for a trained model.
+    """
     if np.isfinite(value):
         return float(value)
     if model.scorer.trained:
@@ -194,10 +218,10 @@ def _defined(model: SearchModel, task: Task, metric: str, value: float) -> float
     return 0.0
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no word for NaN (mteb gives it for a metric it cannot compute); None stands for it."""
+def _replace_undefined(value: Any) -> Any:
+    """Put None for NaN, for which JSON has no word; mteb gives it for a metric it cannot compute."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _replace_undefined(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_replace_undefined(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -38,12 +38,12 @@ def per_query(
         rows[query] = {
             f"mrr_at_{k}": 0.0 if first is None else 1.0 / first,
             f"recall_at_{k}": sum(gain > 0 for gain in gains) / len(ideal) if ideal else 0.0,
-            f"ndcg_at_{k}": _dcg(gains) / _dcg(ideal[:k]) if ideal else 0.0,
+            f"ndcg_at_{k}": _sum_discounted(gains) / _sum_discounted(ideal[:k]) if ideal else 0.0,
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _dcg(gains: Sequence[float]) -> float:
+def _sum_discounted(gains: Sequence[float]) -> float:
     return sum(gain / log2(rank + 1) for rank, gain in enumerate(gains, 1))
 
 
@@ -54,11 +54,11 @@ def pair_breakdown(scores: np.ndarray, labels: np.ndarray, phenomena: Sequence[s
     positives have is set against all negatives. AP depends on the share of positives, so it compares methods within a
     phenomenon; AUC may also be compared between phenomena.
     """
-    of = np.asarray(phenomena)
-    for name in sorted(set(of.tolist())):
-        own = of == name
-        label = 0 if (labels[own] == 0).any() else 1
-        chosen = (own & (labels == label)) | (labels != label)
+    phenomenon_of = np.asarray(phenomena)
+    for name in sorted(set(phenomenon_of.tolist())):
+        members = phenomenon_of == name
+        label = 0 if (labels[members] == 0).any() else 1
+        chosen = (members & (labels == label)) | (labels != label)
         yield name, "ap", float(average_precision_score(labels[chosen], scores[chosen])), int(chosen.sum())
         yield name, "auc", float(roc_auc_score(labels[chosen], scores[chosen])), int(chosen.sum())
 
@@ -72,13 +72,13 @@ def sts_breakdown(scores: np.ndarray, targets: np.ndarray, phenomena: Sequence[s
     if len(values) == 2:
         yield from pair_breakdown(scores, (targets == values[1]).astype(int), phenomena)
         return
-    of = np.asarray(phenomena)
-    for name in sorted(set(of.tolist())):
-        own = of == name
-        if own.sum() < 3 or len(np.unique(targets[own])) < 2 or len(np.unique(scores[own])) < 2:
+    phenomenon_of = np.asarray(phenomena)
+    for name in sorted(set(phenomenon_of.tolist())):
+        members = phenomenon_of == name
+        if members.sum() < 3 or len(np.unique(targets[members])) < 2 or len(np.unique(scores[members])) < 2:
             continue
-        yield name, "pearson", float(pearsonr(targets[own], scores[own])[0]), int(own.sum())
-        yield name, "spearman", float(spearmanr(targets[own], scores[own])[0]), int(own.sum())
+        yield name, "pearson", float(pearsonr(targets[members], scores[members])[0]), int(members.sum())
+        yield name, "spearman", float(spearmanr(targets[members], scores[members])[0]), int(members.sum())
 
 
 def retrieval_breakdown(queries: pd.DataFrame, phenomena: Mapping[str, str]) -> Iterator[Row]:

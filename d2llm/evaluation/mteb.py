@@ -34,19 +34,19 @@ class Measured(NamedTuple):
 def mteb_task(task: Task) -> Measured:
     """The mteb task that evaluates `task`."""
     if task.mteb is None:
-        measured = Measured(_local(task), task.split, "default")
+        measured = Measured(_make_local_task(task), task.split, "default")
     else:
         subsets = [task.mteb.subset] if task.mteb.subset else None
         known = mteb.get_task(task.mteb.name, eval_splits=[task.mteb.split], hf_subsets=subsets)
         if not task.mteb.whole:  # mteb's name is of the whole set alone
-            known.metadata = _metadata(task, task.mteb.split, known.metadata)
+            known.metadata = _describe(task, task.mteb.split, known.metadata)
         measured = Measured(known, task.mteb.split, task.mteb.subset or "default")
-    measured.task.dataset = _dataset(measured, task)
+    measured.task.dataset = _make_dataset(measured, task)
     measured.task.data_loaded = True
     return measured
 
 
-def _local(task: Task) -> Any:
+def _make_local_task(task: Task) -> Any:
     """mteb's class of a type, for a set that mteb does not know."""
     rules: dict[str, dict[str, Any]] = {
         "pair_classification": {},
@@ -54,16 +54,16 @@ def _local(task: Task) -> Any:
         "retrieval": {"k_values": K_VALUES, "ignore_identical_ids": task.ignore_identical_ids},
     }
     base = getattr(abstasks, TASK_TYPES[task.type].mteb_class)
-    return type("Local", (base,), rules[task.type] | {"metadata": _metadata(task, task.split)})()
+    return type("Local", (base,), rules[task.type] | {"metadata": _describe(task, task.split)})()
 
 
-def _metadata(task: Task, split: str, known: TaskMetadata | None = None) -> TaskMetadata:
-    """What mteb is told of a set, under the name it has here; `known` is what mteb says of the set that it is part of."""
-    own = {"name": task.name, "dataset": {"path": f"local/{task.name}", "revision": task.revision}}
+def _describe(task: Task, split: str, known: TaskMetadata | None = None) -> TaskMetadata:
+    """The metadata of a set under the name it has here; `known` is that of the set in mteb which it is part of."""
+    identity = {"name": task.name, "dataset": {"path": f"local/{task.name}", "revision": task.revision}}
     if known is not None:
-        return known.model_copy(update=own)
+        return known.model_copy(update=identity)
     return TaskMetadata.model_validate(
-        own
+        identity
         | {
             "description": task.description,
             "type": TASK_TYPES[task.type].mteb_type,
@@ -75,23 +75,23 @@ def _metadata(task: Task, split: str, known: TaskMetadata | None = None) -> Task
     )
 
 
-def _dataset(measured: Measured, task: Task) -> Any:
+def _make_dataset(measured: Measured, task: Task) -> Any:
     """The data in the form and under the column names that the class expects."""
     split, subset = measured.split, measured.subset
     if task.type == "retrieval":
-        return {subset: {split: _retrieval_split(task)}}
-    pairs, made = task.paired(), measured.task
+        return {subset: {split: _make_retrieval_split(task)}}
+    pairs, evaluated = task.paired(), measured.task
     if task.type == "sts":
-        names = (*made.column_names, "score")
+        names = (*evaluated.column_names, "score")
     else:
-        names = (made.input1_column_name, made.input2_column_name, made.label_column_name)
+        names = (evaluated.input1_column_name, evaluated.input2_column_name, evaluated.label_column_name)
     columns = ("sentence1", "sentence2", task.target)
     rows = Dataset.from_dict({name: pairs[column].tolist() for name, column in zip(names, columns, strict=True)})
     data = DatasetDict({split: rows})
-    return {subset: data} if made.metadata.is_multilingual else data
+    return {subset: data} if evaluated.metadata.is_multilingual else data
 
 
-def _retrieval_split(task: Task) -> dict[str, Any]:
+def _make_retrieval_split(task: Task) -> dict[str, Any]:
     corpus, queries, qrels = task.searched()
     relevant: dict[str, dict[str, int]] = {}
     columns = (qrels["query_id"], qrels["doc_id"], whole_relevance(qrels["relevance"]))

@@ -1,4 +1,4 @@
-"""Part of the collected predictions: a study has millions, and nobody needs all of them at once."""
+"""Reads a part of the collected predictions: a study has millions, and nobody needs all of them at once."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def read_predictions(
     except Exception as error:  # pyarrow raises many kinds for a damaged file
         raise ArtifactError(f"{path}: damaged Parquet ({first_line(error)}); {MEND}") from error
     if not len(frame):
-        said = ", ".join(f"{name} {value}" for name, value in where.items())
-        raise ArtifactError(f"{path}: no rows of {said}; {MEND}")
+        conditions = ", ".join(f"{name} {value}" for name, value in where.items())
+        raise ArtifactError(f"{path}: no rows of {conditions}; {MEND}")
     for name, kind in columns.items():
         column = frame[name]
         if isinstance(column.dtype, pd.CategoricalDtype) and not column.isna().any():

@@ -70,7 +70,7 @@ def run(config: Config) -> None:
 
     paths = Paths.of(config)
     texts = read_texts(config)
-    for method in config.methods:  # told before minutes of measuring
+    for method in config.methods:  # a missing one is named before minutes of measuring
         require(paths.run(method, "base", config.seeds[0]) / "model")
     torch.set_num_threads(config.threads)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -114,10 +114,10 @@ def read_texts(config: Config) -> Texts:
     """
     paths = Paths.of(config)
     read = [tasks.read(paths.task(name), config.evaluation.split) for name in tasks.names(paths.tasks)]
-    found = [task for task in read if task.type == "retrieval"]
+    retrieval = [task for task in read if task.type == "retrieval"]
     rng = np.random.default_rng(0)
-    if found:
-        sides = [pd.concat([getattr(task, side)["text"] for task in found]) for side in ("queries", "corpus")]
+    if retrieval:
+        sides = [pd.concat([getattr(task, side)["text"] for task in retrieval]) for side in ("queries", "corpus")]
     else:
         sides = [
             pd.concat([task.pairs[side] for task in read if task.pairs is not None])
@@ -139,15 +139,15 @@ def clock(call: Callable[[Any], Any], arguments: Sequence[Any], settings: Runtim
     At most `settings.repeats`, and no more once they took `settings.seconds` together, but never fewer than three.
     """
     call(arguments[0])
-    found: list[float] = []
+    seconds: list[float] = []
     for number in range(1, settings.repeats + 1):
         argument = arguments[number % len(arguments)]
         started = time.perf_counter()
         call(argument)
-        found.append(time.perf_counter() - started)
-        if len(found) >= LEAST and sum(found) >= settings.seconds:
+        seconds.append(time.perf_counter() - started)
+        if len(seconds) >= LEAST and sum(seconds) >= settings.seconds:
             break
-    return np.array(found)
+    return np.array(seconds)
 
 
 # ------------------------------------------------------------------------------------------------------------- systems
@@ -157,8 +157,8 @@ def student_timings(student: Any, texts: Texts, settings: RuntimeSettings, batch
 
     from d2llm.search.index import Index, on_device
 
-    some = texts.queries[: settings.repeats + 1]
-    seconds = clock(lambda query: student.encode([query], "query", "asymmetric", 1), some, settings)
+    timed_queries = texts.queries[: settings.repeats + 1]
+    seconds = clock(lambda query: student.encode([query], "query", "asymmetric", 1), timed_queries, settings)
     yield Timing("encode_query", 1, 0, seconds)
     encoded: list[np.ndarray] = []
     # More batches than are timed come again.
@@ -169,7 +169,7 @@ def student_timings(student: Any, texts: Texts, settings: RuntimeSettings, batch
     yield Timing("encode_passage", batch, 0, seconds / batch)
 
     vectors, scorer = np.concatenate(encoded), student.scorer
-    queries = on_device(student, student.encode(some, "query", "asymmetric", batch))
+    queries = on_device(student, student.encode(timed_queries, "query", "asymmetric", batch))
     with torch.inference_mode():
         left = scorer.query_cache(queries)
         right = Index.of_vectors(student, vectors, np.arange(batch) % len(vectors)).cache
@@ -187,7 +187,7 @@ def student_timings(student: Any, texts: Texts, settings: RuntimeSettings, batch
             "search",
             1,
             size,
-            clock(find, some, settings),
+            clock(find, timed_queries, settings),
             bytes_per_passage=index.bytes_per_passage,
             embedding_bytes=index.vector_bytes,
         )
@@ -203,11 +203,11 @@ def teacher_timings(config: Config, teacher: Teacher, texts: Texts, lexical: dic
     from d2llm.search.index import Index
 
     settings, evaluation = config.runtime, config.evaluation
-    some = texts.queries[: settings.repeats + 1]
+    timed_queries = texts.queries[: settings.repeats + 1]
 
     def reads(passages: list[str]) -> np.ndarray:
         """Seconds of reading all passages with one query."""
-        return clock(lambda query: best(teacher, query, passages, DEPTH), some, settings)
+        return clock(lambda query: best(teacher, query, passages, DEPTH), timed_queries, settings)
 
     batch = evaluation.batch_size
     yield Timing("score", batch, 0, reads(texts.cycled(batch)) / batch)
@@ -216,7 +216,7 @@ def teacher_timings(config: Config, teacher: Teacher, texts: Texts, lexical: dic
     ):
         yield Timing("search", 1, size, seconds, extrapolated)
 
-    # The candidates of a query: first of BM25, first of the pipeline's encoder (evaluation.references), here from ready
+    # The candidates of a query: first of BM25, first of the pipeline's encoder (rows/teacher.py), here from ready
     # indexes.
     depths, encoder = evaluation.teacher_candidates, base_encoder(config)
     vectors = encoder.encode(texts.passages[: batch * 4], "passage", "symmetric", batch)
@@ -230,7 +230,7 @@ def teacher_timings(config: Config, teacher: Teacher, texts: Texts, lexical: dic
                 rows.append(dense.search([query], depths.dense)[0][0])
             best(teacher, query, [passages[place] for place in np.unique(np.concatenate(rows))], DEPTH)
 
-        yield Timing("rerank", depths.bm25 + depths.dense, size, clock(rerank, some, settings))
+        yield Timing("rerank", depths.bm25 + depths.dense, size, clock(rerank, timed_queries, settings))
 
 
 def best(teacher: Teacher, query: str, passages: list[str], depth: int) -> np.ndarray:
@@ -259,10 +259,10 @@ def bm25_timings(
     """BM25: cutting a query into words, indexing a batch of passages, scoring them all (query cut anew), whole
     searches.
     """
-    some, part = texts.queries[: settings.repeats + 1], texts.cycled(batch)
+    timed_queries, part = texts.queries[: settings.repeats + 1], texts.cycled(batch)
     index = build(part)
-    yield Timing("encode_query", 1, 0, clock(lambda query: tokens(query, index.kind), some, settings))
+    yield Timing("encode_query", 1, 0, clock(lambda query: tokens(query, index.kind), timed_queries, settings))
     yield Timing("encode_passage", batch, 0, clock(build, [part], settings) / batch)
-    yield Timing("score", batch, 0, clock(index.scores, some, settings) / batch)
-    for size, own in lexical.items():
-        yield Timing("search", 1, size, clock(partial(own.top, depth=DEPTH), some, settings))
+    yield Timing("score", batch, 0, clock(index.scores, timed_queries, settings) / batch)
+    for size, corpus_index in lexical.items():
+        yield Timing("search", 1, size, clock(partial(corpus_index.top, depth=DEPTH), timed_queries, settings))

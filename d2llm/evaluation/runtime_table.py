@@ -1,4 +1,4 @@
-"""The table of run times: its columns, its phases, and how it is read. Free of torch, for figures read it too."""
+"""Reads and checks the table of run times, without torch, as figures read it too. `runtime` measures and writes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """The table, checked. Raises ArtifactError for a missing or damaged file, an unknown phase or times that cannot be."""
+    """Read and check the table.
+
+    Raises ArtifactError for a missing or damaged file, an unknown phase or times that cannot be.
+    """
     frame = read_csv(path, RUNTIME)
     times = frame[["q1", "median", "q3"]].to_numpy()
     checks = {
@@ -27,7 +30,7 @@ def read(path: str | Path) -> pd.DataFrame:
         ),
         "the same measurement twice": frame.duplicated(["method", "phase", "corpus"]).any(),
     }
-    for wrong, found in checks.items():
-        if found:
-            raise ArtifactError(f"{path}: {wrong}; {MEND}")
+    for fault, holds in checks.items():
+        if holds:
+            raise ArtifactError(f"{path}: {fault}; {MEND}")
     return frame

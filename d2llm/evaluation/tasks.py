@@ -1,7 +1,7 @@
 """Evaluation sets read from their folders and checked, before any model is loaded.
 
 A task folder holds `task.json` and, per split, pairs (`<split>.parquet`) or a retrieval set (`<split>/corpus.parquet`,
-`queries.parquet`, `qrels.parquet`). This module knows pandas only; `mteb_tasks` makes mteb's tasks of what it returns.
+`queries.parquet`, `qrels.parquet`). This module knows pandas only; making mteb's tasks of them is left to `mteb`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Searched(NamedTuple):
 
 
 class MtebName(NamedTuple):
-    """A set of mteb's: its task, the subset (None where there is one only), the split, and whether it is there in full."""
+    """A set of mteb's: its task, its subset (None where there is only one), its split, whether all of it is here."""
 
     name: str
     subset: str | None
@@ -101,14 +101,14 @@ def names(folder: Path, wanted: Literal["all"] | Sequence[str] = "all") -> list[
         DataError: `folder` holds no task.
         ConfigError: a wanted task is not there.
     """
-    found = sorted(path.parent.name for path in Path(folder).glob("*/task.json"))
-    if not found:
+    present = sorted(path.parent.name for path in Path(folder).glob("*/task.json"))
+    if not present:
         raise DataError(f"{folder}: no evaluation task found (expected <task>/task.json); run the data stage again")
     if wanted == "all":
-        return found
-    missing = [name for name in wanted if name not in found]
+        return present
+    missing = [name for name in wanted if name not in present]
     if missing:
-        raise ConfigError(f"evaluation.tasks: no task named {missing[0]!r} in {folder}; it holds {', '.join(found)}")
+        raise ConfigError(f"evaluation.tasks: no task named {missing[0]!r} in {folder}; it holds {', '.join(present)}")
     return list(wanted)
 
 
@@ -120,18 +120,20 @@ def read(folder: Path, split: str) -> Task:
         ArtifactError: a file is missing or cannot be read.
     """
     folder = Path(folder)
-    about = _about(folder / "task.json")
-    if about["type"] == "retrieval":
+    header = _read_header(folder / "task.json")
+    if header["type"] == "retrieval":
         files = {part: folder / split / f"{part}.parquet" for part in ("corpus", "queries", "qrels")}
-        frames = _retrieval(files)
+        frames = _read_retrieval(files)
     else:
         files = {"pairs": folder / f"{split}.parquet"}
-        frames = {"pairs": _pairs(files["pairs"], about)}
-    known = about.pop("mteb", None)
+        frames = {"pairs": _read_pairs(files["pairs"], header)}
+    mteb_entry = header.pop("mteb", None)
     name = None
-    if known is not None:
-        name = MtebName(known["name"], known["subset"], known["split"][split], split in known["whole"])
-    return Task(**about, split=split, revision=_digest(files.values()), mteb=name, **frames)
+    if mteb_entry is not None:
+        name = MtebName(
+            mteb_entry["name"], mteb_entry["subset"], mteb_entry["split"][split], split in mteb_entry["whole"]
+        )
+    return Task(**header, split=split, revision=_digest_files(files.values()), mteb=name, **frames)
 
 
 def has(folder: Path, split: str) -> bool:
@@ -141,7 +143,7 @@ def has(folder: Path, split: str) -> bool:
     return split in read_json(Path(folder) / "task.json").get("splits", ["dev", "test"])
 
 
-def _about(path: Path) -> dict[str, Any]:
+def _read_header(path: Path) -> dict[str, Any]:
     raw = read_json(path)
     expected = {"name": str, "title": str, "type": str, "group": str, "description": str}
     for key, kind in expected.items():
@@ -152,87 +154,87 @@ def _about(path: Path) -> dict[str, Any]:
             raise DataError(f"{path}: key {key!r} must be one of {', '.join(sorted(allowed))}, found {raw[key]!r}")
     if raw["name"] != path.parent.name:
         raise DataError(f"{path}: key 'name' is {raw['name']!r}, but the folder is {path.parent.name!r}")
-    about = {key: raw[key] for key in expected}
-    about["language"] = raw.get("language", "cmn-Hans")
-    about |= {key: raw[key] for key in ("mteb", "ignore_identical_ids") if key in raw}
+    header = {key: raw[key] for key in expected}
+    header["language"] = raw.get("language", "cmn-Hans")
+    header |= {key: raw[key] for key in ("mteb", "ignore_identical_ids") if key in raw}
     if raw["type"] == "sts":
         low, high = raw.get("min_score"), raw.get("max_score")
         if not all(isinstance(x, int | float) and np.isfinite(x) for x in (low, high)) or low >= high:
             raise DataError(f"{path}: expected numbers min_score < max_score, found {low!r} and {high!r}")
-        about |= {"min_score": float(low), "max_score": float(high)}
-    return about
+        header |= {"min_score": float(low), "max_score": float(high)}
+    return header
 
 
-def _pairs(path: Path, about: dict[str, Any]) -> pd.DataFrame:
-    frame = _read(path, ["id", "sentence1", "sentence2", "phenomenon"], unique="id")
-    if about["type"] == "pair_classification":
-        _column(path, frame, "label")
-        _rows(path, frame, "label", ~frame["label"].isin([0, 1]), "0 or 1")
+def _read_pairs(path: Path, header: dict[str, Any]) -> pd.DataFrame:
+    frame = _read_texts(path, ["id", "sentence1", "sentence2", "phenomenon"], unique="id")
+    if header["type"] == "pair_classification":
+        _require_column(path, frame, "label")
+        _check_rows(path, frame, "label", ~frame["label"].isin([0, 1]), "0 or 1")
         frame["label"] = frame["label"].astype(int)
         check_pairs(path, frame, "label")
         return frame
-    _column(path, frame, "score")
-    _numbers(path, frame, "score")
-    low, high = about["min_score"], about["max_score"]
-    _rows(path, frame, "score", ~frame["score"].between(low, high), f"a number from {low:g} to {high:g}")
+    _require_column(path, frame, "score")
+    _check_numbers(path, frame, "score")
+    low, high = header["min_score"], header["max_score"]
+    _check_rows(path, frame, "score", ~frame["score"].between(low, high), f"a number from {low:g} to {high:g}")
     frame["score"] = frame["score"].astype(float)
     check_pairs(path, frame, "score")
     return frame
 
 
-def _retrieval(files: dict[str, Path]) -> dict[str, pd.DataFrame]:
-    corpus = _read(files["corpus"], ["id", "text"], unique="id")
-    queries = _read(files["queries"], ["id", "text", "phenomenon"], unique="id")
+def _read_retrieval(files: dict[str, Path]) -> dict[str, pd.DataFrame]:
+    corpus = _read_texts(files["corpus"], ["id", "text"], unique="id")
+    queries = _read_texts(files["queries"], ["id", "text", "phenomenon"], unique="id")
     path = files["qrels"]
-    qrels = _read(path, ["query_id", "doc_id"])
-    _column(path, qrels, "relevance")
-    _numbers(path, qrels, "relevance")
-    _rows(path, qrels, "relevance", qrels["relevance"] < 0, "0 or more")
-    _rows(path, qrels, "query_id", ~qrels["query_id"].isin(set(queries["id"])), "an id of queries.parquet")
-    _rows(path, qrels, "doc_id", ~qrels["doc_id"].isin(set(corpus["id"])), "an id of corpus.parquet")
+    qrels = _read_texts(path, ["query_id", "doc_id"])
+    _require_column(path, qrels, "relevance")
+    _check_numbers(path, qrels, "relevance")
+    _check_rows(path, qrels, "relevance", qrels["relevance"] < 0, "0 or more")
+    _check_rows(path, qrels, "query_id", ~qrels["query_id"].isin(set(queries["id"])), "an id of queries.parquet")
+    _check_rows(path, qrels, "doc_id", ~qrels["doc_id"].isin(set(corpus["id"])), "an id of corpus.parquet")
     check_qrels(path, qrels)
     # mteb would drop such a query silently and average over fewer than the task says.
     judged = set(qrels["query_id"])
-    _rows(files["queries"], queries, "id", ~queries["id"].isin(judged), "a query that qrels judge")
+    _check_rows(files["queries"], queries, "id", ~queries["id"].isin(judged), "a query that qrels judge")
     return {"corpus": corpus, "queries": queries, "qrels": qrels}
 
 
-def _read(path: Path, texts: list[str], unique: str | None = None) -> pd.DataFrame:
+def _read_texts(path: Path, texts: list[str], unique: str | None = None) -> pd.DataFrame:
     """The frame at `path`, whose columns `texts` hold non-empty strings; rows are numbered from 0 in messages."""
     frame = read_frame(path).reset_index(drop=True)
     for name in texts:
-        _column(path, frame, name)
-        _rows(path, frame, name, ~frame[name].map(is_text).astype(bool), "non-empty text")
+        _require_column(path, frame, name)
+        _check_rows(path, frame, name, ~frame[name].map(is_text).astype(bool), "non-empty text")
     if len(frame) == 0:
         raise DataError(f"{path}: expected rows, found none")
     if unique is not None:
-        _rows(path, frame, unique, frame[unique].duplicated(), "each id once")
+        _check_rows(path, frame, unique, frame[unique].duplicated(), "each id once")
     return frame
 
 
-def _column(path: Path, frame: pd.DataFrame, name: str) -> None:
+def _require_column(path: Path, frame: pd.DataFrame, name: str) -> None:
     if name not in frame.columns:
         raise DataError(f"{path}: column {name!r} not found; expected it beside {', '.join(map(str, frame.columns))}")
 
 
-def _numbers(path: Path, frame: pd.DataFrame, name: str) -> None:
+def _check_numbers(path: Path, frame: pd.DataFrame, name: str) -> None:
     if not pd.api.types.is_numeric_dtype(frame[name]):
         raise DataError(f"{path}: column {name!r} must hold numbers, found {frame[name].dtype}")
-    _rows(path, frame, name, ~np.isfinite(frame[name].astype(float)), "a finite number")
+    _check_rows(path, frame, name, ~np.isfinite(frame[name].astype(float)), "a finite number")
 
 
-def _rows(path: Path, frame: pd.DataFrame, name: str, wrong: pd.Series, expected: str) -> None:
+def _check_rows(path: Path, frame: pd.DataFrame, name: str, wrong: pd.Series, expected: str) -> None:
     """Raises for the first row that `wrong` marks."""
     wrong = wrong.astype(bool)
     if wrong.any():
         row = int(np.flatnonzero(wrong.to_numpy())[0])
-        more = f" (and {int(wrong.sum()) - 1} more rows)" if wrong.sum() > 1 else ""
-        found = frame[name].iloc[row]
-        found = found.item() if isinstance(found, np.generic) else found
-        raise DataError(f"{path}: column {name!r}, row {row}: expected {expected}, found {found!r}{more}")
+        others = f" (and {int(wrong.sum()) - 1} more rows)" if wrong.sum() > 1 else ""
+        value = frame[name].iloc[row]
+        value = value.item() if isinstance(value, np.generic) else value
+        raise DataError(f"{path}: column {name!r}, row {row}: expected {expected}, found {value!r}{others}")
 
 
-def _digest(files: Any) -> str:
+def _digest_files(files: Any) -> str:
     digest = hashlib.sha256()
     for path in files:
         digest.update(Path(path).read_bytes())

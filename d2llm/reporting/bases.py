@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 def size(model: BaseSettings | PretrainedSettings, between: str = " of ", heads: bool = False) -> str:
     """Layers and width, and attention heads if asked; or the name of a checkpoint, and how much of it is kept."""
     if isinstance(model, BaseSettings):
-        said = f"{layers(model.layers)}{between}width {model.hidden_size}"
-        return said + (f", {model.heads} heads" if heads else "")
+        description = f"{layers(model.layers)}{between}width {model.hidden_size}"
+        return description + (f", {model.heads} heads" if heads else "")
     return name(model.source) + (f", lowest {layers(model.layers)}" if model.layers else "")
 
 
 def layers(count: int) -> str:
-    """So many layers."""
+    """A number of layers in words."""
     return f"{count} layer" + ("" if count == 1 else "s")
 
 
@@ -30,7 +30,7 @@ def name(source: str) -> str:
 
 def width(model: BaseSettings | PretrainedSettings, times: int = 1, known: int | None = None) -> str:
     """The width of its states, or of `times` of them side by side; of a checkpoint as far as it is `known`, else d."""
-    found = model.hidden_size if isinstance(model, BaseSettings) else known
-    if found is not None:
-        return str(times * found)
+    states = model.hidden_size if isinstance(model, BaseSettings) else known
+    if states is not None:
+        return str(times * states)
     return "d" if times == 1 else f"{times}d"

@@ -57,7 +57,8 @@ def given(file: T | None, name: str) -> T:
     """A field of `Collected`. Raises ConfigError for a file that the head does not name for this table or figure."""
     if file is None:
         raise ConfigError(
-            f"a table or figure uses the collected file {name!r} without asking for it; name it in READS at the head of its module"
+            f"a table or figure uses the collected file {name!r} without asking for it; name it in READS at the head "
+            "of its module"
         )
     return file
 

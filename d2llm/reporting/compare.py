@@ -2,13 +2,14 @@
 
 For two configurations, two versions of the code or two machines on the same test examples. How intervals and p-values
 come about is `d2llm.analysis.comparison`'s; whether a fresh run may be called the same as a reference is
-`verification`'s question, not this one's.
+`verify`'s question.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -77,15 +78,11 @@ def two_runs(
     count = max(resamples, least(len(runs) * columns, level))
     rows = []
     for method, variant in progress(runs, "compare"):
-        seeds = sorted(
-            int(one)
-            for one in shared.loc[(shared["method"] == method) & (shared["variant"] == variant), "seed"].unique()
+        of_run = (shared["method"] == method) & (shared["variant"] == variant)
+        seeds = sorted(map(int, shared.loc[of_run, "seed"].unique()))
+        scores = pd.concat(
+            [_scores_of(part, method, variant, seeds, name) for name, part in ((A, first.scores), (B, second.scores))]
         )
-        own = [
-            part[(part["method"] == method) & (part["variant"] == variant) & part["seed"].isin(seeds)]
-            for part in (first.scores, second.scores)
-        ]
-        scores = pd.concat([part.assign(method=name, variant="base") for name, part in zip((A, B), own, strict=True)])
         if not both:
             rows.append(plain_differences(scores, tasks).assign(method=method, variant=variant, seeds=len(seeds)))
             continue
@@ -93,25 +90,31 @@ def two_runs(
         predictions = pd.concat(
             read_predictions(file, _PREDICTIONS, where).assign(method=name) for name, file in files.items()
         )
-        found = compare(predictions, tasks, [A, B], count, level, seed, subject=B)
-        check(found, scores)
-        found = found.rename(columns={"value": "b"}).assign(a=found["value"] - found["difference"])
-        rows.append(found.assign(method=method, variant=variant))
+        comparisons = compare(predictions, tasks, [A, B], count, level, seed, subject=B)
+        check(comparisons, scores)
+        comparisons = comparisons.rename(columns={"value": "b"})
+        rows.append(comparisons.assign(a=comparisons["b"] - comparisons["difference"], method=method, variant=variant))
     table = pd.concat(rows, ignore_index=True)
     return table.assign(p_holm=holm(table["p"]) if both else float("nan"))[list(COLUMNS)]
+
+
+def _scores_of(scores: pd.DataFrame, method: str, variant: str, seeds: list[int], name: str) -> pd.DataFrame:
+    """The scores of a method and variant on these seeds, as those of a method called `name`."""
+    rows = scores[(scores["method"] == method) & (scores["variant"] == variant) & scores["seed"].isin(seeds)]
+    return rows.assign(method=name, variant="base")
 
 
 def common(first: pd.DataFrame, second: pd.DataFrame, variants: bool) -> pd.DataFrame:
     """(method, variant, seed, task) of the headline scores both have. Raises ArtifactError where there is none."""
     key = ["method", "variant", "seed", "task"]
-    found = []
+    sides = []
     for scores in (first, second):
-        own = scores[(scores["phenomenon"] == "all") & (scores["metric"] == scores["task_type"].map(HEADLINE))]
-        found.append(own if variants else own[own["variant"] == "base"])
-    shared = found[0][key].merge(found[1][key], on=key)
+        headline = scores[(scores["phenomenon"] == "all") & (scores["metric"] == scores["task_type"].map(HEADLINE))]
+        sides.append(headline if variants else headline[headline["variant"] == "base"])
+    shared = sides[0][key].merge(sides[1][key], on=key)
     if shared.empty:
-        said = ", ".join(f"{name} {sorted(set(found[0][name]))} and {sorted(set(found[1][name]))}" for name in key)
-        raise ArtifactError(f"the two runs have no score in common (method, variant, seed and task alike): {said}")
+        values = ", ".join(f"{name} {sorted(set(sides[0][name]))} and {sorted(set(sides[1][name]))}" for name in key)
+        raise ArtifactError(f"the two runs have no score in common (method, variant, seed and task alike): {values}")
     # Every task with every seed: a mean over other seeds would be another one.
     whole = shared.groupby(["method", "variant", "seed"])["task"].transform("nunique") == shared["task"].nunique()
     if not whole.any():
@@ -125,14 +128,15 @@ def same_sizes(first: pd.DataFrame, second: pd.DataFrame, tasks: list[str]) -> N
     """
     sizes = []
     for scores in (first, second):
-        own = scores[scores["phenomenon"] == "all"].drop_duplicates("task").set_index("task")
-        sizes.append({task: f"{own.loc[task, 'n']} of {own.loc[task, 'split']}" for task in tasks})
+        whole = scores[scores["phenomenon"] == "all"].drop_duplicates("task").set_index("task")
+        sizes.append({task: f"{whole.loc[task, 'n']} of {whole.loc[task, 'split']}" for task in tasks})
     other = [
         f"{task} ({sizes[0][task]} in A, {sizes[1][task]} in B)" for task in tasks if sizes[0][task] != sizes[1][task]
     ]
     if other:
         raise ArtifactError(
-            f"the two runs were evaluated on other examples: {', '.join(other)}; only runs on the same test sets can be compared"
+            f"the two runs were evaluated on other examples: {', '.join(other)}; only runs on the same test sets can "
+            "be compared"
         )
 
 
@@ -165,47 +169,52 @@ def plain_differences(scores: pd.DataFrame, tasks: pd.DataFrame) -> pd.DataFrame
 def text(table: pd.DataFrame, names: tuple[str, str], level: float) -> str:
     """The table for a terminal: marks as in the tables of a run, ↑ where B is significantly above A, ↓ below."""
     intervals = bool(table["p"].notna().any())
-    lines = [f"A  {names[0]}", f"B  {names[1]}", ""]
-    head = [
-        "method",
-        "task",
-        "metric",
-        "A",
-        "B",
-        "B − A",
-        *([f"{level:.0%} interval", "p", "p (Holm)", ""] if intervals else []),
-    ]
-    body = []
-    for row in table.itertuples():
-        title = row.method if row.variant == "base" else f"{row.method} {row.variant}"
-        task = f"{AVERAGE_TITLE} {row.group}" if row.task == AVERAGE else row.task
-        cells = [
-            title,
-            task,
-            METRIC_TITLES.get(row.metric, row.metric),
-            number(row.a),
-            number(row.b),
-            signed(row.difference),
-        ]
-        if intervals:
-            mark = "" if row.p_holm >= 1 - level or row.difference == 0 else "↑" if row.difference > 0 else "↓"
-            cells += [f"{signed(row.low)} to {signed(row.high)}", f"{row.p:.4f}", f"{row.p_holm:.4f}", mark]
-        body.append(cells)
-    widths = [max(len(line[place]) for line in [head, *body]) for place in range(len(head))]
-    for line in [head, *body]:
-        left = [
-            cell.ljust(width) if place < 3 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        lines.append("  ".join(left).rstrip())
-    lines.append("")
+    head = ["method", "task", "metric", "A", "B", "B − A"]
+    head += [f"{level:.0%} interval", "p", "p (Holm)", ""] if intervals else []
+    body = [_write_cells(row, level, intervals) for row in table.itertuples()]
+    lines = [f"A  {names[0]}", f"B  {names[1]}", "", *_align([head, *body]), ""]
     seeds = sorted(set(table["seeds"]))
-    said = f"Headline metrics, means over the seeds both have ({' or '.join(map(str, seeds))} of them)."
+    note = f"Headline metrics, means over the seeds both have ({' or '.join(map(str, seeds))} of them)."
     if intervals:
         luck = (
             ", and the spread of seeds" if max(seeds) > 1 else "; of one seed, so the luck of a training is not in them"
         )
-        said += f" Intervals: paired bootstrap over examples{luck}. ↑ ↓: B significantly above or below A after Holm's correction over these {len(table)} rows."
+        note += (
+            f" Intervals: paired bootstrap over examples{luck}. ↑ ↓: B significantly above or below A after Holm's "
+            f"correction over these {len(table)} rows."
+        )
     else:
-        said += " Scores alone are compared, without intervals or p-values, as predictions.parquet is not beside both scores.csv: of the examples only splits and numbers are known to be the same."
-    return "\n".join([*lines, said])
+        note += (
+            " Scores alone are compared, without intervals or p-values, as predictions.parquet is not beside both "
+            "scores.csv: of the examples only splits and numbers are known to be the same."
+        )
+    return "\n".join([*lines, note])
+
+
+def _write_cells(row: Any, level: float, intervals: bool) -> list[str]:
+    """The cells of a row of `two_runs`."""
+    cells = [
+        row.method if row.variant == "base" else f"{row.method} {row.variant}",
+        f"{AVERAGE_TITLE} {row.group}" if row.task == AVERAGE else row.task,
+        METRIC_TITLES.get(row.metric, row.metric),
+        number(row.a),
+        number(row.b),
+        signed(row.difference),
+    ]
+    if intervals:
+        mark = "" if row.p_holm >= 1 - level or row.difference == 0 else "↑" if row.difference > 0 else "↓"
+        cells += [f"{signed(row.low)} to {signed(row.high)}", f"{row.p:.4f}", f"{row.p_holm:.4f}", mark]
+    return cells
+
+
+def _align(rows: list[list[str]]) -> list[str]:
+    """Rows of cells as lines of columns: the first three from the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if place < 3 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines

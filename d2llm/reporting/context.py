@@ -1,4 +1,7 @@
-"""What tables and figures need besides scores: their rows, in order, with their names, and how the scores came about."""
+"""What tables and figures need besides scores: their rows in order and with titles, and how the scores came about.
+
+Taken from the config alone; results are read by `collected`.
+"""
 
 from __future__ import annotations
 
@@ -58,16 +61,16 @@ def context(config: Config) -> Context:
 
 def evaluation_sets(config: Config) -> dict[str, list[tuple[str, str]]]:
     """Title and description of what is evaluated, by group, in the order of the names."""
-    known: dict[str, tuple[str, str, str]] = {name: (of[2], of[0], of[3]) for name, of in TASKS.items()}
+    entries: dict[str, tuple[str, str, str]] = {name: (entry[2], entry[0], entry[3]) for name, entry in TASKS.items()}
     if config.data.source == "files":
-        own = config.data.files.tasks
+        tasks = config.data.files.tasks
         # Without a title, as scores name it.
-        known = {
+        entries = {
             name: (task.group, str(task.title or getattr(task, "mteb", name)), task.description)
-            for name, task in own.items()
+            for name, task in tasks.items()
         }
     sets: dict[str, list[tuple[str, str]]] = {}
-    for name in sorted(known if config.evaluation.tasks == "all" else config.evaluation.tasks):
-        group, title, description = known[name]
+    for name in sorted(entries if config.evaluation.tasks == "all" else config.evaluation.tasks):
+        group, title, description = entries[name]
         sets.setdefault(group, []).append((title, description))
     return sets

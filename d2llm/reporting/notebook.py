@@ -46,8 +46,9 @@ def run_search(config: Config) -> None:
 
 
 def execute(book: Any, results: Path, name: str | None = None) -> Any:
-    """The notebook, called so in errors, with the outputs of its cells, all reading the folder `results`. Raises
-    ArtifactError naming a cell.
+    """Execute a notebook, whose cells read the folder `results`, and return it with their outputs.
+
+    `name` is what errors call it. Raises ArtifactError naming the cell that failed.
     """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError

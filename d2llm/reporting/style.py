@@ -1,4 +1,4 @@
-"""How results are named and written, in one place for every table and figure."""
+"""How results are named, coloured and written, in one place for every table and figure. It reads no result."""
 
 from __future__ import annotations
 

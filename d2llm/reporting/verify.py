@@ -20,7 +20,7 @@ from d2llm.run.schemas import SCORE_KEY, SCORES
 if TYPE_CHECKING:
     from d2llm.config.schema import Config
 
-# Rows that nothing was trained for: the same everywhere, but for the last digits.
+# Rows without training: the same everywhere, but for the last digits.
 DETERMINISTIC = frozenset(("bm25",))
 # Taken at a threshold that jumps from one example to another: they move several times as much as what they are made of.
 JUMPING = {"precision": 5.0, "recall": 5.0, "f1": 2.0}
@@ -76,11 +76,13 @@ class Verdict:
             lines.append("failed: the two have no score in common")
         elif self.passed:
             lines.append(
-                f"passed: {self.judged} scores within tolerance (largest difference {self.largest:.6f}); {self.compared - self.judged} breakdowns of few examples judge nothing"
+                f"passed: {self.judged} scores within tolerance (largest difference {self.largest:.6f}); "
+                f"{self.compared - self.judged} breakdowns of few examples judge nothing"
             )
         else:
             lines.append(
-                f"failed: {len(self.wrong)} of {self.judged} scores out of tolerance, {len(self.lacking)} missing, {len(self.damaged)} files damaged"
+                f"failed: {len(self.wrong)} of {self.judged} scores out of tolerance, {len(self.lacking)} missing, "
+                f"{len(self.damaged)} files damaged"
             )
         return "\n".join(lines)
 
@@ -107,71 +109,75 @@ def verify(config: Config, reference: Path, exact: float, tolerance: float) -> V
     return verdict
 
 
-def compare(reference: pd.DataFrame, found: pd.DataFrame, *, exact: float, tolerance: float) -> Verdict:
+def compare(reference: pd.DataFrame, fresh: pd.DataFrame, *, exact: float, tolerance: float) -> Verdict:
     """The verdict on two tables of scores.
 
     Rows that nothing was trained for are judged by `exact`, others by `tolerance` (times JUMPING). Breakdowns of
     trained rows are of few examples and are compared, but judge nothing. A run (method, variant, seed) that one side
-    lacks is named and fails nothing; a score that the found run lacks within a common run, or that is over other
+    lacks is named and fails nothing; a score that the fresh run lacks within a common run, or that is over other
     examples, does.
     """
-    both = reference.merge(found, on=SCORE_KEY, how="outer", suffixes=("_reference", "_found"), indicator=True)
-    common = set(map(tuple, reference[RUN].to_numpy())) & set(map(tuple, found[RUN].to_numpy()))
+    both = reference.merge(fresh, on=SCORE_KEY, how="outer", suffixes=("_reference", "_found"), indicator=True)
+    common = set(map(tuple, reference[RUN].to_numpy())) & set(map(tuple, fresh[RUN].to_numpy()))
     shared = pd.Series([run in common for run in both[RUN].itertuples(index=False, name=None)], both.index, dtype=bool)
+    only_reference, only_fresh = both["_merge"] == "left_only", both["_merge"] == "right_only"
     pairs = both[both["_merge"] == "both"]
     same = (pairs["n_reference"] == pairs["n_found"]) & (pairs["split_reference"] == pairs["split_found"])
-    lacking = pd.concat([both[shared & (both["_merge"] == "left_only")], pairs[~same]])
-    pairs = pairs[same]
-    difference = (pairs["value_found"] - pairs["value_reference"]).abs()
-    still = pairs["method"].isin(DETERMINISTIC)
-    judged = still | (pairs["phenomenon"] == "all")
-    allowed = (tolerance * pairs["metric"].map(JUMPING).astype(float).fillna(1.0)).where(~still, exact)
+    lacking = pd.concat([both[shared & only_reference], pairs[~same]])
+    table, judged = _judge(pairs[same], exact, tolerance)
+    difference = table["difference"].abs()
+    # Written so that a value that is no number is out of tolerance as well.
+    wrong = table[judged & ~(difference <= table["allowed"])]
+    order = wrong["difference"].abs().sort_values(ascending=False, na_position="first", kind="stable").index
+    return Verdict(
+        identical=False,
+        compared=len(table),
+        judged=int(judged.sum()),
+        largest=float(difference[judged].max()) if judged.any() else 0.0,
+        wrong=wrong.loc[order],
+        lacking=_name_scores(lacking),
+        only_reference=runs_of(both[~shared & only_reference]),
+        only_found=runs_of(both[~shared & only_fresh]) + _name_scores(both.loc[shared & only_fresh]),
+    )
+
+
+def _judge(pairs: pd.DataFrame, exact: float, tolerance: float) -> tuple[pd.DataFrame, pd.Series]:
+    """(both values of every score with their difference and what is allowed, whether the score is judged)."""
+    untrained = pairs["method"].isin(DETERMINISTIC)
+    allowed = (tolerance * pairs["metric"].map(JUMPING).astype(float).fillna(1.0)).where(~untrained, exact)
     table = pairs[SCORE_KEY].assign(
         reference=pairs["value_reference"],
         found=pairs["value_found"],
         difference=pairs["value_found"] - pairs["value_reference"],
         allowed=allowed,
     )
-    # Written so that a value that is no number is out of tolerance as well.
-    wrong = table[judged & ~(difference <= allowed)]
-    order = wrong["difference"].abs().sort_values(ascending=False, na_position="first", kind="stable").index
-    return Verdict(
-        identical=False,
-        compared=len(pairs),
-        judged=int(judged.sum()),
-        largest=float(difference[judged].max()) if judged.any() else 0.0,
-        wrong=wrong.loc[order],
-        lacking=[" ".join(map(str, row)) for row in lacking[SCORE_KEY].itertuples(index=False)],
-        only_reference=runs_of(both[~shared & (both["_merge"] == "left_only")]),
-        only_found=runs_of(both[~shared & (both["_merge"] == "right_only")])
-        + [
-            " ".join(map(str, row))
-            for row in both.loc[shared & (both["_merge"] == "right_only"), SCORE_KEY].itertuples(index=False)
-        ],
-    )
+    return table, untrained | (pairs["phenomenon"] == "all")
+
+
+def _name_scores(rows: pd.DataFrame) -> list[str]:
+    """Scores by their keys, a line each."""
+    return [" ".join(map(str, row)) for row in rows[SCORE_KEY].itertuples(index=False)]
 
 
 def runs_of(rows: pd.DataFrame) -> list[str]:
     """The runs that rows are of, by name."""
-    found = rows[RUN].drop_duplicates().itertuples(index=False)
-    return [f"{row.method} {row.variant} seed {row.seed}" for row in found]
+    runs = rows[RUN].drop_duplicates().itertuples(index=False)
+    return [f"{row.method} {row.variant} seed {row.seed}" for row in runs]
 
 
 # ------------------------------------------------------------------------------------------------------------ reasons
-def explain(
-    reference: Mapping[str, Mapping[str, Any]], found: Mapping[str, Mapping[str, Any]]
-) -> list[str]:  # fmt: skip
-    """What the records of jobs that both have say otherwise: software, machine, threads, settings, code; each said
-    once.
+def explain(reference: Mapping[str, Mapping[str, Any]], fresh: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What differs between the records of jobs that both runs have: software, machine, threads, settings, code; each
+    difference once, with its stages.
     """
-    said: dict[str, list[str]] = {}
-    for name in sorted(reference.keys() & found.keys()):
-        stage = str(found[name].get("stage", name))
-        for difference in differences(reference[name], found[name]):
-            places = said.setdefault(difference, [])
+    places_of: dict[str, list[str]] = {}
+    for name in sorted(reference.keys() & fresh.keys()):
+        stage = str(fresh[name].get("stage", name))
+        for difference in differences(reference[name], fresh[name]):
+            places = places_of.setdefault(difference, [])
             if stage not in places:
                 places.append(stage)
-    return [f"{difference} ({', '.join(stages)})" for difference, stages in said.items()]
+    return [f"{difference} ({', '.join(stages)})" for difference, stages in places_of.items()]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
@@ -195,7 +201,7 @@ def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted key."""
     if not isinstance(value, Mapping) or not value:
         return {prefix: value}
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, inner in value.items():
-        found |= leaves(inner, f"{prefix}.{key}" if prefix else str(key))
-    return found
+        flat |= leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat

@@ -1,7 +1,7 @@
 """Reads CSV and TSV so that no row is lost or shifted unseen: every row has the fields of the header, and quotation
 marks in doubt are refused.
 
-Fields are texts here; which columns mean what, and which are numbers, is for `files` and the configuration to say.
+Fields are texts here; which columns mean what, and which are numbers, is left to `read` and the configuration.
 """
 
 from __future__ import annotations
@@ -44,12 +44,11 @@ def read(
     """The fields of a file as texts; its index holds the line each row begins in, as an editor counts. `columns` names
     those of a file without a header.
 
-    quotes: "format", a field in quotation marks is read without them, may hold separators and line breaks, and marks in
-    it are written twice (RFC 4180,
-        what spreadsheets and pandas write); "text", every mark is text and every line a row. None: CSV is read as
-        "format", TSV as "text", and what could be meant otherwise is refused: in TSV a field that begins with a mark;
-        in CSV a backslash before a mark, a blank before the first mark of a field, and a field over several lines of
-        which two have fields enough to be rows.
+    quotes: with "format", a field in quotation marks is read without them and may hold separators and line breaks, and
+        marks in it are written twice (RFC 4180, what spreadsheets and pandas write); with "text", every mark is text
+        and every line a row. None: CSV is read as "format", TSV as "text", and what could be meant otherwise is
+        refused: in TSV a field that begins with a mark; in CSV a backslash before a mark, a blank before the first
+        mark of a field, and a field over several lines of which two have fields enough to be rows.
 
     Raises DataError with the line for a row that has more or fewer fields than the header, two columns of one name, a
     file that is not UTF-8, and marks in doubt.
@@ -71,11 +70,11 @@ def read(
 
 
 class Lines:
-    """The lines of a file for a reader of rows, checked one by one; `own` are those of the row that is being read."""
+    """The lines of a file for a reader of rows, checked one by one; `row_lines` are those of the present row."""
 
     def __init__(self, path: Path, stream: TextIO, separator: str, quotes: Quotes | None, plain: bool) -> None:
         self.path, self.stream, self.separator = path, stream, separator
-        self.own: list[str] = []
+        self.row_lines: list[str] = []
         self.read = 0
         # What is in doubt without a word on quotation marks, as it stands in a line.
         self.doubt = None if quotes is not None else f'{separator}"' if plain else '\\"'
@@ -84,7 +83,7 @@ class Lines:
     @property
     def start(self) -> int:
         """The line in which the present row begins."""
-        return self.read - len(self.own) + 1
+        return self.read - len(self.row_lines) + 1
 
     def rows(self) -> Iterator[list[str]]:
         """The fields of one row after the other; none of a blank line."""
@@ -95,12 +94,12 @@ class Lines:
                 yield fields.split(self.separator) if fields else []
             else:
                 yield next(csv.reader(chain((line,), lines), delimiter=self.separator, strict=True))
-            self.own.clear()
+            self.row_lines.clear()
 
     def __iter__(self) -> Iterator[str]:
         for line in self.stream:
             self.read += 1
-            self.own.append(line)
+            self.row_lines.append(line)
             if "\x00" in line:
                 raise DataError(f"{self.path}: line {self.read}: a NUL byte; is the file UTF-16? Save it as UTF-8")
             if self.doubt is not None and (self.doubt in line or (self.plain and line[0] == '"')):
@@ -108,24 +107,25 @@ class Lines:
             yield line
 
     def refuse(self) -> None:
-        """A quotation mark of the present line is in doubt."""
+        """Raise DataError: a quotation mark of the present line is in doubt."""
         if self.plain:
             raise DataError(f"{self.path}: line {self.read}: a field begins with a quotation mark; {EITHER}")
         raise DataError(
-            f"{self.path}: line {self.read}: a backslash before a quotation mark; where it escapes the mark, write the mark twice instead, or the file as "
-            f"JSONL; where it is text, {STATE.format('format')}"
+            f"{self.path}: line {self.read}: a backslash before a quotation mark; where it escapes the mark, write "
+            f"the mark twice instead, or the file as JSONL; where it is text, {STATE.format('format')}"
         )
 
     def check(self, row: list[str], width: int) -> None:
         """Raise DataError for a row of other than `width` fields, and for marks that a whole row puts in doubt."""
-        if len(row) == width and (self.plain or (len(self.own) == 1 and ' "' not in self.own[0])):
+        if len(row) == width and (self.plain or (len(self.row_lines) == 1 and ' "' not in self.row_lines[0])):
             return
         where = f"{self.path}: line {self.start}"
-        if len(self.own) > 1 and self.doubt is not None:
-            rows = sum(line.count(self.separator) >= width - 1 for line in self.own)
+        if len(self.row_lines) > 1 and self.doubt is not None:
+            rows = sum(line.count(self.separator) >= width - 1 for line in self.row_lines)
             if rows > 1:
                 raise DataError(
-                    f"{where}: a quotation mark begins a field that ends in line {self.read} only, and {rows} of these lines may be rows of their own; {EITHER}"
+                    f"{where}: a quotation mark begins a field that ends in line {self.read} only, and {rows} of "
+                    f"these lines may be rows of their own; {EITHER}"
                 )
         if self.doubt is not None and any(value[:1] == " " and value.lstrip(" ")[:1] == '"' for value in row):
             raise DataError(
@@ -142,7 +142,7 @@ class Lines:
                 why = f"is there a {name} too many at its end?"
             elif len(row) < width:
                 why = "is the row cut, or divided by a line break in a text?"
-            if not self.plain and any('"' in line for line in self.own):
+            if not self.plain and any('"' in line for line in self.row_lines):
                 why += f" Or {TEXT}"
             raise DataError(f"{where}: expected {width} fields, a column each; found {len(row)}: {why}")
 
@@ -183,13 +183,14 @@ def table(lines: Lines, rows: Iterator[list[str]], names: list[str], keep: Seque
 
 
 def header(path: Path, row: list[str], separator: str) -> list[str]:
-    """The names of the columns; one without a name gets what pandas calls it. Raises DataError for a name that is there
-    twice.
+    """The names of the columns; one without a name gets what pandas calls it. Raises DataError where two columns have
+    one name.
     """
     for other, name in NAMES.items():
         if len(row) == 1 and other != separator and other in row[0]:
             raise DataError(
-                f"{path}: line 1: expected columns divided by a {NAMES[separator]}; is it a {name}? Found {row[0][:60]!r}"
+                f"{path}: line 1: expected columns divided by a {NAMES[separator]}; is it a {name}? Found "
+                f"{row[0][:60]!r}"
             )
     names = [name or f"Unnamed: {place}" for place, name in enumerate(row)]
     again = next((name for name in names if names.count(name) > 1), None)
@@ -215,12 +216,12 @@ def explain(error: csv.Error) -> str:
 
 
 def not_utf8(path: Path, error: UnicodeDecodeError) -> str:
-    """The line of a file that is not UTF-8: its first bytes that are none."""
+    """The message for a file that is not UTF-8, with its first line that is not."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             try:
                 line.decode()
-            except UnicodeDecodeError as wrong:
-                kind = "it may be UTF-16" if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff") else wrong.reason
+            except UnicodeDecodeError as fault:
+                kind = "it may be UTF-16" if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff") else fault.reason
                 return f"{path}: line {number}: not UTF-8 ({kind}); save the file as UTF-8"
     return f"{path}: not UTF-8 ({error.reason}); save the file as UTF-8"

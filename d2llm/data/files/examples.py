@@ -1,7 +1,7 @@
 """From judged pairs of one's own files to what every source makes: training pairs, pool, teacher's groups, evaluation
 sets.
 
-Files are read through `files`; nothing is written. A judged pair is a row `dataset, mode, a, b, label, target,
+Files are read through `read`; writing is left to `build`. A judged pair is a row `dataset, mode, a, b, label, target,
 contradicted, marked`: whether b is right for a, the probability of yes the teacher is taught, above one half exactly
 where the label is yes, whether its set says yes and no of it (the first counts), and all that its set says is right for
 a. Texts are compared by their normal form, and kept as they are.
@@ -10,7 +10,7 @@ a. Texts are compared by their normal form, and kept as they are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -68,19 +68,19 @@ def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> Judged
     marked = by_query(pairs, True)
     pairs = pairs.assign(marked=[marked.get(form, []) for form in pairs["a"].map(normal_form)])
     pairs = within(pairs, settings.part, "a", "b").reset_index(drop=True)
-    asked = pairs["a"].map(normal_form)
-    chosen = asked.drop_duplicates()
+    query_forms = pairs["a"].map(normal_form)
+    chosen = query_forms.drop_duplicates()
     if settings.sample is not None and settings.sample < len(chosen):
-        kept = set(chosen.iloc[np.sort(rng.permutation(len(chosen))[: settings.sample])])
-        pairs = pairs[asked.isin(kept)].reset_index(drop=True)
+        chosen_queries = set(chosen.iloc[np.sort(rng.permutation(len(chosen))[: settings.sample])])
+        pairs = pairs[query_forms.isin(chosen_queries)].reset_index(drop=True)
     if not pairs["label"].any():
         raise DataError(f"data.files.train.{name}: no pair of it is right; check label and yes, or score and yes_from")
     pairs.insert(0, "dataset", name)
     pairs.insert(1, "mode", settings.mode)
     passages = pd.Series(distinct(passages), dtype=object)
     if settings.pool is not None:
-        own = passages.map(normal_form).isin(set(pairs["b"].map(normal_form)))
-        passages = pd.concat([passages[own], sampled(passages[~own], settings.pool, rng)])
+        is_judged = passages.map(normal_form).isin(set(pairs["b"].map(normal_form)))
+        passages = pd.concat([passages[is_judged], sampled(passages[~is_judged], settings.pool, rng)])
     return Judged(pairs, passages.reset_index(drop=True), dropped)
 
 
@@ -98,7 +98,7 @@ def once(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def judged_rows(settings: TrainingSet) -> tuple[pd.DataFrame, Dropped]:
     """a, b, label and target of a file of pairs or triples, in its order; and what was left out."""
-    path = _path(settings.file)
+    path = _require_path(settings.file)
     frame = read_table(path)
     dropped: Dropped = {}
     if settings.incomplete == "drop":
@@ -116,11 +116,11 @@ def judged_rows(settings: TrainingSet) -> tuple[pd.DataFrame, Dropped]:
         wanted = target(score, settings.scores, settings.yes_from)
         return pairs.assign(label=score >= settings.yes_from, target=wanted), dropped
     passages = lists(path, frame, settings.passage)
-    right = pd.DataFrame({"a": query, "b": passages}).explode("b").dropna().assign(label=True, target=1.0)
+    right_pairs = pd.DataFrame({"a": query, "b": passages}).explode("b").dropna().assign(label=True, target=1.0)
     if settings.negatives is None:
-        return right, dropped
-    wrong = pd.DataFrame({"a": query, "b": lists(path, frame, settings.negatives)})
-    return pd.concat([right, wrong.explode("b").dropna().assign(label=False, target=0.0)]), dropped
+        return right_pairs, dropped
+    wrong_pairs = pd.DataFrame({"a": query, "b": lists(path, frame, settings.negatives)})
+    return pd.concat([right_pairs, wrong_pairs.explode("b").dropna().assign(label=False, target=0.0)]), dropped
 
 
 def complete_rows(
@@ -140,7 +140,7 @@ def complete_rows(
     return whole, {reason: count for reason, count in dropped.items() if count}
 
 
-def _path(table: Table | None) -> str:
+def _require_path(table: Table | None) -> str:
     """A table as a file, which all are in what `FilesSettings.local` gives."""
     if not isinstance(table, str):
         raise TypeError(f"{table} is no file; read the settings that FilesSettings.local gives")
@@ -165,7 +165,7 @@ def retrieval(
     nothing else. The index of the qrels holds their lines. Raises DataError for ids that do not fit.
     """
     tables, dropped = [], {}
-    paths = {name: _path(table) for name, table in settings.tables().items()}
+    paths = {name: _require_path(table) for name, table in settings.tables().items()}
     for name, key in (("queries", settings.id), ("corpus", settings.corpus_id or settings.id)):
         path = paths[name]
         frame = read_table(path)
@@ -179,14 +179,15 @@ def retrieval(
     columns = {name: ids(path, frame, getattr(settings, name)) for name in ("query_id", "doc_id")}
     relevance = 1.0 if settings.relevance is None else numbers(path, frame, settings.relevance, -10.0, 1000.0)
     qrels = pd.DataFrame(columns).assign(relevance=relevance)
-    for column, known, origin in (("query_id", queries, paths["queries"]), ("doc_id", corpus, paths["corpus"])):
-        lost = ~qrels[column].isin(set(known["id"]))
-        if lost.any() and not drop:
-            line = qrels.index[lost][0]
+    for column, referenced, origin in (("query_id", queries, paths["queries"]), ("doc_id", corpus, paths["corpus"])):
+        dangling = ~qrels[column].isin(set(referenced["id"]))
+        if dangling.any() and not drop:
+            line = qrels.index[dangling][0]
             raise DataError(
-                f"{path}: line {line}: expected an id of {origin}; found {qrels[column][line]!r}; `incomplete: drop` leaves such judgements out"
+                f"{path}: line {line}: expected an id of {origin}; found {qrels[column][line]!r}; `incomplete: drop` "
+                "leaves such judgements out"
             )
-        qrels = qrels[~lost]
+        qrels = qrels[~dangling]
     dropped["judgements of a query or passage that is not there"] = len(frame) - len(qrels)
     relevance = qrels["relevance"].clip(lower=0)  # trec_eval takes both for not relevant
     whole = (relevance == relevance.round()).all()
@@ -200,13 +201,19 @@ def training_pairs(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> tu
     """
     right = pairs[pairs["label"]]
     wrong = {name: by_query(part, False) for name, part in pairs.groupby("dataset")}
-    asked = zip(right["dataset"], right["a"].map(normal_form), strict=True)
+    query_forms = zip(right["dataset"], right["a"].map(normal_form), strict=True)
     train = pd.DataFrame(
-        {"query": right["a"], "positive": right["b"], "dataset": right["dataset"], "mode": right["mode"],
-         "marked": right["marked"], "wrong": [wrong[dataset].get(form, []) for dataset, form in asked]}
-    ).reset_index(drop=True)  # fmt: skip
+        {
+            "query": right["a"],
+            "positive": right["b"],
+            "dataset": right["dataset"],
+            "mode": right["mode"],
+            "marked": right["marked"],
+            "wrong": [wrong[dataset].get(form, []) for dataset, form in query_forms],
+        }
+    ).reset_index(drop=True)
     train.insert(0, "qid", [f"{dataset}-{i}" for i, dataset in enumerate(train["dataset"])])
-    pool = [pd.DataFrame({"dataset": name, "text": found}) for name, found in passages.items()]
+    pool = [pd.DataFrame({"dataset": name, "text": texts}) for name, texts in passages.items()]
     return train, pd.concat(pool, ignore_index=True)
 
 
@@ -219,7 +226,7 @@ def by_query(pairs: pd.DataFrame, label: bool) -> dict[str, list[str]]:
 def teacher_groups(
     pairs: pd.DataFrame, pool: pd.DataFrame, wrong: int, held: float, seed: int
 ) -> dict[str, pd.DataFrame]:
-    """{"train", "dev"}: queries with judged candidates; whose query's digest lies below `held` is kept from training.
+    """{"train", "dev"}: queries with judged candidates. A query whose digest lies below `held` is for "dev".
 
     A query without a wrong candidate gets `wrong` drawn at random from its set's pool, none of them marked as right for
     it.
@@ -232,44 +239,59 @@ def teacher_groups(
         b, target, label = part["b"].tolist(), part["target"].tolist(), part["label"].tolist()
         if all(label):
             rng = np.random.default_rng([seed, *f"{dataset} {a}".encode()])
-            candidates = texts[str(dataset)]
-            known = {normal_form(text) for text in (a, *part["marked"].iloc[0])}
-            count = min(len(candidates), wrong + len(known))
-            drawn = [candidates[i] for i in rng.choice(len(candidates), count, replace=False)]
-            drawn = [text for text in drawn if normal_form(text) not in known][:wrong]
+            drawn = _draw_wrong(texts[str(dataset)], (a, *part["marked"].iloc[0]), wrong, rng)
             b, target, label = b + drawn, target + [0.0] * len(drawn), label + [False] * len(drawn)
         order = mixed(label) if len(b) > GROUP else list(range(len(b)))
         split = "dev" if share(f"{seed} {spelling.setdefault(normal_form(a), a)}") < held else "train"
         for start in range(0, len(b), GROUP):
             chosen = order[start : start + GROUP]
             rows[split].append(
-                {"mode": mode, "a": a, "b": [b[i] for i in chosen], "target": [target[i] for i in chosen],
-                 "label": [bool(label[i]) for i in chosen],
-                 # No source but the generated world knows how words relate.
-                 "relations": ["0" * len(b[i]) for i in chosen], "phenomenon": [str(dataset)] * len(chosen)}
-            )  # fmt: skip
-    groups = {split: pd.DataFrame(found) for split, found in rows.items()}
+                {
+                    "mode": mode,
+                    "a": a,
+                    "b": [b[i] for i in chosen],
+                    "target": [target[i] for i in chosen],
+                    "label": [bool(label[i]) for i in chosen],
+                    # No source but the generated world knows how words relate.
+                    "relations": ["0" * len(b[i]) for i in chosen],
+                    "phenomenon": [str(dataset)] * len(chosen),
+                }
+            )
+    groups = {split: pd.DataFrame(records) for split, records in rows.items()}
+    _check_groups(groups, pairs["mode"].unique())
+    return groups
+
+
+def _draw_wrong(candidates: Sequence[str], right: Iterable[str], count: int, rng: np.random.Generator) -> list[str]:
+    """At most `count` of the candidates, none of them a near copy of a text in `right`."""
+    forms = {normal_form(text) for text in right}
+    places = rng.choice(len(candidates), min(len(candidates), count + len(forms)), replace=False)
+    drawn = [candidates[i] for i in places]
+    return [text for text in drawn if normal_form(text) not in forms][:count]
+
+
+def _check_groups(groups: Mapping[str, pd.DataFrame], modes: Iterable[str]) -> None:
+    """Raises DataError for a part that lacks right or wrong pairs of a mode."""
     for split, frame in groups.items():
-        for mode in pairs["mode"].unique():
-            of = frame[frame["mode"] == mode] if len(frame) else frame
-            kinds = {value for values in of.get("label", []) for value in values}
+        for mode in modes:
+            of_mode = frame[frame["mode"] == mode] if len(frame) else frame
+            kinds = {value for values in of_mode.get("label", []) for value in values}
             if kinds != {True, False}:
                 raise DataError(
                     f"data.files: the {mode} training sets leave the teacher's {split} part without "
                     f"{'right' if True not in kinds else 'wrong'} pairs; give more rows, or change teacher_dev"
                 )
-    return groups
 
 
 def mixed(label: list[bool]) -> list[int]:
     """Places of a list's members, right and wrong ones spread evenly, so that a piece of it holds both where there are
     enough.
     """
-    seen, total = {True: 0, False: 0}, {kind: max(1, label.count(kind)) for kind in (True, False)}
+    counts, total = {True: 0, False: 0}, {kind: max(1, label.count(kind)) for kind in (True, False)}
     place = []
     for kind in label:
-        seen[kind] += 1
-        place.append((seen[kind] - 0.5) / total[kind])
+        counts[kind] += 1
+        place.append((counts[kind] - 0.5) / total[kind])
     return sorted(range(len(label)), key=lambda i: (place[i], i))
 
 
@@ -287,7 +309,7 @@ def evaluation_set(name: str, settings: TaskSet, split: str, rng: np.random.Gene
     if source is None:
         return None
     if settings.type == "retrieval":
-        return _retrieval_set(settings, source, rng)
+        return _read_retrieval_set(settings, source, rng)
     frame = read_table(source)
     target = "score" if settings.type == "sts" else "label"
     label = settings.label if target == "label" else None
@@ -308,19 +330,21 @@ def evaluation_set(name: str, settings: TaskSet, split: str, rng: np.random.Gene
     return EvaluationSet({"pairs": pairs}, dropped)
 
 
-def _retrieval_set(settings: TaskSet, source: Retrieval, rng: np.random.Generator) -> EvaluationSet:
-    """A retrieval set: as in mteb every query that is judged counts, also one without a relevant passage, and no other."""
+def _read_retrieval_set(settings: TaskSet, source: Retrieval, rng: np.random.Generator) -> EvaluationSet:
+    """A retrieval set. As in mteb, every query that is judged counts, also one without a relevant passage; others do
+    not.
+    """
     (queries, corpus, qrels), dropped = retrieval(source, settings.incomplete == "drop")
-    check_qrels(_path(source.qrels), qrels, source.relevance)
+    check_qrels(_require_path(source.qrels), qrels, source.relevance)
     judged_ids = set(qrels["query_id"])
-    asked = queries[queries["id"].isin(judged_ids)]
-    if len(asked) < len(queries):
-        dropped |= {UNJUDGED: len(queries) - len(asked)}
-    asked = sampled(asked, settings.sample, rng).assign(phenomenon="")
-    qrels = qrels[qrels["query_id"].isin(set(asked["id"]))]
+    judged_queries = queries[queries["id"].isin(judged_ids)]
+    if len(judged_queries) < len(queries):
+        dropped |= {UNJUDGED: len(queries) - len(judged_queries)}
+    judged_queries = sampled(judged_queries, settings.sample, rng).assign(phenomenon="")
+    qrels = qrels[qrels["query_id"].isin(set(judged_queries["id"]))]
     if settings.sample is not None:
-        check_qrels(f"{_path(source.qrels)}: sample of {settings.sample} queries", qrels, source.relevance)
-    return EvaluationSet({"queries": asked, "corpus": corpus, "qrels": qrels.reset_index(drop=True)}, dropped)
+        check_qrels(f"{_require_path(source.qrels)}: sample of {settings.sample} queries", qrels, source.relevance)
+    return EvaluationSet({"queries": judged_queries, "corpus": corpus, "qrels": qrels.reset_index(drop=True)}, dropped)
 
 
 def within(pairs: pd.DataFrame, part: tuple[float, float] | None, one: str, two: str) -> pd.DataFrame:
@@ -346,20 +370,20 @@ def without(pairs: pd.DataFrame, tasks: Tasks) -> pd.DataFrame:
     """Judged pairs that no evaluation set holds: neither the pair, in any order, nor the query of a retrieval set, nor
     near copies.
     """
-    held: set[frozenset[str]] = set()
-    asked: set[str] = set()
-    for made in tasks.values():
-        for frames in made.values():
+    evaluated_pairs: set[frozenset[str]] = set()
+    evaluated_queries: set[str] = set()
+    for sets in tasks.values():
+        for frames in sets.values():
             if "pairs" in frames:
                 both = zip(frames["pairs"]["sentence1"], frames["pairs"]["sentence2"], strict=True)
-                held.update(unordered(*pair) for pair in both)
+                evaluated_pairs.update(unordered(*pair) for pair in both)
             else:
-                asked.update(frames["queries"]["text"].map(normal_form))
-    gone = [
-        unordered(a, b) in held or (mode == "asymmetric" and normal_form(a) in asked)
+                evaluated_queries.update(frames["queries"]["text"].map(normal_form))
+    is_held = [
+        unordered(a, b) in evaluated_pairs or (mode == "asymmetric" and normal_form(a) in evaluated_queries)
         for a, b, mode in zip(pairs["a"], pairs["b"], pairs["mode"], strict=True)
     ]
-    return pairs[~np.array(gone, dtype=bool)].reset_index(drop=True)
+    return pairs[~np.array(is_held, dtype=bool)].reset_index(drop=True)
 
 
 def seen(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> Seen:
@@ -372,16 +396,16 @@ def with_familiarity(tasks: Tasks, training: Seen) -> Tasks:
     has it.
     """
     out: Tasks = {}
-    for split, made in tasks.items():
+    for split, sets in tasks.items():
         out[split] = {}
-        for name, frames in made.items():
+        for name, frames in sets.items():
             key = "pairs" if "pairs" in frames else "queries"
             columns = ("sentence1", "sentence2") if key == "pairs" else ("text",)
             frame = frames[key]
-            known = sum(
+            familiar = sum(
                 frame[column].map(lambda text: normal_form(text) in training.texts).astype(int) for column in columns
             )
             words = (NEW, ONE, BOTH) if key == "pairs" else (NEW, SEEN)
-            named = frame["phenomenon"].where(frame["phenomenon"] != "", known.map(dict(enumerate(words))))
+            named = frame["phenomenon"].where(frame["phenomenon"] != "", familiar.map(dict(enumerate(words))))
             out[split][name] = {**frames, key: frame.assign(phenomenon=named)}
     return out

@@ -58,9 +58,9 @@ def read_table(
         if kind in delimited.SEPARATORS:
             frame = delimited.read(path, kind, columns, keep, quotes)
         elif kind == ".jsonl":
-            frame = _jsonl(path, keep)
+            frame = _read_jsonl(path, keep)
         else:
-            frame = _parquet(path, keep)
+            frame = _read_parquet(path, keep)
     except DataError:
         raise
     except Exception as error:  # pandas and pyarrow raise many kinds for a damaged file
@@ -70,9 +70,9 @@ def read_table(
     return frame
 
 
-def _jsonl(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
+def _read_jsonl(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
     rows, lines = [], []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(_read_lines(path), 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if not text.strip():
@@ -89,24 +89,24 @@ def _jsonl(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
     return pd.DataFrame(pd.Series(rows, dtype=object).tolist(), index=lines, dtype=object)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object. Of a key that is there twice, json would keep the last value."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands in an object twice")
-    return made
+    return values
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_object)
+DECODER = json.JSONDecoder(object_pairs_hook=_make_object)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _read_lines(path: Path) -> Iterator[bytes]:
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
         yield from stream
 
 
-def _parquet(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
+def _read_parquet(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)
@@ -118,14 +118,14 @@ def _parquet(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
     return frame.set_axis(range(1, len(frame) + 1))
 
 
-def from_arrow(held: pa.Table) -> pd.DataFrame:
+def from_arrow(table: pa.Table) -> pd.DataFrame:
     """An Arrow table's columns as plain objects: pandas' own would lose digits of whole numbers beside a missing one,
     or miss values in ways of their own.
     """
     import pyarrow as pa
 
     columns = {}
-    for name, column in zip(held.column_names, held.columns, strict=True):
+    for name, column in zip(table.column_names, table.columns, strict=True):
         kind = column.type
         column = column.cast(kind.value_type) if pa.types.is_dictionary(kind) else column
         values = column.to_pandas(integer_object_nulls=True).astype(object)
@@ -139,18 +139,18 @@ def from_arrow(held: pa.Table) -> pd.DataFrame:
 
 def texts(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
     """A column of texts, each of which shows something."""
-    values = _column(path, frame, column)
-    _each(path, column, values, is_text, "a text")
+    values = _get_column(path, frame, column)
+    _check_each(path, column, values, is_text, "a text")
     return values.astype(object)
 
 
 def numbers(path: str | Path, frame: pd.DataFrame, column: str, least: float, most: float) -> pd.Series:
     """A column of numbers within bounds, as floats."""
-    values = _column(path, frame, column)
-    found = pd.to_numeric(values, errors="coerce").astype(float)
-    within = found.between(least, most) & ~values.map(lambda value: isinstance(value, bool))
-    _each(path, column, values, within, f"a number from {least:g} to {most:g}")
-    return found
+    values = _get_column(path, frame, column)
+    parsed = pd.to_numeric(values, errors="coerce").astype(float)
+    within = parsed.between(least, most) & ~values.map(lambda value: isinstance(value, bool))
+    _check_each(path, column, values, within, f"a number from {least:g} to {most:g}")
+    return parsed
 
 
 def labels(
@@ -160,52 +160,52 @@ def labels(
 
     Raises DataError for a row without a label or with any other, and where no row means yes.
     """
-    known = _meanings(path, yes, no)
-    values = _column(path, frame, column)
-    _each(path, column, values, lambda value: not _missing(value), "a label")
+    meaning_of = _map_meanings(path, yes, no)
+    values = _get_column(path, frame, column)
+    _check_each(path, column, values, lambda value: not _is_missing(value), "a label")
     keys = values.map(label_key)
     named = " or ".join(
-        f"{', '.join(key for key in known if known[key] is meaning)} ({word})"
+        f"{', '.join(key for key in meaning_of if meaning_of[key] is meaning)} ({word})"
         for meaning, word in ((True, "yes"), (False, "no"))
     )
     fix = "name the label in `yes` or `no`, or leave such rows out by `incomplete: drop`"
-    _each(path, column, values, keys.isin(list(known)), named, fix)
-    positive = keys.map(known).astype(bool)
+    _check_each(path, column, values, keys.isin(list(meaning_of)), named, fix)
+    positive = keys.map(meaning_of).astype(bool)
     if not positive.any():
-        seen = ", ".join(map(_shown, list(dict.fromkeys(values))[:5]))
-        raise DataError(f"{path}: column {column!r}: no row is one of {', '.join(map(repr, yes))}; found {seen}")
+        examples = ", ".join(map(_write_value, list(dict.fromkeys(values))[:5]))
+        raise DataError(f"{path}: column {column!r}: no row is one of {', '.join(map(repr, yes))}; found {examples}")
     return positive
 
 
 def ids(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
     """A column of ids as texts, none missing; 1, 1.0 and "1" are one id, as formats differ in what they keep."""
-    values = _column(path, frame, column)
-    _each(path, column, values, lambda value: not _missing(value) and not HALF.search(str(value)), "an id")
+    values = _get_column(path, frame, column)
+    _check_each(path, column, values, lambda value: not _is_missing(value) and not HALF.search(str(value)), "an id")
     return values.map(lambda value: str(int(value)) if isinstance(value, float) and value.is_integer() else str(value))
 
 
 def unique_ids(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
-    """The same, every id once: nobody could tell the two rows of one id apart."""
-    found = ids(path, frame, column)
-    again = found.duplicated()
+    """A column of `ids`, each of which stands there once: nobody could tell two rows of one id apart."""
+    keys = ids(path, frame, column)
+    again = keys.duplicated()
     if again.any():
-        line = found.index[again][0]
-        first = found.index[found == found[line]][0]
+        line = keys.index[again][0]
+        first = keys.index[keys == keys[line]][0]
         raise DataError(
-            f"{path}: line {line}, column {column!r}: expected every id once; found {found[line]!r}, as in line {first}"
+            f"{path}: line {line}, column {column!r}: expected every id once; found {keys[line]!r}, as in line {first}"
         )
-    return found
+    return keys
 
 
 def lists(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
     """A column of lists of texts; a single text is a list of one, an object counts by its `text`."""
-    values = _column(path, frame, column).map(_texts)
+    values = _get_column(path, frame, column).map(_list_texts)
     right = values.map(lambda value: isinstance(value, list) and all(map(is_text, value)))
-    _each(path, column, values, right, "a text or a list of texts")
+    _check_each(path, column, values, right, "a text or a list of texts")
     return values
 
 
-def _texts(value: Any) -> Any:
+def _list_texts(value: Any) -> Any:
     if isinstance(value, str):
         return [value]
     if isinstance(value, list | np.ndarray):
@@ -217,32 +217,32 @@ def complete(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
     """The rows with something in each of these columns: no blank text, no empty list, no missing value. Blank members
     leave their lists.
     """
-    kept = frame
+    rows = frame
     for column in columns:
-        if column not in kept:
+        if column not in rows:
             continue  # named by whoever reads it
-        values = kept[column]
+        values = rows[column]
         if values.map(lambda value: isinstance(value, list | np.ndarray)).any():
             values = values.map(
-                lambda value: [x for x in _texts(value) or [] if isinstance(x, str) and not is_blank(x)]
+                lambda value: [x for x in _list_texts(value) or [] if isinstance(x, str) and not is_blank(x)]
             )
-            kept = kept.assign(**{column: values})
-        there = values.map(lambda value: not is_blank(value) if isinstance(value, str) else _there(value))
-        kept = kept[there.astype(bool)]
-    return kept
+            rows = rows.assign(**{column: values})
+        filled = values.map(lambda value: not is_blank(value) if isinstance(value, str) else _is_filled(value))
+        rows = rows[filled.astype(bool)]
+    return rows
 
 
-def _there(value: Any) -> bool:
-    return len(value) > 0 if isinstance(value, list) else not _missing(value)
+def _is_filled(value: Any) -> bool:
+    return len(value) > 0 if isinstance(value, list) else not _is_missing(value)
 
 
-def _column(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
+def _get_column(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
     if column not in frame.columns:
-        raise DataError(f"{path}: no column {column!r}; found {', '.join(map(_name, frame.columns))}")
+        raise DataError(f"{path}: no column {column!r}; found {', '.join(map(_write_name, frame.columns))}")
     return frame[column]
 
 
-def _each(
+def _check_each(
     path: str | Path,
     column: str,
     values: pd.Series,
@@ -254,23 +254,23 @@ def _each(
     good = (values.map(right) if callable(right) else right).astype(bool)
     if not good.all():
         line = values.index[~good][0]
-        more = f" (and {int((~good).sum()) - 1} more rows)" if (~good).sum() > 1 else ""
+        others = f" (and {int((~good).sum()) - 1} more rows)" if (~good).sum() > 1 else ""
         raise DataError(
-            f"{path}: line {line}, column {column!r}: expected {expected}; found {_shown(values[line])}{more}"
+            f"{path}: line {line}, column {column!r}: expected {expected}; found {_write_value(values[line])}{others}"
             + (f"; {fix}" if fix else "")
         )
 
 
-def _missing(value: Any) -> bool:
+def _is_missing(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and np.isnan(value))
 
 
-def _name(column: Any) -> str:
+def _write_name(column: Any) -> str:
     """A column as it stands in a line."""
-    return text if (text := str(column)).isprintable() and len(text) <= 60 else _shown(column)
+    return text if (text := str(column)).isprintable() and len(text) <= 60 else _write_value(column)
 
 
-def _shown(value: Any) -> str:
+def _write_value(value: Any) -> str:
     text = repr(value.item() if isinstance(value, np.generic) else value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -280,10 +280,10 @@ def other_labels(frame: pd.DataFrame, column: str, yes: Sequence[Any], no: Seque
     are.
     """
     keys = frame[column].map(label_key)
-    return keys[~keys.isin(list(_meanings("labels", yes, no)))]
+    return keys[~keys.isin(list(_map_meanings("labels", yes, no)))]
 
 
-def _meanings(where: str | Path, yes: Sequence[Any], no: Sequence[Any] | None) -> Mapping[str, bool]:
+def _map_meanings(where: str | Path, yes: Sequence[Any], no: Sequence[Any] | None) -> Mapping[str, bool]:
     try:
         return meanings(yes, no)
     except ValueError as error:

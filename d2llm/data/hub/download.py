@@ -37,25 +37,25 @@ def run(config: Config, download: str) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     where = "data.files." + next(
         ".".join(key)
-        for key, found in config.data.files.sets().items()
-        if found == wanted or wanted in found.tables().values()
+        for key, settings in config.data.files.sets().items()
+        if settings == wanted or wanted in settings.tables().values()
     )
     scratch = place.with_name(f".{download}.scratch")
     remove(scratch)  # of a job that was killed; no other does this one
     scratch.mkdir()
     try:
         if isinstance(wanted, HubTable):
-            frames, about = {TABLE: table(wanted, scratch, where)}, wanted.model_dump(mode="json")
+            frames, description = {TABLE: table(wanted, scratch, where)}, wanted.model_dump(mode="json")
         else:
-            frames, about = mteb_set(wanted, scratch, where)
+            frames, description = mteb_set(wanted, scratch, where)
     finally:
         remove(scratch)
-    about |= {"rows": {name: len(frame) for name, frame in frames.items()}}
-    get_logger(__name__).info("%s: %s", download, about)
+    description |= {"rows": {name: len(frame) for name, frame in frames.items()}}
+    get_logger(__name__).info("%s: %s", download, description)
     with atomic(place) as folder:
         for name, frame in frames.items():
             write_frame(folder / name, frame)
-        write_json(folder / SOURCE, about)
+        write_json(folder / SOURCE, description)
 
 
 def table(wanted: HubTable, scratch: Path, where: str) -> pd.DataFrame:
@@ -72,15 +72,15 @@ def table(wanted: HubTable, scratch: Path, where: str) -> pd.DataFrame:
             what,
             where,
         )
-        found = read_table(path, wanted.columns, wanted.format, wanted.keep, wanted.quotes)
-        return kept(found, wanted, where)
+        frame = read_table(path, wanted.columns, wanted.format, wanted.keep, wanted.quotes)
+        return kept(frame, wanted, where)
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
     def load() -> pd.DataFrame:
         try:
             # A cache of its own: the libraries' shared one may hold another revision under the same name.
-            found = load_dataset(
+            dataset = load_dataset(
                 wanted.repo, wanted.subset, split=wanted.split, revision=wanted.revision, cache_dir=str(scratch)
             )
         except DatasetNotFoundError as error:
@@ -91,13 +91,13 @@ def table(wanted: HubTable, scratch: Path, where: str) -> pd.DataFrame:
             if hub.passing(error):
                 raise
             raise ConfigError(f"{where}: {what}: {first_line(error)}") from error
-        return from_arrow(found.with_format("arrow")[:])
+        return from_arrow(dataset.with_format("arrow")[:])
 
     return kept(checked(load, wanted.repo, what, where), wanted, where)
 
 
 def kept(frame: pd.DataFrame, wanted: HubTable, where: str) -> pd.DataFrame:
-    """The columns that stay, rows that are then equal once."""
+    """Keep the wanted columns, and of rows that are then equal the first."""
     if wanted.keep is not None:
         missing = [column for column in wanted.keep if column not in frame]
         if missing:
@@ -112,9 +112,9 @@ def checked(fetch: Callable[[], T], repo: str, what: str, where: str) -> T:
     """What `fetch` returns, with the files it came from compared with the hub's digests."""
 
     def once() -> T:
-        found = fetch()
+        result = fetch()
         hub.check(repo, "dataset")
-        return found
+        return result
 
     return hub.patiently(once, what, where)
 
@@ -133,30 +133,16 @@ def mteb_set(wanted: MtebSet, scratch: Path, where: str) -> tuple[dict[str, pd.D
         task = mteb.get_task(wanted.mteb)
     except KeyError as error:
         raise ConfigError(f"{where}.mteb: {str(error).strip(chr(34))}") from error
-    known = BY_MTEB_TYPE.get(task.metadata.type)
-    kind = None if known is None else known.name
+    task_type = BY_MTEB_TYPE.get(task.metadata.type)
+    kind = None if task_type is None else task_type.name
     if kind != wanted.type:
         raise ConfigError(f"{where}.type: mteb has {wanted.mteb} as {task.metadata.type}; found {wanted.type!r}")
     check_subset(task, wanted.subset, f"{where}.subset")
     splits = [split for split in (wanted.dev, wanted.test) if split is not None]
     check_own_rules(task, splits, where)
-    about = task.metadata.dataset
-
-    def load() -> Any:
-        subsets = None if wanted.subset is None else [wanted.subset]
-        fresh: Any = mteb.get_task(wanted.mteb, eval_splits=splits, hf_subsets=subsets)
-        try:
-            fresh.load_data()
-        except (ValueError, RuntimeError) as error:  # a split or file that mteb expects and the hub has not
-            if hub.passing(error):
-                raise
-            raise ConfigError(f"{where}: mteb cannot load {what}: {first_line(error)}") from error
-        if kind == "retrieval":
-            fresh.convert_v1_dataset_format_to_v2(num_proc=None)
-        return fresh
-
-    what = f"data set {about['path']} at {about['revision']}"
-    task = checked(load, about["path"], what, where)
+    dataset = task.metadata.dataset
+    what = f"data set {dataset['path']} at {dataset['revision']}"
+    task = checked(lambda: _load_mteb(wanted, splits, what, where), dataset["path"], what, where)
     frames: dict[str, pd.DataFrame] = {}
     for split in splits:
         if kind == "retrieval":
@@ -164,16 +150,35 @@ def mteb_set(wanted: MtebSet, scratch: Path, where: str) -> tuple[dict[str, pd.D
             frames |= {f"{split}/{part}.parquet": frame for part, frame in parts.items()}
         else:
             frames[f"{split}.parquet"] = pairs(task, split_of(task, wanted.subset, split, where), where)
-    origin = {"name": wanted.mteb, "subset": wanted.subset, "repo": about["path"], "revision": about["revision"]}
+    origin = {"name": wanted.mteb, "subset": wanted.subset, "repo": dataset["path"], "revision": dataset["revision"]}
     return frames, origin | ({"scores": [task.min_score, task.max_score]} if kind == "sts" else {})
+
+
+def _load_mteb(wanted: MtebSet, splits: list[str], what: str, where: str) -> Any:
+    """mteb's task with the data of these splits. Raises ConfigError for a split or file that mteb expects and the hub
+    does not have.
+    """
+    import mteb
+
+    subsets = None if wanted.subset is None else [wanted.subset]
+    task: Any = mteb.get_task(wanted.mteb, eval_splits=splits, hf_subsets=subsets)
+    try:
+        task.load_data()
+    except (ValueError, RuntimeError) as error:
+        if hub.passing(error):
+            raise
+        raise ConfigError(f"{where}: mteb cannot load {what}: {first_line(error)}") from error
+    if wanted.type == "retrieval":
+        task.convert_v1_dataset_format_to_v2(num_proc=None)
+    return task
 
 
 def check_subset(task: Any, subset: str | None, where: str) -> None:
     """Raise ConfigError unless the subset is one that mteb's task has, or none where it has one only."""
-    known = list(task.hf_subsets) if task.metadata.is_multilingual else []
-    if subset is None and known or subset is not None and subset not in known:
-        has = f"one of {', '.join(known)}" if known else "null, as this task has one subset only"
-        raise ConfigError(f"{where}: expected {has}; found {'null' if subset is None else repr(subset)}")
+    subsets = list(task.hf_subsets) if task.metadata.is_multilingual else []
+    if subset is None and subsets or subset is not None and subset not in subsets:
+        expected = f"one of {', '.join(subsets)}" if subsets else "null, as this task has one subset only"
+        raise ConfigError(f"{where}: expected {expected}; found {'null' if subset is None else repr(subset)}")
 
 
 def check_own_rules(task: Any, splits: Sequence[str], where: str) -> None:
@@ -197,9 +202,9 @@ def check_own_rules(task: Any, splits: Sequence[str], where: str) -> None:
     # mteb's loader gives the only split of a retrieval set under any name.
     other = [split for split in splits if split not in task.metadata.eval_splits]
     if other and task.metadata.type == "Retrieval":
-        known = ", ".join(task.metadata.eval_splits)
+        evaluated = ", ".join(task.metadata.eval_splits)
         raise ConfigError(
-            f"{where}: mteb evaluates {name} on {known}; found {other[0]!r} (its tables can be named one by one)"
+            f"{where}: mteb evaluates {name} on {evaluated}; found {other[0]!r} (its tables can be named one by one)"
         )
 
 
@@ -217,16 +222,18 @@ def pairs(task: Any, data: Any, where: str) -> pd.DataFrame:
     """
     frame = data.to_pandas()
     if task.metadata.type == "STS":
-        one, two = task.column_names
-        return pd.DataFrame({"sentence1": frame[one], "sentence2": frame[two], "score": frame["score"].astype(float)})
-    one, two, label = task.input1_column_name, task.input2_column_name, task.label_column_name
-    if len(frame) == 1 and not isinstance(frame[one][0], str):  # the older layout: one row that holds lists
-        frame = pd.DataFrame({column: list(frame[column][0]) for column in (one, two, label)})
+        first, second = task.column_names
+        return pd.DataFrame(
+            {"sentence1": frame[first], "sentence2": frame[second], "score": frame["score"].astype(float)}
+        )
+    first, second, label = task.input1_column_name, task.input2_column_name, task.label_column_name
+    if len(frame) == 1 and not isinstance(frame[first][0], str):  # the older layout: one row that holds lists
+        frame = pd.DataFrame({column: list(frame[column][0]) for column in (first, second, label)})
     labels = pd.to_numeric(frame[label], errors="coerce")
     if not labels.isin([0, 1]).all():  # mteb takes whatever is not 1 for no
         odd = frame[label][~labels.isin([0, 1])].iloc[0]
         raise ConfigError(f"{where}: mteb's {task.metadata.name} has the label {odd!r}; expected 0 and 1 alone")
-    return pd.DataFrame({"sentence1": frame[one], "sentence2": frame[two], "label": labels.astype(int)})
+    return pd.DataFrame({"sentence1": frame[first], "sentence2": frame[second], "label": labels.astype(int)})
 
 
 def retrieval(data: Any, where: str) -> dict[str, pd.DataFrame]:
@@ -236,17 +243,17 @@ def retrieval(data: Any, where: str) -> dict[str, pd.DataFrame]:
     Raises ConfigError for a set whose texts are more than that: candidates to re-rank, instructions, conversations.
     """
     corpus, queries = data["corpus"].to_pandas(), data["queries"].to_pandas()
-    beside = [
+    extras = [
         name
-        for name, there in (
+        for name, present in (
             ("candidates of its own to re-rank", bool(data.get("top_ranked"))),
             ("instructions beside its queries", "instruction" in queries),
             ("conversations as queries", len(queries) > 0 and not isinstance(queries["text"].iloc[0], str)),
         )
-        if there
+        if present
     ]
-    if beside:
-        raise ConfigError(f"{where}: this set of mteb's has {beside[0]}, which the suite does not evaluate")
+    if extras:
+        raise ConfigError(f"{where}: this set of mteb's has {extras[0]}, which the suite does not evaluate")
     titles = corpus["title"].fillna("") if "title" in corpus else ""
     corpus["text"] = (titles + " " + corpus["text"]).str.strip()
     # Sorted: mteb's loader has them in another order every time.

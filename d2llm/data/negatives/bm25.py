@@ -1,4 +1,7 @@
-"""BM25 over Chinese (or other) text: words by jieba or single characters, scores by bm25s."""
+"""BM25 over Chinese (or other) text: words by jieba or single characters, scores by bm25s.
+
+Serves negatives, the teacher's candidates and the reference row; each chooses its own documents and ranks.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ def tokens(text: str, kind: Literal["words", "characters"]) -> list[str]:
     text = text.lower()
     if kind == "characters":
         return [character for character in text if character.isalnum()]
-    return [word for word in _jieba().cut(text) if any(character.isalnum() for character in word)]
+    return [word for word in _load_jieba().cut(text) if any(character.isalnum() for character in word)]
 
 
 @cache
-def _jieba() -> Any:
+def _load_jieba() -> Any:
     """The package, with a cache of its dictionary by its version: its own, /tmp/jieba.cache, may be of any version and
     of anybody.
     """

@@ -46,14 +46,14 @@ def reader(config: Config) -> Encode:
     from safetensors.numpy import load_file
 
     paths, shards = Paths.of(config), config.negatives.shards
-    known = texts(config)
+    all_texts = texts(config)
     parts = [load_file(str(paths.vectors(shard, shards)))["vectors"] for shard in range(shards)]
     for shard, part in enumerate(parts):
-        if len(part) != len(known[shard::shards]):
+        if len(part) != len(all_texts[shard::shards]):
             raise ArtifactError(
-                f"{paths.vectors(shard, shards)}: {len(part)} vectors of {len(known[shard::shards])} texts; {MEND}"
+                f"{paths.vectors(shard, shards)}: {len(part)} vectors of {len(all_texts[shard::shards])} texts; {MEND}"
             )
-    place = {text: row for row, text in enumerate(known)}
+    place = {text: row for row, text in enumerate(all_texts)}
 
     def encode(wanted: Sequence[str], role: Role) -> np.ndarray:
         rows = [place[text] for text in wanted]

@@ -1,4 +1,7 @@
-"""The pipeline's encoder as a dense retriever, for hard negatives and for the teacher's candidates."""
+"""The pipeline's encoder as a dense retriever, for hard negatives and for the teacher's candidates.
+
+Which ranks become negatives is left to `mine`.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ def dense_ranks(
 ) -> list[np.ndarray]:
     """Indices of the `depth` nearest passages of every query, best first: cosine of the base encoder's mean states.
 
-    `encode` gives vectors that are there already (`vectors.reader`); without it they are made. Of equal cosines the
+    `encode` gives vectors that are there already (`dense.reader`); without it they are made. Of equal cosines the
     smaller of `ties` is first; None: the first passage in the order given.
 
     The encoder is the pipeline's own base checkpoint, before any method trains, so no method's training pairs are its

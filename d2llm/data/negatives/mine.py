@@ -9,7 +9,7 @@ wrong for the very query come before all that is mined.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from d2llm.config.schema import Config
     from d2llm.config.sections import NegativeSettings
 
+# Negatives of a query: normal form → (text, source).
+Taken = dict[str, tuple[str, str]]
+
 
 def run(config: Config) -> None:
     """Mine, draw, pack, write; the report counts sources, distinct texts and the training pairs that fill no pack."""
@@ -43,21 +46,21 @@ def run(config: Config) -> None:
         low, high = settings.dense_ranks
         ranks = {
             "bm25": bm25_ranks(queries, texts, settings.bm25_ranks, settings.bm25_tokens),
-            "dense": [found[low - 1 : high] for found in dense_ranks(config, queries, texts, high, encode)],
+            "dense": [order[low - 1 : high] for order in dense_ranks(config, queries, texts, high, encode)],
         }
         rng = np.random.default_rng([settings.seed, *str(dataset).encode()])
-        made = draw(rows, queries, texts, ranks, settings, rng)
-        made["pack"] = pack(len(made), config.training.pack, rng)
-        made = made[made["pack"] >= 0]
-        report[str(dataset)] = _report(made, len(rows) - len(made))
+        mined = draw(rows, queries, texts, ranks, settings, rng)
+        mined["pack"] = pack(len(mined), config.training.pack, rng)
+        mined = mined[mined["pack"] >= 0]
+        report[str(dataset)] = _summarise(mined, len(rows) - len(mined))
         get_logger(__name__).info(
             "%s: %d queries, sources %s, %d left out as they fill no pack",
             dataset,
-            len(made),
+            len(mined),
             report[str(dataset)]["sources"],
-            len(rows) - len(made),
+            len(rows) - len(mined),
         )
-        parts.append(made)
+        parts.append(mined)
     pairs = pd.concat(parts, ignore_index=True)
     # Numbers of packs are unique over all data sets; rows of a pack stand together.
     pairs["pack"] = pairs.groupby(["dataset", "pack"], sort=False).ngroup()
@@ -84,8 +87,8 @@ def draw(
     rng: np.random.Generator,
 ) -> pd.DataFrame:
     """`settings.per_query` negatives a row with their sources: those judged wrong for the query (column `wrong`, where
-    there is one), then half of the rest from each source where both have enough, topped up at random. No two of a row,
-    and none and a right text, are near copies.
+    there is one), then half of the rest from each source where both have enough, topped up at random. No two of a row
+    are near copies of each other, and none is one of a right text.
 
     `texts` are `distinct`. Raises DataError where they are too few.
     """
@@ -95,28 +98,11 @@ def draw(
     place = {query: i for i, query in enumerate(queries)}
     negatives, sources = [], []
     for query, wrong in zip(rows["query"], judged, strict=True):
-        own = right[normal_form(query)]
-        given = [text for text in distinct(wrong) if normal_form(text) not in own]
-        if len(given) > settings.per_query:
-            given = [given[i] for i in rng.permutation(len(given))[: settings.per_query]]
-        # By normal form: the text and its source.
-        taken = {normal_form(text): (text, "judged") for text in given}
-        rest = settings.per_query - len(taken)
-        for source, quota in (("bm25", rest // 2), ("dense", settings.per_query)):
-            found = [i for i in ranks[source][place[query]] if forms[i] not in own and forms[i] not in taken]
-            room = quota - len(taken) if source == "dense" else quota
-            for i in rng.permutation(len(found))[: max(0, room)]:
-                taken[forms[found[i]]] = (texts[found[i]], source)
-        tries = 0
-        while len(taken) < settings.per_query and tries < 100 * settings.per_query:
-            i = int(rng.integers(len(texts)))
-            tries += 1
-            if forms[i] not in own and forms[i] not in taken:
-                taken[forms[i]] = (texts[i], "random")
-        if len(taken) < settings.per_query:  # hardly any are left: one after another
-            left = [i for i, form in enumerate(forms) if form not in own and form not in taken]
-            for i in rng.permutation(len(left))[: settings.per_query - len(taken)]:
-                taken[forms[left[i]]] = (texts[left[i]], "random")
+        excluded = right[normal_form(query)]
+        taken = _take_judged(wrong, excluded, settings.per_query, rng)
+        mined = {source: ranks[source][place[query]] for source in ("bm25", "dense")}
+        _take_mined(taken, mined, texts, forms, excluded, settings.per_query, rng)
+        _take_random(taken, texts, forms, excluded, settings.per_query, rng)
         if len(taken) < settings.per_query:
             raise enough.too_few(rows["dataset"].iloc[0], query, len(texts), settings.per_query)
         chosen = list(taken.values())
@@ -124,6 +110,48 @@ def draw(
         negatives.append([chosen[i][0] for i in order])
         sources.append([chosen[i][1] for i in order])
     return rows.assign(negatives=negatives, sources=sources)
+
+
+def _take_judged(wrong: Iterable[str], excluded: Set[str], count: int, rng: np.random.Generator) -> Taken:
+    """At most `count` of the texts that are judged wrong, chosen at random where there are more."""
+    judged = [text for text in distinct(wrong) if normal_form(text) not in excluded]
+    if len(judged) > count:
+        judged = [judged[i] for i in rng.permutation(len(judged))[:count]]
+    return {normal_form(text): (text, "judged") for text in judged}
+
+
+def _take_mined(
+    taken: Taken,
+    mined: dict[str, np.ndarray],
+    texts: list[str],
+    forms: list[str],
+    excluded: Set[str],
+    count: int,
+    rng: np.random.Generator,
+) -> None:
+    """Add half of what is missing from BM25's ranks, and the rest from the dense encoder's."""
+    missing = count - len(taken)
+    for source, quota in (("bm25", missing // 2), ("dense", count)):
+        candidates = [i for i in mined[source] if forms[i] not in excluded and forms[i] not in taken]
+        room = quota - len(taken) if source == "dense" else quota
+        for i in rng.permutation(len(candidates))[: max(0, room)]:
+            taken[forms[candidates[i]]] = (texts[candidates[i]], source)
+
+
+def _take_random(
+    taken: Taken, texts: list[str], forms: list[str], excluded: Set[str], count: int, rng: np.random.Generator
+) -> None:
+    """Add texts at random until there are `count`, or none is left."""
+    tries = 0
+    while len(taken) < count and tries < 100 * count:
+        i = int(rng.integers(len(texts)))
+        tries += 1
+        if forms[i] not in excluded and forms[i] not in taken:
+            taken[forms[i]] = (texts[i], "random")
+    if len(taken) < count:  # hardly any are left: one after another
+        left = [i for i, form in enumerate(forms) if form not in excluded and form not in taken]
+        for i in rng.permutation(len(left))[: count - len(taken)]:
+            taken[forms[left[i]]] = (texts[left[i]], "random")
 
 
 def pack(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -135,11 +163,11 @@ def pack(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
     return out
 
 
-def _report(rows: pd.DataFrame, left_out: int) -> dict[str, object]:
-    sources = pd.Series([source for found in rows["sources"] for source in found]).value_counts()
+def _summarise(rows: pd.DataFrame, left_out: int) -> dict[str, object]:
+    sources = pd.Series([source for members in rows["sources"] for source in members]).value_counts()
     return {
         "queries": len(rows),
         "left_out": left_out,
         "sources": {str(key): int(value) for key, value in sources.items()},
-        "distinct_negatives": len({text for found in rows["negatives"] for text in found}),
+        "distinct_negatives": len({text for members in rows["negatives"] for text in members}),
     }

@@ -3,7 +3,7 @@ are.
 
 An event is a row of `len(SLOTS)` node ids (0: not said) plus a polarity column (0 it happened, 1 it did not). All
 functions are vectorised over rows and pure given a numpy Generator. Sentences are made in `surface.py`, tasks in
-`world.py`.
+`generate.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from d2llm.data.world.lexicon import (
     TIME,
     VERB,
     lexicon,
-)  # fmt: skip
+)
 
 POLARITY = len(SLOTS)
 WIDTH = len(SLOTS) + 1
@@ -51,32 +51,32 @@ def _sample(rng: np.random.Generator, n: int, kind: str) -> np.ndarray:
     events = np.zeros((n, WIDTH), dtype=np.int64)
     share = {"any": 1 / 3, "object": 0.0, "person": 1.0}[kind]
     person = rng.random(n) < share
-    events[:, AGENT] = _leaf(rng, AGENT, n)
+    events[:, AGENT] = _draw_leaf(rng, AGENT, n)
     verbs = lex.leaves[VERB]
     person_verbs, object_verbs = verbs[lex.person_verb[verbs]], verbs[~lex.person_verb[verbs]]
-    events[:, VERB] = np.where(person, _zipf(rng, person_verbs, n), _zipf(rng, object_verbs, n))
-    patients = _leaf(rng, PATIENT, n)
+    events[:, VERB] = np.where(person, _draw_by_rank(rng, person_verbs, n), _draw_by_rank(rng, object_verbs, n))
+    patients = _draw_leaf(rng, PATIENT, n)
     offset = lex.leaves[PATIENT][0] - lex.leaves[AGENT][0]
     clash = patients - offset == events[:, AGENT]
     patients[clash] = np.where(
         patients[clash] == lex.leaves[PATIENT][0], lex.leaves[PATIENT][1], lex.leaves[PATIENT][0]
     )
     events[:, PATIENT] = np.where(person, patients, 0)
-    events[:, OBJECT] = np.where(person, 0, _leaf(rng, OBJECT, n))
+    events[:, OBJECT] = np.where(person, 0, _draw_leaf(rng, OBJECT, n))
     for slot, chance in ((ATTRIBUTE, 0.5), (QUANTITY, 0.4)):
-        events[:, slot] = np.where(~person & (rng.random(n) < chance), _leaf(rng, slot, n), 0)
+        events[:, slot] = np.where(~person & (rng.random(n) < chance), _draw_leaf(rng, slot, n), 0)
     for slot, chance in ((PLACE, 0.75), (TIME, 0.75), (MANNER, 0.35)):
-        events[:, slot] = np.where(rng.random(n) < chance, _leaf(rng, slot, n), 0)
+        events[:, slot] = np.where(rng.random(n) < chance, _draw_leaf(rng, slot, n), 0)
     return events
 
 
-def _zipf(rng: np.random.Generator, ids: np.ndarray, n: int) -> np.ndarray:
+def _draw_by_rank(rng: np.random.Generator, ids: np.ndarray, n: int) -> np.ndarray:
     weight = 1.0 / (np.arange(len(ids)) + 8.0)
     return rng.choice(ids, size=n, p=weight / weight.sum())
 
 
-def _leaf(rng: np.random.Generator, slot: int, n: int) -> np.ndarray:
-    return _zipf(rng, lexicon().leaves[slot], n)
+def _draw_leaf(rng: np.random.Generator, slot: int, n: int) -> np.ndarray:
+    return _draw_by_rank(rng, lexicon().leaves[slot], n)
 
 
 def patient_offset() -> int:
@@ -146,8 +146,7 @@ def relation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return out.astype(np.int8)
 
 
-# Edits: each returns new events; rows where an edit is impossible come back unchanged
-# ---------------------------------------
+# Edits: each returns new events; rows where an edit is impossible come back unchanged --------------------------------
 
 
 def drop(rng: np.random.Generator, events: np.ndarray, n: int = 1) -> np.ndarray:
@@ -167,8 +166,8 @@ def generalise(rng: np.random.Generator, events: np.ndarray, n: int = 1) -> np.n
     rows = np.arange(len(out))
     candidates = np.array([AGENT, OBJECT, PATIENT, PLACE, TIME, QUANTITY])
     for _ in range(n):
-        said = (lex.parent[out[:, candidates]] > 0) * np.array([1.0, 1.2, 1.0, 1.0, 0.8, 0.6])
-        pick = candidates[(rng.random(said.shape) ** 0.5 * said).argmax(1)]
+        weights = (lex.parent[out[:, candidates]] > 0) * np.array([1.0, 1.2, 1.0, 1.0, 0.8, 0.6])
+        pick = candidates[(rng.random(weights.shape) ** 0.5 * weights).argmax(1)]
         node = out[rows, pick]
         steps = rng.choice([1, 2, 3], size=len(out), p=[0.65, 0.25, 0.1])
         for step in range(3):
@@ -217,8 +216,8 @@ def substitute(
                 person = lex.person_verb[old[hit]]
                 new[hit] = np.where(
                     person,
-                    _zipf(rng, pool[lex.person_verb[pool]], hit.sum()),
-                    _zipf(rng, pool[~lex.person_verb[pool]], hit.sum()),
+                    _draw_by_rank(rng, pool[lex.person_verb[pool]], hit.sum()),
+                    _draw_by_rank(rng, pool[~lex.person_verb[pool]], hit.sum()),
                 )
             else:
                 new[hit] = rng.choice(pool, size=hit.sum())
@@ -233,7 +232,7 @@ def substitute(
 
 
 def in_split(events: np.ndarray, split: str) -> np.ndarray:
-    """Events with a generalised core have no composition of their own; the others must hash to `split`."""
+    """Events with a generalised core have no composition to be split by; the others must hash to `split`."""
     lex = lexicon()
     core = np.stack([events[:, AGENT], np.maximum(events[:, OBJECT], events[:, PATIENT])])
     return (lex.level[core] > 0).any(0) | (split_of(events) == split)
@@ -275,5 +274,5 @@ def add_detail(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
     pick = (rng.random(free.shape) * free).argmax(1)
     for index, slot in enumerate(OPTIONAL):
         rows = np.flatnonzero((pick == index) & free[:, index])
-        out[rows, slot] = _leaf(rng, slot, len(rows))
+        out[rows, slot] = _draw_leaf(rng, slot, len(rows))
     return out

@@ -7,7 +7,7 @@ writes them.
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,9 @@ NON_ENTAILED = (
 )
 # A pair that is not entailed is answered "yes" with at most this probability, in proportion to its similarity.
 NON_ENTAILED_CEILING = 0.45
+# Sentence patterns of unlabelled text, and what may stand between its two sentences.
+FAMILIES = surface.COMMON + surface.SHIFTED
+LINKS = (*surface.CONNECTIVES, "。")
 
 
 class Sentences:
@@ -79,9 +82,9 @@ def similarity(a: Sentences, b: Sentences) -> np.ndarray:
     """(n,) in [0, 1]: mean over b's events of the similarity to the better aligned event of `a`."""
     cross = ev.similarity(a.events[:, :, None], b.events[:, None, :])  # (n, 2, 2)
     cross[~a.double, 1] = 0
-    one = cross[:, :, 0].max(1)
-    two = (cross[:, 0, 0] + cross[:, 1, 1]) / 2
-    return np.where(b.double, np.where(a.double, two, cross[:, 0].mean(1)), one)
+    of_one_event = cross[:, :, 0].max(1)
+    of_two_events = (cross[:, 0, 0] + cross[:, 1, 1]) / 2
+    return np.where(b.double, np.where(a.double, of_two_events, cross[:, 0].mean(1)), of_one_event)
 
 
 def target(label: np.ndarray, alike: np.ndarray) -> np.ndarray:
@@ -133,131 +136,158 @@ def nli(
 
     Columns: group, a, b, label (bool), phenomenon, target, relations.
     """
-    full = ev.sample(rng, premises, split)
-    other = ev.sample(rng, premises, split)
-    double = rng.random(premises) < 0.25
-    denied = ~double & (rng.random(premises) < 0.12)
-    said = _weaken(rng, full, 0.35)
-    said_other = _weaken(rng, other, 0.35)
-    said[denied] = ev.deny(said[denied])
-    full[denied] = ev.deny(full[denied])
-    premise = Sentences(said, np.where(double[:, None], said_other, 0))
+    premise, full, denied = _make_premises(rng, split, premises)
     texts, _ = premise.realise(rng, templates)
-
     take = np.repeat(np.arange(premises), hypotheses)
-    kind = _choose_phenomenon(rng, double[take], denied[take], (said[:, PATIENT] > 0)[take])
-    first, second = said[take].copy(), np.where(double[:, None], said_other, 0)[take]
-    h1, h2 = np.zeros_like(first), np.zeros_like(first)
-    for phenomenon in np.unique(kind):
-        rows = np.flatnonzero(kind == phenomenon)
-        h1[rows], h2[rows] = _hypothesis(rng, phenomenon, split, first[rows], second[rows], full[take][rows])
-    hypothesis = Sentences(h1, h2)
-    given = Sentences(first, second)
-    label = entails(given, hypothesis)
+    repeated = Sentences(premise.events[take, 0], premise.events[take, 1])
+    kind = _choose_phenomenon(rng, repeated.double, denied[take], repeated.events[:, 0, PATIENT] > 0)
+    hypothesis = _make_hypotheses(rng, split, kind, repeated, full[take])
+    label = entails(repeated, hypothesis)
     keep = label == np.isin(kind, ENTAILED)
-    changed = (given.events != hypothesis.events).any((1, 2)) | (kind == "paraphrase")
+    changed = (repeated.events != hypothesis.events).any((1, 2)) | (kind == "paraphrase")
     keep &= changed
     b, tags = hypothesis.realise(rng, templates)
     frame = pd.DataFrame(
-        {"group": take, "a": [texts[i] for i in take], "b": b, "label": label, "phenomenon": kind,
-         "target": target(label, similarity(given, hypothesis)), "relations": relations(given, hypothesis, tags)}
-    )  # fmt: skip
+        {
+            "group": take,
+            "a": [texts[i] for i in take],
+            "b": b,
+            "label": label,
+            "phenomenon": kind,
+            "target": target(label, similarity(repeated, hypothesis)),
+            "relations": relations(repeated, hypothesis, tags),
+        }
+    )
     frame = frame[keep & (frame["a"] != frame["b"])]
     return frame.drop_duplicates(["a", "b"]).reset_index(drop=True)
+
+
+def _make_premises(rng: np.random.Generator, split: str, count: int) -> tuple[Sentences, np.ndarray, np.ndarray]:
+    """(premises, the events their first sentences were weakened from, whether these are denials)."""
+    full = ev.sample(rng, count, split)
+    other = ev.sample(rng, count, split)
+    double = rng.random(count) < 0.25
+    denied = ~double & (rng.random(count) < 0.12)
+    stated = _weaken(rng, full, 0.35)
+    stated_other = _weaken(rng, other, 0.35)
+    stated[denied] = ev.deny(stated[denied])
+    full[denied] = ev.deny(full[denied])
+    return Sentences(stated, np.where(double[:, None], stated_other, 0)), full, denied
+
+
+def _make_hypotheses(
+    rng: np.random.Generator, split: str, kind: np.ndarray, premise: Sentences, full: np.ndarray
+) -> Sentences:
+    """A hypothesis for each premise, of the phenomenon that `kind` names."""
+    first, second = premise.events[:, 0], premise.events[:, 1]
+    h1, h2 = np.zeros_like(first), np.zeros_like(first)
+    for phenomenon in np.unique(kind):
+        rows = np.flatnonzero(kind == phenomenon)
+        h1[rows], h2[rows] = _edit_premise(rng, phenomenon, split, first[rows], second[rows], full[rows])
+    return Sentences(h1, h2)
+
+
+# How often each phenomenon is made: of premises with one event about a thing, one about two people, two events, and a
+# denial. Half is entailed; the rest is half "neutral" (the hypothesis says more than the premise, as SNLI's third
+# class) and half contradicted.
+ABOUT_THINGS = {
+    "paraphrase": 0.10,
+    "detail dropped": 0.12,
+    "hypernym": 0.14,
+    "dropped and hypernym": 0.14,
+    "detail added": 0.12,
+    "more specific": 0.14,
+    "substitution": 0.12,
+    "opposite": 0.05,
+    "role swap": 0.0,
+    "negation": 0.07,
+}
+ABOUT_PEOPLE = ABOUT_THINGS | {"substitution": 0.07, "role swap": 0.08, "opposite": 0.04, "negation": 0.05}
+OF_TWO_EVENTS = {
+    "paraphrase": 0.06,
+    "one event of two": 0.24,
+    "both events weakened": 0.20,
+    "detail added": 0.10,
+    "substitution": 0.10,
+    "events mixed": 0.18,
+    "order swapped": 0.08,
+    "opposite": 0.04,
+}
+OF_DENIALS = {
+    "paraphrase": 0.1,
+    "denial specialised": 0.4,
+    "denial generalised": 0.28,
+    "substitution": 0.12,
+    "negation": 0.1,
+}
 
 
 def _choose_phenomenon(
     rng: np.random.Generator, double: np.ndarray, denied: np.ndarray, person: np.ndarray
 ) -> np.ndarray:
-    """Half entailed; the rest half "neutral" (hypothesis says more than the premise, as SNLI's third class) and half
-    contradicted.
-    """
-    single = {
-        "paraphrase": 0.10,
-        "detail dropped": 0.12,
-        "hypernym": 0.14,
-        "dropped and hypernym": 0.14,
-        "detail added": 0.12,
-        "more specific": 0.14,
-        "substitution": 0.12,
-        "opposite": 0.05,
-        "role swap": 0.0,
-        "negation": 0.07,
-    }
-    people = dict(single) | {"substitution": 0.07, "role swap": 0.08, "opposite": 0.04, "negation": 0.05}
-    two = {
-        "paraphrase": 0.06,
-        "one event of two": 0.24,
-        "both events weakened": 0.20,
-        "detail added": 0.10,
-        "substitution": 0.10,
-        "events mixed": 0.18,
-        "order swapped": 0.08,
-        "opposite": 0.04,
-    }
-    negative = {
-        "paraphrase": 0.1,
-        "denial specialised": 0.4,
-        "denial generalised": 0.28,
-        "substitution": 0.12,
-        "negation": 0.1,
-    }
+    """(n,) what is done to each premise to make its hypothesis."""
     out = np.empty(len(double), dtype=object)
     for mask, table in (
-        (double, two), (denied, negative), (~double & ~denied & person, people), (~double & ~denied & ~person, single),
-    ):  # fmt: skip
+        (double, OF_TWO_EVENTS),
+        (denied, OF_DENIALS),
+        (~double & ~denied & person, ABOUT_PEOPLE),
+        (~double & ~denied & ~person, ABOUT_THINGS),
+    ):
         names, weights = list(table), np.array(list(table.values()))
         out[mask] = rng.choice(names, size=int(mask.sum()), p=weights / weights.sum())
     return out
 
 
-def _hypothesis(
+def _edit_premise(
     rng: np.random.Generator, phenomenon: str, split: str, first: np.ndarray, second: np.ndarray, full: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The hypothesis' two events for premises (first, second); `full` is the event the premise was weakened from."""
-    none = np.zeros_like(first)
-    double = second.any(-1)
-    pick = double & (rng.random(len(first)) < 0.5)  # which of two events a one-event edit is made of
-    base = np.where(pick[:, None], second, first)
+    # Which of two events a one-event edit is made of.
+    pick = second.any(-1) & (rng.random(len(first)) < 0.5)
     if phenomenon == "paraphrase":
         return first, second
-    if phenomenon == "detail dropped":
-        once = ev.drop(rng, base)
-        return np.where((rng.random(len(base)) < 0.5)[:, None], once, ev.drop(rng, once)), none
-    if phenomenon == "hypernym":
-        return ev.generalise(rng, base, 1), none
-    if phenomenon == "dropped and hypernym":
-        return ev.drop(rng, ev.generalise(rng, base, 1), 1), none
-    if phenomenon == "one event of two":
-        return _weaken(rng, base, 0.4), none
     if phenomenon == "both events weakened":
         return _weaken(rng, first, 0.4), _weaken(rng, second, 0.4)
-    if phenomenon == "denial specialised":
-        detailed = np.where((rng.random(len(full)) < 0.5)[:, None], full, ev.add_detail(rng, base))
-        return np.where((detailed == base).all(-1)[:, None], ev.add_detail(rng, base), detailed), none
-    if phenomenon == "denial generalised":
-        return ev.drop(rng, ev.generalise(rng, base, 1), 1), none
-    if phenomenon == "detail added":
-        return ev.add_detail(rng, _weaken(rng, base, 0.25)), none
-    if phenomenon == "more specific":
-        partly = _mix(rng, full, base)
-        return partly, none
     if phenomenon == "events mixed":
-        mixed, rest = _cross(rng, first, second, split)
+        mixed, rest = _exchange_words(rng, first, second, split)
         loosened = _weaken(rng, mixed, 0.3)
         return loosened, np.where((rng.random(len(first)) < 0.5)[:, None], rest, 0)
     if phenomenon == "order swapped":
         return second, first
+    base = np.where(pick[:, None], second, first)
+    return _edit_event(rng, phenomenon, split, base, full), np.zeros_like(first)
+
+
+def _edit_event(
+    rng: np.random.Generator, phenomenon: str, split: str, base: np.ndarray, full: np.ndarray
+) -> np.ndarray:
+    """The hypothesis' only event, made of the event `base` of the premise."""
+    if phenomenon == "detail dropped":
+        once = ev.drop(rng, base)
+        return np.where((rng.random(len(base)) < 0.5)[:, None], once, ev.drop(rng, once))
+    if phenomenon == "hypernym":
+        return ev.generalise(rng, base, 1)
+    if phenomenon in ("dropped and hypernym", "denial generalised"):
+        return ev.drop(rng, ev.generalise(rng, base, 1), 1)
+    if phenomenon == "one event of two":
+        return _weaken(rng, base, 0.4)
+    if phenomenon == "denial specialised":
+        detailed = np.where((rng.random(len(full)) < 0.5)[:, None], full, ev.add_detail(rng, base))
+        return np.where((detailed == base).all(-1)[:, None], ev.add_detail(rng, base), detailed)
+    if phenomenon == "detail added":
+        return ev.add_detail(rng, _weaken(rng, base, 0.25))
+    if phenomenon == "more specific":
+        return _mix_nodes(rng, full, base)
     edited = {
         "substitution": lambda e: ev.substitute(rng, e, split),
         "opposite": ev.oppose,
         "role swap": ev.swap_roles,
         "negation": ev.deny,
     }[phenomenon](base)
-    return _weaken(rng, edited, 0.25), none
+    return _weaken(rng, edited, 0.25)
 
 
-def _mix(rng: np.random.Generator, specific: np.ndarray, general: np.ndarray) -> np.ndarray:
+def _mix_nodes(rng: np.random.Generator, specific: np.ndarray, general: np.ndarray) -> np.ndarray:
     """Per slot, the specific or the general node: between the two descriptions, equal to `general` only where they
     agree.
     """
@@ -267,7 +297,7 @@ def _mix(rng: np.random.Generator, specific: np.ndarray, general: np.ndarray) ->
     return np.where(same[:, None], specific, out)
 
 
-def _cross(
+def _exchange_words(
     rng: np.random.Generator, first: np.ndarray, second: np.ndarray, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two events that exchanged their agents, or their times and places: the words of the premise, bound wrongly.
@@ -277,8 +307,8 @@ def _cross(
     a, b = first.copy(), second.copy()
     a[:, AGENT], b[:, AGENT] = second[:, AGENT], first[:, AGENT]
     agents = rng.random(len(a)) < 0.6
-    for made in (a, b):
-        agents &= ev.in_split(made, split) & (made[:, PATIENT] != made[:, AGENT] + ev.patient_offset())
+    for event in (a, b):
+        agents &= ev.in_split(event, split) & (event[:, PATIENT] != event[:, AGENT] + ev.patient_offset())
     a[~agents, AGENT], b[~agents, AGENT] = first[~agents, AGENT], second[~agents, AGENT]
     for slot in (PLACE, TIME):
         a[~agents, slot], b[~agents, slot] = second[~agents, slot], first[~agents, slot]
@@ -288,7 +318,7 @@ def _cross(
 # STS -----------------------------------------------------------------------------------------------------------------
 
 
-def _pairs(
+def _make_pairs(
     rng: np.random.Generator,
     left: Sentences,
     right: Sentences,
@@ -311,25 +341,32 @@ def _pairs(
         marks = relations(left, right, [(tag, "") for tag in first])
         alike = np.where(asked[0] == asked[1], alike, 0.6 * alike)
     frame = pd.DataFrame(
-        {"a": a, "b": b, "score": score if score is not None else alike, "label": label, "phenomenon": phenomenon,
-         "target": target(label, alike), "relations": marks}
-    )  # fmt: skip
+        {
+            "a": a,
+            "b": b,
+            "score": score if score is not None else alike,
+            "label": label,
+            "phenomenon": phenomenon,
+            "target": target(label, alike),
+            "relations": marks,
+        }
+    )
     return frame[frame["a"] != frame["b"]].drop_duplicates(["a", "b"]).reset_index(drop=True)
 
 
-def _repeated(rng: np.random.Generator, split: str, n: int, partners: int, kind: str = "any") -> np.ndarray:
+def _repeat_events(rng: np.random.Generator, split: str, n: int, partners: int, kind: str = "any") -> np.ndarray:
     """(n, WIDTH) events, each `partners` times: every left sentence meets that many right ones, as in LCQMC or PAWS."""
     return np.repeat(ev.sample(rng, -(-n // partners), split, kind), partners, axis=0)[:n]
 
 
-def _matches(rng: np.random.Generator, n: int, partners: int) -> np.ndarray:
+def _draw_matches(rng: np.random.Generator, n: int, partners: int) -> np.ndarray:
     """(n,) bool: a fair coin a pair, or, where a left sentence has several partners, every other one of them."""
     return rng.random(n) < 0.5 if partners == 1 else np.arange(n) % 2 == 0
 
 
 def sts_graded(rng: np.random.Generator, split: str, n: int, partners: int = 1) -> pd.DataFrame:
     """Sentence pairs scored 0–5 by the similarity of their events; "n edits" is the phenomenon."""
-    left = _repeated(rng, split, n, partners)
+    left = _repeat_events(rng, split, n, partners)
     right = left.copy()
     edits = rng.choice([0, 1, 2, 3, 4, 6], size=n, p=[0.12, 0.22, 0.22, 0.18, 0.14, 0.12])
     for step in range(6):
@@ -350,56 +387,61 @@ def sts_graded(rng: np.random.Generator, split: str, n: int, partners: int = 1) 
     )
     name = np.char.replace(name.astype(str), "4 edits", "4+ edits")
     score = np.round(5 * ev.similarity(left, right), 2)
-    return _pairs(rng, Sentences(left), Sentences(right), name, score)
+    return _make_pairs(rng, Sentences(left), Sentences(right), name, score)
 
 
 def question_match(rng: np.random.Generator, split: str, n: int, partners: int = 1) -> pd.DataFrame:
     """Question pairs: 1 when they ask the same thing, else 0 (one word, the roles, the verb or what is asked for
     differs).
     """
-    left = _repeated(rng, split, n, partners)
-    ask = np.repeat(_askable(rng, left[::partners]), partners)[:n]
-    right, other = left.copy(), ask.copy()
-    match = _matches(rng, n, partners)
+    left = _repeat_events(rng, split, n, partners)
+    ask = np.repeat(_draw_asked_slots(rng, left[::partners]), partners)[:n]
+    match = _draw_matches(rng, n, partners)
     person = left[:, PATIENT] > 0
-    name = np.full(n, "same question", dtype=object)
     kinds = np.where(
         match, "same question", rng.choice(["other word", "opposite", "other wildcard"], size=n, p=[0.6, 0.15, 0.25])
     )
     kinds = np.where(~match & person & (rng.random(n) < 0.3), "role swap", kinds)
-    for kind in ("other word", "opposite", "other wildcard", "role swap"):
-        rows = np.flatnonzero(kinds == kind)
-        name[rows] = kind
-        if kind == "other word":
-            held = right[rows, ask[rows]].copy()
-            right[rows] = ev.substitute(rng, right[rows], split)
-            right[rows, ask[rows]] = held
-        elif kind == "opposite":
-            right[rows] = ev.oppose(right[rows])
-        elif kind == "role swap":
-            right[rows] = ev.swap_roles(right[rows])
-        else:
-            other[rows] = _askable(rng, right[rows])
-    hide = np.arange(n)
+    right, other = _edit_questions(rng, split, kinds, left, ask)
+    rows = np.arange(n)
     plain_left, plain_right = left.copy(), right.copy()
-    plain_left[hide, ask] = 0
-    plain_right[hide, other] = 0
+    plain_left[rows, ask] = 0
+    plain_right[rows, other] = 0
     truth = (plain_left == plain_right).all(-1) & (ask == other)
     keep = np.flatnonzero(truth == match)
     # The wildcard stands in for the asked word, so the hidden node still decides phrases such as 在哪里.
-    frame = _pairs(
+    return _make_pairs(
         rng,
         Sentences(left[keep]),
         Sentences(right[keep]),
-        name[keep],
+        kinds.astype(object)[keep],
         truth[keep].astype(float),
         truth[keep],
         (ask[keep], other[keep]),
     )
-    return frame
 
 
-def _askable(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
+def _edit_questions(
+    rng: np.random.Generator, split: str, kinds: np.ndarray, events: np.ndarray, ask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(the events of questions that differ as `kinds` says, the slots they ask for)."""
+    out, other = events.copy(), ask.copy()
+    for kind in ("other word", "opposite", "other wildcard", "role swap"):
+        rows = np.flatnonzero(kinds == kind)
+        if kind == "other word":
+            asked_nodes = out[rows, ask[rows]].copy()
+            out[rows] = ev.substitute(rng, out[rows], split)
+            out[rows, ask[rows]] = asked_nodes
+        elif kind == "opposite":
+            out[rows] = ev.oppose(out[rows])
+        elif kind == "role swap":
+            out[rows] = ev.swap_roles(out[rows])
+        else:
+            other[rows] = _draw_asked_slots(rng, out[rows])
+    return out, other
+
+
+def _draw_asked_slots(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
     """(n,) a said slot that a question can ask for."""
     slots = np.array(list(surface.ASK))
     return slots[(rng.random((len(events), len(slots))) * (events[:, slots] > 0)).argmax(1)]
@@ -409,19 +451,18 @@ def role_swap(rng: np.random.Generator, split: str, n: int, partners: int = 1) -
     """Pairs about two people: 1 for a paraphrase (active, passive, 把), 0 when the roles changed places; same words
     either way.
     """
-    left = _repeated(rng, split, n, partners, "person")
-    match = _matches(rng, n, partners)
+    left = _repeat_events(rng, split, n, partners, "person")
+    match = _draw_matches(rng, n, partners)
     right = np.where(match[:, None], left, ev.swap_roles(left))
     name = np.where(match, "paraphrase", "roles swapped")
-    return _pairs(rng, Sentences(left), Sentences(right), name, match.astype(float))
+    return _make_pairs(rng, Sentences(left), Sentences(right), name, match.astype(float))
 
 
-# Retrieval
-# -------------------------------------------------------------------------------------------------------------
+# Retrieval -----------------------------------------------------------------------------------------------------------
 
 
 class Retrieval(TypedDict):
-    """A retrieval set: its frames, and the events behind its texts with what is relevant by their logic, (q, p) bool."""
+    """A retrieval set: its frames, the events behind its texts, and what is relevant by their logic, (q, p) bool."""
 
     queries: pd.DataFrame
     corpus: pd.DataFrame
@@ -433,87 +474,129 @@ class Retrieval(TypedDict):
     relevant: np.ndarray
 
 
+class _Queries(NamedTuple):
+    """Events behind queries.
+
+    `gold` (q, sentences, WIDTH): the passage written for each query; `at` (q,): the sentence of it that the query is
+    about; `core` (q, WIDTH): that sentence's event; `ask` (q,): the slot asked for, -1 where none is; `event`
+    (q, WIDTH): what the query itself says.
+    """
+
+    gold: np.ndarray
+    at: np.ndarray
+    core: np.ndarray
+    ask: np.ndarray
+    event: np.ndarray
+
+    @property
+    def hidden(self) -> np.ndarray:
+        """(q,) bool: whether the query asks for a slot."""
+        return self.ask >= 0
+
+    @property
+    def asked(self) -> np.ndarray:
+        """(q,) the slot asked for, 0 where none is."""
+        return np.maximum(self.ask, 0)
+
+
 def retrieval(rng: np.random.Generator, split: str, shape: str, queries: int) -> Retrieval:
     """Queries, passages among confusable ones, and complete relevance judgements.
 
     Args:
-        shape: "question" (wildcard question; passages of two sentences), "keyword" (search words; one-sentence
-        passages, several
-            relevant) or "claim" (a general statement; passages of two sentences).
+        shape: "question" (a question with a wildcard; passages of two sentences), "keyword" (search words; passages of
+            one sentence, several of them relevant) or "claim" (a general statement; passages of two sentences).
     Returns:
         dict with `queries` (id, text, phenomenon), `corpus` (id, text), `qrels` (query_id, doc_id, relevance) and the
         event arrays `query_events` (q, WIDTH), `ask` (q,), `passage_events` (p, sentences, WIDTH) with the `tags` of
         their sentences for the teacher's examples.
     """
-    length = {"question": 2, "keyword": 1, "claim": 2}[shape]
-    gold = np.stack([_denied_some(rng, ev.sample(rng, queries, split)) for _ in range(length)], axis=1)
-    at = rng.integers(0, length, queries)
-    rows = np.arange(queries)
-    core = gold[rows, at].copy()
-    core[:, ev.POLARITY] = 0
-    gold[rows, at] = core
-    ask = _askable(rng, core) if shape == "question" else np.full(queries, -1)
-    asked = np.maximum(ask, 0)
-    query = _weaken(rng, core, {"question": 0.3, "keyword": 0.5, "claim": 0.5}[shape])
-    hidden = ask >= 0
-    query[hidden, asked[hidden]] = 0
-
-    passages = [gold]
-    phenomena = np.where(
-        (query == np.where(hidden[:, None] & (np.arange(ev.WIDTH) == asked[:, None]), 0, core)).all(-1),
-        "as stated",
-        "generalised",
-    )
-    for edit in range({"question": 3, "keyword": 3, "claim": 2}[shape]):
-        twin = gold.copy()
-        twin[rows, at] = _confuse(rng, core, query, asked, hidden, split, edit, shape != "keyword")
-        if length > 1:
-            filler = (at + 1) % length
-            fresh = rng.random(queries) < 0.5
-            twin[rows[fresh], filler[fresh]] = ev.sample(rng, int(fresh.sum()), split)
-        passages.append(twin)
-    if shape == "keyword":  # a second relevant passage: the same event with another detail
-        passages.append(np.stack([ev.add_detail(rng, core)], axis=1))
-    stacked = np.concatenate(passages)
-    stacked = stacked[rng.permutation(len(stacked))]
-    texts, tags = _passages(rng, stacked)
+    query = _draw_queries(rng, split, shape, queries)
+    stacked = _draw_passages(rng, split, shape, query)
+    texts, tags = _write_passages(rng, stacked)
     _, unique = np.unique(np.array(texts), return_index=True)
     unique = np.sort(unique)
     stacked, texts, tags = stacked[unique], [texts[i] for i in unique], [tags[i] for i in unique]
-
-    if shape == "keyword":
-        words = surface.keywords(rng, query)
-    elif shape == "question":
-        # realise needs a node in the asked slot to know its phrase; the wildcard replaces its word
-        shown = query.copy()
-        shown[hidden, asked[hidden]] = core[hidden, asked[hidden]]
-        words, _ = surface.realise(rng, shown, surface.QUESTIONS, ask)
-    else:
-        words, _ = surface.realise(rng, query, surface.COMMON)
-    relevant = relevance(query, ask, stacked)
-    found = np.argwhere(relevant)
+    words = _write_queries(rng, shape, query)
+    relevant = relevance(query.event, query.ask, stacked)
+    judged = np.argwhere(relevant)
     name = f"ir-{shape}-{split}"
     return {
         "queries": pd.DataFrame(
-            {"id": [f"{name}-q{i}" for i in range(queries)], "text": words, "phenomenon": phenomena}
+            {"id": [f"{name}-q{i}" for i in range(queries)], "text": words, "phenomenon": _name_phenomena(query)}
         ),
         "corpus": pd.DataFrame({"id": [f"{name}-d{i}" for i in range(len(texts))], "text": texts}),
         "qrels": pd.DataFrame(
             {
-                "query_id": [f"{name}-q{q}" for q, _ in found],
-                "doc_id": [f"{name}-d{d}" for _, d in found],
+                "query_id": [f"{name}-q{q}" for q, _ in judged],
+                "doc_id": [f"{name}-d{d}" for _, d in judged],
                 "relevance": 1,
             }
         ),
-        "query_events": query,
-        "ask": ask,
+        "query_events": query.event,
+        "ask": query.ask,
         "passage_events": stacked,
         "tags": tags,
         "relevant": relevant,
     }
 
 
-def _denied_some(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
+def _draw_queries(rng: np.random.Generator, split: str, shape: str, count: int) -> _Queries:
+    """Passages of random events, and a query about one sentence of each."""
+    length = {"question": 2, "keyword": 1, "claim": 2}[shape]
+    gold = np.stack([_deny_some(rng, ev.sample(rng, count, split)) for _ in range(length)], axis=1)
+    at = rng.integers(0, length, count)
+    rows = np.arange(count)
+    core = gold[rows, at].copy()
+    core[:, ev.POLARITY] = 0
+    gold[rows, at] = core
+    ask = _draw_asked_slots(rng, core) if shape == "question" else np.full(count, -1)
+    event = _weaken(rng, core, {"question": 0.3, "keyword": 0.5, "claim": 0.5}[shape])
+    query = _Queries(gold, at, core, ask, event)
+    event[query.hidden, query.asked[query.hidden]] = 0
+    return query
+
+
+def _name_phenomena(query: _Queries) -> np.ndarray:
+    """(q,) whether a query says its sentence's event as it is or in more general words."""
+    is_asked = query.hidden[:, None] & (np.arange(ev.WIDTH) == query.asked[:, None])
+    return np.where((query.event == np.where(is_asked, 0, query.core)).all(-1), "as stated", "generalised")
+
+
+def _draw_passages(rng: np.random.Generator, split: str, shape: str, query: _Queries) -> np.ndarray:
+    """(p, sentences, WIDTH) events of the passages in random order: those written for the queries, and confusable
+    ones.
+    """
+    count, length = len(query.gold), query.gold.shape[1]
+    rows = np.arange(count)
+    passages = [query.gold]
+    for edit in range({"question": 3, "keyword": 3, "claim": 2}[shape]):
+        twin = query.gold.copy()
+        twin[rows, query.at] = _confuse(rng, query, split, edit, shape != "keyword")
+        if length > 1:
+            filler = (query.at + 1) % length
+            fresh = rng.random(count) < 0.5
+            twin[rows[fresh], filler[fresh]] = ev.sample(rng, int(fresh.sum()), split)
+        passages.append(twin)
+    if shape == "keyword":  # a second relevant passage: the same event with another detail
+        passages.append(np.stack([ev.add_detail(rng, query.core)], axis=1))
+    stacked = np.concatenate(passages)
+    return stacked[rng.permutation(len(stacked))]
+
+
+def _write_queries(rng: np.random.Generator, shape: str, query: _Queries) -> list[str]:
+    """The texts of the queries."""
+    if shape == "keyword":
+        return surface.keywords(rng, query.event)
+    if shape == "question":
+        # realise needs a node in the asked slot to know its phrase; the wildcard replaces its word
+        shown = query.event.copy()
+        hidden = query.hidden
+        shown[hidden, query.asked[hidden]] = query.core[hidden, query.asked[hidden]]
+        return surface.realise(rng, shown, surface.QUESTIONS, query.ask)[0]
+    return surface.realise(rng, query.event, surface.COMMON)[0]
+
+
+def _deny_some(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
     """A copy in which one event in twelve did not happen."""
     events = events.copy()
     hit = rng.random(len(events)) < 0.08
@@ -521,21 +604,13 @@ def _denied_some(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
     return events
 
 
-def _confuse(
-    rng: np.random.Generator,
-    core: np.ndarray,
-    query: np.ndarray,
-    asked: np.ndarray,
-    hidden: np.ndarray,
-    split: str,
-    edit: int,
-    roles: bool,
-) -> np.ndarray:
-    """An event like `core` that does not answer the query: another word, other roles, the opposite, a denial, or no
+def _confuse(rng: np.random.Generator, query: _Queries, split: str, edit: int, roles: bool) -> np.ndarray:
+    """Events like `query.core` that do not answer the query: another word, other roles, the opposite, a denial, or no
     answer.
 
     `roles`: whether the exchange of roles may be among them; search words do not say who did what to whom.
     """
+    core = query.core
     out = ev.substitute(rng, core, split, (AGENT, OBJECT, PATIENT, PLACE, TIME))
     turn = rng.random(len(core))
     person = core[:, PATIENT] > 0
@@ -545,9 +620,9 @@ def _confuse(
     out[other] = ev.oppose(core[other])
     no = ~swap & (turn >= 0.5) & (turn < 0.6)
     out[no] = ev.deny(core[no])
-    missing = ~swap & (turn >= 0.6) & (turn < 0.75) & hidden & np.isin(asked, (PLACE, TIME))
+    missing = ~swap & (turn >= 0.6) & (turn < 0.75) & query.hidden & np.isin(query.asked, (PLACE, TIME))
     silent = core[missing].copy()
-    silent[np.arange(len(silent)), asked[missing]] = 0
+    silent[np.arange(len(silent)), query.asked[missing]] = 0
     out[missing] = silent
     # A second edit now and then, so that confusable passages differ in how near they come.
     if edit:
@@ -556,10 +631,13 @@ def _confuse(
     return out
 
 
-def _passages(rng: np.random.Generator, events: np.ndarray) -> tuple[list[str], list[tuple[str, ...]]]:
+def _write_passages(rng: np.random.Generator, events: np.ndarray) -> tuple[list[str], list[tuple[str, ...]]]:
     """Texts of (p, sentences, WIDTH) events, each sentence ending in 。, and the tags of every sentence without it."""
     parts = [surface.realise(rng, events[:, index], surface.COMMON) for index in range(events.shape[1])]
-    texts = ["。".join(sentences) + "。" for sentences in zip(*(made for made, _ in parts), strict=True)]
+    texts = [
+        "。".join(sentences) + "。"
+        for sentences in zip(*(sentences_of_part for sentences_of_part, _ in parts), strict=True)
+    ]
     return texts, list(zip(*(tags for _, tags in parts), strict=True))
 
 
@@ -570,10 +648,10 @@ def relevance(query: np.ndarray, ask: np.ndarray, passages: np.ndarray) -> np.nd
         sentence = passages[:, index]
         # A verb only entails itself, so all but one pair in forty is settled by comparing verbs.
         q, p = np.nonzero(query[:, None, VERB] == sentence[None, :, VERB])
-        hit = ev.entails(sentence[p], query[q])
+        entailed = ev.entails(sentence[p], query[q])
         asked = ask[q]
-        said = (asked < 0) | (sentence[p, np.maximum(asked, 0)] > 0)
-        out[q, p] |= hit & said
+        answered = (asked < 0) | (sentence[p, np.maximum(asked, 0)] > 0)
+        out[q, p] |= entailed & answered
     return out
 
 
@@ -584,17 +662,16 @@ def graded_relevance(query: np.ndarray, ask: np.ndarray, passages: np.ndarray) -
     best = np.zeros(len(query))
     for index in range(passages.shape[1]):
         sentence = passages[:, index].copy()
-        said = query[:, : len(SLOTS)] > 0
-        sentence[:, : len(SLOTS)] = np.where(said, sentence[:, : len(SLOTS)], 0)
+        stated = query[:, : len(SLOTS)] > 0
+        sentence[:, : len(SLOTS)] = np.where(stated, sentence[:, : len(SLOTS)], 0)
         best = np.maximum(best, ev.similarity(query, sentence))
     return best
 
 
-# Unlabelled text and the teacher's examples
-# ---------------------------------------------------------------------------------
+# Unlabelled text and the teacher's examples --------------------------------------------------------------------------
 
 
-def _continued(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
+def _continue_events(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
     """Another action of the same agent, at the same place and time, staying in the train split."""
     out = np.zeros_like(events)
     todo = np.arange(len(events))
@@ -609,40 +686,72 @@ def _continued(rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
 
 
 def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
-    """Unlabelled text with its meaning: what the base checkpoints are pre-trained on (train compositions only).
+    """Unlabelled text with its meaning: what the base models are pre-trained on (train compositions only).
 
     Columns: text; paraphrase (same meaning, other words); distractor (nearly the same words, another meaning);
     next_text (the sentence that follows: same agent, place and time, another action); slots (2 x len(SLOTS) node ids,
     zeros for a missing second event) and ask (slot asked for, -1 for statements).
     """
-    first = np.concatenate([ev.sample(rng, n // 2, "train", "person"), ev.sample(rng, n - n // 2, "train", "object")])[
-        rng.permutation(n)
-    ]
-    second = ev.sample(rng, n, "train")
-    first = _denied_some(rng, _weaken(rng, first, 0.3))
-    second = _weaken(rng, second, 0.3)
+    first, second = _draw_unlabelled_events(rng, n)
     double = rng.random(n) < 0.3
     question = ~double & (rng.random(n) < 0.25)
     words = ~double & ~question & (rng.random(n) < 0.1)
     second[~double] = 0
-    families = surface.COMMON + surface.SHIFTED
     sentences = Sentences(first, second)
-    links = (*surface.CONNECTIVES, "。")
-    text, _ = sentences.realise(rng, families, links)
-    again, _ = sentences.realise(rng, families, links)
-    ask = np.where(question, _askable(rng, first), -1)
-    asked = np.flatnonzero(question)
-    for target_texts in (text, again):
-        shown, _ = surface.realise(rng, first[asked], surface.QUESTIONS, ask[asked])
-        for row, value in zip(asked, shown, strict=True):
-            target_texts[row] = value
-    # The same words bound otherwise: roles or events exchanged; elsewhere one word or the polarity changed.
+    text, _ = sentences.realise(rng, FAMILIES, LINKS)
+    again, _ = sentences.realise(rng, FAMILIES, LINKS)
+    ask = np.where(question, _draw_asked_slots(rng, first), -1)
+    for texts in (text, again):
+        _put_questions(rng, texts, first, ask)
+    moved = _rebind(rng, first, second, double, ask)
+    distractor, _ = moved.realise(rng, FAMILIES, LINKS)
+    _put_questions(rng, distractor, moved.events[:, 0], ask)
+    typed = np.flatnonzero(words)
+    for row, value in zip(typed, surface.keywords(rng, first[typed]), strict=True):
+        again[row] = value
+    _put_in_brackets(rng, (text, again, distractor))
+    follow = _continue_events(rng, first)
+    next_text, _ = surface.realise(rng, follow, FAMILIES)
+    return pd.DataFrame(
+        {
+            "text": text,
+            "paraphrase": again,
+            "distractor": distractor,
+            "next_text": next_text,
+            "slots": list(_label_slots(first, second, ask).astype(np.int16)),
+            "ask": ask.astype(np.int8),
+            "negated": first[:, ev.POLARITY].astype(np.int8),
+        }
+    )
+
+
+def _draw_unlabelled_events(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(first events, half of them about two people; second events) of the train split, in general words."""
+    people, things = ev.sample(rng, n // 2, "train", "person"), ev.sample(rng, n - n // 2, "train", "object")
+    first = np.concatenate([people, things])[rng.permutation(n)]
+    second = ev.sample(rng, n, "train")
+    first = _deny_some(rng, _weaken(rng, first, 0.3))
+    return first, _weaken(rng, second, 0.3)
+
+
+def _put_questions(rng: np.random.Generator, texts: list[str], events: np.ndarray, ask: np.ndarray) -> None:
+    """Put a question in the place of every text that is to ask for a slot."""
+    asked = np.flatnonzero(ask >= 0)
+    shown, _ = surface.realise(rng, events[asked], surface.QUESTIONS, ask[asked])
+    for row, value in zip(asked, shown, strict=True):
+        texts[row] = value
+
+
+def _rebind(
+    rng: np.random.Generator, first: np.ndarray, second: np.ndarray, double: np.ndarray, ask: np.ndarray
+) -> Sentences:
+    """The same words bound otherwise: roles or events exchanged; elsewhere one word or the polarity changed."""
     moved_first, moved_second = ev.swap_roles(first), second.copy()
-    crossed, rest = _cross(rng, first, second, "train")
+    crossed, rest = _exchange_words(rng, first, second, "train")
     moved_first[double], moved_second[double] = crossed[double], rest[double]
-    alone = ~double & ((first[:, PATIENT] == 0) | (rng.random(n) < 0.15))
+    alone = ~double & ((first[:, PATIENT] == 0) | (rng.random(len(first)) < 0.15))
     moved_first[alone] = ev.substitute(rng, first[alone], "train")
-    turned = alone & (rng.random(n) < 0.3)
+    turned = alone & (rng.random(len(first)) < 0.3)
     moved_first[turned] = ev.oppose(first[turned])
     # A question hides the word it asks for, and some edits are impossible: what is still the same gets the opposite
     # verb.
@@ -650,36 +759,25 @@ def pretraining(rng: np.random.Generator, n: int) -> pd.DataFrame:
     moved_first[hidden, ask[hidden]] = first[hidden, ask[hidden]]
     same = (moved_first == first).all(-1) & (moved_second == second).all(-1)
     moved_first[same] = ev.oppose(moved_first[same])
-    distractor, _ = Sentences(moved_first, moved_second).realise(rng, families, links)
-    shown, _ = surface.realise(rng, moved_first[asked], surface.QUESTIONS, ask[asked])
-    for row, value in zip(asked, shown, strict=True):
-        distractor[row] = value
-    typed = np.flatnonzero(words)
-    for row, value in zip(typed, surface.keywords(rng, first[typed]), strict=True):
-        again[row] = value
-    # Texts stand in quotes and brackets now and then, as anywhere; methods that put them around texts find them known.
-    marks = np.flatnonzero(rng.random(n) < 0.12)
+    return Sentences(moved_first, moved_second)
+
+
+def _put_in_brackets(rng: np.random.Generator, columns: tuple[list[str], ...]) -> None:
+    """Put some texts in quotes or brackets, as anywhere: methods that put them around texts then know these marks."""
+    count = len(columns[0])
+    marks = np.flatnonzero(rng.random(count) < 0.12)
     for row, kind in zip(marks, rng.integers(0, len(surface.BRACKETS), len(marks)), strict=True):
         left, right = surface.BRACKETS[kind]
-        for column in (text, again, distractor):
+        for column in columns:
             column[row] = left + column[row] + right
-    follow = _continued(rng, first)
-    next_text, _ = surface.realise(rng, follow, families)
+
+
+def _label_slots(first: np.ndarray, second: np.ndarray, ask: np.ndarray) -> np.ndarray:
+    """(n, 2·slots) nodes of both events; 0 in the slot that a question asks for."""
     slots = np.concatenate([first[:, : len(SLOTS)], second[:, : len(SLOTS)]], axis=1)
     hidden = np.flatnonzero(ask >= 0)
     slots[hidden, ask[hidden]] = 0
-    negated = first[:, ev.POLARITY]
-    return pd.DataFrame(
-        {
-            "text": text,
-            "paraphrase": again,
-            "distractor": distractor,
-            "next_text": next_text,
-            "slots": list(slots.astype(np.int16)),
-            "ask": ask.astype(np.int8),
-            "negated": negated.astype(np.int8),
-        }
-    )
+    return slots
 
 
 def teacher_symmetric(rng: np.random.Generator, split: str, groups: int, size: int) -> pd.DataFrame:
@@ -687,14 +785,17 @@ def teacher_symmetric(rng: np.random.Generator, split: str, groups: int, size: i
     share = {"nli": 0.56, "sts": 0.16, "questions": 0.1, "roles": 0.18}
     # A teacher has read widely: its examples have every sentence pattern, the students' training pairs only the common
     # ones.
-    pairs = nli(rng, split, int(groups * share["nli"]), size, surface.COMMON + surface.SHIFTED)
+    pairs = nli(rng, split, int(groups * share["nli"]), size, FAMILIES)
     singles = pd.concat(
-        [sts_graded(rng, split, int(groups * share["sts"] * size)),
-         question_match(rng, split, int(groups * share["questions"] * size * 1.3)),
-         role_swap(rng, split, int(groups * share["roles"] * size))], ignore_index=True,
-    )  # fmt: skip
+        [
+            sts_graded(rng, split, int(groups * share["sts"] * size)),
+            question_match(rng, split, int(groups * share["questions"] * size * 1.3)),
+            role_swap(rng, split, int(groups * share["roles"] * size)),
+        ],
+        ignore_index=True,
+    )
     singles["group"] = -1 - np.arange(len(singles))
-    return _grouped(pd.concat([pairs, singles.drop(columns="score")], ignore_index=True), "symmetric")
+    return _group_pairs(pd.concat([pairs, singles.drop(columns="score")], ignore_index=True), "symmetric")
 
 
 def teacher_asymmetric(rng: np.random.Generator, split: str, groups: int, size: int) -> pd.DataFrame:
@@ -702,31 +803,22 @@ def teacher_asymmetric(rng: np.random.Generator, split: str, groups: int, size: 
     `teacher_symmetric`.
     """
     parts = []
-    chunk = 400  # queries of a small world of their own: the work is queries x passages
+    chunk = 400  # queries that share a small corpus: the work is queries x passages
     for shape in ("question", "keyword", "claim"):
         for start in range(0, groups // 3, chunk):
             world = retrieval(rng, split, shape, min(chunk, groups // 3 - start))
-            parts.append(_passage_pairs(rng, world, size, f"{shape}-{start}"))
-    return _grouped(pd.concat(parts, ignore_index=True), "asymmetric")
+            parts.append(_make_passage_pairs(rng, world, size, f"{shape}-{start}"))
+    return _group_pairs(pd.concat(parts, ignore_index=True), "asymmetric")
 
 
-def _passage_pairs(rng: np.random.Generator, world: Retrieval, size: int, shape: str) -> pd.DataFrame:
+def _make_passage_pairs(rng: np.random.Generator, world: Retrieval, size: int, shape: str) -> pd.DataFrame:
     """Up to `size` passages a query: one relevant, the nearest irrelevant ones, one at random."""
     query, ask, passages, relevant = world["query_events"], world["ask"], world["passage_events"], world["relevant"]
     texts, words = world["corpus"]["text"].tolist(), world["queries"]["text"].tolist()
     rows, docs = [], []
-    lex = lexicon()
     for start in range(0, len(query), 128):
         block = np.arange(start, min(start + 128, len(query)))
-        near = np.zeros((len(block), len(passages)), dtype=np.float32)
-        for index in range(passages.shape[1]):
-            sentence = passages[:, index, : len(SLOTS)]
-            said = query[block, : len(SLOTS)] > 0
-            hits = sum(
-                said[:, slot, None] * lex.similarity[query[block, slot]][:, sentence[:, slot]]
-                for slot in (AGENT, VERB, OBJECT, PATIENT, PLACE, TIME)
-            )
-            near = np.maximum(near, np.asarray(hits, dtype=np.float32))
+        near = _sum_slot_similarities(query[block], passages)
         near += 0.3 * rng.random(near.shape, dtype=np.float32)
         good = relevant[block]
         wrong = np.argsort(-np.where(good, -1, near), axis=1)[:, : size - 2]
@@ -741,11 +833,32 @@ def _passage_pairs(rng: np.random.Generator, world: Retrieval, size: int, shape:
     label = relevant[q, d]
     alike = graded_relevance(query[q], ask[q], passages[d])
     tags = world["tags"]
-    marks = _passage_relations(query[q], passages[d], [tags[i] for i in d])
     return pd.DataFrame(
-        {"group": [f"{shape}-{i}" for i in q], "a": [words[i] for i in q], "b": [texts[i] for i in d], "label": label,
-         "phenomenon": np.where(label, "relevant", "not relevant"), "target": target(label, alike), "relations": marks}
-    )  # fmt: skip
+        {
+            "group": [f"{shape}-{i}" for i in q],
+            "a": [words[i] for i in q],
+            "b": [texts[i] for i in d],
+            "label": label,
+            "phenomenon": np.where(label, "relevant", "not relevant"),
+            "target": target(label, alike),
+            "relations": _passage_relations(query[q], passages[d], [tags[i] for i in d]),
+        }
+    )
+
+
+def _sum_slot_similarities(query: np.ndarray, passages: np.ndarray) -> np.ndarray:
+    """(q, p) float32: how alike a query and the nearest sentence of a passage are, over the slots the query states."""
+    lex = lexicon()
+    near = np.zeros((len(query), len(passages)), dtype=np.float32)
+    stated = query[:, : len(SLOTS)] > 0
+    for index in range(passages.shape[1]):
+        sentence = passages[:, index, : len(SLOTS)]
+        hits = sum(
+            stated[:, slot, None] * lex.similarity[query[:, slot]][:, sentence[:, slot]]
+            for slot in (AGENT, VERB, OBJECT, PATIENT, PLACE, TIME)
+        )
+        near = np.maximum(near, np.asarray(hits, dtype=np.float32))
+    return near
 
 
 def _passage_relations(query: np.ndarray, passages: np.ndarray, tags: list[tuple[str, ...]]) -> list[str]:
@@ -761,8 +874,10 @@ def _passage_relations(query: np.ndarray, passages: np.ndarray, tags: list[tuple
     return out
 
 
-def _grouped(pairs: pd.DataFrame, mode: str) -> pd.DataFrame:
-    """One row a group, in order of first occurrence; lists over its pairs. (pandas' own agg(list) takes seconds here.)"""
+def _group_pairs(pairs: pd.DataFrame, mode: str) -> pd.DataFrame:
+    """One row a group, in order of first occurrence, with lists over its pairs (agg(list) of pandas takes seconds
+    here).
+    """
     code, _ = pd.factorize(pairs["group"])
     order = np.argsort(code, kind="stable")
     starts = np.flatnonzero(np.diff(code[order], prepend=-1))

@@ -6,6 +6,7 @@ nodes. This file holds words and their relations only; events are in `events.py`
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -146,31 +147,55 @@ def _interleave(ids: list[int], step: int = 4) -> np.ndarray:
 @lru_cache(maxsize=1)
 def lexicon() -> Lexicon:
     """Build the lexicon (milliseconds; deterministic, no seed)."""
-    b = _Builder()
+    builder = _Builder()
     leaves: list[np.ndarray] = [np.zeros(0, dtype=int)] * len(SLOTS)
     for role in (AGENT, PATIENT):
-        top = b.add(SOMEBODY if role == AGENT else "别人", role, 3, 0)
-        leaves[role] = _interleave(b.tree(PEOPLE, role, top))
-    object_verbs = [b.add(verb, VERB, 0, 0) for verb in OBJECT_VERBS]
-    person_verbs = [b.add(verb, VERB, 0, 0) for verb in PERSON_VERBS]
+        top = builder.add(SOMEBODY if role == AGENT else "别人", role, 3, 0)
+        leaves[role] = _interleave(builder.tree(PEOPLE, role, top))
+    object_verbs = [builder.add(verb, VERB, 0, 0) for verb in OBJECT_VERBS]
+    person_verbs = [builder.add(verb, VERB, 0, 0) for verb in PERSON_VERBS]
     leaves[VERB] = np.array(object_verbs + person_verbs)
-    top = b.add(SOMETHING, OBJECT, 3, 0)
-    object_leaves: list[int] = []
-    for super_group, groups in OBJECTS.items():
-        node = b.add(super_group, OBJECT, 2, top)
-        object_leaves += b.tree(groups, OBJECT, node)
-    leaves[OBJECT] = _interleave(object_leaves)
-    leaves[ATTRIBUTE] = np.array([b.add(word, ATTRIBUTE, 0, 0) for word in ATTRIBUTES])
-    several = b.add("几个", QUANTITY, 1, 0)
-    at_least = {n: b.add(f"至少{word}个", QUANTITY, 1, 0) for n, word in NUMERALS.items() if n < 7}
-    exact = {n: b.add(f"{word}个", QUANTITY, 0, several if n > 2 else 0) for n, word in NUMERALS.items()}
+    leaves[OBJECT] = _add_objects(builder)
+    leaves[ATTRIBUTE] = np.array([builder.add(word, ATTRIBUTE, 0, 0) for word in ATTRIBUTES])
+    several = builder.add("几个", QUANTITY, 1, 0)
+    at_least = {n: builder.add(f"至少{word}个", QUANTITY, 1, 0) for n, word in NUMERALS.items() if n < 7}
+    exact = {n: builder.add(f"{word}个", QUANTITY, 0, several if n > 2 else 0) for n, word in NUMERALS.items()}
     leaves[QUANTITY] = np.array(list(exact.values()))
-    leaves[PLACE] = _interleave(b.tree(PLACES, PLACE, 0))
-    leaves[TIME] = np.array(b.tree(TIMES, TIME, 0))
-    leaves[MANNER] = np.array([b.add(word, MANNER, 0, 0) for word in MANNERS])
+    leaves[PLACE] = _interleave(builder.tree(PLACES, PLACE, 0))
+    leaves[TIME] = np.array(builder.tree(TIMES, TIME, 0))
+    leaves[MANNER] = np.array([builder.add(word, MANNER, 0, 0) for word in MANNERS])
 
-    size = len(b.forms)
-    slot, level, parent = np.array(b.slot), np.array(b.level), np.array(b.parent)
+    slot, parent = np.array(builder.slot), np.array(builder.parent)
+    is_a = _relate(parent, several, at_least, exact)
+    return Lexicon(
+        forms=tuple(builder.forms),
+        slot=slot,
+        level=np.array(builder.level),
+        parent=parent,
+        opposite=_pair_opposites(len(builder.forms), (object_verbs, person_verbs, leaves[ATTRIBUTE].tolist())),
+        is_a=is_a,
+        similarity=_compare_nodes(slot, is_a),
+        leaves=tuple(leaves),
+        person_verb=np.isin(np.arange(len(builder.forms)), person_verbs),
+        exact=exact,
+        at_least=at_least,
+        several=several,
+    )
+
+
+def _add_objects(builder: _Builder) -> np.ndarray:
+    """Add the taxonomy of things; returns its leaves in order of frequency."""
+    top = builder.add(SOMETHING, OBJECT, 3, 0)
+    leaves: list[int] = []
+    for super_group, groups in OBJECTS.items():
+        node = builder.add(super_group, OBJECT, 2, top)
+        leaves += builder.tree(groups, OBJECT, node)
+    return _interleave(leaves)
+
+
+def _relate(parent: np.ndarray, several: int, at_least: dict[int, int], exact: dict[int, int]) -> np.ndarray:
+    """`Lexicon.is_a`: by the taxonomy, and between quantities by their numbers."""
+    size = len(parent)
     is_a = np.eye(size, dtype=bool)
     for node in range(size):
         ancestor = parent[node]
@@ -187,27 +212,26 @@ def lexicon() -> Lexicon:
     for n in (2, 3):
         is_a[several, at_least[n]] = True
     is_a[:, 0] = True
+    return is_a
 
+
+def _pair_opposites(size: int, groups: Iterable[list[int]]) -> np.ndarray:
+    """`Lexicon.opposite`: neighbours 2k and 2k+1 of each group are opposites."""
     opposite = np.zeros(size, dtype=int)
-    for verbs in (object_verbs, person_verbs, leaves[ATTRIBUTE].tolist()):
-        for first, second in zip(verbs[::2], verbs[1::2], strict=True):
+    for nodes in groups:
+        for first, second in zip(nodes[::2], nodes[1::2], strict=True):
             opposite[first], opposite[second] = second, first
-
-    return Lexicon(
-        forms=tuple(b.forms), slot=slot, level=level, parent=parent, opposite=opposite, is_a=is_a,
-        similarity=_similarity(slot, is_a), leaves=tuple(leaves),
-        person_verb=np.isin(np.arange(size), person_verbs), exact=exact, at_least=at_least, several=several,
-    )  # fmt: skip
+    return opposite
 
 
-def _similarity(slot: np.ndarray, is_a: np.ndarray) -> np.ndarray:
+def _compare_nodes(slot: np.ndarray, is_a: np.ndarray) -> np.ndarray:
     """Share of common ancestors, |anc(i) ∩ anc(j)| / |anc(i) ∪ anc(j)|, within a slot; 0.5 between said and not said; 0
     across slots.
     """
-    own = is_a.copy()
-    own[:, 0] = False
-    common = (own[:, None, :] & own[None, :, :]).sum(-1).astype(float)
-    union = (own[:, None, :] | own[None, :, :]).sum(-1)
+    ancestors = is_a.copy()
+    ancestors[:, 0] = False
+    common = (ancestors[:, None, :] & ancestors[None, :, :]).sum(-1).astype(float)
+    union = (ancestors[:, None, :] | ancestors[None, :, :]).sum(-1)
     table = common / np.maximum(union, 1) * (slot[:, None] == slot[None, :])
     table[0, :] = table[:, 0] = 0.5
     table[0, 0] = 1.0

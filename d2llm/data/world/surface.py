@@ -100,9 +100,12 @@ LETTERS = "".join(LETTER_SLOTS)  # "n" marks negation, "." everything else
 
 
 def realise(
-    rng: np.random.Generator, events: np.ndarray, templates: tuple[str, ...] = COMMON, ask: np.ndarray | None = None,
+    rng: np.random.Generator,
+    events: np.ndarray,
+    templates: tuple[str, ...] = COMMON,
+    ask: np.ndarray | None = None,
     choice: np.ndarray | None = None,
-) -> tuple[list[str], list[str]]:  # fmt: skip
+) -> tuple[list[str], list[str]]:
     """One sentence an event.
 
     Args:
@@ -118,14 +121,14 @@ def realise(
     form = rng.random((n, len(SLOTS)))
     texts, tags = [], []
     for row in range(n):
-        said: list[str] = []
+        words: list[str] = []
         for slot in range(len(SLOTS)):
             forms = lex.forms[events[row, slot]]
-            said.append(forms[int(form[row, slot] ** 1.5 * len(forms))])
+            words.append(forms[int(form[row, slot] ** 1.5 * len(forms))])
         asked = int(ask[row]) if ask is not None else -1
         if asked >= 0:
-            said[asked] = ASK[asked]
-        text, tag = _phrases(said, int(events[row, POLARITY]), asked)
+            words[asked] = ASK[asked]
+        text, tag = _write_phrases(words, int(events[row, POLARITY]), asked)
         template = templates[which[row]]
         sentence, marks = template.format(**text), template.format(**tag)
         if sentence.startswith("，"):  # the phrase before the comma was not said
@@ -135,13 +138,13 @@ def realise(
     return texts, tags
 
 
-def _phrases(said: list[str], negative: int, asked: int) -> tuple[dict[str, str], dict[str, str]]:
+def _write_phrases(words: list[str], negative: int, asked: int) -> tuple[dict[str, str], dict[str, str]]:
     """The phrases of one event by template letter, as text and as tags of the same length."""
-    letter = [LETTERS[slot] * len(word) for slot, word in enumerate(said)]
+    letter = [LETTERS[slot] * len(word) for slot, word in enumerate(words)]
     text = {
-        "A": said[AGENT],
-        "V": said[VERB],
-        "T": said[TIME],
+        "A": words[AGENT],
+        "V": words[VERB],
+        "T": words[TIME],
         "N": "没有" if negative else "",
         "L": "" if negative else "了",
     }
@@ -152,17 +155,17 @@ def _phrases(said: list[str], negative: int, asked: int) -> tuple[dict[str, str]
         "N": "n" * len(text["N"]),
         "L": "." * len(text["L"]),
     }
-    place = said[PLACE]
+    place = words[PLACE]
     bare = not place or asked == PLACE
     text["P"] = place if bare else f"在{place}"
     tag["P"] = letter[PLACE] if bare else "." + letter[PLACE]
-    text["M"] = f"{said[MANNER]}地" if said[MANNER] else ""
-    tag["M"] = letter[MANNER] + "." if said[MANNER] else ""
-    if said[PATIENT]:
-        text["O"], tag["O"] = said[PATIENT], letter[PATIENT]
+    text["M"] = f"{words[MANNER]}地" if words[MANNER] else ""
+    tag["M"] = letter[MANNER] + "." if words[MANNER] else ""
+    if words[PATIENT]:
+        text["O"], tag["O"] = words[PATIENT], letter[PATIENT]
     else:
-        attribute, mark = (f"{said[ATTRIBUTE]}的", letter[ATTRIBUTE] + ".") if said[ATTRIBUTE] else ("", "")
-        text["O"] = said[QUANTITY] + attribute + said[OBJECT]
+        attribute, mark = (f"{words[ATTRIBUTE]}的", letter[ATTRIBUTE] + ".") if words[ATTRIBUTE] else ("", "")
+        text["O"] = words[QUANTITY] + attribute + words[OBJECT]
         tag["O"] = letter[QUANTITY] + mark + letter[OBJECT]
     return text, tag
 

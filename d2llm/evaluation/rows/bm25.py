@@ -1,4 +1,4 @@
-"""BM25: what words alone give."""
+"""BM25 as a reference row, the lower bound: what the words of two texts tell without any training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Bm25Reference(TextOnly):
     def score_pairs(self, pairs: Sequence[tuple[str, str]], mode: str) -> np.ndarray:
         documents = list(dict.fromkeys(second for _, second in pairs))
         place = {text: row for row, text in enumerate(documents)}
-        index = self._index(documents)
+        index = self._build_index(documents)
         scores = np.empty(len(pairs))
         for query, rows in grouped(pairs).items():
             every = index.scores(query)
@@ -48,8 +48,8 @@ class Bm25Reference(TextOnly):
         return scores
 
     def search(self, queries: Sequence[str], passages: Sequence[str], depth: int, ties: np.ndarray) -> Hits:
-        index = self._index(passages)
+        index = self._build_index(passages)
         return [index.top(query, depth, ties) for query in queries]
 
-    def _index(self, documents: Sequence[str]) -> Bm25:
+    def _build_index(self, documents: Sequence[str]) -> Bm25:
         return Bm25(documents, self.settings.tokens, self.settings.k1, self.settings.b)

@@ -1,4 +1,4 @@
-"""A trained student."""
+"""A trained student as a row: it scores pairs and searches corpora by its own scorer. Metrics are left to mteb."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class StudentScorer:
 
     def vectors(self, texts: Sequence[str], role: str, mode: str) -> np.ndarray:
         """(n, d) float32 embeddings, remembered until `forget`."""
-        known = self._known.setdefault((self._role(role, mode), mode), {})
-        new = [text for text in dict.fromkeys(texts) if text not in known]
+        vector_of = self._known.setdefault((self._merge_role(role, mode), mode), {})
+        new = [text for text in dict.fromkeys(texts) if text not in vector_of]
         if new:
             encoded = self.student.encode(new, role, mode, self.batch_size)
-            known.update(zip(new, encoded, strict=True))
-        return np.stack([known[text] for text in texts])
+            vector_of.update(zip(new, encoded, strict=True))
+        return np.stack([vector_of[text] for text in texts])
 
     def forget(self) -> None:
         """Drops the vectors: tasks share few texts."""
@@ -84,7 +84,7 @@ class StudentScorer:
         index = Index.build(self.student, passages, self.batch_size)
         return index.search_vectors(self.vectors(queries, "query", "asymmetric"), depth, ties=ties)
 
-    def _role(self, role: str, mode: str) -> str:
+    def _merge_role(self, role: str, mode: str) -> str:
         """Roles that feed a text alike share its vector."""
         formats = getattr(self.student, "formats", None)
         if formats and formats.get(("query", mode)) == formats.get(("passage", mode)) is not None:

@@ -1,4 +1,4 @@
-"""The teacher as a cross-encoder: within reach of a student."""
+"""The teacher as a reference row, the upper bound: a cross-encoder that reads both texts of a pair at once."""
 
 from __future__ import annotations
 
@@ -58,9 +58,11 @@ class TeacherReference(TextOnly):
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]], mode: str) -> np.ndarray:
         groups = grouped(pairs)
-        found = self._score([(query, [pairs[row][1] for row in rows]) for query, rows in groups.items()], mode)
+        group_scores = self._score_groups(
+            [(query, [pairs[row][1] for row in rows]) for query, rows in groups.items()], mode
+        )
         scores = np.empty(len(pairs))
-        for rows, values in zip(groups.values(), found, strict=True):
+        for rows, values in zip(groups.values(), group_scores, strict=True):
             scores[rows] = values
         return scores
 
@@ -69,20 +71,22 @@ class TeacherReference(TextOnly):
         ranked = [[index.top(query, self.depths.bm25, ties)[0]] for query in queries]
         if self.depths.dense:
             nearest = self.dense_ranks(queries, passages, self.depths.dense, ties)
-            for ranks, more in zip(ranked, nearest, strict=True):
-                ranks.append(np.asarray(more)[: self.depths.dense])
+            for ranks, dense in zip(ranked, nearest, strict=True):
+                ranks.append(np.asarray(dense)[: self.depths.dense])
         rows = [np.unique(np.concatenate(ranks)).astype(np.int64) for ranks in ranked]
-        texts = [[passages[row] for row in some] for some in rows]
+        texts = [[passages[row] for row in candidates] for candidates in rows]
         # Each text once: in two places of a batch, rounding could tell equal passages apart.
-        groups = [(query, list(dict.fromkeys(some))) for query, some in zip(queries, texts, strict=True)]
+        groups = [(query, list(dict.fromkeys(candidates))) for query, candidates in zip(queries, texts, strict=True)]
         hits: Hits = []
-        for (_, distinct), some, own, found in zip(groups, rows, texts, self._score(groups, "asymmetric"), strict=True):
-            known = dict(zip(distinct, found, strict=True))
-            scores = np.array([known[text] for text in own])
-            best = np.lexsort((ties[some], -scores))[:depth]
-            hits.append((some[best], scores[best]))
+        for (_, distinct), candidates, row_texts, values in zip(
+            groups, rows, texts, self._score_groups(groups, "asymmetric"), strict=True
+        ):
+            score_of = dict(zip(distinct, values, strict=True))
+            scores = np.array([score_of[text] for text in row_texts])
+            best = np.lexsort((ties[candidates], -scores))[:depth]
+            hits.append((candidates[best], scores[best]))
         return hits
 
-    def _score(self, groups: list[tuple[str, list[str]]], mode: str) -> list[np.ndarray]:
+    def _score_groups(self, groups: list[tuple[str, list[str]]], mode: str) -> list[np.ndarray]:
         # All at once: the teacher sorts texts of like length together and shows its own progress.
         return [np.asarray(pair[:, 0] - pair[:, 1], dtype=np.float32) for pair in self.teacher.score(groups, mode)]

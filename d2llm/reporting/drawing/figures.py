@@ -36,7 +36,7 @@ STYLE = Path(__file__).with_name("suite.mplstyle")
 
 @dataclass(frozen=True)
 class Data:
-    """What figures are made of: the collected files a figure asks for (`READS`), rows and their titles, the settings."""
+    """What figures are made of: the collected files a figure asks for (`READS`), its rows with titles, the settings."""
 
     collected: Collected
     context: Context
@@ -67,12 +67,12 @@ class Data:
 
 def run(config: Config, name: str) -> None:
     """Write `figures/<name>.pdf`, `.svg` and `.png`. Raises ConfigError for a figure nobody knows."""
-    known, paths = entries("figure"), Paths.of(config)
-    if name not in known:
-        raise ConfigError(f"no figure named {name!r}; known: {', '.join(known)}")
-    also = (file for file in known[name].also if getattr(paths, file).exists())
-    data = Data(collected(paths, [*known[name].reads, *also]), context(config), config)
-    render(import_module(known[name].module).draw, data, {ext: paths.figure(name, ext) for ext in FORMATS})
+    figures, paths = entries("figure"), Paths.of(config)
+    if name not in figures:
+        raise ConfigError(f"no figure named {name!r}; known: {', '.join(figures)}")
+    also = (file for file in figures[name].also if getattr(paths, file).exists())
+    data = Data(collected(paths, [*figures[name].reads, *also]), context(config), config)
+    render(import_module(figures[name].module).draw, data, {ext: paths.figure(name, ext) for ext in FORMATS})
 
 
 def render(draw: Callable[[Data], Figure], data: Data, files: dict[str, Path]) -> None:
@@ -102,20 +102,20 @@ def settle(figure: Figure) -> None:
         axes.set_position((left, bottom, width, height))
 
 
-def empty(said: str) -> Figure:
-    """A figure that says why it is one."""
+def empty(message: str) -> Figure:
+    """A figure that only says why there is nothing to show."""
     from matplotlib import pyplot
 
     figure = pyplot.figure(figsize=(6.9, 0.8))
-    figure.text(0.5, 0.5, said, ha="center", va="center")
+    figure.text(0.5, 0.5, message, ha="center", va="center")
     return figure
 
 
-def note(figure: Figure, data: Data, said: str) -> None:
-    """The line below a figure; generated text is said to be that on every one of them."""
+def note(figure: Figure, data: Data, text: str) -> None:
+    """Write the line below a figure; every figure of a run on generated text says that it is one."""
     import textwrap
 
     if data.context.generated:
-        said += f" {CONTROLLED_TEXT}"
+        text += f" {CONTROLLED_TEXT}"
     width = int(figure.get_figwidth() * 18.5)
-    figure.supxlabel(textwrap.fill(said, width), fontsize=7, color="#444444", x=0.01, ha="left")
+    figure.supxlabel(textwrap.fill(text, width), fontsize=7, color="#444444", x=0.01, ha="left")

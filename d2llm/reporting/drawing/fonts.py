@@ -39,22 +39,22 @@ def families(text: str) -> list[str] | None:
     wanted = frozenset(ord(character) for character in text if ord(character) >= FIRST_CHINESE)
     if not wanted:
         return [LATIN]
-    for path in _files():
-        family, characters = _read(path)
+    for path in _list_fonts():
+        family, characters = _read_font(path)
         if wanted <= characters:
             return [LATIN, family]
     logger.warning("no font here has the Chinese of %r: figures show it in English; install Noto Sans CJK", text[:20])
     return None
 
 
-def _files() -> list[Path]:
+def _list_fonts() -> list[Path]:
     from matplotlib.font_manager import fontManager
 
     if not any(entry.name in CHINESE for entry in fontManager.ttflist):
         _look_again()
-    known = [entry for entry in fontManager.ttflist if entry.name in CHINESE and entry.style == "normal"]
-    known.sort(key=lambda entry: (CHINESE.index(entry.name), abs(_weight(entry.weight) - 400), entry.fname))
-    return [Path(entry.fname) for entry in known]
+    fonts = [entry for entry in fontManager.ttflist if entry.name in CHINESE and entry.style == "normal"]
+    fonts.sort(key=lambda entry: (CHINESE.index(entry.name), abs(_read_weight(entry.weight) - 400), entry.fname))
+    return [Path(entry.fname) for entry in fonts]
 
 
 def _look_again() -> None:
@@ -64,20 +64,20 @@ def _look_again() -> None:
     listed = {entry.fname for entry in fontManager.ttflist}
     for path in sorted(set(findSystemFonts()) - listed):
         try:
-            if _read(Path(path))[0] in CHINESE:
+            if _read_font(Path(path))[0] in CHINESE:
                 fontManager.addfont(path)
         except (OSError, RuntimeError):  # not a font that can be read
             continue
 
 
-def _weight(weight: int | str) -> int:
+def _read_weight(weight: int | str) -> int:
     from matplotlib.font_manager import weight_dict
 
     return weight_dict.get(weight, 400) if isinstance(weight, str) else weight
 
 
 @cache
-def _read(path: Path) -> tuple[str, frozenset[int]]:
+def _read_font(path: Path) -> tuple[str, frozenset[int]]:
     """Family and characters of a font file."""
     from matplotlib.font_manager import get_font
 

@@ -1,7 +1,7 @@
 """Heat maps of scores by phenomenon, one for each kind of task: what makes an example hard, by methods.
 
-The figures `phenomena`, `phenomena_sts` and `phenomena_ir` are this with a `Breakdown` of their own. Which metrics a
-breakdown has is decided in d2llm/evaluation/metrics.py.
+Draws the figures `phenomena`, `phenomena_sts` and `phenomena_ir`, each by its `Breakdown`. Which metrics a breakdown
+has is decided in d2llm/evaluation/metrics.py.
 """
 
 from __future__ import annotations
@@ -46,28 +46,28 @@ class Breakdown:
 
 
 def draw(data: Data, breakdown: Breakdown) -> Figure:
-    """A map a task: phenomena, easiest for the methods first, by methods; mean over seeds."""
+    """Draw a map for each task: phenomena, easiest for the methods first, by methods; means over seeds."""
     scores = data.scores
     used = scores[(scores["task_type"] == breakdown.task_type) & (scores["phenomenon"] != "all")]
     used = used[used["metric"].isin(breakdown.metrics)]
     if used.empty:
         return empty(f"No {breakdown.kind} task with phenomena was evaluated.")
-    chosen = _metric_of_task(used, breakdown)
+    chosen = _choose_metrics(used, breakdown)
     names = [*data.context.methods, *(name for name in data.context.references if name in set(used["method"]))]
-    tables = _tables(used, chosen, names, data.context.methods, breakdown.shared)
-    figure, axes = _panels(tables, breakdown.shared)
+    tables = _make_tables(used, chosen, names, data.context.methods, breakdown.shared)
+    figure, axes = _make_panels(tables, breakdown.shared)
     lows = {
-        metric: _lowest(breakdown.metrics[metric], [tables[task] for task in tables if chosen[task] == metric])
+        metric: _find_lowest(breakdown.metrics[metric], [tables[task] for task in tables if chosen[task] == metric])
         for metric in dict.fromkeys(chosen.values())
     }
     images: dict[str, list[AxesImage]] = {}
     for (task, table), axis in zip(tables.items(), axes, strict=True):
-        own = used[(used["task"] == task) & (used["metric"] == chosen[task])]
-        images.setdefault(chosen[task], []).append(_map(axis, table, lows[chosen[task]]))
-        counts = own.groupby("phenomenon")["n"].max()
+        shown = used[(used["task"] == task) & (used["metric"] == chosen[task])]
+        images.setdefault(chosen[task], []).append(_draw_map(axis, table, lows[chosen[task]]))
+        counts = shown.groupby("phenomenon")["n"].max()
         rows = list(table.index) if breakdown.shared else [f"{name} ({counts[name]})" for name in table.index]
         axis.set_yticks(range(len(table)), rows)
-        axis.set_title(own["task_title"].iloc[0])
+        axis.set_title(shown["task_title"].iloc[0])
     titles = [data.context.titles.get(name, name).split(" (")[0] for name in names]
     for axis in axes:
         if breakdown.shared or len(names) > 9:
@@ -75,40 +75,43 @@ def draw(data: Data, breakdown: Breakdown) -> Figure:
         else:
             axis.set_xticks(range(len(names)), titles)
     for metric, drawn in images.items():
-        _colorbar(figure, drawn, lows[metric], breakdown.labels.get(metric, METRIC_TITLES.get(metric, metric)))
-    said = (
+        _draw_colorbar(figure, drawn, lows[metric], breakdown.labels.get(metric, METRIC_TITLES.get(metric, metric)))
+    text = (
         breakdown.said
         if breakdown.shared
         else f"{breakdown.said} In brackets: {breakdown.counted} they are computed on."
     )
-    note(figure, data, said)
+    note(figure, data, text)
     return figure
 
 
-def _metric_of_task(used: pd.DataFrame, breakdown: Breakdown) -> dict[str, str]:
+def _choose_metrics(used: pd.DataFrame, breakdown: Breakdown) -> dict[str, str]:
     """The metric each task is shown by; tasks of one metric follow each other, so that they share a colour bar."""
-    had = used.groupby("task")["metric"].agg(set)
-    found = {task: next(metric for metric in breakdown.metrics if metric in had[task]) for task in sorted(had.index)}
+    measured = used.groupby("task")["metric"].agg(set)
+    chosen = {
+        task: next(metric for metric in breakdown.metrics if metric in measured[task])
+        for task in sorted(measured.index)
+    }
     order = list(breakdown.metrics)
-    return dict(sorted(found.items(), key=lambda item: order.index(item[1])))
+    return dict(sorted(chosen.items(), key=lambda item: order.index(item[1])))
 
 
-def _tables(
+def _make_tables(
     used: pd.DataFrame, chosen: Mapping[str, str], names: list[str], methods: Sequence[str], shared: bool
 ) -> dict[str, pd.DataFrame]:
     """(phenomenon × method) scores of every task."""
     tables: dict[str, pd.DataFrame] = {}
     order = None
     for task, metric in chosen.items():
-        own = used[(used["task"] == task) & (used["metric"] == metric)]
-        table = own.pivot_table(index="phenomenon", columns="method", values="value").reindex(columns=names)
+        shown = used[(used["task"] == task) & (used["metric"] == metric)]
+        table = shown.pivot_table(index="phenomenon", columns="method", values="value").reindex(columns=names)
         if order is None or not shared:
             order = table[list(methods)].mean(axis=1).sort_values(ascending=False, kind="stable").index
         tables[task] = table.reindex(order)
     return tables
 
 
-def _panels(tables: Mapping[str, pd.DataFrame], shared: bool) -> tuple[Figure, list[Axes]]:
+def _make_panels(tables: Mapping[str, pd.DataFrame], shared: bool) -> tuple[Figure, list[Axes]]:
     from matplotlib import pyplot
 
     rows = [len(table) for table in tables.values()]
@@ -123,15 +126,15 @@ def _panels(tables: Mapping[str, pd.DataFrame], shared: bool) -> tuple[Figure, l
     return figure, list(axes[:, 0])
 
 
-def _lowest(low: float | None, tables: list[pd.DataFrame]) -> float:
+def _find_lowest(low: float | None, tables: list[pd.DataFrame]) -> float:
     """Where the colours of a metric begin: one scale for all tasks shown by it."""
     if low is not None:
         return low
-    found = min(float(table.min(axis=None)) for table in tables)
-    return min(floor(found * 10) / 10, 0.9)
+    lowest = min(float(table.min(axis=None)) for table in tables)
+    return min(floor(lowest * 10) / 10, 0.9)
 
 
-def _map(axis: Axes, table: pd.DataFrame, low: float) -> AxesImage:
+def _draw_map(axis: Axes, table: pd.DataFrame, low: float) -> AxesImage:
     image = axis.imshow(table.to_numpy(), aspect="auto", cmap="cividis", vmin=low, vmax=1.0)
     for row, column in ((r, c) for r in range(table.shape[0]) for c in range(table.shape[1])):
         value = table.iat[row, column]
@@ -144,9 +147,9 @@ def _map(axis: Axes, table: pd.DataFrame, low: float) -> AxesImage:
     return image
 
 
-def _colorbar(figure: Figure, images: list[AxesImage], low: float, label: str) -> None:
-    """One beside all maps of a metric; an arrow at its end where scores lie below its colours."""
-    drawn = [found for image in images if (found := image.get_array()) is not None]
-    beyond = "min" if any(float(found.min()) < low for found in drawn) else "neither"
+def _draw_colorbar(figure: Figure, images: list[AxesImage], low: float, label: str) -> None:
+    """Draw one bar beside all maps of a metric, with an arrow at its end where scores lie below its colours."""
+    drawn = [values for image in images if (values := image.get_array()) is not None]
+    beyond = "min" if any(float(values.min()) < low for values in drawn) else "neither"
     axes = [image.axes for image in images]
     figure.colorbar(images[0], ax=axes, shrink=0.8, pad=0.01, aspect=12, extend=beyond, label=label)

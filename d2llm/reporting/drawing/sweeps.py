@@ -28,50 +28,56 @@ LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "v"),
 
 
 def draw_group(data: Data, group: str) -> Figure:
-    """A panel a swept setting, a line a task of the group, and one for their average where the group has more than two."""
+    """Draw a panel for each swept setting, with a line for each task of the group and, of three tasks and more, one for
+    their average.
+    """
     from matplotlib import pyplot
 
     axes_of = data.config.sweeps.get(SUBJECT, {}) if "sweeps" in data.config.include else {}
     scores = given(data.collected.scores, "scores")
-    own = scores[(scores["method"] == SUBJECT) & (scores["group"] == group) & (scores["phenomenon"] == "all")]
-    own = own[own["metric"] == own["task_type"].map(HEADLINE)]
-    if not axes_of or own.empty:
+    shown = scores[(scores["method"] == SUBJECT) & (scores["group"] == group) & (scores["phenomenon"] == "all")]
+    shown = shown[shown["metric"] == shown["task_type"].map(HEADLINE)]
+    if not axes_of or shown.empty:
         return empty(
-            "Nothing was swept: this needs sweeps of d2llm in the config, `sweeps` in its key `include`, and a task of this kind."
+            "Nothing was swept: this needs sweeps of d2llm in the config, `sweeps` in its key `include`, and a task "
+            "of this kind."
         )
     figure, axes = pyplot.subplots(1, len(axes_of), figsize=(6.9, 2.7), squeeze=False, sharey=True)
     for axis, (key, values) in zip(axes[0], axes_of.items(), strict=True):
-        panel(axis, own, data, key, values)
-    metric = own["metric"].iloc[0]
+        panel(axis, shown, data, key, values)
+    metric = shown["metric"].iloc[0]
     axes[0, 0].set_ylabel(f"{GROUP_TITLES.get(group, group)}: {METRIC_TITLES.get(metric, metric)}")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)))
     swept, seeds = data.config.seeds_of_variants(), data.config.seeds
-    said = f"Tier {data.context.tier}, {'/'.join(sorted(set(own['split'])))} split. One setting at a time; filled: as configured. "
-    said += f"Mean of {len(swept)} seeds, bars from lowest to highest. " if len(swept) > 1 else f"Seed {swept[0]}. "
+    text = (
+        f"Tier {data.context.tier}, {'/'.join(sorted(set(shown['split'])))} split. One setting at a time; filled: as "
+        "configured. "
+    )
+    text += f"Mean of {len(swept)} seeds, bars from lowest to highest. " if len(swept) > 1 else f"Seed {swept[0]}. "
     if len(seeds) > 1:
-        said += (
-            f"Bands: mean ± one standard deviation of the configured D2LLM over {len(seeds)} seeds; two points whose distance is small "
-            "beside a band may differ by the luck of training alone."
+        text += (
+            f"Bands: mean ± one standard deviation of the configured D2LLM over {len(seeds)} seeds; two points whose "
+            "distance is small beside a band may differ by the luck of training alone."
         )
-    note(figure, data, said)
+    note(figure, data, text)
     return figure
 
 
-def panel(axis: Axes, own: pd.DataFrame, data: Data, key: str, values: list[Any]) -> None:
-    """One swept setting; its values stand at equal distances, as they are chosen on a logarithmic scale with 0 added."""
+def panel(axis: Axes, scores: pd.DataFrame, data: Data, key: str, values: list[Any]) -> None:
+    """Draw one swept setting. Its values stand at equal distances, as they lie on a logarithmic scale with 0 added."""
     points = data.config.points()
     owners = [points[SUBJECT, f"{key}={plain(value)}"][1] for value in values]
     configured = at(data.config.recipe(SUBJECT).model_dump(), tuple(key.split(".")))
-    titles = own.drop_duplicates("task").set_index("task")["task_title"].sort_index().to_dict()
-    lines = {title: curve(own, [task], owners, data.config.seeds_of_variants()) for task, title in titles.items()}
+    titles = scores.drop_duplicates("task").set_index("task")["task_title"].sort_index().to_dict()
+    lines = {title: curve(scores, [task], owners, data.config.seeds_of_variants()) for task, title in titles.items()}
     centre = {
-        title: own[(own["variant"] == "base") & (own["task"] == task)].set_index("seed")["value"]
+        title: scores[(scores["variant"] == "base") & (scores["task"] == task)].set_index("seed")["value"]
         for task, title in titles.items()
     }
     if len(titles) > 2:
-        lines[AVERAGE_TITLE] = curve(own, list(titles), owners, data.config.seeds_of_variants())
-        centre[AVERAGE_TITLE] = own[own["variant"] == "base"].groupby("seed")["value"].mean()
+        lines[AVERAGE_TITLE] = curve(scores, list(titles), owners, data.config.seeds_of_variants())
+        centre[AVERAGE_TITLE] = scores[scores["variant"] == "base"].groupby("seed")["value"].mean()
     places = range(len(values))
     for number, (title, table) in enumerate(lines.items()):
         color, marker = ("#000000", "D") if title == AVERAGE_TITLE else LOOKS[number % len(LOOKS)]
@@ -93,8 +99,8 @@ def panel(axis: Axes, own: pd.DataFrame, data: Data, key: str, values: list[Any]
     axis.grid(False, axis="x")
 
 
-def curve(own: pd.DataFrame, tasks: list[str], owners: list[str], seeds: list[int]) -> pd.DataFrame:
+def curve(scores: pd.DataFrame, tasks: list[str], owners: list[str], seeds: list[int]) -> pd.DataFrame:
     """(point, seed) scores: the mean over the tasks of the run that stands for each point."""
-    used = own[own["task"].isin(tasks) & own["seed"].isin(seeds)]
+    used = scores[scores["task"].isin(tasks) & scores["seed"].isin(seeds)]
     table = used.groupby(["variant", "seed"])["value"].mean().unstack("seed")
     return table.reindex(owners)

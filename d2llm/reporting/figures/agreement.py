@@ -37,14 +37,16 @@ CAPTION = {
 
 
 def draw(data: Data) -> Figure:
-    """Above, a density a kind of task; below, a line a task with a mark a method, means over seeds."""
+    """Draw above the density for each kind of task, below a line for each task with marks of the methods, means over
+    seeds.
+    """
     from matplotlib import pyplot
 
     if "teacher" not in data.context.references:
         return empty("No agreement to show: this needs the teacher among the references.")
-    known = [*data.context.methods, *data.context.references]
+    names = [*data.context.methods, *data.context.references]
     predictions = given(data.collected.predictions, "predictions")
-    shown = predictions["method"].isin(known)
+    shown = predictions["method"].isin(names)
     pairs = paired(predictions if shown.all() else predictions[shown])  # a study has millions of rows
     tasks = data.scores.drop_duplicates("task").set_index("task")[["group", "task_title"]].sort_index()
     groups = [group for group in GROUP_TITLES if group in set(tasks["group"])]
@@ -56,48 +58,57 @@ def draw(data: Data) -> Figure:
     figure = pyplot.figure(figsize=(6.9, 0.27 * len(order) + 3.35))
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.15, 0.27 * len(order) + 0.8])[:, 0]
     subject = data.context.methods[-1]  # D2LLM where it is configured, else the last method
-    own = pairs[pairs["method"] == subject]
-    own = own[own["seed"] == own["seed"].min()]
-    _densities(above, own, {group: list(tasks.index[tasks["group"] == group]) for group in groups}, data, subject)
-    _correlations(below, spearman(pairs), order, tasks["task_title"], data)
+    of_subject = pairs[pairs["method"] == subject]
+    of_subject = of_subject[of_subject["seed"] == of_subject["seed"].min()]
+    _draw_densities(
+        above, of_subject, {group: list(tasks.index[tasks["group"] == group]) for group in groups}, data, subject
+    )
+    _draw_correlations(below, spearman(pairs), order, tasks["task_title"], data)
     seeds = pairs.loc[pairs["method"].isin(data.context.methods), "seed"].nunique()
     many = f"above the first seed, below means over {seeds} seeds" if seeds > 1 else "one seed"
     note(
         figure,
         data,
-        f"Above: examples by the teacher's score (yes logit minus no logit) and {data.context.titles.get(subject, subject)}'s; "
-        f"the darker, the more, on a log scale. Below: Spearman's rank correlation of scores; {many}. Retrieval: only passages that both "
-        "returned, of the teacher's candidates and a method's best, hence not the same for every method; the correlation is taken within a "
-        "query and averaged over queries.",
+        "Above: examples by the teacher's score (yes logit minus no logit) and "
+        f"{data.context.titles.get(subject, subject)}'s; the darker, the more, on a log scale. Below: Spearman's rank "
+        f"correlation of scores; {many}. Retrieval: only passages that both returned, of the teacher's candidates and "
+        "a method's best, hence not the same for every method; the correlation is taken within a query and averaged "
+        "over queries.",
     )
     return figure
 
 
-def _densities(
-    figure: Figure, own: pd.DataFrame, tasks: dict[str, list[str]], data: Data, subject: str
+def _draw_densities(
+    figure: Figure, pairs: pd.DataFrame, tasks: dict[str, list[str]], data: Data, subject: str
 ) -> list[PolyCollection]:
     axes = figure.subplots(1, len(tasks), squeeze=False)[0]
     drawn = []
     for axis, (group, names) in zip(axes, tasks.items(), strict=True):
-        found = own[own["task"].isin(names)]
+        of_group = pairs[pairs["task"].isin(names)]
         axis.grid(False)
         axis.set_title(
-            f"{GROUP_TITLES[group]} ({len(found):,} {'passages' if (found['doc_id'] != '').any() else 'pairs'})"
+            f"{GROUP_TITLES[group]} ({len(of_group):,} {'passages' if (of_group['doc_id'] != '').any() else 'pairs'})"
         )
         axis.set_xlabel(f"{data.context.titles.get(subject, subject)}'s score")
-        if len(found):
+        if len(of_group):
             # Thousands of polygons would be a large file: an image inside the vector formats.
             drawn.append(
                 axis.hexbin(
-                    found["score"], found["teacher"], gridsize=36, bins="log", mincnt=1, cmap="cividis_r",
-                    linewidths=0.1, rasterized=True,
+                    of_group["score"],
+                    of_group["teacher"],
+                    gridsize=36,
+                    bins="log",
+                    mincnt=1,
+                    cmap="cividis_r",
+                    linewidths=0.1,
+                    rasterized=True,
                 )
-            )  # fmt: skip
+            )
     axes[0].set_ylabel("Teacher's score")
     return drawn
 
 
-def _correlations(figure: Figure, table: pd.DataFrame, order: list[str], titles: pd.Series, data: Data) -> Axes:
+def _draw_correlations(figure: Figure, table: pd.DataFrame, order: list[str], titles: pd.Series, data: Data) -> Axes:
     axis = figure.subplots()
     names = [name for name in [*data.context.references, *data.context.methods] if name in table.index]
     for place, task in enumerate(order):
@@ -109,9 +120,15 @@ def _correlations(figure: Figure, table: pd.DataFrame, order: list[str], titles:
             label = data.context.titles.get(name, name) if place == 0 else None
             size = 5.5 if name == SUBJECT else 9 if name in data.context.references else 4.5
             axis.plot(
-                table.loc[name].get(task), height, marker, color=color, label=label, linestyle="none", markersize=size,
+                table.loc[name].get(task),
+                height,
+                marker,
+                color=color,
+                label=label,
+                linestyle="none",
+                markersize=size,
                 zorder=4,
-            )  # fmt: skip
+            )
     axis.set_yticks(range(len(order)), [titles[task] for task in order])
     axis.set_ylim(len(order) - 0.5, -0.5)
     axis.grid(False, axis="y")

@@ -93,7 +93,7 @@ LOSSES_X, LOSS_SIZE = 3.08, (1.0, 0.34)
 
 
 def draw(data: Data) -> Figure:
-    """Left the teacher, right the student, between them the losses with their weights; inputs at the bottom."""
+    """Draw the teacher left, the student right and the losses with their weights between them, inputs at the bottom."""
     from matplotlib import pyplot
 
     if METHOD.name not in data.config.methods:
@@ -105,49 +105,51 @@ def draw(data: Data) -> Figure:
     axis.axis("off")
     recipe = cast("D2LLMRecipe", data.config.recipe(METHOD.name))
     widths = (data.collected.about or {}).get("widths", {})
-    _teacher(axis, data.config, widths.get("teacher"))
-    _student(axis, data.config.models.decoder, recipe, widths.get("decoder"))
-    _losses(axis, recipe)
+    _draw_teacher(axis, data.config, widths.get("teacher"))
+    _draw_student(axis, data.config.models.decoder, recipe, widths.get("decoder"))
+    _draw_losses(axis, recipe)
     note(
         figure,
         data,
-        "Sizes, prompt and weights are this run's settings. Solid arrows: what is computed of what; dashed: what the student imitates, "
-        "each loss a term of the total with the weight below its name. The teacher's side is computed once, before training.",
+        "Sizes, prompt and weights are this run's settings. Solid arrows: what is computed of what; dashed: what the "
+        "student imitates, each loss a term of the total with the weight below its name. The teacher's side is "
+        "computed once, before training.",
     )
     return figure
 
 
-def _teacher(axis: Axes, config: Config, known: int | None) -> None:
-    asked = prompts(config.teacher)
-    lines, answers, fonts = _shown(asked["symmetric"], asked["asymmetric"])
-    _heading(axis, PROMPT.x, "Teacher: cross-encoder")
-    _box(axis, PROMPT, "", TEXT)
+def _draw_teacher(axis: Axes, config: Config, known_width: int | None) -> None:
+    templates = prompts(config.teacher)
+    lines, answers, fonts = _shorten_prompt(templates["symmetric"], templates["asymmetric"])
+    _write_heading(axis, PROMPT.x, "Teacher: cross-encoder")
+    _draw_box(axis, PROMPT, "", TEXT)
     for place, line in enumerate(lines):
         axis.text(
             PROMPT.left[0] + 0.07, PROMPT.top[1] - 0.13 - 0.19 * place, line, fontsize=SMALL, family=fonts, va="center"
         )
-    _box(
+    _draw_box(
         axis, T_DECODER, f"Decoder reads both texts together\n{size(config.models.teacher, ', ', heads=True)}", TEACHER
     )
-    _box(
+    _draw_box(
         axis,
         STATE,
-        f"Last state, where the answer follows: $y^T$\npair feature, width {width(config.models.teacher, known=known)}",
+        "Last state, where the answer follows: $y^T$\n"
+        f"pair feature, width {width(config.models.teacher, known=known_width)}",
         TEACHER,
     )
-    _box(axis, ANSWERS, f"LM head, rows of the two answers:\n{answers}", TEACHER, family=fonts)
-    _box(axis, SURE, "Softmax of (yes, no): probability $\\hat{p}$\nscore: yes logit − no logit", TEACHER)
+    _draw_box(axis, ANSWERS, f"LM head, rows of the two answers:\n{answers}", TEACHER, family=fonts)
+    _draw_box(axis, SURE, "Softmax of (yes, no): probability $\\hat{p}$\nscore: yes logit − no logit", TEACHER)
     for start, end in ((PROMPT, T_DECODER), (T_DECODER, STATE), (STATE, ANSWERS), (ANSWERS, SURE)):
-        _arrow(axis, start.top, end.bottom)
+        _draw_arrow(axis, start.top, end.bottom)
 
 
-def _shown(symmetric: Prompt, asymmetric: Prompt) -> tuple[list[str], str, list[str]]:
-    """Lines of the prompt, the answers of both modes, and fonts that have all their characters; English where none has."""
+def _shorten_prompt(symmetric: Prompt, asymmetric: Prompt) -> tuple[list[str], str, list[str]]:
+    """(lines of the prompt, answers of both modes, fonts with all their characters); English where no font has them."""
     lines = [
-        _short(symmetric.instruction.strip(), 16),
-        f"{_short(symmetric.query.strip(), 8)}[text a]",
-        f"{_short(symmetric.passage.strip(), 8)}[text b]",
-        _short(symmetric.cue.strip(), 14),
+        _shorten(symmetric.instruction.strip(), 16),
+        f"{_shorten(symmetric.query.strip(), 8)}[text a]",
+        f"{_shorten(symmetric.passage.strip(), 8)}[text b]",
+        _shorten(symmetric.cue.strip(), 14),
     ]
     answers = f"{symmetric.yes} / {symmetric.no} (or {asymmetric.yes} / {asymmetric.no})"
     fonts = families("".join([*lines, answers]))
@@ -156,7 +158,7 @@ def _shown(symmetric: Prompt, asymmetric: Prompt) -> tuple[list[str], str, list[
     return [line for line in lines if line], answers, fonts
 
 
-def _short(text: str, longest: int) -> str:
+def _shorten(text: str, longest: int) -> str:
     """The first characters, a Latin one counting half as it is half as wide."""
     room = 2 * longest
     for place, character in enumerate(text):
@@ -166,39 +168,67 @@ def _short(text: str, longest: int) -> str:
     return text
 
 
-def _student(axis: Axes, decoder: BaseSettings | PretrainedSettings, recipe: D2LLMRecipe, known: int | None) -> None:
-    from matplotlib.patches import FancyBboxPatch
+def _draw_student(
+    axis: Axes, decoder: BaseSettings | PretrainedSettings, recipe: D2LLMRecipe, known_width: int | None
+) -> None:
+    """Two towers that share their weights, and what scores their vectors."""
+    _write_heading(axis, HEAD.x, "Student: D2LLM, a bi-encoder with interaction")
+    _draw_towers(axis, decoder, recipe, known_width)
+    _draw_box(axis, LOGIT, "Logit $z$: score of the pair", TEXT)
+    interaction = recipe.interaction
+    if interaction.name == "iem":
+        _draw_interaction(axis, decoder, recipe, known_width)
+        return
+    whole = Box(MODULE.x, (FIRST.bottom[1] + HEAD.top[1]) / 2, FIRST.width, HEAD.top[1] - FIRST.bottom[1])
+    _draw_box(axis, whole, f"Score: {title('scorer', interaction.name)} of $y_i$ and $y_j$", STUDENT)
+    _draw_arrow(axis, whole.top, LOGIT.bottom)
 
-    _heading(axis, HEAD.x, "Student: D2LLM, a bi-encoder with interaction")
+
+def _draw_towers(
+    axis: Axes, decoder: BaseSettings | PretrainedSettings, recipe: D2LLMRecipe, known_width: int | None
+) -> None:
+    """From both texts to their vectors."""
     ends = []
     for (side, x), text, vector in zip(SIDES.items(), ("a", "b"), ("i", "j"), strict=True):
         source, tower, pool = Box(x, 0.26, 1.32, 0.26), Box(x, 0.85, 1.32, 0.4), Box(x, 1.41, 1.32, 0.36)
-        _box(axis, source, f"{side.capitalize()}: text {text}", TEXT)
-        _box(axis, tower, f"Decoder\n{size(decoder, ', ')}", STUDENT)
-        _box(axis, pool, _pooling(recipe, width(decoder, known=known)), STUDENT)
-        _arrow(axis, source.top, tower.bottom)
-        _arrow(axis, tower.top, pool.bottom)
+        _draw_box(axis, source, f"{side.capitalize()}: text {text}", TEXT)
+        _draw_box(axis, tower, f"Decoder\n{size(decoder, ', ')}", STUDENT)
+        _draw_box(axis, pool, _describe_pooling(recipe, width(decoder, known=known_width)), STUDENT)
+        _draw_arrow(axis, source.top, tower.bottom)
+        _draw_arrow(axis, tower.top, pool.bottom)
         target = (x, FIRST.bottom[1])
-        _arrow(axis, pool.top, target)
+        _draw_arrow(axis, pool.top, target)
         axis.text(x + 0.06, 1.69, f"$y_{vector}$", fontsize=7, va="center")
         ends.append(tower)
     axis.plot([ends[0].right[0], ends[1].left[0]], [0.85, 0.85], color=LINE, linewidth=2.4, solid_capstyle="butt")
     axis.text(
-        HEAD.x, 0.51, f"shared; {_tuned(recipe)}", fontsize=SMALL, ha="center", va="center", color=SUBJECT_LOOK[0]
+        HEAD.x,
+        0.51,
+        f"shared; {_describe_tuning(recipe)}",
+        fontsize=SMALL,
+        ha="center",
+        va="center",
+        color=SUBJECT_LOOK[0],
     )
-    _box(axis, LOGIT, "Logit $z$: score of the pair", TEXT)
-    interaction = recipe.interaction
-    if interaction.name != "iem":
-        whole = Box(MODULE.x, (FIRST.bottom[1] + HEAD.top[1]) / 2, FIRST.width, HEAD.top[1] - FIRST.bottom[1])
-        _box(axis, whole, f"Score: {title('scorer', interaction.name)} of $y_i$ and $y_j$", STUDENT)
-        _arrow(axis, whole.top, LOGIT.bottom)
-        return
+
+
+def _draw_interaction(
+    axis: Axes, decoder: BaseSettings | PretrainedSettings, recipe: D2LLMRecipe, known_width: int | None
+) -> None:
+    """The interaction emulation module: first layer, branches and head."""
+    from matplotlib.patches import FancyBboxPatch
+
     axis.add_patch(
         FancyBboxPatch(
-            (MODULE.left[0], MODULE.bottom[1]), MODULE.width, MODULE.height, boxstyle="round,pad=0,rounding_size=0.06",
-            facecolor="none", edgecolor=SUBJECT_LOOK[0], linewidth=0.9,
+            (MODULE.left[0], MODULE.bottom[1]),
+            MODULE.width,
+            MODULE.height,
+            boxstyle="round,pad=0,rounding_size=0.06",
+            facecolor="none",
+            edgecolor=SUBJECT_LOOK[0],
+            linewidth=0.9,
         )
-    )  # fmt: skip
+    )
     axis.text(
         MODULE.right[0] - 0.06,
         MODULE.top[1] - 0.1,
@@ -208,25 +238,27 @@ def _student(axis: Axes, decoder: BaseSettings | PretrainedSettings, recipe: D2L
         va="center",
         color=SUBJECT_LOOK[0],
     )
+    interaction = recipe.interaction
     hidden = interaction.hidden
-    _box(
+    _draw_box(
         axis,
         FIRST,
-        f"First layer on [$y_i$; $y_j$]\n{width(decoder, 2, known)} → {hidden}, {ACTIVATIONS[interaction.activation]}",
+        f"First layer on [$y_i$; $y_j$]\n{width(decoder, 2, known_width)} → {hidden}, "
+        f"{ACTIVATIONS[interaction.activation]}",
         STUDENT,
     )
-    for box, name in _branches(interaction.branches):
-        _box(axis, box, f"{name}\n{hidden} → {hidden}, ReLU: $y^S$", STUDENT)
-        _arrow(axis, (box.x, FIRST.top[1]), box.bottom)
-        _arrow(axis, box.top, (box.x, HEAD.bottom[1]))
+    for box, name in _place_branches(interaction.branches):
+        _draw_box(axis, box, f"{name}\n{hidden} → {hidden}, ReLU: $y^S$", STUDENT)
+        _draw_arrow(axis, (box.x, FIRST.top[1]), box.bottom)
+        _draw_arrow(axis, box.top, (box.x, HEAD.bottom[1]))
     plus = " + learned · cosine" if interaction.skip == "cosine" else ""
-    _box(axis, HEAD, f"Shared head, {hidden} → 1{plus}", STUDENT)
+    _draw_box(axis, HEAD, f"Shared head, {hidden} → 1{plus}", STUDENT)
     # Left of the module's name.
-    _arrow(axis, (SIDES["query"], HEAD.top[1]), (SIDES["query"], LOGIT.bottom[1]))
+    _draw_arrow(axis, (SIDES["query"], HEAD.top[1]), (SIDES["query"], LOGIT.bottom[1]))
 
 
-def _branches(kind: str) -> list[tuple[Box, str]]:
-    """The branches side by side, or the one of the ablation."""
+def _place_branches(kind: str) -> list[tuple[Box, str]]:
+    """The two branches side by side, or the only one of the ablation."""
     if kind == "shared":
         return [(BRANCHES, "One branch for both modes")]
     wide = BRANCHES.width / 2 - 0.04
@@ -236,7 +268,7 @@ def _branches(kind: str) -> list[tuple[Box, str]]:
     ]
 
 
-def _losses(axis: Axes, recipe: D2LLMRecipe) -> None:
+def _draw_losses(axis: Axes, recipe: D2LLMRecipe) -> None:
     """Those on the logit stacked at its height, feature imitation between the features; one of weight 0 is grey and
     joins nothing.
     """
@@ -244,17 +276,17 @@ def _losses(axis: Axes, recipe: D2LLMRecipe) -> None:
     rank = "RI-PHN, batch" if recipe.rank_over == "batch" else "RI-PHN"
     stacked = [(contrast, f"weight {recipe.ci:g}", recipe.ci), (rank, f"α = {recipe.alpha:g}", recipe.alpha)]
     stacked.append(("RI-EHN", f"β = {recipe.beta:g}", recipe.beta))
-    for (name, said, weight), y in zip(stacked, (4.15, 3.73, 3.31), strict=True):
+    for (name, weight_text, weight), y in zip(stacked, (4.15, 3.73, 3.31), strict=True):
         box = Box(LOSSES_X, y, *LOSS_SIZE)
-        _loss(axis, box, name, said, weight)
+        _draw_loss(axis, box, name, weight_text, weight)
         if weight > 0:
-            _arrow(axis, (SURE.right[0], SURE.y), box.left, imitation=True)
-            _arrow(axis, box.right, (LOGIT.left[0], LOGIT.y), imitation=True)
+            _draw_arrow(axis, (SURE.right[0], SURE.y), box.left, imitation=True)
+            _draw_arrow(axis, box.right, (LOGIT.left[0], LOGIT.y), imitation=True)
     features = Box(LOSSES_X, STATE.y, *LOSS_SIZE)
-    _loss(axis, features, "FI", f"γ = {recipe.gamma:g}", recipe.gamma)
+    _draw_loss(axis, features, "FI", f"γ = {recipe.gamma:g}", recipe.gamma)
     if recipe.gamma > 0:
-        _arrow(axis, STATE.right, features.left, imitation=True)
-        _arrow(axis, features.right, BRANCHES.left, imitation=True)
+        _draw_arrow(axis, STATE.right, features.left, imitation=True)
+        _draw_arrow(axis, features.right, BRANCHES.left, imitation=True)
     meanings = [
         "CI: contrastive imitation",
         "RI: rank imitation of",
@@ -266,7 +298,7 @@ def _losses(axis: Axes, recipe: D2LLMRecipe) -> None:
         meanings.append(f"P2Q: passages' contrast, × {recipe.passage_to_query:g}")
     if recipe.in_batch == "separate":
         meanings.append("CL: in-batch contrast of $z$")
-        _loss(
+        _draw_loss(
             axis,
             Box(LOSSES_X, 1.9, *LOSS_SIZE),
             "CL, in-batch",
@@ -276,52 +308,72 @@ def _losses(axis: Axes, recipe: D2LLMRecipe) -> None:
     axis.text(LOSSES_X - 0.67, 0.13, "\n".join(meanings), fontsize=SMALL, va="bottom", linespacing=1.4, color=ASIDE)
 
 
-def _loss(axis: Axes, box: Box, name: str, said: str, weight: float) -> None:
+def _draw_loss(axis: Axes, box: Box, name: str, weight_text: str, weight: float) -> None:
     color = LINE if weight > 0 else OFF
-    _box(axis, box, f"{name}\n{said if weight > 0 else 'off'}", "#ffffff", edge=color, color=color, round_=0.15)
+    _draw_box(
+        axis, box, f"{name}\n{weight_text if weight > 0 else 'off'}", "#ffffff", edge=color, color=color, radius=0.15
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- words
-def _pooling(recipe: D2LLMRecipe, states: str) -> str:
+def _describe_pooling(recipe: D2LLMRecipe, states: str) -> str:
     name = title("pooling", recipe.pooling.name)
     heads = f", {recipe.pooling.heads} heads" if recipe.pooling.name == "pma" else ""
     return f"{name}{heads}\n→ width {states}"
 
 
-def _tuned(recipe: D2LLMRecipe) -> str:
+def _describe_tuning(recipe: D2LLMRecipe) -> str:
     """Which of the decoder's weights train."""
     kind = recipe.tuning.kind
     return {"lora": f"LoRA of rank {recipe.tuning.r}", "full": "tuned in full", "bitfit": "biases tuned"}[kind]
 
 
 # -------------------------------------------------------------------------------------------------------------- shapes
-def _heading(axis: Axes, x: float, said: str) -> None:
-    axis.text(x, HEIGHT - 0.1, said, fontsize=8, fontweight="bold", ha="center", va="center")
+def _write_heading(axis: Axes, x: float, text: str) -> None:
+    axis.text(x, HEIGHT - 0.1, text, fontsize=8, fontweight="bold", ha="center", va="center")
 
 
-def _box(
-    axis: Axes, box: Box, said: str, fill: str, *, edge: str = LINE, color: str = "black", round_: float = 0.04,
+def _draw_box(
+    axis: Axes,
+    box: Box,
+    text: str,
+    fill: str,
+    *,
+    edge: str = LINE,
+    color: str = "black",
+    radius: float = 0.04,
     family: list[str] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     axis.add_patch(
         FancyBboxPatch(
-            (box.left[0], box.bottom[1]), box.width, box.height, boxstyle=f"round,pad=0,rounding_size={round_}",
-            facecolor=fill, edgecolor=edge, linewidth=0.7,
+            (box.left[0], box.bottom[1]),
+            box.width,
+            box.height,
+            boxstyle=f"round,pad=0,rounding_size={radius}",
+            facecolor=fill,
+            edgecolor=edge,
+            linewidth=0.7,
         )
-    )  # fmt: skip
-    if said:
+    )
+    if text:
         axis.text(
-            box.x, box.y, said, fontsize=SMALL, ha="center", va="center", color=color, linespacing=1.25, family=family
+            box.x, box.y, text, fontsize=SMALL, ha="center", va="center", color=color, linespacing=1.25, family=family
         )
 
 
-def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], imitation: bool = False) -> None:
+def _draw_arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], imitation: bool = False) -> None:
     axis.annotate(
-        "", end, start,
+        "",
+        end,
+        start,
         arrowprops={
-            "arrowstyle": "-|>,head_length=0.28,head_width=0.13", "shrinkA": 0, "shrinkB": 0, "linewidth": 0.8,
-            "linestyle": (0, (3, 2)) if imitation else "-", "color": IMITATION if imitation else LINE,
+            "arrowstyle": "-|>,head_length=0.28,head_width=0.13",
+            "shrinkA": 0,
+            "shrinkB": 0,
+            "linewidth": 0.8,
+            "linestyle": (0, (3, 2)) if imitation else "-",
+            "color": IMITATION if imitation else LINE,
         },
-    )  # fmt: skip
+    )

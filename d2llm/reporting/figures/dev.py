@@ -27,7 +27,9 @@ CAPTION = {
 
 
 def draw(data: Data) -> Figure:
-    """A panel a kind of task, a line a method: mean over the kind's tasks and over seeds, band lowest to highest seed."""
+    """Draw a panel for each kind of task with a line for each method: the mean over tasks and seeds, in a band from
+    the lowest to the highest seed.
+    """
     from matplotlib import pyplot
 
     tasks = given(data.collected.scores, "scores").drop_duplicates("task").set_index("task")
@@ -39,11 +41,11 @@ def draw(data: Data) -> Figure:
     methods = list(data.context.methods)
     figure, axes = pyplot.subplots(1, len(groups), figsize=(6.9, 2.9), squeeze=False)
     for axis, group in zip(axes[0], groups, strict=True):
-        own = curves[curves["group"] == group]
-        whole = own["name"].nunique()
+        shown = curves[curves["group"] == group]
+        whole = shown["name"].nunique()
         for method in methods:
             # A step at which a task was not defined has no mean that compares with the others.
-            steps = own[own["method"] == method].groupby(["step", "seed"])["value"].agg(["mean", "size"])
+            steps = shown[shown["method"] == method].groupby(["step", "seed"])["value"].agg(["mean", "size"])
             table = steps.loc[steps["size"] == whole, "mean"].unstack("seed")
             if table.empty:
                 continue
@@ -61,7 +63,7 @@ def draw(data: Data) -> Figure:
                 axis.fill_between(
                     table.index, table.min(axis=1), table.max(axis=1), color=color, alpha=0.15, linewidth=0
                 )
-        metric = HEADLINE[tasks.loc[own["name"].iloc[0], "task_type"]]
+        metric = HEADLINE[tasks.loc[shown["name"].iloc[0], "task_type"]]
         axis.set_title(f"{GROUP_TITLES[group]}: {METRIC_TITLES[metric]}")
         axis.set_xlabel("update")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -72,7 +74,8 @@ def draw(data: Data) -> Figure:
     note(
         figure,
         data,
-        f"Tier {data.context.tier}, dev split, {many}; mean over the tasks of a kind. Small fixed samples (at most {size} pairs, "
-        f"or {max(1, size // 4)} queries over part of the passages): these numbers do not compare with those of the tables.",
+        f"Tier {data.context.tier}, dev split, {many}; mean over the tasks of a kind. Small fixed samples (at most "
+        f"{size} pairs, or {max(1, size // 4)} queries over part of the passages): these numbers do not compare with "
+        "those of the tables.",
     )
     return figure

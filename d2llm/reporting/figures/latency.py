@@ -36,14 +36,14 @@ RISE = 5.0
 
 
 def draw(data: Data) -> Figure:
-    """A labelled mark a method, teacher and BM25; bars from first to third quartile of the time."""
+    """Draw a labelled mark for each method, teacher and BM25, with bars from first to third quartile of the time."""
     from matplotlib import pyplot
 
-    found = table(data)
-    if found.empty:
+    measured = table(data)
+    if measured.empty:
         return empty("No retrieval scores and run times of the same method.")
     figure, axis = pyplot.subplots(figsize=(6.9, 3.2))
-    for row in found.itertuples():
+    for row in measured.itertuples():
         color, marker = point(row.method, data.context.methods)
         axis.plot([row.q1, row.q3], [row.quality, row.quality], color=color, linewidth=1.1)
         axis.plot(row.median, row.quality, marker, color=color, markersize=6 if row.method == SUBJECT else 5)
@@ -51,18 +51,20 @@ def draw(data: Data) -> Figure:
     axis.xaxis.set_major_formatter(lambda value, _: duration(value))
     axis.xaxis.set_minor_formatter("")
     axis.margins(x=0.12, y=0.12)
-    axis.set_xlabel(f"time per query, corpus of {found['corpus'].iloc[0]:,} passages")
-    axis.set_ylabel(f"{METRIC_TITLES[METRIC]}, mean of {found['tasks'].iloc[0]} retrieval sets")
-    note(figure, data, _said(found, data))
-    titles = {name: data.context.titles.get(name, name).split(" (")[0] for name in found["method"]}
+    axis.set_xlabel(f"time per query, corpus of {measured['corpus'].iloc[0]:,} passages")
+    axis.set_ylabel(f"{METRIC_TITLES[METRIC]}, mean of {measured['tasks'].iloc[0]} retrieval sets")
+    note(figure, data, _write_note(measured, data))
+    titles = {name: data.context.titles.get(name, name).split(" (")[0] for name in measured["method"]}
     titles |= {
         row.method: f"{titles[row.method]} (re-ranks {row.batch})"
-        for row in found.itertuples()
+        for row in measured.itertuples()
         if row.phase == "rerank"
     }
-    colors = {name: point(name, data.context.methods)[0] for name in found["method"]}
-    _label(
-        figure, axis, [(row.median, row.quality, titles[row.method], colors[row.method]) for row in found.itertuples()]
+    colors = {name: point(name, data.context.methods)[0] for name in measured["method"]}
+    _write_labels(
+        figure,
+        axis,
+        [(row.median, row.quality, titles[row.method], colors[row.method]) for row in measured.itertuples()],
     )
     return figure
 
@@ -77,20 +79,20 @@ def table(data: Data) -> pd.DataFrame:
     ]
     quality = scores.groupby(["method", "seed"])["value"].mean().groupby("method").mean()
     names = [name for name in [*data.context.methods, *data.context.references] if name in quality.index]
-    found = data.runtime
-    found = found[
-        (found["phase"] == found["method"].map(lambda name: PHASES.get(name, "search"))) & ~found["extrapolated"]
+    times = data.runtime
+    times = times[
+        (times["phase"] == times["method"].map(lambda name: PHASES.get(name, "search"))) & ~times["extrapolated"]
     ]
-    found = found[found["method"].isin(names)]
-    shared = found.groupby("corpus")["method"].nunique()
-    shared = shared[shared == found["method"].nunique()]
+    times = times[times["method"].isin(names)]
+    shared = times.groupby("corpus")["method"].nunique()
+    shared = shared[shared == times["method"].nunique()]
     if shared.empty:
-        return found.iloc[:0]
-    found = found[found["corpus"] == shared.index.max()]
-    return found.assign(quality=found["method"].map(quality), tasks=scores["task"].nunique()).reset_index(drop=True)
+        return times.iloc[:0]
+    times = times[times["corpus"] == shared.index.max()]
+    return times.assign(quality=times["method"].map(quality), tasks=scores["task"].nunique()).reset_index(drop=True)
 
 
-def _label(figure: Figure, axis: Axes, points: list[tuple[float, float, str, str]]) -> None:
+def _write_labels(figure: Figure, axis: Axes, points: list[tuple[float, float, str, str]]) -> None:
     """Names beside their marks, pushed apart where they would overlap, each with a line to its mark when it had to
     move.
     """
@@ -110,23 +112,30 @@ def _label(figure: Figure, axis: Axes, points: list[tuple[float, float, str, str
         placed.append((left, right, target))
         arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
         axis.annotate(
-            title, (x, y), (7, target - middle), textcoords="offset points", va="center", fontsize=7.5, color=color,
+            title,
+            (x, y),
+            (7, target - middle),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+            color=color,
             arrowprops=arrow if target < middle + RISE else None,
-        )  # fmt: skip
+        )
 
 
-def _said(found: pd.DataFrame, data: Data) -> str:
-    said = (
-        f"Up and to the left is better. Median time of a whole search (embed the query, score every passage, keep the best 10), bars from first to third quartile; "
-        f"{where(found)}, one query at a time. Quality is measured on the retrieval sets' own corpora, whatever the size timed. "
+def _write_note(measured: pd.DataFrame, data: Data) -> str:
+    text = (
+        "Up and to the left is better. Median time of a whole search (embed the query, score every passage, keep the "
+        f"best 10), bars from first to third quartile; {where(measured)}, one query at a time. Quality is measured on "
+        "the retrieval sets' own corpora, whatever the size timed. "
     )
-    if "teacher" in set(found["method"]):
-        count = int(found.loc[found["method"] == "teacher", "batch"].iloc[0])
-        said += f"The teacher re-ranks {count} candidates, finding them included"
+    if "teacher" in set(measured["method"]):
+        count = int(measured.loc[measured["method"] == "teacher", "batch"].iloc[0])
+        text += f"The teacher re-ranks {count} candidates, finding them included"
         whole = data.runtime[(data.runtime["method"] == "teacher") & (data.runtime["phase"] == "search")]
-        whole = whole[whole["corpus"] == found["corpus"].iloc[0]]
+        whole = whole[whole["corpus"] == measured["corpus"].iloc[0]]
         if len(whole):
             guessed = " (extrapolated)" if whole["extrapolated"].iloc[0] else ""
-            said += f"; reading the whole corpus would take {duration(whole['median'].iloc[0])}{guessed}"
-        said += ". "
-    return said + "Times are of this machine and these models; compare ratios, not seconds."
+            text += f"; reading the whole corpus would take {duration(whole['median'].iloc[0])}{guessed}"
+        text += ". "
+    return text + "Times are of this machine and these models; compare ratios, not seconds."

@@ -33,27 +33,27 @@ CAPTION = {
 
 
 def draw(data: Data) -> Figure:
-    """A panel a kind of task. Filled: significant after correction; open: not."""
+    """Draw a panel for each kind of task. Filled marks are significant after correction, open ones are not."""
     from matplotlib import pyplot
     from matplotlib.lines import Line2D
 
-    found = data.comparisons
-    if not len(found):
+    comparisons = data.comparisons
+    if not len(comparisons):
         return empty(
             f"Nothing to compare: this needs {data.config.statistics.subject} and a baseline among the methods."
         )
     titles = data.scores.drop_duplicates("task").set_index("task")["task_title"].to_dict() | {AVERAGE: AVERAGE_TITLE}
-    groups = [group for group in GROUP_TITLES if group in set(found["group"])]
-    baselines = [name for name in data.context.methods if name in set(found["baseline"])]
+    groups = [group for group in GROUP_TITLES if group in set(comparisons["group"])]
+    baselines = [name for name in data.context.methods if name in set(comparisons["baseline"])]
     figure, axes = pyplot.subplots(1, len(groups), figsize=(6.9, 3.6), squeeze=False)
     for axis, group in zip(axes[0], groups, strict=True):
-        own = found[found["group"] == group]
-        tasks = [*sorted(set(own["task"]) - {AVERAGE}), *({AVERAGE} & set(own["task"]))]
+        shown = comparisons[comparisons["group"] == group]
+        tasks = [*sorted(set(shown["task"]) - {AVERAGE}), *({AVERAGE} & set(shown["task"]))]
         axis.axvline(0, color="#333333", linewidth=0.8, zorder=1)
         for place, task in enumerate(tasks):
             axis.axhspan(place - 0.42, place + 0.42, color=BAND if task != AVERAGE else BAND_AVERAGE, lw=0, zorder=0)
             for step, name in enumerate(baselines):
-                row = own[(own["task"] == task) & (own["baseline"] == name)].iloc[0]
+                row = shown[(shown["task"] == task) & (shown["baseline"] == name)].iloc[0]
                 color, marker = look(name, data.context.methods)
                 height = place + (step - (len(baselines) - 1) / 2) * 0.15
                 fill = color if row["p_holm"] < 1 - data.context.level else "white"
@@ -62,25 +62,26 @@ def draw(data: Data) -> Figure:
         axis.set_yticks(range(len(tasks)), [titles[task] for task in tasks])
         axis.set_ylim(len(tasks) - 0.5, -0.5)
         axis.grid(False, axis="y")
-        metric = own["metric"].iloc[0]
+        metric = shown["metric"].iloc[0]
         axis.set_title(f"{GROUP_TITLES.get(group, group)}: {METRIC_TITLES.get(metric, metric)}")
     handles = [
         Line2D(
             [],
             [],
-            color=look(n, data.context.methods)[0],
-            marker=look(n, data.context.methods)[1],
-            label=data.context.titles.get(n, n),
+            color=look(name, data.context.methods)[0],
+            marker=look(name, data.context.methods)[1],
+            label=data.context.titles.get(name, name),
         )
-        for n in baselines
+        for name in baselines
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.4)
-    seeds, subject = int(found["seeds"].iloc[0]), data.context.subject
+    seeds, subject = int(comparisons["seeds"].iloc[0]), data.context.subject
     note(
         figure,
         data,
-        f"{subject} minus the baseline; right of 0 {subject} is better. Bars: {data.context.level:.0%} intervals, paired bootstrap over examples"
-        f"{' and spread of seeds' if seeds > 1 else '; one seed, so the spread of training is not in them'}. Filled marks: significant after Holm's "
-        f"correction over {len(found)} comparisons.",
+        f"{subject} minus the baseline; right of 0 {subject} is better. Bars: {data.context.level:.0%} intervals, "
+        "paired bootstrap over "
+        f"examples{' and spread of seeds' if seeds > 1 else '; one seed, so the spread of training is not in them'}. "
+        f"Filled marks: significant after Holm's correction over {len(comparisons)} comparisons.",
     )
     return figure

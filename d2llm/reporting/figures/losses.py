@@ -32,7 +32,9 @@ WINDOW = 9
 
 
 def draw(data: Data) -> Figure:
-    """A panel a method: its terms and, where there are several, their sum; mean over seeds, band lowest to highest."""
+    """Draw a panel for each method with its terms and, where there are several, their sum: the mean over seeds, in a
+    band from lowest to highest.
+    """
     from matplotlib import pyplot
 
     curves = data.curves[data.curves["stage"] != DEV]
@@ -43,7 +45,7 @@ def draw(data: Data) -> Figure:
     rows = -(-len(methods) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(6.9, 2.05 * rows + 0.6), squeeze=False, sharex=True)
     for axis, method in zip(axes.flat, methods, strict=False):
-        _panel(axis, curves[curves["method"] == method], method, data)
+        _draw_panel(axis, curves[curves["method"] == method], method, data)
     for axis in axes.flat[len(methods) :]:
         axis.set_visible(False)
     for place in range(columns):
@@ -54,17 +56,17 @@ def draw(data: Data) -> Figure:
         axis.set_ylabel("loss term")
     seeds = curves["seed"].nunique()
     many = f"mean of {seeds} seeds, bands from lowest to highest" if seeds > 1 else "one seed"
-    said = (
-        f"Tier {data.context.tier}, {many}. Running mean over {WINDOW} logged updates, of which each is one batch of one data "
-        "set; weighted terms, logarithmic scales that differ."
+    text = (
+        f"Tier {data.context.tier}, {many}. Running mean over {WINDOW} logged updates, of which each is one batch of "
+        "one data set; weighted terms, logarithmic scales that differ."
     )
     if (curves["stage"] != FINE_TUNING).any():
-        said += " Left of the dotted line: the method's own pre-training."
-    note(figure, data, said)
+        text += " Left of the dotted line: the method's own pre-training."
+    note(figure, data, text)
     return figure
 
 
-def _panel(axis: Axes, curves: pd.DataFrame, method: str, data: Data) -> None:
+def _draw_panel(axis: Axes, curves: pd.DataFrame, method: str, data: Data) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     stages = list(dict.fromkeys(curves["stage"]))
@@ -74,21 +76,26 @@ def _panel(axis: Axes, curves: pd.DataFrame, method: str, data: Data) -> None:
     terms = list(dict.fromkeys(curves["name"]))
     labelled: set[str] = set()
     for stage in stages:
-        own = curves[curves["stage"] == stage]
+        of_stage = curves[curves["stage"] == stage]
         start = 0 if stage == FINE_TUNING else -sum(lengths[later] for later in before[before.index(stage) :])
-        names = list(dict.fromkeys(own["name"]))
+        names = list(dict.fromkeys(of_stage["name"]))
         # The sum of a single term is that term.
         for name in [n for n in names if n != TOTAL or len(names) > 2]:
-            table = own[own["name"] == name].pivot(index="step", columns="seed", values="value")
+            table = of_stage[of_stage["name"] == name].pivot(index="step", columns="seed", values="value")
             table = table.apply(smooth)
             shade, line = (color, "-") if name == TOTAL else term_look(name, terms)
             label = None if name in labelled else TERM_TITLES.get(name, name)
             labelled.add(name)
             steps = table.index.to_numpy() + start
             axis.plot(
-                steps, table.mean(axis=1), linestyle=line, color=shade, label=label,
-                linewidth=1.8 if name == TOTAL else 1.1, zorder=2 if name == TOTAL else 3,
-            )  # fmt: skip
+                steps,
+                table.mean(axis=1),
+                linestyle=line,
+                color=shade,
+                label=label,
+                linewidth=1.8 if name == TOTAL else 1.1,
+                zorder=2 if name == TOTAL else 3,
+            )
             if table.shape[1] > 1:
                 axis.fill_between(steps, table.min(axis=1), table.max(axis=1), color=shade, alpha=0.2, linewidth=0)
     if before:
@@ -102,9 +109,15 @@ def _panel(axis: Axes, curves: pd.DataFrame, method: str, data: Data) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.legend(
-        loc="upper right", ncols=2 if len(labelled) == 4 else 3, fontsize=7, handlelength=1.6, columnspacing=0.8,
-        handletextpad=0.4, borderaxespad=0.1, labelspacing=0.2,
-    )  # fmt: skip
+        loc="upper right",
+        ncols=2 if len(labelled) == 4 else 3,
+        fontsize=7,
+        handlelength=1.6,
+        columnspacing=0.8,
+        handletextpad=0.4,
+        borderaxespad=0.1,
+        labelspacing=0.2,
+    )
     axis.set_title(data.context.titles.get(method, method))
 
 

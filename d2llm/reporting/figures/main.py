@@ -1,4 +1,4 @@
-"""The results in one picture: every method on every task, by the task's headline metric, between BM25 and the teacher."""
+"""The results in one picture: every method on every task by its headline metric, between BM25 and the teacher."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ CAPTION = {
 
 
 def draw(data: Data) -> Figure:
-    """A panel a kind of task, a line a task and one for their average; marks are means over seeds, bars their range."""
+    """Draw a panel for each kind of task with a line for each task and for their average; marks are means over seeds,
+    bars their range.
+    """
     from matplotlib import pyplot
 
     scores = data.scores[data.scores["phenomenon"] == "all"]
@@ -46,7 +48,7 @@ def draw(data: Data) -> Figure:
         len(groups), 1, figsize=(6.9, 0.34 * sum(rows) + 1.25), squeeze=False, gridspec_kw={"height_ratios": rows}
     )
     for axis, group in zip(axes[:, 0], groups, strict=True):
-        _panel(axis, scores[scores["group"] == group], group, data)
+        _draw_panel(axis, scores[scores["group"] == group], group, data)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper center", ncols=min(8, len(labels)), handletextpad=0.2, columnspacing=1.1
@@ -56,12 +58,13 @@ def draw(data: Data) -> Figure:
     note(
         figure,
         data,
-        f"Tier {data.context.tier}, {'/'.join(sorted(set(scores['split'])))} split, {many}. Higher is better; scales differ.",
+        f"Tier {data.context.tier}, {'/'.join(sorted(set(scores['split'])))} split, {many}. Higher is better; scales "
+        "differ.",
     )
     return figure
 
 
-def _panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> None:
+def _draw_panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> None:
     titles = scores.drop_duplicates("task").set_index("task")["task_title"].sort_index()
     table = scores.pivot_table(index=["method", "seed"], columns="task", values="value")[titles.index]
     if len(titles) > 1:
@@ -96,9 +99,16 @@ def _panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> None:
                     axis.plot([], [], marker, color=color, label=label, linestyle="none", markersize=10)
                     continue
                 axis.plot(
-                    values.mean(), place, marker, color=color, label=label, linestyle="none", markersize=15,
-                    markeredgewidth=1.6, zorder=2,
-                )  # fmt: skip
+                    values.mean(),
+                    place,
+                    marker,
+                    color=color,
+                    label=label,
+                    linestyle="none",
+                    markersize=15,
+                    markeredgewidth=1.6,
+                    zorder=2,
+                )
                 continue
             # Methods stand a little apart in height, so that equal scores do not hide each other.
             height = place + (step - (len(data.context.methods) - 1) / 2) * 0.11

@@ -32,5 +32,5 @@ BREAKDOWN = heatmap.Breakdown(
 
 
 def draw(data: Data) -> Figure:
-    """A heat map a task, phenomena by methods."""
+    """Draw a heat map for each task, phenomena by methods."""
     return heatmap.draw(data, BREAKDOWN)

@@ -26,5 +26,5 @@ CAPTION = {
 
 
 def draw(data: Data) -> Figure:
-    """A panel a setting, a line a task."""
+    """Draw a panel for each setting, with a line for each task."""
     return draw_group(data, "ir")

@@ -114,7 +114,7 @@ def to_csv(table: AnyTable) -> str:
     Of a plain table: block, row (its number from 1, as names may come twice), name, column, text.
     """
     if isinstance(table, PlainTable):
-        return _plain_csv(table)
+        return _write_plain_csv(table)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["table", "block", "method", "task", "metric", "mean", "sd", "seeds", "mark", "lead"])
@@ -128,15 +128,19 @@ def to_csv(table: AnyTable) -> str:
 
 def to_markdown(table: AnyTable) -> str:
     """A pipe table: best in bold, runner-up underlined (HTML, which Markdown lacks), reference rows in italics."""
-    lines = [f"**{_md(table.heading)}** {_md(table.caption)}", ""]
+    lines = [f"**{_escape_md(table.heading)}** {_escape_md(table.caption)}", ""]
     if isinstance(table, PlainTable):
-        lines += _plain_markdown(table)
+        lines += _write_plain_markdown(table)
     elif table.rows:
-        lines.append(_pipe(["Method", *(f"{_md(c.task_title)}<br>{_md(c.metric_title)}" for c in table.columns)]))
-        lines.append(_pipe(["---", *("---:" for _ in table.columns)]))
+        lines.append(
+            _join_by_pipes(
+                ["Method", *(f"{_escape_md(c.task_title)}<br>{_escape_md(c.metric_title)}" for c in table.columns)]
+            )
+        )
+        lines.append(_join_by_pipes(["---", *("---:" for _ in table.columns)]))
         for row in table.rows:
-            name = f"*{_md(row.title)}*" if row.block == "reference" else _md(row.title)
-            lines.append(_pipe([name, *(_md_cell(cell) for cell in row.cells)]))
+            name = f"*{_escape_md(row.title)}*" if row.block == "reference" else _escape_md(row.title)
+            lines.append(_join_by_pipes([name, *(_write_md_cell(cell) for cell in row.cells)]))
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -150,17 +154,19 @@ def to_latex(table: AnyTable) -> str:
         rf"\label{{tab:{table.name}}}",
     ]
     if isinstance(table, PlainTable):
-        lines += _plain_latex(table)
+        lines += _write_plain_latex(table)
     elif table.rows:
         lines += [
             r"\resizebox{\textwidth}{!}{%",
             rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
             r"\toprule",
-            *_tex_head(table.columns),
+            *_write_tex_head(table.columns),
         ]
         for _, rows in groupby(table.rows, key=lambda row: row.block):
             lines.append(r"\midrule")
-            lines += [" & ".join([tex(row.title), *(_tex_cell(cell) for cell in row.cells)]) + r" \\" for row in rows]
+            lines += [
+                " & ".join([tex(row.title), *(_write_tex_cell(cell) for cell in row.cells)]) + r" \\" for row in rows
+            ]
         lines += [r"\bottomrule", r"\end{tabular}}"]
     return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
@@ -172,15 +178,18 @@ def to_html(table: AnyTable) -> str:
     is a `<table>` a block.
     """
     if isinstance(table, PlainTable):
-        return _plain_html(table)
-    lines = ["<table>", f"<caption><div><strong>{_html(table.heading)}</strong> {_html(table.caption)}</div></caption>"]
+        return _write_plain_html(table)
+    lines = [
+        "<table>",
+        f"<caption><div><strong>{_escape_html(table.heading)}</strong> {_escape_html(table.caption)}</div></caption>",
+    ]
     if table.rows:
         tasks = [
             (title, len(list(group)))
             for (_, title), group in groupby(table.columns, key=lambda column: (column.task, column.task_title))
         ]
-        spans = "".join(f'<th scope="colgroup" colspan="{width}">{_html(title)}</th>' for title, width in tasks)
-        names = "".join(f'<th scope="col">{_html(column.metric_title)}</th>' for column in table.columns)
+        spans = "".join(f'<th scope="colgroup" colspan="{width}">{_escape_html(title)}</th>' for title, width in tasks)
+        names = "".join(f'<th scope="col">{_escape_html(column.metric_title)}</th>' for column in table.columns)
         groups = "".join(f'<colgroup span="{width}"></colgroup>' for _, width in tasks)
         lines += [f"<colgroup></colgroup>{groups}"]
         lines += [
@@ -190,10 +199,10 @@ def to_html(table: AnyTable) -> str:
             "</thead>",
         ]
         for block, rows in groupby(table.rows, key=lambda row: row.block):
-            lines.append(f'<tbody class="{_html(block)}">')
+            lines.append(f'<tbody class="{_escape_html(block)}">')
             for row in rows:
-                cells = "".join(f"<td>{_html_cell(cell)}</td>" for cell in row.cells)
-                lines.append(f'<tr><th scope="row">{_html(row.title)}</th>{cells}</tr>')
+                cells = "".join(f"<td>{_write_html_cell(cell)}</td>" for cell in row.cells)
+                lines.append(f'<tr><th scope="row">{_escape_html(row.title)}</th>{cells}</tr>')
             lines.append("</tbody>")
     return "\n".join([*lines, "</table>"]) + "\n"
 
@@ -207,7 +216,7 @@ def tex(text: str) -> str:
     return "".join(_TEX.get(character, character) for character in text)
 
 
-def _plain_csv(table: PlainTable) -> str:
+def _write_plain_csv(table: PlainTable) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["table", "block", "row", "name", "column", "text"])
@@ -218,31 +227,34 @@ def _plain_csv(table: PlainTable) -> str:
     return out.getvalue()
 
 
-def _plain_html(table: PlainTable) -> str:
+def _write_plain_html(table: PlainTable) -> str:
     lines = []
     for place, block in enumerate(table.blocks):
-        about = f"<strong>{_html(table.heading)}</strong> {_html(table.caption)} " if place == 0 else ""
-        lines += ['<table class="words">', f"<caption><div>{about}{_html(block.title)}.</div></caption>"]
-        lines += ["<thead>", "<tr>" + "".join(f'<th scope="col">{_html(text)}</th>' for text in block.header) + "</tr>"]
+        heading = f"<strong>{_escape_html(table.heading)}</strong> {_escape_html(table.caption)} " if place == 0 else ""
+        lines += ['<table class="words">', f"<caption><div>{heading}{_escape_html(block.title)}.</div></caption>"]
+        lines += [
+            "<thead>",
+            "<tr>" + "".join(f'<th scope="col">{_escape_html(text)}</th>' for text in block.header) + "</tr>",
+        ]
         lines += ["</thead>", "<tbody>"]
         for name, *rest in block.rows:
-            cells = "".join(f"<td>{_html(text)}</td>" for text in rest)
-            lines.append(f'<tr><th scope="row">{_html(name)}</th>{cells}</tr>')
+            cells = "".join(f"<td>{_escape_html(text)}</td>" for text in rest)
+            lines.append(f'<tr><th scope="row">{_escape_html(name)}</th>{cells}</tr>')
         lines += ["</tbody>", "</table>"]
     return "\n".join(lines) + "\n"
 
 
-def _plain_markdown(table: PlainTable) -> list[str]:
+def _write_plain_markdown(table: PlainTable) -> list[str]:
     lines = []
     for block in table.blocks:
-        lines += [f"*{_md(block.title)}*", "", _pipe([_md(text) for text in block.header])]
-        lines.append(_pipe(["---" for _ in block.header]))
-        lines += [_pipe([_md(text) for text in row]) for row in block.rows]
+        lines += [f"*{_escape_md(block.title)}*", "", _join_by_pipes([_escape_md(text) for text in block.header])]
+        lines.append(_join_by_pipes(["---" for _ in block.header]))
+        lines += [_join_by_pipes([_escape_md(text) for text in row]) for row in block.rows]
         lines.append("")
     return lines
 
 
-def _plain_latex(table: PlainTable) -> list[str]:
+def _write_plain_latex(table: PlainTable) -> list[str]:
     lines = []
     for block in table.blocks:
         lines += [
@@ -259,7 +271,7 @@ def _plain_latex(table: PlainTable) -> list[str]:
     return lines
 
 
-def _tex_head(columns: Sequence[Column]) -> list[str]:
+def _write_tex_head(columns: Sequence[Column]) -> list[str]:
     spans, rules, start = [], [], 2
     for (_, title), group in groupby(columns, key=lambda column: (column.task, column.task_title)):
         width = len(list(group))
@@ -270,36 +282,36 @@ def _tex_head(columns: Sequence[Column]) -> list[str]:
     return [" & ".join(["", *spans]) + r" \\", " ".join(rules), " & ".join(["Method", *names]) + r" \\"]
 
 
-def _tex_cell(cell: Cell) -> str:
+def _write_tex_cell(cell: Cell) -> str:
     mean = number(cell.mean)
     mean = {"": mean, "best": rf"\textbf{{{mean}}}", "second": rf"\underline{{{mean}}}"}[cell.mark]
     mean += tex(ARROWS[cell.lead])
     return mean if cell.sd is None else rf"{mean} {{\scriptsize$\pm$ {number(cell.sd)}}}"
 
 
-def _md_cell(cell: Cell) -> str:
+def _write_md_cell(cell: Cell) -> str:
     mean = number(cell.mean)
     mean = {"": mean, "best": f"**{mean}**", "second": f"<u>{mean}</u>"}[cell.mark]
     mean += ARROWS[cell.lead]
     return mean if cell.sd is None else f"{mean} ± {number(cell.sd)}"
 
 
-def _html_cell(cell: Cell) -> str:
+def _write_html_cell(cell: Cell) -> str:
     mean = number(cell.mean)
     mean = {"": mean, "best": f"<strong>{mean}</strong>", "second": f"<u>{mean}</u>"}[cell.mark]
-    mean += _html(ARROWS[cell.lead])
-    return mean if cell.sd is None else f"{mean} <small>{_html('±')} {number(cell.sd)}</small>"
+    mean += _escape_html(ARROWS[cell.lead])
+    return mean if cell.sd is None else f"{mean} <small>{_escape_html('±')} {number(cell.sd)}</small>"
 
 
-def _html(text: str) -> str:
+def _escape_html(text: str) -> str:
     return html.escape(text).encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
-def _md(text: str) -> str:
+def _escape_md(text: str) -> str:
     for character in "\\|*_<":
         text = text.replace(character, f"\\{character}")
     return text
 
 
-def _pipe(cells: Sequence[str]) -> str:
+def _join_by_pipes(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"

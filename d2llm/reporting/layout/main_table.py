@@ -48,34 +48,35 @@ class MainTable:
         ]
         if used.empty:
             return Table(self.name, self.heading, "No task of this kind was evaluated.", (), ())
-        columns = self._columns(used)
+        columns = self._make_columns(used)
         names = [*context.references, *context.methods]
-        cells = {name: _cells(name, used[used["method"] == name], columns) for name in names}
+        cells = {name: _reduce_seeds(name, used[used["method"] == name], columns) for name in names}
         ranked = [marks({name: cells[name][place].mean for name in context.methods}) for place in range(len(columns))]
         rows = [
             Row(name, context.titles.get(name, name), "reference", tuple(cells[name])) for name in context.references
         ]
-        leads = self._leads(comparisons, context)
+        leads = self._find_leads(comparisons, context)
         for name in context.methods:
             marked = (
                 replace(cell, mark=ranks[name], lead=leads.get((name, column.task, column.metric), ""))
                 for cell, ranks, column in zip(cells[name], ranked, columns, strict=True)
             )
             rows.append(Row(name, context.titles.get(name, name), "method", tuple(marked)))
-        caption = self._caption(used, context, None if comparisons is None else len(comparisons))
+        caption = self._write_caption(used, context, None if comparisons is None else len(comparisons))
         return Table(self.name, self.heading, caption, columns, tuple(rows))
 
-    def _leads(self, comparisons: pd.DataFrame | None, context: Context) -> dict[tuple[str, str, str], Lead]:
+    def _find_leads(self, comparisons: pd.DataFrame | None, context: Context) -> dict[tuple[str, str, str], Lead]:
         """(method, task, metric) of the cells that differ significantly from the strongest baseline."""
         if comparisons is None:
             return {}
-        found = comparisons[comparisons["strongest"] & (comparisons["group"] == self.group)]
-        found = found[found["p_holm"] < 1 - context.level]
+        significant = comparisons[comparisons["strongest"] & (comparisons["group"] == self.group)]
+        significant = significant[significant["p_holm"] < 1 - context.level]
         return {
-            (row.method, row.task, row.metric): "up" if row.difference > 0 else "down" for row in found.itertuples()
+            (row.method, row.task, row.metric): "up" if row.difference > 0 else "down"
+            for row in significant.itertuples()
         }
 
-    def _columns(self, used: pd.DataFrame) -> tuple[Column, ...]:
+    def _make_columns(self, used: pd.DataFrame) -> tuple[Column, ...]:
         titles = used.drop_duplicates("task").set_index("task")["task_title"].sort_index().to_dict()
         if len(titles) > 1:
             titles[AVERAGE] = AVERAGE_TITLE
@@ -85,44 +86,46 @@ class MainTable:
             for metric in self.metrics
         )
 
-    def _caption(self, used: pd.DataFrame, context: Context, compared: int | None) -> str:
-        own = used[used["method"].isin(context.methods)]
-        seeds = sorted(own["seed"].unique().tolist())
+    def _write_caption(self, used: pd.DataFrame, context: Context, compared: int | None) -> str:
+        of_methods = used[used["method"].isin(context.methods)]
+        seeds = sorted(of_methods["seed"].unique().tolist())
         many = len(seeds) > 1
-        said = [
+        sentences = [
             f"Tier {context.tier}, {'/'.join(sorted(used['split'].unique()))} split, "
             + (f"mean ± standard deviation over {len(seeds)} seeds." if many else "one seed.")
         ]
         if many:
-            said.append("Average: the tasks are averaged within a seed.")
-        said.append(
+            sentences.append("Average: the tasks are averaged within a seed.")
+        sentences.append(
             f"Best in bold, runner-up underlined among the {len(context.methods)} trained methods; "
             "these marks are ranks, not claims of significance."
         )
         if compared:
-            said.append(
-                f"↑ ↓: {context.subject} is significantly above or below the strongest baseline of the column (paired bootstrap over "
-                f"examples{', spread of seeds' if many else ''}, {context.level:.0%}, Holm's correction over {compared} comparisons; "
-                "judged in the column of the headline metric)."
+            sentences.append(
+                f"↑ ↓: {context.subject} is significantly above or below the strongest baseline of the column (paired "
+                f"bootstrap over examples{', spread of seeds' if many else ''}, {context.level:.0%}, Holm's "
+                f"correction over {compared} comparisons; judged in the column of the headline metric)."
             )
         if context.references:
-            said.append("Reference rows (one evaluation each) are set apart and not ranked.")
+            sentences.append("Reference rows (one evaluation each) are set apart and not ranked.")
         if set(used["task_type"]) & context.averaged:
-            said.append("A pair's score is the mean of its two orders, for every row alike.")
+            sentences.append("A pair's score is the mean of its two orders, for every row alike.")
         # Only rows that look at candidates, not at the whole corpus, say which.
         partial = used[~used["candidates"].isin(["", "all"])]
         for method, depth in partial[["method", "candidates"]].drop_duplicates().itertuples(index=False):
-            said.append(f"{context.titles.get(method, method)}: re-ranks the union of candidates {depth} per query.")
+            sentences.append(
+                f"{context.titles.get(method, method)}: re-ranks the union of candidates {depth} per query."
+            )
         if self.remark:
-            said.append(self.remark)
+            sentences.append(self.remark)
         if context.generated:
-            said.append(CONTROLLED_TEXT)
-        return " ".join(said)
+            sentences.append(CONTROLLED_TEXT)
+        return " ".join(sentences)
 
 
-def _cells(name: str, own: pd.DataFrame, columns: Sequence[Column]) -> list[Cell]:
+def _reduce_seeds(name: str, scores: pd.DataFrame, columns: Sequence[Column]) -> list[Cell]:
     """One method's cells: (seed × column) values, reduced over seeds."""
-    wide = own.pivot(index="seed", columns=["task", "metric"], values="value")
+    wide = scores.pivot(index="seed", columns=["task", "metric"], values="value")
     for column in columns:
         key = (column.task, column.metric)
         if column.task != AVERAGE and (key not in wide.columns or wide[key].isna().any()):

@@ -41,10 +41,10 @@ def run(config: Config, name: str) -> None:
     Raises:
         ConfigError: no table of that name. ArtifactError: scores missing, damaged or without a configured method.
     """
-    known, paths = entries("table"), Paths.of(config)
-    if name not in known:
-        raise ConfigError(f"no table named {name!r}; known: {', '.join(known)}")
-    spec: Spec = import_module(known[name].module).TABLE
-    table = spec.build(collected(paths, known[name].reads), context(config), config)
+    tables, paths = entries("table"), Paths.of(config)
+    if name not in tables:
+        raise ConfigError(f"no table named {name!r}; known: {', '.join(tables)}")
+    spec: Spec = import_module(tables[name].module).TABLE
+    table = spec.build(collected(paths, tables[name].reads), context(config), config)
     for extension, render in FORMATS.items():
         write_text(paths.table(name, extension), render(table))

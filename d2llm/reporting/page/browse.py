@@ -61,9 +61,9 @@ def score_rows(scores: pd.DataFrame, about: Context) -> list[ScoreRow]:
         for seed in [MEAN, *seeds] if len(seeds) > 1 else seeds:
             cells = {}
             for name in (*about.references, *about.methods):
-                own = values.get((name, MEAN if name in about.references else seed), [])
-                sd = stdev(own) if len(own) > 1 else None
-                cells[name] = (sum(own) / len(own), sd, False) if own else None
+                seed_values = values.get((name, MEAN if name in about.references else seed), [])
+                sd = stdev(seed_values) if len(seed_values) > 1 else None
+                cells[name] = (sum(seed_values) / len(seed_values), sd, False) if seed_values else None
             rows.append(
                 ScoreRow(
                     task=first["task_title"],
@@ -102,9 +102,7 @@ def variant_rows(
     used = scores[(scores["phenomenon"] == "all") & (scores["metric"] == scores["task_type"].map(HEADLINE))]
     varied = used[used["variant"] != "base"]
     used = used[used["method"].isin(varied["method"]) & used["seed"].isin(varied["seed"])]
-    tasks = (
-        used.drop_duplicates("task").assign(place=lambda found: places(found["group"])).sort_values(["place", "task"])
-    )
+    tasks = used.drop_duplicates("task").assign(place=lambda rows: places(rows["group"])).sort_values(["place", "task"])
     means = used.groupby(["method", "variant", "task"])["value"].mean().to_dict()
     names = sorted({key[:2] for key in means}, key=lambda key: (key[0], key[1] != "base", key[1]))
     columns = [(row.task_title, METRIC_TITLES.get(row.metric, row.metric)) for row in tasks.itertuples()]
@@ -114,13 +112,13 @@ def variant_rows(
     ]
 
 
-def example_tables(found: dict[str, Any], tasks: Sequence[str], about: Context) -> list[dict[str, Any]]:
+def example_tables(examples: dict[str, Any], tasks: Sequence[str], about: Context) -> list[dict[str, Any]]:
     """`examples.json` with tasks in the order of their titles in `tasks`, methods in theirs, and what a cell says of
     each.
     """
     order = [*about.references, *about.methods]
     tables = []
-    for task in found["tasks"]:
+    for task in examples["tasks"]:
         rows = []
         for example in task["examples"]:
             cells = {name: cell(example["methods"].get(name)) for name in order}

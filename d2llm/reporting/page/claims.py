@@ -52,16 +52,21 @@ class Claim:
 
 def claims(comparisons: pd.DataFrame, task_titles: dict[str, str], context: Context) -> dict[str, list[Claim]]:
     """The claims of each group by its title, tasks in order and their average last."""
-    found: dict[str, list[Claim]] = {}
-    own = comparisons[comparisons["strongest"]]
-    own = own.assign(last=own["task"] == AVERAGE).sort_values(["last", "task"], kind="stable")
-    for group in [*(g for g in GROUP_TITLES if g in set(own["group"])), *sorted(set(own["group"]) - set(GROUP_TITLES))]:
+    claims_of: dict[str, list[Claim]] = {}
+    strongest = comparisons[comparisons["strongest"]]
+    strongest = strongest.assign(last=strongest["task"] == AVERAGE).sort_values(["last", "task"], kind="stable")
+    for group in [
+        *(g for g in GROUP_TITLES if g in set(strongest["group"])),
+        *sorted(set(strongest["group"]) - set(GROUP_TITLES)),
+    ]:
         title = GROUP_TITLES.get(group, group)
-        found[title] = [_claim(row, title, task_titles, context) for row in own[own["group"] == group].itertuples()]
-    return found
+        claims_of[title] = [
+            _judge(row, title, task_titles, context) for row in strongest[strongest["group"] == group].itertuples()
+        ]
+    return claims_of
 
 
-def _claim(row, group: str, task_titles: dict[str, str], context: Context) -> Claim:
+def _judge(row, group: str, task_titles: dict[str, str], context: Context) -> Claim:
     # What prints as no difference is none, unless it is a significant one.
     significant = row.difference != 0 and row.p_holm < 1 - context.level
     shown = row.difference if significant else round(row.difference, DECIMALS)
@@ -81,25 +86,34 @@ def _claim(row, group: str, task_titles: dict[str, str], context: Context) -> Cl
     )
 
 
-def sentence(group: str, found: list[Claim], context: Context) -> tuple[str, str]:
+def sentence(group: str, group_claims: list[Claim], context: Context) -> tuple[str, str]:
     """What a group's claims come to: a verdict in a word or two, and a sentence with the numbers.
 
     Judged on the average of the group's tasks, or on its only one.
     """
-    whole = next((claim for claim in found if claim.average), found[-1])
-    tasks = [claim for claim in found if not claim.average]
+    whole = next((claim for claim in group_claims if claim.average), group_claims[-1])
+    tasks = [claim for claim in group_claims if not claim.average]
     where = "on average over the tasks" if whole.average else f"on {whole.task}"
     if whole.verdict == "level":
-        verdict, said = "Level", f"{context.subject} is level with the strongest baseline, {whole.baseline}, {where}"
+        verdict, text = "Level", f"{context.subject} is level with the strongest baseline, {whole.baseline}, {where}"
     else:
         side = "ahead of" if whole.difference > 0 else "behind"
         verdict = {"ahead": "Holds", "behind": "Does not hold"}.get(whole.verdict, "Not shown")
-        said = f"{context.subject} is {side} the strongest baseline, {whole.baseline}, by {number(abs(whole.difference))} {where}"
-    said += f" ({whole.metric} {number(whole.value)} against {number(whole.baseline_value)}; {context.level:.0%} interval of the difference "
-    said += (
+        text = (
+            f"{context.subject} is {side} the strongest baseline, {whole.baseline}, by "
+            f"{number(abs(whole.difference))} {where}"
+        )
+    text += (
+        f" ({whole.metric} {number(whole.value)} against {number(whole.baseline_value)}; {context.level:.0%} interval "
+        "of the difference "
+    )
+    text += (
         f"{signed(whole.low)} to {signed(whole.high)}; {'significant' if whole.significant else 'not significant'})."
     )
     if whole.average:
         ahead, behind = (sum(claim.verdict == side for claim in tasks) for side in ("ahead", "behind"))
-        said += f" Task by task: significantly ahead on {ahead} of {len(tasks)}, significantly behind on {behind}, undecided on {len(tasks) - ahead - behind}."
-    return verdict, said
+        text += (
+            f" Task by task: significantly ahead on {ahead} of {len(tasks)}, significantly behind on {behind}, "
+            f"undecided on {len(tasks) - ahead - behind}."
+        )
+    return verdict, text

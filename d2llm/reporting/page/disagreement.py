@@ -1,10 +1,10 @@
 """Stage `examples`: the test examples on which the trained methods disagree most, with their texts, for a reader to
 look at.
 
-Chooses and copies; nothing is scored anew. An example's *standing* with a method is a number from 0 to 1 that does not
-depend on the scale of its scores: of a pair the share of the task's other pairs scored lower (ties count half), of a
-query its reciprocal rank, 0 beyond the tenth (so that their mean is MRR@10). Disagreement is the highest standing minus
-the lowest, of means over seeds.
+Chooses and copies; scoring is left to the evaluation, laying out to the page. An example's *standing* with a method is
+a number from 0 to 1 that does not depend on the scale of its scores: of a pair the share of the task's other pairs
+scored lower (ties count half), of a query its reciprocal rank, 0 beyond the tenth (so that their mean is MRR@10).
+Disagreement is the highest standing minus the lowest, of means over seeds.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def run(config: Config) -> None:
     for name in tasks.names(paths.tasks, config.evaluation.tasks):
         task = tasks.read(paths.task(name), config.evaluation.split)
         where = {"variant": "base", "task": name, "method": [*config.references, *config.methods]}
-        found = read_predictions(paths.predictions, _COLUMNS, where)
-        shown.append(examples(task, found, list(config.methods)))
+        predictions = read_predictions(paths.predictions, _COLUMNS, where)
+        shown.append(examples(task, predictions, list(config.methods)))
     write_json(paths.examples, {"kept": KEPT, "characters": CHARACTERS, "tasks": shown})
     get_logger(__name__).info("%d examples of %d tasks", sum(len(task["examples"]) for task in shown), len(shown))
 
@@ -63,17 +63,17 @@ def examples(task: Task, predictions: pd.DataFrame, methods: Sequence[str]) -> d
     each = queries(predictions) if retrieval else pairs(predictions)
     mean = each.groupby(["query_id", "method"], sort=True)["standing"].mean().unstack("method")
     judged = mean[[name for name in methods if name in mean]]
-    about = predictions.drop_duplicates("query_id").set_index("query_id")[["cluster", "phenomenon"]]
-    order = pd.DataFrame({"spread": (judged.max(axis=1) - judged.min(axis=1)).round(6)}).join(about).reset_index()
+    details = predictions.drop_duplicates("query_id").set_index("query_id")[["cluster", "phenomenon"]]
+    order = pd.DataFrame({"spread": (judged.max(axis=1) - judged.min(axis=1)).round(6)}).join(details).reset_index()
     order = order.sort_values(["spread", "query_id"], ascending=[False, True], kind="stable")
     chosen = order[order["spread"] > 0].drop_duplicates("cluster").head(KEPT)
     texts = TextsOf(task)
-    known = each[each["query_id"].isin(set(chosen["query_id"]))]
-    rows = dict(iter(known.groupby(["query_id", "method"], sort=False)))
+    of_chosen = each[each["query_id"].isin(set(chosen["query_id"]))]
+    rows = dict(iter(of_chosen.groupby(["query_id", "method"], sort=False)))
     first = predictions[predictions["query_id"].isin(set(chosen["query_id"]))]
     if retrieval:
         first = first[first["seed"] == first.groupby("method")["seed"].transform("min")]
-    kept = []
+    entries = []
     for row in chosen.itertuples():
         by_method = {}
         for name in mean.columns:
@@ -89,8 +89,8 @@ def examples(task: Task, predictions: pd.DataFrame, methods: Sequence[str]) -> d
         shown = {"id": row.query_id, "phenomenon": row.phenomenon, "spread": row.spread, **texts.of(row.query_id)}
         if retrieval:
             shown["instead"] = instead(first[first["query_id"] == row.query_id], texts)
-        kept.append(shown | {"methods": by_method})
-    return {"task": task.name, "title": task.title, "type": task.type, "of": len(mean), "examples": kept}
+        entries.append(shown | {"methods": by_method})
+    return {"task": task.name, "title": task.title, "type": task.type, "of": len(mean), "examples": entries}
 
 
 def pairs(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -123,10 +123,10 @@ def instead(predictions: pd.DataFrame, texts: TextsOf) -> list[dict[str, Any]]:
     """The wrong passages of a query that methods rank first, each once with those methods (their first seed)."""
     ordered = predictions.sort_values(["score", "doc_id"], ascending=False, kind="stable")
     top = ordered.drop_duplicates("method")
-    found: dict[str, list[str]] = {}
+    methods_of: dict[str, list[str]] = {}
     for row in top[top["label"] <= 0].sort_values("method").itertuples():
-        found.setdefault(row.doc_id, []).append(row.method)
-    return [{"methods": names, "text": texts.passage(doc)} for doc, names in found.items()]
+        methods_of.setdefault(row.doc_id, []).append(row.method)
+    return [{"methods": names, "text": texts.passage(doc)} for doc, names in methods_of.items()]
 
 
 class TextsOf:

@@ -31,16 +31,16 @@ class Job:
 
 def history(records: dict[str, dict[str, Any]], config: Config, without: Collection[str] = ()) -> list[Job]:
     """The jobs in the order they started, without stages named and runs that the config does not have (any more)."""
-    known = {tuple(run) for run in config.evaluations()} | {tuple(trial.run) for trial in config.trials()}
+    runs = {tuple(run) for run in config.evaluations()} | {tuple(trial.run) for trial in config.trials()}
     stages = set(config.pretexts())
-    found = []
+    jobs = []
     for record in records.values():
         run = (record.get("method"), record.get("variant"), record.get("seed"))
-        foreign = run not in known if "seed" in record else run[0] is not None and run[:2] not in stages
-        if find_stage(record["stage"]) in without or foreign:
+        unknown = run not in runs if "seed" in record else run[0] is not None and run[:2] not in stages
+        if find_stage(record["stage"]) in without or unknown:
             continue
         arguments = " ".join(f"{name}={record[name]}" for name in _ARGUMENTS if name in record)
-        found.append(
+        jobs.append(
             Job(
                 stage=record["stage"],
                 arguments=arguments,
@@ -52,13 +52,13 @@ def history(records: dict[str, dict[str, Any]], config: Config, without: Collect
                 record=record,
             )
         )
-    return sorted(found, key=lambda job: (job.started, job.stage, job.arguments))
+    return sorted(jobs, key=lambda job: (job.started, job.stage, job.arguments))
 
 
-def by_stage(found: Iterable[Job]) -> list[dict[str, Any]]:
+def by_stage(jobs: Iterable[Job]) -> list[dict[str, Any]]:
     """A row a stage, in the order they started: how many jobs, seconds together, most memory, digests of code."""
     rows: dict[str, dict[str, Any]] = {}
-    for job in found:
+    for job in jobs:
         row = rows.setdefault(
             job.stage, {"stage": job.stage, "jobs": 0, "seconds": 0.0, "memory_mb": 0.0, "code": set()}
         )
@@ -69,11 +69,11 @@ def by_stage(found: Iterable[Job]) -> list[dict[str, Any]]:
     return [row | {"code": sorted(row["code"])} for row in rows.values()]
 
 
-def machine(found: Iterable[Job]) -> dict[str, dict[str, list[str]]]:
+def machine(jobs: Iterable[Job]) -> dict[str, dict[str, list[str]]]:
     """`facts` and `packages`, each with all values that occur: more than one where jobs ran in different places."""
     facts: dict[str, set[str]] = {}
     packages: dict[str, set[str]] = {}
-    for job in found:
+    for job in jobs:
         for name in _MACHINE:
             if name in job.record:
                 facts.setdefault(name, set()).add(str(job.record[name]))

@@ -69,42 +69,44 @@ class AblationTable:
         whole = scores[(scores["phenomenon"] == "all") & (scores["metric"] == scores["task_type"].map(HEADLINE))]
         tasks = whole[whole["method"].isin(methods)].drop_duplicates("task").set_index("task")
         judged = sorted(judged_columns(tasks[["task_type", "group"]]), key=lambda pair: GROUPS.index(pair[0]))
-        columns = [_column(group, task, tasks) for group, task in judged]
-        leads = _leads(ablations, context.level)
+        columns = [_make_column(group, task, tasks) for group, task in judged]
+        leads = _find_leads(ablations, context.level)
         rows = []
         for method, variants in methods.items():
             shown = Shown(method, whole[whole["method"] == method], columns, tasks)
-            rows += _rows(shown, variants, leads, context, config)
-        caption = self._caption(scores, len(ablations), context, config, list(methods))
+            rows += _make_rows(shown, variants, leads, context, config)
+        caption = self._write_caption(scores, len(ablations), context, config, list(methods))
         return Table(self.name, self.heading, caption, tuple(columns), tuple(rows))
 
-    def _caption(
+    def _write_caption(
         self, scores: pd.DataFrame, compared: int, context: Context, config: Config, methods: list[str]
     ) -> str:
         paired = config.seeds_of_variants()
-        one = context.titles.get(methods[0], methods[0])
+        name = context.titles.get(methods[0], methods[0])
         whose, than, itself = (
-            (one, one, f"{one} itself")
+            (name, name, f"{name} itself")
             if len(methods) == 1
             else ("Each method", "its method as configured", "the method itself")
         )
-        said = [
-            f"Tier {context.tier}, {'/'.join(sorted(set(scores['split'])))} split. {whose} as configured (set apart), then with the settings "
-            f"in brackets changed and all else as before, nothing tuned anew{_seeds(paired)}. Average: over the tasks of a kind."
+        sentences = [
+            f"Tier {context.tier}, {'/'.join(sorted(set(scores['split'])))} split. {whose} as configured (set apart), "
+            "then with the settings in brackets changed and all else as before, nothing tuned "
+            f"anew{_write_seeds(paired)}. Average: over the tasks of a kind."
         ]
         if compared:
-            said.append(
-                f"↑ ↓: significantly above or below {than}{_seeds(paired)} (paired bootstrap over examples"
-                f"{', spread of seeds' if len(paired) > 1 else ''}, {context.level:.0%}, Holm's correction over {compared} comparisons)."
+            sentences.append(
+                f"↑ ↓: significantly above or below {than}{_write_seeds(paired)} (paired bootstrap over "
+                f"examples{', spread of seeds' if len(paired) > 1 else ''}, {context.level:.0%}, Holm's correction "
+                f"over {compared} comparisons)."
             )
         if len(paired) < 2:
-            said.append(
+            sentences.append(
                 "One training a variant: what another seed would change is in no arrow"
                 + (f"; the first row shows how much that is for {itself}." if len(config.seeds) > 1 else ".")
             )
         if context.generated:
-            said.append(CONTROLLED_TEXT)
-        return " ".join(said)
+            sentences.append(CONTROLLED_TEXT)
+        return " ".join(sentences)
 
 
 @dataclass(frozen=True)
@@ -118,16 +120,16 @@ class Shown:
 
     def cells(self, seeds: Sequence[int], variant: str) -> tuple[Cell, ...]:
         """Mean and sample standard deviation over these seeds; an average is taken over tasks within a seed."""
-        found = self.scores[(self.scores["variant"] == variant) & self.scores["seed"].isin(seeds)]
-        wide = found.pivot(index="seed", columns=["metric", "task"], values="value")
+        chosen = self.scores[(self.scores["variant"] == variant) & self.scores["seed"].isin(seeds)]
+        wide = chosen.pivot(index="seed", columns=["metric", "task"], values="value")
         cells = []
         for column in self.columns:
             members = self.tasks.index[self.tasks["task_type"].map(HEADLINE) == column.metric]
             keys = [(column.metric, task) for task in (members if column.task == AVERAGE else [column.task])]
             if len(wide) != len(set(seeds)) or any(key not in wide or wide[key].isna().any() for key in keys):
                 raise ArtifactError(
-                    f"the collected scores hold no {column.metric} of {self.method}, variant {variant}, for every seed and task; "
-                    "run `snakemake --cores all` again"
+                    f"the collected scores hold no {column.metric} of {self.method}, variant {variant}, for every "
+                    "seed and task; run `snakemake --cores all` again"
                 )
             values = wide[keys].mean(axis=1)
             spread = float(values.std(ddof=1)) if len(values) > 1 else None
@@ -135,7 +137,7 @@ class Shown:
         return tuple(cells)
 
 
-def _rows(
+def _make_rows(
     shown: Shown,
     variants: Mapping[str, str],
     leads: Mapping[tuple[str, str, str, str], Lead],
@@ -151,16 +153,16 @@ def _rows(
     if paired != config.seeds:
         title = f"{name}, {len(config.seeds)} seeds"
         rows.append(Row(f"{key}_all", title, "reference", shown.cells(config.seeds, "base")))
-    rows.append(Row(key, f"{name}{_seeds(paired)}", "reference", shown.cells(paired, "base")))
+    rows.append(Row(key, f"{name}{_write_seeds(paired)}", "reference", shown.cells(paired, "base")))
     groups = list(dict.fromkeys(config.variants[variant].group for variant in variants))
     for variant, owner in sorted(variants.items(), key=lambda item: groups.index(config.variants[item[0]].group)):
-        about = config.variants[variant]
-        title = f"{about.title or variant} ({changes(about.settings)})"
+        settings = config.variants[variant]
+        title = f"{settings.title or variant} ({changes(settings.settings)})"
         marked = tuple(
             replace(cell, lead=leads.get((method, owner, column.task, column.metric), ""))
             for column, cell in zip(shown.columns, shown.cells(paired, owner), strict=True)
         )
-        rows.append(Row(variant, f"{about.group}: {title}" if about.group else title, about.group, marked))
+        rows.append(Row(variant, f"{settings.group}: {title}" if settings.group else title, settings.group, marked))
     return rows
 
 
@@ -170,18 +172,18 @@ def changes(settings: Mapping[str, Any], prefix: str = "") -> str:
     >>> changes({"interaction": {"name": "cosine"}, "gamma": 0.0})
     'interaction.name cosine, gamma 0'
     """
-    said = [
+    texts = [
         changes(value, f"{prefix}{key}.") if isinstance(value, Mapping) else f"{prefix}{key} {plain(value)}"
         for key, value in settings.items()
     ]
-    return ", ".join(said)
+    return ", ".join(texts)
 
 
-def _seeds(seeds: Sequence[int]) -> str:
+def _write_seeds(seeds: Sequence[int]) -> str:
     return f", seed {seeds[0]}" if len(seeds) == 1 else f", seeds {', '.join(map(str, seeds))}"
 
 
-def _column(group: str, task: str, tasks: pd.DataFrame) -> Column:
+def _make_column(group: str, task: str, tasks: pd.DataFrame) -> Column:
     kind = tasks.loc[tasks["group"] == group, "task_type"].iloc[0]
     metric = HEADLINE[kind]
     title = f"{GROUP_TITLES.get(group, group)} average" if task == AVERAGE else tasks.loc[task, "task_title"]
@@ -189,16 +191,16 @@ def _column(group: str, task: str, tasks: pd.DataFrame) -> Column:
     return Column(task, title, metric, METRIC_TITLES.get(metric, metric))
 
 
-def _leads(ablations: pd.DataFrame, level: float) -> dict[tuple[str, str, str, str], Lead]:
+def _find_leads(ablations: pd.DataFrame, level: float) -> dict[tuple[str, str, str, str], Lead]:
     """(method, variant, task, metric) of what differs significantly. The file's difference is the method's lead over
     its variant.
     """
-    found = ablations[ablations["p_holm"] < 1 - level]
+    significant = ablations[ablations["p_holm"] < 1 - level]
     return {
         (SUBJECT if row.method == "base" else row.method, row.baseline, row.task, row.metric): "down"
         if row.difference > 0
         else "up"
-        for row in found.itertuples()
+        for row in significant.itertuples()
     }
 
 

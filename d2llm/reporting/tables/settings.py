@@ -5,7 +5,7 @@ Holds no times: those are in `runs.csv`, and no two runs share them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -55,33 +55,33 @@ class SettingsTable:
             ArtifactError: a configured method was not trained.
         """
         blocks = (
-            self._methods(collected, context, config),
-            self._data(given(collected.card_json, "card_json"), given(collected.scores, "scores")),
+            self._describe_methods(collected, context, config),
+            self._describe_data(given(collected.card_json, "card_json"), given(collected.scores, "scores")),
         )
-        said = [
+        sentences = [
             f"Tier {context.tier}. Methods as configured; every one sees the same pairs in the same order. "
             "Parameters count scalars; rates are the highest of their schedules."
         ]
         if context.generated:
-            said.append(CONTROLLED_TEXT)
-        return PlainTable(self.name, self.heading, " ".join(said), blocks)
+            sentences.append(CONTROLLED_TEXT)
+        return PlainTable(self.name, self.heading, " ".join(sentences), blocks)
 
-    def _methods(self, collected: Collected, context: Context, config: Config) -> Block:
+    def _describe_methods(self, collected: Collected, context: Context, config: Config) -> Block:
         runs, curves = given(collected.trainings, "trainings"), given(collected.curves, "curves")
         runs, curves = (frame[frame["variant"] == "base"] for frame in (runs, curves))
         columns = []
         for name in context.methods:
-            own = runs[runs["method"] == name]
-            if own.empty:
+            trainings = runs[runs["method"] == name]
+            if trainings.empty:
                 raise ArtifactError(f"runs.csv holds no training of {name}; run `snakemake --cores all` again")
             logged = curves.loc[(curves["method"] == name) & (curves["stage"] == FINE_TUNING), "name"]
             # All seeds of a method are trained alike.
-            columns.append(described(name, config, own.iloc[0], list(dict.fromkeys(logged))))
+            columns.append(described(name, config, trainings.iloc[0], list(dict.fromkeys(logged))))
         rows = tuple((setting, *(column[setting] for column in columns)) for setting in columns[0])
         titles = [context.titles.get(name, name) for name in context.methods]
         return Block("methods", "Methods", ("Setting", *titles), rows)
 
-    def _data(self, card: Mapping[str, Any], scores: pd.DataFrame) -> Block:
+    def _describe_data(self, card: Mapping[str, Any], scores: pd.DataFrame) -> Block:
         titles = scores.drop_duplicates("task").set_index("task")["task_title"].to_dict()
         rows = [
             ("training", row["dataset"], row["mode"], count(row["queries"]), count(row["pairs"]), count(row["pool"]))
@@ -91,8 +91,8 @@ class SettingsTable:
             task = row["task"]
             name = f"{titles[task]} ({task})" if task in titles else task
             if "passages" in row:
-                judged = f"{row['relevant_per_query']:g} a query"
-                rows.append((row["split"], name, "asymmetric", count(row["n"]), judged, count(row["passages"])))
+                relevant = f"{row['relevant_per_query']:g} a query"
+                rows.append((row["split"], name, "asymmetric", count(row["n"]), relevant, count(row["passages"])))
             else:
                 rows.append((row["split"], name, "symmetric", NOTHING, count(row["n"]), NOTHING))
         rows += [
@@ -101,8 +101,8 @@ class SettingsTable:
         ]
         header = ("Used for", "Set", "Mode", "Queries", "Pairs", "Passages")
         title = (
-            "Data. Pairs: of training, a query and its positive; of retrieval, judged relevant; of the teacher, a text and a "
-            "candidate. Passages of training: those that negatives are drawn from"
+            "Data. Pairs: of training, a query and its positive; of retrieval, judged relevant; of the teacher, a "
+            "text and a candidate. Passages of training: those that negatives are drawn from"
         )
         return Block("data", title, header, tuple(rows))
 
@@ -140,7 +140,7 @@ def described(name: str, config: Config, run: pd.Series, logged: list[str]) -> d
 
 
 def count(value: int) -> str:
-    """A number of things."""
+    """A number with separators between thousands."""
     return f"{value:,}"
 
 
@@ -152,15 +152,15 @@ def renamed(kind: Literal["pooling", "scorer"], text: str) -> str:
 
 def tuning(recipe: Recipe) -> str:
     """Which weights of the base model train."""
-    found = recipe.tuning
-    more = f", rank {found.r}, α {found.alpha:g}, dropout {found.dropout:g}" if found.kind == "lora" else ""
-    return KINDS[found.kind] + more
+    tuned = recipe.tuning
+    more = f", rank {tuned.r}, α {tuned.alpha:g}, dropout {tuned.dropout:g}" if tuned.kind == "lora" else ""
+    return KINDS[tuned.kind] + more
 
 
 def weights(recipe: Recipe) -> str:
     """Weights of the loss terms, where the recipe has any."""
-    found = [f"{title} {getattr(recipe, key):g}" for title, key in WEIGHTS if hasattr(recipe, key)]
-    return ", ".join(found) or NOTHING
+    texts = [f"{title} {getattr(recipe, key):g}" for title, key in WEIGHTS if hasattr(recipe, key)]
+    return ", ".join(texts) or NOTHING
 
 
 def warmup(value: int | float) -> str:
@@ -175,9 +175,13 @@ def negatives(recipe: Recipe, held: int) -> int:
 
 def pretraining(recipe: Recipe) -> str:
     """The method's own stages before fine-tuning, in the order of the recipe, as updates (or epochs) × texts."""
-    length: Callable[[PretextStage], str] = lambda s: f"{s.epochs:g} epochs" if s.steps is None else str(s.steps)  # noqa: E731
     parts = [(key, value) for key, value in recipe if isinstance(value, PretextStage) and value.steps != 0]
-    return ", ".join(f"{key} {length(part)} × {part.batch_size}" for key, part in parts) or NOTHING
+    return ", ".join(f"{key} {_write_length(part)} × {part.batch_size}" for key, part in parts) or NOTHING
+
+
+def _write_length(stage: PretextStage) -> str:
+    """Epochs, or updates."""
+    return f"{stage.epochs:g} epochs" if stage.steps is None else str(stage.steps)
 
 
 TABLE = SettingsTable()
