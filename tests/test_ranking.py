@@ -14,6 +14,7 @@ import tiny
 import torch
 from datasets import Dataset
 from mteb.abstasks.task_metadata import TaskMetadata
+from test_search import FORMATS
 
 from d2llm.cli.student import as_json, as_trec
 from d2llm.config.evaluation import Bm25Settings, TeacherCandidates
@@ -21,12 +22,10 @@ from d2llm.data.negatives.bm25 import Bm25
 from d2llm.evaluation.adapter import SearchModel
 from d2llm.evaluation.rows.bm25 import Bm25Reference
 from d2llm.evaluation.rows.teacher import TeacherReference
-from d2llm.models.student import Student, TextFormat
+from d2llm.models.student import Student
 from d2llm.search import index as search
 from d2llm.search.index import Index
 from d2llm.search.ranking import best, by_id
-
-FORMATS = {(role, mode): TextFormat((5,)) for role in ("query", "passage") for mode in ("symmetric", "asymmetric")}
 
 
 def plain(scores: np.ndarray, ties: np.ndarray, depth: int) -> list[int]:
@@ -40,10 +39,10 @@ def test_the_best_are_those_of_a_full_sort(values: int, depth: int) -> None:
     rng = np.random.default_rng(depth)
     scores = rng.integers(values, size=(9, 40)).astype(np.float32)
     rows, ties = np.stack([rng.permutation(60)[:40] for _ in scores]), rng.permutation(60)
-    found, chosen = best(torch.from_numpy(scores), torch.from_numpy(rows), torch.from_numpy(ties), depth)
-    for line, places, top, got in zip(scores, rows, found.numpy(), chosen.numpy(), strict=True):
+    top, chosen = best(torch.from_numpy(scores), torch.from_numpy(rows), torch.from_numpy(ties), depth)
+    for line, places, own, got in zip(scores, rows, top.numpy(), chosen.numpy(), strict=True):
         expected = plain(line, ties[places], depth)
-        assert got.tolist() == places[expected].tolist() and top.tolist() == line[expected].tolist()
+        assert got.tolist() == places[expected].tolist() and own.tolist() == line[expected].tolist()
 
 
 def test_ids_descend_as_texts() -> None:
@@ -61,9 +60,8 @@ def test_a_search_ranks_equal_passages_by_the_rule_at_every_depth(
     scorer: tuple[str, dict], share: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Copies of a text score alike to the last bit, although a matrix product may round them differently."""
-    monkeypatch.setattr(search, "PASSAGE_BLOCK", 64)
-    monkeypatch.setattr(search, "FEW", 20)
-    monkeypatch.setattr(search, "LEAST_BUDGET", 8)
+    for name, value in (("PASSAGE_BLOCK", 64), ("FEW", 20), ("LEAST_BUDGET", 8)):
+        monkeypatch.setattr(search, name, value)
     rng = np.random.default_rng(0)
     distinct = [" ".join(rng.choice(tiny.WORDS[:20], 5)) for _ in range(90)]
     passages = [distinct[place] for place in rng.integers(90, size=500)]
@@ -89,9 +87,8 @@ def test_a_saved_index_knows_its_copies(tmp_path: Any) -> None:
     index = Index.build(model, passages)
     assert len(index) == 4 and len(index.cache) == 2
     index.save(tmp_path)
-    again = Index.load(tmp_path, model, mapped=False)
-    for found in (index, again):
-        ((rows, scores),) = found.search(["甲 乙"], 4, ties=np.array([3, 2, 1, 0]))
+    for one in (index, Index.load(tmp_path, model, mapped=False)):
+        ((rows, scores),) = one.search(["甲 乙"], 4, ties=np.array([3, 2, 1, 0]))
         assert [row for row in rows if row != 1] == [3, 2, 0] and len(set(scores[rows != 1].tolist())) == 1
 
 
@@ -107,8 +104,7 @@ class Alike:
 
 def test_references_keep_and_rank_equal_scores_by_the_rule() -> None:
     passages = ["1 苹果", "2 苹果", "2 苹果", "1 香蕉", "2 香蕉", "1 苹果"] * 4
-    ties = np.random.default_rng(1).permutation(24)
-    settings = Bm25Settings(tokens="characters")
+    ties, settings = np.random.default_rng(1).permutation(24), Bm25Settings(tokens="characters")
     every = Bm25(passages, "characters").scores("苹果")
     ((rows, _),) = Bm25Reference(settings).search(["苹果"], passages, 9, ties)
     assert rows.tolist() == plain(every, ties, 9)
@@ -119,14 +115,13 @@ def test_references_keep_and_rank_equal_scores_by_the_rule() -> None:
     reference = TeacherReference(Alike(), TeacherCandidates(bm25=7, dense=5), settings, nearest)
     ((rows, scores),) = reference.search(["苹果"], passages, 24, ties)
     candidates = {*plain(every, ties, 7), *np.argsort(ties)[:5].tolist()}
-    assert set(rows.tolist()) == candidates
     value = dict(zip(rows, scores, strict=True))
     assert rows.tolist() == sorted(candidates, key=lambda row: (-value[row], ties[row]))
     assert len(set(scores.tolist())) <= len({passages[row] for row in candidates})
 
 
 def test_what_is_kept_for_mteb_is_what_trec_eval_ranks_first() -> None:
-    """Ties at the last place that is kept: a document that trec_eval would rank below is not kept in place of one above."""
+    """Ties at the last place that is kept: no document stays that trec_eval would rank below one that goes."""
     rng = np.random.default_rng(2)
     ids = [str(number) for number in rng.permutation(60)]
     levels = rng.integers(4, size=60).astype(np.float32)

@@ -26,7 +26,7 @@ BEHIND = frozenset(
         "vectors",
         "negatives",
         "teacher",
-        "teacher-scores",
+        "teacher_scores",
         "pretext",
         "train",
         "evaluate",
