@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from made_up_run import make, value
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,20 +23,22 @@ from training_records import write_collected
 from d2llm.analysis import comparison, statistics
 from d2llm.config.catalogue import entries
 from d2llm.config.schema import Config
-from d2llm.reporting.collected import Collected
+from d2llm.reporting.collected import Collected, collected
 from d2llm.reporting.drawing import figures
 from d2llm.reporting.figures import leads as figure_leads
 from d2llm.reporting.figures import main as figure_main
-from d2llm.reporting.figures import phenomena as figure_phenomena
+from d2llm.reporting.figures import sweep_nli as figure_sweep_nli
+from d2llm.reporting.layout import tables
+from d2llm.reporting.tables.ablation import TABLE
 from d2llm.run.artifacts import read_csv, write_frame
-from d2llm.run.errors import ArtifactError, ConfigError
+from d2llm.run.errors import ArtifactError
 from d2llm.run.paths import Paths
 from d2llm.run.schemas import COMPARISONS, RUNTIME
 
 METHODS = ["d2llm", "bge", "sgpt"]
 KINDS = {"nli_a": "pair_classification", "nli_b": "pair_classification", "sim": "sts", "ir": "retrieval"}
-TASKS = pd.DataFrame({"task": KINDS, "task_type": KINDS.values(), "group": ["nli", "nli", "sts", "ir"],
-                      "title": ["NLI-A", "NLI-B", "Sim", "IR"]}, index=list(KINDS))  # fmt: skip
+TASKS = pd.DataFrame({"task_type": KINDS, "group": dict(zip(KINDS, ("nli", "nli", "sts", "ir"), strict=True))})
+TITLES = dict(zip(KINDS, ("NLI-A", "NLI-B", "Sim", "IR"), strict=True))
 SKILL = {"d2llm": 2.0, "bge": 0.5, "sgpt": 0.3}
 
 
@@ -78,7 +81,7 @@ def scores_of(frame: pd.DataFrame) -> pd.DataFrame:
                 ranks.append(1 / (order.index(1.0) + 1) if 1.0 in order else 0.0)
             value = np.mean(ranks)
         about = {"tier": "mini", "method": method, "variant": "base", "seed": seed, "split": "test", "task": task}
-        about |= {"task_title": TASKS.loc[task, "title"], "task_type": kind, "group": TASKS.loc[task, "group"]}
+        about |= {"task_title": TITLES[task], "task_type": kind, "group": TASKS["group"][task]}
         about |= {"scorer": "cosine", "candidates": "", "value": float(value), "n": 120}
         for phenomenon, name in (("all", metric), ("hard", "auc" if kind == "pair_classification" else metric)):
             rows.append(about | {"phenomenon": phenomenon, "metric": name})
@@ -131,7 +134,20 @@ def test_the_reported_interval_holds_what_it_claims_over_examples_and_seeds() ->
     by simulation."""
     rng, methods, seeds, n = np.random.default_rng(8), ["subject", "other"], [1, 2, 3], 80
 
-MIDDLE
+    def sides() -> dict[tuple[str, int], pd.DataFrame]:
+        target = rng.normal(size=n)
+        shared = 0.5 * rng.normal(size=n)  # what makes an example hard for both
+        frames = {}
+        for quality, name in zip((1.0, 0.6), methods, strict=True):
+            for seed in seeds:
+                score = max(quality + 0.2 * rng.normal(), 0.0) * target + shared + 0.7 * rng.normal(size=n)
+                frames[name, seed] = pd.DataFrame({"value": score, "target": target, "cluster": range(n)})
+        return frames
+
+    def lead(frames: dict[tuple[str, int], pd.DataFrame]) -> float:
+        rho = {key: stats.spearmanr(side["value"], side["target"])[0] for key, side in frames.items()}
+        return float(np.mean([rho["subject", seed] - rho["other", seed] for seed in seeds]))
+
     truth = np.mean([lead(sides()) for _ in range(2000)])
     held: dict[str, list[bool]] = {"reported": [], "examples alone": []}
     for number in range(160):
@@ -233,6 +249,139 @@ def test_another_subject_is_compared_with_all_others(finished: Config) -> None:
     assert "BGE minus the baseline; right of 0 BGE is better" in drawn
 
 
+# ------------------------------------------------------------------------------------------------ ablations and sweeps
+OTHER = {"method": "d2llm", "title": "Other", "group": "Parts", "settings": {"alpha": 0.5}}
+COLDER = {"method": "bge", "settings": {"temperature": 0.01}}
+
+
+def ablated(tmp_path: Path, **changes: object) -> Config:
+    """D2LLM with two variants, of which one has the predictions of BGE: differences are known from elsewhere. A variant
+    `colder` of BGE has those of D2LLM."""
+    variants = {"other": OTHER, "itself": {"method": "d2llm", "settings": {"alpha": 1.0}}}
+    settings = {"methods": {"d2llm": {}}, "references": [], "variants": variants, "statistics": {"resamples": 500}}
+    config = Config(results=str(tmp_path), **(settings | changes))
+    frame = predictions()
+    paths = Paths.of(config)
+    for path, whole in ((paths.predictions, frame), (paths.scores, scores_of(frame))):
+        other = whole[whole["method"] == "bge"].assign(method="d2llm", variant="other")
+        colder = whole[whole["method"] == "d2llm"].assign(method="bge", variant="colder")
+        write_frame(path, pd.concat([whole, other, colder], ignore_index=True))
+    return config
+
+
+def ablations(config: Config) -> pd.DataFrame:
+    comparison.run_ablations(config)
+    return read_csv(Paths.of(config).ablations, COMPARISONS)
+
+
+def leads_of_bge() -> pd.Series:
+    table = compared(predictions())
+    return table[table["baseline"] == "bge"].set_index("task")["difference"]
+
+
+def test_a_variant_is_compared_like_a_baseline(tmp_path: Path) -> None:
+    rows = ablations(ablated(tmp_path))
+    # NLI by task, other kinds by their average or only task; what is D2LLM itself is not compared.
+    assert sorted(zip(rows["group"], rows["task"], strict=True)) == [
+        ("ir", "ir"), ("nli", "nli_a"), ("nli", "nli_b"), ("sts", "sim"),
+    ]  # fmt: skip
+    assert set(rows["method"]) == {"base"} and set(rows["baseline"]) == {"other"}
+    assert rows.set_index("task")["difference"].to_dict() == pytest.approx(leads_of_bge()[rows["task"]].to_dict())
+    assert rows["p_holm"].to_numpy() == pytest.approx(statistics.holm(rows["p"]))
+
+
+def test_without_variants_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    config = ablated(tmp_path, include=[])
+    assert len(ablations(config)) == 0
+    table = TABLE.build(collected(Paths.of(config), ["scores", "ablations"]), figures.context(config), config)
+    assert table.rows == () and "no variant" in table.caption
+
+
+def test_the_ablation_table_shows_scores_and_what_is_significant(tmp_path: Path) -> None:
+    config = ablated(tmp_path)
+    paths, marked = Paths.of(config), ablations(config)
+    marked["p_holm"] = marked["task"].map({"nli_a": 0.01, "nli_b": 0.9, "sim": 0.01, "ir": 0.2})
+    marked["difference"] = marked["task"].map({"nli_a": 0.2, "nli_b": 0.2, "sim": -0.2, "ir": -0.2})
+    marked.to_csv(paths.ablations, index=False)
+    table = TABLE.build(collected(paths, ["scores", "ablations"]), figures.context(config), config)
+    assert [row.title for row in table.rows] == ["D2LLM, seed 1", "Parts: Other (alpha 0.5)", "itself (alpha 1)"]
+    assert [column.task for column in table.columns] == ["nli_a", "nli_b", "sim", "ir"]
+    # D2LLM above its variant: the variant is down.
+    assert [cell.lead for cell in table.rows[1].cells] == ["down", "", "up", ""]
+    scores = collected(paths, ["scores"]).scores.query("phenomenon == 'all' and method == 'd2llm'")
+    for row, variant in zip(table.rows, ("base", "other", "base"), strict=True):
+        own = scores[scores["variant"] == variant].set_index(["task", "metric"])["value"]
+        expected = [own[column.task, column.metric] for column in table.columns]
+        assert [cell.mean for cell in row.cells] == pytest.approx(expected)
+
+
+def test_variants_of_other_methods_are_compared_with_these(tmp_path: Path) -> None:
+    config = ablated(tmp_path, methods={"bge": {}, "d2llm": {}}, variants={"other": OTHER, "colder": COLDER})
+    rows, leads = ablations(config), leads_of_bge()
+    assert set(zip(rows["method"], rows["baseline"], strict=True)) == {("base", "other"), ("bge", "colder")}
+    for row in rows.itertuples():  # one way for D2LLM, the other way for BGE
+        assert row.difference == pytest.approx(leads[row.task] * (1 if row.method == "base" else -1))
+    # Corrected over both together.
+    assert len(rows) == 8 and rows["p_holm"].to_numpy() == pytest.approx(statistics.holm(rows["p"]))
+
+
+def test_variants_of_other_methods_stand_below_these(tmp_path: Path) -> None:
+    variants = {
+        "colder": COLDER | {"group": "Losses", "title": "colder"},
+        "no_rank": {"method": "d2llm", "group": "Losses", "settings": {"alpha": 0.0}},
+        "wide": {"method": "bge", "group": "Training", "settings": {"hard_negatives": 3}},
+    }
+    config = make(tmp_path, seeds=(1, 2), variants=variants)
+    paths = Paths.of(config)
+    row = dict.fromkeys(COMPARISONS, 0) | {"group": "nli", "metric": "ap", "strongest": False, "p_holm": 0.01}
+    marked = [("base", "no_rank", "nli_a", 0.1), ("bge", "colder", "nli_a", -0.1), ("bge", "wide", "nli_b", 0.1)]
+    marked.append(("sgpt", "colder", "nli_b", 0.1))  # of another method, by the same name
+    names = ("method", "baseline", "task", "difference")
+    rows = [row | dict(zip(names, values, strict=True)) for values in marked]
+    pd.DataFrame(rows).to_csv(paths.ablations, index=False)
+    tables.run(config, "ablation")
+    shown = read_csv(paths.table("ablation", "csv"), {"method": "str", "task": "str", "mean": "float", "lead": "str"})
+    on = shown[shown["task"] == "nli_b"].set_index("method")
+    assert list(on.index) == ["base_all", "base", "no_rank", "bge_base_all", "bge_base", "colder", "wide"]
+    base = value("bge", 1, 1, 1)
+    assert on["mean"].tolist()[4:] == pytest.approx([base, base + 0.01, base + 0.03])
+    text = paths.table("ablation", "md").read_text(encoding="utf-8")
+    titles = [line.split(" | ")[0].strip("| *") for line in text.splitlines() if line.startswith("| ")][2:]
+    assert titles == [
+        "D2LLM, 2 seeds", "D2LLM, seed 1", "Losses: no\\_rank (alpha 0)",
+        "BGE, 2 seeds", "BGE, seed 1", "Losses: colder (temperature 0.01)", "Training: wide (hard\\_negatives 3)",
+    ]  # fmt: skip
+    leads = {(row.method, row.task): row.lead for row in shown.itertuples() if row.lead}
+    assert leads == {("no_rank", "nli_a"): "down", ("colder", "nli_a"): "up", ("wide", "nli_b"): "down"}
+    assert "Each method as configured" in text and "below its method as configured, seed 1" in text
+
+
+def test_a_run_without_d2llm_shows_the_variants_it_has(tmp_path: Path) -> None:
+    config = make(tmp_path, methods=("bge", "sgpt"), variants={"colder": COLDER})
+    pd.DataFrame(columns=list(COMPARISONS)).to_csv(Paths.of(config).ablations, index=False)
+    tables.run(config, "ablation")
+    text = Paths.of(config).table("ablation", "md").read_text(encoding="utf-8")
+    assert "BGE as configured (set apart)" in text and "\n| colder (temperature 0.01) | 0." in text
+
+
+def test_sweeps_draw_every_point_where_it_is(tmp_path: Path) -> None:
+    config = ablated(tmp_path, sweeps={"d2llm": {"alpha": [0.5, 1.0]}})
+    assert config.points()["d2llm", "other"] == ("d2llm", "alpha=0.5")
+    scores = collected(Paths.of(config), ["scores"]).scores.replace({"variant": {"other": "alpha=0.5"}})
+    figure = figure_sweep_nli.draw(figures.Data(Collected(scores=scores), figures.context(config), config))
+    (axis,) = figure.axes
+    own = scores.query("method == 'd2llm' and phenomenon == 'all' and metric == 'ap'")
+    values = own.set_index(["task_title", "variant"])["value"]
+    lines = {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
+    assert set(lines) == {"NLI-A", "NLI-B"}
+    for title, line in lines.items():
+        assert list(line.get_ydata()) == pytest.approx([values[title, "alpha=0.5"], values[title, "base"]])
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0.5", "1"]
+    # What is configured is filled.
+    filled = [line for line in axis.lines if line.get_label().startswith("_")]
+    assert {line.get_xdata()[0] for line in filled} == {1} and len(filled) == 2
+
+
 # ------------------------------------------------------------------------------------------------------------- figures
 @pytest.mark.slow
 def test_figures_need_collected_files_only_and_come_out_the_same(finished: Config) -> None:
@@ -279,17 +428,6 @@ def test_every_text_of_a_figure_can_be_read_in_print(finished: Config, monkeypat
     assert seen == list(entries("figure"))
 
 
-def test_unknown_figure_and_missing_comparisons_are_errors(finished: Config) -> None:
-    with pytest.raises(ConfigError, match="no figure named 'nope'; known: main"):
-        figures.run(finished, "nope")
-    Paths.of(finished).comparisons.write_text("group,task\nnli,a\n", encoding="utf-8")
-    with pytest.raises(ArtifactError, match="comparisons.csv: damaged CSV .column 'metric' is missing"):
-        figures.run(finished, "leads")
-    Paths.of(finished).comparisons.unlink()
-    with pytest.raises(ArtifactError, match="comparisons.csv: missing"):
-        figures.run(finished, "leads")
-
-
 @pytest.fixture
 def styled() -> Iterator[None]:
     matplotlib.use("Agg")
@@ -331,12 +469,3 @@ def test_every_score_is_drawn_in_its_panel(styled: None) -> None:
     for axis, (group, names) in zip(figure.axes, rows.items(), strict=True):
         assert {round(value, 9) for value in means[group]} <= {x for x, _ in marks(axis)}
         assert [label.get_text() for label in axis.get_yticklabels()] == names
-
-
-def test_the_heat_map_shows_each_method_in_its_column(styled: None) -> None:
-    frame = predictions()
-    figure = figure_phenomena.draw(data_of(frame, compared(frame)))
-    auc = scores_of(frame).query("metric == 'auc'").set_index(["task", "method"])["value"]
-    for axis, task in zip(figure.axes[:2], ("nli_a", "nli_b"), strict=True):
-        names = [label.get_text().lower() for label in axis.get_xticklabels()]
-        assert dict(zip(names, axis.images[0].get_array()[0], strict=True)) == pytest.approx(auc[task].to_dict())

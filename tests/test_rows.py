@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 from task_folders import retrieval_task, sts_task
+from test_search import plain
 
 from d2llm.config.evaluation import Bm25Settings, EvaluationSettings, TeacherCandidates
 from d2llm.data.negatives.bm25 import Bm25, tokens
@@ -21,7 +22,14 @@ from d2llm.evaluation import tasks
 from d2llm.evaluation.rows.bm25 import Bm25Reference
 from d2llm.evaluation.rows.teacher import TeacherReference
 
-DOCUMENTS = [*("张伟昨天在公园买了苹果", "李娜今天在学校买了书", "张伟没有在公园买苹果"), *("天气很好", "苹果苹果苹果很好吃", "!?")]  # fmt: skip
+DOCUMENTS = [
+    "张伟昨天在公园买了苹果",
+    "李娜今天在学校买了书",
+    "张伟没有在公园买苹果",
+    "天气很好",
+    "苹果苹果苹果很好吃",
+    "!?",
+]
 
 
 def formula(query: list[str], documents: list[list[str]], k1: float, b: float) -> np.ndarray:
@@ -134,6 +142,34 @@ def test_teacher_reranks_the_union_of_both_candidate_lists_and_nothing_else():
         np.testing.assert_allclose(scores, [len(query) + int(passages[i]) + 1.0 for i in index])
     assert all(len(texts) == len(set(texts)) and mode == "asymmetric" for _, texts, mode in teacher.read)
     assert [len(index) for index, _ in reference.search(queries, passages, 5, np.arange(50))] == [5, 5]
+
+
+class Alike:
+    """A teacher that scores by a text's first character alone, and adds rounding noise by place, as batches do."""
+
+    def score(self, groups: list[tuple[str, list[str]]], mode: str) -> list[np.ndarray]:
+        return [
+            np.array([(float(text[0]) * (1 + place * 2**-23), 0.0) for place, text in enumerate(texts)], np.float32)
+            for _, texts in groups
+        ]
+
+
+def test_references_keep_and_rank_equal_scores_by_the_rule() -> None:
+    passages = ["1 苹果", "2 苹果", "2 苹果", "1 香蕉", "2 香蕉", "1 苹果"] * 4
+    ties, settings = np.random.default_rng(1).permutation(24), Bm25Settings(tokens="characters")
+    every = Bm25(passages, "characters").scores("苹果")
+    ((rows, _),) = Bm25Reference(settings).search(["苹果"], passages, 9, ties)
+    assert rows.tolist() == plain(every, ties, 9)
+
+    def nearest(queries: list[str], texts: list[str], depth: int, ties: np.ndarray) -> list[np.ndarray]:
+        return [np.argsort(ties)[:depth] for _ in queries]
+
+    reference = TeacherReference(Alike(), TeacherCandidates(bm25=7, dense=5), settings, nearest)
+    ((rows, scores),) = reference.search(["苹果"], passages, 24, ties)
+    candidates = {*plain(every, ties, 7), *np.argsort(ties)[:5].tolist()}
+    value = dict(zip(rows, scores, strict=True))
+    assert rows.tolist() == sorted(candidates, key=lambda row: (-value[row], ties[row]))
+    assert len(set(scores.tolist())) <= len({passages[row] for row in candidates})
 
 
 def test_reference_rows_go_through_the_same_adapter(tmp_path, monkeypatch):
