@@ -92,7 +92,7 @@ def compared(frame: pd.DataFrame, seed: int = 1) -> pd.DataFrame:
     return comparison.compare(frame, TASKS, METHODS, 400, 0.95, seed)
 
 
-def test_values_are_the_metrics_and_leads_are_found() -> None:
+def test_values_are_the_metrics_and_leads_are_found_where_there_are_some() -> None:
     frame = predictions()
     table, scores = compared(frame), scores_of(frame)
     comparison.check(table, scores)  # by other libraries
@@ -106,10 +106,7 @@ def test_values_are_the_metrics_and_leads_are_found() -> None:
     assert (nli["p_holm"] < 0.05).all() and (nli["difference"] > 0).all()
     own = scores.query("phenomenon == 'all' and task == 'sim' and method != 'd2llm'").set_index("method")["value"]
     assert table.query("task == 'sim' and strongest")["baseline"].tolist() == [own.idxmax()]
-
-
-def test_a_method_does_not_differ_from_itself() -> None:
-    frame = predictions()
+    # A method does not differ from itself.
     twin = frame[frame["method"] == "d2llm"].assign(method="bge")
     same = compared(pd.concat([frame[frame["method"] != "bge"], twin])).query("baseline == 'bge'")
     assert (same[["difference", "low", "high"]] == 0).all(axis=None) and (same["p"] == 1).all()
@@ -279,40 +276,39 @@ def leads_of_bge() -> pd.Series:
     return table[table["baseline"] == "bge"].set_index("task")["difference"]
 
 
-def test_a_variant_is_compared_like_a_baseline(tmp_path: Path) -> None:
-    rows = ablations(ablated(tmp_path))
+def test_a_variant_is_compared_like_a_baseline_and_the_table_shows_it(tmp_path: Path) -> None:
+    config = ablated(tmp_path)
+    paths, rows = Paths.of(config), ablations(config)
     # NLI by task, other kinds by their average or only task; what is D2LLM itself is not compared.
-    assert sorted(zip(rows["group"], rows["task"], strict=True)) == [
-        ("ir", "ir"), ("nli", "nli_a"), ("nli", "nli_b"), ("sts", "sim"),
-    ]  # fmt: skip
+    compared_on = sorted(zip(rows["group"], rows["task"], strict=True))
+    assert compared_on == [("ir", "ir"), ("nli", "nli_a"), ("nli", "nli_b"), ("sts", "sim")]
     assert set(rows["method"]) == {"base"} and set(rows["baseline"]) == {"other"}
     assert rows.set_index("task")["difference"].to_dict() == pytest.approx(leads_of_bge()[rows["task"]].to_dict())
     assert rows["p_holm"].to_numpy() == pytest.approx(statistics.holm(rows["p"]))
+    rows["p_holm"] = rows["task"].map({"nli_a": 0.01, "nli_b": 0.9, "sim": 0.01, "ir": 0.2})
+    rows["difference"] = rows["task"].map({"nli_a": 0.2, "nli_b": 0.2, "sim": -0.2, "ir": -0.2})
+    rows.to_csv(paths.ablations, index=False)
+    files = collected(paths, ["scores", "ablations"])
+    table = TABLE.build(files, figures.context(config), config)
+    assert [row.title for row in table.rows] == ["D2LLM, seed 1", "Parts: Other (alpha 0.5)", "itself (alpha 1)"]
+    # D2LLM above its variant: the variant is down.
+    assert [cell.lead for cell in table.rows[1].cells] == ["down", "", "up", ""]
+    scores = files.scores.query("phenomenon == 'all' and method == 'd2llm'")
+    for row, variant in zip(table.rows, ("base", "other", "base"), strict=True):
+        own = scores[scores["variant"] == variant].set_index("task")["value"]
+        assert [cell.mean for cell in row.cells] == pytest.approx(own[["nli_a", "nli_b", "sim", "ir"]].tolist())
 
 
-def test_without_variants_there_is_nothing_to_compare(tmp_path: Path) -> None:
-    config = ablated(tmp_path, include=[])
+def test_a_run_without_variants_or_without_d2llm_has_its_table(tmp_path: Path) -> None:
+    config = ablated(tmp_path / "none", include=[])
     assert len(ablations(config)) == 0
     table = TABLE.build(collected(Paths.of(config), ["scores", "ablations"]), figures.context(config), config)
     assert table.rows == () and "no variant" in table.caption
-
-
-def test_the_ablation_table_shows_scores_and_what_is_significant(tmp_path: Path) -> None:
-    config = ablated(tmp_path)
-    paths, marked = Paths.of(config), ablations(config)
-    marked["p_holm"] = marked["task"].map({"nli_a": 0.01, "nli_b": 0.9, "sim": 0.01, "ir": 0.2})
-    marked["difference"] = marked["task"].map({"nli_a": 0.2, "nli_b": 0.2, "sim": -0.2, "ir": -0.2})
-    marked.to_csv(paths.ablations, index=False)
-    table = TABLE.build(collected(paths, ["scores", "ablations"]), figures.context(config), config)
-    assert [row.title for row in table.rows] == ["D2LLM, seed 1", "Parts: Other (alpha 0.5)", "itself (alpha 1)"]
-    assert [column.task for column in table.columns] == ["nli_a", "nli_b", "sim", "ir"]
-    # D2LLM above its variant: the variant is down.
-    assert [cell.lead for cell in table.rows[1].cells] == ["down", "", "up", ""]
-    scores = collected(paths, ["scores"]).scores.query("phenomenon == 'all' and method == 'd2llm'")
-    for row, variant in zip(table.rows, ("base", "other", "base"), strict=True):
-        own = scores[scores["variant"] == variant].set_index(["task", "metric"])["value"]
-        expected = [own[column.task, column.metric] for column in table.columns]
-        assert [cell.mean for cell in row.cells] == pytest.approx(expected)
+    config = make(tmp_path, methods=("bge", "sgpt"), variants={"colder": COLDER})
+    pd.DataFrame(columns=list(COMPARISONS)).to_csv(Paths.of(config).ablations, index=False)
+    tables.run(config, "ablation")
+    text = Paths.of(config).table("ablation", "md").read_text(encoding="utf-8")
+    assert "BGE as configured (set apart)" in text and "\n| colder (temperature 0.01) | 0." in text
 
 
 def test_variants_of_other_methods_are_compared_with_these(tmp_path: Path) -> None:
@@ -354,14 +350,6 @@ def test_variants_of_other_methods_stand_below_these(tmp_path: Path) -> None:
     leads = {(row.method, row.task): row.lead for row in shown.itertuples() if row.lead}
     assert leads == {("no_rank", "nli_a"): "down", ("colder", "nli_a"): "up", ("wide", "nli_b"): "down"}
     assert "Each method as configured" in text and "below its method as configured, seed 1" in text
-
-
-def test_a_run_without_d2llm_shows_the_variants_it_has(tmp_path: Path) -> None:
-    config = make(tmp_path, methods=("bge", "sgpt"), variants={"colder": COLDER})
-    pd.DataFrame(columns=list(COMPARISONS)).to_csv(Paths.of(config).ablations, index=False)
-    tables.run(config, "ablation")
-    text = Paths.of(config).table("ablation", "md").read_text(encoding="utf-8")
-    assert "BGE as configured (set apart)" in text and "\n| colder (temperature 0.01) | 0." in text
 
 
 def test_sweeps_draw_every_point_where_it_is(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from d2llm.reporting.collected import collected
 from d2llm.reporting.drawing import figures
 from d2llm.reporting.figures import dev as figure_dev
 from d2llm.reporting.figures import losses as figure_losses
-from d2llm.run.artifacts import append_jsonl, read_csv, read_frame, read_json, write_frame, write_json
+from d2llm.run.artifacts import append_jsonl, read_csv, read_frame, read_json, write_json
 from d2llm.run.errors import ArtifactError
 from d2llm.run.paths import Paths
 from d2llm.run.schemas import CURVES, RUNS
@@ -60,13 +60,12 @@ def test_curves_hold_every_term_and_score_and_nothing_else(config: Config) -> No
 def test_several_logs_make_one_curve(tmp_path: Path) -> None:
     run = made.Run("bge", "base", 1)
     whole = made.records(run)
-    files = {name: tmp_path / f"{name}.jsonl" for name in ("a", "b", "all")}
     for name, part in (("a", whole[:3]), ("b", whole[3:]), ("all", whole)):
         for record in part:
-            append_jsonl(files[name], record)
+            append_jsonl(tmp_path / f"{name}.jsonl", record)
 
     def read(*names: str) -> pd.DataFrame:
-        return curves.curves({run: [files[name] for name in names]}, {run: made.UPDATES})
+        return curves.curves({run: [tmp_path / f"{name}.jsonl" for name in names]}, {run: made.UPDATES})
 
     pd.testing.assert_frame_equal(read("a", "b"), read("all"))
     with pytest.raises(ArtifactError, match="all.jsonl and .*a.jsonl: lm of bge, own, step 50, twice"):
@@ -88,7 +87,6 @@ def test_damage_is_told_by_name(config: Config) -> None:
         (good.replace('"step": 8,', "", 1), "log.jsonl: record 4 has no stage and step"),
         (good.replace('"fi": 0.001', '"fi": NaN', 1), "log.jsonl: record 1: fi is nan, expected a finite number"),
         (good.replace('"fi": 0.001', '"fi": "low"', 1), "log.jsonl: record 1: fi is 'low', expected a finite number"),
-        ("{broken\n" + good, "log.jsonl: line 1 is not JSON"),
         ("\n".join(good.split("\n")[:10]), "log.jsonl: fine-tuning ends at update 20, expected 40"),
     ):
         assert text != good
@@ -100,7 +98,6 @@ def test_damage_is_told_by_name(config: Config) -> None:
         ({"seed": 7}, r"summary.json: of run \('d2llm', 'base', 7\), expected \('d2llm', 'base', 1\)"),
         ({"parameters": {}}, "summary.json or provenance.json beside it: damaged .*backbone_trained"),
         ({"last_losses": {}}, "damaged .*loss"),
-        ({"seconds": "long"}, "damaged"),
     ):
         write_json(folder / "summary.json", summary | wrong)
         refused(message)
@@ -184,13 +181,3 @@ def test_dev_curves_are_means_over_tasks_and_seeds(config: Config, styled: None)
         np.testing.assert_allclose(line.get_ydata(), [(0.5 + 0.04 + 0.015 + 0.1) / 2])
     none = figure_dev.draw(changed(data, curves=own[own["stage"] != "dev"]))
     assert "No development scores" in none.texts[0].get_text()
-
-
-def test_damaged_collected_files_are_refused(config: Config) -> None:
-    paths = Paths.of(config)
-    write_frame(paths.curves, read_frame(paths.curves).assign(value=np.inf))
-    with pytest.raises(ArtifactError, match="curves.parquet: column 'value' holds a value that is not finite"):
-        collected(paths, ("curves",))
-    paths.trainings.write_text("method\nbge\n", encoding="utf-8")
-    with pytest.raises(ArtifactError, match="runs.csv: damaged CSV .column 'variant' is missing"):
-        collected(paths, ("trainings",))

@@ -298,7 +298,7 @@ def test_tasks_are_found_by_folder_and_wanted_ones_must_be_there(tmp_path):
         tasks.names(tmp_path / "nowhere")
 
 
-# ------------------------------------------------------------------------------------------- a whole run, and collecting
+# ------------------------------------------------------------------------------------------ a whole run, and collecting
 @pytest.fixture
 def suite(tmp_path, monkeypatch):
     """A results folder with three tasks and two evaluated methods whose students are fake."""

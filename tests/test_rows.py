@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from math import log
 from pathlib import Path
 
@@ -59,19 +60,16 @@ def test_bm25_is_its_formula(kind, query):
     np.testing.assert_array_equal(Bm25(["!", "。"], kind).scores(query), [0, 0])  # documents without words
 
 
-def test_tokens_are_words_or_characters_without_punctuation():
-    assert tokens("我爱北京天安门，OK！", "words") == ["我", "爱", "北京", "天安门", "ok"]
-    assert tokens("北京 A1。", "characters") == ["北", "京", "a", "1"]
-
-
 def python(code: str, **environment: str) -> str:
     """What a process of its own prints."""
     command = [sys.executable, "-c", code]
     return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True).stdout
 
 
-def test_words_are_those_of_the_installed_dictionary(tmp_path: Path) -> None:
+def test_words_are_those_of_the_installed_dictionary_without_punctuation(tmp_path: Path) -> None:
     """jieba takes whatever lies in its place for a cache, from any version and anybody, as its dictionary."""
+    assert tokens("我爱北京天安门，OK！", "words") == ["我", "爱", "北京", "天安门", "ok"]
+    assert tokens("北京 A1。", "characters") == ["北", "京", "a", "1"]
     words = {"我爱": 10**9, "我": 0, "北": 0, "北京天安门": 10**9, "北京天安": 0}
     stale = f"import jieba; jieba.dt.gen_pfdict = lambda file: ({words!r}, 10**9); jieba.initialize()"
     python(stale, TMPDIR=str(tmp_path))
@@ -102,29 +100,29 @@ def test_bm25_reference_takes_the_second_text_as_the_document():
 class FakeTeacher:
     """Logits by a rule; records what it read."""
 
-    def __init__(self) -> None:
-        self.read: list[tuple[str, list[str], str]] = []
-
-    @staticmethod
-    def logits(query: str, text: str, mode: str) -> tuple[float, float]:
-        return float(len(query) + int(text)), 0.5 * len(query) if mode == "symmetric" else -1.0
+    def __init__(self, rule: Callable[[str, str, str], tuple[float, float]]) -> None:
+        self.rule, self.read = rule, []
 
     def score(self, groups, mode):
         self.read += [(query, list(texts), mode) for query, texts in groups]
-        return [np.array([self.logits(q, t, mode) for t in texts], dtype=np.float32) for q, texts in groups]
+        return [np.array([self.rule(q, t, mode) for t in texts], dtype=np.float32) for q, texts in groups]
+
+
+def numbers(query: str, text: str, mode: str) -> tuple[float, float]:
+    return float(len(query) + int(text)), 0.5 * len(query) if mode == "symmetric" else -1.0
 
 
 def test_teacher_scores_pairs_as_yes_minus_no_and_reads_a_first_text_once():
-    teacher = FakeTeacher()
+    teacher = FakeTeacher(numbers)
     pairs = [("ab", "3"), ("c", "1"), ("ab", "2"), ("c", "9")]
     reference = TeacherReference(teacher, TeacherCandidates(), Bm25Settings(), lambda *_: [])
-    yes_no = [FakeTeacher.logits(q, t, "symmetric") for q, t in pairs]
+    yes_no = [numbers(q, t, "symmetric") for q, t in pairs]
     np.testing.assert_allclose(reference.score_pairs(pairs, "symmetric"), [yes - no for yes, no in yes_no])
     assert teacher.read == [("ab", ["3", "2"], "symmetric"), ("c", ["1", "9"], "symmetric")]
 
 
 def test_teacher_reranks_the_union_of_both_candidate_lists_and_nothing_else():
-    teacher, asked = FakeTeacher(), []
+    teacher, asked = FakeTeacher(numbers), []
     passages, queries = [str(number) for number in range(10, 60)], ["3", "99"]
 
     def dense(queries, texts, depth, ties):
@@ -144,22 +142,20 @@ def test_teacher_reranks_the_union_of_both_candidate_lists_and_nothing_else():
     assert [len(index) for index, _ in reference.search(queries, passages, 5, np.arange(50))] == [5, 5]
 
 
-class Alike:
-    """A teacher that scores by a text's first character alone, and adds rounding noise by place, as batches do."""
-
-    def score(self, groups: list[tuple[str, list[str]]], mode: str) -> list[np.ndarray]:
-        return [
-            np.array([(float(text[0]) * (1 + place * 2**-23), 0.0) for place, text in enumerate(texts)], np.float32)
-            for _, texts in groups
-        ]
-
-
 def test_references_keep_and_rank_equal_scores_by_the_rule() -> None:
     passages = ["1 苹果", "2 苹果", "2 苹果", "1 香蕉", "2 香蕉", "1 苹果"] * 4
     ties, settings = np.random.default_rng(1).permutation(24), Bm25Settings(tokens="characters")
     every = Bm25(passages, "characters").scores("苹果")
     ((rows, _),) = Bm25Reference(settings).search(["苹果"], passages, 9, ties)
     assert rows.tolist() == plain(every, ties, 9)
+
+    class Alike:
+        """Scores by a text's first character alone, and adds rounding noise by place, as batches do."""
+
+        def score(self, groups, mode):
+            assert all(len(own) == len(set(own)) for _, own in groups)  # each text is read once
+            noise = 1 + np.arange(99) * 2**-23
+            return [np.array([(float(t[0]) * n, 0) for t, n in zip(ts, noise, strict=False)]) for _, ts in groups]
 
     def nearest(queries: list[str], texts: list[str], depth: int, ties: np.ndarray) -> list[np.ndarray]:
         return [np.argsort(ties)[:depth] for _ in queries]
@@ -177,18 +173,15 @@ def test_reference_rows_go_through_the_same_adapter(tmp_path, monkeypatch):
     monkeypatch.setenv("MTEB_CACHE", str(tmp_path / "mteb"))
     from d2llm.evaluation.evaluate import evaluate
 
-    class LengthTeacher(FakeTeacher):
-        @staticmethod
-        def logits(query: str, text: str, mode: str) -> tuple[float, float]:
-            return float(sum(map(ord, query)) % 97 + 2 * (sum(map(ord, text)) % 89)), 0.0
+    def rule(query: str, text: str, mode: str) -> tuple[float, float]:
+        return float(sum(map(ord, query)) % 97 + 2 * (sum(map(ord, text)) % 89)), 0.0
 
     folders = [sts_task(tmp_path), retrieval_task(tmp_path)]
     read = [tasks.read(folder, "test") for folder in folders]
     rank = lambda queries, passages, depth, ties: [np.arange(depth)] * len(queries)  # noqa: E731
-    teacher = TeacherReference(LengthTeacher(), TeacherCandidates(), Bm25Settings(tokens="characters"), rank)
+    teacher = TeacherReference(FakeTeacher(rule), TeacherCandidates(), Bm25Settings(tokens="characters"), rank)
     scores, predictions = evaluate(teacher, read, "teacher/base/seed1", EvaluationSettings())
     frame = pd.read_parquet(folders[0] / "test.parquet")
-    rule = LengthTeacher.logits
     both = [rule(a, b, "")[0] + rule(b, a, "")[0] for a, b in zip(frame.sentence1, frame.sentence2, strict=True)]
     np.testing.assert_allclose(predictions.score[predictions.task == "sts_x"], np.array(both) / 2)
     spearman = scores.query("task == 'sts_x' and phenomenon == 'all' and metric == 'spearman'").value.item()

@@ -86,6 +86,12 @@ def test_the_teacher_is_extrapolated_in_proportion(measured: tuple[Config, pd.Da
     assert own["extrapolated"].tolist() == [False, True, True]  # it reads 30 pairs
     for column in ("median", "q1", "q3"):
         assert own.loc[300, column] / own.loc[60, column] == pytest.approx(300 / 60, rel=1e-4)
+
+    class Likes:
+        def score(self, groups: list, mode: str) -> list[np.ndarray]:
+            return [np.array([[len(passage), 1.0] for passage in passages]) for _, passages in groups]
+
+    assert runtime.best(Likes(), "q", ["a", "aaa", "aa", ""], 3).tolist() == [1, 2, 0]  # what it likes best
     counts: list[int] = []
 
     def measure(count: int) -> np.ndarray:
@@ -109,14 +115,6 @@ def test_the_clock_warms_up_and_keeps_to_its_budget() -> None:
     assert seconds.min() >= 0.02 and np.median(seconds) < 0.15
     assert len(runtime.clock(call, [1], RuntimeSettings(repeats=50, seconds=0.1))) <= 5
     assert len(runtime.clock(call, [1], RuntimeSettings(repeats=50, seconds=0.001))) == 3  # never fewer
-
-
-def test_the_teacher_returns_what_it_likes_best() -> None:
-    class Likes:
-        def score(self, groups: list, mode: str) -> list[np.ndarray]:
-            return [np.array([[len(passage), 1.0] for passage in passages]) for _, passages in groups]
-
-    assert runtime.best(Likes(), "q", ["a", "aaa", "aa", ""], 3).tolist() == [1, 2, 0]
 
 
 def test_texts_are_those_of_retrieval_or_else_of_pairs(tiny_data: Config, tmp_path: Path) -> None:

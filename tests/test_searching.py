@@ -121,7 +121,7 @@ REFUSED = {
     "index --student none --passages twice.csv --id nr --to x": (
         "twice.csv: line 4, column 'nr': expected every id once; found 'a', as in line 2"
     ),
-    "index --student none --passages corpus.txt --id nr --to x": "--id: corpus.txt holds a text a line and has no columns",
+    "index --student none --passages corpus.txt --id nr --to x": "--id: corpus.txt holds a text a line and has no",
     "encode --student none --texts corpus.txt --column says --to x.npy": "--column: corpus.txt holds a text a line",
     f"{FIND} --query ' '": "--query: expected a text; found ' '",
     f"{FIND} --query '\u200b'": r"--query: expected a text; found '\u200b'",
@@ -233,7 +233,7 @@ def test_a_text_a_line_keeps_the_numbers_of_lines(content: bytes, expected: list
         assert frame["text"].tolist() == expected and frame["id"].tolist() == ["0", "1"]
 
 
-# -------------------------------------------------------------------------------------------------------------- exported
+# ------------------------------------------------------------------------------------------------------------- exported
 def test_the_export_in_sentence_transformers(trained, folder, tmp_path):
     place = export(trained, "d2llm", "base", 1, tmp_path / "out")
     assert not list(place.rglob("*.bin")) + list(place.rglob("*.py")) + list(place.rglob("*.pt"))
@@ -351,21 +351,18 @@ def test_query_document_and_neither_are_framed_as_the_student_was_trained():
 
 
 def test_the_card_holds_the_runs_own_scores(tmp_path):
-    same = ("sts", "test", "spearman")
-    rows = [
-        ("d2llm", "base", 1, "a", "all", *same, 0.51239, 7), ("d2llm", "base", 1, "a", "denial", *same, 0.4, 3),
-        ("d2llm", "base", 2, "a", "all", *same, 0.6, 7), ("bge", "base", 1, "a", "all", *same, 0.7, 7),
-    ]  # fmt: skip
-    columns = ["method", "variant", "seed", "task", "phenomenon", "task_type", "split", "metric", "value", "n"]
-    file = tmp_path / "scores.csv"
-    pd.DataFrame(rows, columns=columns).to_csv(file)
-    shown = scores(file, "d2llm", "base", 1).splitlines()[2:]
+    columns = ["method", "variant", "seed", "task", "phenomenon", "value", "n"]
+    rows = [("d2llm", "base", 1, "a", "all", 0.51239, 7), ("d2llm", "base", 1, "a", "denial", 0.4, 3),
+            ("d2llm", "base", 2, "a", "all", 0.6, 7), ("bge", "base", 1, "a", "all", 0.7, 7)]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=columns).assign(task_type="sts", split="test", metric="spearman")
+    frame.to_csv(tmp_path / "scores.csv")
+    shown = scores(tmp_path / "scores.csv", "d2llm", "base", 1).splitlines()[2:]
     assert shown == ["| a | sts | test | spearman | 0.5124 | 7 |"]
-    none = [scores(file, "sgpt", "base", 1), scores(tmp_path / "no.csv", "d2llm", "base", 1)]
+    none = [scores(tmp_path / "scores.csv", "sgpt", "base", 1), scores(tmp_path / "no.csv", "d2llm", "base", 1)]
     assert none == ["Not evaluated."] * 2
 
 
-# --------------------------------------------------------------------------------------------------------------- looking
+# -------------------------------------------------------------------------------------------------------------- looking
 def test_attention_is_what_the_pooling_weighs_states_with(folder):
     student = d2llm.load(folder)
     tokens, shares = student.attention(QUESTION)
@@ -381,9 +378,8 @@ def test_attention_is_what_the_pooling_weighs_states_with(folder):
         out = pma.norm0(pma.seed + pooled)
         out = pma.norm1(out + pma.output(out).relu())
     close(student.encode([QUESTION], "query")[0], out, rtol=1e-4, atol=1e-5)
-    student.pooling_spec, student.pooling = ("mean", {}), torch.nn.Identity()
     with pytest.raises(ConfigError, match="pooling mean has no attention to show"):
-        student.attention(QUESTION)
+        Student(tiny.backbone("decoder"), ("mean", {}), ("cosine", {}), student.formats).attention(QUESTION)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

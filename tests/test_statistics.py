@@ -37,9 +37,7 @@ def test_resamples_keep_their_size_and_are_uniform() -> None:
     counts = statistics.resamples(np.random.default_rng(0), np.arange(10), 20_000)
     assert (counts.sum(1) == 10).all()
     assert counts.mean(0) == pytest.approx(np.ones(10), abs=0.03)
-
-
-def test_clusters_are_drawn_whole() -> None:
+    # Clusters are drawn whole.
     counts = statistics.resamples(np.random.default_rng(0), np.array([0, 0, 1, 2, 2, 2]), 500)
     assert (counts[:, 0] == counts[:, 1]).all() and (counts[:, 3] == counts[:, 5]).all()
     assert (counts[:, [0, 2, 3]].sum(1) == 3).all()
@@ -59,10 +57,6 @@ def test_intervals_cover_what_they_claim_over_seeds(size: int) -> None:
         rejected.append(shifted.p < 0.05)
     assert np.mean(held) == pytest.approx(0.95, abs=0.025)
     assert np.mean(rejected) == pytest.approx(0.05, abs=0.025)
-
-
-def test_the_luck_of_one_seed_is_not_known() -> None:
-    assert (statistics.seed_luck(np.random.default_rng(0), np.array([0.3]), 5) == 0).all()
 
 
 def test_clustered_examples_need_clusters() -> None:
@@ -94,6 +88,8 @@ def test_interval_by_hand() -> None:
     assert (interval.low, interval.high) == pytest.approx(np.quantile([-1, *range(1, 99)], [0.05, 0.95]))
     assert statistics.interval(0.0, np.array([np.nan])).p == 1.0
     assert statistics.interval(0.0, np.zeros(9)).p == 1.0
+    # The luck of one seed is not known.
+    assert (statistics.seed_luck(np.random.default_rng(0), np.array([0.3]), 5) == 0).all()
 
 
 def paired(rng: np.random.Generator, n: int, count: int, lead: float) -> statistics.Interval:

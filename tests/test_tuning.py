@@ -94,7 +94,9 @@ def test_a_trial_is_judged_on_dev_by_kinds_of_task_alike() -> None:
         judged(SCORES.assign(split="test"))
 
 
-def test_the_best_mean_of_each_method_is_chosen() -> None:
+def test_the_best_mean_of_each_method_is_chosen_and_an_edge_is_said() -> None:
+    axes = {"rate": [1, 2, 3], "gamma": [0, 1]}
+    assert [at_edge(axes, {"rate": rate, "gamma": 0}) for rate in (1, 2, 3)] == ["rate", "", "rate"]
     trials = pd.DataFrame(
         {"method": ["a", "a", "b", "b"], "mean": [0.2, 0.5, 0.9, 0.9], "pair_classification": 0.5, "seconds": 3.2,
          "setting": ["r 1", "r 2", "r 1", "r 2"], "edge": ["", "r", "", ""]}
@@ -135,11 +137,6 @@ def test_adopting_changes_the_chosen_values_and_nothing_else() -> None:
     ):
         with pytest.raises(ConfigError, match=f"methods.{message}"):
             adopt(text, chosen)
-
-
-def test_a_choice_at_the_edge_of_its_grid_is_said() -> None:
-    axes = {"rate": [1, 2, 3], "gamma": [0, 1]}
-    assert [at_edge(axes, {"rate": rate, "gamma": 0}) for rate in (1, 2, 3)] == ["rate", "", "rate"]
 
 
 def test_every_method_needs_a_grid(tmp_path: Path, fresh: Path) -> None:  # noqa: F811
