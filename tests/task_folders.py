@@ -12,77 +12,65 @@ import torch
 
 from d2llm.models.scorers.base import Scorer
 
-ABOUT = {"description": "made for a test"}
-
 
 def write_task(folder: Path, task_type: str, group: str, **more) -> Path:
-    about = {"name": folder.name, "title": f"Set {folder.name}", "type": task_type, "group": group, **ABOUT, **more}
+    about = {"name": folder.name, "title": f"Set {folder.name}", "type": task_type, "group": group}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "task.json").write_text(json.dumps(about), encoding="utf-8")
+    text = json.dumps(about | {"description": "made for a test"} | more)
+    (folder / "task.json").write_text(text, encoding="utf-8")
     return folder
 
 
-def pair_task(root: Path, name: str = "nli_x", n: int = 40, split: str = "test", seed: int = 0) -> Path:
-    rng = np.random.default_rng(seed)
+def pair_task(root: Path, name: str = "nli_x", n: int = 40, split: str = "test") -> Path:
+    rng = np.random.default_rng(0)
     folder = write_task(root / name, "pair_classification", "nli")
     label = np.arange(n) % 2
-    kinds = np.where(label == 1, "entailed", rng.choice(["reversed", "antonym"], n))
-    frame = pd.DataFrame(
-        {
-            "id": [f"p{i}" for i in range(n)],
-            # Every premise has two hypotheses, so that texts repeat.
-            "sentence1": [f"前提{i // 2}" for i in range(n)],
-            "sentence2": [f"假设{i}" for i in range(n)],
-            "label": label,
-            "phenomenon": kinds,
-        }
-    )
-    frame.to_parquet(folder / f"{split}.parquet")
+    columns = {
+        "id": [f"p{i}" for i in range(n)],
+        # Every premise has two hypotheses, so that texts repeat.
+        "sentence1": [f"前提{i // 2}" for i in range(n)],
+        "sentence2": [f"假设{i}" for i in range(n)],
+        "label": label,
+        "phenomenon": np.where(label == 1, "entailed", rng.choice(["reversed", "antonym"], n)),
+    }
+    pd.DataFrame(columns).to_parquet(folder / f"{split}.parquet")
     return folder
 
 
-def sts_task(root: Path, name: str = "sts_x", n: int = 30, binary: bool = False, seed: int = 1) -> Path:
-    rng = np.random.default_rng(seed)
+def sts_task(root: Path, name: str = "sts_x", n: int = 30, binary: bool = False) -> Path:
+    rng = np.random.default_rng(1)
     folder = write_task(root / name, "sts", "sts", min_score=0, max_score=1 if binary else 5)
-    frame = pd.DataFrame(
-        {
-            "id": [f"s{i}" for i in range(n)],
-            "sentence1": [f"甲{i}" for i in range(n)],
-            "sentence2": [f"乙{i}" for i in range(n)],
-            "score": rng.integers(0, 2, n).astype(float) if binary else rng.uniform(0, 5, n).round(2),
-            "phenomenon": ["swap" if i % 3 else "synonym" for i in range(n)],
-        }
-    )
-    frame.to_parquet(folder / "test.parquet")
+    columns = {
+        "id": [f"s{i}" for i in range(n)],
+        "sentence1": [f"甲{i}" for i in range(n)],
+        "sentence2": [f"乙{i}" for i in range(n)],
+        "score": rng.integers(0, 2, n).astype(float) if binary else rng.uniform(0, 5, n).round(2),
+        "phenomenon": ["swap" if i % 3 else "synonym" for i in range(n)],
+    }
+    pd.DataFrame(columns).to_parquet(folder / "test.parquet")
     return folder
 
 
-def retrieval_task(root: Path, name: str = "ir_x", queries: int = 12, passages: int = 150, seed: int = 2) -> Path:
-    rng = np.random.default_rng(seed)
+def retrieval_task(root: Path, name: str = "ir_x", queries: int = 12, passages: int = 150) -> Path:
+    rng = np.random.default_rng(2)
     folder = write_task(root / name, "retrieval", "ir")
     inside = folder / "test"
     inside.mkdir(exist_ok=True)
-    pd.DataFrame(
-        {"id": [f"d{i}" for i in range(passages)], "text": [f"段落{i}号" for i in range(passages)]}
-    ).to_parquet(inside / "corpus.parquet")
-    pd.DataFrame(
-        {
-            "id": [f"q{i}" for i in range(queries)],
-            "text": [f"问题{i}" for i in range(queries)],
-            "phenomenon": ["when" if i % 2 else "who" for i in range(queries)],
-        }
-    ).to_parquet(inside / "queries.parquet")
-    rows = [
-        {"query_id": f"q{i}", "doc_id": f"d{doc}", "relevance": int(rng.integers(1, 4))}
+    corpus = [(f"d{i}", f"段落{i}号") for i in range(passages)]
+    asked = [(f"q{i}", f"问题{i}", "when" if i % 2 else "who") for i in range(queries)]
+    qrels = [
+        (f"q{i}", f"d{doc}", int(rng.integers(1, 4)))
         for i in range(queries)
         for doc in rng.choice(passages, 1 + i % 3 * 6, replace=False)
     ]
-    pd.DataFrame(rows).to_parquet(inside / "qrels.parquet")
+    pd.DataFrame(corpus, columns=["id", "text"]).to_parquet(inside / "corpus.parquet")
+    pd.DataFrame(asked, columns=["id", "text", "phenomenon"]).to_parquet(inside / "queries.parquet")
+    pd.DataFrame(qrels, columns=["query_id", "doc_id", "relevance"]).to_parquet(inside / "qrels.parquet")
     return folder
 
 
 class DirectedScorer(Scorer):
-    """pairs(q, p) = q·W_mode·p with a W of each mode that is not symmetric, so that head and order show in the score."""
+    """pairs(q, p) = q·W_mode·p, W of each mode not symmetric: head and order show in the score."""
 
     name = "iem"
 
@@ -107,7 +95,7 @@ class DirectedScorer(Scorer):
 
 
 class FakeStudent:
-    """Encodes a text as random numbers seeded by the text, its role and mode; records what it was asked to encode."""
+    """Encodes a text as random numbers seeded by text, role and mode; records what it was asked to encode."""
 
     def __init__(self, size: int = 6, broken: bool = False) -> None:
         self.size = size

@@ -1,4 +1,4 @@
-"""Comparisons from predictions: pairing, averages, the strongest baseline, agreement with the scores; figures from them."""
+"""Comparisons from predictions: pairing, averages, the strongest baseline, agreement with the scores; their figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from made_up_run import make, value
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from scipy import stats
@@ -19,56 +21,55 @@ from sklearn.metrics import average_precision_score
 from training_records import write_collected
 
 from d2llm.analysis import comparison, statistics
+from d2llm.config.catalogue import entries
 from d2llm.config.schema import Config
-from d2llm.evaluation import runtime_table
-from d2llm.reporting.collected import Collected
+from d2llm.reporting.collected import Collected, collected
 from d2llm.reporting.drawing import figures
 from d2llm.reporting.figures import leads as figure_leads
 from d2llm.reporting.figures import main as figure_main
-from d2llm.reporting.figures import phenomena as figure_phenomena
+from d2llm.reporting.figures import sweep_nli as figure_sweep_nli
+from d2llm.reporting.layout import tables
+from d2llm.reporting.tables.ablation import TABLE
 from d2llm.run.artifacts import read_csv, write_frame
-from d2llm.run.errors import ArtifactError, ConfigError
+from d2llm.run.errors import ArtifactError
 from d2llm.run.paths import Paths
+from d2llm.run.schemas import COMPARISONS, RUNTIME
 
 METHODS = ["d2llm", "bge", "sgpt"]
-TASKS = pd.DataFrame(
-    {"task": ["nli_a", "nli_b", "sim", "ir"], "task_type": ["pair_classification", "pair_classification", "sts", "retrieval"],
-     "group": ["nli", "nli", "sts", "ir"], "title": ["NLI-A", "NLI-B", "Sim", "IR"]}
-).set_index("task")  # fmt: skip
+KINDS = {"nli_a": "pair_classification", "nli_b": "pair_classification", "sim": "sts", "ir": "retrieval"}
+TASKS = pd.DataFrame({"task_type": KINDS, "group": dict(zip(KINDS, ("nli", "nli", "sts", "ir"), strict=True))})
+TITLES = dict(zip(KINDS, ("NLI-A", "NLI-B", "Sim", "IR"), strict=True))
 SKILL = {"d2llm": 2.0, "bge": 0.5, "sgpt": 0.3}
 
 
 def predictions(seeds: tuple[int, ...] = (1,), n: int = 120) -> pd.DataFrame:
     """Noisy scorers of known skill on three kinds of task."""
     rows = []
-    for task, kind in TASKS["task_type"].items():
+    for task, kind in KINDS.items():
         truth = np.random.default_rng([1, *task.encode()])
         label = truth.integers(0, 2, n) if kind == "pair_classification" else truth.integers(0, 6, n)
         for place, method in enumerate(METHODS):
             for seed in seeds:
                 rng = np.random.default_rng([2, place, seed, *task.encode()])
-                if kind == "retrieval":
+                if kind == "retrieval":  # of three kept documents the first is relevant, for every other query
                     for query in range(n):
-                        relevant = int(
-                            query % 2 == 0
-                        )  # half of the queries: one relevant document among three that were kept
                         for doc in range(3):
-                            right = float(relevant and doc == 0)
+                            right = float(query % 2 == 0 and doc == 0)
                             score = SKILL[method] * right + rng.normal()
                             rows.append((method, seed, task, f"q{query}", f"d{doc}", score, right, 1))
                 else:
                     score = SKILL[method] * label + rng.normal(size=n)
                     rows += [(method, seed, task, f"{i}", "", score[i], float(label[i]), 0) for i in range(n)]
     columns = ["method", "seed", "task", "query_id", "doc_id", "score", "label", "relevant"]
-    found = pd.DataFrame(rows, columns=columns).assign(tier="mini", variant="base", phenomenon="all")
-    return found.assign(cluster=found["query_id"])
+    frame = pd.DataFrame(rows, columns=columns).assign(tier="mini", variant="base", phenomenon="all")
+    return frame.assign(cluster=frame["query_id"])
 
 
-def scores_of(found: pd.DataFrame) -> pd.DataFrame:
-    """Collected scores by scikit-learn, scipy and a plain loop."""
+def scores_of(frame: pd.DataFrame) -> pd.DataFrame:
+    """Collected scores of predictions by scikit-learn, scipy and a plain loop."""
     rows = []
-    for (method, seed, task), own in found.groupby(["method", "seed", "task"]):
-        kind = TASKS.loc[task, "task_type"]
+    for (method, seed, task), own in frame.groupby(["method", "seed", "task"]):
+        kind = KINDS[task]
         if kind == "pair_classification":
             metric, value = "ap", average_precision_score(own["label"], own["score"])
         elif kind == "sts":
@@ -79,46 +80,36 @@ def scores_of(found: pd.DataFrame) -> pd.DataFrame:
                 order = query.sort_values("score", ascending=False)["label"].tolist()
                 ranks.append(1 / (order.index(1.0) + 1) if 1.0 in order else 0.0)
             value = np.mean(ranks)
+        about = {"tier": "mini", "method": method, "variant": "base", "seed": seed, "split": "test", "task": task}
+        about |= {"task_title": TITLES[task], "task_type": kind, "group": TASKS["group"][task]}
+        about |= {"scorer": "cosine", "candidates": "", "value": float(value), "n": 120}
         for phenomenon, name in (("all", metric), ("hard", "auc" if kind == "pair_classification" else metric)):
-            rows.append(
-                {"tier": "mini", "method": method, "variant": "base", "seed": seed, "split": "test", "task": task, "task_title": TASKS.loc[task, "title"],
-                 "task_type": kind, "group": TASKS.loc[task, "group"], "scorer": "cosine", "candidates": "", "phenomenon": phenomenon,
-                 "metric": name, "value": float(value), "n": 120}
-            )  # fmt: skip
+            rows.append(about | {"phenomenon": phenomenon, "metric": name})
     return pd.DataFrame(rows)
 
 
-def compared(found: pd.DataFrame, count: int = 400) -> pd.DataFrame:
-    return comparison.compare(found, TASKS, METHODS, count, 0.95, 1)
+def compared(frame: pd.DataFrame, seed: int = 1) -> pd.DataFrame:
+    return comparison.compare(frame, TASKS, METHODS, 400, 0.95, seed)
 
 
-def test_values_are_the_metrics_and_leads_are_found() -> None:
-    found = predictions()
-    table = compared(found)
-    comparison.check(table, scores_of(found))  # by other libraries
+def test_values_are_the_metrics_and_leads_are_found_where_there_are_some() -> None:
+    frame = predictions()
+    table, scores = compared(frame), scores_of(frame)
+    comparison.check(table, scores)  # by other libraries
     assert len(table) == 2 * (4 + 1)  # tasks, and the average of the two NLI tasks
     average = table[(table["task"] == "average") & (table["baseline"] == "bge")].iloc[0]
     parts = table[(table["group"] == "nli") & (table["task"] != "average") & (table["baseline"] == "bge")]
     assert average["difference"] == pytest.approx(parts["difference"].mean())
     assert (table["low"] < table["difference"]).all() and (table["difference"] < table["high"]).all()
-    assert (table["p_holm"] >= table["p"]).all()
+    assert table["p_holm"].to_numpy() == pytest.approx(statistics.holm(table["p"]))
     nli = table[table["task"] == "average"]
     assert (nli["p_holm"] < 0.05).all() and (nli["difference"] > 0).all()
-    best = {
-        name: scores_of(found).query("phenomenon == 'all' and task == 'sim'").set_index("method")["value"][name]
-        for name in ("bge", "sgpt")
-    }
-    strongest = table[(table["task"] == "sim") & table["strongest"]]["baseline"].tolist()
-    assert strongest == [max(best, key=best.get)]
-
-
-def test_a_method_does_not_differ_from_itself() -> None:
-    found = predictions()
-    twin = found[found["method"] == "d2llm"].assign(method="bge")
-    table = compared(pd.concat([found[found["method"] != "bge"], twin]))
-    same = table[table["baseline"] == "bge"]
-    assert (same[["difference", "low", "high"]] == 0).all(axis=None)
-    assert (same["p"] == 1).all()
+    own = scores.query("phenomenon == 'all' and task == 'sim' and method != 'd2llm'").set_index("method")["value"]
+    assert table.query("task == 'sim' and strongest")["baseline"].tolist() == [own.idxmax()]
+    # A method does not differ from itself.
+    twin = frame[frame["method"] == "d2llm"].assign(method="bge")
+    same = compared(pd.concat([frame[frame["method"] != "bge"], twin])).query("baseline == 'bge'")
+    assert (same[["difference", "low", "high"]] == 0).all(axis=None) and (same["p"] == 1).all()
 
 
 def test_several_seeds_are_averaged_and_resampled() -> None:
@@ -136,21 +127,22 @@ def test_several_seeds_are_averaged_and_resampled() -> None:
 
 
 def test_the_reported_interval_holds_what_it_claims_over_examples_and_seeds() -> None:
-    """Spearman of two methods whose trainings differ by seed, on new examples each time: the interval of `comparisons.csv`, by simulation."""
+    """Spearman of two methods whose trainings differ by seed, on new examples each time: `comparisons.csv`'s interval,
+    by simulation."""
     rng, methods, seeds, n = np.random.default_rng(8), ["subject", "other"], [1, 2, 3], 80
 
     def sides() -> dict[tuple[str, int], pd.DataFrame]:
         target = rng.normal(size=n)
         shared = 0.5 * rng.normal(size=n)  # what makes an example hard for both
-        found = {}
+        frames = {}
         for quality, name in zip((1.0, 0.6), methods, strict=True):
             for seed in seeds:
                 score = max(quality + 0.2 * rng.normal(), 0.0) * target + shared + 0.7 * rng.normal(size=n)
-                found[name, seed] = pd.DataFrame({"value": score, "target": target, "cluster": range(n)})
-        return found
+                frames[name, seed] = pd.DataFrame({"value": score, "target": target, "cluster": range(n)})
+        return frames
 
-    def lead(made: dict[tuple[str, int], pd.DataFrame]) -> float:
-        rho = {key: stats.spearmanr(side["value"], side["target"])[0] for key, side in made.items()}
+    def lead(frames: dict[tuple[str, int], pd.DataFrame]) -> float:
+        rho = {key: stats.spearmanr(side["value"], side["target"])[0] for key, side in frames.items()}
         return float(np.mean([rho["subject", seed] - rho["other", seed] for seed in seeds]))
 
     truth = np.mean([lead(sides()) for _ in range(2000)])
@@ -165,163 +157,263 @@ def test_the_reported_interval_holds_what_it_claims_over_examples_and_seeds() ->
     assert np.mean(held["examples alone"]) < np.mean(held["reported"]) - 0.05
 
 
-def test_clusters_widen_the_interval() -> None:
-    found = predictions()
-    pairs = found["task"] == "nli_a"
-    number = found.loc[pairs, "query_id"].astype(int)
-    found.loc[pairs, "cluster"] = (number % 12).astype(str)
-    wide, narrow = (
-        compared(frame).query("task == 'nli_a' and baseline == 'bge'").iloc[0] for frame in (found, predictions())
-    )
+def test_clusters_widen_the_interval_and_the_seed_alone_decides_it() -> None:
+    frame = predictions()
+    grouped = frame.copy()
+    pairs = grouped["task"] == "nli_a"
+    grouped.loc[pairs, "cluster"] = (grouped.loc[pairs, "query_id"].astype(int) % 12).astype(str)
+    tables = [compared(grouped), compared(frame)]
+    wide, narrow = (table.query("task == 'nli_a' and baseline == 'bge'").iloc[0] for table in tables)
     assert wide["difference"] == narrow["difference"]
     assert (wide["low"], wide["high"]) != (narrow["low"], narrow["high"])
-
-
-def test_the_same_seed_gives_the_same_table() -> None:
-    found = predictions()
-    pd.testing.assert_frame_equal(compared(found), compared(found))
-    assert not compared(found)["low"].equals(comparison.compare(found, TASKS, METHODS, 400, 0.95, 2)["low"])
+    pd.testing.assert_frame_equal(compared(frame), tables[1])
+    assert not tables[1]["low"].equals(compared(frame, seed=2)["low"])
 
 
 def test_predictions_that_do_not_fit_are_refused() -> None:
-    found = predictions()
-    table = compared(found)
-    wrong = scores_of(found)
-    wrong.loc[(wrong["method"] == "bge") & (wrong["task"] == "sim"), "value"] += 0.01
+    frame = predictions()
+    table, scores = compared(frame), scores_of(frame)
+    bge = scores["method"] == "bge"
+    wrong = scores.assign(value=scores["value"] + 0.01 * (bge & (scores["task"] == "sim")))
     with pytest.raises(ArtifactError, match="spearman of bge on sim is .* in the scores and .* by its predictions"):
         comparison.check(table, wrong)
-    with pytest.raises(ArtifactError, match="predictions of sgpt, seed 1, on sim are of other examples"):
-        compared(found[~((found["method"] == "sgpt") & (found["task"] == "sim") & (found["query_id"] == "7"))])
-    other = found.copy()
-    other.loc[(other["method"] == "sgpt") & (other["task"] == "sim") & (other["query_id"] == "7"), "label"] += 1
-    with pytest.raises(ArtifactError, match="predictions of sgpt, seed 1, on sim are of other examples"):
-        compared(other)
-    with pytest.raises(ArtifactError, match="no predictions of bge, seed 1, on ir"):
-        compared(found[~((found["method"] == "bge") & (found["task"] == "ir"))])
-    lacking = scores_of(found)
     with pytest.raises(ArtifactError, match="ap of bge on nli_a is nan in the scores"):
-        comparison.check(table, lacking[~((lacking["method"] == "bge") & (lacking["task"] == "nli_a"))])
+        comparison.check(table, scores[~(bge & (scores["task"] == "nli_a"))])
+    one = (frame["method"] == "sgpt") & (frame["task"] == "sim") & (frame["query_id"] == "7")
+    for bad in (frame[~one], frame.assign(label=frame["label"] + one)):
+        with pytest.raises(ArtifactError, match="predictions of sgpt, seed 1, on sim are of other examples"):
+            compared(bad)
+    with pytest.raises(ArtifactError, match="no predictions of bge, seed 1, on ir"):
+        compared(frame[~((frame["method"] == "bge") & (frame["task"] == "ir"))])
 
 
-def times(methods: list[str]) -> pd.DataFrame:
-    """Run times of methods that only search."""
-    rows = [
-        {"method": name, "phase": "search", "per": "query", "batch": 1, "corpus": 50, "threads": 1, "median": 2e-3 + place / 1e4, "q1": 1e-3,
-         "q3": 3e-3, "repeats": 3, "extrapolated": False, "bytes_per_passage": 64.0, "embedding_bytes": 32.0 if name == "d2llm" else 64.0}
-        for place, name in enumerate(methods)
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=list(runtime_table.COLUMNS))
+def collect(config: Config) -> None:
+    """What `comparison` reads, written."""
+    frame = predictions()
+    write_frame(Paths.of(config).predictions, frame)
+    write_frame(Paths.of(config).scores, scores_of(frame))
 
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Config:
-    """A tier whose scores and predictions are collected."""
-    config = Config(
-        results=str(tmp_path), methods={name: {} for name in METHODS}, references=[], statistics={"resamples": 500}
-    )
-    found = predictions()
-    write_frame(Paths.of(config).predictions, found)
-    write_frame(Paths.of(config).scores, scores_of(found))
+    """A tier whose scores and predictions are collected and compared, with run times of methods that only search."""
+    settings = {"methods": {name: {} for name in METHODS}, "references": [], "statistics": {"resamples": 500}}
+    config = Config(results=str(tmp_path), **settings)
+    collect(config)
     write_collected(config)
     comparison.run(config)
-    times(METHODS).to_csv(Paths.of(config).runtime, index=False)
+    about = {"phase": "search", "per": "query", "batch": 1, "corpus": 50, "threads": 1, "device": "CPU", "q1": 1e-3}
+    about |= {"q3": 3e-3, "repeats": 3, "extrapolated": False, "bytes_per_passage": 64.0, "embedding_bytes": 32.0}
+    rows = [about | {"method": name, "median": 2e-3 + place / 1e4} for place, name in enumerate(METHODS)]
+    pd.DataFrame(rows, columns=list(RUNTIME)).to_csv(Paths.of(config).runtime, index=False)
     return config
 
 
+def table_of(config: Config) -> pd.DataFrame:
+    return read_csv(Paths.of(config).comparisons, COMPARISONS)
+
+
+def test_there_are_always_enough_resamples_to_find_something(finished: Config) -> None:
+    few = Config(**(finished.model_dump() | {"statistics": {"resamples": 100}}))
+    comparison.run(few)
+    assert (table_of(few)["p_holm"] < 0.05).any()
+    assert comparison.least(20, 0.95) == 880  # 2 · 20 differences / 0.05, and a tenth
+
+
+def test_without_the_subject_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    config = Config(results=str(tmp_path), methods={"bge": {}, "sgpt": {}}, references=[])
+    collect(config)
+    comparison.run(config)
+    assert len(table_of(config)) == 0
+    for name in ("main", "leads", "phenomena"):  # say so instead of failing after a day of training
+        figures.run(config, name)
+
+
+def test_another_subject_is_compared_with_all_others(finished: Config) -> None:
+    usual = table_of(finished)
+    config = Config(**(finished.model_dump() | {"statistics": {"resamples": 500, "subject": "bge"}}))
+    comparison.run(config)
+    table = table_of(config)
+    assert set(table["method"]) == {"bge"} and set(table["baseline"]) == set(METHODS) - {"bge"}
+    # The same difference from its other side.
+    one, other = (
+        side[side["baseline"] == name].set_index(["group", "task"])["difference"]
+        for side, name in ((usual, "bge"), (table, "d2llm"))
+    )
+    pd.testing.assert_series_equal(one, -other)
+    figures.run(config, "leads")
+    drawn = Paths.of(config).figure("leads", "svg").read_text(encoding="utf-8")
+    assert "BGE minus the baseline; right of 0 BGE is better" in drawn
+
+
+# ------------------------------------------------------------------------------------------------ ablations and sweeps
+OTHER = {"method": "d2llm", "title": "Other", "group": "Parts", "settings": {"alpha": 0.5}}
+COLDER = {"method": "bge", "settings": {"temperature": 0.01}}
+
+
+def ablated(tmp_path: Path, **changes: object) -> Config:
+    """D2LLM with two variants, of which one has the predictions of BGE: differences are known from elsewhere. A variant
+    `colder` of BGE has those of D2LLM."""
+    variants = {"other": OTHER, "itself": {"method": "d2llm", "settings": {"alpha": 1.0}}}
+    settings = {"methods": {"d2llm": {}}, "references": [], "variants": variants, "statistics": {"resamples": 500}}
+    config = Config(results=str(tmp_path), **(settings | changes))
+    frame = predictions()
+    paths = Paths.of(config)
+    for path, whole in ((paths.predictions, frame), (paths.scores, scores_of(frame))):
+        other = whole[whole["method"] == "bge"].assign(method="d2llm", variant="other")
+        colder = whole[whole["method"] == "d2llm"].assign(method="bge", variant="colder")
+        write_frame(path, pd.concat([whole, other, colder], ignore_index=True))
+    return config
+
+
+def ablations(config: Config) -> pd.DataFrame:
+    comparison.run_ablations(config)
+    return read_csv(Paths.of(config).ablations, COMPARISONS)
+
+
+def leads_of_bge() -> pd.Series:
+    table = compared(predictions())
+    return table[table["baseline"] == "bge"].set_index("task")["difference"]
+
+
+def test_a_variant_is_compared_like_a_baseline_and_the_table_shows_it(tmp_path: Path) -> None:
+    config = ablated(tmp_path)
+    paths, rows = Paths.of(config), ablations(config)
+    # NLI by task, other kinds by their average or only task; what is D2LLM itself is not compared.
+    compared_on = sorted(zip(rows["group"], rows["task"], strict=True))
+    assert compared_on == [("ir", "ir"), ("nli", "nli_a"), ("nli", "nli_b"), ("sts", "sim")]
+    assert set(rows["method"]) == {"base"} and set(rows["baseline"]) == {"other"}
+    assert rows.set_index("task")["difference"].to_dict() == pytest.approx(leads_of_bge()[rows["task"]].to_dict())
+    assert rows["p_holm"].to_numpy() == pytest.approx(statistics.holm(rows["p"]))
+    rows["p_holm"] = rows["task"].map({"nli_a": 0.01, "nli_b": 0.9, "sim": 0.01, "ir": 0.2})
+    rows["difference"] = rows["task"].map({"nli_a": 0.2, "nli_b": 0.2, "sim": -0.2, "ir": -0.2})
+    rows.to_csv(paths.ablations, index=False)
+    files = collected(paths, ["scores", "ablations"])
+    table = TABLE.build(files, figures.context(config), config)
+    assert [row.title for row in table.rows] == ["D2LLM, seed 1", "Parts: Other (alpha 0.5)", "itself (alpha 1)"]
+    # D2LLM above its variant: the variant is down.
+    assert [cell.lead for cell in table.rows[1].cells] == ["down", "", "up", ""]
+    scores = files.scores.query("phenomenon == 'all' and method == 'd2llm'")
+    for row, variant in zip(table.rows, ("base", "other", "base"), strict=True):
+        own = scores[scores["variant"] == variant].set_index("task")["value"]
+        assert [cell.mean for cell in row.cells] == pytest.approx(own[["nli_a", "nli_b", "sim", "ir"]].tolist())
+
+
+def test_a_run_without_variants_or_without_d2llm_has_its_table(tmp_path: Path) -> None:
+    config = ablated(tmp_path / "none", include=[])
+    assert len(ablations(config)) == 0
+    table = TABLE.build(collected(Paths.of(config), ["scores", "ablations"]), figures.context(config), config)
+    assert table.rows == () and "no variant" in table.caption
+    config = make(tmp_path, methods=("bge", "sgpt"), variants={"colder": COLDER})
+    pd.DataFrame(columns=list(COMPARISONS)).to_csv(Paths.of(config).ablations, index=False)
+    tables.run(config, "ablation")
+    text = Paths.of(config).table("ablation", "md").read_text(encoding="utf-8")
+    assert "BGE as configured (set apart)" in text and "\n| colder (temperature 0.01) | 0." in text
+
+
+def test_variants_of_other_methods_are_compared_with_these(tmp_path: Path) -> None:
+    config = ablated(tmp_path, methods={"bge": {}, "d2llm": {}}, variants={"other": OTHER, "colder": COLDER})
+    rows, leads = ablations(config), leads_of_bge()
+    assert set(zip(rows["method"], rows["baseline"], strict=True)) == {("base", "other"), ("bge", "colder")}
+    for row in rows.itertuples():  # one way for D2LLM, the other way for BGE
+        assert row.difference == pytest.approx(leads[row.task] * (1 if row.method == "base" else -1))
+    # Corrected over both together.
+    assert len(rows) == 8 and rows["p_holm"].to_numpy() == pytest.approx(statistics.holm(rows["p"]))
+
+
+def test_variants_of_other_methods_stand_below_these(tmp_path: Path) -> None:
+    variants = {
+        "colder": COLDER | {"group": "Losses", "title": "colder"},
+        "no_rank": {"method": "d2llm", "group": "Losses", "settings": {"alpha": 0.0}},
+        "wide": {"method": "bge", "group": "Training", "settings": {"hard_negatives": 3}},
+    }
+    config = make(tmp_path, seeds=(1, 2), variants=variants)
+    paths = Paths.of(config)
+    row = dict.fromkeys(COMPARISONS, 0) | {"group": "nli", "metric": "ap", "strongest": False, "p_holm": 0.01}
+    marked = [("base", "no_rank", "nli_a", 0.1), ("bge", "colder", "nli_a", -0.1), ("bge", "wide", "nli_b", 0.1)]
+    marked.append(("sgpt", "colder", "nli_b", 0.1))  # of another method, by the same name
+    names = ("method", "baseline", "task", "difference")
+    rows = [row | dict(zip(names, values, strict=True)) for values in marked]
+    pd.DataFrame(rows).to_csv(paths.ablations, index=False)
+    tables.run(config, "ablation")
+    shown = read_csv(paths.table("ablation", "csv"), {"method": "str", "task": "str", "mean": "float", "lead": "str"})
+    on = shown[shown["task"] == "nli_b"].set_index("method")
+    assert list(on.index) == ["base_all", "base", "no_rank", "bge_base_all", "bge_base", "colder", "wide"]
+    base = value("bge", 1, 1, 1)
+    assert on["mean"].tolist()[4:] == pytest.approx([base, base + 0.01, base + 0.03])
+    text = paths.table("ablation", "md").read_text(encoding="utf-8")
+    titles = [line.split(" | ")[0].strip("| *") for line in text.splitlines() if line.startswith("| ")][2:]
+    assert titles == [
+        "D2LLM, 2 seeds", "D2LLM, seed 1", "Losses: no\\_rank (alpha 0)",
+        "BGE, 2 seeds", "BGE, seed 1", "Losses: colder (temperature 0.01)", "Training: wide (hard\\_negatives 3)",
+    ]  # fmt: skip
+    leads = {(row.method, row.task): row.lead for row in shown.itertuples() if row.lead}
+    assert leads == {("no_rank", "nli_a"): "down", ("colder", "nli_a"): "up", ("wide", "nli_b"): "down"}
+    assert "Each method as configured" in text and "below its method as configured, seed 1" in text
+
+
+def test_sweeps_draw_every_point_where_it_is(tmp_path: Path) -> None:
+    config = ablated(tmp_path, sweeps={"d2llm": {"alpha": [0.5, 1.0]}})
+    assert config.points()["d2llm", "other"] == ("d2llm", "alpha=0.5")
+    scores = collected(Paths.of(config), ["scores"]).scores.replace({"variant": {"other": "alpha=0.5"}})
+    figure = figure_sweep_nli.draw(figures.Data(Collected(scores=scores), figures.context(config), config))
+    (axis,) = figure.axes
+    own = scores.query("method == 'd2llm' and phenomenon == 'all' and metric == 'ap'")
+    values = own.set_index(["task_title", "variant"])["value"]
+    lines = {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
+    assert set(lines) == {"NLI-A", "NLI-B"}
+    for title, line in lines.items():
+        assert list(line.get_ydata()) == pytest.approx([values[title, "alpha=0.5"], values[title, "base"]])
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0.5", "1"]
+    # What is configured is filled.
+    filled = [line for line in axis.lines if line.get_label().startswith("_")]
+    assert {line.get_xdata()[0] for line in filled} == {1} and len(filled) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
 @pytest.mark.slow
 def test_figures_need_collected_files_only_and_come_out_the_same(finished: Config) -> None:
     code = (
-        "import sys; from d2llm.config.schema import Config; from d2llm.reporting import figures;"
+        "import sys; from d2llm.config.schema import Config; from d2llm.reporting.drawing import figures;"
         f"config = Config(results={finished.results!r}, methods={dict.fromkeys(METHODS, {})!r}, references=[]);"
-        "[figures.run(config, name) for name in figures.FIGURES];"
+        f"[figures.run(config, name) for name in {list(entries('figure'))}];"
         "print([name for name in ('torch', 'mteb', 'transformers') if name in sys.modules])"
     )
     paths, seen = Paths.of(finished), []
+    files = [(name, ext) for name in entries("figure") for ext in figures.FORMATS]
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.stdout.strip() == "[]", done.stderr
-        seen.append(
-            {(name, ext): paths.figure(name, ext).read_bytes() for name in figures.FIGURES for ext in figures.FORMATS}
-        )
-    assert not [key for key in seen[0] if seen[0][key] != seen[1][key]]
+        seen.append({file: paths.figure(*file).read_bytes() for file in files})
+    assert not [file for file in files if seen[0][file] != seen[1][file]]
     for (_, ext), content in seen[0].items():
         assert content.startswith({"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}[ext])
-        if ext == "pdf":
-            assert b"/FontFile2" in content  # fonts are embedded, as TrueType
+        assert ext != "pdf" or b"/FontFile2" in content  # fonts are embedded, as TrueType
 
 
 def test_every_text_of_a_figure_can_be_read_in_print(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the width of a page, in which figures are drawn: nothing below 7 points, and no heading or note runs off."""
-    looked_at = []
+    seen = []
 
     def render(draw: Callable[[figures.Data], Figure], data: figures.Data, files: dict[str, Path]) -> None:
         with pyplot.style.context(figures.STYLE):
             figure = draw(data)
             figure.canvas.draw()
             assert figure.get_figwidth() <= 6.9
-            small = {
-                text.get_text() for text in figure.findobj(Text) if text.get_text().strip() and text.get_fontsize() < 7
-            }
-            assert not small, files["svg"]
+            texts = [text for text in figure.findobj(Text) if text.get_text().strip()]
+            assert not [text.get_text() for text in texts if text.get_fontsize() < 7], files["svg"]
             titles = [axes.title for axes in figure.axes] + [axes._left_title for axes in figure.axes]
             for text in (*figure.texts, *titles):
                 box = text.get_window_extent()
                 assert not text.get_text() or (box.x0 >= 0 and box.x1 <= figure.bbox.x1), text.get_text()
-            looked_at.append(files["svg"].stem)
+            seen.append(files["svg"].stem)
             pyplot.close(figure)
 
     matplotlib.use("Agg")
     monkeypatch.setattr(figures, "render", render)
-    for name in figures.FIGURES:
+    for name in entries("figure"):
         figures.run(finished, name)
-    assert looked_at == list(figures.FIGURES)
-
-
-def test_unknown_figure_and_missing_comparisons_are_errors(finished: Config) -> None:
-    with pytest.raises(ConfigError, match="no figure named 'nope'; known: main"):
-        figures.run(finished, "nope")
-    Paths.of(finished).comparisons.write_text("group,task\nnli,a\n", encoding="utf-8")
-    with pytest.raises(ArtifactError, match="comparisons.csv: damaged CSV .column 'metric' is missing"):
-        figures.run(finished, "leads")
-    Paths.of(finished).comparisons.unlink()
-    with pytest.raises(ArtifactError, match="comparisons.csv: missing"):
-        figures.run(finished, "leads")
-
-
-def test_there_are_always_enough_resamples_to_find_something(finished: Config) -> None:
-    few = Config(**(finished.model_dump() | {"statistics": {"resamples": 100}}))
-    comparison.run(few)
-    found = read_csv(Paths.of(few).comparisons, comparison.COLUMNS)
-    assert (found["p_holm"] < 0.05).any()
-    assert comparison.least(20, 0.95) == 880  # 2 · 20 differences / 0.05, and a tenth
-
-
-def test_without_the_subject_there_is_nothing_to_compare(tmp_path: Path) -> None:
-    config = Config(results=str(tmp_path), methods={"bge": {}, "sgpt": {}}, references=[])
-    found = predictions()
-    write_frame(Paths.of(config).predictions, found)
-    write_frame(Paths.of(config).scores, scores_of(found))
-    comparison.run(config)
-    assert len(read_csv(Paths.of(config).comparisons, comparison.COLUMNS)) == 0
-    figures.run(config, "main")
-    for name in ("leads", "phenomena"):  # say so instead of failing after a day of training
-        figures.run(config, name)
-
-
-def test_another_subject_is_compared_with_all_others(finished: Config) -> None:
-    usual = read_csv(Paths.of(finished).comparisons, comparison.COLUMNS)
-    config = Config(**(finished.model_dump() | {"statistics": {"resamples": 500, "subject": "bge"}}))
-    comparison.run(config)
-    found = read_csv(Paths.of(config).comparisons, comparison.COLUMNS)
-    assert set(found["method"]) == {"bge"} and set(found["baseline"]) == set(METHODS) - {"bge"}
-    # The same difference from its other side.
-    key = ["group", "task"]
-    one = usual[usual["baseline"] == "bge"].set_index(key)["difference"]
-    other = found[found["baseline"] == "d2llm"].set_index(key)["difference"]
-    pd.testing.assert_series_equal(one, -other)
-    figures.run(config, "leads")
-    drawn = Paths.of(config).figure("leads", "svg").read_text(encoding="utf-8")
-    assert "BGE minus the baseline; right of 0 BGE is better" in drawn
+    assert seen == list(entries("figure"))
 
 
 @pytest.fixture
@@ -332,50 +424,36 @@ def styled() -> Iterator[None]:
     pyplot.close("all")
 
 
-def data_of(found: pd.DataFrame, table: pd.DataFrame) -> figures.Data:
+def data_of(frame: pd.DataFrame, table: pd.DataFrame) -> figures.Data:
     config = Config(methods={name: {} for name in METHODS}, references=[])
-    return figures.Data(Collected(scores=scores_of(found), comparisons=table), figures.context(config), config)
+    return figures.Data(Collected(scores=scores_of(frame), comparisons=table), figures.context(config), config)
+
+
+def marks(axis: Axes) -> set[tuple[float, bool]]:
+    """Where marks stand, and whether they are filled."""
+    marked = [line for line in axis.lines if line.get_marker() not in ("None", None)]
+    return {(round(float(line.get_xdata()[0]), 9), line.get_markerfacecolor() != "white") for line in marked}
 
 
 def test_leads_are_drawn_where_they_are(styled: None) -> None:
-    found = predictions()
-    table = compared(found)
-    table.loc[:, "p_holm"] = np.where(table["baseline"] == "bge", 0.01, 0.2)
-    figure = figure_leads.draw(data_of(found, table))
+    frame = predictions()
+    table = compared(frame)
+    table["p_holm"] = np.where(table["baseline"] == "bge", 0.01, 0.2)
+    figure = figure_leads.draw(data_of(frame, table))
     for axis, group in zip(figure.axes, ("nli", "sts", "ir"), strict=True):
-        own = table[table["group"] == group]
-        points = {
-            (round(line.get_xdata()[0], 9), line.get_markerfacecolor() != "white")
-            for line in axis.lines
-            if line.get_marker() in ("o", "v")
-        }
-        assert points == {(round(row.difference, 9), row.baseline == "bge") for row in own.itertuples()}
-        bars = {
-            tuple(np.round(line.get_xdata(), 9))
-            for line in axis.lines
-            if line.get_marker() == "None" and len(set(line.get_ydata())) == 1
-        }
-        assert bars == {(round(row.low, 9), round(row.high, 9)) for row in own.itertuples()}
+        own = list(table[table["group"] == group].itertuples())
+        assert marks(axis) == {(round(row.difference, 9), row.baseline == "bge") for row in own}
+        level = [line for line in axis.lines if line.get_marker() == "None" and len(set(line.get_ydata())) == 1]
+        bars = {tuple(np.round(line.get_xdata(), 9)) for line in level}
+        assert bars == {(round(row.low, 9), round(row.high, 9)) for row in own}
 
 
 def test_every_score_is_drawn_in_its_panel(styled: None) -> None:
-    found = predictions(seeds=(1, 2))
-    scores = scores_of(found)
-    figure = figure_main.draw(data_of(found, compared(found)))
+    frame = predictions(seeds=(1, 2))
+    figure = figure_main.draw(data_of(frame, compared(frame)))
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["NLI: AP", "STS: Spearman", "Retrieval: MRR@10"]
-    means = scores[scores["phenomenon"] == "all"].groupby(["group", "method", "task"])["value"].mean()
-    for axis, group in zip(figure.axes, ("nli", "sts", "ir"), strict=True):
-        drawn = {round(float(line.get_xdata()[0]), 9) for line in axis.lines if line.get_marker() not in ("None", None)}
-        assert {round(value, 9) for value in means[group]} <= drawn
-        names = [label.get_text() for label in axis.get_yticklabels()]
-        assert names == {"nli": ["NLI-A", "NLI-B", "Average"], "sts": ["Sim"], "ir": ["IR"]}[group]
-
-
-def test_the_heat_map_shows_each_method_in_its_column(styled: None) -> None:
-    found = predictions()
-    scores = scores_of(found)
-    figure = figure_phenomena.draw(data_of(found, compared(found)))
-    auc = scores[scores["metric"] == "auc"].set_index(["task", "method"])["value"]
-    for axis, task in zip(figure.axes[:2], ("nli_a", "nli_b"), strict=True):
-        names = [label.get_text().lower() for label in axis.get_xticklabels()]
-        assert dict(zip(names, axis.images[0].get_array()[0], strict=True)) == pytest.approx(auc[task].to_dict())
+    means = scores_of(frame).query("phenomenon == 'all'").groupby(["group", "method", "task"])["value"].mean()
+    rows = {"nli": ["NLI-A", "NLI-B", "Average"], "sts": ["Sim"], "ir": ["IR"]}
+    for axis, (group, names) in zip(figure.axes, rows.items(), strict=True):
+        assert {round(value, 9) for value in means[group]} <= {x for x, _ in marks(axis)}
+        assert [label.get_text() for label in axis.get_yticklabels()] == names

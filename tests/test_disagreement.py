@@ -12,98 +12,88 @@ from d2llm.reporting.page import disagreement
 from d2llm.reporting.page.disagreement import examples
 from d2llm.run.errors import ArtifactError
 
-ABOUT = {"title": "T", "group": "nli", "description": "", "split": "test", "revision": ""}
+ABOUT = {"name": "t", "title": "T", "group": "nli", "description": "", "split": "test", "revision": ""}
 
 
 def nli(count: int) -> Task:
-    frame = pd.DataFrame(
-        {"id": [f"p{n}" for n in range(count)], "sentence1": [f"甲{n}" for n in range(count)], "sentence2": "乙" * 400, "phenomenon": "role swap"}
-    )  # fmt: skip
-    return Task(name="t", type="pair_classification", pairs=frame.assign(label=[n % 2 for n in range(count)]), **ABOUT)
+    columns = {"sentence2": "乙" * 400, "phenomenon": "role swap", "label": [n % 2 for n in range(count)]}
+    rows = [(f"p{n}", f"甲{n}") for n in range(count)]
+    pairs = pd.DataFrame(rows, columns=["id", "sentence1"]).assign(**columns)
+    return Task(type="pair_classification", pairs=pairs, **ABOUT)
 
 
-def predictions(scores: dict[tuple[str, int], dict], labels: dict, cluster=None) -> pd.DataFrame:
+def predictions(scores: dict[tuple[str, int], dict], labels: dict, cluster: str | None = None) -> pd.DataFrame:
     """Rows of {(method, seed): {example or (query, passage): score}}."""
     rows = []
     for (method, seed), values in scores.items():
         for key, score in values.items():
             query, doc = key if isinstance(key, tuple) else (key, "")
-            rows.append({"method": method, "seed": seed, "query_id": query, "doc_id": doc, "score": score, "label": labels[key], "phenomenon": "role swap", "cluster": (cluster or {}).get(query, query)})  # fmt: skip
-    return pd.DataFrame(rows)
+            rows.append((method, seed, query, doc, score, labels[key], cluster or query))
+    columns = ["method", "seed", "query_id", "doc_id", "score", "label", "cluster"]
+    return pd.DataFrame(rows, columns=columns).assign(phenomenon="role swap")
 
 
 def test_a_pairs_standing_is_the_share_of_others_scored_lower() -> None:
     ids = [f"p{n}" for n in range(5)]
-    scores = {
-        ("a", 1): dict(zip(ids, [1.0, 2.0, 3.0, 4.0, 5.0], strict=True)),
-        ("a", 2): dict(zip(ids, [1.0, 2.0, 3.0, 5.0, 4.0], strict=True)),
-        ("b", 1): dict(zip(ids, [900.0, 200.0, 300.0, 300.0, -7.0], strict=True)),
-        ("bm25", 1): dict(zip(ids, [0.0, 0.0, 0.0, 0.0, 1.0], strict=True)),
+    rows = {
+        ("a", 1): [1.0, 2.0, 3.0, 4.0, 5.0],
+        ("a", 2): [1.0, 2.0, 3.0, 5.0, 4.0],
+        ("b", 1): [900.0, 200.0, 300.0, 300.0, -7.0],
+        ("bm25", 1): [0.0, 0.0, 0.0, 0.0, 1.0],
     }
-    found = examples(nli(5), predictions(scores, dict.fromkeys(ids, 0.0)), ["a", "b"])
-    by_id = {example["id"]: example for example in found["examples"]}
-    for place, identity in enumerate(ids):
-        for method in ("a", "b", "bm25"):
-            shares = []
-            for (name, _), values in scores.items():
-                if name == method:
-                    others = [value for other, value in values.items() if other != identity]
-                    own = values[identity]
-                    shares.append(sum(1.0 if own > other else 0.5 if own == other else 0.0 for other in others) / 4)
-            if identity in by_id:
-                assert by_id[identity]["methods"][method]["standing"] == pytest.approx(sum(shares) / len(shares))
-        if identity in by_id:
-            assert by_id[identity]["query"] == f"甲{place}" and by_id[identity]["label"] == place % 2
-    # p0: 0 against 1; p4: 0.875 against 0; p3: 0.875 against 0.625; p1 and p2: level, p1 0.25 and 0.25, p2 0.5 against 0.625.
-    assert [(example["id"], example["spread"]) for example in found["examples"]] == [
-        ("p0", 1.0), ("p4", 0.875), ("p3", 0.25), ("p2", 0.125),
-    ]  # fmt: skip
+    scores = {key: dict(zip(ids, values, strict=True)) for key, values in rows.items()}
+    chosen = examples(nli(5), predictions(scores, dict.fromkeys(ids, 0.0)), ["a", "b"])
+    by_id = {example["id"]: example for example in chosen["examples"]}
+    for identity, method in itertools.product(by_id, ("a", "b", "bm25")):
+        shares = []
+        for values in (values for (name, _), values in scores.items() if name == method):
+            own, others = values[identity], [value for other, value in values.items() if other != identity]
+            shares.append(sum(1.0 if own > other else 0.5 if own == other else 0.0 for other in others) / 4)
+        assert by_id[identity]["methods"][method]["standing"] == pytest.approx(sum(shares) / len(shares))
+        place = ids.index(identity)
+        assert by_id[identity]["query"] == f"甲{place}" and by_id[identity]["label"] == place % 2
+    # p0: 0 against 1; p4: 0.875 against 0; p3: 0.875 against 0.625; p1: level; p2: 0.5 against 0.625.
+    spreads = {name: example["spread"] for name, example in by_id.items()}
+    assert list(spreads.items()) == [("p0", 1.0), ("p4", 0.875), ("p3", 0.25), ("p2", 0.125)]
     assert by_id["p4"]["methods"]["a"]["score"] == 4.5  # mean over seeds
-    assert found["of"] == 5
+    assert chosen["of"] == 5
 
 
 def test_of_examples_that_share_a_text_one_is_kept_and_forty_in_all() -> None:
-    count = 100
-    ids = [f"p{n}" for n in range(count)]
-    up = dict(zip(ids, map(float, range(count)), strict=True))
-    down = {name: -value for name, value in up.items()}
-    frame = predictions({("a", 1): up, ("b", 1): down}, dict.fromkeys(ids, 1.0))
-    found = examples(nli(count), frame, ["a", "b"])["examples"]
-    assert len(found) == disagreement.KEPT == 40
+    up = {f"p{n}": float(n) for n in range(100)}
+    scores = {("a", 1): up, ("b", 1): {name: -value for name, value in up.items()}}
+
+    def chosen(cluster: str | None) -> list[dict]:
+        return examples(nli(100), predictions(scores, dict.fromkeys(up, 1.0), cluster), ["a", "b"])["examples"]
+
+    forty = chosen(None)
+    assert len(forty) == disagreement.KEPT == 40
     # The ends disagree most; equal ones by id.
-    assert [example["id"] for example in found[:4]] == ["p0", "p99", "p1", "p98"]
-    assert len(found[0]["passage"]) == disagreement.CHARACTERS and found[0]["passage"].endswith("…")
-    shared = predictions({("a", 1): up, ("b", 1): down}, dict.fromkeys(ids, 1.0), dict.fromkeys(ids, "one"))
-    assert [example["id"] for example in examples(nli(count), shared, ["a", "b"])["examples"]] == ["p0"]
-
-
-def retrieval() -> Task:
-    corpus = pd.DataFrame({"id": [f"d{n:02}" for n in range(15)], "text": [f"文{n}" for n in range(15)]})
-    asked = pd.DataFrame({"id": ["q0", "q1"], "text": ["问0", "问1"], "phenomenon": "all"})
-    qrels = pd.DataFrame({"query_id": ["q0", "q0", "q1"], "doc_id": ["d03", "d07", "d00"], "relevance": [1, 2, 1]})
-    return Task(name="t", type="retrieval", corpus=corpus, queries=asked, qrels=qrels, **(ABOUT | {"group": "ir"}))
+    assert [example["id"] for example in forty[:4]] == ["p0", "p99", "p1", "p98"]
+    assert len(forty[0]["passage"]) == disagreement.CHARACTERS and forty[0]["passage"].endswith("…")
+    assert [example["id"] for example in chosen("one")] == ["p0"]
 
 
 def test_a_querys_standing_is_its_reciprocal_rank() -> None:
-    task = retrieval()
-    docs = task.corpus["id"].tolist()
-    right = {("q0", "d03"), ("q0", "d07"), ("q1", "d00")}
+    docs = [f"d{n:02}" for n in range(15)]
+    corpus = pd.DataFrame({"id": docs, "text": [f"文{n}" for n in range(15)]})
+    asked = pd.DataFrame({"id": ["q0", "q1"], "text": ["问0", "问1"], "phenomenon": "all"})
+    qrels = pd.DataFrame({"query_id": ["q0", "q0", "q1"], "doc_id": ["d03", "d07", "d00"], "relevance": [1, 2, 1]})
+    task = Task(type="retrieval", corpus=corpus, queries=asked, qrels=qrels, **(ABOUT | {"group": "ir"}))
+    right = set(zip(qrels["query_id"], qrels["doc_id"], strict=True))
     labels = {pair: float(pair in right) for pair in itertools.product(["q0", "q1"], docs)}
     # a: passages from the last to the first; b: all equal, so by id from the last; c: from the first, d00 not kept.
-    a = {(q, d): float(n) for q in ("q0", "q1") for n, d in enumerate(docs)}
-    b = {(q, d): 1.0 for q in ("q0", "q1") for d in docs}
-    c = {(q, d): -float(n) for q in ("q0", "q1") for n, d in enumerate(docs) if (q, d) != ("q1", "d00")}
-    scores = {("a", 1): a, ("a", 2): c, ("b", 1): b, ("teacher", 1): c}
-    found = examples(task, predictions(scores, labels), ["a", "b"])["examples"]
-    assert [example["id"] for example in found] == ["q0"]  # nobody finds q1's passage within ten: no disagreement
-    q0 = found[0]
+    a = {pair: float(docs.index(pair[1])) for pair in labels}
+    c = {pair: -value for pair, value in a.items() if pair != ("q1", "d00")}
+    scores = {("a", 1): a, ("a", 2): c, ("b", 1): dict.fromkeys(labels, 1.0), ("teacher", 1): c}
+    frame = predictions(scores, labels)
+    [q0] = examples(task, frame, ["a", "b"])["examples"]  # nobody finds q1's passage within ten: no disagreement
     # d07 comes 8th from the last, d03 4th from the first.
-    assert q0["methods"]["a"] == {"standing": pytest.approx((1 / 8 + 1 / 4) / 2), "ranks": [8, 4]}
+    assert q0["id"] == "q0" and q0["methods"]["a"] == {"standing": pytest.approx((1 / 8 + 1 / 4) / 2), "ranks": [8, 4]}
     assert q0["methods"]["b"]["ranks"] == [8] and q0["methods"]["teacher"]["ranks"] == [4]
     assert (q0["query"], q0["passage"], q0["right"]) == ("问0", "文7", 2)  # the most relevant
     assert q0["instead"] == [{"methods": ["a", "b"], "text": "文14"}, {"methods": ["teacher"], "text": "文0"}]
-    everywhere = disagreement.queries(predictions(scores, labels))
-    assert everywhere[(everywhere["query_id"] == "q1") & (everywhere["seed"] == 2)]["rank"].isna().all()
+    assert disagreement.queries(frame).query("query_id == 'q1' and seed == 2")["rank"].isna().all()
 
 
 def test_predictions_of_other_texts_are_refused() -> None:
@@ -117,7 +107,9 @@ def test_means_of_standings_are_the_metric(tiny_scores) -> None:
     """Over all queries of a real evaluation, mteb's MRR@10 comes out."""
     from d2llm.evaluation.evaluate import measure
 
-    scores, found = measure(tiny_scores, "bm25", "base", 1, "test")
-    for task, own in found[found["task"].isin(scores.loc[scores["task_type"] == "retrieval", "task"])].groupby("task"):
-        whole = scores[(scores["task"] == task) & (scores["metric"] == "mrr_at_10") & (scores["phenomenon"] == "all")]
-        assert disagreement.queries(own)["standing"].mean() == pytest.approx(whole["value"].item(), abs=1e-5)
+    scores, frame = measure(tiny_scores, "bm25", "base", 1, "test")
+    whole = scores.query("metric == 'mrr_at_10' and phenomenon == 'all'").set_index("task")["value"]
+    assert len(whole)
+    for task, value in whole.items():
+        standings = disagreement.queries(frame[frame["task"] == task])["standing"]
+        assert standings.mean() == pytest.approx(value, abs=1e-5)

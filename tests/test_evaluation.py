@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import log2
 from pathlib import Path
 
@@ -14,13 +15,17 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from task_folders import FakeStudent, pair_task, retrieval_task, sts_task, write_task
 from training_records import write_runs
 
+from d2llm.config import task_types
 from d2llm.config.evaluation import EvaluationSettings
 from d2llm.config.schema import Config
 from d2llm.config.sections import ModelsSettings, PretrainedSettings
-from d2llm.evaluation import collect, metrics, tasks
+from d2llm.evaluation import about, collect, metrics, tasks
+from d2llm.evaluation import evaluate as stage
+from d2llm.evaluation.rows.student import StudentScorer
 from d2llm.run.artifacts import read_json, write_json
 from d2llm.run.errors import ArtifactError, ConfigError, DataError
 from d2llm.run.paths import Paths
+from d2llm.run.stages import STAGES
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,56 +38,45 @@ def mteb_cache(tmp_path_factory):
 
 def evaluate(student, *folders: Path, settings: EvaluationSettings | None = None, results: Path | None = None):
     """Scores {(task, phenomenon, metric): value} and predictions of a student on task folders."""
-    from d2llm.evaluation.evaluate import evaluate
-    from d2llm.evaluation.rows.student import StudentScorer
-
     read = [tasks.read(folder, "test") for folder in folders]
     settings = settings or EvaluationSettings()
-    scores, predictions = evaluate(StudentScorer(student), read, "toy/base/seed1", settings, results)
+    scores, predictions = stage.evaluate(StudentScorer(student), read, "toy/base/seed1", settings, results)
     return scores, scores.set_index(["task", "phenomenon", "metric"])["value"].to_dict(), predictions
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics
 def test_pair_classification_is_what_scikit_learn_says(tmp_path):
-    folder = pair_task(tmp_path)
-    student = FakeStudent()
+    folder, student = pair_task(tmp_path), FakeStudent()
     scores, values, predictions = evaluate(student, folder)
     frame = pd.read_parquet(folder / "test.parquet")
-    expected = np.array(
-        [student.score(a, b, "symmetric") for a, b in zip(frame.sentence1, frame.sentence2, strict=True)]
-    )
-    label = frame.label.to_numpy()
+    pairs = zip(frame.sentence1, frame.sentence2, strict=True)
+    expected, label = np.array([student.score(a, b, "symmetric") for a, b in pairs]), frame.label.to_numpy()
 
     assert predictions.query_id.tolist() == frame.id.tolist()  # row order, nothing lost
     np.testing.assert_allclose(predictions.score, expected, rtol=1e-5)
     assert predictions.label.tolist() == label.tolist()
     assert values["nli_x", "all", "ap"] == pytest.approx(average_precision_score(label, expected))
-    cuts = [*(np.sort(expected)[:-1] + np.diff(np.sort(expected)) / 2)]
+    cuts = np.sort(expected)[:-1] + np.diff(np.sort(expected)) / 2
     accuracy = max(((expected > cut) == label).mean() for cut in cuts)
     assert values["nli_x", "all", "accuracy"] == pytest.approx(accuracy)
     # The curve's first point is "all pairs", a threshold below every score, which mteb does not try.
     precision, recall, _ = precision_recall_curve(label, expected)
     f1 = 2 * precision[1:-1] * recall[1:-1] / (precision[1:-1] + recall[1:-1] + 1e-30)
     best = 1 + int(f1.argmax())
-    assert values["nli_x", "all", "f1"] == pytest.approx(f1.max())
-    assert values["nli_x", "all", "precision"] == pytest.approx(precision[best])
-    assert values["nli_x", "all", "recall"] == pytest.approx(recall[best])
+    for name, value in (("f1", f1.max()), ("precision", precision[best]), ("recall", recall[best])):
+        assert values["nli_x", "all", name] == pytest.approx(value)
     for kind in ("reversed", "antonym"):
         chosen = (label == 1) | (frame.phenomenon == kind)
         assert values["nli_x", kind, "ap"] == pytest.approx(average_precision_score(label[chosen], expected[chosen]))
         assert values["nli_x", kind, "auc"] == pytest.approx(roc_auc_score(label[chosen], expected[chosen]))
     assert values["nli_x", "entailed", "auc"] == pytest.approx(roc_auc_score(label, expected))
-    assert (
-        set(scores.scorer) == {"iem"}
-        and set(scores.group) == {"nli"}
-        and set(scores.n[scores.phenomenon == "all"]) == {40}
-    )
+    assert set(scores.scorer) == {"iem"} and set(scores.group) == {"nli"}
+    assert set(scores.n[scores.phenomenon == "all"]) == {40}
 
 
 @pytest.mark.parametrize("order", ["average", "as_given"])
 def test_sts_is_what_scipy_says_in_one_order_and_in_both(tmp_path, order):
-    folder = sts_task(tmp_path)
-    student = FakeStudent()
+    folder, student = sts_task(tmp_path), FakeStudent()
     settings = EvaluationSettings.model_validate({"symmetric_order": {"sts": order}})
     _, values, predictions = evaluate(student, folder, settings=settings)
     frame = pd.read_parquet(folder / "test.parquet")
@@ -99,8 +93,7 @@ def test_sts_is_what_scipy_says_in_one_order_and_in_both(tmp_path, order):
 
 def test_binary_similarity_is_broken_down_as_a_classification(tmp_path):
     folder = sts_task(tmp_path, binary=True)
-    student = FakeStudent()
-    _, values, predictions = evaluate(student, folder)
+    _, values, predictions = evaluate(FakeStudent(), folder)
     frame = pd.read_parquet(folder / "test.parquet")
     label, score = frame.score.to_numpy(), predictions.score.to_numpy()
     chosen = (label == 1) | (frame.phenomenon == "swap").to_numpy()
@@ -109,34 +102,50 @@ def test_binary_similarity_is_broken_down_as_a_classification(tmp_path):
 
 
 def test_retrieval_is_what_plain_loops_say(tmp_path):
-    folder = retrieval_task(tmp_path)
-    student = FakeStudent()
+    folder, student = retrieval_task(tmp_path), FakeStudent()
     scores, values, predictions = evaluate(student, folder)
     corpus, queries, qrels = (pd.read_parquet(folder / "test" / f"{n}.parquet") for n in ("corpus", "queries", "qrels"))
-    found = {"mrr_at_10": {}, "recall_at_10": {}, "ndcg_at_10": {}}
+    expected = {"mrr_at_10": {}, "recall_at_10": {}, "ndcg_at_10": {}}
     for query in queries.itertuples():
         every = {doc.id: student.score(query.text, doc.text, "asymmetric") for doc in corpus.itertuples()}
         ranked = sorted(every, key=every.get, reverse=True)
         relevance = qrels[qrels.query_id == query.id].set_index("doc_id").relevance.to_dict()
         hits = [relevance.get(doc, 0) for doc in ranked[:10]]
         ideal = sorted(relevance.values(), reverse=True)[:10]
-        found["mrr_at_10"][query.id] = next((1 / r for r, hit in enumerate(hits, 1) if hit), 0.0)
-        found["recall_at_10"][query.id] = sum(hit > 0 for hit in hits) / len(relevance)
+        expected["mrr_at_10"][query.id] = next((1 / r for r, hit in enumerate(hits, 1) if hit), 0.0)
+        expected["recall_at_10"][query.id] = sum(hit > 0 for hit in hits) / len(relevance)
         gain = [sum(g / log2(r + 1) for r, g in enumerate(row, 1)) for row in (hits, ideal)]
-        found["ndcg_at_10"][query.id] = gain[0] / gain[1]
+        expected["ndcg_at_10"][query.id] = gain[0] / gain[1]
         kept = predictions[predictions.query_id == query.id]
         assert kept.doc_id.tolist() == ranked[:100]  # the best hundred, best first
         np.testing.assert_allclose(kept.score, [every[doc] for doc in ranked[:100]], rtol=1e-4, atol=1e-5)
         assert kept.label.tolist() == [relevance.get(doc, 0) for doc in ranked[:100]]
         assert set(kept.relevant) == {len(relevance)}
     kinds = queries.set_index("id").phenomenon
-    for metric, of_query in found.items():
+    for metric, of_query in expected.items():
         column = pd.Series(of_query)
         assert column.max() > 0
         assert values["ir_x", "all", metric] == pytest.approx(column.mean(), abs=1e-5)  # mteb rounds to 5 digits
         for kind in ("who", "when"):
             assert values["ir_x", kind, metric] == pytest.approx(column[kinds == kind].mean())
     assert set(scores.candidates) == {"all"}
+
+
+def test_one_more_metric_of_mtebs_is_a_line(tmp_path, monkeypatch):
+    """As the head of `task_types` says: named there, it is among the scores with mteb's value."""
+    kind = task_types.TASK_TYPES["retrieval"]
+    more = replace(kind, metrics={**kind.metrics, "map_at_10": "map_at_10"})
+    monkeypatch.setitem(task_types.TASK_TYPES, "retrieval", more)
+    folder, student = retrieval_task(tmp_path), FakeStudent()
+    _, values, predictions = evaluate(student, folder, results=tmp_path)
+    precisions = []
+    for _, ranked in predictions.groupby("query_id"):
+        right = (ranked["label"] > 0).to_numpy()[:10]
+        shares = [right[: place + 1].mean() for place in np.flatnonzero(right)]
+        precisions.append(sum(shares) / ranked["relevant"].iloc[0])
+    assert values["ir_x", "all", "map_at_10"] == pytest.approx(np.mean(precisions), abs=1e-5)
+    [result] = tmp_path.rglob("results/**/ir_x.json")
+    assert values["ir_x", "all", "map_at_10"] == read_json(result)["scores"]["test"][0]["map_at_10"]
 
 
 def test_equal_scores_rank_alike_in_mteb_and_in_the_breakdown():
@@ -159,38 +168,18 @@ def test_head_follows_the_kind_of_task_and_texts_are_encoded_once(tmp_path):
     evaluate(student, pair_task(tmp_path))
     assert student.scorer.modes == {"symmetric"}
     assert sorted(student.encoded) == sorted(set(student.encoded))  # 20 premises stand in 40 pairs
-    assert {role for text, role, _ in student.encoded if text.startswith("前提")} == {"query"}
-    assert {role for text, role, _ in student.encoded if text.startswith("假设")} == {"passage"}
+    sides = {(text[:2], role) for text, role, _ in student.encoded}
+    assert sides == {("前提", "query"), ("假设", "passage")}
     student = FakeStudent()
     evaluate(student, retrieval_task(tmp_path))
-    assert student.scorer.modes == {"asymmetric"}
-    assert {mode for _, _, mode in student.encoded} == {"asymmetric"}
+    assert student.scorer.modes == {mode for _, _, mode in student.encoded} == {"asymmetric"}
 
 
 def test_roles_with_equal_formats_share_their_vectors():
-    from d2llm.evaluation.rows.student import StudentScorer
-
     student = FakeStudent()
     student.formats = {("query", "symmetric"): "plain", ("passage", "symmetric"): "plain"}
     StudentScorer(student).score_pairs([("一", "二"), ("二", "三"), ("三", "一")], "symmetric")
     assert sorted(text for text, _, _ in student.encoded) == sorted("一二三")
-
-
-def test_search_merges_blocks_as_one_matrix_would(monkeypatch):
-    from d2llm.evaluation import adapter
-    from d2llm.search import index as search
-
-    student = FakeStudent()
-    queries, passages = [f"问{i}" for i in range(7)], [f"文{i % 40}" for i in range(50)]  # ten passages twice
-    whole = np.array([[student.score(q, p, "asymmetric") for p in passages] for q in queries])
-    monkeypatch.setattr(search, "QUERY_BLOCK", 3)
-    monkeypatch.setattr(search, "PASSAGE_BLOCK", 8)
-    hits = adapter.StudentScorer(student).search(queries, passages, 12, np.arange(50))
-    for row, (index, scores) in zip(whole, hits, strict=True):
-        np.testing.assert_allclose(scores, np.sort(row)[::-1][:12], rtol=1e-4)
-        np.testing.assert_allclose(row[index], scores, rtol=1e-4)
-        assert len(set(index.tolist())) == 12
-    assert len(student.encoded) == 47  # 7 queries, 40 distinct passages
 
 
 @pytest.mark.parametrize("make", [pair_task, sts_task, retrieval_task])
@@ -207,33 +196,14 @@ def test_equal_scores_throughout_are_told_as_a_collapse(tmp_path):
         evaluate(student, sts_task(tmp_path))
 
 
-def test_vectors_of_another_pair_are_not_scored(tmp_path):
+def test_what_was_not_encoded_or_indexed_last_is_not_scored():
     from d2llm.evaluation.adapter import SearchModel
-    from d2llm.evaluation.rows.student import StudentScorer
 
     model = SearchModel("toy", StudentScorer(FakeStudent()))
     with pytest.raises(RuntimeError, match="encoded last"):
         model.similarity_pairwise(np.ones((2, 6)), np.ones((2, 6)))
-
-
-def test_nothing_is_searched_before_a_corpus_is_indexed():
-    from d2llm.evaluation.adapter import SearchModel
-    from d2llm.evaluation.rows.student import StudentScorer
-
-    model = SearchModel("toy", StudentScorer(FakeStudent()))
     with pytest.raises(RuntimeError, match="corpus indexed last"):
         model.search({"id": ["q"], "text": ["问"]}, task_metadata=None, top_k=1)
-
-
-def test_a_task_gives_the_frames_of_its_kind_only(tmp_path):
-    pairs, search = (tasks.read(make(tmp_path), "test") for make in (pair_task, retrieval_task))
-    assert list(pairs.paired()["id"]) == list(pairs.pairs["id"])
-    assert [list(frame.columns)[0] for frame in search.searched()] == ["id", "id", "query_id"]
-    assert search.searched().corpus is search.corpus
-    with pytest.raises(TypeError, match="task nli_x is of pairs and cannot be searched"):
-        pairs.searched()
-    with pytest.raises(TypeError, match="task ir_x is of retrieval and has no pairs"):
-        search.paired()
 
 
 def test_mteb_result_is_kept_and_equal_runs_leave_equal_files(tmp_path, monkeypatch):
@@ -251,97 +221,68 @@ def test_mteb_result_is_kept_and_equal_runs_leave_equal_files(tmp_path, monkeypa
 
     monkeypatch.setenv("MTEB_CACHE", str(tmp_path / "first"))
     [model] = mteb.load_results(download_latest=False, validate_and_filter=False).model_results
-    assert {found.task_name: found.scores for found in model.task_results}["nli_x"] == result["scores"]
+    assert {read.task_name: read.scores for read in model.task_results}["nli_x"] == result["scores"]
 
 
 def test_a_sample_of_a_set_of_mtebs_has_its_rules_and_another_name(tmp_path):
     from d2llm.evaluation.mteb import mteb_task
 
-    known = {"name": "T2Retrieval", "subset": None, "split": {"dev": None, "test": "dev"}, "whole": []}
-    folder = retrieval_task(tmp_path)
-    write_task(folder, "retrieval", "ir", mteb=known)
-    part = mteb_task(tasks.read(folder, "test"))
-    write_task(folder, "retrieval", "ir", mteb=known | {"whole": ["test"]})
-    whole = mteb_task(tasks.read(folder, "test"))
-    assert (part.task.metadata.name, whole.task.metadata.name) == ("ir_x", "T2Retrieval")
-    assert part.split == whole.split == "dev"
-    assert part.task.ignore_identical_ids and whole.task.ignore_identical_ids
-    assert max(whole.task.k_values) == 1000
+    folder, measured = retrieval_task(tmp_path), []
+    for whole in ([], ["test"]):
+        known = {"name": "T2Retrieval", "subset": None, "split": {"dev": None, "test": "dev"}, "whole": whole}
+        write_task(folder, "retrieval", "ir", mteb=known)
+        measured.append(mteb_task(tasks.read(folder, "test")))
+    assert [of.task.metadata.name for of in measured] == ["ir_x", "T2Retrieval"]
+    for of in measured:
+        assert of.split == "dev" and of.task.ignore_identical_ids and max(of.task.k_values) == 1000
 
 
 # --------------------------------------------------------------------------------------------------------- task folders
-def spoil(path: Path, **columns) -> None:
-    """Sets values of a Parquet file: column=(row, value), or column=None to drop it."""
+def spoil(path: Path, name: str, change: tuple[int, object] | None) -> None:
+    """Sets a value (row, value) in a column of a Parquet file, or drops the column."""
     frame = pd.read_parquet(path)
-    for name, change in columns.items():
-        if change is None:
-            frame = frame.drop(columns=name)
-        else:
-            frame[name] = frame[name].astype(object)
-            frame.loc[change[0], name] = change[1]
-            if all(isinstance(value, int | float | np.number) for value in frame[name]):
-                frame[name] = pd.to_numeric(frame[name])
+    if change is None:
+        frame = frame.drop(columns=name)
+    else:
+        frame[name] = frame[name].astype(object)
+        frame.loc[change[0], name] = change[1]
+        if all(isinstance(value, int | float | np.number) for value in frame[name]):
+            frame[name] = pd.to_numeric(frame[name])
     frame.to_parquet(path)
 
 
-BAD_PAIRS = [
-    ({"label": (3, 2)}, r"test.parquet: column 'label', row 3: expected 0 or 1, found 2"),
-    ({"label": None}, r"column 'label' not found"),
-    ({"sentence2": (5, " ")}, r"column 'sentence2', row 5: expected non-empty text, found ' '"),
-    ({"sentence1": (0, None)}, r"column 'sentence1', row 0: expected non-empty text"),
-    ({"id": (4, "p1")}, r"column 'id', row 4: expected each id once, found 'p1'"),
+# Of a set made by: file, column, what becomes of it, what the message names.
+SPOILED = [
+    (pair_task, "test", "label", (3, 2), r"test.parquet: column 'label', row 3: expected 0 or 1, found 2"),
+    (pair_task, "test", "label", None, r"column 'label' not found"),
+    (pair_task, "test", "sentence2", (5, " "), r"column 'sentence2', row 5: expected non-empty text, found ' '"),
+    (pair_task, "test", "sentence1", (0, None), r"column 'sentence1', row 0: expected non-empty text"),
+    (pair_task, "test", "id", (4, "p1"), r"column 'id', row 4: expected each id once, found 'p1'"),
+    (sts_task, "test", "score", (2, 5.5), r"'score', row 2: expected a number from 0 to 5, found 5.5"),
+    (sts_task, "test", "score", (2, float("nan")), r"'score', row 2: expected a finite number"),
+    (retrieval_task, "test/qrels", "relevance", (0, 1 / 3), r"'relevance': line 0: relevance 0.3+ is too fine"),
+    (retrieval_task, "test/qrels", "relevance", (0, -1), r"'relevance', row 0: expected 0 or more, found -1"),
+    (retrieval_task, "test/qrels", "doc_id", (1, "d999"), r"row 1: expected an id of corpus.parquet, found 'd999'"),
+    (retrieval_task, "test/qrels", "query_id", (0, "q77"), r"'query_id', row 0: expected an id of queries.parquet"),
+    (retrieval_task, "test/queries", "id", (0, "q77"), r"qrels.parquet: .*row 0: expected an id of queries.parquet"),
+    (retrieval_task, "test/corpus", "text", (7, ""), r"corpus.parquet: column 'text', row 7"),
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), BAD_PAIRS)
-def test_bad_pairs_are_named(tmp_path, change, message):
-    folder = pair_task(tmp_path)
-    spoil(folder / "test.parquet", **change)
+@pytest.mark.parametrize(("make", "file", "column", "change", "message"), SPOILED)
+def test_what_is_wrong_in_a_set_is_named(tmp_path, make, file, column, change, message):
+    folder = make(tmp_path)
+    spoil(folder / f"{file}.parquet", column, change)
     with pytest.raises(DataError, match=message):
         tasks.read(folder, "test")
 
 
-def test_bad_scores_are_named(tmp_path):
-    folder = sts_task(tmp_path)
-    spoil(folder / "test.parquet", score=(2, 5.5))
-    with pytest.raises(DataError, match=r"'score', row 2: expected a number from 0 to 5, found 5.5"):
-        tasks.read(folder, "test")
-    spoil(folder / "test.parquet", score=(2, float("nan")))
-    with pytest.raises(DataError, match=r"'score', row 2: expected a finite number"):
-        tasks.read(folder, "test")
-
-
-BAD_RETRIEVAL = [
-    ("qrels", {"relevance": (0, 1 / 3)}, r"column 'relevance': line 0: relevance 0.3+ is too fine"),
-    ("qrels", {"relevance": (0, -1)}, r"'relevance', row 0: expected 0 or more, found -1"),
-    ("qrels", {"doc_id": (1, "d999")}, r"'doc_id', row 1: expected an id of corpus.parquet, found 'd999'"),
-    ("qrels", {"query_id": (0, "q77")}, r"'query_id', row 0: expected an id of queries.parquet"),
-    ("queries", {"id": (0, "q77")}, r"qrels.parquet: column 'query_id', row 0: expected an id of queries.parquet"),
-    ("corpus", {"text": (7, "")}, r"corpus.parquet: column 'text', row 7"),
-]
-
-
-@pytest.mark.parametrize(("part", "change", "message"), BAD_RETRIEVAL)
-def test_bad_retrieval_sets_are_named(tmp_path, part, change, message):
-    folder = retrieval_task(tmp_path)
-    spoil(folder / "test" / f"{part}.parquet", **change)
-    with pytest.raises(DataError, match=message):
-        tasks.read(folder, "test")
-
-
-def test_too_few_pairs_single_labels_and_bad_descriptions_are_refused(tmp_path):
+def test_descriptions_that_are_wrong_and_missing_splits_are_refused(tmp_path):
     folder = pair_task(tmp_path)
-    frame = pd.read_parquet(folder / "test.parquet")
-    frame[:1].to_parquet(folder / "test.parquet")
-    with pytest.raises(DataError, match="at least 2 pairs, found 1"):
-        tasks.read(folder, "test")
-    frame[frame.label == 1].to_parquet(folder / "test.parquet")
-    with pytest.raises(DataError, match="every label means yes; expected pairs of both kinds"):
-        tasks.read(folder, "test")
     with pytest.raises(ArtifactError, match="dev.parquet: missing"):
         tasks.read(folder, "dev")
     write_task(folder, "pairs", "nli")
-    with pytest.raises(DataError, match="'type' must be one of pair_classification, sts, retrieval, found 'pairs'"):
+    with pytest.raises(DataError, match="'type' must be one of pair_classification, retrieval, sts, found 'pairs'"):
         tasks.read(folder, "test")
     with pytest.raises(DataError, match="expected numbers min_score < max_score"):
         tasks.read(write_task(folder, "sts", "sts", min_score=5, max_score=0), "test")
@@ -350,37 +291,31 @@ def test_too_few_pairs_single_labels_and_bad_descriptions_are_refused(tmp_path):
 def test_tasks_are_found_by_folder_and_wanted_ones_must_be_there(tmp_path):
     for name in ("b", "a"):
         pair_task(tmp_path, name)
-    assert tasks.names(tmp_path) == ["a", "b"]
-    assert tasks.names(tmp_path, ["b"]) == ["b"]
+    assert (tasks.names(tmp_path), tasks.names(tmp_path, ["b"])) == (["a", "b"], ["b"])
     with pytest.raises(ConfigError, match="no task named 'c' .* holds a, b"):
         tasks.names(tmp_path, ["c"])
     with pytest.raises(DataError, match="no evaluation task found"):
         tasks.names(tmp_path / "nowhere")
 
 
-# ------------------------------------------------------------------------------------------- a whole run, and collecting
+# ------------------------------------------------------------------------------------------ a whole run, and collecting
 @pytest.fixture
 def suite(tmp_path, monkeypatch):
     """A results folder with three tasks and two evaluated methods whose students are fake."""
-    from d2llm.evaluation import evaluate as run
-    from d2llm.evaluation.rows.student import StudentScorer
-
     config = Config(results=str(tmp_path), methods={"d2llm": {}, "bge": {}}, references=["bm25"], seeds=[1, 2])
-    paths = Paths.of(config)
+    paths, load = Paths.of(config), stage.load
     for make in (pair_task, sts_task, retrieval_task):
         make(paths.tasks)
-    load = run.load
     sizes = {("d2llm", 1): 6, ("d2llm", 2): 7, ("bge", 1): 8, ("bge", 2): 9}
 
     def fake(config, method, variant, seed):
-        if method == "bm25":
-            return load(config, method, variant, seed)
-        return StudentScorer(FakeStudent(sizes[method, seed]))
+        bm25 = method == "bm25"
+        return load(config, method, variant, seed) if bm25 else StudentScorer(FakeStudent(sizes[method, seed]))
 
-    monkeypatch.setattr(run, "load", fake)
-    for job in config.evaluations():
-        run.run(config, *job)
-    monkeypatch.setattr(run, "load", load)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "load", fake)
+        for job in config.evaluations():
+            stage.run(config, *job)
     write_runs(config)
     return config
 
@@ -402,8 +337,7 @@ def test_collected_scores_are_tidy_sorted_and_byte_identical(suite):
     assert len(whole) == (4 + 1) * (5 + 2 + 3)  # four runs and BM25; metrics of the three tasks
     lexical = whole[(whole.method == "bm25") & (whole.task == "sts_x")]
     assert lexical.value.tolist() == [0, 0]  # no word in common anywhere: no correlation, and no failure
-    again = pd.read_csv(paths.scores_csv)
-    assert again["value"].tolist() == scores["value"].tolist()  # the text holds every bit
+    assert pd.read_csv(paths.scores_csv)["value"].tolist() == scores["value"].tolist()  # the text holds every bit
     predictions = pd.read_parquet(paths.predictions)
     of_one = predictions[(predictions.method == "bge") & (predictions.seed == 2)]
     assert of_one.groupby("task").size().to_dict() == {"nli_x": 40, "sts_x": 30, "ir_x": 12 * 100}
@@ -424,56 +358,50 @@ def test_collected_scores_are_tidy_sorted_and_byte_identical(suite):
         bad.to_parquet(file)
         with pytest.raises(ArtifactError, match=rf"bge/base/seed2/scores.parquet: .*{message}"):
             collect.run(suite)
-    file.unlink()
-    with pytest.raises(ArtifactError, match="bge/base/seed2/scores.parquet: missing"):
-        collect.run(suite)
+    good.to_parquet(file)
+    for place in (paths.run("bge", "base", 2) / "log.jsonl", file):
+        place.unlink()
+        with pytest.raises(ArtifactError, match=f"bge/base/seed2/{place.name}: missing"):
+            collect.run(suite)
 
 
 def test_what_is_behind_the_scores_is_collected_with_them(suite):
     """Reports, and the records of this config's jobs up to the evaluations; digests of what they wrote are left out."""
     paths = Paths.of(suite)
-    write_json(paths.card_json, {"training": [1]})
-    write_json(paths.teacher_report, {"symmetric": {"ap": 0.9}})
-    write_json(paths.base("teacher") / "config.json", {"hidden_size": 64})  # made by the pipeline: its settings say it
-    suite = suite.model_copy(update={"models": ModelsSettings(decoder=PretrainedSettings(source="a/b"), encoder=PretrainedSettings(source="a/c"))})  # fmt: skip
-    write_json(paths.base("decoder") / "config.json", {"hidden_size": 576})
-    record = {"stage": "data", "seconds": 1.5, "outputs": {"card.json": "abc"}}
-    train = {"stage": "train", "method": "bge", "variant": "base"}
-    found = {
-        "data/provenance.json": record,
-        "runs/bge/base/seed2/provenance.json": read_json(paths.run("bge", "base", 2) / "provenance.json") | train | {"seed": 2},
-        "runs/bge/base/seed9/provenance.json": train | {"seed": 9},  # of a seed the config no longer has
-        "tables/nli.csv.provenance.json": {"stage": "table"},  # is made of the scores
-    }  # fmt: skip
-    for name, content in found.items():
-        write_json(paths.root / name, content)
-    collect.run(suite)
-    about = read_json(paths.about)
-    assert (about["card"], about["leaks"], about["negatives"]) == ({"training": [1]}, None, None)
-    assert about["teacher"] == {"symmetric": {"ap": 0.9}} and about["widths"] == {"decoder": 576}
-    assert set(about["records"]) == {"data/provenance.json", "runs/bge/base/seed2/provenance.json"}
-    assert about["records"]["data/provenance.json"] == {"stage": "data", "seconds": 1.5}
-
-
-def test_a_training_without_its_log_is_not_collected(suite):
-    (Paths.of(suite).run("bge", "base", 2) / "log.jsonl").unlink()
-    with pytest.raises(ArtifactError, match="runs/bge/base/seed2/log.jsonl: missing"):
-        collect.run(suite)
-    assert not Paths.of(suite).scores.exists()
+    run, train = "runs/bge/base/seed2/provenance.json", {"stage": "train", "method": "bge", "variant": "base"}
+    for name, content in {
+        paths.card_json: {"training": [1]},
+        paths.teacher_report: {"symmetric": {"ap": 0.9}},
+        paths.base("teacher") / "config.json": {"hidden_size": 64},  # made by the pipeline: its settings say it
+        paths.base("decoder") / "config.json": {"hidden_size": 576},
+        paths.root / "data/provenance.json": {"stage": "data", "seconds": 1.5, "outputs": {"card.json": "abc"}},
+        paths.root / run: read_json(paths.root / run) | train | {"seed": 2},
+        # Of a seed the config no longer has; and what is made of the scores.
+        paths.root / "runs/bge/base/seed9/provenance.json": train | {"seed": 9},
+        paths.root / "tables/nli.csv.provenance.json": {"stage": "table"},
+    }.items():
+        write_json(name, content)
+    models = ModelsSettings(decoder=PretrainedSettings(source="a/b"), encoder=PretrainedSettings(source="a/c"))
+    collect.run(suite.model_copy(update={"models": models}))
+    written = read_json(paths.about)
+    assert (written["card"], written["leaks"], written["negatives"]) == ({"training": [1]}, None, None)
+    assert written["teacher"] == {"symmetric": {"ap": 0.9}} and written["widths"] == {"decoder": 576}
+    assert set(written["records"]) == {"data/provenance.json", run}
+    assert written["records"]["data/provenance.json"] == {"stage": "data", "seconds": 1.5}
+    assert set(STAGES) > about.BEHIND  # a record tells its stage by these names
 
 
 def test_a_saved_student_is_loaded_and_scored_by_its_own_scorer(tmp_path):
     import tiny
-    import torch
 
-    from d2llm.evaluation.evaluate import run
     from d2llm.models.student import Student, TextFormat
 
     config = Config(results=str(tmp_path), methods={"d2llm": {}})
-    paths = Paths.of(config)
+    paths, rng = Paths.of(config), np.random.default_rng(0)
     folder = pair_task(paths.tasks)
+    with pytest.raises(ArtifactError, match="d2llm/base/seed1/model: missing"):
+        stage.run(config, "d2llm", "base", 1)
     frame = pd.read_parquet(folder / "test.parquet")
-    rng = np.random.default_rng(0)
     for column in ("sentence1", "sentence2"):
         frame[column] = [" ".join(rng.choice(tiny.WORDS[:20], rng.integers(2, 9))) for _ in range(len(frame))]
     frame.to_parquet(folder / "test.parquet")
@@ -482,27 +410,12 @@ def test_a_saved_student_is_loaded_and_scored_by_its_own_scorer(tmp_path):
     formats = {(role, mode): TextFormat(roles[role]) for role in roles for mode in ("symmetric", "asymmetric")}
     student = Student(tiny.backbone("decoder"), ("mean", {}), ("iem", {"hidden": 16}), formats).eval()
     student.save(paths.run("d2llm", "base", 1) / "model")
-    run(config, "d2llm", "base", 1)
-
-    with torch.no_grad():
-        q = student.embed(frame.sentence1.tolist(), "query", "symmetric")
-        p = student.embed(frame.sentence2.tolist(), "passage", "symmetric")
-        expected = student.scorer.pairs(q, p, "symmetric").numpy()
-    done = paths.evaluation("d2llm", "base", 1)
-    predictions = pd.read_parquet(done / "predictions.parquet")
-    np.testing.assert_allclose(predictions.score, expected, rtol=1e-4, atol=1e-6)
-    assert expected.std() > 1e-3
-    scores = pd.read_parquet(done / "scores.parquet")
-    assert set(scores.scorer) == {"iem"} and (done / "mteb/results/d2llm__d2llm-base-seed1/local/nli_x.json").is_file()
-    first = (done / "scores.parquet").read_bytes(), (done / "predictions.parquet").read_bytes()
-    run(config, "d2llm", "base", 1)
-    assert first == ((done / "scores.parquet").read_bytes(), (done / "predictions.parquet").read_bytes())
-
-
-def test_a_run_without_a_model_is_told(tmp_path):
-    from d2llm.evaluation.evaluate import run
-
-    config = Config(results=str(tmp_path), methods={"d2llm": {}})
-    pair_task(Paths.of(config).tasks)
-    with pytest.raises(ArtifactError, match="d2llm/base/seed1/model: missing"):
-        run(config, "d2llm", "base", 1)
+    expected = student.score(frame.sentence1.tolist(), frame.sentence2.tolist(), "symmetric")
+    done, written = paths.evaluation("d2llm", "base", 1), []
+    for _ in range(2):
+        stage.run(config, "d2llm", "base", 1)
+        written.append([(done / f"{name}.parquet").read_bytes() for name in ("scores", "predictions")])
+    assert written[0] == written[1]
+    np.testing.assert_allclose(pd.read_parquet(done / "predictions.parquet").score, expected, rtol=1e-4, atol=1e-6)
+    assert expected.std() > 1e-3 and set(pd.read_parquet(done / "scores.parquet").scorer) == {"iem"}
+    assert (done / "mteb/results/d2llm__d2llm-base-seed1/local/nli_x.json").is_file()

@@ -1,4 +1,4 @@
-"""Run times: what is measured on a tiny run, how the teacher's are extrapolated, what is refused, and what figures show of them."""
+"""Run times: what is measured on a tiny run, how the teacher's are extrapolated, what is refused; their figures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot
+from matplotlib.text import Text
 from task_folders import pair_task, sts_task
 from tiny_run import changed
 
@@ -19,13 +20,14 @@ from d2llm.config.evaluation import RuntimeSettings
 from d2llm.config.load import load
 from d2llm.config.schema import Config
 from d2llm.evaluation import runtime, runtime_table
-from d2llm.reporting.collected import Collected, collected
+from d2llm.reporting.collected import Collected
 from d2llm.reporting.drawing import figures
 from d2llm.reporting.figures import latency as figure_latency
 from d2llm.reporting.figures import runtime as figure_runtime
 from d2llm.reporting.style import duration
 from d2llm.run.errors import ArtifactError, ConfigError
 from d2llm.run.paths import Paths
+from d2llm.run.schemas import PHASES, RUNTIME
 
 SIZES = [20, 60, 300]
 METHODS = {"d2llm": {}, "bge": {}}
@@ -54,50 +56,51 @@ def measured(tiny_scores: Config, tmp_path_factory: pytest.TempPathFactory) -> t
 
 
 def test_every_phase_is_measured_once(measured: tuple[Config, pd.DataFrame]) -> None:
-    config, found = measured
+    config, table = measured
     batch = config.evaluation.batch_size
-    expected = set()
+    expected = {("teacher", "score", batch, 0)} | {("teacher", "rerank", 16, size) for size in SIZES}
+    expected |= {(name, "search", 1, size) for name in ("d2llm", "bge", "bm25", "teacher") for size in SIZES}
     for name in ("d2llm", "bge", "bm25"):
         expected |= {(name, "encode_query", 1, 0), (name, "encode_passage", batch, 0), (name, "score", batch, 0)}
-        expected |= {(name, "search", 1, size) for size in SIZES}
-    expected |= {("teacher", "score", batch, 0)}
-    expected |= {("teacher", "search", 1, size) for size in SIZES} | {("teacher", "rerank", 16, size) for size in SIZES}
-    assert set(found[["method", "phase", "batch", "corpus"]].itertuples(index=False, name=None)) == expected
-    assert len(found) == len(expected)
-    assert (found["threads"] == config.threads).all() and (found["repeats"] == 3).all()
-    assert (found["per"] == found["phase"].map(runtime_table.PHASES)).all()
-    assert ((found["q1"] > 0) & (found["q1"] <= found["median"]) & (found["median"] <= found["q3"])).all()
+    assert set(table[["method", "phase", "batch", "corpus"]].itertuples(index=False, name=None)) == expected
+    assert len(table) == len(expected)
+    assert (table["threads"] == config.threads).all() and (table["repeats"] == 3).all()
+    assert (table["per"] == table["phase"].map(PHASES)).all()
     # Reading a pair costs more than combining two vectors, and a search more than embedding its query.
-    times = found.set_index(["method", "phase", "corpus"])["median"]
+    times = table.set_index(["method", "phase", "corpus"])["median"]
     assert times["teacher", "score", 0] > 10 * times["d2llm", "score", 0]
     assert times["teacher", "search", 20] > 5 * times["teacher", "score", 0]
 
 
 def test_the_index_size_is_the_scorers(measured: tuple[Config, pd.DataFrame]) -> None:
-    _, found = measured
-    sizes = found[found["phase"] == "search"].drop_duplicates("method").set_index("method")
-    assert sizes.loc["d2llm", ["bytes_per_passage", "embedding_bytes"]].tolist() == [4 * 16, 4 * 32]
-    assert sizes.loc["bge", ["bytes_per_passage", "embedding_bytes"]].tolist() == [4 * 32, 4 * 32]
-    assert sizes.loc[["teacher", "bm25"], ["bytes_per_passage", "embedding_bytes"]].isna().all(axis=None)
+    searches = measured[1].query("phase == 'search'").drop_duplicates("method").set_index("method")
+    sizes = searches[["bytes_per_passage", "embedding_bytes"]]
+    assert sizes.loc["d2llm"].tolist() == [4 * 16, 4 * 32] and sizes.loc["bge"].tolist() == [4 * 32, 4 * 32]
+    assert sizes.loc[["teacher", "bm25"]].isna().all(axis=None)
 
 
 def test_the_teacher_is_extrapolated_in_proportion(measured: tuple[Config, pd.DataFrame]) -> None:
-    _, found = measured
-    assert set(found.loc[found["extrapolated"], "method"]) == {"teacher"}
-    own = found[(found["method"] == "teacher") & (found["phase"] == "search")].set_index("corpus")
+    _, table = measured
+    assert set(table.loc[table["extrapolated"], "method"]) == {"teacher"}
+    own = table[(table["method"] == "teacher") & (table["phase"] == "search")].set_index("corpus")
     assert own["extrapolated"].tolist() == [False, True, True]  # it reads 30 pairs
     for column in ("median", "q1", "q3"):
         assert own.loc[300, column] / own.loc[60, column] == pytest.approx(300 / 60, rel=1e-4)
+
+    class Likes:
+        def score(self, groups: list, mode: str) -> list[np.ndarray]:
+            return [np.array([[len(passage), 1.0] for passage in passages]) for _, passages in groups]
+
+    assert runtime.best(Likes(), "q", ["a", "aaa", "aa", ""], 3).tolist() == [1, 2, 0]  # what it likes best
     counts: list[int] = []
 
     def measure(count: int) -> np.ndarray:
         counts.append(count)
         return np.array([1.0, 2.0, 3.0]) * count
 
-    grown = list(runtime.grown(measure, [5, 10, 40, 400], 20))
+    grown = [(size, seconds.tolist(), guess) for size, seconds, guess in runtime.grown(measure, [5, 10, 40, 400], 20)]
     assert counts == [5, 10, 20]
-    assert [(size, guessed) for size, _, guessed in grown] == [(5, False), (10, False), (40, True), (400, True)]
-    assert [seconds.tolist() for _, seconds, _ in grown] == [[size, 2 * size, 3 * size] for size in (5, 10, 40, 400)]
+    assert grown == [(size, [size, 2 * size, 3 * size], size > 20) for size in (5, 10, 40, 400)]
 
 
 def test_the_clock_warms_up_and_keeps_to_its_budget() -> None:
@@ -107,61 +110,47 @@ def test_the_clock_warms_up_and_keeps_to_its_budget() -> None:
         seen.append(number)
         time.sleep(0.02 if number else 0.2)  # the first is slow, as first calls are
 
-    found = runtime.clock(call, [0, 1, 2, 3, 4, 5], RuntimeSettings(repeats=5, seconds=10.0))
-    assert seen == [0, 1, 2, 3, 4, 5] and len(found) == 5
-    assert found.min() >= 0.02 and np.median(found) < 0.15
+    seconds = runtime.clock(call, [0, 1, 2, 3, 4, 5], RuntimeSettings(repeats=5, seconds=10.0))
+    assert seen == [0, 1, 2, 3, 4, 5] and len(seconds) == 5
+    assert seconds.min() >= 0.02 and np.median(seconds) < 0.15
     assert len(runtime.clock(call, [1], RuntimeSettings(repeats=50, seconds=0.1))) <= 5
     assert len(runtime.clock(call, [1], RuntimeSettings(repeats=50, seconds=0.001))) == 3  # never fewer
-
-
-def test_the_teacher_returns_what_it_likes_best() -> None:
-    class Likes:
-        def score(self, groups: list, mode: str) -> list[np.ndarray]:
-            return [np.array([[len(passage), 1.0] for passage in passages]) for _, passages in groups]
-
-    assert runtime.best(Likes(), "q", ["a", "aaa", "aa", ""], 3).tolist() == [1, 2, 0]
 
 
 def test_texts_are_those_of_retrieval_or_else_of_pairs(tiny_data: Config, tmp_path: Path) -> None:
     texts = runtime.read_texts(tiny_data)
     files = [path / "test" for path in Paths.of(tiny_data).tasks.glob("ir_*")]
     assert len(files) == 3
-    assert set(texts.passages) == {text for path in files for text in pd.read_parquet(path / "corpus.parquet")["text"]}
-    assert set(texts.queries) == {text for path in files for text in pd.read_parquet(path / "queries.parquet")["text"]}
-    count = len(texts.passages)
-    assert texts.cycled(count + 2) == [*texts.passages, *texts.passages[:2]]
+    for side, name in ((texts.passages, "corpus"), (texts.queries, "queries")):
+        assert set(side) == {text for path in files for text in pd.read_parquet(path / f"{name}.parquet")["text"]}
+    assert texts.cycled(len(texts.passages) + 2) == [*texts.passages, *texts.passages[:2]]
     assert runtime.read_texts(changed(tiny_data, evaluation={"tasks": ["nli_indomain"]})) == texts
     lonely = Config(results=str(tmp_path), methods={"bge": {}})
     frames = [pd.read_parquet(make(Paths.of(lonely).tasks) / "test.parquet") for make in (pair_task, sts_task)]
-    found = runtime.read_texts(lonely)
-    for side, column in ((found.queries, "sentence1"), (found.passages, "sentence2")):
+    of_pairs = runtime.read_texts(lonely)
+    for side, column in ((of_pairs.queries, "sentence1"), (of_pairs.passages, "sentence2")):
         assert len(side) == len(set(side)) and set(side) == {text for frame in frames for text in frame[column]}
 
 
-def test_a_missing_model_is_told_before_anything_is_measured(measured: tuple[Config, pd.DataFrame]) -> None:
-    config, _ = measured
-    more = Config.model_validate(config.model_dump() | {"methods": METHODS | {"sgpt": {}}})
-    with pytest.raises(ArtifactError, match="sgpt/base/seed1/model: missing"):
+def test_a_missing_model_and_sizes_that_shrink_are_refused(measured: tuple[Config, pd.DataFrame]) -> None:
+    more = Config.model_validate(measured[0].model_dump() | {"methods": METHODS | {"sgpt": {}}})
+    with pytest.raises(ArtifactError, match="sgpt/base/seed1/model: missing"):  # before anything is measured
         runtime.run(more)
-
-
-def test_corpus_sizes_grow() -> None:
     for sizes in ("[10, 5]", "[5, 5]"):
         with pytest.raises(ConfigError, match="runtime.*corpus_sizes that grow"):
             load([], {"methods": {"bge": {}}, "runtime": f"{{corpus_sizes: {sizes}}}"})
 
 
-def test_a_table_that_cannot_be_is_refused(measured: tuple[Config, pd.DataFrame], tmp_path: Path) -> None:
-    _, found = measured
-    path = tmp_path / "runtime.csv"
+def test_a_table_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    good, path = table(), tmp_path / "runtime.csv"
     for bad, message in [
-        (found.assign(phase="guess"), "a phase other than encode_query"),
-        (found.assign(q1=0.0), "not positive and ordered"),
-        (found.assign(q3=found["q1"] / 2), "not positive and ordered"),
-        (found.assign(median=np.nan), "not positive and ordered"),
-        (pd.concat([found, found[:1]]), "the same measurement twice"),
-        (found[:0], "no rows"),
-        (found.drop(columns="extrapolated"), "column 'extrapolated' is missing"),
+        (good.assign(phase="guess"), "a phase other than encode_query"),
+        (good.assign(q1=0.0), "not positive and ordered"),
+        (good.assign(q3=good["q1"] / 2), "not positive and ordered"),
+        (good.assign(median=np.nan), "not positive and ordered"),
+        (pd.concat([good, good[:1]]), "the same measurement twice"),
+        (good[:0], "no rows"),
+        (good.drop(columns="extrapolated"), "column 'extrapolated' is missing"),
     ]:
         bad.to_csv(path, index=False)
         with pytest.raises(ArtifactError, match=rf"runtime.csv: .*{message}"):
@@ -173,66 +162,40 @@ def test_a_table_that_cannot_be_is_refused(measured: tuple[Config, pd.DataFrame]
 
 # -------------------------------------------------------------------------------------------------------------- figures
 QUALITY = {"d2llm": 0.82, "bge": 0.79, "sgpt": 0.789, "udever": 0.778, "teacher": 0.97, "bm25": 0.70}
+BYTES = {"d2llm": (96.0, 32.0), "teacher": (np.nan, np.nan), "bm25": (np.nan, np.nan)}
 
 
 def table() -> pd.DataFrame:
     """Invented times, of bi-encoders that are equally fast; the largest corpus was not timed for BM25."""
     rows = []
     for place, name in enumerate(QUALITY):
-        base = {"d2llm": 1e-5, "teacher": 1e-3, "bm25": 2e-7}.get(name, 1e-7)
-        phases = [("encode_query", 1, 0, 2e-3 + place * 1e-4), ("encode_passage", 64, 0, 5e-4 + place * 1e-5)]
-        phases = [*(phases if name != "teacher" else []), ("score", 64, 0, base)]
-        phases += [
-            ("search", 1, size, 1e-3 + base * size) for size in (100, 1000, 10000) if (name, size) != ("bm25", 10000)
-        ]
-        if name == "teacher":
-            phases += [("rerank", 40, size, 0.04 + size * 1e-7) for size in (100, 1000, 10000)]
-        for phase, batch, corpus, seconds in phases:
-            stored = {"d2llm": (96.0, 32.0), "teacher": (np.nan, np.nan), "bm25": (np.nan, np.nan)}.get(
-                name, (32.0, 32.0)
-            )
-            rows.append(
-                {"method": name, "phase": phase, "per": runtime_table.PHASES[phase], "batch": batch, "corpus": corpus, "threads": 1, "median": seconds,
-                 "q1": 0.9 * seconds, "q3": 1.2 * seconds, "repeats": 5, "extrapolated": (name, phase) == ("teacher", "search") and corpus > 100,
-                 "bytes_per_passage": stored[0], "embedding_bytes": stored[1]}
-            )  # fmt: skip
-    return pd.DataFrame(rows, columns=list(runtime_table.COLUMNS))
+        a_pair, teacher = {"d2llm": 1e-5, "teacher": 1e-3, "bm25": 2e-7}.get(name, 1e-7), name == "teacher"
+        phases = [("score", 64, 0, a_pair)]
+        if not teacher:
+            phases += [("encode_query", 1, 0, 2e-3 + place * 1e-4), ("encode_passage", 64, 0, 5e-4 + place * 1e-5)]
+        for size in (100, 1000, 10000):
+            phases += [("search", 1, size, 1e-3 + a_pair * size)] if (name, size) != ("bm25", 10000) else []
+            phases += [("rerank", 40, size, 0.04 + size * 1e-7)] if teacher else []
+        for phase, batch, corpus, median in phases:
+            extrapolated = teacher and phase == "search" and corpus > 100
+            stored = BYTES.get(name, (32.0, 32.0))
+            times = (median, 0.9 * median, 1.2 * median)
+            rows.append((name, phase, PHASES[phase], batch, corpus, 1, "CPU", *times, 5, extrapolated, *stored))
+    return pd.DataFrame(rows, columns=list(RUNTIME))
 
 
 def scores() -> pd.DataFrame:
     """Quality by method, as the mean of two retrieval sets; scores of another kind beside."""
     rows = []
     for name, value in QUALITY.items():
-        about = {
-            "tier": "mini",
-            "method": name,
-            "variant": "base",
-            "seed": 1,
-            "split": "test",
-            "scorer": "",
-            "candidates": "",
-            "n": 9,
-        }
         for task, step in (("ir_a", 0.02), ("ir_b", -0.02)):
-            of = {"task": task, "task_title": task, "task_type": "retrieval", "group": "ir", "metric": "mrr_at_10"}
-            rows += [
-                about | of | {"phenomenon": "all", "value": value + step},
-                about | of | {"phenomenon": "who", "value": 0.1},
-            ]
-            rows.append(about | of | {"phenomenon": "all", "metric": "recall_at_10", "value": 0.3})
-        rows.append(
-            about
-            | {
-                "task": "x",
-                "task_title": "x",
-                "task_type": "sts",
-                "group": "sts",
-                "metric": "spearman",
-                "phenomenon": "all",
-                "value": 0.5,
-            }
-        )
-    return pd.DataFrame(rows)
+            rows.append((name, task, "retrieval", "ir", "mrr_at_10", "all", value + step))
+            rows.append((name, task, "retrieval", "ir", "mrr_at_10", "who", 0.1))
+            rows.append((name, task, "retrieval", "ir", "recall_at_10", "all", 0.3))
+        rows.append((name, "x", "sts", "sts", "spearman", "all", 0.5))
+    frame = pd.DataFrame(rows, columns=["method", "task", "task_type", "group", "metric", "phenomenon", "value"])
+    about = {"tier": "mini", "variant": "base", "seed": 1, "split": "test", "scorer": "", "candidates": "", "n": 9}
+    return frame.assign(task_title=frame["task"], **about)
 
 
 @pytest.fixture
@@ -246,19 +209,22 @@ def data() -> Iterator[figures.Data]:
 
 def marks(axis: matplotlib.axes.Axes) -> set[tuple[float, float, bool]]:
     """Marks of an axis as (x, y, filled)."""
-    found = set()
+    points = set()
     for line in axis.lines:
         if line.get_marker() not in ("None", None, ""):
             filled = line.get_markerfacecolor() != "white"
-            found |= {(float(x), float(y), filled) for x, y in zip(*line.get_data(), strict=True)}
-    return found
+            points |= {(float(x), round(float(y), 9), filled) for x, y in zip(*line.get_data(), strict=True)}
+    return points
+
+
+def note_of(figure: pyplot.Figure) -> str:
+    return re.sub(r"\s+", " ", figure.get_supxlabel())
 
 
 def test_the_runtime_figure_shows_the_table(data: figures.Data) -> None:
     figure = figure_runtime.draw(data)
     encoding, scoring, searching = figure.axes
-    found = table()
-    shown = found[found["method"].isin(["d2llm", "bge", "teacher"])]
+    shown = table()[table()["method"].isin(["d2llm", "bge", "teacher"])]
     phases = dict(list(shown.groupby("phase")))
     both = pd.concat([phases["encode_query"], phases["encode_passage"]])
     assert sorted(x for x, _, _ in marks(encoding)) == sorted(both["median"])
@@ -267,14 +233,14 @@ def test_the_runtime_figure_shows_the_table(data: figures.Data) -> None:
     assert bars == {(row.q1, row.q3) for row in phases["score"].itertuples()}
     assert {text.get_text() for text in scoring.texts} == {duration(value) for value in phases["score"]["median"]}
     lines = pd.concat([phases["search"], phases["rerank"]])
-    assert marks(searching) == {(row.corpus, row.median, not row.extrapolated) for row in lines.itertuples()}
+    assert marks(searching) == {(row.corpus, round(row.median, 9), not row.extrapolated) for row in lines.itertuples()}
     assert searching.get_xscale() == searching.get_yscale() == "log"
     # Dashed from the last measured point to the last extrapolated one.
     dashed = [line for line in searching.lines if line.get_linestyle() == "--"]
     assert [line.get_xdata().tolist() for line in dashed] == [[100, 1000, 10000]]
-    said = re.sub(r"\s+", " ", figure.get_supxlabel())
-    assert "1 thread." in said and "one query with 64 passages" in said and "first to third quartile" in said
-    assert "D2LLM 96 bytes a passage (its embedding alone: 32)" in said and "extrapolated" in said
+    note = note_of(figure)
+    assert "1 thread." in note and "one query with 64 passages" in note and "first to third quartile" in note
+    assert "D2LLM 96 bytes a passage (its embedding alone: 32)" in note and "extrapolated" in note
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["BGE (bi-encoder)", "D2LLM", "Teacher (cross-encoder)", "Teacher re-ranking 40", "extrapolated"]
 
@@ -282,23 +248,19 @@ def test_the_runtime_figure_shows_the_table(data: figures.Data) -> None:
 def test_the_latency_figure_shows_quality_and_time_at_one_size(data: figures.Data) -> None:
     figure = figure_latency.draw(data)
     (axis,) = figure.axes
-    found = table()
     expected = set()
     for name, quality in QUALITY.items():
         phase = "rerank" if name == "teacher" else "search"  # its score is that of re-ranking
-        row = found[(found["method"] == name) & (found["phase"] == phase) & (found["corpus"] == 1000)].iloc[0]
-        expected.add((row["median"], round(quality, 9), True))
-    assert {(x, round(y, 9), filled) for x, y, filled in marks(axis)} == expected
+        own = table().set_index(["method", "phase", "corpus"])["median"]
+        expected.add((own[name, phase, 1000], round(quality, 9), True))
+    assert marks(axis) == expected
     assert "corpus of 1,000 passages" in axis.get_xlabel() and axis.get_xscale() == "log"
     assert "MRR@10, mean of 2 retrieval sets" in axis.get_ylabel()
-    said = re.sub(r"\s+", " ", figure.get_supxlabel())
-    assert "reading the whole corpus would take 1 s (extrapolated)" in said and "1 thread" in said
-
-
-def test_labels_of_equal_points_do_not_overlap(data: figures.Data) -> None:
-    figure = figure_latency.draw(data)
+    assert "reading the whole corpus would take 1 s (extrapolated)" in note_of(figure)
+    assert "1 thread" in note_of(figure)
+    # Labels of equal points do not overlap.
     figure.canvas.draw()
-    boxes = [matplotlib.text.Text.get_window_extent(text) for text in figure.axes[0].texts]
+    boxes = [Text.get_window_extent(text) for text in axis.texts]  # without its arrow
     assert len(boxes) == len(QUALITY)
     for place, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:place])
@@ -306,28 +268,21 @@ def test_labels_of_equal_points_do_not_overlap(data: figures.Data) -> None:
 
 
 def test_figures_say_when_there_is_nothing_to_show(data: figures.Data) -> None:
-    lonely = table().query("method == 'bm25'")
     config = Config(methods={"bge": {}})
-    nothing = figures.Data(
-        Collected(scores=scores().query("method == 'sgpt'"), runtime=lonely), figures.context(config), config
-    )
-    for module, said in (
-        (figure_runtime, "No run times of D2LLM"),
-        (figure_latency, "No retrieval scores and run times"),
-    ):
-        assert said in module.draw(nothing).texts[0].get_text()
+    few = Collected(scores=scores().query("method == 'sgpt'"), runtime=table().query("method == 'bm25'"))
+    nothing = figures.Data(few, figures.context(config), config)
+    assert "No run times of D2LLM" in figure_runtime.draw(nothing).texts[0].get_text()
+    assert "No retrieval scores and run times" in figure_latency.draw(nothing).texts[0].get_text()
 
 
-def test_figures_are_rendered_from_the_files_alone(measured: tuple[Config, pd.DataFrame]) -> None:
-    config, found = measured
-    figures.run(config, "runtime")
-    assert Paths.of(config).figure("runtime", "svg").is_file()
-    pd.testing.assert_frame_equal(collected(Paths.of(config), ["runtime"]).runtime, found)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(1.75e-8, "17.5 ns"), (3.276e-6, "3.28 µs"), (0.00061, "610 µs"), (0.0019, "1.9 ms"), (0.9999, "1 s"), (58.075, "58.1 s"), (1234.0, "1230 s")],
-)  # fmt: skip
-def test_durations_are_printed_to_three_digits(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+def test_durations_are_printed_to_three_digits() -> None:
+    seconds = (1.75e-8, 3.276e-6, 0.00061, 0.0019, 0.9999, 58.075, 1234.0)
+    assert [duration(value) for value in seconds] == [
+        "17.5 ns",
+        "3.28 µs",
+        "610 µs",
+        "1.9 ms",
+        "1 s",
+        "58.1 s",
+        "1230 s",
+    ]

@@ -12,29 +12,21 @@ from sklearn.metrics import average_precision_score
 from d2llm.analysis import statistics
 
 
-def examples(seed: int, n: int, ties: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    score = rng.normal(size=n)
-    if ties:
-        score = score.round(0)
-    return score, rng.integers(0, 2, n), statistics.resamples(rng, np.arange(n), 5)
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(3, 40), st.booleans())
 def test_weighted_metrics_are_those_of_the_resample_written_out(seed: int, n: int, ties: bool) -> None:
-    score, label, counts = examples(seed, n, ties)
-    target = np.random.default_rng(seed + 1).integers(0, 6, n).astype(float)
+    rng = np.random.default_rng(seed)
+    score = rng.normal(size=n).round(0 if ties else 9)
+    label, target = rng.integers(0, 2, n), rng.integers(0, 6, n).astype(float)
+    counts = statistics.resamples(rng, np.arange(n), 5)
     ap = statistics.average_precision(score, label, counts)
     rho = statistics.spearman(score, target, counts)
     average = statistics.mean(score, None, counts)
     for row, drawn in enumerate(counts):
         index = np.repeat(np.arange(n), drawn)
         assert average[row] == pytest.approx(score[index].mean())
-        if label[index].any():
-            assert ap[row] == pytest.approx(average_precision_score(label[index], score[index]))
-        else:
-            assert ap[row] == 0
+        expected = average_precision_score(label[index], score[index]) if label[index].any() else 0
+        assert ap[row] == pytest.approx(expected)
         if len(set(score[index])) > 1 and len(set(target[index])) > 1:
             assert rho[row] == pytest.approx(stats.spearmanr(score[index], target[index])[0])
         else:
@@ -45,9 +37,7 @@ def test_resamples_keep_their_size_and_are_uniform() -> None:
     counts = statistics.resamples(np.random.default_rng(0), np.arange(10), 20_000)
     assert (counts.sum(1) == 10).all()
     assert counts.mean(0) == pytest.approx(np.ones(10), abs=0.03)
-
-
-def test_clusters_are_drawn_whole() -> None:
+    # Clusters are drawn whole.
     counts = statistics.resamples(np.random.default_rng(0), np.array([0, 0, 1, 2, 2, 2]), 500)
     assert (counts[:, 0] == counts[:, 1]).all() and (counts[:, 3] == counts[:, 5]).all()
     assert (counts[:, [0, 2, 3]].sum(1) == 3).all()
@@ -55,26 +45,23 @@ def test_clusters_are_drawn_whole() -> None:
 
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_intervals_cover_what_they_claim_over_seeds(size: int) -> None:
-    """Runs whose mean is 0.2 and that differ by seed: the interval from `size` of them holds 0.2 nineteen times of twenty."""
+    """Runs of mean 0.2 that differ by seed: the interval from `size` of them holds 0.2 nineteen times of twenty."""
     rng = np.random.default_rng(6)
     held, rejected = [], []
     for _ in range(1000):
         per_seed = rng.normal(0.2, 1.0, size)
         drawn = per_seed.mean() + statistics.seed_luck(rng, per_seed, 1000)
-        found = statistics.interval(float(per_seed.mean()), drawn)
-        held.append(found.low <= 0.2 <= found.high)
+        interval = statistics.interval(float(per_seed.mean()), drawn)
+        held.append(interval.low <= 0.2 <= interval.high)
         shifted = statistics.interval(float(per_seed.mean() - 0.2), drawn - 0.2)
         rejected.append(shifted.p < 0.05)
     assert np.mean(held) == pytest.approx(0.95, abs=0.025)
     assert np.mean(rejected) == pytest.approx(0.05, abs=0.025)
 
 
-def test_the_luck_of_one_seed_is_not_known() -> None:
-    assert (statistics.seed_luck(np.random.default_rng(0), np.array([0.3]), 5) == 0).all()
-
-
 def test_clustered_examples_need_clusters() -> None:
-    """Pairs in threes that share their luck: drawn in threes, intervals of AP nearly hold what they claim; one by one they do not."""
+    """Pairs in threes that share their luck: drawn in threes, intervals of AP nearly hold what they claim; one by one
+    they do not."""
     rng = np.random.default_rng(5)
     clusters = np.repeat(np.arange(60), 3)
 
@@ -89,44 +76,42 @@ def test_clustered_examples_need_clusters() -> None:
         observed = average_precision_score(label, score)
         for name, drawn in (("clusters", clusters), ("examples", np.arange(180))):
             counts = statistics.resamples(rng, drawn, 200)
-            found = statistics.interval(observed, statistics.average_precision(score, label, counts))
-            held[name].append(found.low <= truth <= found.high)
+            interval = statistics.interval(observed, statistics.average_precision(score, label, counts))
+            held[name].append(interval.low <= truth <= interval.high)
     assert np.mean(held["clusters"]) > 0.88
     assert np.mean(held["examples"]) < np.mean(held["clusters"]) - 0.03
 
 
 def test_interval_by_hand() -> None:
-    found = statistics.interval(0.5, np.array([-1.0, *range(1, 99)], dtype=float), level=0.9)
-    assert (found.difference, found.p) == (0.5, pytest.approx(2 * 2 / 100))
-    assert (found.low, found.high) == pytest.approx(np.quantile([-1, *range(1, 99)], [0.05, 0.95]))
+    interval = statistics.interval(0.5, np.array([-1.0, *range(1, 99)], dtype=float), level=0.9)
+    assert (interval.difference, interval.p) == (0.5, pytest.approx(2 * 2 / 100))
+    assert (interval.low, interval.high) == pytest.approx(np.quantile([-1, *range(1, 99)], [0.05, 0.95]))
     assert statistics.interval(0.0, np.array([np.nan])).p == 1.0
     assert statistics.interval(0.0, np.zeros(9)).p == 1.0
+    # The luck of one seed is not known.
+    assert (statistics.seed_luck(np.random.default_rng(0), np.array([0.3]), 5) == 0).all()
+
+
+def paired(rng: np.random.Generator, n: int, count: int, lead: float) -> statistics.Interval:
+    """Of the difference of two noisy scorers on the same n examples; its true value is `lead`."""
+    shared = rng.normal(size=n)
+    first, second = shared + rng.normal(lead, 1, n), shared + rng.normal(0.0, 1, n)
+    counts = statistics.resamples(rng, np.arange(n), count)
+    drawn = statistics.mean(first, None, counts) - statistics.mean(second, None, counts)
+    return statistics.interval(float((first - second).mean()), drawn)
 
 
 def test_intervals_cover_what_they_claim() -> None:
-    """Paired differences of two noisy scorers, whose true difference of mean is known: 95% intervals hold it 95% of the time."""
     rng = np.random.default_rng(3)
-    held = []
-    for _ in range(400):
-        shared = rng.normal(size=150)
-        first, second = shared + rng.normal(0.2, 1, 150), shared + rng.normal(0.0, 1, 150)
-        counts = statistics.resamples(rng, np.arange(150), 400)
-        drawn = statistics.mean(first, None, counts) - statistics.mean(second, None, counts)
-        found = statistics.interval(float((first - second).mean()), drawn)
-        held.append(found.low <= 0.2 <= found.high)
-    assert 0.92 <= np.mean(held) <= 0.98
+    intervals = [paired(rng, 150, 400, 0.2) for _ in range(400)]
+    assert 0.92 <= np.mean([interval.low <= 0.2 <= interval.high for interval in intervals]) <= 0.98
 
 
 def test_p_values_are_uniform_where_nothing_differs() -> None:
     rng = np.random.default_rng(4)
-    found = []
-    for _ in range(300):
-        first, second = rng.normal(size=(2, 120))
-        counts = statistics.resamples(rng, np.arange(120), 300)
-        drawn = statistics.mean(first, None, counts) - statistics.mean(second, None, counts)
-        found.append(statistics.interval(float((first - second).mean()), drawn).p)
-    assert np.mean(np.array(found) < 0.05) == pytest.approx(0.05, abs=0.035)
-    assert stats.kstest(found, "uniform").statistic < 0.1
+    p = np.array([paired(rng, 120, 300, 0.0).p for _ in range(300)])
+    assert np.mean(p < 0.05) == pytest.approx(0.05, abs=0.035)
+    assert stats.kstest(p, "uniform").statistic < 0.1
 
 
 def test_holm_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""Equal tuning budgets: grids of one size, trials that share what they can, the best on development data chosen and adopted."""
+"""Equal tuning budgets: grids of one size, trials that share what they can, the best on development data adopted."""
 
 from __future__ import annotations
 
@@ -19,19 +19,14 @@ MINI = Path(__file__).parent.parent / "config" / "mini.yaml"
 
 
 def test_every_combination_is_a_trial_and_the_centre_is_the_run_itself(tmp_path: Path) -> None:
-    changes = {
-        "methods": {"sgpt": {"learning_rate": 0.01}},
-        "tuning": {"seed": 1, "grids": {"sgpt": {"learning_rate": [0.001, 1e-2], "temperature": [0.05, 0.5]}}},
-    }
-    config = tiny_config(tmp_path, **changes)
-    trials = config.trials()
-    assert [trial.run.variant for trial in trials] == [
-        "learning_rate=0.001+temperature=0.05",
-        "learning_rate=0.001+temperature=0.5",
-        "base",
-        "learning_rate=0.01+temperature=0.5",
-    ]
-    recipes = [config.recipe("sgpt", trial.run.variant) for trial in trials]
+    grid = {"learning_rate": [0.001, 1e-2], "temperature": [0.05, 0.5]}
+    config = tiny_config(
+        tmp_path, methods={"sgpt": {"learning_rate": 0.01}}, tuning={"seed": 1, "grids": {"sgpt": grid}}
+    )
+    variants = [trial.run.variant for trial in config.trials()]
+    low, high = "learning_rate=0.001+temperature=", "learning_rate=0.01+temperature="
+    assert variants == [f"{low}0.05", f"{low}0.5", "base", f"{high}0.5"]
+    recipes = [config.recipe("sgpt", variant) for variant in variants]
     assert [(r.learning_rate, r.temperature) for r in recipes] == [
         (0.001, 0.05),
         (0.001, 0.5),
@@ -41,42 +36,35 @@ def test_every_combination_is_a_trial_and_the_centre_is_the_run_itself(tmp_path:
     assert config.runs() == tiny_config(tmp_path).runs()  # trials are no part of the main comparison
 
 
-def test_the_centre_is_not_shared_with_a_seed_that_is_not_trained(tmp_path: Path) -> None:
-    changes = {"tuning": {"seed": 7, "grids": {"udever": {"learning_rate": [1e-4, 1e-3]}}}}
-    assert [trial.run for trial in tiny_config(tmp_path, **changes).trials()] == [
-        Run("udever", "learning_rate=0.0001", 7),
-        Run("udever", "learning_rate=0.001", 7),
-    ]
-
-
-def test_dotted_keys_reach_into_sections(tmp_path: Path) -> None:
+def test_the_centre_is_not_shared_with_a_seed_that_is_not_trained_and_keys_reach_into_sections(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tuning={"seed": 7, "grids": {"udever": {"learning_rate": [1e-4, 1e-3]}}})
+    expected = [Run("udever", f"learning_rate={rate}", 7) for rate in ("0.0001", "0.001")]
+    assert [trial.run for trial in config.trials()] == expected
     config = tiny_config(tmp_path, tuning={"grids": {"d2llm": {"tuning.r": [2, 4]}}})
     assert [config.recipe("d2llm", trial.run.variant).tuning.r for trial in config.trials()] == [2, 4]
     assert config.recipe("d2llm", "tuning.r=4").tuning.alpha == 2.0
 
 
+RATE = "learning_rate"
+UNEQUAL = {"sgpt": {RATE: [1e-3, 1e-2]}, "bge": {RATE: [1e-3]}}
+
+
 @pytest.mark.parametrize(
-    ("found", "message"),
+    ("grids", "message"),
     [
-        ({"sgpt": {"learning_rate": [1e-3, 1e-2]}, "bge": {"learning_rate": [1e-3]}}, "as many trials as the others; found sgpt 2, bge 1"),
-        ({"sgptt": {"learning_rate": [1e-3]}}, "tuning.grids.sgptt: expected one of the methods"),
+        (UNEQUAL, "as many trials as the others; found sgpt 2, bge 1"),
+        ({"sgptt": {RATE: [1e-3]}}, "tuning.grids.sgptt: expected one of the methods"),
         ({"sgpt": {"lerning_rate": [1e-3]}}, "nearest valid key: tuning.grids.sgpt.learning_rate"),
-        ({"sgpt": {"learning_rate": [-1.0]}}, "tuning.grids.sgpt.learning_rate: expected greater than 0"),
-        ({"sgpt": {"learning_rate": [0.0012345671, 0.0012345674]}}, "tuning.grids.sgpt: a value twice"),
-        ({"sgpt": {"learning_rate": []}}, "tuning.grids.sgpt.learning_rate"),
+        ({"sgpt": {RATE: [-1.0]}}, "tuning.grids.sgpt.learning_rate: expected greater than 0"),
+        ({"sgpt": {RATE: [0.0012345671, 0.0012345674]}}, "tuning.grids.sgpt: a value twice"),
+        ({"sgpt": {RATE: []}}, "tuning.grids.sgpt.learning_rate"),
     ],
-)  # fmt: skip
-def test_unfair_or_impossible_grids_are_refused(found: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as error:
-        load_grids(found)
-    assert "\n" not in str(error.value)
-
-
-def load_grids(found: dict) -> None:
-    """mini.yaml with these grids in place of its own."""
+)
+def test_unfair_or_impossible_grids_are_refused(grids: dict, message: str) -> None:
     values = yaml.safe_load(MINI.read_text(encoding="utf-8"))
-    values["tuning"] = {"seed": 1, "grids": found}
-    load([], values)
+    with pytest.raises(ConfigError, match=message) as error:
+        load([], values | {"tuning": {"seed": 1, "grids": grids}})
+    assert "\n" not in str(error.value)
 
 
 def test_the_mini_tier_gives_every_method_the_same_number_of_trials() -> None:
@@ -86,93 +74,81 @@ def test_the_mini_tier_gives_every_method_the_same_number_of_trials() -> None:
     # What the main run uses is a point of the grid it was chosen from.
     for method in config.methods:
         assert sum(trial.run == Run(method, "base", 1) for trial in config.trials()) == 1, method
+    for name in ("simcse", "colbert"):  # the examples of more methods
+        assert len(load([MINI, MINI.parent / f"{name}.yaml"]).grid(name)) == counts["bge"]
 
 
 SCORES = pd.DataFrame(
-    [
-        ("dev", "a", "pair_classification", "all", "ap", 0.6),
-        ("dev", "b", "pair_classification", "all", "ap", 0.8),
-        ("dev", "a", "pair_classification", "all", "accuracy", 0.1),
-        ("dev", "a", "pair_classification", "negation", "ap", 0.1),
-        ("dev", "c", "sts", "all", "spearman", 0.4),
-        ("dev", "c", "sts", "all", "pearson", 0.1),
-        ("dev", "d", "retrieval", "all", "mrr_at_10", 0.9),
-    ],
+    [("dev", "a", "pair_classification", "all", "ap", 0.6), ("dev", "b", "pair_classification", "all", "ap", 0.8),
+     ("dev", "a", "pair_classification", "all", "accuracy", 0.1), ("dev", "c", "sts", "all", "spearman", 0.4),
+     ("dev", "a", "pair_classification", "negation", "ap", 0.1), ("dev", "c", "sts", "all", "pearson", 0.1),
+     ("dev", "d", "retrieval", "all", "mrr_at_10", 0.9)],
     columns=["split", "task", "task_type", "phenomenon", "metric", "value"],
-)
+)  # fmt: skip
 
 
-def test_a_trial_is_judged_by_kinds_of_task_alike() -> None:
-    found = judged(SCORES)
-    assert found == pytest.approx({"pair_classification": 0.7, "sts": 0.4, "retrieval": 0.9, "mean": 2.0 / 3})
-
-
-def test_a_trial_is_never_judged_on_test() -> None:
+def test_a_trial_is_judged_on_dev_by_kinds_of_task_alike() -> None:
+    expected = {"pair_classification": 0.7, "sts": 0.4, "retrieval": 0.9, "mean": 2.0 / 3}
+    assert judged(SCORES) == pytest.approx(expected)
     with pytest.raises(ValueError, match="split dev, found test"):
         judged(SCORES.assign(split="test"))
 
 
-def test_the_best_mean_of_each_method_is_chosen() -> None:
+def test_the_best_mean_of_each_method_is_chosen_and_an_edge_is_said() -> None:
+    axes = {"rate": [1, 2, 3], "gamma": [0, 1]}
+    assert [at_edge(axes, {"rate": rate, "gamma": 0}) for rate in (1, 2, 3)] == ["rate", "", "rate"]
     trials = pd.DataFrame(
         {"method": ["a", "a", "b", "b"], "mean": [0.2, 0.5, 0.9, 0.9], "pair_classification": 0.5, "seconds": 3.2,
          "setting": ["r 1", "r 2", "r 1", "r 2"], "edge": ["", "r", "", ""]}
     )  # fmt: skip
     chosen = choose(trials)
     assert chosen["chosen"].tolist() == [False, True, True, False]
-    shown = markdown(chosen).splitlines()
-    assert shown[3] == "| a | **r 2** (edge of r) | 0.500 | 0.500 | 3 |"
-    assert shown[2] == "| a | r 1 | 0.500 | 0.200 | 3 |"
+    assert markdown(chosen).splitlines()[2:4] == [
+        "| a | r 1 | 0.500 | 0.200 | 3 |",
+        "| a | **r 2** (edge of r) | 0.500 | 0.500 | 3 |",
+    ]
+
+
+TIER = """seeds: [1]
+methods:
+  sgpt:   # biases
+    learning_rate: 1.0e-2   # why
+    warmup: 0.1
+  bge:
+    learning_rate: 3
+teacher:
+    learning_rate: 5
+"""
 
 
 def test_adopting_changes_the_chosen_values_and_nothing_else() -> None:
-    text = "seeds: [1]\nmethods:\n  sgpt:   # biases\n    learning_rate: 1.0e-2   # why\n    warmup: 0.1\n  bge:\n    learning_rate: 3\nteacher:\n    learning_rate: 5\n"
-    done = adopt(text, {"bge": {"learning_rate": 0.5}, "sgpt": {"learning_rate": 0.03}})
-    assert done == text.replace("1.0e-2", "0.03").replace("rate: 3", "rate: 0.5")
-    assert yaml.safe_load(done)["methods"] == {
-        "sgpt": {"learning_rate": 0.03, "warmup": 0.1},
-        "bge": {"learning_rate": 0.5},
-    }
-    before = "variants:\n  bge:\n    learning_rate: 9\n" + text
-    assert adopt(before, {"bge": {"learning_rate": 0.5}}) == before.replace("rate: 3", "rate: 0.5")
-    told = adopt(text, {"bge": {"learning_rate": 0.5}}, "12 trials")
-    assert told.splitlines()[1:3] == ["methods:", "  # Tuned: 12 trials"]
-    again = adopt(told, {"bge": {"learning_rate": 0.5}}, "13 trials")
-    assert again == told.replace("12 trials", "13 trials") and yaml.safe_load(again) == yaml.safe_load(told)
-    quoted = text.replace("learning_rate: 3", 'learning_rate: "joint x"')
-    with pytest.raises(ConfigError, match="methods.bge.learning_rate: not a plain value"):
-        adopt(quoted, {"bge": {"learning_rate": 0.5}})
-    with pytest.raises(ConfigError, match="methods.sgpt.clip: no line of its own"):
-        adopt(text, {"sgpt": {"clip": 2.0}})
-    with pytest.raises(ConfigError, match="methods.llara: no line of its own"):
-        adopt(text, {"llara": {"learning_rate": 2.0}})
+    half = {"bge": {RATE: 0.5}}
+    assert adopt(TIER, half | {"sgpt": {RATE: 0.03}}) == TIER.replace("1.0e-2", "0.03").replace("rate: 3", "rate: 0.5")
+    before = "variants:\n  bge:\n    learning_rate: 9\n" + TIER
+    assert adopt(before, half) == before.replace("rate: 3", "rate: 0.5")
+    noted = adopt(TIER, half, "12 trials")
+    assert noted.splitlines()[1:3] == ["methods:", "  # Tuned: 12 trials"]
+    again = adopt(noted, half, "13 trials")
+    assert again == noted.replace("12 trials", "13 trials") and yaml.safe_load(again) == yaml.safe_load(noted)
+    for text, chosen, message in (
+        (TIER.replace("learning_rate: 3", 'learning_rate: "joint x"'), half, "bge.learning_rate: not a plain value"),
+        (TIER, {"sgpt": {"clip": 2.0}}, "sgpt.clip: no line of its own"),
+        (TIER, {"llara": {RATE: 2.0}}, "llara: no line of its own"),
+    ):
+        with pytest.raises(ConfigError, match=f"methods.{message}"):
+            adopt(text, chosen)
 
 
-def test_a_choice_at_the_edge_of_its_grid_is_said() -> None:
-    axes = {"rate": [1, 2, 3], "gamma": [0, 1]}
-    assert [at_edge(axes, {"rate": rate, "gamma": 0}) for rate in (1, 2, 3)] == ["rate", "", "rate"]
-
-
-def test_every_method_needs_a_grid(tmp_path: Path) -> None:
+def test_every_method_needs_a_grid(tmp_path: Path, fresh: Path) -> None:  # noqa: F811
     with pytest.raises(ConfigError, match="tuning.grids: no grid for d2llm, bge, retromae, llara, udever"):
-        run(tiny_config(tmp_path, tuning={"grids": {"sgpt": {"learning_rate": [0.1]}}}))
-
-
-def test_a_method_without_a_grid_is_refused_before_any_trial(fresh: Path) -> None:  # noqa: F811
-    line = refused(fresh, "--dry-run", "--config", "methods={simcse: {}}", "--", "tune")
+        run(tiny_config(tmp_path, tuning={"grids": {"sgpt": {RATE: [0.1]}}}))
+    line = refused(fresh, "--dry-run", "--config", "methods={simcse: {}}", "--", "tune")  # before any trial
     assert line == "error: tuning.grids: no grid for simcse; every method needs one, of equal size"
 
 
-@pytest.mark.parametrize("name", ["simcse", "colbert"])
-def test_the_examples_have_as_many_trials_as_the_others(name: str) -> None:
-    config = load([MINI, MINI.parent / f"{name}.yaml"])
-    assert len(config.grid(name)) == len(config.grid("bge"))
-
-
 def test_tune_trains_trials_on_shared_data_and_evaluates_them_on_dev_only(fresh: Path) -> None:  # noqa: F811
-    jobs = scheduled(fresh, "tune")
-    config = load([MINI])
-    size = len(config.trials())
+    jobs, config = scheduled(fresh, "tune"), load([MINI])
     assert jobs["evaluate_dev(sgpt)"] == jobs["train_sgpt(sgpt)"] == len(config.grid("sgpt"))
-    assert sum(count for job, count in jobs.items() if job.startswith("evaluate_dev")) == size
+    assert sum(count for job, count in jobs.items() if job.startswith("evaluate_dev")) == len(config.trials())
     assert jobs["teacher"] == jobs["negatives"] == jobs["tune"] == 1
     assert not any(job.startswith(("evaluate(", "collect", "table")) for job in jobs)

@@ -6,14 +6,20 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from math import log
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import spearmanr
+from task_folders import retrieval_task, sts_task
+from test_search import plain
 
-from d2llm.config.evaluation import Bm25Settings, TeacherCandidates
+from d2llm.config.evaluation import Bm25Settings, EvaluationSettings, TeacherCandidates
 from d2llm.data.negatives.bm25 import Bm25, tokens
+from d2llm.evaluation import tasks
 from d2llm.evaluation.rows.bm25 import Bm25Reference
 from d2llm.evaluation.rows.teacher import TeacherReference
 
@@ -32,8 +38,7 @@ def formula(query: list[str], documents: list[list[str]], k1: float, b: float) -
     mean = sum(map(len, documents)) / len(documents)
     scores = []
     for document in documents:
-        count = Counter(document)
-        total = 0.0
+        count, total = Counter(document), 0.0
         for word in query:
             having = sum(word in other for other in documents)
             if count[word]:
@@ -47,110 +52,85 @@ def formula(query: list[str], documents: list[list[str]], k1: float, b: float) -
 @pytest.mark.parametrize("query", ["张伟在公园买了苹果", "苹果，苹果", "没见过", ""])
 def test_bm25_is_its_formula(kind, query):
     index = Bm25(DOCUMENTS, kind, k1=1.2, b=0.6)
-    split = [tokens(text, kind) for text in DOCUMENTS]
-    expected = formula(tokens(query, kind), split, 1.2, 0.6)
+    expected = formula(tokens(query, kind), [tokens(text, kind) for text in DOCUMENTS], 1.2, 0.6)
     np.testing.assert_allclose(index.scores(query), expected, rtol=1e-5, atol=1e-7)
     best, scores = index.top(query, 3)
     assert best.tolist() == np.argsort(-index.scores(query), kind="stable")[:3].tolist()
     np.testing.assert_array_equal(scores, index.scores(query)[best])
+    np.testing.assert_array_equal(Bm25(["!", "。"], kind).scores(query), [0, 0])  # documents without words
 
 
-def test_tokens_are_words_or_characters_without_punctuation():
+def python(code: str, **environment: str) -> str:
+    """What a process of its own prints."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_words_are_those_of_the_installed_dictionary_without_punctuation(tmp_path: Path) -> None:
+    """jieba takes whatever lies in its place for a cache, from any version and anybody, as its dictionary."""
     assert tokens("我爱北京天安门，OK！", "words") == ["我", "爱", "北京", "天安门", "ok"]
     assert tokens("北京 A1。", "characters") == ["北", "京", "a", "1"]
-
-
-def test_words_are_those_of_the_installed_dictionary(tmp_path: Path) -> None:
-    """jieba takes whatever lies in its place for a cache, from any version and anybody, as its dictionary."""
     words = {"我爱": 10**9, "我": 0, "北": 0, "北京天安门": 10**9, "北京天安": 0}
     stale = f"import jieba; jieba.dt.gen_pfdict = lambda file: ({words!r}, 10**9); jieba.initialize()"
-    subprocess.run([sys.executable, "-c", stale], env=os.environ | {"TMPDIR": str(tmp_path)}, check=True)
+    python(stale, TMPDIR=str(tmp_path))
     assert (tmp_path / "jieba.cache").is_file()
     code = "from d2llm.data.negatives.bm25 import tokens; print(*tokens('我爱北京天安门', 'words'))"
     for place in (str(tmp_path), "/proc/none"):
-        environment = os.environ | {"TMPDIR": str(tmp_path), "XDG_CACHE_HOME": place}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.split() == ["我", "爱", "北京", "天安门"]
+        shown = python(code, TMPDIR=str(tmp_path), XDG_CACHE_HOME=place)
+        assert shown.split() == ["我", "爱", "北京", "天安门"]
     assert (tmp_path / "d2llm").is_dir() and not list(tmp_path.glob("d2llm-*"))
-
-
-def test_bm25_of_documents_without_words_is_zero():
-    np.testing.assert_array_equal(Bm25(["!", "。"]).scores("苹果"), [0, 0])
 
 
 def test_bm25_is_the_same_in_another_process():
     """Python's string hashes differ between processes; scores may not."""
-    code = (
-        "from d2llm.data.negatives.bm25 import Bm25; "
-        f"print(Bm25({DOCUMENTS!r}, 'characters').scores('张伟在公园买了苹果很好').tobytes().hex())"
-    )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(outputs) == 1
+    scores = f"Bm25({DOCUMENTS!r}, 'characters').scores('张伟在公园买了苹果很好')"
+    code = f"from d2llm.data.negatives.bm25 import Bm25; print({scores}.tobytes().hex())"
+    assert python(code, PYTHONHASHSEED="1") == python(code, PYTHONHASHSEED="2")
 
 
 def test_bm25_reference_takes_the_second_text_as_the_document():
-    pairs = [
-        (DOCUMENTS[0], DOCUMENTS[2]),
-        (DOCUMENTS[4], DOCUMENTS[1]),
-        (DOCUMENTS[0], DOCUMENTS[1]),
-        ("书", DOCUMENTS[1]),
-    ]
+    pairs = [(DOCUMENTS[a], DOCUMENTS[b]) for a, b in ((0, 2), (4, 1), (0, 1))] + [("书", DOCUMENTS[1])]
     split = [tokens(text, "words") for text in (DOCUMENTS[2], DOCUMENTS[1])]  # distinct second texts
     expected = [formula(tokens(a, "words"), split, 1.5, 0.75)[int(b == DOCUMENTS[1])] for a, b in pairs]
-    found = Bm25Reference().score_pairs(pairs, "symmetric")
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
-    turned = Bm25Reference().score_pairs([(b, a) for a, b in pairs], "symmetric")
-    assert not np.allclose(found, turned)
-
-
-def test_bm25_reference_searches_as_its_index_does():
-    hits = Bm25Reference(Bm25Settings(tokens="characters")).search(["苹果", "天气"], DOCUMENTS, 2, np.arange(5))
-    assert [index[0] for index, _ in hits] == [4, 3]
-    assert [len(index) for index, _ in hits] == [2, 2]
+    scores = Bm25Reference().score_pairs(pairs, "symmetric")
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
+    assert not np.allclose(scores, Bm25Reference().score_pairs([(b, a) for a, b in pairs], "symmetric"))
 
 
 class FakeTeacher:
     """Logits by a rule; records what it read."""
 
-    def __init__(self) -> None:
-        self.read: list[tuple[str, list[str], str]] = []
-
-    @staticmethod
-    def logits(query: str, text: str, mode: str) -> tuple[float, float]:
-        return float(len(query) + int(text)), 0.5 * len(query) if mode == "symmetric" else -1.0
+    def __init__(self, rule: Callable[[str, str, str], tuple[float, float]]) -> None:
+        self.rule, self.read = rule, []
 
     def score(self, groups, mode):
         self.read += [(query, list(texts), mode) for query, texts in groups]
-        return [np.array([self.logits(q, t, mode) for t in texts], dtype=np.float32) for q, texts in groups]
+        return [np.array([self.rule(q, t, mode) for t in texts], dtype=np.float32) for q, texts in groups]
+
+
+def numbers(query: str, text: str, mode: str) -> tuple[float, float]:
+    return float(len(query) + int(text)), 0.5 * len(query) if mode == "symmetric" else -1.0
 
 
 def test_teacher_scores_pairs_as_yes_minus_no_and_reads_a_first_text_once():
-    teacher = FakeTeacher()
+    teacher = FakeTeacher(numbers)
     pairs = [("ab", "3"), ("c", "1"), ("ab", "2"), ("c", "9")]
     reference = TeacherReference(teacher, TeacherCandidates(), Bm25Settings(), lambda *_: [])
-    found = reference.score_pairs(pairs, "symmetric")
-    yes_no = [FakeTeacher.logits(q, t, "symmetric") for q, t in pairs]
-    np.testing.assert_allclose(found, [yes - no for yes, no in yes_no])
+    yes_no = [numbers(q, t, "symmetric") for q, t in pairs]
+    np.testing.assert_allclose(reference.score_pairs(pairs, "symmetric"), [yes - no for yes, no in yes_no])
     assert teacher.read == [("ab", ["3", "2"], "symmetric"), ("c", ["1", "9"], "symmetric")]
 
 
 def test_teacher_reranks_the_union_of_both_candidate_lists_and_nothing_else():
-    teacher = FakeTeacher()
-    passages = [str(number) for number in range(10, 60)]
-    asked = []
+    teacher, asked = FakeTeacher(numbers), []
+    passages, queries = [str(number) for number in range(10, 60)], ["3", "99"]
 
     def dense(queries, texts, depth, ties):
         asked.append((list(queries), len(texts), depth))
         return [np.arange(40, 40 + depth + 3) for _ in queries]  # more than asked for: cut
 
-    settings = Bm25Settings(tokens="characters")
-    reference = TeacherReference(teacher, TeacherCandidates(bm25=6, dense=4), settings, dense)
-    queries = ["3", "99"]
+    depths = TeacherCandidates(bm25=6, dense=4)
+    reference = TeacherReference(teacher, depths, Bm25Settings(tokens="characters"), dense)
     hits = reference.search(queries, passages, 100, np.arange(50))
     assert asked == [(queries, 50, 4)] and reference.candidates == "BM25 6 + dense 4"
     for query, (index, scores) in zip(queries, hits, strict=True):
@@ -162,33 +142,50 @@ def test_teacher_reranks_the_union_of_both_candidate_lists_and_nothing_else():
     assert [len(index) for index, _ in reference.search(queries, passages, 5, np.arange(50))] == [5, 5]
 
 
-def test_reference_rows_go_through_the_same_adapter(tmp_path, monkeypatch):
-    """Teacher and BM25 get every score row a student gets; STS in both orders."""
-    monkeypatch.setenv("MTEB_CACHE", str(tmp_path / "mteb"))
-    import pandas as pd
-    from scipy.stats import spearmanr
-    from task_folders import retrieval_task, sts_task
+def test_references_keep_and_rank_equal_scores_by_the_rule() -> None:
+    passages = ["1 苹果", "2 苹果", "2 苹果", "1 香蕉", "2 香蕉", "1 苹果"] * 4
+    ties, settings = np.random.default_rng(1).permutation(24), Bm25Settings(tokens="characters")
+    every = Bm25(passages, "characters").scores("苹果")
+    ((rows, _),) = Bm25Reference(settings).search(["苹果"], passages, 9, ties)
+    assert rows.tolist() == plain(every, ties, 9)
 
-    from d2llm.config.evaluation import EvaluationSettings
-    from d2llm.evaluation import tasks
+    class Alike:
+        """Scores by a text's first character alone, and adds rounding noise by place, as batches do."""
+
+        def score(self, groups, mode):
+            assert all(len(own) == len(set(own)) for _, own in groups)  # each text is read once
+            noise = 1 + np.arange(99) * 2**-23
+            return [np.array([(float(t[0]) * n, 0) for t, n in zip(ts, noise, strict=False)]) for _, ts in groups]
+
+    def nearest(queries: list[str], texts: list[str], depth: int, ties: np.ndarray) -> list[np.ndarray]:
+        return [np.argsort(ties)[:depth] for _ in queries]
+
+    reference = TeacherReference(Alike(), TeacherCandidates(bm25=7, dense=5), settings, nearest)
+    ((rows, scores),) = reference.search(["苹果"], passages, 24, ties)
+    candidates = {*plain(every, ties, 7), *np.argsort(ties)[:5].tolist()}
+    value = dict(zip(rows, scores, strict=True))
+    assert rows.tolist() == sorted(candidates, key=lambda row: (-value[row], ties[row]))
+    assert len(set(scores.tolist())) <= len({passages[row] for row in candidates})
+
+
+def test_reference_rows_go_through_the_same_adapter(tmp_path, monkeypatch):
+    """The teacher gets every score row a student gets; STS in both orders."""
+    monkeypatch.setenv("MTEB_CACHE", str(tmp_path / "mteb"))
     from d2llm.evaluation.evaluate import evaluate
 
-    class LengthTeacher(FakeTeacher):
-        @staticmethod
-        def logits(query: str, text: str, mode: str) -> tuple[float, float]:
-            return float(sum(map(ord, query)) % 97 + 2 * (sum(map(ord, text)) % 89)), 0.0
+    def rule(query: str, text: str, mode: str) -> tuple[float, float]:
+        return float(sum(map(ord, query)) % 97 + 2 * (sum(map(ord, text)) % 89)), 0.0
 
     folders = [sts_task(tmp_path), retrieval_task(tmp_path)]
     read = [tasks.read(folder, "test") for folder in folders]
     rank = lambda queries, passages, depth, ties: [np.arange(depth)] * len(queries)  # noqa: E731
-    teacher = TeacherReference(LengthTeacher(), TeacherCandidates(), Bm25Settings(tokens="characters"), rank)
+    teacher = TeacherReference(FakeTeacher(rule), TeacherCandidates(), Bm25Settings(tokens="characters"), rank)
     scores, predictions = evaluate(teacher, read, "teacher/base/seed1", EvaluationSettings())
     frame = pd.read_parquet(folders[0] / "test.parquet")
-    rule = LengthTeacher.logits
     both = [rule(a, b, "")[0] + rule(b, a, "")[0] for a, b in zip(frame.sentence1, frame.sentence2, strict=True)]
     np.testing.assert_allclose(predictions.score[predictions.task == "sts_x"], np.array(both) / 2)
     spearman = scores.query("task == 'sts_x' and phenomenon == 'all' and metric == 'spearman'").value.item()
     assert spearman == pytest.approx(spearmanr(frame.score, both)[0])
-    assert set(scores.candidates[scores.task == "ir_x"]) == {"BM25 30 + dense 30"}
-    assert set(scores.candidates[scores.task == "sts_x"]) == {""} and set(scores.scorer) == {"cross_encoder"}
+    candidates = scores.groupby("task")["candidates"].unique().map(list).to_dict()
+    assert candidates == {"ir_x": ["BM25 30 + dense 30"], "sts_x": [""]} and set(scores.scorer) == {"cross_encoder"}
     assert predictions[predictions.task == "ir_x"].groupby("query_id").size().between(30, 60).all()
