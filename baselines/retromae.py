@@ -137,8 +137,6 @@ def check_encoder(backbone: Backbone, stage: Autoencoding, name: str) -> None:
 
 def autoencode(student: Student, texts: list[str], stage: Autoencoding, context: TrainingContext, name: str) -> None:
     """Train the student's encoder by masked auto-encoding with enhanced decoding; decoder and head are then dropped."""
-    import torch
-
     from d2llm.methods.parameters import decay_groups
     from d2llm.models.backbone import head_of
     from d2llm.run.errors import TrainingError
@@ -153,8 +151,7 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
     check_encoder(backbone, stage, name)
     if not rows:
         raise TrainingError(f"{name}: there are no texts to pre-train on")
-    decoder = new_decoder(student, context.seed)
-    generator = torch.Generator().manual_seed(context.seed)
+    decoder, generator = new_decoder(student, context.seed)
     full = backbone.language_model()
     head = head_of(full)
     student.train()
@@ -197,15 +194,16 @@ def draw_masked(
     return masked(ids, mask, stage, backbone.token("mask")[0], vocabulary, generator)
 
 
-def new_decoder(student: Student, seed: int) -> nn.Module:
-    """The enhanced decoder with random weights of its own stream."""
+def new_decoder(student: Student, seed: int) -> tuple[nn.Module, torch.Generator]:
+    """The enhanced decoder with random weights of its own stream, and the generator of what is hidden of texts."""
     import torch
 
     from d2llm.models.enhanced_decoder import EnhancedDecoder
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return EnhancedDecoder(student.backbone.model.config).to(student.device)
+        decoder = EnhancedDecoder(student.backbone.model.config).to(student.device)
+    return decoder, torch.Generator().manual_seed(seed)
 
 
 @dataclass
