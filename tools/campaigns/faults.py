@@ -405,7 +405,7 @@ def trainings(pid: int) -> list[psutil.Process]:
 
 
 def moved(copy: Path, seconds: float) -> None:
-    """What a clock that is set looks like to files: all that is there was written so much later (or earlier) than now."""
+    """What a clock that is set looks like to files: all that is there was written so much later (or earlier)."""
     for path in (copy / RUN).rglob("*"):
         if path.is_file():
             stamp = path.stat()
@@ -413,7 +413,7 @@ def moved(copy: Path, seconds: float) -> None:
 
 
 def together(base: Path, copy: Path) -> Iterator[tuple[str, object]]:
-    """The clock set while a job works; two runs in one folder; an orphan that still works when its run is called again."""
+    """The clock set while a job works; two runs in one folder; an orphan still at work when its run is called again."""
     model = "runs/d2llm/base/seed1/model/student.safetensors"
     # Of finished work: a record says when it was made, so one that was made again is another.
     others = ("runs/bge/base/seed1", "models/decoder", "teacher", "evaluations/bge/base/seed1")

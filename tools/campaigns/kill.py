@@ -197,8 +197,10 @@ class Campaign:
 
     def error(self) -> str:
         """The first error that the last start told, but for a training's word that it was told to end; empty where
-        there is none.""" said = re.findall(r"error: .*", self.log(self.starts)) return next((line for line in said if
-        "stopped by SIG" not in line), "")
+        there is none.
+        """
+        lines = re.findall(r"error: .*", self.log(self.starts))
+        return next((line for line in lines if "stopped by SIG" not in line), "")
 
 
 def history(campaign: Campaign) -> tuple[Counter[str], Counter[str]]:
@@ -259,8 +261,7 @@ def plans(count: int, seed: int, among: list[str]) -> list[Kill]:
 
 
 def aims(stages: list[str], seed: int) -> dict[str, list[Kill]]:
-    """By stage: every signal to every target once. Last what lets the job end, as there may be no other of its stage.
-    """
+    """By stage: every signal to every target once. Last what lets the job end: there may be no other of its stage."""
     rng = random.Random(seed)
     kinds = [(name, target) for target in ("job", "group", "main") for name in ("SIGKILL", "SIGTERM")]
     return {

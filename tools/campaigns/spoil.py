@@ -31,7 +31,11 @@ from spoiled_data import spoiled as spoiled_data
 
 def campaign(name: str, strategy: Any, judge: Callable[[Any, Path], str], count: int, start: int) -> int:
     """Try `count` examples; prints kinds of outcome by number, and returns how many were neither taken nor refused
-    well.""" kinds: Counter[str] = Counter() wrong: dict[str, str] = {} folder = Path(tempfile.mkdtemp(prefix="spoil-"))
+    well.
+    """
+    kinds: Counter[str] = Counter()
+    wrong: dict[str, str] = {}
+    folder = Path(tempfile.mkdtemp(prefix="spoil-"))
 
     @seed(start)
     @settings(
@@ -67,7 +71,10 @@ def campaign(name: str, strategy: Any, judge: Callable[[Any, Path], str], count:
 
 def dry_run(below: list[Path], text: str, folder: Path) -> str:
     """As `config_outcome`; what that lets pass has to pass Snakemake's dry run of the whole workflow, or to be refused
-    there in one line that names a key.""" told = config_outcome(below, text, folder) if told != "planned":
+    there in one line that names a key.
+    """
+    told = config_outcome(below, text, folder)
+    if told != "planned":
         return told
     # In a folder of its own: where Snakemake runs it keeps its records and the run's config.
     work = folder / "dry"
