@@ -33,7 +33,6 @@ from d2llm.models.student import Student
 from d2llm.run import jobs
 from d2llm.run.artifacts import read_jsonl
 from d2llm.run.checkpoint import Resume
-from d2llm.run.errors import TrainingError
 from d2llm.run.paths import Paths
 from d2llm.teacher import tune as teacher_tuning
 from d2llm.teacher.cross_encoder import Teacher
@@ -97,7 +96,7 @@ def check_logs(whole: list[dict[str, Any]], parts: list[dict[str, Any]]) -> None
         np.testing.assert_allclose(values[1], values[0], rtol=2e-3, atol=1e-4, err_msg=key)
 
 
-# -------------------------------------------------------------------------------------------- a method's own pre-training
+# ------------------------------------------------------------------------------------------ a method's own pre-training
 @pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize("following", [TEXTS[::-1], ["日月", "", "丙丁", "", "星", ""]])
 def test_a_pretext_stage_in_parts_is_the_same(
@@ -110,14 +109,6 @@ def test_a_pretext_stage_in_parts_is_the_same(
     assert seen and max(seen) <= PLACES[name][3]
     check_logs(log, again)
     check_same(whole, parts, 3e-3)
-
-
-@pytest.mark.parametrize("name", OWN)
-def test_one_text_that_does_not_fit_is_told(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    narrow(monkeypatch, *PLACES[name][:3], 0)
-    message = "single text at a time" if name == "bge" else "step 1: out of memory; that was one example at a time"
-    with pytest.raises(TrainingError, match=message):
-        adapted(name, tmp_path, TEXTS[::-1])
 
 
 def test_parts_of_unequal_texts_weigh_what_they_hide(tmp_path: Path) -> None:

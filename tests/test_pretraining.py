@@ -63,6 +63,16 @@ def test_encoding_by_hand() -> None:
     assert positions[0, SLOTS.index("time")] == 0  # "not said" is an answer, too
 
 
+def test_targets_of_the_generated_text(tiny_data: Config) -> None:
+    """Every node of a first event, and of a second where there is one, has its place."""
+    frame = pd.read_parquet(Paths.of(tiny_data).pretraining)
+    slots, count = np.stack(frame["slots"]), len(SLOTS)
+    positions = TARGETS.encode(slots, frame["negated"].to_numpy(), frame["ask"].to_numpy())
+    double = slots[:, count:].any(1)
+    assert (positions[:, :count] >= 0).all() and 0.1 < double.mean() < 0.6
+    assert ((positions[:, count : 2 * count] >= 0).all(1) == double).all()
+
+
 def test_the_reader_scores_only_what_counts() -> None:
     torch.manual_seed(0)
     reader = pretraining.SlotReader(8, TARGETS)

@@ -204,8 +204,8 @@ def toy(owner: Resume, log: Path, scaler: Any = None) -> tuple[Loop, torch.nn.Pa
 
 def advance(loop: Loop, weight: torch.nn.Parameter, updates: int, **notes: Any) -> None:
     for number in range(loop.done + 1, loop.done + 1 + updates):
-        drawn = torch.from_numpy(loop.generators[0].random(3)) + torch.rand(3) * random.random() * np.random.random()  # noqa: NPY002
-        (weight * drawn.float()).sum().backward()
+        others = torch.rand(3) * random.random() * np.random.random()  # noqa: NPY002 - as libraries draw
+        (weight * (torch.from_numpy(loop.generators[0].random(3)) + others).float()).sum().backward()
         loop.optimizer.step()
         loop.schedule.step()
         loop.optimizer.zero_grad()
@@ -303,7 +303,7 @@ def handlers() -> list[Any]:
 
 @pytest.fixture(autouse=True)
 def plain() -> Iterator[None]:
-    """SIGINT as it is in a terminal, also where a shell started the tests in the background, with that signal ignored."""
+    """SIGINT as in a terminal, also where a shell started the tests in the background, with that signal ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -499,7 +499,7 @@ def test_a_job_told_to_end_goes_on_with_the_same_bytes(
 
 # ------------------------------------------------------------------------------------------------------------ processes
 def process(rank: int, port: int, config: Config, states: Path, killed_at: int) -> None:
-    """One of two processes that share a training of D2LLM; with `killed_at`, both are killed after that many updates."""
+    """One of two processes that share a training of D2LLM; with `killed_at`, killed after that many updates."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     for state in (AcceleratorState, GradientState, PartialState):

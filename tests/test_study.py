@@ -75,7 +75,7 @@ def test_variants_have_seeds_of_their_own(tmp_path: Path) -> None:
         ({"models": {"others": {"encoder": BASE}}}, "models.others.encoder: this name is taken"),
         ({"models": {"others": {"pretext": BASE}}}, "models.others.pretext: this name is taken"),
         ({"teachers": {"teacher-weak": {"shards": 3}}}, "teachers.teacher-weak.shards: the same for all teachers"),
-        ({"teachers": WEAK, "methods": {"d2llm": {"teacher": "teacher-weak"}}}, "methods.d2llm.teacher: for variants only"),
+        ({"teachers": WEAK, "methods": {"d2llm": {"teacher": "teacher-weak"}}}, "d2llm.teacher: for variants only"),
         ({"methods": {"d2llm": {"base": "teacher"}}}, "methods.d2llm.base: for variants only"),
         ({"seeds": [1, 1]}, "seeds: expected each seed once; found [1, 1]"),
         ({"seeds": [1, 2], "variant_seeds": [3]}, "variant_seeds: expected some of seeds [1, 2]"),

@@ -96,24 +96,6 @@ def test_a_data_set_says_what_is_right_in_itself_and_in_its_direction() -> None:
     assert second.narrowed(0).are_right(second.narrowed(0).negatives).shape == (2, 2, 0)
 
 
-def test_random_numbers_against_a_loop() -> None:
-    rng = np.random.default_rng(2)
-    letters = [chr(97 + i) for i in range(12)]
-    for _ in range(30):
-        size, count = int(rng.integers(1, 7)), int(rng.integers(0, 4))
-        queries, positives = (rng.choice(letters, size).tolist() for _ in range(2))
-        hard = [rng.choice(letters, count).tolist() for _ in range(size)]
-        marked = [rng.choice(letters, int(rng.integers(0, 4))).tolist() for _ in range(size)]
-        ids = PairTextIds(["s"] * size, queries, positives, hard, marked).of(range(size))
-        for i in range(size):
-            right = {queries[i]}
-            for j in range(size):
-                if queries[j] == queries[i]:
-                    right |= {positives[j], *marked[j]}
-            assert ids.are_right(ids.positives)[i].tolist() == [text in right for text in positives]
-            assert ids.are_right(ids.negatives)[i].tolist() == [[text in right for text in row] for row in hard]
-
-
 def test_a_batch_made_by_hand_knows_its_own_rows() -> None:
     batch = Batch("d", "symmetric", ["q", "Q", "r"], ["a", "b ", "c"], [["c"], ["B"], ["q"]])
     assert (~allowed_positives(batch)).tolist() == [[True, True, False], [True, True, False], [False, False, True]]
