@@ -260,6 +260,9 @@ def test_nothing_is_kept_before_its_time_or_without_a_folder(tmp_path: Path) -> 
     advance(loop, weight, 1)
     assert [file.name for file in folder.iterdir()] == ["1-toy.safetensors"]
     assert toy(Resume(folder, JOB, 10.0), tmp_path / "log.jsonl")[0].done == 1  # the update it was called with
+    loop.done = 1
+    advance(loop, weight, 9)  # of the last update as well, as there was one before
+    assert toy(Resume(folder, JOB, 10.0), tmp_path / "log.jsonl")[0].done == 10
 
 
 @pytest.fixture
