@@ -21,7 +21,7 @@ from d2llm.config.schema import Config
 from d2llm.config.sections import NegativeSettings
 from d2llm.data.negatives import dense as vectors
 from d2llm.data.negatives import mine as negatives
-from d2llm.data.negatives.bm25 import tokens
+from d2llm.data.negatives.bm25 import Bm25, tokens
 from d2llm.data.negatives.encoder import dense_ranks
 from d2llm.models.normal_form import normal_form
 from d2llm.run.errors import ArtifactError, DataError
@@ -68,9 +68,10 @@ def naive_bm25(query: str, texts: list[str], kind: str) -> list[float]:
 @pytest.mark.parametrize("ranks", [(1, 8), (2, 4), (3, 50)])
 def test_bm25_ranks_are_those_of_the_formula(kind: str, ranks: tuple[int, int]) -> None:
     queries = ["护士借走了苹果", "公园 公园 香蕉", "谁打开了冰箱？", "没见过的"]
-    low, high = ranks
+    (low, high), index = ranks, Bm25(TEXTS, kind)
     for query, places in zip(queries, negatives.bm25_ranks(queries, TEXTS, ranks, kind), strict=True):
         naive = naive_bm25(query, TEXTS, kind)
+        np.testing.assert_allclose(index.scores(query), naive, rtol=1e-5)
         order = sorted(range(len(TEXTS)), key=lambda i: (-round(naive[i], 5), i))
         assert places.tolist() == order[low - 1 : high]
 
