@@ -1,32 +1,32 @@
-"""Memory stays flat: over the updates of a training, and while a corpus is encoded but for what the corpus itself takes.
+"""Memory stays flat: over the updates of a training, and while a corpus is encoded but for what the corpus itself
+takes.
 
-tests/campaigns/memory.py measures both at length, by what the system counts.
+tools/campaigns/memory.py measures both at length, by what the system counts.
 """
 
 from __future__ import annotations
 
 import shutil
-import sys
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
-from test_search import FORMATS
 
 from d2llm.config.schema import Config
-from d2llm.models.student import Student
+from d2llm.models.student import Student, TextFormat
 from d2llm.run.paths import Paths
 
-sys.path.insert(0, str(Path(__file__).parent / "campaigns"))
-
-
+CAMPAIGNS = Path(__file__).resolve().parent.parent / "tools" / "campaigns"
 LENGTH = 60  # tokens of a passage
 
 
 @pytest.mark.slow
-def test_a_training_holds_no_more_after_more_updates(tiny_scores: Config, tmp_path: Path) -> None:
+def test_a_training_holds_no_more_after_more_updates(
+    tiny_scores: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(CAMPAIGNS))
     from memory import apart
 
     shutil.copytree(Paths.of(tiny_scores).root, tmp_path / tiny_scores.tier)
@@ -36,10 +36,11 @@ def test_a_training_holds_no_more_after_more_updates(tiny_scores: Config, tmp_pa
 
 
 def test_a_corpus_is_held_as_numbers_of_four_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Python and numpy allocate while it is encoded, which is the same every time; a batch's states and its vectors are torch's."""
+    """What Python and numpy allocate while it is encoded; a batch's states and its vectors are torch's."""
     monkeypatch.setattr("d2llm.models.student.TEXTS_AT_ONCE", 100)
     words = [f"w{number}" for number in range(600)]
-    model = Student(tiny.backbone("decoder", words=words), ("mean", {}), ("cosine", {}), FORMATS).eval()
+    formats = {("passage", "asymmetric"): TextFormat()}
+    model = Student(tiny.backbone("decoder", words=words), ("mean", {}), ("cosine", {}), formats).eval()
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(words[300:], LENGTH)) for _ in range(2_500)]
     model.encode(texts[:20], "passage", "asymmetric")  # loads what is loaded once

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from test_negatives import changed_results
 from test_world_logic import event
 from tiny_run import changed, tiny_config
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from d2llm.config.schema import Config
 from d2llm.config.sections import BaseSettings
@@ -45,36 +47,30 @@ def test_the_table_holds_every_node_of_every_slot_once() -> None:
 
 
 def test_encoding_by_hand() -> None:
-    first = event(agent="护士", verb="借走", object="苹果", place="公园")
-    second = event(agent="画家", verb="归还", object="钢琴")
-    slots = np.stack(
-        [
-            np.concatenate([first[: len(SLOTS)], second[: len(SLOTS)]]),
-            np.concatenate([second[: len(SLOTS)], np.zeros(len(SLOTS), int)]),
-        ]
-    )
-    found = TARGETS.encode(slots, np.array([0, 1]), np.array([-1, SLOTS.index("time")]))
-    assert found.shape == (2, 2 * len(SLOTS) + 2)
-    for column in range(2 * len(SLOTS)):
-        assert TARGETS.table[column, found[0, column]] == slots[0, column]  # a position in the slot's own row
-    for column in range(len(SLOTS)):
-        assert TARGETS.table[column, found[1, column]] == slots[1, column]
-    assert (found[1, len(SLOTS) : 2 * len(SLOTS)] == -100).all()  # there is no second event to read
-    assert found[:, -2].tolist() == [0, 1]
-    assert found[:, -1].tolist() == [0, SLOTS.index("time") + 1]
-    assert found[0, SLOTS.index("time")] == 0  # "not said" is an answer, too
+    count = len(SLOTS)
+    first = event(agent="护士", verb="借走", object="苹果", place="公园")[:count]
+    second = event(agent="画家", verb="归还", object="钢琴")[:count]
+    slots = np.stack([np.concatenate([first, second]), np.concatenate([second, np.zeros(count, int)])])
+    positions = TARGETS.encode(slots, np.array([0, 1]), np.array([-1, SLOTS.index("time")]))
+    assert positions.shape == (2, 2 * count + 2)
+    for column in range(2 * count):
+        assert TARGETS.table[column, positions[0, column]] == slots[0, column]  # a position in the slot's own row
+    for column in range(count):
+        assert TARGETS.table[column, positions[1, column]] == slots[1, column]
+    assert (positions[1, count : 2 * count] == -100).all()  # there is no second event to read
+    assert positions[:, -2].tolist() == [0, 1]
+    assert positions[:, -1].tolist() == [0, SLOTS.index("time") + 1]
+    assert positions[0, SLOTS.index("time")] == 0  # "not said" is an answer, too
 
 
 def test_targets_of_the_generated_text(tiny_data: Config) -> None:
+    """Every node of a first event, and of a second where there is one, has its place."""
     frame = pd.read_parquet(Paths.of(tiny_data).pretraining)
-    slots = np.stack(frame["slots"])
-    found = TARGETS.encode(slots, frame["negated"].to_numpy(), frame["ask"].to_numpy())
-    assert found.min() >= -100
-    assert ((found >= 0) | (found == -100)).all()
-    assert (found[:, : len(SLOTS)] >= 0).all()
-    double = slots[:, len(SLOTS) :].any(1)
-    assert 0.1 < double.mean() < 0.6
-    assert ((found[:, len(SLOTS) : 2 * len(SLOTS)] >= 0).all(1) == double).all()
+    slots, count = np.stack(frame["slots"]), len(SLOTS)
+    positions = TARGETS.encode(slots, frame["negated"].to_numpy(), frame["ask"].to_numpy())
+    double = slots[:, count:].any(1)
+    assert (positions[:, :count] >= 0).all() and 0.1 < double.mean() < 0.6
+    assert ((positions[:, count : 2 * count] >= 0).all(1) == double).all()
 
 
 def test_the_reader_scores_only_what_counts() -> None:
@@ -104,7 +100,7 @@ def test_pooled_states_by_loops(kind: str) -> None:
     hidden = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(0))
     lengths = [6, 1, 4, 2]
     mask = torch.tensor([[1] * n + [0] * (6 - n) for n in lengths])
-    found = pretraining.pooled_states(hidden, mask, kind)
+    pooled = pretraining.pooled_states(hidden, mask, kind)
     for i, n in enumerate(lengths):
         own = hidden[i, :n].double().numpy()
         weight = {
@@ -113,91 +109,81 @@ def test_pooled_states_by_loops(kind: str) -> None:
             "weighted": list(range(1, n + 1)),
             "last": [0.0] * (n - 1) + [1.0],
         }[kind]
-        np.testing.assert_allclose(found[i].numpy(), np.average(own, axis=0, weights=weight), atol=1e-6)
+        np.testing.assert_allclose(pooled[i].numpy(), np.average(own, axis=0, weights=weight), atol=1e-6)
+
+
+def small(encoder: bool, layers: int) -> tuple[Backbone, Any]:
+    """A body and its head, with weights that differ everywhere."""
+    torch.manual_seed(1)
+    tokenizer = build_tokenizer(["甲乙丙丁戊己庚辛"])
+    sizes = BaseSettings(hidden_size=16, layers=layers, heads=2, intermediate_size=24)
+    network = pretraining.new_model(encoder, sizes, tokenizer).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return Backbone(network.base_model, tokenizer, "encoder" if encoder else "decoder"), head_of(network)
 
 
 @pytest.mark.parametrize("encoder", [False, True])
 @pytest.mark.parametrize("pooling", ["mean", "last", "cls", "weighted"])
 def test_pooled_texts_keep_their_order_whatever_their_neighbours(encoder: bool, pooling: str) -> None:
-    torch.manual_seed(1)
-    tokenizer = build_tokenizer(["甲乙丙丁戊己庚辛"])
-    network = pretraining.new_model(
-        encoder, BaseSettings(hidden_size=16, layers=2, heads=2, intermediate_size=24), tokenizer
-    ).eval()
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    body, head = small(encoder, 2)
     rng = np.random.default_rng(2)
-    sequences = [rng.integers(6, len(tokenizer), n).tolist() for n in (5, 40, 2, 5, 17, 1, 40, 9, 3, 22, 2)]
+    sequences = [rng.integers(6, len(body.tokenizer), n).tolist() for n in (5, 40, 2, 5, 17, 1, 40, 9, 3, 22, 2)]
     with torch.no_grad():
-        body = Backbone(network.base_model, tokenizer, "encoder" if encoder else "decoder")
-        found, loss = pretraining._pooled(
-            body, head_of(network), sequences, pooling, not encoder, torch.Generator().manual_seed(0)
+        pooled, loss = pretraining._pooled(
+            body, head, sequences, pooling, not encoder, torch.Generator().manual_seed(0)
         )
-        for vector, ids in zip(found, sequences, strict=True):
-            states = network.base_model(input_ids=torch.tensor([ids])).last_hidden_state
+        for vector, ids in zip(pooled, sequences, strict=True):
+            states = body.model(input_ids=torch.tensor([ids])).last_hidden_state
             alone = pretraining.pooled_states(states, torch.ones(1, len(ids), dtype=torch.long), pooling)[0]
             torch.testing.assert_close(vector, alone, atol=1e-4, rtol=1e-4)
-    assert found.shape == (11, 16)
-    if encoder:
-        assert float(loss) == 0.0
+    assert pooled.shape == (11, 16) and (float(loss) == 0.0) == encoder
 
 
 def test_the_language_loss_of_a_decoder_is_that_of_a_quarter_of_its_texts() -> None:
-    torch.manual_seed(1)
-    tokenizer = build_tokenizer(["甲乙丙丁"])
-    network = pretraining.new_model(
-        False, BaseSettings(hidden_size=16, layers=1, heads=2, intermediate_size=24), tokenizer
-    ).eval()
-    sequences = [
-        np.random.default_rng(n).integers(6, len(tokenizer), n).tolist() for n in (6, 4, 9, 5, 7, 8, 3, 10)
-    ]  # one pass
+    body, head = small(False, 1)
+    sizes = (6, 4, 9, 5, 7, 8, 3, 10)  # one pass
+    sequences = [np.random.default_rng(n).integers(6, len(body.tokenizer), n).tolist() for n in sizes]
+    values = []
     with torch.no_grad():
-        body = Backbone(network.base_model, tokenizer, "decoder")
-        _, loss = pretraining._pooled(body, head_of(network), sequences, "mean", True, torch.Generator())
-        values = []
+        _, loss = pretraining._pooled(body, head, sequences, "mean", True, torch.Generator())
         for ids in sorted(sequences, key=len)[::4]:
-            logits = network(input_ids=torch.tensor([ids])).logits[0]
+            logits = head(body.model(input_ids=torch.tensor([ids])).last_hidden_state[0])
             values += [float(F.cross_entropy(logits[i], torch.tensor(ids[i + 1]))) for i in range(len(ids) - 1)]
     assert float(loss) == pytest.approx(np.mean(values), rel=1e-4)
 
 
 # -------------------------------------------------------------------------------------------------------------- masking
 def test_masking_spares_what_is_not_text() -> None:
-    fake = SimpleNamespace(cls_token_id=2, sep_token_id=3, mask_token_id=4)
+    special = SimpleNamespace(cls_token_id=2, sep_token_id=3, mask_token_id=4)
     rows = [[2, 10, 11, 12, 13, 3, 0, 0], [2, 14, 3, 0, 0, 0, 0, 0], [2, 10, 15, 16, 17, 18, 19, 3]] * 200
     ids = torch.tensor(rows)
-    mask = (ids != 0).long()
-    hidden, labels = pretraining.mask_tokens(ids, mask, fake, 0.3, torch.Generator().manual_seed(0))
     text = ids >= 10
+    hidden, labels = pretraining.mask_tokens(ids, (ids != 0).long(), special, 0.3, torch.Generator().manual_seed(0))
     asked = labels != -100
     assert not (asked & ~text).any()
     assert (hidden[~asked] == ids[~asked]).all()
-    assert (hidden[asked] == 4).all()
-    assert (labels[asked] == ids[asked]).all()
+    assert (hidden[asked] == 4).all() and (labels[asked] == ids[asked]).all()
     assert float(asked[text].float().mean()) == pytest.approx(0.3, abs=0.02)
 
 
-# ---------------------------------------------------------------------------------------------------------------- growth
+# ----------------------------------------------------------------------------------------------------------------
+# growth
 def test_a_grown_model_starts_as_its_source(tiny_bases: Config) -> None:
-    from transformers import AutoModelForCausalLM
-
     paths = Paths.of(tiny_bases)
     source = AutoModelForCausalLM.from_pretrained(paths.base("decoder")).eval()
     torch.manual_seed(0)
-    network, tokenizer = pretraining.grown(
-        paths.base("decoder"), BaseSettings(hidden_size=32, layers=4, heads=4, intermediate_size=48)
-    )
+    sizes = BaseSettings(hidden_size=32, layers=4, heads=4, intermediate_size=48)
+    network, tokenizer = pretraining.grown(paths.base("decoder"), sizes)
     network.eval()
     assert network.config.num_hidden_layers == 4
     known = dict(network.named_parameters())
-    for name, parameter in source.named_parameters():
-        assert torch.equal(parameter, known[name])
-    random = AutoModelForCausalLM.from_config(source.config).eval()
-    texts = pd.read_parquet(paths.pretraining)["text"].head(20)
+    assert all(torch.equal(parameter, known[name]) for name, parameter in source.named_parameters())
+    fresh = AutoModelForCausalLM.from_config(source.config).eval()
     with torch.no_grad():
-        for text in texts:
+        for text in pd.read_parquet(paths.pretraining)["text"].head(20):
             ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-            before, after, other = (model(input_ids=ids).logits.log_softmax(-1) for model in (source, network, random))
+            before, after, other = (model(input_ids=ids).logits.log_softmax(-1) for model in (source, network, fresh))
             assert float((after - before).abs().mean()) < 0.2 * float((other - before).abs().mean())
 
 
@@ -221,13 +207,10 @@ def test_a_model_grows_only_upwards(changes: dict, message: str, tiny_bases: Con
 
 # ----------------------------------------------------------------------------------------------------------- vocabulary
 def test_the_vocabulary_spells_everything_the_pipeline_feeds(tiny_bases: Config) -> None:
-    from transformers import AutoTokenizer
-
     paths = Paths.of(tiny_bases)
-    tokenizers = {name: AutoTokenizer.from_pretrained(paths.base(name)) for name in ("teacher", "decoder", "encoder")}
-    vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers.values()]
-    assert vocabularies[0] == vocabularies[1] == vocabularies[2]
-    tokenizer = tokenizers["decoder"]
+    tokenizers = [AutoTokenizer.from_pretrained(paths.base(name)) for name in ("teacher", "decoder", "encoder")]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab() == tokenizers[2].get_vocab()
+    tokenizer = tokenizers[0]
 
     def spelled(text: str) -> list[str]:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -236,30 +219,16 @@ def test_the_vocabulary_spells_everything_the_pipeline_feeds(tiny_bases: Config)
         assert "".join(pieces) == "".join(text.split())
         return pieces
 
-    for word in LEX.words():
-        assert spelled(word) == [word]  # a word is one token
-    for word in FUNCTION_WORDS:
-        spelled(word)
+    assert all(spelled(word) == [word] for word in LEX.words())  # a word is one token
     for prompt in prompts(tiny_bases.teacher).values():
         for part in (prompt.instruction, prompt.query, prompt.passage, prompt.cue, prompt.yes, prompt.no):
             assert len(spelled(part)) <= len(part.split())  # every piece of a prompt is one token
     assert len(tiny_bases.phrases()) > 2
-    for phrase in tiny_bases.phrases():
-        spelled(phrase)
-    frame = pd.read_parquet(paths.pretraining)
-    for text in [
-        *frame["text"],
-        *frame["paraphrase"],
-        *frame["distractor"],
-        *frame["next_text"],
-        *pd.read_parquet(paths.pool)["text"],
-    ]:
+    files = [paths.pretraining, paths.pool, *sorted(paths.tasks.rglob("*.parquet"))]
+    columns = ["text", "paraphrase", "distractor", "next_text", "sentence1", "sentence2"]
+    texts = [pd.read_parquet(file).filter(columns).stack() for file in files]
+    for text in {*FUNCTION_WORDS, *tiny_bases.phrases(), *pd.concat(texts)}:
         spelled(text)
-    for path in sorted(paths.tasks.rglob("*.parquet")):
-        table = pd.read_parquet(path)
-        for column in {"sentence1", "sentence2", "text"} & set(table.columns):
-            for text in table[column]:
-                spelled(text)
 
 
 # ---------------------------------------------------------------------------------------------------------------- stage
@@ -296,17 +265,9 @@ def test_pretraining_learns(tmp_path: Path) -> None:
 
 
 def test_a_weight_of_zero_leaves_the_language_loss_out(tiny_data: Config, tmp_path: Path) -> None:
-    copy = changed(
-        changed_results_of_data(tiny_data, tmp_path), models={"encoder": {"steps": 1, "language_weight": 0.0}}
-    )
-    pretraining.run(copy, "encoder")
-    (record,) = read_jsonl(Paths.of(copy).base("encoder") / "log.jsonl")
-    assert "language" not in record
-    assert {"slots", "paraphrase"} <= set(record)
-
-
-def changed_results_of_data(config: Config, folder: Path) -> Config:
-    """Another results folder that sees the data alone."""
-    copy = changed_results(config, folder)
-    shutil.rmtree(Paths.of(copy).root / "models")
-    return copy
+    config = tiny_config(tmp_path, models={"encoder": {"steps": 1, "language_weight": 0.0}})
+    Paths.of(config).root.mkdir(parents=True)
+    Paths.of(config).data.symlink_to(Paths.of(tiny_data).data)
+    pretraining.run(config, "encoder")
+    (record,) = read_jsonl(Paths.of(config).base("encoder") / "log.jsonl")
+    assert "language" not in record and {"slots", "paraphrase", "slots_right"} <= set(record)

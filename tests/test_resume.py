@@ -1,4 +1,8 @@
-"""A training that is stopped anywhere goes on from its last checkpoint and ends with the bytes of one that never stopped."""
+"""A training that is stopped anywhere goes on from its last checkpoint and ends with the bytes of one that never
+stopped: every stage that trains, checkpoints that are damaged or another job's, signals, two processes.
+
+The loop by itself is in test_loop.py.
+"""
 
 from __future__ import annotations
 
@@ -16,59 +20,60 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from test_loop import JOB, Stopped
 from test_training import prepared, tuned
 
 from d2llm.config.load import dump
 from d2llm.config.schema import Config
-from d2llm.models.student import Student
 from d2llm.run import signals
 from d2llm.run.checkpoint import Loop, Resume
 from d2llm.run.errors import Interrupted
 from d2llm.run.paths import Paths
 from d2llm.run.signals import Signals
 from d2llm.teacher import tune as teacher_tuning
+from d2llm.training import loop as training_loop
 from d2llm.training import optimization, pretext, pretraining
 from d2llm.training import train as training
 
 ROOT = Path(__file__).resolve().parent.parent
-JOB = {"settings": {"a": 1}, "code": "c", "inputs": {}, "threads": 1, "versions": {}}
-
-
-class Stopped(Exception):
-    """What a kill is in these tests."""
+# What is done, the folder it leaves, and changes of the settings.
+Case = tuple[Callable[[Config, Resume], None], Callable[[Paths], Path], dict[str, Any]]
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Of all files of a result but the seconds it took."""
-    found = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    """Of all files of a result but the seconds it took and its provenance."""
+    sums = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "provenance.json"):
         data = file.read_bytes()
         if file.name == "summary.json":
-            told = json.loads(data)
-            data = json.dumps({key: value for key, value in told.items() if "seconds" not in key}).encode()
-        found[str(file.relative_to(folder))] = hashlib.sha256(data).hexdigest()
-    return found
+            summary = json.loads(data)
+            data = json.dumps({key: value for key, value in summary.items() if "seconds" not in key}).encode()
+        sums[str(file.relative_to(folder))] = hashlib.sha256(data).hexdigest()
+    return sums
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, at: int = 0) -> list[int]:
-    """The `at`-th update from now on, over all loops, changes the weights and is the last (0: none is). Grows by one every update."""
-    real, calls = optimization.step, []
+def stop_at(monkeypatch: pytest.MonkeyPatch, at: int = 0, by: Callable[[], None] | None = None) -> list[int]:
+    """The `at`-th update from now on, over all loops, changes the weights and is the last (0: none is). Grows by one
+    every update."""
+    real, calls = optimization.step, list[int]()
 
     def step(*arguments: Any, **options: Any) -> dict[str, float]:
         record = real(*arguments, **options)
         calls.append(1)
         if len(calls) == at:
+            if by is not None:
+                by()
             raise Stopped
         return record
 
-    for module in (training, pretraining, optimization):
-        monkeypatch.setattr(module, "step", step)
+    monkeypatch.setattr(training_loop, "step", step)
     return calls
 
 
@@ -85,63 +90,51 @@ def disturb() -> None:
     torch.manual_seed(7)
 
 
-Case = tuple[Callable[[Config, Resume], None], Callable[[Paths], Path], dict[str, Any]]
+def fine_tuning(method: str, **settings: Any) -> Case:
+    """The training of a method, what it leaves, and the settings it is tried with."""
+    return (
+        lambda config, resume: training.run(config, method, "base", 1, resume),
+        lambda paths: paths.run(method, "base", 1),
+        {"training": {"log_every": 1} | settings},
+    )
+
+
+def tuning(**settings: Any) -> Case:
+    return (
+        lambda config, resume: teacher_tuning.run(config, "teacher-own", resume),
+        lambda paths: paths.teacher("teacher-own"),
+        {"teachers": {"teacher-own": {"steps": 6} | settings}},
+    )
+
+
+def base(model: str, steps: int) -> Case:
+    return (
+        lambda config, resume: pretraining.run(config, model, resume),
+        lambda paths: paths.base(model),
+        {"models": {model: {"steps": steps}}},
+    )
+
+
+def own(method: str, **settings: Any) -> Case:
+    return (
+        lambda config, resume: pretext.run(config, method, "base", resume),
+        lambda paths: paths.pretext(method, "base"),
+        {"methods": {method: settings}},
+    )
+
+
 CASES: dict[str, Case] = {
-    "d2llm": (
-        lambda config, kept: training.run(config, "d2llm", "base", 1, kept),
-        lambda paths: paths.run("d2llm", "base", 1),
-        {"training": {"log_every": 1, "dev_every": 3}},
-    ),
-    "d2llm by parts": (
-        lambda config, kept: training.run(config, "d2llm", "base", 1, kept),
-        lambda paths: paths.run("d2llm", "base", 1),
-        {"training": {"log_every": 1, "texts_at_once": 4}},
-    ),
-    "udever": (
-        lambda config, kept: training.run(config, "udever", "base", 1, kept),
-        lambda paths: paths.run("udever", "base", 1),
-        {"training": {"steps": 30, "log_every": 1}},
-    ),
-    "bge": (
-        lambda config, kept: training.run(config, "bge", "base", 1, kept),
-        lambda paths: paths.run("bge", "base", 1),
-        {"training": {"log_every": 1, "dev_every": 3}},
-    ),
-    "retromae": (
-        lambda config, kept: training.run(config, "retromae", "base", 1, kept),
-        lambda paths: paths.run("retromae", "base", 1),
-        {"training": {"log_every": 1}},
-    ),
-    "teacher": (
-        lambda config, kept: teacher_tuning.run(config, "teacher-own", kept),
-        lambda paths: paths.teacher("teacher-own"),
-        {"teachers": {"teacher-own": {"steps": 6}}},
-    ),
-    "teacher by LoRA": (
-        lambda config, kept: teacher_tuning.run(config, "teacher-own", kept),
-        lambda paths: paths.teacher("teacher-own"),
-        {"teachers": {"teacher-own": {"steps": 6, "tuning": {"kind": "lora", "r": 2, "dropout": 0.2}}}},
-    ),
-    "decoder": (
-        lambda config, kept: pretraining.run(config, "decoder", kept),
-        lambda paths: paths.base("decoder"),
-        {"models": {"decoder": {"steps": 30}}},
-    ),
-    "encoder": (
-        lambda config, kept: pretraining.run(config, "encoder", kept),
-        lambda paths: paths.base("encoder"),
-        {"models": {"encoder": {"steps": 6}}},
-    ),
-    "bge, pre-training": (
-        lambda config, kept: pretext.run(config, "bge", "base", kept),
-        lambda paths: paths.pretext("bge", "base"),
-        {"methods": {"bge": {"pretraining": {"steps": 4}, "unsupervised": {"steps": 6, "pairs": "crop"}}}},
-    ),
-    "llara, pre-training": (
-        lambda config, kept: pretext.run(config, "llara", "base", kept),
-        lambda paths: paths.pretext("llara", "base"),
-        {"methods": {"llara": {"adaptation": {"steps": 6}}}},
-    ),
+    "d2llm": fine_tuning("d2llm", dev_every=3),
+    "d2llm by parts": fine_tuning("d2llm", texts_at_once=4),
+    "udever": fine_tuning("udever", steps=30),
+    "bge": fine_tuning("bge", dev_every=3),
+    "retromae": fine_tuning("retromae"),
+    "teacher": tuning(),
+    "teacher by LoRA": tuning(tuning={"kind": "lora", "r": 2, "dropout": 0.2}),
+    "decoder": base("decoder", 30),
+    "encoder": base("encoder", 6),
+    "bge, own": own("bge", pretraining={"steps": 4}, unsupervised={"steps": 6, "pairs": "crop"}),
+    "llara, own": own("llara", adaptation={"steps": 6}),
 }
 # Fine-tuning of all weights, which starts from the method's own pre-training.
 FULL = ("bge", "retromae")
@@ -167,7 +160,7 @@ def test_stopped_anywhere_the_same_bytes(
     name: str, tiny_scores: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work, result, changes = CASES[name]
-    monkeypatch.setattr(pretext, "thinned", lambda write: write)
+    monkeypatch.setattr(pretext, "TrainingContext", partial(pretext.TrainingContext, log_every=1))
     whole, cut = (place(tiny_scores, tmp_path / side, **changes) for side in ("whole", "cut"))
     for config in (whole, cut):
         target = result(Paths.of(config))
@@ -194,9 +187,8 @@ def test_stopped_anywhere_the_same_bytes(
         work(cut, last)
     assert sum(last.resumed.values()) >= 2
     assert len(calls) == total - sum(last.resumed.values())  # what was kept was not done again
-    found = [digests(result(Paths.of(config))) for config in (whole, cut)]
-    assert found[0] == found[1]
-    assert any("safetensors" in file for file in found[0])
+    expected, files = (digests(result(Paths.of(config))) for config in (whole, cut))
+    assert files == expected and any("safetensors" in file for file in files)
     last.remove()
     assert not states.exists()
 
@@ -205,32 +197,19 @@ def test_stopped_anywhere_the_same_bytes(
 def toy(owner: Resume, log: Path, scaler: Any = None) -> tuple[Loop, torch.nn.Parameter]:
     """A loop over one parameter."""
     weight = torch.nn.Parameter(torch.ones(3))
-    made = optimization.optimizer([{"params": [weight], "lr": 0.1, "weight_decay": 0.0}])
-    plan = optimization.schedule(made, "linear", 0.0, 10)
-    return owner.loop("toy", 10, made, plan, log, [np.random.default_rng(3)], scaler), weight
+    adam = optimization.optimizer([{"params": [weight], "lr": 0.1, "weight_decay": 0.0}])
+    plan = optimization.schedule(adam, "linear", 0.0, 10)
+    return owner.loop("toy", 10, adam, plan, log, [np.random.default_rng(3)], scaler), weight
 
 
 def advance(loop: Loop, weight: torch.nn.Parameter, updates: int, **notes: Any) -> None:
     for number in range(loop.done + 1, loop.done + 1 + updates):
-        drawn = torch.from_numpy(loop.generators[0].random(3)) + torch.rand(3) * random.random() * np.random.random()  # noqa: NPY002
-        (weight * drawn.float()).sum().backward()
+        others = torch.rand(3) * random.random() * np.random.random()  # noqa: NPY002 - as libraries draw
+        (weight * (torch.from_numpy(loop.generators[0].random(3)) + others).float()).sum().backward()
         loop.optimizer.step()
         loop.schedule.step()
         loop.optimizer.zero_grad()
         loop.after(number, **notes)
-
-
-def test_every_generator_goes_on_where_it_stood(tmp_path: Path) -> None:
-    disturb()
-    loop, whole = toy(Resume(), tmp_path / "log.jsonl")
-    advance(loop, whole, 9)
-    disturb()
-    advance(*toy(Resume(tmp_path / "state", JOB, 1e-9), tmp_path / "log.jsonl"), 3)
-    for part in (random.random, np.random.random, lambda: torch.rand(1)):
-        part()
-    loop, cut = toy(Resume(tmp_path / "state", JOB, 1e-9), tmp_path / "log.jsonl")
-    advance(loop, cut, 6)
-    assert torch.equal(whole, cut)
 
 
 def test_a_checkpoint_of_anything_else_is_ignored_with_one_line(
@@ -269,33 +248,41 @@ def test_a_checkpoint_of_anything_else_is_ignored_with_one_line(
 
 
 def test_nothing_is_kept_before_its_time_or_without_a_folder(tmp_path: Path) -> None:
-    for owner in (Resume(tmp_path / "a", JOB, 10.0), Resume(tmp_path / "b", JOB, 0), Resume(tmp_path / "c", JOB, None), Resume()):  # fmt: skip
+    folder = tmp_path / "a"
+    for owner in (Resume(folder, JOB, 10.0), Resume(folder, JOB, 0), Resume(folder, JOB, None), Resume()):
         loop, weight = toy(owner, tmp_path / "log.jsonl")
         advance(loop, weight, 10)
     assert not list(tmp_path.iterdir())
-    owner = Resume(tmp_path / "a", JOB, 10.0)
+    owner = Resume(folder, JOB, 10.0)
     loop, weight = toy(owner, tmp_path / "log.jsonl")
     advance(loop, weight, 4)
     owner.last -= 601.0
     advance(loop, weight, 1)
-    assert [file.name for file in (tmp_path / "a").iterdir()] == ["1-toy.safetensors"]
-    assert toy(Resume(tmp_path / "a", JOB, 10.0), tmp_path / "log.jsonl")[0].done == 1  # the update it was called with
+    assert [file.name for file in folder.iterdir()] == ["1-toy.safetensors"]
+    assert toy(Resume(folder, JOB, 10.0), tmp_path / "log.jsonl")[0].done == 1  # the update it was called with
+    loop.done = 1
+    advance(loop, weight, 9)  # of the last update as well, as there was one before
+    assert toy(Resume(folder, JOB, 10.0), tmp_path / "log.jsonl")[0].done == 10
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Called: from now on the disk is full."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    return lambda: monkeypatch.setattr("safetensors.torch.save_file", fail)
 
 
 def test_a_full_disk_costs_the_checkpoint_and_not_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, full: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     loop, weight = toy(Resume(tmp_path / "state", JOB, 1e-9), tmp_path / "log.jsonl")
     advance(loop, weight, 1)
-    kept = loop.file.read_bytes()
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("safetensors.torch.save_file", full)
-        loop.done = 1
-        advance(loop, weight, 1)
+    kept, loop.done = loop.file.read_bytes(), 1
+    full()
+    advance(loop, weight, 1)
     assert "toy, update 2: no checkpoint could be kept (OSError: [Errno 28]" in caplog.text
     assert loop.file.read_bytes() == kept
     assert [file.name for file in loop.file.parent.iterdir()] == [loop.file.name]
@@ -312,28 +299,6 @@ def test_the_scale_of_half_precision_is_kept(tmp_path: Path) -> None:
     assert fresh.get_scale() == scaler.get_scale() == 2.0
 
 
-def test_texts_at_a_time_stay_halved(tiny_scores: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that ran out before the kill is not tried again: 40 texts (8 queries with 5 passages) halve to 24."""
-    config = prepared(tiny_scores, tmp_path)
-    real, failed = Student.pool, []
-
-    def pool(self: Student, rows: list[tuple[int, ...]]) -> torch.Tensor:
-        if not failed and torch.is_grad_enabled():
-            failed.append(1)
-            raise torch.OutOfMemoryError
-        return real(self, rows)
-
-    sizes = []
-    with monkeypatch.context() as patched, pytest.raises(Stopped):
-        patched.setattr(Student, "pool", pool)
-        stop_at(patched, 3)
-        training.run(config, "sgpt", "base", 1, Resume(tmp_path / "state", JOB, 1e-9))
-    monkeypatch.setattr(Loop, "after", lambda self, update, **notes: sizes.append(notes["texts_at_once"]))
-    training.run(config, "sgpt", "base", 1, Resume(tmp_path / "state", JOB, 1e-9))
-    assert len(set(sizes)) == 1 and sizes[0] is not None
-    assert len(sizes) == config.training.steps - 2
-
-
 # -------------------------------------------------------------------------------------------------------------- signals
 def handlers() -> list[Any]:
     return [signal.getsignal(number) for number in signals.NOTED]
@@ -341,7 +306,7 @@ def handlers() -> list[Any]:
 
 @pytest.fixture(autouse=True)
 def plain() -> Iterator[None]:
-    """SIGINT as it is in a terminal, also where a shell started the tests in the background, with that signal ignored."""
+    """SIGINT as in a terminal, also where a shell started the tests in the background, with that signal ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -431,25 +396,23 @@ def test_signals_act_as_ever_where_no_checkpoint_is_kept_and_outside_of_loops(tm
         signal.signal(signal.SIGINT, ignored)
 
 
-def test_a_signal_while_the_disk_is_full_tells_what_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
+def test_a_signal_while_the_disk_is_full_tells_what_is_lost(tmp_path: Path, full: Callable[[], None]) -> None:
     owner = listening(tmp_path / "state")
     loop, weight = toy(owner, tmp_path / "log.jsonl")
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    told = r"after update 1 of 10; no checkpoint could be kept \(OSError: \[Errno 28\] .*\), so the next run goes on from the last one"
-    with owner.signals, pytest.raises(Interrupted, match=told):
+    full()
+    lost = r"no checkpoint could be kept \(OSError: \[Errno 28\] .*\), so the next run goes on from the last one"
+    with owner.signals, pytest.raises(Interrupted, match=f"after update 1 of 10; {lost}"):
         signal.raise_signal(signal.SIGTERM)
         advance(loop, weight, 1)
 
 
 STARTS = """
 import signal, subprocess, sys
-from d2llm.signals import pass_on
+from d2llm.run.signals import pass_on
 signal.signal(signal.SIGTERM, lambda *_: sys.stdout.write("the starter: told\\n"))
 pass_on()
-jobs = [subprocess.Popen(["bash", "-c", '"$0" -c "$@"; true', sys.executable, sys.argv[1], *name.split()]) for name in sys.argv[2:]]
+start = ["bash", "-c", '"$0" -c "$@"; true', sys.executable, sys.argv[1]]
+jobs = [subprocess.Popen([*start, *name.split()]) for name in sys.argv[2:]]
 for job in jobs:
     job.wait()
 """
@@ -472,27 +435,32 @@ say("not told")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what listens")
 def test_what_starts_a_job_passes_sigterm_on_to_a_training() -> None:
-    """On a cluster a scheduler tells the Snakemake that runs a job, not the job. A job that does not listen may still end by itself."""
+    """On a cluster a scheduler tells the Snakemake that runs a job, not the job. A job that does not listen may still
+    end by itself.
+    """
     names = ["d2llm.cli train", "d2llm.cli deaf", "another"]
-    with subprocess.Popen(
-        [sys.executable, "-c", STARTS, WAITS, *names], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
-    ) as starter:  # fmt: skip
-        up = {starter.stdout.readline() for _ in names}
-        assert up == {f"{name}: up\n" for name in names}
+    command, environment = [sys.executable, "-c", STARTS, WAITS, *names], os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as starter:
+        assert {starter.stdout.readline() for _ in names} == {f"{name}: up\n" for name in names}
         starter.send_signal(signal.SIGTERM)
-        said = starter.stdout.read()
-    assert sorted(said.splitlines()) == ["another: not told", "d2llm.cli deaf: not told", "d2llm.cli train: told", "the starter: told"]  # fmt: skip
+        output = starter.stdout.read()
+    told = ["d2llm.cli train: told", "the starter: told"]
+    assert sorted(output.splitlines()) == ["another: not told", "d2llm.cli deaf: not told", *told]
 
 
-def job(config: Config, method: str, launcher: str = "") -> subprocess.Popen[str]:
+def job(config: Config, method: str, launcher: list[str]) -> subprocess.Popen[str]:
     """A training as Snakemake starts it: by a shell, in a group of its own."""
     file = Path(config.results) / "config.yaml"
     file.write_text(dump(config), encoding="utf-8")
-    arguments = f"train --method {method} --seed 1 --config {shlex.quote(str(file))} --inputs {shlex.quote(str(Paths.of(config).pairs))}"
-    command = f"set -euo pipefail;  {shlex.quote(sys.executable)} {launcher} -m d2llm.cli {arguments}"
+    arguments = ["train", "--method", method, "--seed", "1", "--config", file, "--inputs", Paths.of(config).pairs]
+    command = [sys.executable, *launcher, "-m", "d2llm.cli", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        ["bash", "-c", command], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ["bash", "-c", f"set -euo pipefail;  {shlex.join(command)}"],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -515,45 +483,33 @@ def test_a_job_told_to_end_goes_on_with_the_same_bytes(
     steps = 120 // processes
     settings = {"steps": steps, "log_every": 1, "dev_every": 0, "processes": processes}
     whole, cut = (prepared(tiny_scores, tmp_path / side, training=settings) for side in ("whole", "cut"))
-    launcher = f"-m torch.distributed.run --standalone --nproc_per_node {processes}" if processes > 1 else ""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    launcher = torchrun if processes > 1 else []
     folders = [Paths.of(config).run(method, "base", 1) for config in (whole, cut)]
     assert job(whole, method, launcher).wait(240) == 0
     stopped = job(cut, method, launcher)
-    said = signalled(stopped, folders[1] / "log.jsonl", 3)
+    errors = signalled(stopped, folders[1] / "log.jsonl", 3)
     line = rf"error: fine-tuning: stopped by SIGTERM after update (\d+) of {steps}; the next run goes on from there"
-    at = int(re.search(line, said)[1])
+    at = int(re.search(line, errors)[1])
     assert stopped.returncode == (2 if processes == 1 else 1) and 3 <= at < steps
     assert not (folders[1] / "model").exists()
     again = job(cut, method, launcher)
     assert again.wait(240) == 0, again.communicate()[1]
     record = json.loads((folders[1] / "provenance.json").read_text(encoding="utf-8"))
     assert record["resumed"] == {"fine-tuning": at}
-    found = []
-    for folder in folders:
-        found.append(digests(folder))
-        del found[-1]["provenance.json"]
-    assert found[0] == found[1] and any("safetensors" in file for file in found[0])
+    assert digests(folders[0]) == digests(folders[1]) and any("safetensors" in file for file in digests(folders[0]))
 
 
 # ------------------------------------------------------------------------------------------------------------ processes
 def process(rank: int, port: int, config: Config, states: Path, killed_at: int) -> None:
-    """One of two processes that share a training of D2LLM; with `killed_at`, both are killed after that many updates."""
+    """One of two processes that share a training of D2LLM; with `killed_at`, killed after that many updates."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), ACCELERATE_USE_CPU="1")
-    real, calls = training.step, []
-
-    def step(*arguments: Any, **options: Any) -> dict[str, float]:
-        record = real(*arguments, **options)
-        calls.append(1)
-        if len(calls) == killed_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return record
-
-    training.step = step
+    stop_at(pytest.MonkeyPatch(), killed_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
     disturb()
     kept = Resume(states, JOB if rank == 0 else None, 1e-9)
     training.run(config, "d2llm", "base", 1, kept)
@@ -565,7 +521,8 @@ def two(config: Config, states: Path, killed_at: int = 0) -> list[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    pair = [torch.multiprocessing.get_context("fork").Process(target=process, args=(rank, port, config, states, killed_at)) for rank in (0, 1)]  # fmt: skip
+    fork = torch.multiprocessing.get_context("fork")
+    pair = [fork.Process(target=process, args=(rank, port, config, states, killed_at)) for rank in (0, 1)]
     for one in pair:
         one.start()
     for one in pair:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_run import BASE, tiny_config
@@ -18,6 +19,15 @@ VARIANTS = {
     "same": {"method": "d2llm", "settings": {"beta": 0.1}},
     "plain": {"method": "d2llm", "settings": {"ci_weighting": "none"}},
 }
+
+
+SWEEP = {"d2llm": {"alpha": [0.0, 1.0]}}
+WEAK: dict[str, Any] = {"teacher-weak": {}}
+
+
+def set_of(method: str, **settings: str) -> dict[str, Any]:
+    """A variant of a method with these settings."""
+    return {"variants": {"odd": {"method": method, "settings": settings}}}
 
 
 def test_points_of_one_recipe_share_a_training(tmp_path: Path) -> None:
@@ -37,7 +47,7 @@ def test_points_of_one_recipe_share_a_training(tmp_path: Path) -> None:
 
 
 def test_what_is_included_is_trained(tmp_path: Path) -> None:
-    changes = {"sweeps": {"d2llm": {"alpha": [0.0, 1.0]}}, "variants": VARIANTS}
+    changes = {"sweeps": SWEEP, "variants": VARIANTS}
     names = {
         tuple(include): {run.variant for run in tiny_config(tmp_path, include=include, **changes).runs()}
         for include in ([], ["sweeps"], ["variants"])
@@ -46,7 +56,7 @@ def test_what_is_included_is_trained(tmp_path: Path) -> None:
 
 
 def test_variants_have_seeds_of_their_own(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, seeds=[1, 7, 9], variant_seeds=[7, 9], sweeps={"d2llm": {"alpha": [0.0, 1.0]}})
+    config = tiny_config(tmp_path, seeds=[1, 7, 9], variant_seeds=[7, 9], sweeps=SWEEP)
     assert [run.seed for run in config.runs() if run.variant == "alpha=0"] == [7, 9]
     assert config.runs().count(Run("d2llm", "base", 7)) == 1
 
@@ -57,15 +67,15 @@ def test_variants_have_seeds_of_their_own(tmp_path: Path) -> None:
         ({"sweeps": {"sgptt": {"temperature": [1.0, 2.0]}}}, "sweeps.sgptt: expected one of the methods"),
         ({"sweeps": {"d2llm": {"alpa": [0.0, 1.0]}}}, "unknown key"),
         ({"sweeps": {"d2llm": {"alpha": [0.1, 1e-1]}}}, "a value twice"),
-        ({"sweeps": {"d2llm": {"alpha": [0.0, 1.0]}}, "variants": {"alpha=0": VARIANTS["plain"]}}, "variant's name already"),
-        ({"variants": {"small": {"method": "d2llm", "settings": {"base": "half"}}}}, "variants.small.settings.base: expected one of teacher, decoder; found 'half'"),
-        ({"variants": {"weak": {"method": "d2llm", "settings": {"teacher": "teacher-x"}}}}, "expected one of teacher; found 'teacher-x'"),
+        ({"sweeps": SWEEP, "variants": {"alpha=0": VARIANTS["plain"]}}, "variant's name already"),
+        (set_of("d2llm", base="half"), "variants.odd.settings.base: expected one of teacher, decoder; found 'half'"),
+        (set_of("d2llm", teacher="teacher-x"), "expected one of teacher; found 'teacher-x'"),
         ({"teachers": {"teacher-weak": {"stepps": 3}}}, "teachers.teacher-weak.stepps: unknown key"),
-        ({"variants": {"odd": {"method": "bge", "settings": {"base": "decoder"}}}}, "expected one of encoder; found 'decoder'"),
+        (set_of("bge", base="decoder"), "expected one of encoder; found 'decoder'"),
         ({"models": {"others": {"encoder": BASE}}}, "models.others.encoder: this name is taken"),
         ({"models": {"others": {"pretext": BASE}}}, "models.others.pretext: this name is taken"),
         ({"teachers": {"teacher-weak": {"shards": 3}}}, "teachers.teacher-weak.shards: the same for all teachers"),
-        ({"teachers": {"teacher-weak": {}}, "methods": {"d2llm": {"teacher": "teacher-weak"}}}, "methods.d2llm.teacher: for variants only"),
+        ({"teachers": WEAK, "methods": {"d2llm": {"teacher": "teacher-weak"}}}, "d2llm.teacher: for variants only"),
         ({"methods": {"d2llm": {"base": "teacher"}}}, "methods.d2llm.base: for variants only"),
         ({"seeds": [1, 1]}, "seeds: expected each seed once; found [1, 1]"),
         ({"seeds": [1, 2], "variant_seeds": [3]}, "variant_seeds: expected some of seeds [1, 2]"),
@@ -84,7 +94,7 @@ def test_another_teacher_is_the_main_one_with_changes(tmp_path: Path) -> None:
     lines = {name: jobs.settings(config, "teacher", teacher=name) for name in ("teacher", "teacher-weak")}
     assert {key for key in lines["teacher"] if lines["teacher"][key] != lines["teacher-weak"][key]} == {"teacher.steps"}
     # How it was tuned is the model's affair: its scores depend on how it is asked.
-    scored = [jobs.settings_line(config, "teacher-scores", teacher=n, shard=0, shards=1) for n in lines]
+    scored = [jobs.settings_line(config, "teacher_scores", teacher=n, shard=0, shards=1) for n in lines]
     assert scored[0] == scored[1]
     with pytest.raises(ConfigError, match="known: teacher, teacher-weak"):
         config.teacher_of("teacher-strong")

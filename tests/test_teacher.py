@@ -1,4 +1,7 @@
-"""The teacher: prompts and how they are cut, packed scoring against plain prompts one by one, tuning, stored scores."""
+"""The teacher: prompts and how they are cut, packed scoring against plain prompts one by one, tuning, stored scores.
+
+Tuning in parts and in half precision: test_out_of_memory.py; tuning that is killed: test_resume.py.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,9 +20,12 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
+from sklearn.metrics import average_precision_score
 from test_negatives import changed_results
 from tiny_run import changed
 
+from d2llm.config.load import load
 from d2llm.config.schema import Config
 from d2llm.config.sections import PromptSettings, TeacherSettings
 from d2llm.models.base.vocabulary import build_tokenizer
@@ -28,15 +35,20 @@ from d2llm.run.errors import ArtifactError, ConfigError, TrainingError
 from d2llm.run.paths import Paths
 from d2llm.teacher import score as teacher_scores
 from d2llm.teacher import tune as teacher_tuning
-from d2llm.teacher.cross_encoder import PromptIds, Teacher, answer_ids, collate, token_batches
+from d2llm.teacher.cross_encoder import PromptIds, Teacher, answer_ids, token_batches
 from d2llm.teacher.prompts import Prompt, prompts
+from d2llm.teacher.targets import read_scores
 
 SYMMETRIC = (
-    "#P和#H将分别描述一种事件或问题，它们可能并无关系。仅使用此描述和您对世界的了解，判断#H是不是一个关于#P中的事件绝对正确的句子，或者#H是不是绝对正确地描述了#P的事件或问题，"
-    "请回答是或不是，若您不确定，请回答不是。\n#P：甲\n#H：乙\n回答："
+    "#P和#H将分别描述一种事件或问题，它们可能并无关系。仅使用此描述和您对世界的了解，判断#H是不是一个关于#P中的事件绝对"
+    "正确的句子，或者#H是不是绝对正确地描述了#P的事件或问题，请回答是或不是，若您不确定，请回答不是。\n#P：甲\n#H：乙\n回答："
 )
-ASYMMETRIC = "#Q将描述一个问题，#A将描述一个网络段落，它们可能并没有关系。仅依据这些描述和您对世界的了解，判断#A能不能正确地回答#Q中提出的问题，请回答能或不能。\n#Q：甲\n#A：乙\n回答："
+ASYMMETRIC = (
+    "#Q将描述一个问题，#A将描述一个网络段落，它们可能并没有关系。仅依据这些描述和您对世界的了解，判断#A能不能正确地回答"
+    "#Q中提出的问题，请回答能或不能。\n#Q：甲\n#A：乙\n回答："
+)
 LETTERS = "甲乙丙丁戊己庚辛壬癸"
+WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
 
 
 def small_settings(**more: object) -> TeacherSettings:
@@ -44,7 +56,9 @@ def small_settings(**more: object) -> TeacherSettings:
 
 
 def made(seed: int = 0, bias: bool = False, first: bool = False, **more: object) -> Teacher:
-    """A random two-layer Llama whose tokens are single characters, so that a text and its parts are tokenised alike; `first`: texts begin with <bos>."""
+    """A random two-layer Llama whose tokens are single characters, so that a text and its parts are tokenised alike;
+    `first`: texts begin with <bos>.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -53,13 +67,23 @@ def made(seed: int = 0, bias: bool = False, first: bool = False, **more: object)
         tokenizer.add_special_tokens({"bos_token": "<bos>"})
         tiny.framed_by(tokenizer)
     shape = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=512, initializer_range=0.2, attention_bias=True, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
+        **WIDTH, vocab_size=len(tokenizer), intermediate_size=48, max_position_embeddings=512, initializer_range=0.2,
+        attention_bias=True, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     model = LlamaForCausalLM(shape)
     if bias:
         model.lm_head.bias = torch.nn.Parameter(torch.randn(len(tokenizer)))
     return Teacher(model.eval(), tokenizer, small_settings(**more))
+
+
+def of_architecture(kind: str, teacher: Teacher, more: dict[str, Any], **chosen: object) -> Teacher:
+    """A random model of another kind, with the same tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": len(teacher.tokenizer), "intermediate_size": 48, "initializer_range": 0.2} | WIDTH | more
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).eval()
+    return Teacher(model, teacher.tokenizer, small_settings(**chosen))
 
 
 @pytest.fixture(scope="module")
@@ -70,56 +94,47 @@ def teacher() -> Teacher:
 
 # ------------------------------------------------------------------------------------------------------------- prompts
 def test_the_prompts_are_those_of_the_release() -> None:
-    found = prompts(TeacherSettings())
-    assert found["symmetric"].text("甲", "乙") == SYMMETRIC
-    assert found["asymmetric"].text("甲", "乙") == ASYMMETRIC
-    assert (found["symmetric"].yes, found["symmetric"].no) == ("是", "不是")
-    assert (found["asymmetric"].yes, found["asymmetric"].no) == ("能", "不能")
-    assert found["symmetric"].query == "#P："
-    assert found["symmetric"].passage == "\n#H："
-    assert found["symmetric"].cue == "\n回答："
-
-
-@pytest.mark.parametrize(
-    "template", ["只有{a}。回答：", "{b}在{a}前。回答：", "{a}{a}{b}回答：", "{a}和{b}{b}回答：", "都没有"]
-)
-def test_a_template_needs_both_texts_once_and_in_order(template: str) -> None:
-    with pytest.raises(ConfigError, match="once and after it"):
-        Prompt.parse(template, "是", "不是")
-
-
-@pytest.mark.parametrize("template", ["{a}和{b}", "{a}和{b}\n "])
-def test_a_template_needs_an_answer_cue(template: str) -> None:
-    with pytest.raises(ConfigError, match="answer cue"):
-        Prompt.parse(template, "是", "不是")
-
-
-def test_parts_of_a_template_make_its_text() -> None:
+    symmetric, asymmetric = (prompts(TeacherSettings())[mode] for mode in ("symmetric", "asymmetric"))
+    assert (symmetric.text("甲", "乙"), asymmetric.text("甲", "乙")) == (SYMMETRIC, ASYMMETRIC)
+    assert (symmetric.yes, symmetric.no, asymmetric.yes, asymmetric.no) == ("是", "不是", "能", "不能")
+    assert (symmetric.query, symmetric.passage, symmetric.cue) == ("#P：", "\n#H：", "\n回答：")
     for template in ("问：{a}答：{b}。对吗", "说明\n多行\n甲{a}\n乙{b}\n回答：", "{a}|{b}|？"):
         assert Prompt.parse(template, "对", "错").text("一", "二") == template.replace("{a}", "一").replace("{b}", "二")
 
 
-def test_unusable_answers_are_refused(teacher: Teacher) -> None:
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        *(
+            (text, "once and after it")
+            for text in ("只有{a}。回答：", "{b}在{a}前。", "{a}{a}{b}：", "{a}{b}{b}：", "都没有")
+        ),
+        *((text, "answer cue") for text in ("{a}和{b}", "{a}和{b}\n ")),
+    ],
+)
+def test_a_template_needs_both_texts_once_in_order_and_a_cue(template: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Prompt.parse(template, "是", "不是")
+
+
+def test_unusable_answers_and_prompts_without_room_are_refused(teacher: Teacher) -> None:
     prompt = Prompt.parse("{a}和{b}回答：", "是", "不是")
     vocabulary = teacher.tokenizer.get_vocab()
     assert answer_ids(teacher.tokenizer, prompt) == (vocabulary["是"], vocabulary["不"])
-    with pytest.raises(ConfigError, match=r"answer '龙' has no token.*teacher\.\*\.yes"):
-        answer_ids(teacher.tokenizer, replace(prompt, yes="龙"))
-    with pytest.raises(ConfigError, match="answer ' ' has no token"):
-        answer_ids(teacher.tokenizer, replace(prompt, no=" "))
-    with pytest.raises(ConfigError, match=r"'不能' and '不是' start with the same token '不'"):
-        answer_ids(teacher.tokenizer, replace(prompt, yes="不能"))
+    for changes, message in (
+        ({"yes": "龙"}, r"answer '龙' has no token.*teacher\.\*\.yes"),
+        ({"no": " "}, "answer ' ' has no token"),
+        ({"yes": "不能"}, "'不能' and '不是' start with the same token '不'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            answer_ids(teacher.tokenizer, replace(prompt, **changes))
     wrong = small_settings(asymmetric=PromptSettings(template="{a}和{b}回答：", yes="不", no="不能"))
     with pytest.raises(ConfigError, match="same token"):
         Teacher(teacher.model, teacher.tokenizer, wrong)
-
-
-def test_a_prompt_without_room_is_refused(teacher: Teacher) -> None:
     prompt = prompts(small_settings())["symmetric"]
     fixed = len(teacher.tokenizer(prompt.text("", ""), add_special_tokens=False)["input_ids"])
-    with pytest.raises(
-        ConfigError, match=rf"teacher.max_length is {fixed + 1}, but the prompt alone takes {fixed} tokens"
-    ):
+    message = rf"teacher.max_length is {fixed + 1}, but the prompt alone takes {fixed} tokens"
+    with pytest.raises(ConfigError, match=message):
         PromptIds(prompt, teacher.tokenizer, fixed + 1)
     assert PromptIds(prompt, teacher.tokenizer, fixed + 2).room == 2
 
@@ -129,54 +144,52 @@ texts = st.lists(st.integers(1000, 9999), max_size=60)
 
 
 @settings(max_examples=150, deadline=None)
-@given(room=st.integers(2, 50), a=texts, b=texts)
-def test_cut_shortens_the_longer_text_first(teacher_parts: PromptIds, room: int, a: list[int], b: list[int]) -> None:
-    ids = PromptIds.__new__(PromptIds)
-    ids.__dict__.update(teacher_parts.__dict__, room=room)
-    one, two = ids.cut(a, b)
-    assert one == a[: len(one)]
-    assert two == b[: len(two)]
-    assert len(one) + len(two) == min(len(a) + len(b), room)  # all the room is used, nothing is cut for nothing
-    # Taking from the longer text first leaves the shorter one whole, or both at half the room.
-    naive = [len(a), len(b)]
-    while sum(naive) > room:
-        naive[0 if naive[0] > naive[1] else 1] -= 1
-    assert sorted((len(one), len(two))) == sorted(naive)
-
-
-@settings(max_examples=150, deadline=None)
 @given(
-    room=st.integers(2, 50),
-    a=texts,
-    candidates=st.lists(texts, min_size=1, max_size=6),
+    room=st.integers(2, 50), a=texts, candidates=st.lists(texts, min_size=1, max_size=6),
     size=st.one_of(st.none(), st.integers(1, 6)),
-)
+)  # fmt: skip
 def test_every_candidate_stands_in_its_row_as_in_a_prompt_of_its_own(
-    teacher_parts: PromptIds, room: int, a: list[int], candidates: list[list[int]], size: int | None
+    teacher: Teacher, room: int, a: list[int], candidates: list[list[int]], size: int | None
 ) -> None:
+    """Cut by the pair alone, the longer text first, so that all the room is used."""
     ids = PromptIds.__new__(PromptIds)
-    ids.__dict__.update(teacher_parts.__dict__, room=room)
+    ids.__dict__.update(teacher.prompts["symmetric"].__dict__, room=room)
     rows = ids.rows(a, candidates, 3, size)
     assert sorted(number for row in rows for number in row.members) == list(range(len(candidates)))
     for row in rows:
         assert row.group == 3 and 1 <= len(row.members) <= (size or len(candidates))
         assert len(row.ids) == len(row.positions) == len(row.segments)
         shared = [row.ids[i] for i, segment in enumerate(row.segments) if segment == 0]
+        one = shared[len(ids.prefix) :]
         for place, number in enumerate(row.members):
-            one, two = ids.cut(a, candidates[number])  # by the pair alone
             own = [i for i, segment in enumerate(row.segments) if segment == place + 1]
             start, end = row.text_spans[place]
-            assert row.ids[start:end] == two
+            two = row.ids[start:end]
             assert shared + [row.ids[i] for i in own] == [*ids.prefix, *one, *ids.middle, *two, *ids.cue]
             assert [row.positions[i] for i in own] == list(range(len(shared), len(shared) + len(own)))
             assert row.answers[place] == own[-1]
+            assert (one, two) == (a[: len(one)], candidates[number][: len(two)])
+            naive = [len(a), len(candidates[number])]
+            while sum(naive) > room:
+                naive[0 if naive[0] > naive[1] else 1] -= 1
+            assert sorted((len(one), len(two))) == sorted(naive)
     if len(a) + max(map(len, candidates)) <= room:  # nothing is cut: as few rows as there can be
         assert len(rows) == -(-len(candidates) // (size or len(candidates)))
 
 
-@pytest.fixture(scope="module")
-def teacher_parts(teacher: Teacher) -> PromptIds:
-    return teacher.prompts["symmetric"]
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), budget=st.integers(1, 200), seed=st.integers(0, 99)
+)
+def test_token_batches_stay_within_the_budget_and_leave_no_room(lengths: list[int], budget: int, seed: int) -> None:
+    rows = [SimpleNamespace(ids=[0] * n) for n in lengths]
+    order = np.random.default_rng(seed).permutation(len(lengths)).tolist()
+    batches = list(token_batches(order, rows, budget))
+    assert [i for batch in batches for i in batch] == order
+    for batch, following in zip(batches, [*batches[1:], None], strict=True):
+        longest = max(lengths[i] for i in batch)
+        assert len(batch) == 1 or len(batch) * longest <= budget
+        assert not following or (len(batch) + 1) * max(longest, lengths[following[0]]) > budget
 
 
 # -------------------------------------------------------------------------------------------------------------- scoring
@@ -189,7 +202,9 @@ GROUPS = [
 
 @torch.no_grad()
 def one_by_one(teacher: Teacher, a: str, b: str, mode: str) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and last state of one plain prompt: the whole text tokenised at once, all tokens through the model and its head."""
+    """Logits and last state of one plain prompt: the whole text tokenised at once, all tokens through the model and its
+    head.
+    """
     prompt = prompts(teacher.settings)[mode]
     ids = teacher.tokenizer(prompt.text(a, b), add_special_tokens=False, return_tensors="pt")["input_ids"]
     out = teacher.model(input_ids=ids, output_hidden_states=True)
@@ -198,22 +213,25 @@ def one_by_one(teacher: Teacher, a: str, b: str, mode: str) -> tuple[np.ndarray,
     return out.logits[0, -1, answers].numpy(), out.hidden_states[-1][0, -1].numpy()
 
 
+def check_scores(teacher: Teacher, mode: str = "symmetric") -> list[np.ndarray]:
+    """Logits and features of all groups are those of plain prompts; the logits."""
+    logits, states = teacher.score(GROUPS, mode, features=True)
+    for (a, candidates), own, features in zip(GROUPS, logits, states, strict=True):
+        expected = [one_by_one(teacher, a, b, mode) for b in candidates]
+        assert own.dtype == features.dtype == np.float32
+        np.testing.assert_allclose(own, [one for one, _ in expected], atol=1e-5)
+        np.testing.assert_allclose(features, [state for _, state in expected], atol=1e-5)
+    return logits
+
+
 @pytest.mark.parametrize("mode", ["symmetric", "asymmetric"])
 @pytest.mark.parametrize("pack_size", [1, 2, 8])
 @pytest.mark.parametrize("bias", [False, True])
 def test_packed_scores_and_features_are_those_of_separate_prompts(mode: str, pack_size: int, bias: bool) -> None:
     teacher = made(bias=bias, pack_size=pack_size, batch_tokens=700)
-    logits, states = teacher.score(GROUPS, mode, features=True)
-    assert [len(found) for found in logits] == [5, 1, 3]
-    expected = [[one_by_one(teacher, a, b, mode) for b in candidates] for a, candidates in GROUPS]
-    for found, features, wanted in zip(logits, states, expected, strict=True):
-        assert found.dtype == features.dtype == np.float32
-        np.testing.assert_allclose(found, [one for one, _ in wanted], atol=1e-5)
-        np.testing.assert_allclose(features, [state for _, state in wanted], atol=1e-5)
-    spread = np.concatenate(logits)
-    assert spread.std() > 0.01  # they do differ
-    plain = teacher.score(GROUPS, mode)
-    assert all((one == two).all() for one, two in zip(plain, logits, strict=True))
+    logits = check_scores(teacher, mode)
+    assert np.concatenate(logits).std() > 0.01  # they do differ
+    assert all((one == two).all() for one, two in zip(teacher.score(GROUPS, mode), logits, strict=True))
 
 
 def test_the_instruction_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,19 +244,16 @@ def test_the_instruction_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body, "forward", lambda **given: fed.append(given["input_ids"].shape) or whole(**given))
     with_it = teacher.score(GROUPS, "symmetric")
     known = len(teacher.prompts["symmetric"].prefix)
-    rows = [
-        row for a, b in GROUPS for row in teacher.pack([(a, b[i : i + 2]) for i in range(0, len(b), 2)], "symmetric")
-    ]
-    assert fed[0] == (1, known) and len(fed) > 2
-    assert (
-        sum(n for n, _ in fed[1:]) == len(rows)
-        and max(t for _, t in fed[1:]) == max(len(row.ids) for row in rows) - known
-    )
+    pieces = [(a, b[i : i + 2]) for a, b in GROUPS for i in range(0, len(b), 2)]
+    lengths = [len(row.ids) for row in teacher.pack(pieces, "symmetric")]
+    (first, *rest) = fed
+    assert first == (1, known) and len(rest) > 1
+    assert (sum(n for n, _ in rest), max(t for _, t in rest)) == (len(lengths), max(lengths) - known)
     # Code from elsewhere may cache in any way: all of every row goes through it.
     monkeypatch.setattr(type(teacher.model), "__module__", "transformers_modules.theirs")
     fed.clear()
     without = teacher.score(GROUPS, "symmetric")
-    assert sum(n for n, _ in fed) == len(rows) and max(t for _, t in fed) == max(len(row.ids) for row in rows)
+    assert (sum(n for n, _ in fed), max(t for _, t in fed)) == (len(lengths), max(lengths))
     for one, two in zip(with_it, without, strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5)
 
@@ -246,62 +261,20 @@ def test_the_instruction_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2", "mixtral", "gpt2"])
 def test_the_last_feed_forward_runs_for_the_answers_alone(kind: str, teacher: Teacher) -> None:
     """In Llama's kin; of every architecture the answers' logits and states are those of a pass over everything."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    width = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
-    shape = AutoConfig.for_model(kind, vocab_size=len(teacher.tokenizer), intermediate_size=48, **width)
-    torch.manual_seed(0)
-    other = Teacher(AutoModelForCausalLM.from_config(shape).eval(), teacher.tokenizer, teacher.settings)
+    other = of_architecture(kind, teacher, {})
     body = other.model.base_model
     mlp = (body.layers if hasattr(body, "layers") else body.h)[-1].mlp
     seen: list[int] = []
-    rows = other.pack(GROUPS, "symmetric")
-    begun = other.instruction("symmetric")
+    rows, begun = other.pack(GROUPS, "symmetric"), other.instruction("symmetric")
+    mlp.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[:-1].numel()))
     with torch.no_grad():
         logits, states, _ = other.forward(rows, "symmetric", begun)
-        mlp.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[:-1].numel()))
         few_logits, few_states, _ = other.forward(rows, "symmetric", begun, only_answers=True)
-        other.forward(rows, "symmetric", begun)
     torch.testing.assert_close(few_logits, logits, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(few_states, states, rtol=1e-5, atol=1e-5)
+    whole, few = seen[-2:]
     answers = sum(len(candidates) for _, candidates in GROUPS)
-    few, whole = seen
-    assert few == (answers if kind in ("llama", "qwen2", "gemma2") else whole)
-    assert whole > 3 * answers
-
-
-def test_a_long_text_is_cut_and_its_cue_is_still_read(teacher: Teacher) -> None:
-    a, b = "甲" * 150, "乙" * 150
-    (found,) = teacher.score([(a, [b])], "symmetric")
-    room = teacher.prompts["symmetric"].room
-    wanted, _ = one_by_one(teacher, "甲" * (room // 2), "乙" * (room - room // 2), "symmetric")
-    np.testing.assert_allclose(found[0], wanted, atol=1e-5)
-
-
-def shortened(a: str, b: str, room: int) -> tuple[str, str]:
-    """The longer text loses its last letter until both fit."""
-    while len(a) + len(b) > room:
-        a, b = (a[:-1], b) if len(a) > len(b) else (a, b[:-1])
-    return a, b
-
-
-@pytest.mark.parametrize("pack_size", [1, 3, 8])
-def test_a_cut_prompt_is_scored_as_if_it_were_alone_whatever_shares_its_row(pack_size: int) -> None:
-    teacher = made(pack_size=pack_size)
-    room = teacher.prompts["symmetric"].room
-    generator = np.random.default_rng(0)
-
-    def text(length: int) -> str:
-        return "".join(generator.choice(list(LETTERS), length))
-
-    groups = [
-        (text(room - 20), [text(n) for n in (3, 25, room, 7, 40, 2 * room, 19, 20, 21)]),
-        (text(2 * room), [text(5), text(9), text(9)]),
-        (text(4), [text(5), text(room)]),
-    ]
-    for (a, candidates), found in zip(groups, teacher.score(groups, "symmetric"), strict=True):
-        wanted = [one_by_one(teacher, *shortened(a, b, room), "symmetric")[0] for b in candidates]
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert few == (answers if kind in ("llama", "qwen2", "gemma2") else whole) and whole > 3 * answers
 
 
 # ---------------------------------------------------------------------------------------------- what a checkpoint adds
@@ -313,8 +286,7 @@ def test_a_prompt_begins_as_the_checkpoint_begins_a_text() -> None:
     assert row.ids == whole
     logits = teacher.score([("甲", ["乙", "丙丁"])], "symmetric")[0]
     with torch.no_grad():
-        expected = teacher.model(input_ids=torch.tensor([whole])).logits[0, -1]
-        bare = teacher.model(input_ids=torch.tensor([whole[1:]])).logits[0, -1]
+        expected, bare = (teacher.model(input_ids=torch.tensor([ids])).logits[0, -1] for ids in (whole, whole[1:]))
     answers = [teacher.prompts["symmetric"].yes, teacher.prompts["symmetric"].no]
     np.testing.assert_allclose(logits[0], expected[answers].numpy(), atol=1e-5)
     assert not np.allclose(logits[0], bare[answers].numpy(), atol=1e-2)
@@ -322,19 +294,31 @@ def test_a_prompt_begins_as_the_checkpoint_begins_a_text() -> None:
     assert teacher.prompts["symmetric"].room == made().prompts["symmetric"].room - 1
     spelt = PromptSettings(template="<bos>#P：{a}\n#H：{b}\n回答：", yes="是", no="不")
     again = Teacher(teacher.model, teacher.tokenizer, small_settings(symmetric=spelt))
-    assert again.pack([("甲", ["乙"])], "symmetric")[0].ids == [bos, *whole[-len(again.tokenizer("#P：甲\n#H：乙\n回答：")["input_ids"]) + 1 :]]  # fmt: skip
+    short = again.tokenizer("#P：甲\n#H：乙\n回答：")["input_ids"]
+    assert again.pack([("甲", ["乙"])], "symmetric")[0].ids == short and short.count(bos) == 1
 
 
 @pytest.mark.parametrize("missing", [("pad_token",), ("pad_token", "eos_token")])
 def test_a_tokenizer_without_a_padding_token_scores_the_same(missing: tuple[str, ...]) -> None:
-    expected = made().score(GROUPS, "symmetric")
     teacher = made()
+    expected = teacher.score(GROUPS, "symmetric")
     for name in missing:
         setattr(teacher.tokenizer, name, None)
     again = Teacher(teacher.model, teacher.tokenizer, teacher.settings)
     assert again.pad_id == (teacher.tokenizer.eos_token_id or 0)
     for one, two in zip(again.score(GROUPS, "symmetric"), expected, strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_the_tokenizer_itself_says_what_its_wrapper_says() -> None:
+    tokenizer, texts = made().tokenizer, ["甲乙", "丙 丁。", "x", ""]
+    wrapped = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    # What a checkpoint's tokenizer.json may ask for must not cut or fill up texts.
+    tokenizer.backend_tokenizer.enable_truncation(1)
+    tokenizer.backend_tokenizer.enable_padding(length=9)
+    direct = encodings(tokenizer, texts)
+    assert [one.ids for one in direct] == token_ids(tokenizer, texts) == wrapped["input_ids"]
+    assert [one.offsets for one in direct] == [list(map(tuple, spans)) for spans in wrapped["offset_mapping"]]
 
 
 @pytest.mark.parametrize("precision", ["weights", "autocast"])
@@ -355,9 +339,8 @@ def test_answer_logits_of_a_half_precision_teacher_do_not_tie(precision: str) ->
     assert len(logits[:, 0].unique()) > 95 and len(logits[:, 0].bfloat16().unique()) < 90
 
 
-ARCHITECTURES: dict[
-    str, tuple[bool, dict[str, object]]
-] = {  # whether candidates can share a row, and what is special of it
+# Whether candidates can share a row, and what is special of it.
+ARCHITECTURES: dict[str, tuple[bool, dict[str, Any]]] = {
     "gemma2": (True, {"head_dim": 8, "final_logit_softcapping": 2.0}),  # adds masks as numbers; caps its logits
     "cohere": (True, {"logit_scale": 0.5}),
     "granite": (True, {"logits_scaling": 4.0}),
@@ -372,81 +355,33 @@ ARCHITECTURES: dict[
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_of_every_architecture_scores_are_those_of_the_model_itself(kind: str, teacher: Teacher) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     packs, more = ARCHITECTURES[kind]
-    width = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
-    shape = AutoConfig.for_model(
-        kind, vocab_size=len(teacher.tokenizer), intermediate_size=48, initializer_range=0.2, **(width | more)
-    )
-    torch.manual_seed(0)
-    other = Teacher(AutoModelForCausalLM.from_config(shape).eval(), teacher.tokenizer, small_settings(max_length=150))
+    other = of_architecture(kind, teacher, more, max_length=150)
     head = other.model.get_output_embeddings()
-    found, states = other.score(GROUPS, "symmetric", features=True)
-    for (a, candidates), logits, features in zip(GROUPS, found, states, strict=True):
-        wanted = [one_by_one(other, a, b, "symmetric") for b in candidates]
-        np.testing.assert_allclose(logits, [one for one, _ in wanted], atol=1e-5)
-        np.testing.assert_allclose(features, [state for _, state in wanted], atol=1e-5)
+    check_scores(other)
     assert other.packs is packs and other.model.get_output_embeddings() is head
 
 
-@pytest.mark.parametrize(
-    ("kind", "more"),
-    [
-        ("mpt", {}),
-        (
-            "qwen3_next",
-            {
-                "layer_types": ["linear_attention", "full_attention"],
-                "head_dim": 8,
-                "num_experts": 2,
-                "num_experts_per_tok": 1,
-            },
-        ),
-    ],
-)
-def test_half_precision_does_not_hide_that_candidates_touch(
-    kind: str, more: dict[str, object], teacher: Teacher
-) -> None:
-    """Distances counted in the row, or a state carried on, are less than a tenth of an answer's state, and change scores by the size of their spread."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "head_dim": 8,
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+}
 
-    width = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
-    shape = AutoConfig.for_model(
-        kind, vocab_size=len(teacher.tokenizer), intermediate_size=48, initializer_range=0.2, **(width | more)
-    )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(shape).eval().bfloat16()
-    group = (LETTERS, [LETTERS[i:] + LETTERS[: 9 - i] for i in range(8)])
+
+@pytest.mark.parametrize(("kind", "more"), [("mpt", {}), pytest.param("qwen3_next", LINEAR, marks=pytest.mark.slow)])
+def test_half_precision_does_not_hide_that_candidates_touch(kind: str, more: dict[str, Any], teacher: Teacher) -> None:
+    """Distances counted in the row, or a state carried on, are less than a tenth of an answer's state, and change
+    scores by the size of their spread.
+    """
+    other = of_architecture(kind, teacher, more)
+    model, group = other.model.bfloat16(), (LETTERS, [LETTERS[i:] + LETTERS[: 9 - i] for i in range(8)])
     shared, alone = (
         Teacher(model, teacher.tokenizer, small_settings(pack_size=size)).score([group, group], "symmetric")[0]
         for size in (8, 1)
     )
     np.testing.assert_array_equal(shared, alone)
-
-
-def test_candidates_do_not_see_each_other(teacher: Teacher) -> None:
-    row = teacher.pack([("甲乙", ["丙", "丁戊"])], "asymmetric")[0]
-    visible = collate([row], 0)["attention_mask"][0, 0].numpy()
-    for i, j in np.ndindex(visible.shape):
-        assert visible[i, j] == (j <= i and row.segments[j] in (0, row.segments[i]))
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), budget=st.integers(1, 200), seed=st.integers(0, 99)
-)
-def test_token_batches_stay_within_the_budget_and_leave_no_room(lengths: list[int], budget: int, seed: int) -> None:
-    rows = [SimpleNamespace(ids=[0] * n) for n in lengths]
-    order = np.random.default_rng(seed).permutation(len(lengths)).tolist()
-    found = list(token_batches(order, rows, budget))
-    assert [i for batch in found for i in batch] == order
-    for batch, following in zip(found, [*found[1:], None], strict=True):
-        assert batch
-        longest = max(lengths[i] for i in batch)
-        assert len(batch) == 1 or len(batch) * longest <= budget
-        if following:
-            assert (len(batch) + 1) * max(longest, lengths[following[0]]) > budget
 
 
 def test_scores_that_are_not_finite_are_refused() -> None:
@@ -457,23 +392,25 @@ def test_scores_that_are_not_finite_are_refused() -> None:
         teacher.score(GROUPS, "symmetric")
 
 
-def test_a_missing_teacher_is_an_artifact_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_teacher_scores_as_before(dtype: torch.dtype, teacher: Teacher, tmp_path: Path) -> None:
+    """In the type it is kept in; to be tuned, in float32."""
     with pytest.raises(ArtifactError, match=r"nowhere: cannot load the teacher"):
-        Teacher.load(tmp_path / "nowhere", TeacherSettings())
-
-
-def test_a_saved_teacher_scores_as_before(teacher: Teacher, tmp_path: Path) -> None:
-    teacher.model.save_pretrained(tmp_path)
+        Teacher.load(tmp_path / "nowhere", teacher.settings)
+    copy.deepcopy(teacher.model).to(dtype).save_pretrained(tmp_path)
     teacher.tokenizer.save_pretrained(tmp_path)
-    again = Teacher.load(tmp_path, teacher.settings).score(GROUPS, "asymmetric")
-    for one, two in zip(again, teacher.score(GROUPS, "asymmetric"), strict=True):
-        assert (one == two).all()
+    again = Teacher.load(tmp_path, teacher.settings)
+    assert again.model.dtype == dtype
+    logits, states = again.score(GROUPS, "asymmetric", features=True)
+    for one, two, features in zip(teacher.score(GROUPS, "asymmetric"), logits, states, strict=True):
+        assert two.dtype == features.dtype == np.float32
+        np.testing.assert_allclose(two, one, rtol=0, atol=0 if dtype == torch.float32 else 0.05)
+    assert Teacher.load(tmp_path, teacher.settings, torch.float32).model.dtype == torch.float32
 
 
 # --------------------------------------------------------------------------------------------------------------- tuning
-SHORT = {
-    mode: PromptSettings(template="#P：{a}\n#H：{b}\n回答：", yes="是", no="不") for mode in ("symmetric", "asymmetric")
-}
+ASKED = PromptSettings(template="#P：{a}\n#H：{b}\n回答：", yes="是", no="不")
+SHORT = {"symmetric": ASKED, "asymmetric": ASKED}
 
 
 def trivial(n: int, seed: int) -> pd.DataFrame:
@@ -482,11 +419,19 @@ def trivial(n: int, seed: int) -> pd.DataFrame:
     rows = []
     for i in range(n):
         label = [True, False] if i % 2 else [False, True]
-        b = [str(rng.choice(list("甲乙" if yes else "丙丁"))) + str(rng.choice(list("戊己庚"))) for yes in label]
         rows.append(
-            {"mode": ("symmetric", "asymmetric")[i % 4 == 0], "a": str(rng.choice(list(LETTERS))), "b": b, "target": [1.0 if yes else 0.1 for yes in label],
-             "label": label, "relations": ["10" if yes else "50" for yes in label], "phenomenon": ["right" if yes else "wrong" for yes in label]}
-        )  # fmt: skip
+            {
+                "mode": ("symmetric", "asymmetric")[i % 4 == 0],
+                "b": [
+                    str(rng.choice(list("甲乙" if yes else "丙丁"))) + str(rng.choice(list("戊己庚"))) for yes in label
+                ],
+                "a": str(rng.choice(list(LETTERS))),
+                "target": [1.0 if yes else 0.1 for yes in label],
+                "label": label,
+                "relations": ["10" if yes else "50" for yes in label],
+                "phenomenon": ["right" if yes else "wrong" for yes in label],
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -509,234 +454,165 @@ def test_the_relation_term_can_be_left_out(tmp_path: Path) -> None:
     teacher = made(steps=2, relation_weight=0.0, **SHORT)
     teacher_tuning.tune(teacher, trivial(16, 1), teacher.settings, tmp_path / "log.jsonl")
     (record,) = read_jsonl(tmp_path / "log.jsonl")
-    assert "answer" in record
-    assert "relation" not in record
+    assert "answer" in record and "relation" not in record
 
 
 def test_relations_are_read_at_the_words_of_the_candidates(teacher: Teacher) -> None:
-    """In rows laid end to end, the places are those of marked tokens, with their digits."""
-    groups = [("甲", ["乙丙丁", "戊己"]), ("庚辛", ["壬"])]
+    """In rows laid end to end, the places are those of marked tokens, with their digits; a token of several characters
+    takes the first one's.
+    """
+    groups, marks = [("甲", ["乙丙丁", "戊己"]), ("庚辛", ["壬"])], [["105", "20"], ["3"]]
     rows = teacher.pack(groups, "symmetric")
-    marks = [["105", "20"], ["3"]]
     labels = [
         teacher_tuning.relation_labels(teacher, texts, digits, teacher.tokens(texts))
         for (_, texts), digits in zip(groups, marks, strict=True)
     ]
     assert labels == [[[1, -100, 5], [2, -100]], [[3]]]
     width = max(len(row.ids) for row in rows)
-    at, digits = teacher_tuning.marked(rows, labels, width)
     (first, second), (third,) = rows[0].text_spans, rows[1].text_spans
-    assert at == [first[0], first[0] + 2, second[0], width + third[0]]
-    assert digits == [1, 5, 2, 3]
-
-
-def test_a_token_of_several_characters_takes_the_first_ones_digit() -> None:
-    tokenizer = build_tokenizer([*SYMMETRIC, *ASYMMETRIC, "甲乙", "丙丁戊", "己"])
-    fake = SimpleNamespace(tokenizer=tokenizer)
-    text, ids = "甲乙己丙丁戊", [tokenizer.get_vocab()[piece] for piece in ("甲乙", "己", "丙丁戊")]
-    assert teacher_tuning.relation_labels(fake, [text], ["110555"], [ids]) == [[1, -100, 5]]
-
-
-def test_the_tokenizer_itself_says_what_its_wrapper_says(teacher: Teacher) -> None:
-    texts = ["甲乙", "丙 丁。", "x", ""]
-    wrapped = teacher.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    # What a checkpoint's tokenizer.json may ask for must not cut or fill up texts.
-    teacher.tokenizer.backend_tokenizer.enable_truncation(1)
-    teacher.tokenizer.backend_tokenizer.enable_padding(length=9)
-    found = encodings(teacher.tokenizer, texts)
-    assert [one.ids for one in found] == token_ids(teacher.tokenizer, texts) == wrapped["input_ids"]
-    assert [one.offsets for one in found] == [list(map(tuple, spans)) for spans in wrapped["offset_mapping"]]
+    places = [first[0], first[0] + 2, second[0], width + third[0]]
+    assert teacher_tuning.marked(rows, labels, width) == (places, [1, 5, 2, 3])
+    wide = SimpleNamespace(tokenizer=build_tokenizer([*SYMMETRIC, *ASYMMETRIC, "甲乙", "丙丁戊", "己"]))
+    ids = [wide.tokenizer.get_vocab()[piece] for piece in ("甲乙", "己", "丙丁戊")]
+    assert teacher_tuning.relation_labels(wide, ["甲乙己丙丁戊"], ["110555"], [ids]) == [[1, -100, 5]]
 
 
 def test_tuning_batches(teacher: Teacher) -> None:
     examples = teacher_tuning._Examples(teacher, trivial(40, 2))  # 30 symmetric and 10 asymmetric groups of two pairs
-    found = examples.batches(pairs=8, steps=400, seed=5, asymmetric_share=0.25)
-    share = np.mean([mode == "asymmetric" for mode, _ in found])
-    assert share == pytest.approx(0.25, abs=0.06)
-    symmetric = np.concatenate([index for mode, index in found if mode == "symmetric"])
-    assert max(len(index) for _, index in found) == 4  # groups, that is 8 pairs
+    batches, again = (examples.batches(pairs=8, steps=400, seed=5, asymmetric_share=0.25) for _ in range(2))
+    assert np.mean([mode == "asymmetric" for mode, _ in batches]) == pytest.approx(0.25, abs=0.06)
+    symmetric = np.concatenate([index for mode, index in batches if mode == "symmetric"])
+    assert max(len(index) for _, index in batches) == 4  # groups, that is 8 pairs
     for start in range(0, len(symmetric) - 29, 30):  # every pass holds every group once
         assert sorted(symmetric[start : start + 30]) == list(range(30))
-    again = examples.batches(pairs=8, steps=400, seed=5, asymmetric_share=0.25)
-    assert all(one[0] == two[0] and (one[1] == two[1]).all() for one, two in zip(found, again, strict=True))
-    assert examples.targets["symmetric"][0].tolist() in ([1.0, pytest.approx(0.1)], [pytest.approx(0.1), 1.0])
+    assert all(one[0] == two[0] and (one[1] == two[1]).all() for one, two in zip(batches, again, strict=True))
+    assert sorted(examples.targets["symmetric"][0].tolist()) == [pytest.approx(0.1), 1.0]
 
 
 def test_targets_follow_candidates_whose_rows_are_parted_by_the_cut(teacher: Teacher) -> None:
     room = teacher.prompts["symmetric"].room
     lengths = [3, 2 * room, 5, room, 6]
-    frame = pd.DataFrame(
-        [{"mode": "symmetric", "a": "甲" * (room - 4), "b": [LETTERS[i] * n for i, n in enumerate(lengths)], "target": [0.1, 0.2, 0.3, 0.4, 0.5],
-          "relations": [str(i + 1) * n for i, n in enumerate(lengths)]}, {"mode": "symmetric", "a": "甲", "b": ["乙"], "target": [0.9], "relations": ["7"]}]
-    )  # fmt: skip
+    b, marks = ([text[i] * n for i, n in enumerate(lengths)] for text in (LETTERS, "12345"))
+    long, short = ("甲" * (room - 4), b, [0.1, 0.2, 0.3, 0.4, 0.5], marks), ("甲", ["乙"], [0.9], ["7"])
+    frame = pd.DataFrame([long, short], columns=["a", "b", "target", "relations"]).assign(mode="symmetric")
     examples = teacher_tuning._Examples(teacher, frame)
     rows, targets, relations = (part["symmetric"] for part in (examples.rows, examples.targets, examples.relations))
     assert len(rows) == len(targets) == len(relations) > 2
-    for row, wanted, marks in zip(rows, targets, relations, strict=True):
+    for row, wanted, digits in zip(rows, targets, relations, strict=True):
         own = frame.iloc[row.group]
         for place, number in enumerate(row.members):
             assert wanted[place] == np.float32(own["target"][number])
-            assert set(marks[place]) == {int(own["relations"][number][0])}
-            start, _ = row.text_spans[place]
-            assert row.ids[start] == teacher.tokens([own["b"][number]])[0][0]
-    found = examples.batches(pairs=3, steps=4, seed=1, asymmetric_share=0.0)
-    assert max(int(i) for _, index in found for i in index) == len(rows) - 1
+            assert set(digits[place]) == {int(own["relations"][number][0])}
+            assert row.ids[row.text_spans[place][0]] == teacher.tokens([own["b"][number]])[0][0]
+    batches = examples.batches(pairs=3, steps=4, seed=1, asymmetric_share=0.0)
+    assert max(int(i) for _, index in batches for i in index) == len(rows) - 1
 
 
 def test_the_report_by_hand() -> None:
-    from scipy.stats import spearmanr
-    from sklearn.metrics import average_precision_score
-
     probability = np.array([0.05, 0.15, 0.18, 0.45, 0.52, 0.58, 0.91, 0.97, 0.33, 1.0])
     label = np.array([0, 0, 1, 1, 0, 1, 1, 1, 0, 1], dtype=bool)
     target = np.where(label, 1.0, [0.1, 0.2, 0, 0, 0.3, 0, 0, 0, 0.05, 0])
+    names = np.array(["one" if i % 3 else "two" for i in range(10)])
     clipped = np.clip(probability, 1e-6, 1 - 1e-6)
     logits = np.stack([np.log(clipped), np.log1p(-clipped)], axis=1) + 3.0
-    names = ["one" if i % 3 else "two" for i in range(10)]
     parts = [slice(0, 4), slice(4, 10)]
-    dev = pd.DataFrame(
-        [{"mode": "symmetric", "a": f"q{k}", "b": [f"b{i}" for i in range(10)[part]], "label": label[part].tolist(), "target": target[part].tolist(),
-          "phenomenon": names[part]} for k, part in enumerate(parts)]
-    )  # fmt: skip
-    fake = SimpleNamespace(score=lambda groups, mode, description: [logits[part] for part in parts])
-    (report,) = teacher_tuning.assess(fake, dev).values()
+    columns = {"b": names, "label": label, "target": target, "phenomenon": names}
+    rows = [{key: values[part].tolist() for key, values in columns.items()} for part in parts]
+    judge = SimpleNamespace(score=lambda groups, mode, description: [logits[part] for part in parts])
+    (report,) = teacher_tuning.assess(judge, pd.DataFrame(rows).assign(mode="symmetric", a="q")).values()
     # AP by hand: precision at each right pair from the highest probability down: 1/1, 2/2, 3/3, 4/4, 5/6, 6/8.
     assert report["ap"] == pytest.approx((1 + 1 + 1 + 1 + 5 / 6 + 6 / 8) / 6)
     assert report["ap"] == pytest.approx(average_precision_score(label, probability))
-    assert report["accuracy"] == pytest.approx(7 / 10)
-    assert report["n"] == 10
+    assert (report["accuracy"], report["n"]) == (pytest.approx(7 / 10), 10)
     error = 0.0
     for k in range(10):
-        members = [
-            i for i in range(10) if k / 10 <= probability[i] < (k + 1) / 10 or (k == 9 and probability[i] == 1.0)
-        ]
-        if members:
-            error += len(members) / 10 * abs(probability[members].mean() - label[members].mean())
+        inside = (probability >= k / 10) & ((probability < (k + 1) / 10) | (k == 9))
+        if inside.any():
+            error += inside.mean() * abs(probability[inside].mean() - label[inside].mean())
     assert report["expected_calibration_error"] == pytest.approx(error, abs=1e-5)
     assert report["spearman_with_targets"] == pytest.approx(spearmanr(probability, target)[0])
     right = (probability >= 0.5) == label
-    assert report["accuracy_by_phenomenon"] == {
-        name: pytest.approx(np.mean([r for r, other in zip(right, names, strict=True) if other == name]))
-        for name in ("one", "two")
-    }
+    assert report["accuracy_by_phenomenon"] == {name: pytest.approx(right[names == name].mean()) for name in set(names)}
     assert sum(part["n"] for part in report["reliability"]) == 10
-    (bin_one,) = [part for part in report["reliability"] if part["from"] == 0.1]
-    assert (bin_one["n"], bin_one["share_true"], bin_one["mean_probability"]) == (2, 0.5, pytest.approx(0.165))
+    (second,) = [part for part in report["reliability"] if part["from"] == 0.1]
+    assert (second["n"], second["share_true"], second["mean_probability"]) == (2, 0.5, pytest.approx(0.165))
 
 
-def test_a_teacher_below_its_bar_is_refused(tiny_bases: Config, tmp_path: Path) -> None:
+def test_a_teacher_below_its_bar_or_tuned_by_biases_is_refused(tiny_bases: Config, tmp_path: Path) -> None:
     config = changed(changed_results(tiny_bases, tmp_path), teacher={"min_ap": 1.0, "steps": 1})
     paths = Paths.of(config)
     with pytest.raises(TrainingError, match=r"not good enough.* is below teacher\.min_ap 1\.0; raise teacher\.steps"):
         teacher_tuning.run(config, "teacher")
     assert set(read_json(paths.teacher_report)) == {"asymmetric", "symmetric"}  # tells why
     assert not paths.teacher_model.exists()
+    with pytest.raises(ConfigError, match=r"teacher: expected tuning\.kind full or lora"):
+        load([], {"methods": {"d2llm": {}}, "teacher": {"tuning": {"kind": "bitfit"}}})
 
 
 def test_the_stage_reports_and_saves_the_same_twice(tiny_scores: Config, tmp_path: Path) -> None:
     config = changed_results(tiny_scores, tmp_path)
     teacher_tuning.run(config, "teacher")
     one, two = Paths.of(tiny_scores), Paths.of(config)
-    assert one.teacher_report.read_bytes() == two.teacher_report.read_bytes()
-    assert (one.teacher() / "log.jsonl").read_bytes() == (two.teacher() / "log.jsonl").read_bytes()
-    name = "model.safetensors"
-    assert (one.teacher_model / name).read_bytes() == (two.teacher_model / name).read_bytes()
-    base = (one.base("teacher") / name).read_bytes()
-    assert (one.teacher_model / name).read_bytes() != base
+    for name in ("report.json", "log.jsonl", "model/model.safetensors"):
+        assert (one.teacher() / name).read_bytes() == (two.teacher() / name).read_bytes()
+    base, tuned = (place / "model.safetensors" for place in (one.base("teacher"), one.teacher_model))
+    assert base.read_bytes() != tuned.read_bytes()
     report = json.loads(one.teacher_report.read_text(encoding="utf-8"))
-    dev = pd.read_parquet(one.teacher_dev)
-    assert {mode: found["n"] for mode, found in report.items()} == {
-        mode: int(part["b"].str.len().sum()) for mode, part in dev.groupby("mode")
-    }
+    counts = pd.read_parquet(one.teacher_dev).groupby("mode")["b"].apply(lambda texts: sum(map(len, texts)))
+    assert {mode: part["n"] for mode, part in report.items()} == counts.to_dict()
 
 
 # -------------------------------------------------------------------------------------------------------- stored scores
-def pack_rows() -> pd.DataFrame:
-    """Two packs of three queries with two negatives each."""
-    queries, positives = list("甲乙丙丁戊己"), ["甲甲", "乙乙", "丙丙", "丁丁", "戊戊", "己己"]
-    return pd.DataFrame(
-        {"qid": [f"q{i}" for i in range(6)], "query": queries, "positive": positives, "dataset": "set", "mode": "symmetric",
-         "pack": [0, 0, 0, 1, 1, 1], "negatives": [[queries[(i + 1) % 6] + "庚", queries[(i + 2) % 6] + "辛"] for i in range(6)]}
-    )  # fmt: skip
-
-
 def test_stored_scores_by_loops(teacher: Teacher) -> None:
-    rows = pack_rows()
+    """Two packs of three queries with two negatives each."""
+    queries = list("甲乙丙丁戊己")
+    negatives = [[queries[(i + 1) % 6] + "庚", queries[(i + 2) % 6] + "辛"] for i in range(6)]
+    rows = pd.DataFrame({"qid": [f"q{i}" for i in range(6)], "query": queries, "positive": [2 * q for q in queries]})
+    rows = rows.assign(dataset="set", mode="symmetric", pack=[0, 0, 0, 1, 1, 1], negatives=negatives)
     scores = teacher_scores.score(teacher, rows, "symmetric")
     assert scores["qid"].tolist() == rows["qid"].tolist()
-    for i, made in enumerate(scores.itertuples()):
-        query, mates = rows["query"][i], [j for j in range(6) if rows["pack"][j] == rows["pack"][i] and j != i]
-        hard = [one_by_one(teacher, query, text, "symmetric") for text in [rows["positive"][i], *rows["negatives"][i]]]
+    for i, row in enumerate(scores.itertuples()):
+        query, mates = queries[i], [j for j in range(6) if rows["pack"][j] == rows["pack"][i] and j != i]
+        hard = [one_by_one(teacher, query, text, "symmetric") for text in [rows["positive"][i], *negatives[i]]]
         easy = [one_by_one(teacher, query, rows["positive"][j], "symmetric") for j in mates]
-        np.testing.assert_allclose(np.stack([made.yes, made.no], axis=1), [z for z, _ in hard], atol=1e-5)
-        np.testing.assert_allclose(np.stack([made.easy_yes, made.easy_no], axis=1), [z for z, _ in easy], atol=1e-5)
+        np.testing.assert_allclose(np.stack([row.yes, row.no], axis=1), [z for z, _ in hard], atol=1e-5)
+        np.testing.assert_allclose(np.stack([row.easy_yes, row.easy_no], axis=1), [z for z, _ in easy], atol=1e-5)
         cosine = [[float(y @ x / np.linalg.norm(y) / np.linalg.norm(x)) for _, x in hard] for _, y in hard]
-        np.testing.assert_allclose(np.reshape(made.features, (3, 3)), cosine, atol=1e-5)
+        np.testing.assert_allclose(np.reshape(row.features, (3, 3)), cosine, atol=1e-5)
+    # A zero vector is like nothing, and no division by zero.
+    zero = teacher_scores.cosines(np.array([[3, 4], [0, 0], [4, 3]], dtype=np.float32))
+    assert zero.dtype == np.float32
+    np.testing.assert_allclose(zero, [[1, 0, 0.96], [0, 0, 0], [0.96, 0, 1]], atol=1e-6)
 
 
-def test_cosines_by_loops() -> None:
-    features = np.random.default_rng(0).normal(size=(4, 7)).astype(np.float32)
-    features[3] = 0  # a zero vector is like nothing, and no division by zero
-    found = teacher_scores.cosines(features)
-    assert found.dtype == np.float32
-    for i, j in np.ndindex(4, 4):
-        norm = np.linalg.norm(features[i]) * np.linalg.norm(features[j])
-        assert found[i, j] == pytest.approx(float(features[i] @ features[j] / norm) if norm else 0.0, abs=1e-6)
-
-
-def test_the_stage_scores_every_training_query(tiny_scores: Config) -> None:
+def test_the_stage_scores_every_training_query_in_any_number_of_shards(tiny_scores: Config, tmp_path: Path) -> None:
     paths = Paths.of(tiny_scores)
     pairs = pd.read_parquet(paths.pairs)
-    found = teacher_scores.read_scores(tiny_scores, pairs["qid"].tolist())
-    assert found["qid"].tolist() == pairs["qid"].tolist()
+    qids = pairs["qid"].tolist()
+    whole = read_scores(tiny_scores, qids)
+    assert whole["qid"].tolist() == qids
     teacher = Teacher.load(paths.teacher_model, tiny_scores.teacher)
     for i in (0, 5, len(pairs) - 1):
         row = pairs.iloc[i]
         logits = teacher.score([(row["query"], [row["positive"], *row["negatives"]])], row["mode"])[0]
-        np.testing.assert_allclose(np.stack([found["yes"][i], found["no"][i]], axis=1), logits, atol=1e-5)
-        assert len(found["easy_yes"][i]) == tiny_scores.training.pack - 1
-        assert len(found["features"][i]) == (1 + len(row["negatives"])) ** 2
+        np.testing.assert_allclose(np.stack([whole["yes"][i], whole["no"][i]], axis=1), logits, atol=1e-5)
+        assert len(whole["easy_yes"][i]) == tiny_scores.training.pack - 1
+        assert len(whole["features"][i]) == (1 + len(row["negatives"])) ** 2
 
-
-def test_shards_hold_the_same_scores(tiny_scores: Config, tmp_path: Path) -> None:
     config = changed(changed_results(tiny_scores, tmp_path), teacher={"shards": 3})
-    for name in ("pairs", "teacher"):
-        target = Paths.of(config).root / name
-        target.mkdir()
-        for file in (Paths.of(tiny_scores).root / name).iterdir():
+    for folder in ("pairs", "teacher"):
+        (Paths.of(config).root / folder).mkdir()
+        for file in (paths.root / folder).iterdir():
             if file.name != "scores":
-                (target / file.name).symlink_to(file)
-    qids = pd.read_parquet(Paths.of(tiny_scores).pairs)["qid"].tolist()
+                (Paths.of(config).root / folder / file.name).symlink_to(file)
     for shard in range(2):
         teacher_scores.run(config, "teacher", shard, 3)
     with pytest.raises(ArtifactError, match=r"2-of-3.parquet: missing"):
-        teacher_scores.read_scores(config, qids)
+        read_scores(config, qids)
     teacher_scores.run(config, "teacher", 2, 3)
-    whole, parts = teacher_scores.read_scores(tiny_scores, qids[::-1]), teacher_scores.read_scores(config, qids[::-1])
+    parts = read_scores(config, qids[::-1])
     assert parts["qid"].tolist() == qids[::-1]
     for name in ("yes", "no", "easy_yes", "easy_no", "features"):
-        np.testing.assert_allclose(np.stack(parts[name]), np.stack(whole[name]), atol=1e-5)
+        np.testing.assert_allclose(np.stack(parts[name]), np.stack(whole[name])[::-1], atol=1e-5)
     with pytest.raises(ArtifactError, match=r"no teacher scores for 2 training queries \(first 'new-1'\)"):
-        teacher_scores.read_scores(config, [*qids, "new-1", "new-2"])
-
-
-def test_a_teacher_is_not_tuned_by_its_biases_alone() -> None:
-    from d2llm.config.load import load
-    from d2llm.run.errors import ConfigError
-
-    settings = {"methods": {"d2llm": {}}, "teacher": {"tuning": {"kind": "bitfit"}}}
-    with pytest.raises(ConfigError, match=r"teacher: expected tuning\.kind full or lora"):
-        load([], settings)
-
-
-def test_a_teacher_kept_in_half_precision_computes_in_it(tmp_path: Path, teacher: Teacher) -> None:
-    expected = teacher.score(GROUPS, "asymmetric")
-    copy.deepcopy(teacher.model).to(torch.bfloat16).save_pretrained(tmp_path)
-    teacher.tokenizer.save_pretrained(tmp_path)
-    again = Teacher.load(tmp_path, teacher.settings)
-    assert again.model.dtype == torch.bfloat16
-    found, states = again.score(GROUPS, "asymmetric", features=True)
-    for one, two, features in zip(expected, found, states, strict=True):
-        assert two.dtype == np.float32 and features.dtype == np.float32
-        np.testing.assert_allclose(two, one, atol=0.05)
-    assert Teacher.load(tmp_path, teacher.settings, torch.float32).model.dtype == torch.float32  # to be tuned
+        read_scores(config, [*qids, "new-1", "new-2"])

@@ -1,4 +1,6 @@
-"""Which passages of a batch are hidden from a query: all that its training set marks as right for it, by numbers as by comparing texts."""
+"""Which passages of a batch are hidden from a query: all that its training set marks as right for it, by numbers as by
+comparing texts.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,15 @@ COUNT = 3  # hard negatives of a row
 
 
 def faq(folder: Path, copies: bool) -> PairData:
-    """Training data of a small file of questions, each with three right answers of forty; with `copies` every other row is in capitals."""
+    """Training data of a small file of questions, each with three right answers of forty; with `copies` every other row
+    is in capitals.
+    """
     rows = [
         {"query": f"how do i do thing {i}?", "passage": f"answer {(i * step + step) % 40}"}
         for i, step in itertools.product(range(60), (1, 3, 7))
     ]
-    rows = [{key: text.upper() for key, text in row.items()} if copies and i % 2 else row for i, row in enumerate(rows)]
+    if copies:
+        rows[1::2] = [{key: text.upper() for key, text in row.items()} for row in rows[1::2]]
     file = folder / "faq.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     rng = np.random.default_rng(0)
@@ -37,7 +42,7 @@ def faq(folder: Path, copies: bool) -> PairData:
     train, pool = examples.training_pairs(pairs, {"faq": passages})
     texts = pool["text"].tolist()
     wrong = [[text for text in texts if text not in set(marked)] for marked in train["marked"]]
-    train["negatives"] = [[found[i] for i in rng.permutation(len(found))[:COUNT]] for found in wrong]
+    train["negatives"] = [[others[i] for i in rng.permutation(len(others))[:COUNT]] for others in wrong]
     train["pack"] = negatives.pack(len(train), 4, rng)
     return PairData(train[train["pack"] >= 0].sort_values("pack").reset_index(drop=True), None)
 
@@ -81,36 +86,14 @@ def test_a_data_set_says_what_is_right_in_itself_and_in_its_direction() -> None:
         [("s", "q", "p", ["p", "x"]), ("s", "r", "q", ["q"]), ("t", "q", "y", ["y"]), ("t", "z", "p", ["p"])],
         columns=["dataset", "query", "positive", "marked"],
     )
-    ids = PairTextIds(
-        *(frame[name].tolist() for name in ("dataset", "query", "positive")), [["x"], ["p"], ["x"], ["q"]], frame["marked"]
-    )  # fmt: skip
+    columns = (frame[name].tolist() for name in ("dataset", "query", "positive"))
+    ids = PairTextIds(*columns, [["x"], ["p"], ["x"], ["q"]], frame["marked"])
     first, second = ids.of([0, 1]), ids.of([2, 3])
     assert first.are_right(first.positives).tolist() == [[True, True], [False, True]]  # q itself; r has no say about p
     assert first.are_right(first.negatives)[:, :, 0].tolist() == [[True, True], [False, False]]
-    assert second.are_right(second.positives).tolist() == [
-        [True, False],
-        [False, True],
-    ]  # p is right for q in the other set
+    assert second.are_right(second.positives).tolist() == [[True, False], [False, True]]  # p is, in the other set
     assert second.are_right(second.negatives)[:, :, 0].tolist() == [[False, True], [False, False]]
     assert second.narrowed(0).are_right(second.narrowed(0).negatives).shape == (2, 2, 0)
-
-
-def test_random_numbers_against_a_loop() -> None:
-    rng = np.random.default_rng(2)
-    letters = [chr(97 + i) for i in range(12)]
-    for _ in range(30):
-        size, count = int(rng.integers(1, 7)), int(rng.integers(0, 4))
-        queries, positives = (rng.choice(letters, size).tolist() for _ in range(2))
-        hard = [rng.choice(letters, count).tolist() for _ in range(size)]
-        marked = [rng.choice(letters, int(rng.integers(0, 4))).tolist() for _ in range(size)]
-        ids = PairTextIds(["s"] * size, queries, positives, hard, marked).of(range(size))
-        for i in range(size):
-            right = {queries[i]}
-            for j in range(size):
-                if queries[j] == queries[i]:
-                    right |= {positives[j], *marked[j]}
-            assert ids.are_right(ids.positives)[i].tolist() == [text in right for text in positives]
-            assert ids.are_right(ids.negatives)[i].tolist() == [[text in right for text in row] for row in hard]
 
 
 def test_a_batch_made_by_hand_knows_its_own_rows() -> None:

@@ -1,4 +1,6 @@
-"""The one training loop: the same batches for every method, the teacher's targets in their places, the same weights twice."""
+"""Fine-tuning: the same batches for every method, the teacher's targets in their places, the same weights twice, and
+what a run starts from and leaves. The loop itself is in test_loop.py.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,11 @@ from d2llm.models.student import Student
 from d2llm.run.artifacts import read_json, read_jsonl
 from d2llm.run.errors import ArtifactError, DataError, TrainingError
 from d2llm.run.paths import Paths
-from d2llm.training import pretext
+from d2llm.teacher import score as teacher_scores
+from d2llm.teacher import tune as teacher_tuning
+from d2llm.training import pretext, pretraining
 from d2llm.training import train as training
+from d2llm.training.pairs import PairData
 
 SIZES = {"nli": (10, "symmetric"), "sts": (3, "symmetric"), "search": (6, "asymmetric")}
 PACK, WIDTH = 4, 3
@@ -32,16 +37,13 @@ PACK, WIDTH = 4, 3
 
 def pairs() -> pd.DataFrame:
     """Packs of four of three data sets, as the negatives stage leaves them, in the order of their pack numbers."""
-    rows = []
+    columns = ["qid", "query", "positive", "dataset", "mode", "pack", "marked", "negatives"]
+    rows: list[tuple[Any, ...]] = []
     for name, (packs, mode) in SIZES.items():
-        for pack in range(packs):
-            for i in range(PACK):
-                key = f"{name}-{pack}-{i}"
-                rows.append(
-                    {"qid": key, "query": f"q {key}", "positive": f"p {key}", "dataset": name, "mode": mode, "pack": len(rows) // PACK,
-                     "marked": [f"p {key}"], "negatives": [f"n {key} {k}" for k in range(WIDTH)]}
-                )  # fmt: skip
-    return pd.DataFrame(rows)
+        for key in (f"{name}-{pack}-{i}" for pack in range(packs) for i in range(PACK)):
+            negatives = [f"n {key} {k}" for k in range(WIDTH)]
+            rows.append((key, f"q {key}", f"p {key}", name, mode, len(rows) // PACK, [f"p {key}"], negatives))
+    return pd.DataFrame(rows, columns=columns)
 
 
 def scores(frame: pd.DataFrame) -> pd.DataFrame:
@@ -50,17 +52,15 @@ def scores(frame: pd.DataFrame) -> pd.DataFrame:
     for i, qid in enumerate(frame["qid"]):
         hard = 100.0 * i + np.arange(1 + WIDTH)
         mates = [j for j in range(len(frame)) if frame["pack"][j] == frame["pack"][i] and j != i]
-        rows.append(
-            {"qid": qid, "yes": hard, "no": -hard, "easy_yes": np.array([1000.0 * i + j for j in mates]), "easy_no": -np.array(mates, dtype=float),
-             "features": (100.0 * i + np.arange((1 + WIDTH) ** 2))}
-        )  # fmt: skip
-    return pd.DataFrame(rows)
+        easy = np.array([1000.0 * i + j for j in mates]), -np.array(mates, dtype=float)
+        rows.append((qid, hard, -hard, *easy, 100.0 * i + np.arange((1 + WIDTH) ** 2)))
+    return pd.DataFrame(rows, columns=["qid", "yes", "no", "easy_yes", "easy_no", "features"])
 
 
 # ------------------------------------------------------------------------------------------------------------ batches
 def test_the_plan_is_the_seeds_alone_and_keeps_packs_whole() -> None:
     frame = pairs()
-    with_teacher, without = training.PairData(frame, scores(frame)), training.PairData(frame, None)
+    with_teacher, without = PairData(frame, scores(frame)), PairData(frame, None)
     plan = with_teacher.plan(8, 500, 3)
     assert plan == without.plan(8, 500, 3)
     assert plan != without.plan(8, 500, 4)
@@ -80,7 +80,7 @@ def test_the_plan_is_the_seeds_alone_and_keeps_packs_whole() -> None:
 
 def test_a_batch_is_its_packs_rows_in_order() -> None:
     frame = pairs()
-    data = training.PairData(frame, None)
+    data = PairData(frame, None)
     batches = data.batches(8, 30, 5)
     assert len(batches) == 30
     for batch, (name, packs) in zip(batches, data.plan(8, 30, 5), strict=True):
@@ -96,28 +96,28 @@ def test_a_batch_is_its_packs_rows_in_order() -> None:
 
 def test_the_teachers_targets_belong_to_their_texts() -> None:
     frame = pairs()
-    data = training.PairData(frame, scores(frame))
+    data = PairData(frame, scores(frame))
     for batch in data.batches(12, 40, 6):
-        size, found = len(batch), batch.teacher
-        assert found.positive_logits.shape == (size, 2)
-        assert found.negative_logits.shape == (size, WIDTH, 2)
-        assert found.easy_logits.shape == found.easy_index.shape + (2,) == (size, PACK - 1, 2)
-        assert found.features.shape == (size, WIDTH + 1, WIDTH + 1)
-        assert found.easy_index.dtype == torch.int64
-        assert found.positive_logits.dtype == torch.float32
+        size, targets = len(batch), batch.teacher
+        assert targets.positive_logits.shape == (size, 2)
+        assert targets.negative_logits.shape == (size, WIDTH, 2)
+        assert targets.easy_logits.shape == targets.easy_index.shape + (2,) == (size, PACK - 1, 2)
+        assert targets.features.shape == (size, WIDTH + 1, WIDTH + 1)
+        assert targets.easy_index.dtype == torch.int64
+        assert targets.positive_logits.dtype == torch.float32
         for i, query in enumerate(batch.queries):
             row = int(frame.index[frame["query"] == query][0])
-            assert found.positive_logits[i].tolist() == [100.0 * row, -100.0 * row]
-            assert found.negative_logits[i, :, 0].tolist() == [100.0 * row + k for k in (1, 2, 3)]
-            assert found.features[i].flatten().tolist() == [100.0 * row + k for k in range(16)]
-            for e, place in enumerate(found.easy_index[i].tolist()):
+            assert targets.positive_logits[i].tolist() == [100.0 * row, -100.0 * row]
+            assert targets.negative_logits[i, :, 0].tolist() == [100.0 * row + k for k in (1, 2, 3)]
+            assert targets.features[i].flatten().tolist() == [100.0 * row + k for k in range(16)]
+            for e, place in enumerate(targets.easy_index[i].tolist()):
                 mate = int(frame.index[frame["positive"] == batch.positives[place]][0])
                 assert place != i
                 assert frame["pack"][mate] == frame["pack"][row]
-                assert found.easy_logits[i, e].tolist() == [
+                assert targets.easy_logits[i, e].tolist() == [
                     1000.0 * row + mate,
                     -float(mate),
-                ]  # the score of this very positive
+                ]  # of this very positive
 
 
 def test_uneven_pairs_and_scores_of_other_pairs_are_refused() -> None:
@@ -125,16 +125,16 @@ def test_uneven_pairs_and_scores_of_other_pairs_are_refused() -> None:
     uneven = frame.copy()
     uneven.at[3, "negatives"] = ["only one"]
     with pytest.raises(DataError, match=r"same number of negatives, found \[1, 3\]"):
-        training.PairData(uneven, None)
-    fewer = frame.assign(negatives=[found[:2] for found in frame["negatives"]])
+        PairData(uneven, None)
+    fewer = frame.assign(negatives=[texts[:2] for texts in frame["negatives"]])
     with pytest.raises(DataError, match="teacher scores cover 3 negatives a query, the pairs have 2"):
-        training.PairData(fewer, scores(frame))
+        PairData(fewer, scores(frame))
 
 
 def test_every_method_sees_the_same_batches(tiny_scores: Config) -> None:
     plans, texts = [], []
     for name in names():
-        data = training.PairData.load(tiny_scores, method(name))
+        data = PairData.load(tiny_scores, method(name))
         assert (data.scores is not None) == method(name).uses_teacher == (name == "d2llm")
         plans.append(data.plan(8, 20, 1))
         texts.append([(batch.queries, batch.positives, batch.negatives) for batch in data.batches(8, 20, 1)])
@@ -188,20 +188,14 @@ def test_a_run_twice_gives_the_same_weights(name: str, tiny_scores: Config, tmp_
     assert (summary["method"], summary["variant"], summary["seed"]) == (name, "base", 1)
     assert (summary["updates"], summary["queries"], summary["negatives_per_query"]) == (6, 48, 4)
     assert summary["parameters"]["total"] >= summary["parameters"]["backbone_trained"] > 0
-    assert summary["last_losses"]["loss"] == pytest.approx(
-        records[-1]["loss"]
-    )  # the last tenth of six updates is the sixth
+    assert summary["last_losses"]["loss"] == pytest.approx(records[-1]["loss"])  # of six updates the last tenth is one
     assert summary["seconds"] > 0
     assert (summary["pretext_seconds"] > 0) == bool(method(name).pretext_keys)
     # It trained: the weights are no longer those of the base checkpoint.
     student = Student.load(folders[0] / "model")
     base = Backbone.load(Paths.of(configs[0]).base(method(name).kind), method(name).kind)
-    before = dict(base.model.named_parameters())
-    assert any(
-        not torch.equal(p, before[key])
-        for key, p in student.backbone.model.named_parameters()
-        if p.shape == before[key].shape
-    )
+    before, trained = dict(base.model.named_parameters()), student.backbone.model.named_parameters()
+    assert any(not torch.equal(p, before[key]) for key, p in trained if p.shape == before[key].shape)
     assert np.isfinite(student.encode(["护士借走了苹果"], "query", "symmetric")).all()
     assert all(form.max_length <= 48 for form in student.formats.values())
 
@@ -212,45 +206,33 @@ def test_seeds_start_from_one_pretraining(tiny_scores: Config, tmp_path: Path) -
     folder = Paths.of(config).pretext("llara", "base")
     assert training.start(config, "llara", "base") == folder
     assert training.start(config, "sgpt", "base") == Paths.of(config).base("decoder")
-    made = Backbone.load(folder, "decoder")
+    backbone = Backbone.load(folder, "decoder")
     # The sixteen tokens are known and keep what they learnt: building the student adds nothing and changes nothing.
-    before = {name: value.clone() for name, value in made.model.state_dict().items()}
-    student = method("llara").build(made, config.recipe("llara"))
+    before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
+    student = method("llara").build(backbone, config.recipe("llara"))
     after = merge_lora(student.backbone.model)
     assert set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in before)
-    assert not torch.equal(
-        before["layers.0.mlp.up_proj.weight"],
-        Backbone.load(Paths.of(config).base("decoder"), "decoder").model.state_dict()["layers.0.mlp.up_proj.weight"],
-    )
+    base = Backbone.load(Paths.of(config).base("decoder"), "decoder").model.state_dict()
+    assert not torch.equal(before["layers.0.mlp.up_proj.weight"], base["layers.0.mlp.up_proj.weight"])
     for seed in (1, 2):
         training.run(config, "llara", "base", seed)
-    logs = [read_jsonl(Paths.of(config).run("llara", "base", seed) / "log.jsonl") for seed in (1, 2)]
-    own = [[record for record in log if record["stage"] == "llara, adaptation"] for log in logs]
-    assert own[0] == own[1]
-    assert tuned(Paths.of(config).run("llara", "base", 1) / "log.jsonl") != tuned(
-        Paths.of(config).run("llara", "base", 2) / "log.jsonl"
-    )
+    logs = [Paths.of(config).run("llara", "base", seed) / "log.jsonl" for seed in (1, 2)]
+    own = [[record for record in read_jsonl(log) if record["stage"] == "llara, adaptation"] for log in logs]
+    assert own[0] == own[1] and own[0]
+    assert tuned(logs[0]) != tuned(logs[1])
+    assert weights(config, "llara", seed=1) != weights(config, "llara", seed=2)
 
 
 def test_a_variant_may_start_from_another_base_and_learn_from_another_teacher(
     tiny_scores: Config, tmp_path: Path
 ) -> None:
-    from d2llm.teacher import score as teacher_scores
-    from d2llm.teacher import tune as teacher_tuning
-    from d2llm.training import pretraining
-
     variants = {
         "small": {"method": "d2llm", "settings": {"base": "half", "pooling": {"heads": 2}}},
         "weak": {"method": "d2llm", "settings": {"teacher": "teacher-weak"}},
     }
     half = tiny_scores.models.decoder.model_dump() | {"hidden_size": 16, "seed": 5}
-    config = prepared(
-        tiny_scores,
-        tmp_path,
-        variants=variants,
-        models={"others": {"half": half}},
-        teachers={"teacher-weak": {"steps": 1}},
-    )
+    others = {"models": {"others": {"half": half}}, "teachers": {"teacher-weak": {"steps": 1}}}
+    config = prepared(tiny_scores, tmp_path, variants=variants, **others)
     pretraining.run(config, "half")
     teacher_tuning.run(config, "teacher-weak")
     teacher_scores.run(config, "teacher-weak", 0, 1)
@@ -261,14 +243,6 @@ def test_a_variant_may_start_from_another_base_and_learn_from_another_teacher(
     assert Student.load(folders["base"] / "model").backbone.hidden_size == 32
     first = {name: tuned(folder / "log.jsonl")[0] for name, folder in folders.items()}
     assert first["weak"]["ci"] != first["base"]["ci"]
-
-
-def test_another_seed_gives_other_weights(tiny_scores: Config, tmp_path: Path) -> None:
-    config = prepared(tiny_scores, tmp_path, seeds=[1, 2])
-    for seed in (1, 2):
-        train(config, "udever", "base", seed)
-    one, two = (weights(config, "udever", seed=seed) for seed in (1, 2))
-    assert one["backbone/model.safetensors"] != two["backbone/model.safetensors"]
 
 
 VARIANTS = {
@@ -283,15 +257,15 @@ VARIANTS = {
 def test_each_loss_term_is_there_and_matters(tiny_scores: Config, tmp_path: Path) -> None:
     variants = {name: {"method": "d2llm", "settings": settings} for name, (settings, _) in VARIANTS.items()}
     config = prepared(tiny_scores, tmp_path, variants=variants, methods={"d2llm": {"in_batch": "separate"}})
-    found = {}
+    trained = {}
     for variant in ("base", *VARIANTS):
         train(config, "d2llm", variant, 1)
         record = tuned(Paths.of(config).run("d2llm", variant, 1) / "log.jsonl")[-1]
         terms = {"ci", "cl", "ri_phn", "ri_ehn", "fi"} - ({VARIANTS[variant][1]} if variant in VARIANTS else set())
         assert {key for key in record if key in ("ci", "cl", "ri_phn", "ri_ehn", "fi", "p2q")} == terms
         assert record["loss"] == pytest.approx(sum(record[key] for key in terms), rel=1e-5)
-        found[variant] = tuple(weights(config, "d2llm", variant).values())
-    assert len(set(found.values())) == len(found)  # no two of them trained alike
+        trained[variant] = tuple(weights(config, "d2llm", variant).values())
+    assert len(set(trained.values())) == len(trained)  # no two of them trained alike
 
 
 @pytest.mark.parametrize("used", [0, 1])
@@ -299,43 +273,36 @@ def test_negatives_that_a_method_leaves_out_are_not_embedded(
     tiny_scores: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: int
 ) -> None:
     config = prepared(tiny_scores, tmp_path, methods={"d2llm": {"hard_negatives": used}})
-    seen, plain = [], Student.embed_batch
+    counts, real = list[int](), Student.embed_batch
     monkeypatch.setattr(
-        Student, "embed_batch", lambda self, batch: seen.append(batch.negative_count) or plain(self, batch)
+        Student, "embed_batch", lambda self, batch: counts.append(batch.negative_count) or real(self, batch)
     )
     train(config, "d2llm", "base", 1)
-    assert seen == [used] * 6  # of the four that the pairs hold
+    assert counts == [used] * 6  # of the four that the pairs hold
     assert read_json(Paths.of(config).run("d2llm", "base", 1) / "summary.json")["negatives_per_query"] == used
 
 
-def test_a_loss_that_is_not_a_number_names_method_step_and_term(
+def test_a_training_that_fails_names_method_step_and_term_and_leaves_a_new_log(
     tiny_scores: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What an earlier training had logged is gone."""
     config = prepared(tiny_scores, tmp_path)
-    sgpt = method("sgpt")
-    honest, calls = type(sgpt).objective, []
+    folder = Paths.of(config).run("sgpt", "base", 1)
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text('{"stage": "fine-tuning", "step": 999}\n')
+    sgpt = type(method("sgpt"))
+    honest, calls = sgpt.objective, list[int]()
 
     def failing(self: Any, *arguments: Any) -> dict[str, torch.Tensor]:
         calls.append(1)
         terms = honest(self, *arguments)
         return terms | {"broken": terms["info_nce"] * float("nan")} if len(calls) == 3 else terms
 
-    monkeypatch.setattr(type(sgpt), "objective", failing)
+    monkeypatch.setattr(sgpt, "objective", failing)
     with pytest.raises(TrainingError, match=r"sgpt/base seed 1, step 3: loss term 'broken' is nan"):
         train(config, "sgpt", "base", 1)
-    folder = Paths.of(config).run("sgpt", "base", 1)
-    assert not (folder / "model").exists()
-    assert not (folder / "summary.json").exists()
+    assert [file.name for file in folder.iterdir()] == ["log.jsonl"]  # neither model nor summary
     assert [record["step"] for record in tuned(folder / "log.jsonl")] == [2]
-
-
-def test_a_run_again_starts_a_new_log(tiny_scores: Config, tmp_path: Path) -> None:
-    config = prepared(tiny_scores, tmp_path)
-    log = Paths.of(config).run("sgpt", "base", 1) / "log.jsonl"
-    log.parent.mkdir(parents=True)
-    log.write_text('{"stage": "fine-tuning", "step": 999}\n')
-    train(config, "sgpt", "base", 1)
-    assert [record["step"] for record in tuned(log)] == [2, 4, 6]
 
 
 def test_without_teacher_scores_only_d2llm_cannot_run(tiny_pairs: Config, tmp_path: Path) -> None:

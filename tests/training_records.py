@@ -1,4 +1,6 @@
-"""What a training leaves besides its model, made up: summaries, provenance and logs, whose numbers tell whose they are; a data card."""
+"""What a training leaves besides its model, made up: summaries, provenance and logs, whose numbers tell whose they are;
+a data card.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from d2llm.config.schema import Config, Run
-from d2llm.run.artifacts import append_jsonl, write_json
+from d2llm.evaluation.curves import curves, trainings
+from d2llm.run.artifacts import append_jsonl, write_frame, write_json
 from d2llm.run.paths import Paths
 
 UPDATES = 40
@@ -31,37 +34,31 @@ def ci(seed: int, step: int) -> float:
 
 def records(run: Run) -> list[dict[str, Any]]:
     """A log: D2LLM has two terms, every other method one and a stage of its own before."""
-    found: list[dict[str, Any]] = []
+    log: list[dict[str, Any]] = []
     more = {"gradient_norm": 9.0, "learning_rate": 8.0}
     if run.method != "d2llm":
-        found += [{"stage": f"{run.method}, own", "step": 50, "lm": 3.0, "mlm": 4.0, "loss": 7.0, **more}]
+        log.append({"stage": f"{run.method}, own", "step": 50, "lm": 3.0, "mlm": 4.0, "loss": 7.0, **more})
     for step in range(2, UPDATES + 1, 2):
-        terms = (
-            {"ci": ci(run.seed, step), "fi": 0.001} if run.method == "d2llm" else {"info_nce": ci(run.seed, step) * 2}
-        )
-        found.append(
-            {"stage": "fine-tuning", "step": step, "dataset": "nli", **terms, "loss": sum(terms.values()), **more}
-        )
+        value = ci(run.seed, step)
+        terms = {"ci": value, "fi": 0.001} if run.method == "d2llm" else {"info_nce": 2 * value}
+        record = {"stage": "fine-tuning", "step": step, "dataset": "nli", **terms, "loss": sum(terms.values())}
+        log.append(record | more)
         if step % 20 == 0:
-            found.append(
-                {
-                    "stage": "dev",
-                    "step": step,
-                    **{task: value + step / 1000 + run.seed / 100 for task, value in TASKS.items()},
-                }
-            )
-    return found  # fmt: skip
+            dev = {task: value + step / 1000 + run.seed / 100 for task, value in TASKS.items()}
+            log.append({"stage": "dev", "step": step, **dev})
+    return log
 
 
 def write_run(folder: Path, run: Run) -> None:
     """The files of one run."""
     pooling, scorer = PARTS.get(run.method, OTHER)
+    subject = run.method == "d2llm"
+    counts = {"backbone_trained": 69632, "head_trained": 461441 if subject else 0, "total": 958337}
     write_json(
         folder / "summary.json",
-        {**run._asdict(), "kind": "decoder" if run.method == "d2llm" else "encoder", "pooling": pooling, "scorer": scorer,
-         "parameters": {"backbone_trained": 69632, "head_trained": 461441 if run.method == "d2llm" else 0, "total": 958337},
-         "updates": UPDATES, "queries": UPDATES * 16, "negatives_per_query": 4, "pretext_seconds": 1.5,
-         "seconds": 100.0 + run.seed, "last_losses": {"loss": 0.25, "gradient_norm": 1.0}},
+        {**run._asdict(), "kind": "decoder" if subject else "encoder", "pooling": pooling, "scorer": scorer,
+         "parameters": counts, "updates": UPDATES, "queries": UPDATES * 16, "negatives_per_query": 4,
+         "pretext_seconds": 1.5, "seconds": 100.0 + run.seed, "last_losses": {"loss": 0.25, "gradient_norm": 1.0}},
     )  # fmt: skip
     write_json(folder / "provenance.json", {"peak_memory_mb": 800.0 + run.seed, "seconds": 1.0})
     (folder / "log.jsonl").unlink(missing_ok=True)
@@ -77,9 +74,6 @@ def write_runs(config: Config) -> None:
 
 def write_collected(config: Config) -> None:
     """`runs.csv`, `curves.parquet` and the data card, for what is rendered from them."""
-    from d2llm.evaluation.curves import curves, trainings
-    from d2llm.run.artifacts import write_frame
-
     paths = Paths.of(config)
     write_runs(config)
     runs = {run: paths.run(*run) for run in config.runs()}

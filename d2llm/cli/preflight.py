@@ -155,10 +155,10 @@ def check_data(config: Config, tasks: Path) -> None:
     for name in names(tasks, config.evaluation.tasks):
         read(tasks / name, config.evaluation.split)
     for name in names(tasks):
-        if has(tasks / name, "dev") and config.training.dev_every:
-            sample(tasks / name, config.training.dev_sample)
-        elif has(tasks / name, "dev") and config.tuning.grids:
+        if has(tasks / name, "dev") and (config.training.dev_every or config.tuning.grids):
             read(tasks / name, "dev")
+            if config.training.dev_every:
+                sample(tasks / name, config.training.dev_sample)
 
 
 def check_texts(config: Config, texts: Sequence[str]) -> None:

@@ -1,44 +1,51 @@
-"""The paper tier from end to end on a hub of this machine that fails: `python tests/campaigns/paper.py FOLDER [--tier small]`.
+"""The paper tier from end to end on a hub of this machine that fails: `python tools/campaigns/paper.py FOLDER [--tier
+small]`.
 
-Runs the whole workflow of config/paper.yaml (or config/small.yaml) with nothing overridden but sizes: all downloads, models, trainings, sweeps and
-ablations, evaluations on all tasks, tables, figures, page and notebook. The hub serves tiny checkpoints of the real architectures and small sets in the
-layouts of the real ones; each file answers 503 once and is cut in half once. Then a second call finds nothing to do, with the hub gone.
+Runs the whole workflow of config/paper.yaml (or config/small.yaml) with nothing overridden but sizes: all downloads,
+models, trainings, sweeps and ablations, evaluations on all tasks, tables, figures, page and notebook. The hub serves
+tiny checkpoints of the real architectures and small sets in the layouts of the real ones; each file answers 503 once
+and is cut in half once. Then a second call finds nothing to do, with the hub gone.
 
-Prints what was asked of the hub and what was made; ends with 1 where anything is missing. Takes a quarter to half an hour on two cores, so pytest
-does not run it: tests/test_download.py holds the downloads, tests/test_small_tier.py one method of the small tier.
+Prints what was asked of the hub and what was made; ends with 1 where anything is missing. Takes a quarter to half an
+hour on two cores, so pytest does not run it: tests/test_download.py holds the downloads, tests/test_small_tier.py one
+method of the small tier.
 """
 
 from __future__ import annotations
 
+from clone import copy_repository  # isort: split
+
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
+import hub
+import hub_sets
 import pandas as pd
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import hub  # noqa: E402
-import hub_sets  # noqa: E402
-from d2llm.reporting.catalogue import FIGURES, TABLES  # noqa: E402
-from test_workflow import PARTS  # noqa: E402
-
-from d2llm.config.load import load  # noqa: E402
-from d2llm.run.paths import Paths  # noqa: E402
+from d2llm.config.catalogue import entries
+from d2llm.config.load import load
+from d2llm.run.paths import Paths
 
 COUNT = 60  # rows of a set
 # A teacher of random weights cannot be good; PMA's heads have to divide the width of the tiny student.
 TINY = {
     "teacher": {"min_ap": 0.0, "shards": 2},
     "negatives": {"per_query": 2, "bm25_ranks": [1, 4], "dense_ranks": [1, 8], "shards": 2},
-    "training": {"steps": 3, "batch_size": 8, "pack": 4, "texts_at_once": 16, "log_every": 1, "dev_every": 2, "dev_sample": 8},
+    "training": {
+        "steps": 3,
+        "batch_size": 8,
+        "pack": 4,
+        "texts_at_once": 16,
+        "log_every": 1,
+        "dev_every": 2,
+        "dev_sample": 8,
+    },
     "runtime": {"corpus_sizes": [20, 60], "repeats": 3, "seconds": 0.2, "teacher_pairs": 20},
 }  # fmt: skip
 TIERS = {
@@ -67,10 +74,7 @@ def snakemake(clone: Path, files: list[str], environment: dict[str, str]) -> str
 def main(folder: Path, tier: str) -> None:
     """The campaign."""
     clone = folder / "repository"
-    clone.mkdir(parents=True)
-    for part in PARTS:
-        source = ROOT / part
-        shutil.copytree(source, clone / part) if source.is_dir() else shutil.copy2(source, clone / part)
+    copy_repository(clone)
     hub_sets.write_sets(folder / "hub", COUNT)
     hub_sets.write_models(folder / "hub")
     for name, sizes in (("sizes", TINY), ("more", TIERS[tier])):  # laid over each other, key by key
@@ -92,11 +96,14 @@ def main(folder: Path, tier: str) -> None:
     whole = scores[(scores["phenomenon"] == "all") & (scores["variant"] == "base")]
     missing = {name: sorted(rows - set(whole.loc[whole["task"] == name, "method"])) for name, rows in wanted.items()}
     missing = {name: rows for name, rows in missing.items() if rows}
-    unmade = [str(path) for path in [*(paths.table(n, "md") for n in TABLES), *(paths.figure(n, "svg") for n in FIGURES), paths.report] if not path.is_file()]  # fmt: skip
+    rendered = [paths.table(name, "md") for name in entries("table")]
+    rendered += [paths.figure(name, "svg") for name in entries("figure")]
+    unmade = [str(path) for path in (*rendered, paths.report) if not path.is_file()]
     print(f"tasks {len(wanted)}, rows {len(whole)}, variants {sorted(set(scores['variant']))}")
     again = snakemake(clone, files, environment | {"HF_ENDPOINT": "http://127.0.0.1:9"})
-    print(f"missing scores {missing}; files not made {unmade}; a second call without the hub: {'nothing' if 'Nothing to be done' in again else 'something'} to do")  # fmt: skip
-    sys.exit(bool(missing or unmade or "Nothing to be done" not in again))
+    done = "Nothing to be done" in again
+    print(f"missing scores {missing}; files not made {unmade}; a second call without the hub has nothing to do: {done}")
+    sys.exit(bool(missing or unmade or not done))
 
 
 if __name__ == "__main__":

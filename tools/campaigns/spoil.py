@@ -1,12 +1,15 @@
-"""Thousands of spoiled configs and data files, by hand: `python tests/campaigns/spoil.py 2000 2000 [SEED] [--dry-run]` (configs, data files). Prints what became of them.
+"""Thousands of spoiled configs and data files, by hand: `python tools/campaigns/spoil.py 2000 2000 [SEED] [--dry-run]`
+(configs, data files). Prints what became of them.
 
-Anything but a plan or one clear line is printed with its cause, and the exit code is 1. What is tried is in `spoiled_configs` and `spoiled_data`. With
---dry-run every config that was not refused goes through Snakemake's own dry run besides, which takes some seconds each.
+Anything but a plan or one clear line is printed with its cause, and the exit code is 1. What is tried is in
+`spoiled_configs` and `spoiled_data`. With --dry-run every config that was not refused goes through Snakemake's own dry
+run besides, which takes some seconds each.
 """
 
 from __future__ import annotations
 
-import os
+from clone import ROOT  # isort: split
+
 import re
 import shutil
 import subprocess
@@ -19,20 +22,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-sys.path[:0] = [str(HERE.parent), str(ROOT)]
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
-from spoiled_configs import outcome as config_outcome  # noqa: E402
-from spoiled_configs import spoiled as spoiled_config  # noqa: E402
-from spoiled_data import outcome as data_outcome  # noqa: E402
-from spoiled_data import spoiled as spoiled_data  # noqa: E402
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from spoiled_configs import outcome as config_outcome
+from spoiled_configs import spoiled as spoiled_config
+from spoiled_data import outcome as data_outcome
+from spoiled_data import spoiled as spoiled_data
 
 
 def campaign(name: str, strategy: Any, judge: Callable[[Any, Path], str], count: int, start: int) -> int:
-    """Try `count` examples; prints kinds of outcome by number, and returns how many were neither taken nor refused well."""
+    """Try `count` examples; prints kinds of outcome by number, and returns how many were neither taken nor refused
+    well.
+    """
     kinds: Counter[str] = Counter()
     wrong: dict[str, str] = {}
     folder = Path(tempfile.mkdtemp(prefix="spoil-"))
@@ -70,7 +70,9 @@ def campaign(name: str, strategy: Any, judge: Callable[[Any, Path], str], count:
 
 
 def dry_run(below: list[Path], text: str, folder: Path) -> str:
-    """As `config_outcome`; what that lets pass has to pass Snakemake's dry run of the whole workflow, or to be refused there in one line that names a key."""
+    """As `config_outcome`; what that lets pass has to pass Snakemake's dry run of the whole workflow, or to be refused
+    there in one line that names a key.
+    """
     told = config_outcome(below, text, folder)
     if told != "planned":
         return told

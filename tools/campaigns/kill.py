@@ -1,18 +1,22 @@
-"""Kill campaign: a whole run in miniature, killed again and again at seeded moments of every stage, must end with the scores of one left alone.
+"""Kill campaign: a whole run in miniature, killed again and again at seeded moments of every stage, must end with the
+scores of one left alone.
 
-    python tests/campaigns/kill.py --folder FOLDER [--kills 36] [--seed 1] [--stages STAGE …] [--whole RESULTS]
-    python tests/campaigns/kill.py --folder FOLDER --kills 0 --aim collect runtime table report notebook [--seed 1] [--whole RESULTS]
+    python tools/campaigns/kill.py --folder FOLDER [--kills 36] [--seed 1] [--stages STAGE …] [--whole RESULTS]
+    python tools/campaigns/kill.py --folder FOLDER --kills 0 --aim collect runtime table … [--seed 1] [--whole RESULTS]
 
-Works on a copy of the repository below FOLDER whose own config is a miniature, so that what follows every kill is a plain `snakemake --cores 2`.
-Prints a line a kill and a summary, writes both to FOLDER/report.md, and exits with 1 where scores or models differ, a training that Snakemake saw
-finish was done again, or a restart did not go on. Takes about 20 minutes; pytest does not run it. What it found: docs/reliability.md.
+Works on a copy of the repository below FOLDER whose own config is a miniature, so that what follows every kill is a
+plain `snakemake --cores 2`. Prints a line a kill and a summary, writes both to FOLDER/report.md, and exits with 1 where
+scores or models differ, a training that Snakemake saw finish was done again, or a restart did not go on. Takes about 20
+minutes; pytest does not run it. What it found: docs/reliability.md.
 
-With --aim, stages that are over in seconds are hit as well: whichever of the named ones starts a job is killed at once, six times each (either
-signal to the main process, the job, the process group), however long the run takes to come to it. Planned kills may outlast the run: aim in a call of
-its own (`--kills 0`).
+With --aim, stages that are over in seconds are hit as well: whichever of the named ones starts a job is killed at once,
+six times each (either signal to the main process, the job, the process group), however long the run takes to come to
+it. Planned kills may outlast the run: aim in a call of its own (`--kills 0`).
 """
 
 from __future__ import annotations
+
+from clone import copy_repository  # isort: split
 
 import argparse
 import hashlib
@@ -33,12 +37,7 @@ from pathlib import Path
 
 import psutil
 import yaml
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from test_workflow import PARTS  # noqa: E402
-from tiny_run import BASE, tiny_settings  # noqa: E402
+from tiny_run import BASE, tiny_settings
 
 # Trainings long enough to be hit in their middle, with a checkpoint every few updates.
 LONGER = {
@@ -69,7 +68,8 @@ SHORT = ("table", "figure", "report", "notebook", "ablations", "examples")
 
 @dataclass(eq=False)
 class Kill:
-    """One kill: when (seconds after the start of its Snakemake), in which stage, by what, of what, and what became of it."""
+    """One kill: when (seconds after the start of its Snakemake), in which stage, by what, of what, and what became of
+    it."""
 
     after: float
     stage: str
@@ -87,13 +87,7 @@ class Campaign:
         self.starts = 0
         self.said: list[str] = []
         shutil.rmtree(folder, ignore_errors=True)
-        for part in PARTS:
-            source = ROOT / part
-            if source.is_dir():
-                shutil.copytree(source, self.repository / part, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                self.repository.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, self.repository / part)
+        copy_repository(self.repository)
         settings = tiny_settings(Path("results"), **LONGER)
         (self.repository / "config" / "mini.yaml").write_text(
             yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8"
@@ -117,7 +111,9 @@ class Campaign:
         return (self.folder / f"start{number}.log").read_text(encoding="utf-8", errors="replace")
 
     def jobs(self, main: subprocess.Popen[bytes] | None = None) -> dict[int, list[str]]:
-        """Jobs that are running, of a Snakemake or, without one, of this folder, orphans included: their command lines by process."""
+        """Jobs that are running, of a Snakemake or, without one, of this folder, orphans included: their command lines
+        by process.
+        """
         found = {}
         try:
             processes = psutil.process_iter() if main is None else psutil.Process(main.pid).children(recursive=True)
@@ -137,7 +133,9 @@ class Campaign:
         return found
 
     def wait_for(self, stages: set[str], main: subprocess.Popen[bytes], patience: float) -> tuple[int, str] | None:
-        """A job of one of the stages and which, as soon as there is one; after so many seconds any job; None when Snakemake ends before."""
+        """A job of one of the stages and which, as soon as there is one; after so many seconds any job; None when
+        Snakemake ends before.
+        """
         seen = None
         while main.poll() is None:
             running = {pid: line[0] for pid, line in self.jobs(main).items()}
@@ -153,8 +151,8 @@ class Campaign:
     def kill(self, plans: list[Kill], patience: float) -> Kill:
         """Start a run, carry out the first plan whose stage has a job running, and wait until Snakemake has ended.
 
-        Returns that plan; where the run ended before, the first one, its `after` still 0. With endless patience, a job that ends before
-        its kill was not hit, and the next is waited for.
+        Returns that plan; where the run ended before, the first one, its `after` still 0. With endless patience, a job
+        that ends before its kill was not hit, and the next is waited for.
         """
         main, started = self.start(), time.monotonic()
         while True:
@@ -198,9 +196,11 @@ class Campaign:
         return plan
 
     def error(self) -> str:
-        """The first error that the last start told, but for a training's word that it was told to end; empty where there is none."""
-        said = re.findall(r"error: .*", self.log(self.starts))
-        return next((line for line in said if "stopped by SIG" not in line), "")
+        """The first error that the last start told, but for a training's word that it was told to end; empty where
+        there is none.
+        """
+        lines = re.findall(r"error: .*", self.log(self.starts))
+        return next((line for line in lines if "stopped by SIG" not in line), "")
 
 
 def history(campaign: Campaign) -> tuple[Counter[str], Counter[str]]:
@@ -261,7 +261,7 @@ def plans(count: int, seed: int, among: list[str]) -> list[Kill]:
 
 
 def aims(stages: list[str], seed: int) -> dict[str, list[Kill]]:
-    """By stage: every signal to every target once. Last what lets the job end, as there may be no other of its stage."""
+    """By stage: every signal to every target once. Last what lets the job end: there may be no other of its stage."""
     rng = random.Random(seed)
     kinds = [(name, target) for target in ("job", "group", "main") for name in ("SIGKILL", "SIGTERM")]
     return {
@@ -274,7 +274,9 @@ def aims(stages: list[str], seed: int) -> dict[str, list[Kill]]:
 
 
 def carried_out(cut: Campaign, planned: list[Kill], aimed: dict[str, list[Kill]]) -> Iterator[Kill]:
-    """Every kill, once it is done: those that are planned, then those that are aimed, until the run has come to its end."""
+    """Every kill, once it is done: those that are planned, then those that are aimed, until the run has come to its
+    end.
+    """
     for plan in planned:
         yield cut.kill([plan], PATIENCE)
     while left := [kills[0] for kills in aimed.values() if kills]:
@@ -294,7 +296,8 @@ def table(kills: list[Kill]) -> list[str]:
     ]
     for number, kill in enumerate(kills, 1):
         lines.append(
-            f"| {number} | {kill.stage} | {kill.delay:.1f} | {kill.after:.1f} | {kill.signal} | {kill.target} | {kill.outcome} |"
+            f"| {number} | {kill.stage} | {kill.delay:.1f} | {kill.after:.1f} "
+            f"| {kill.signal} | {kill.target} | {kill.outcome} |"
         )
     return lines
 
@@ -351,16 +354,20 @@ def main() -> int:
     hit = Counter((kill.signal, kill.target) for kill in kills if kill.after)
     problems += [f"{name} differs" for name in differing]
     problems += [f"{name}: done again {times} times after it had finished" for name, times in again.items() if times]
+    hits = ", ".join(f"{name} {target} {times}" for (name, target), times in sorted(hit.items()))
+    trainings = f"Starts of trainings: {sum(started.values())} for {len(started)} trainings"
+    resumes = "; ".join(f"{name} {updates}" for name, updates in resumed.items())
     lines = [
-        *table(kills), "",
-        f"Kills: {sum(hit.values())} ({', '.join(f'{name} {target} {times}' for (name, target), times in sorted(hit.items()))}), seed {options.seed}.",
+        *table(kills),
+        "",
+        f"Kills: {sum(hit.values())} ({hits}), seed {options.seed}.",
         f"Stages hit: {', '.join(dict.fromkeys(kill.stage for kill in kills if kill.after))}.",
-        *(f"Aimed at and not hit, as the run had ended: {stage}, {len(left)} times." for stage, left in aimed.items() if left),
-        f"Starts of trainings: {sum(started.values())} for {len(started)} trainings; of those that had finished, done again: {sum(again.values())}.",
-        f"Went on from a checkpoint (last start of each): {len(resumed)}: " + "; ".join(f"{name} {told}" for name, told in resumed.items()) + ".",
+        *(f"Not hit, as the run had ended: {stage}, {len(left)} times." for stage, left in aimed.items() if left),
+        f"{trainings}; of those that had finished, done again: {sum(again.values())}.",
+        f"Went on from a checkpoint (last start of each): {len(resumed)}: {resumes}.",
         f"Files compared (scores.csv, predictions, all weights): {len(expected)}; different: {len(differing)}.",
         *(problems or ["No problem."]),
-    ]  # fmt: skip
+    ]
     (options.folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines[len(kills) + 2 :]))
     return 1 if problems else 0

@@ -1,11 +1,15 @@
-"""Faults of files, disk, memory and hub on a finished tiny run, by hand: `python tests/campaigns/faults.py FOLDER [WORD]`.
+"""Faults of files, disk, memory and hub on a finished tiny run, by hand: `python tools/campaigns/faults.py FOLDER
+[WORD]`.
 
-Every kind of artifact is truncated and has one bit flipped; the job that reads it is then asked for. Disk, memory and hub are made to fail. Of each it is
-told whether the fault is named in one line, whether finished work is kept, and whether doing what the line says and calling `snakemake` again ends with
-the scores of the undisturbed run. Prints a Markdown table; WORD, a regular expression, picks cases by name. Needs `unshare` and mounts for the disk's faults.
+Every kind of artifact is truncated and has one bit flipped; the job that reads it is then asked for. Disk, memory and
+hub are made to fail. Of each it is told whether the fault is named in one line, whether finished work is kept, and
+whether doing what the line says and calling `snakemake` again ends with the scores of the undisturbed run. Prints a
+Markdown table; WORD, a regular expression, picks cases by name. Needs `unshare` and mounts for the disk's faults.
 """
 
 from __future__ import annotations
+
+from clone import ROOT, copy_repository  # isort: split
 
 import json
 import os
@@ -20,16 +24,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-sys.path[:0] = [str(HERE.parent), str(ROOT)]
-
-import hub  # noqa: E402
-import hub_sets  # noqa: E402
-import psutil  # noqa: E402
-import yaml  # noqa: E402
-from test_workflow import PARTS  # noqa: E402
-from tiny_run import tiny_settings  # noqa: E402
+import hub
+import hub_sets
+import psutil
+import yaml
+from tiny_run import tiny_settings
 
 RUN = "results/tiny"
 # (artifact, what reads it and is asked for again)
@@ -117,10 +116,7 @@ def finished(folder: Path) -> Path:
     base = folder / "base"
     if not (base / "done").exists():
         shutil.rmtree(base, ignore_errors=True)
-        base.mkdir(parents=True)
-        for part in PARTS:
-            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
-            copy(ROOT / part, base / part)
+        copy_repository(base)
         settings = tiny_settings(Path("results"))
         settings["methods"] = {name: settings["methods"][name] for name in ("d2llm", "bge")}
         (base / "tiny.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True))
@@ -247,12 +243,28 @@ HUB = {
     "methods": {"bge": {}},
     "references": ["bm25"],
     "training": {"dev_every": 0},
-    "data": {"source": "files", "files": {
-        "train": {"bq": {"file": {"repo": "C-MTEB/BQ", "revision": "e3dda5e115e487b39ec7e618c0c6a29137052a55", "split": "train"}, "query": "sentence1", "passage": "sentence2", "label": "score", "yes": [1], "no": [0]}},
-        "tasks": {"atec": {"mteb": "ATEC", "type": "sts", "group": "sts", "dev": "validation", "test": "test"}},
-        "teacher_dev": 0.3,
-    }},
-}  # fmt: skip
+    "data": {
+        "source": "files",
+        "files": {
+            "train": {
+                "bq": {
+                    "file": {
+                        "repo": "C-MTEB/BQ",
+                        "revision": "e3dda5e115e487b39ec7e618c0c6a29137052a55",
+                        "split": "train",
+                    },
+                    "query": "sentence1",
+                    "passage": "sentence2",
+                    "label": "score",
+                    "yes": [1],
+                    "no": [0],
+                }
+            },
+            "tasks": {"atec": {"mteb": "ATEC", "type": "sts", "group": "sts", "dev": "validation", "test": "test"}},
+            "teacher_dev": 0.3,
+        },
+    },
+}
 BQ = f"{RUN}/downloads/c-mteb--bq--train--e3dda5e115e4"
 
 
@@ -327,7 +339,10 @@ def hubs(base: Path, copy: Path) -> Iterator[tuple[str, object]]:
         with hub.serving(sets) as (address, _):
             again = fetch(address, home)
         left = [path.name for path in (copy / RUN / "downloads").iterdir() if path.name.startswith(".")]
-        said = f"killed while a file came: {caught}; half a data set under its name: {half}; scratch left after the second call: {len(left)}"
+        said = (
+            f"killed while a file came: {caught}; half a data set under its name: {half}; "
+            f"scratch left after the second call: {len(left)}"
+        )
         return Told(
             "killed in the middle of a download", said, "yes", "yes" if again.returncode == 0 and rows() == 24 else "NO"
         )
@@ -363,7 +378,9 @@ def hubs(base: Path, copy: Path) -> Iterator[tuple[str, object]]:
 
 
 def begun(copy: Path) -> subprocess.Popen[str]:
-    """A run that makes the training of D2LLM again, in a process group of its own, as soon as the training's job is there."""
+    """A run that makes the training of D2LLM again, in a process group of its own, as soon as the training's job is
+    there.
+    """
     shutil.rmtree(copy / RUN / "runs" / "d2llm")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     main = subprocess.Popen(
@@ -388,7 +405,7 @@ def trainings(pid: int) -> list[psutil.Process]:
 
 
 def moved(copy: Path, seconds: float) -> None:
-    """What a clock that is set looks like to files: all that is there was written so much later (or earlier) than now."""
+    """What a clock that is set looks like to files: all that is there was written so much later (or earlier)."""
     for path in (copy / RUN).rglob("*"):
         if path.is_file():
             stamp = path.stat()
@@ -396,7 +413,7 @@ def moved(copy: Path, seconds: float) -> None:
 
 
 def together(base: Path, copy: Path) -> Iterator[tuple[str, object]]:
-    """The clock set while a job works; two runs in one folder; an orphan that still works when its run is called again."""
+    """The clock set while a job works; two runs in one folder; an orphan still at work when its run is called again."""
     model = "runs/d2llm/base/seed1/model/student.safetensors"
     # Of finished work: a record says when it was made, so one that was made again is another.
     others = ("runs/bge/base/seed1", "models/decoder", "teacher", "evaluations/bge/base/seed1")
@@ -464,12 +481,34 @@ FILES = {
     "methods": {"bge": {}},
     "references": ["bm25"],
     "training": {"dev_every": 0},
-    "data": {"source": "files", "files": {
-        "train": {"mine": {"file": "mine.jsonl", "query": "query", "passage": "passage", "label": "label", "yes": [1], "no": [0]}},
-        "tasks": {"pairs": {"type": "pair_classification", "group": "nli", "sentence1": "query", "sentence2": "passage", "dev": "dev.jsonl", "test": "test.jsonl", "yes": [1]}},
-        "teacher_dev": 0.3,
-    }},
-}  # fmt: skip
+    "data": {
+        "source": "files",
+        "files": {
+            "train": {
+                "mine": {
+                    "file": "mine.jsonl",
+                    "query": "query",
+                    "passage": "passage",
+                    "label": "label",
+                    "yes": [1],
+                    "no": [0],
+                }
+            },
+            "tasks": {
+                "pairs": {
+                    "type": "pair_classification",
+                    "group": "nli",
+                    "sentence1": "query",
+                    "sentence2": "passage",
+                    "dev": "dev.jsonl",
+                    "test": "test.jsonl",
+                    "yes": [1],
+                }
+            },
+            "teacher_dev": 0.3,
+        },
+    },
+}
 # (what is wrong, the line of the 7th row)
 LINES = [
     ("a label that is neither yes nor no", '{"query": "a", "passage": "b", "label": 7}'),

@@ -1,12 +1,13 @@
-"""What memory a long training and the evaluation of a large corpus hold: `python tests/campaigns/memory.py FOLDER` prints the tables of docs/reliability.md.
+"""What memory a long training and the evaluation of a large corpus hold: `python tools/campaigns/memory.py FOLDER`
+prints the tables of docs/reliability.md.
 
-Miniature models of the pipeline's own stages; every measurement in a process of its own. tests/test_memory.py makes a short one.
+Miniature models of the pipeline's own stages; every measurement in a process of its own. tests/test_memory.py makes a
+short one.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -14,15 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+import clone  # noqa: F401  # isort: split
+from task_folders import retrieval_task
+from tiny_run import changed, tiny_config
 
-from task_folders import retrieval_task  # noqa: E402
-from tiny_run import changed, tiny_config  # noqa: E402
-
-from d2llm.config.schema import Config  # noqa: E402
-from d2llm.run.logs import memory_mb  # noqa: E402
+from d2llm.config.schema import Config
+from d2llm.run.logs import memory_mb
 
 UPDATES = (100, 500, 1000, 2000, 3000, 4000)
 PASSAGES = (20_000, 120_000)
@@ -49,9 +47,11 @@ def prepared(folder: Path) -> Config:
 
 
 def training(folder: Path, at: Sequence[int]) -> dict[int, float]:
-    """MB held after so many updates of one training of D2LLM, with a checkpoint every few seconds and dev samples in between."""
-    import d2llm.training.train as loop
+    """MB held after so many updates of one training of D2LLM, with a checkpoint every few seconds and dev samples in
+    between.
+    """
     from d2llm.run.checkpoint import Resume
+    from d2llm.training import loop, train
 
     settings: dict[str, Any] = {"steps": max(at), "dev_every": max(1, max(at) // 8), "checkpoint_minutes": 0.05}
     config = changed(tiny_config(folder), training=settings)
@@ -66,26 +66,29 @@ def training(folder: Path, at: Sequence[int]) -> dict[int, float]:
             self.show = self.bar.show
 
         def __iter__(self) -> Iterator[Any]:
-            for number, batch in enumerate(self.bar):
-                if number in at:
-                    found[number] = memory_mb()
-                yield batch
+            for number in self.bar:  # the update that comes
+                if number - 1 in at:
+                    found[number - 1] = memory_mb()
+                yield number
             found[max(at)] = memory_mb()
 
     loop.progress = Watched  # type: ignore[assignment,misc]
-    loop.run(config, "d2llm", "base", 1, Resume(folder / "state", {}, config.training.checkpoint_minutes))
+    train.run(config, "d2llm", "base", 1, Resume(folder / "state", {}, config.training.checkpoint_minutes))
     return found
 
 
 def evaluation(folder: Path, passages: int) -> dict[str, float]:
-    """MB before and at most while the trained student of `training` is evaluated on a corpus of so many passages, by the stage's own code."""
+    """MB before and at most while the trained student of `training` is evaluated on a corpus of so many passages, by
+    the stage's own code.
+    """
     from d2llm.evaluation import evaluate as run
     from d2llm.evaluation import tasks
 
     config = tiny_config(folder)
     task = tasks.read(retrieval_task(folder / f"corpus{passages}", queries=QUERIES, passages=passages), "test")
     scorer = run.load(config, "d2llm", "base", 1)
-    run.evaluate(scorer, [tasks.read(retrieval_task(folder / "small", passages=50), "test")], "small", config.evaluation)  # loads mteb  # fmt: skip
+    small = tasks.read(retrieval_task(folder / "small", passages=50), "test")
+    run.evaluate(scorer, [small], "small", config.evaluation)  # loads mteb
     before, most, over = memory_mb(), [0.0], threading.Event()
 
     def watch() -> None:
