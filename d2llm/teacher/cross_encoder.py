@@ -5,7 +5,7 @@ Scores many candidates of one query in one row: the candidates share the prompt'
 which gives the logits of separate prompts with the shared part computed once; what all rows begin with, the
 instruction, is computed once a call. Of a model that cannot keep them apart every candidate has a row of its own. Only
 the answer positions reach the two rows of the LM head that matter; candidates share a row only where it is cut as each
-of them is alone. Tuning is in `teacher_tuning.py`, the stage that stores scores in `teacher_scores.py`.
+of them is alone. Tuning is in `tune`, the stage that stores scores in `score`.
 """
 
 from __future__ import annotations

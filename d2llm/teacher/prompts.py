@@ -1,6 +1,6 @@
 """The teacher's two prompts and how a prompt is cut to length: the texts are shortened, the answer cue never.
 
-Strings only; tokenising and scoring are in `teacher.py`.
+Strings only; tokenising and scoring are in `cross_encoder`.
 """
 
 from __future__ import annotations

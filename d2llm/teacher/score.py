@@ -15,20 +15,11 @@ import pandas as pd
 from d2llm.run.artifacts import read_frame, write_frame
 from d2llm.run.logs import get_logger
 from d2llm.run.paths import Paths
+from d2llm.run.schemas import PAIRS
 from d2llm.teacher.cross_encoder import Teacher
 
 if TYPE_CHECKING:
     from d2llm.config.schema import Config
-
-PAIRS = {
-    "qid": "str",
-    "query": "str",
-    "positive": "str",
-    "dataset": "str",
-    "mode": "str",
-    "pack": "int",
-    "negatives": "list",
-}
 
 
 def run(config: Config, teacher: str, shard: int, shards: int) -> None:

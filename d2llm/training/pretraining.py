@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2llm.config.checks import check_growth
+from d2llm.config.schema import Config
+from d2llm.config.sections import BaseSettings
 from d2llm.data.world.lexicon import SLOTS, lexicon
 from d2llm.methods.base import TrainingContext
 from d2llm.methods.parameters import decay_groups
@@ -32,6 +34,7 @@ from d2llm.run.checkpoint import Resume
 from d2llm.run.errors import ConfigError
 from d2llm.run.logs import get_logger
 from d2llm.run.paths import Paths
+from d2llm.run.schemas import PRETRAINING
 from d2llm.training.loop import Rates, fit, means
 
 if TYPE_CHECKING:
@@ -39,11 +42,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-    from d2llm.config.checks import check_growth
-from d2llm.config.schema import Config
-from d2llm.config.sections import BaseSettings
-from d2llm.run.schemas import PRETRAINING
 
 ENCODERS = ("encoder",)
 PARAPHRASE_TEMPERATURE = 0.05

@@ -15,18 +15,17 @@ from d2llm.data.negatives.encoder import Encode, base_encoder
 from d2llm.run.artifacts import MEND, atomic, read_frame
 from d2llm.run.errors import ArtifactError
 from d2llm.run.paths import Paths
+from d2llm.run.schemas import POOL, TRAIN_PAIRS
 
 if TYPE_CHECKING:
     from d2llm.config.recipes import Role
     from d2llm.config.schema import Config
 
-TRAIN, POOL = {"query": "str"}, {"text": "str"}
-
 
 def texts(config: Config) -> list[str]:
     """Every query and passage once, in an order that depends on the data alone."""
     paths = Paths.of(config)
-    queries, pool = read_frame(paths.train_pairs, TRAIN)["query"], read_frame(paths.pool, POOL)["text"]
+    queries, pool = read_frame(paths.train_pairs, TRAIN_PAIRS)["query"], read_frame(paths.pool, POOL)["text"]
     return list(dict.fromkeys([*queries, *pool]))
 
 
