@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
-from test_checkpoints import config
+from test_pretrained import config
 from test_teacher import ASYMMETRIC, LETTERS, SYMMETRIC, made
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
