@@ -73,7 +73,7 @@ def test_the_reader_itself_by_hand() -> None:
 # ------------------------------------------------------------------------------------------------------------- surface
 FULL = dict(zip(
     ("agent", "verb", "object", "attribute", "quantity", "place", "time", "manner"),
-    "护士 借走 苹果 红色 三个 公园 周一 从容".split(), strict=True,
+    ["护士", "借走", "苹果", "红色", "三个", "公园", "周一", "从容"], strict=True,
 ))  # fmt: skip
 WRITTEN = [
     "周一护士在公园从容地借走了三个红色的苹果",
