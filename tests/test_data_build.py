@@ -233,8 +233,9 @@ def test_a_planted_pair_is_removed_and_a_near_duplicate_counted() -> None:
     search = {
         "queries": pd.DataFrame({"id": ["q1", "q2", "q3"], "text": ["丙丁", "丙丁", "问题"]}),
         "corpus": pd.DataFrame({"id": ["d1", "d2", "d3"], "text": ["丁丙丁", "新文", "辛庚"]}),
-        "qrels": pd.DataFrame(
-            {"query_id": ["q1", "q1", "q2", "q3"], "doc_id": ["d1", "d2", "d2", "d1"], "relevance": 1}
+        "qrels": pd.DataFrame(  # what q2 has of training is judged wrong for it
+            [("q1", "d1", 1), ("q1", "d2", 1), ("q2", "d2", 1), ("q2", "d1", 0), ("q3", "d1", 1)],
+            columns=["query_id", "doc_id", "relevance"],
         ),
     }
     report, kept = leaks.remove({"test": {"pairs": {"pairs": pairs}, "search": search}}, seen)
@@ -243,7 +244,7 @@ def test_a_planted_pair_is_removed_and_a_near_duplicate_counted() -> None:
         "examples": 6, "same_pair": 2, "both_texts_seen": 3, "one_text_seen": 1, "near_duplicates": 4, "removed": 3,
     }  # fmt: skip
     assert kept["test"]["search"]["queries"]["id"].tolist() == ["q2", "q3"]
-    assert kept["test"]["search"]["qrels"]["query_id"].tolist() == ["q2", "q3"]
+    assert kept["test"]["search"]["qrels"]["query_id"].tolist() == ["q2", "q2", "q3"]
     assert len(kept["test"]["search"]["corpus"]) == 3
     assert report["tasks"]["search/test"] == {
         "examples": 3, "same_pair": 1, "query_seen": 2, "passages_seen": 1, "near_duplicates": 2, "removed": 1,
