@@ -1,4 +1,5 @@
-"""A Hugging Face hub on this machine for tests: serves folders as repositories of models and data sets, and fails on request."""
+"""A Hugging Face hub on this machine for tests: serves folders as repositories of models and data sets, and fails on
+request."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub(BaseHTTPRequestHandler):
     """`root/org/name/…` is model org/name, `root/datasets/org/name/…` a data set.
 
-    Each file's first `failures` requests get 503, its first `cuts` downloads half of it; `damage` names files that come with a byte changed; a file's bytes come
-    in pieces of a sixteenth, each after `delay` seconds.
+    Each file's first `failures` requests get 503, its first `cuts` downloads half of it; `damage` names files that come
+    with a byte changed; a file's bytes come in pieces of a sixteenth, each after `delay` seconds.
     """
 
     protocol_version = "HTTP/1.1"
@@ -39,15 +40,12 @@ class Hub(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         parts = urlsplit(self.path).path.strip("/").split("/")  # api, datasets, org, name, paths-info, revision
-        try:
-            wanted = json.loads(body)["paths"]
-        except (ValueError, KeyError):
-            wanted = parse_qs(body.decode()).get("paths", [])
+        paths = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body).get("paths", [])
         folder = self.folder(parts[1], "/".join(parts[2:4]))
-        wanted = [wanted] if isinstance(wanted, str) else wanted
-        self.json([self.entry(folder, folder / name) for name in wanted if (folder / name).exists()])
+        paths = [paths] if isinstance(paths, str) else paths
+        self.json([self.entry(folder, folder / name) for name in paths if (folder / name).exists()])
 
     def do_GET(self) -> None:
         address = urlsplit(self.path)
@@ -69,22 +67,21 @@ class Hub(BaseHTTPRequestHandler):
         """kind, org, name, then nothing, `revision/…` or `tree/revision/folder`."""
         folder = self.folder(parts[0], "/".join(parts[1:3]))
         if not folder.is_dir():
-            return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            return self.missing("Repo")
         if parts[3:4] == ["tree"]:
             below = folder / "/".join(parts[5:])
             if not below.is_dir():
-                return self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+                return self.missing("Entry")
             deep = query.get("recursive", ["false"])[0].lower() in ("true", "1")
-            return self.json(
-                [self.entry(folder, path) for path in sorted(below.rglob("*") if deep else below.iterdir())]
-            )
+            paths = sorted(below.rglob("*") if deep else below.iterdir())
+            return self.json([self.entry(folder, path) for path in paths])
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        self.json(
-            {
-                "id": "/".join(parts[1:3]), "sha": commit(parts[4] if parts[3:4] == ["revision"] else ""), "private": False, "gated": False, "disabled": False, "downloads": 0,
-                "likes": 0, "tags": [], "siblings": [{"rfilename": name} for name in files],
-            }
-        )  # fmt: skip
+        about = {"id": "/".join(parts[1:3]), "sha": commit(parts[4] if parts[3:4] == ["revision"] else "")}
+        about |= {"private": False, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
+        self.json(about | {"siblings": [{"rfilename": name} for name in files]})
+
+    def missing(self, what: str) -> None:
+        self.reply(404, b"{}", {"X-Error-Code": f"{what}NotFound"})
 
     @staticmethod
     def entry(folder: Path, path: Path) -> dict[str, object]:
@@ -98,19 +95,19 @@ class Hub(BaseHTTPRequestHandler):
         repository, _, rest = path.lstrip("/").partition("/resolve/")
         folder = self.root / repository
         if not folder.is_dir():
-            return self.reply(404, b"", {"X-Error-Code": "RepoNotFound"})
-        found = folder / rest.partition("/")[2]
-        if not found.is_file():
-            return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
-        content = found.read_bytes()
+            return self.missing("Repo")
+        file = folder / rest.partition("/")[2]
+        if not file.is_file():
+            return self.missing("Entry")
+        content = file.read_bytes()
         headers = {
             "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
             "X-Repo-Commit": commit(rest.partition("/")[0]),
             "Accept-Ranges": "bytes",
         }
-        if found.name in self.damage and self.command == "GET":
+        if file.name in self.damage and self.command == "GET":
             with self.lock:
-                self.damage.remove(found.name)  # once
+                self.damage.remove(file.name)  # once
             content = content[:-1] + bytes([content[-1] ^ 1])
         start = self.headers.get("Range", "").removeprefix("bytes=").partition("-")[0]
         part = content[int(start) :] if start else content

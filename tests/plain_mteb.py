@@ -1,7 +1,8 @@
-"""mteb used as its documentation says, without the suite: a plain model on mteb's untouched task classes. `python plain_mteb.py tasks.json scores.json`.
+"""mteb used as its documentation says, without the suite: a plain model on mteb's untouched task classes.
+`python plain_mteb.py tasks.json scores.json`.
 
-tasks.json holds [name, split, subset or null] of each task; scores.json gets {name: mteb's scores}. Scores have a direction and depend on the texts alone,
-so that the suite's adapter (`PlainScorer`) can give the very same ones.
+tasks.json holds [name, split, subset or null] of each task; scores.json gets {name: mteb's scores}. Scores have a
+direction and depend on the texts alone, so that the suite's adapter (`PlainScorer`) can give the very same ones.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def main(tasks: str, results: str) -> None:
     from mteb.models.model_meta import ModelMeta, ScoringFunction
 
     class Plain:
-        mteb_model_meta = ModelMeta.create_empty({"name": "plain/plain", "revision": "1", "similarity_fn_name": ScoringFunction.CUSTOM})  # fmt: skip
+        mteb_model_meta = ModelMeta.create_empty(
+            {"name": "plain/plain", "revision": "1", "similarity_fn_name": ScoringFunction.CUSTOM}
+        )
 
         def encode(self, inputs: object, **kwargs: object) -> np.ndarray:
             return embed([text for batch in inputs for text in batch["text"]])
@@ -72,8 +75,8 @@ def main(tasks: str, results: str) -> None:
     for name, split, subset in json.loads(Path(tasks).read_text(encoding="utf-8")):
         task = mteb.get_task(name, eval_splits=[split], hf_subsets=[subset] if subset else None)
         task.load_data()
-        found = task.evaluate(Plain(), split=split, encode_kwargs={"batch_size": 8, "show_progress_bar": False})
-        scores[name] = {key: float(value) for key, value in found[subset or "default"].items()}
+        results = task.evaluate(Plain(), split=split, encode_kwargs={"batch_size": 8, "show_progress_bar": False})
+        scores[name] = {key: float(value) for key, value in results[subset or "default"].items()}
     Path(results).write_text(json.dumps(scores), encoding="utf-8")
 
 

@@ -1,41 +1,40 @@
-"""Evaluation sets from a user's files to scores: judgements, relevance, labels and incomplete rows count as the files say, or are refused by file and line."""
+"""Evaluation sets from a user's files to scores: judgements, relevance, labels and incomplete rows count as the files
+say, or are refused by file and line."""
 
 from __future__ import annotations
 
-import json
 from math import log2
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from own_files import jsonl, rows, search_files
+from plain_mteb import PlainScorer
 
 from d2llm.config.data import MtebSet, TaskSet
 from d2llm.config.evaluation import EvaluationSettings
 from d2llm.data import build
 from d2llm.data.conditions import whole_relevance
 from d2llm.data.files import examples
+from d2llm.data.hub import download
 from d2llm.data.leaks import Seen
 from d2llm.evaluation import tasks
+from d2llm.evaluation.evaluate import _ranked, evaluate
+from d2llm.run.artifacts import write_json
 from d2llm.run.errors import ConfigError, DataError
 
-
-def jsonl(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
+PAIRS = {"type": "pair_classification", "group": "nli"}
+STS = {"type": "sts", "group": "sts", "scores": (0.0, 5.0)}
 
 
-class Fixed:
+class Fixed(PlainScorer):
     """Scores by hand: {(first text, second text): score}, 0 for any other pair."""
-
-    kind, candidates, trained = "iem", "all", True
 
     def __init__(self, scores: dict[tuple[str, str], float]) -> None:
         self.scores = scores
-
-    def vectors(self, texts: list[str], role: str, mode: str) -> np.ndarray:
-        return np.ones((len(texts), 2), dtype=np.float32)
 
     def score_pairs(self, pairs: list[tuple[str, str]], mode: str) -> np.ndarray:
         return np.array([self.scores.get(pair, 0.0) for pair in pairs])
@@ -43,53 +42,35 @@ class Fixed:
     def search(
         self, queries: list[str], passages: list[str], depth: int, ties: object = None
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        rows = [np.array([self.scores.get((query, passage), 0.0) for passage in passages]) for query in queries]
-        return [(order, row[order]) for row in rows for order in [np.argsort(-row, kind="stable")[:depth]]]
-
-    def forget(self) -> None:
-        pass
-
-
-def search_files(folder: Path, queries: dict, corpus: dict, qrels: list[tuple]) -> dict[str, str]:
-    """The three files of a retrieval set."""
-    return {
-        "queries": jsonl(folder / "queries.jsonl", [{"id": key, "text": text} for key, text in queries.items()]),
-        "corpus": jsonl(folder / "corpus.jsonl", [{"id": key, "text": text} for key, text in corpus.items()]),
-        "qrels": jsonl(folder / "qrels.jsonl", [{"query_id": q, "doc_id": d, "relevance": r} for q, d, r in qrels]),
-    }
+        scores = [self.score_pairs([(query, passage) for passage in passages], "") for query in queries]
+        return [(order, row[order]) for row in scores for order in [np.argsort(-row, kind="stable")[:depth]]]
 
 
 def measured(
     folder: Path, settings: dict[str, Any], scores: dict[tuple[str, str], float], keep: int = 100
 ) -> tuple[dict[str, float], pd.DataFrame, examples.EvaluationSet]:
     """Metrics of a whole set, its predictions, and the set, by the way from files to mteb that every set takes."""
-    from d2llm.evaluation.evaluate import evaluate
-    from d2llm.run.artifacts import write_json
-
     task = TaskSet.model_validate({"group": "ir"} | settings)
-    made = examples.evaluation_set("t", task, "test", np.random.default_rng(0))
-    place = folder / "t"
-    filled = examples.with_familiarity({"test": {"t": made.frames}}, Seen.of((), ()))
-    write_json(place / "task.json", build.header("t", task))
-    build.write_task(place, "test", filled["test"]["t"])
-    rows, predictions = evaluate(Fixed(scores), [tasks.read(place, "test")], "hand", EvaluationSettings(keep=keep))
-    whole = rows[rows["phenomenon"] == "all"].set_index("metric")
-    assert (whole["n"] == len(made.frames.get("queries", made.frames.get("pairs")))).all()
-    return whole["value"].to_dict(), predictions, made
+    one = examples.evaluation_set("t", task, "test", np.random.default_rng(0))
+    filled = examples.with_familiarity({"test": {"t": one.frames}}, Seen.of((), ()))
+    write_json(folder / "t/task.json", build.header("t", task))
+    build.write_task(folder / "t", "test", filled["test"]["t"])
+    read = [tasks.read(folder / "t", "test")]
+    values, predictions = evaluate(Fixed(scores), read, "hand", EvaluationSettings(keep=keep))
+    whole = values[values["phenomenon"] == "all"].set_index("metric")
+    assert (whole["n"] == len(one.frames.get("queries", one.frames.get("pairs")))).all()
+    return whole["value"].to_dict(), predictions, one
 
 
 # ----------------------------------------------------------------------------------------------------------- retrieval
 def test_a_query_judged_without_a_relevant_passage_counts_and_one_nobody_judged_does_not(tmp_path: Path) -> None:
-    three = search_files(
-        tmp_path,
-        {"q1": "one", "q2": "two", "q3": "three", "q4": "four"},
-        {"d1": "a", "d2": "b"},
-        [("q1", "d1", 1), ("q2", "d1", 0), ("q3", "d2", -1)],
-    )
-    values, predictions, made = measured(tmp_path, {"type": "retrieval", "test": three}, {("one", "a"): 1.0})
+    queries = {"q1": "one", "q2": "two", "q3": "three", "q4": "four"}
+    qrels = [("q1", "d1", 1), ("q2", "d1", 0), ("q3", "d2", -1)]
+    three = search_files(tmp_path, queries, {"d1": "a", "d2": "b"}, qrels)
+    values, predictions, read = measured(tmp_path, {"type": "retrieval", "test": three}, {("one", "a"): 1.0})
     assert values == {name: pytest.approx(1 / 3, abs=1e-5) for name in ("mrr_at_10", "recall_at_10", "ndcg_at_10")}
-    assert made.dropped == {"queries without a judgement": 1}
-    assert predictions.drop_duplicates("query_id").set_index("query_id")["relevant"].to_dict() == {"q1": 1, "q2": 0, "q3": 0}  # fmt: skip
+    assert read.dropped == {"queries without a judgement": 1}
+    assert dict(zip(predictions["query_id"], predictions["relevant"], strict=True)) == {"q1": 1, "q2": 0, "q3": 0}
 
 
 @pytest.mark.parametrize("relevance", [(1.0, 0.5, 0.25), (4, 2, 1), (1.5, 2.5, 0.0), (0.001, 0.5, 0.123)])
@@ -116,9 +97,7 @@ def test_relevance_in_whole_steps_is_exact_or_refused() -> None:
 
 
 @pytest.mark.parametrize(("ignored", "expected"), [(False, 0.63093), (True, 1.0)])
-def test_a_passage_with_the_id_of_its_query_can_be_left_out_of_the_ranking(
-    ignored: bool, expected: float, tmp_path: Path
-) -> None:
+def test_a_passage_with_its_querys_id_can_be_left_out(ignored: bool, expected: float, tmp_path: Path) -> None:
     texts = {str(i): f"text {i}" for i in range(12)}
     three = search_files(tmp_path, texts, texts, [(str(i), str((i + 1) % 12), 1) for i in range(12)])
     # A text is most like itself, and next like the right one.
@@ -147,10 +126,6 @@ def test_of_equal_scores_the_documents_that_are_measured_are_kept(tmp_path: Path
 )
 def test_rankings_are_measured_by_the_rules_of_the_class(identical: bool, first: bool, expected: list[str]) -> None:
     """Tested by itself: mteb also takes identical ids out of the very rankings it was given."""
-    from types import SimpleNamespace
-
-    from d2llm.evaluation.evaluate import _ranked
-
     rules = SimpleNamespace(ignore_identical_ids=identical, skip_first_result=first)
     rankings = {"q": {"q": 3.0, "a": 2.0, "b": 1.0}}
     assert list(_ranked(rankings, rules)["q"]) == expected
@@ -158,18 +133,14 @@ def test_rankings_are_measured_by_the_rules_of_the_class(identical: bool, first:
 
 
 def test_an_empty_query_or_passage_is_refused_or_left_out_and_counted(tmp_path: Path) -> None:
-    three = search_files(
-        tmp_path,
-        {"q1": "one", "q2": "", "q3": "three"},
-        {"d1": "a", "d2": " ", "d3": "c"},
-        [("q1", "d1", 1), ("q2", "d3", 1), ("q3", "d2", 1)],
-    )
+    qrels = [("q1", "d1", 1), ("q2", "d3", 1), ("q3", "d2", 1)]
+    three = search_files(tmp_path, {"q1": "one", "q2": "", "q3": "three"}, {"d1": "a", "d2": " ", "d3": "c"}, qrels)
     settings = {"type": "retrieval", "test": three}
     with pytest.raises(DataError, match=r"queries\.jsonl: line 2, column 'text': expected a text; found ''"):
         measured(tmp_path, settings, {})
-    values, _, made = measured(tmp_path, settings | {"incomplete": "drop"}, {("one", "a"): 1.0})
-    assert values["mrr_at_10"] == 1.0 and made.frames["queries"]["id"].tolist() == ["q1"]
-    assert made.dropped == {
+    values, _, read = measured(tmp_path, settings | {"incomplete": "drop"}, {("one", "a"): 1.0})
+    assert values["mrr_at_10"] == 1.0 and read.frames["queries"]["id"].tolist() == ["q1"]
+    assert read.dropped == {
         "queries without an id or a text": 1,
         "passages without an id or a text": 1,
         "judgements of a query or passage that is not there": 2,
@@ -178,116 +149,114 @@ def test_an_empty_query_or_passage_is_refused_or_left_out_and_counted(tmp_path: 
 
 
 # --------------------------------------------------------------------------------------------------------------- pairs
-NLI = [("a", "b", "entailment"), ("c", "d", "-"), ("e", "f", "neutral"), ("g", "h", "entailment")]
-
-
 def test_labels_that_mean_neither_yes_nor_no_are_refused_or_left_out_and_counted(tmp_path: Path) -> None:
-    rows = [dict(zip(("sentence1", "sentence2", "label"), row, strict=True)) for row in NLI]
-    settings = {"type": "pair_classification", "group": "nli", "test": jsonl(tmp_path / "t.jsonl", rows), "yes": ["entailment"], "no": ["neutral"]}  # fmt: skip
     scores = {("a", "b"): 3.0, ("c", "d"): 9.0, ("e", "f"): 1.0, ("g", "h"): 2.0}
-    with pytest.raises(DataError, match=r"t\.jsonl: line 2, column 'label': expected entailment \(yes\) or neutral \(no\); found '-'"):  # fmt: skip
+    labels = ("entailment", "-", "neutral", "entailment")
+    values = rows("sentence1 sentence2 label", *((*pair, label) for pair, label in zip(scores, labels, strict=True)))
+    settings = PAIRS | {"test": jsonl(tmp_path / "t.jsonl", values), "yes": ["entailment"], "no": ["neutral"]}
+    expected = r"line 2, column 'label': expected entailment \(yes\) or neutral \(no\); found '-'"
+    with pytest.raises(DataError, match=rf"t\.jsonl: {expected}"):
         measured(tmp_path, settings, scores)
-    values, predictions, made = measured(tmp_path, settings | {"incomplete": "drop"}, scores)
+    values, predictions, read = measured(tmp_path, settings | {"incomplete": "drop"}, scores)
     assert values["ap"] == 1.0 and predictions["query_id"].tolist() == ["t-test-1", "t-test-3", "t-test-4"]
-    assert made.dropped == {"rows labelled '-'": 1}
+    assert read.dropped == {"rows labelled '-'": 1}
 
 
-def test_a_set_stands_in_the_table_of_its_metrics() -> None:
+@pytest.mark.parametrize(
+    ("kind", "group", "expected"),
+    [("pair_classification", "sts", "nli"), ("sts", "nli", "sts"), ("sts", "ir", "sts"), ("retrieval", "sts", "ir")],
+)
+def test_a_set_stands_in_the_table_of_its_metrics(kind: str, group: str, expected: str) -> None:
     """In another it had no cell, and counted in the average of that table's comparisons."""
-    for kind, group in (("pair_classification", "sts"), ("sts", "nli"), ("sts", "ir"), ("retrieval", "sts")):
-        with pytest.raises(ValueError, match=f"group (nli|sts|ir), not {group}, for type {kind}"):
-            MtebSet.model_validate({"mteb": "ATEC", "type": kind, "group": group})
-    with pytest.raises(ValueError, match="group nli, not sts, for type pair_classification"):
-        TaskSet.model_validate({"type": "pair_classification", "group": "sts", "test": "t.csv"})
+    message = f"group {expected}, not {group}, for type {kind}"
+    with pytest.raises(ValueError, match=message):
+        MtebSet.model_validate({"mteb": "ATEC", "type": kind, "group": group})
+    test = "t.csv" if kind != "retrieval" else {"queries": "q.csv", "corpus": "c.csv", "qrels": "r.csv"}
+    with pytest.raises(ValueError, match=message):
+        TaskSet.model_validate({"type": kind, "group": group, "test": test})
 
 
-def test_a_label_cannot_mean_both() -> None:
-    files = {"type": "pair_classification", "group": "nli", "test": "t.csv"}
-    for wrong in ({"yes": [0]}, {"yes": ["a", 1], "no": ["1.0"]}):
-        with pytest.raises(ValueError, match="labels that mean yes or no, not both"):
-            TaskSet.model_validate(files | wrong)
+def test_a_label_cannot_mean_both(tmp_path: Path) -> None:
+    """Said alike, the config refuses it; spelled in two ways, what reads the file."""
+    settings = PAIRS | {"test": jsonl(tmp_path / "t.jsonl", rows("sentence1 sentence2 label", ("a", "b", 1)))}
+    with pytest.raises(ValueError, match="labels that mean yes or no, not both"):
+        TaskSet.model_validate(settings | {"yes": [0]})
+    with pytest.raises(
+        DataError, match=r"t\.jsonl: expected labels that mean yes or no, not both; '1' is in yes and in"
+    ):
+        measured(tmp_path, settings | {"yes": ["a", 1], "no": ["1.0"]}, {})
 
 
-def pair_rows(values: list[Any]) -> list[dict]:
-    return [{"sentence1": f"a{i}", "sentence2": f"b{i}", "label": value, "score": value} for i, value in enumerate(values)]  # fmt: skip
+ALIKE = r"column 'score': every score is 2; a correlation needs two different scores"
 
 
-PAIRS = {"type": "pair_classification", "group": "nli"}
-STS = {"type": "sts", "group": "sts", "scores": (0.0, 5.0)}
-NOTHING = [
-    (PAIRS, [1, 1, 1], r"t\.jsonl: column 'label': every label means yes; expected pairs of both kinds"),
-    (PAIRS, [1], r"t\.jsonl: column 'label': expected at least 2 pairs, found 1"),
-    (STS, [2.0, 2.0], r"t\.jsonl: column 'score': every score is 2; a correlation needs two different scores"),
-    (STS | {"sample": 2}, [2.0] * 30 + [1.0], r"t\.jsonl: column 'score': every score is 2"),
-]
-
-
-@pytest.mark.parametrize(("settings", "values", "message"), NOTHING)
+@pytest.mark.parametrize(
+    ("settings", "values", "message"),
+    [
+        (PAIRS, [1, 1, 1], r"column 'label': every label means yes; expected pairs of both kinds"),
+        (PAIRS, [1], r"column 'label': expected at least 2 pairs, found 1"),
+        (STS, [2.0, 2.0], ALIKE),
+        (STS | {"sample": 2}, [2.0] * 30 + [1.0], ALIKE),
+    ],
+)
 def test_pairs_that_measure_nothing_are_refused_by_the_users_file(
     settings: dict, values: list, message: str, tmp_path: Path
 ) -> None:
-    file = jsonl(tmp_path / "t.jsonl", pair_rows(values))
-    task = TaskSet.model_validate(settings | {"test": file})
-    with pytest.raises(DataError, match=message):
-        examples.evaluation_set("t", task, "test", np.random.default_rng(0))
+    pairs = rows("sentence1 sentence2 label score", *((f"a{i}", f"b{i}", x, x) for i, x in enumerate(values)))
+    with pytest.raises(DataError, match=rf"t\.jsonl: {message}"):
+        measured(tmp_path, settings | {"test": jsonl(tmp_path / "t.jsonl", pairs)}, {})
 
 
 @pytest.mark.parametrize(
     ("qrels", "message"),
     [
-        ([("q", "d", 1), ("q", "e", 0), ("q", "d", 1)], r"qrels\.jsonl: line 3: query 'q' and document 'd' are judged again, as in line 1"),
-        ([("q", "d", 0), ("q", "e", -1)], r"qrels\.jsonl: column 'relevance': no document is relevant to any query"),
-        ([("q", "d", 1), ("q", "e", 1 / 3)], r"qrels\.jsonl: column 'relevance': line 2: relevance 0\.33+ is too fine"),
+        ([("q", "d", 1), ("q", "e", 0), ("q", "d", 1)],
+         "line 3: query 'q' and document 'd' are judged again, as in line 1"),
+        ([("q", "d", 0), ("q", "e", -1)], "column 'relevance': no document is relevant to any query"),
+        ([("q", "d", 1), ("q", "e", 1 / 3)], r"column 'relevance': line 2: relevance 0\.33+ is too fine"),
     ],
 )  # fmt: skip
 def test_judgements_that_measure_nothing_are_refused_by_the_users_file(
     qrels: list, message: str, tmp_path: Path
 ) -> None:
     three = search_files(tmp_path, {"q": "ask"}, {"d": "a", "e": "b"}, qrels)
-    task = TaskSet.model_validate({"type": "retrieval", "group": "ir", "test": three})
-    with pytest.raises(DataError, match=message):
-        examples.evaluation_set("t", task, "test", np.random.default_rng(0))
+    with pytest.raises(DataError, match=rf"qrels\.jsonl: {message}"):
+        measured(tmp_path, {"type": "retrieval", "test": three}, {})
 
 
 # --------------------------------------------------------------------------------------------------------- sets of mteb
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("CQADupstackRetrieval", "test", "CQADupstackRetrieval is a mean over sets; name each as a set of its own: CQADupstackAndroidRetrieval, "),
+        ("CQADupstackRetrieval", "test", "CQADupstackRetrieval is a mean over sets; name each .*: CQADup"),
         ("StakeholderGrounding", "test", "StakeholderGrounding is measured in a way of its own"),
         ("T2Retrieval", "validation", "mteb evaluates T2Retrieval on dev; found 'validation'"),
         ("MSVDT2VRetrieval", "test", "MSVDT2VRetrieval is of text, video; expected a set of texts alone"),
     ],
 )  # fmt: skip
-def test_what_mteb_has_that_is_no_set_of_texts_measured_as_its_type_is_refused(
+def test_a_set_of_mtebs_that_is_not_of_texts_alone_and_measured_as_its_type_is_refused(
     name: str, split: str, message: str
 ) -> None:
     import mteb
 
-    from d2llm.data.hub.download import check_own_rules
-
     with pytest.raises(ConfigError, match=f"key.*: {message}"):
-        check_own_rules(mteb.get_task(name), [split], "key")
-    check_own_rules(mteb.get_task("Touche2020Retrieval.v3"), ["test"], "key")
+        download.check_own_rules(mteb.get_task(name), [split], "key")
+    download.check_own_rules(mteb.get_task("Touche2020Retrieval.v3"), ["test"], "key")
     assert MtebSet(mteb="Touche2020Retrieval.v3", type="retrieval", group="ir").name == "mteb--touche2020retrieval.v3"
 
 
 def test_a_subset_of_mtebs_is_named_where_there_are_several() -> None:
-    from types import SimpleNamespace
-
-    from d2llm.data.hub.download import check_subset
-
     several = SimpleNamespace(metadata=SimpleNamespace(is_multilingual=True), hf_subsets=["en", "zh"])
     single = SimpleNamespace(metadata=SimpleNamespace(is_multilingual=False), hf_subsets=["default"])
-    check_subset(several, "zh", "key")
-    check_subset(single, None, "key")
+    download.check_subset(several, "zh", "key")
+    download.check_subset(single, None, "key")
     for task, subset, message in (
         (several, None, "key: expected one of en, zh; found null"),
         (several, "fr", "key: expected one of en, zh; found 'fr'"),
         (single, "zh", "key: expected null, as this task has one subset only; found 'zh'"),
     ):
         with pytest.raises(ConfigError, match=message):
-            check_subset(task, subset, "key")
+            download.check_subset(task, subset, "key")
 
 
 @pytest.mark.parametrize(
@@ -302,8 +271,6 @@ def test_a_subset_of_mtebs_is_named_where_there_are_several() -> None:
 def test_a_retrieval_set_of_mtebs_that_is_more_than_texts_is_refused(change: dict, message: str) -> None:
     from datasets import Dataset
 
-    from d2llm.data.hub.download import retrieval
-
     split = {
         "corpus": {"id": ["d"], "title": ["t"], "text": ["x"]},
         "queries": {"id": ["q"], "text": ["a"]},
@@ -311,7 +278,7 @@ def test_a_retrieval_set_of_mtebs_that_is_more_than_texts_is_refused(change: dic
     } | change
     split |= {part: Dataset.from_dict(split[part]) for part in ("corpus", "queries")}
     with pytest.raises(ConfigError, match=f"key: this set of mteb's {message}"):
-        retrieval(split, "key")
+        download.retrieval(split, "key")
 
 
 def test_a_set_of_mtebs_takes_incomplete_as_files_do() -> None:

@@ -1,4 +1,5 @@
-"""What a later stage would refuse is refused before the first job: by the config alone, by a model's small files, by the data once they are there.
+"""What a later stage would refuse is refused before the first job: by the config alone, by a model's small files, by
+the data once they are there.
 
 Each model is asked at three doors: stage `base`, `d2llm doctor`, and the workflow's own look at its start.
 """
@@ -22,14 +23,14 @@ import tiny
 import torch
 import yaml
 from test_workflow import fresh, snakemake  # noqa: F401 - fresh is a fixture
-from tiny_run import BASE, tiny_settings
+from tiny_run import BASE, changed, tiny_settings
 
 from d2llm.cli import demands, doctor, preflight
 from d2llm.cli import main as cli
 from d2llm.config.load import dump, load
 from d2llm.config.schema import Config
 from d2llm.config.sections import BaseSettings
-from d2llm.config.values import merged
+from d2llm.config.values import merged, nested
 from d2llm.data import build
 from d2llm.data.world.lexicon import lexicon
 from d2llm.data.world.surface import FUNCTION_WORDS
@@ -44,53 +45,64 @@ from d2llm.training import pretraining
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def at(key: str, value: object) -> dict[str, Any]:
+    """A change of a config by its dotted key."""
+    return nested({key: value})
+
+
 # ------------------------------------------------------------------------------------------------- by the config alone
-def d2llm(**settings: object) -> dict[str, Any]:
-    return {"methods": {"d2llm": settings}}
-
-
 FILES = {
-    "source": "files",
-    "files": {
-        "train": {"t": {"file": "x.jsonl", "label": "l", "yes": [1]}},
-        "tasks": {"s": {"type": "sts", "group": "sts", "dev": "x.csv", "test": "y.csv"}},
-    },
+    "train": {"t": {"file": "x.jsonl", "label": "l", "yes": [1]}},
+    "tasks": {"s": {"type": "sts", "group": "sts", "dev": "x.csv", "test": "y.csv"}},
 }
+WEIGHTLESS = dict.fromkeys(("ci", "alpha", "beta", "gamma"), 0.0)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
-        ({"evaluation": {"teacher_candidates": {"bm25": 5, "dense": 4}}}, "evaluation.teacher_candidates: expected bm25 and dense that add up to 10"),
-        ({"evaluation": {"tasks": ["ir_question", "ir_qestion"]}}, "evaluation.tasks: expected some of nli_indomain, .*; found 'ir_qestion'"),
-        ({"evaluation": {"tasks": ["ir_question", "ir_question"]}}, "evaluation: expected tasks that are all, or names of sets, each once"),
-        ({"evaluation": {"tasks": []}}, "evaluation: expected tasks that are all, or names"),
-        ({"references": ["bm25", "bm25"]}, "references: expected each once"),
-        ({"models": {"decoder": {"heads": 3}}}, "models.decoder: expected heads that divide hidden_size"),
-        ({"models": {"others": {"odd": {"hidden_size": 36, "heads": 4}}}, "variants": {"v": {"method": "d2llm", "settings": {"base": "odd"}}}}, "models.others.odd.heads: expected heads of even width in a decoder; found 36 / 4"),
-        ({"models": {"teacher": {"layers": 1}}}, "models.teacher: layers 1 is not more than the 1 of the model it grows from"),
-        ({"models": {"teacher": {"hidden_size": 64}}}, "models.teacher: hidden_size 64 is not the 32 of the model it grows from"),
-        ({"models": {"encoder": {"grown_from": "decoder"}}}, "models.encoder.grown_from: decoder cannot be the beginning of encoder"),
-        ({"models": {"decoder": {"grown_from": "decoder"}}}, "models.decoder.grown_from: decoder cannot be the beginning of decoder"),
-        ({"data": FILES}, "models.teacher: only generated text .* can make a base model; give the source of a checkpoint"),
-        ({"negatives": {"dense_ranks": [9, 2]}}, "negatives: expected bm25_ranks and dense_ranks whose first rank is not above the last"),
-        ({"teacher": {"symmetric": {"template": "{b}{a}?", "yes": "是", "no": "不"}}}, "teacher.symmetric: expected prompt .* needs {a} once and after it {b} once"),
-        ({"teacher": {"asymmetric": {"template": "{a}{b}?", "yes": "是", "no": "是"}}}, "teacher.asymmetric: expected prompt .* needs two different answers"),
-        (d2llm(gamma=0.1, interaction={"name": "cosine"}), "methods.d2llm: expected gamma 0 with interaction cosine"),
-        ({"sweeps": {"d2llm": {"interaction.name": ["iem", "dot"]}}}, "sweeps.d2llm.interaction.name: expected gamma 0 with interaction dot"),
-        (d2llm(ci=0.0, alpha=0.0, beta=0.0, gamma=0.0, in_batch="none"), "methods.d2llm: expected a term of the loss with a weight above 0"),
-        (d2llm(interaction={"init": "matcher", "hidden": 1}), "methods.d2llm.interaction: expected hidden of at least 2 with init matcher"),
-        ({"methods": {"llara": {"adaptation": {"language_model": 0.0, "bag_of_words": 0.0}}}}, "methods.llara.adaptation: expected language_model or bag_of_words above 0"),
-        ({"tuning": {"grids": {"d2llm": {"base": ["half"]}}}}, "tuning.grids.d2llm.base: expected one of teacher, decoder; found 'half'"),
+        (at("evaluation.teacher_candidates", {"bm25": 5, "dense": 4}),
+         "evaluation.teacher_candidates: expected bm25 and dense that add up to 10"),
+        (at("evaluation.tasks", ["ir_question", "ir_qestion"]), "evaluation.tasks: expected some of .*; found 'ir_qes"),
+        (at("evaluation.tasks", ["sts_graded"] * 2), "evaluation: expected tasks that are all, or names of sets, each"),
+        (at("evaluation.tasks", []), "evaluation: expected tasks that are all, or names"),
+        (at("references", ["bm25", "bm25"]), "references: expected each once"),
+        (at("models.decoder.heads", 3), "models.decoder: expected heads that divide hidden_size"),
+        ({"models": {"others": {"odd": {"hidden_size": 36, "heads": 4}}},
+          "variants": {"v": {"method": "d2llm", "settings": {"base": "odd"}}}},
+         "models.others.odd.heads: expected heads of even width in a decoder; found 36 / 4"),
+        (at("models.teacher.layers", 1), "models.teacher: layers 1 is not more than the 1 of the model it grows from"),
+        (at("models.teacher.hidden_size", 64), "models.teacher: hidden_size 64 is not the 32 of the model it grows fr"),
+        (at("models.encoder.grown_from", "decoder"), "models.encoder.grown_from: decoder cannot be the beginning of e"),
+        (at("models.decoder.grown_from", "decoder"), "models.decoder.grown_from: decoder cannot be the beginning of d"),
+        (at("data", {"source": "files", "files": FILES}),
+         "models.teacher: only generated text .* can make a base model; give the source of a checkpoint"),
+        (at("negatives.dense_ranks", [9, 2]), "negatives: .* bm25_ranks and dense_ranks whose first rank is not above"),
+        (at("teacher.symmetric", {"template": "{b}{a}?", "yes": "是", "no": "不"}),
+         "teacher.symmetric: expected prompt .* needs {a} once and after it {b} once"),
+        (at("teacher.asymmetric", {"template": "{a}{b}?", "yes": "是", "no": "是"}),
+         "teacher.asymmetric: expected prompt .* needs two different answers"),
+        (at("methods.d2llm", {"gamma": 0.1, "interaction": {"name": "cosine"}}),
+         "methods.d2llm: expected gamma 0 with interaction cosine"),
+        (at("sweeps.d2llm", {"interaction.name": ["iem", "dot"]}),
+         "sweeps.d2llm.interaction.name: expected gamma 0 with interaction dot"),
+        (at("methods.d2llm", WEIGHTLESS | {"in_batch": "none"}),
+         "methods.d2llm: expected a term of the loss with a weight above 0"),
+        (at("methods.d2llm.interaction", {"init": "matcher", "hidden": 1}),
+         "methods.d2llm.interaction: expected hidden of at least 2 with init matcher"),
+        (at("methods.llara.adaptation", {"language_model": 0.0, "bag_of_words": 0.0}),
+         "methods.llara.adaptation: expected language_model or bag_of_words above 0"),
+        (at("tuning.grids.d2llm", {"base": ["half"]}),
+         "tuning.grids.d2llm.base: expected one of teacher, decoder; found 'half'"),
     ],
 )  # fmt: skip
-def test_what_the_config_alone_tells(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"command line: {told}"):
+def test_what_the_config_alone_tells(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"command line: {message}"):
         load([], tiny_settings(tmp_path, **changes))
 
 
 def test_a_loss_of_one_term_will_do(tmp_path: Path) -> None:
-    load([], tiny_settings(tmp_path, **d2llm(ci=0.0, alpha=0.0, beta=0.0, gamma=0.0, in_batch="separate")))
+    load([], tiny_settings(tmp_path, methods={"d2llm": WEIGHTLESS | {"in_batch": "separate"}}))
 
 
 # ------------------------------------------------------------------------------------------------------ by small files
@@ -118,25 +130,26 @@ def save(folder: Path, network: Any, **special: str | None) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def made(encoder: bool, **changes: Any) -> Any:
+def model(encoder: bool, **changes: Any) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-    settings = pretraining.model_config(encoder, BaseSettings(**SIZES), build_tokenizer(words()))
-    settings.update(changes)
-    return (AutoModelForMaskedLM if encoder else AutoModelForCausalLM).from_config(settings)
+    sizes = pretraining.model_config(encoder, BaseSettings(**SIZES), build_tokenizer(words()))
+    sizes.update(changes)
+    return (AutoModelForMaskedLM if encoder else AutoModelForCausalLM).from_config(sizes)
 
 
 def gpt2() -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return GPT2LMHeadModel(GPT2Config(vocab_size=len(build_tokenizer(words())), n_embd=32, n_layer=1, n_head=4, n_positions=48))  # fmt: skip
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 48}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=len(build_tokenizer(words())), **sizes))
 
 
 def electra() -> Any:
     from transformers import ElectraConfig, ElectraForMaskedLM
 
-    sizes = {"hidden_size": 32, "embedding_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}  # fmt: skip
-    return ElectraForMaskedLM(ElectraConfig(vocab_size=len(build_tokenizer(words())), **sizes))
+    sizes = {"hidden_size": 32, "embedding_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    return ElectraForMaskedLM(ElectraConfig(vocab_size=len(build_tokenizer(words())), intermediate_size=48, **sizes))
 
 
 def without_tokenizer(folder: Path, network: Any) -> None:
@@ -147,13 +160,13 @@ def without_tokenizer(folder: Path, network: Any) -> None:
 
 # What stands in a folder.
 CHECKPOINTS: dict[str, Callable[[Path], None]] = {
-    "decoder": lambda folder: save(folder, made(False)),
-    "encoder": lambda folder: save(folder, made(True)),
-    "decoder without biases": lambda folder: save(folder, made(False, attention_bias=False, mlp_bias=False)),
-    "encoder without tokenizer": lambda folder: without_tokenizer(folder, made(True)),
+    "decoder": lambda folder: save(folder, model(False)),
+    "encoder": lambda folder: save(folder, model(True)),
+    "decoder without biases": lambda folder: save(folder, model(False, attention_bias=False, mlp_bias=False)),
+    "encoder without tokenizer": lambda folder: without_tokenizer(folder, model(True)),
     "decoder without tokenizer": lambda folder: without_tokenizer(folder, gpt2()),
-    "encoder without [MASK]": lambda folder: save(folder, made(True), mask_token=None),
-    "decoder without ends": lambda folder: save(folder, made(False), eos_token=None),
+    "encoder without [MASK]": lambda folder: save(folder, model(True), mask_token=None),
+    "decoder without ends": lambda folder: save(folder, model(False), eos_token=None),
     "decoder of 48 positions": lambda folder: save(folder, gpt2()),
     "other encoder": lambda folder: save(folder, electra()),
     "encoder of another language": lambda folder: tiny.backbone("encoder", folder, ["the"]) and None,
@@ -162,66 +175,75 @@ CHECKPOINTS: dict[str, Callable[[Path], None]] = {
 
 def settings(folder: Path, model: str, changes: dict[str, Any]) -> dict[str, Any]:
     """A run that has one base model from elsewhere."""
-    found = tiny_settings(folder / "results", teacher=TEACHER)
-    found["models"] = {"teacher": BASE, "decoder": BASE, "encoder": BASE, model: {"source": str(folder / "given")}}
-    return merged(found | {"methods": METHODS}, changes)
+    values = tiny_settings(folder / "results", teacher=TEACHER)
+    values["models"] = {"teacher": BASE, "decoder": BASE, "encoder": BASE, model: {"source": str(folder / "given")}}
+    return merged(values | {"methods": METHODS}, changes)
 
 
-# Base model, what is given as it, what is changed of the config, and what is said.
-MODELS: dict[str, tuple[str, str, dict[str, Any], str]] = {
-    "decoder as encoder": ("encoder", "decoder", {}, r"models.encoder.source: '.*': expected an encoder .*; found LlamaForCausalLM, a decoder"),
-    "encoder as decoder": ("decoder", "encoder", {}, r"models.decoder.source: '.*': expected a decoder .*; found BertForMaskedLM, an encoder"),
-    "encoder as teacher": ("teacher", "encoder", {}, "models.teacher.source: .*; found BertForMaskedLM, an encoder: every token sees the whole text"),
-    "no tokenizer": ("encoder", "encoder without tokenizer", {}, "models.encoder.source: .*: its tokenizer knows no word, only 5 special tokens"),
-    "no tokenizer, GPT-2": ("decoder", "decoder without tokenizer", {}, "models.decoder.source: .*: its tokenizer knows no word, only 1 special"),
-    "layers": ("decoder", "decoder", {"models": {"decoder": {"layers": 4}}}, "models.decoder.layers: expected at most the 2 layers the checkpoint has; found 4"),
-    "grown": ("decoder", "decoder", {"models": {"teacher": {"grown_from": "decoder", "layers": 2}}}, "models.teacher: layers 2 is not more than the 2"),
-    "answers alike": ("teacher", "decoder", {"teacher": {"symmetric": ASKED | {"no": "yet"}}}, "teacher: answers 'yes' and 'yet' start with the same token 'y'"),
-    "answers unknown": ("teacher", "decoder", {"teacher": {"symmetric": ASKED | {"no": "龙"}}}, "teacher: answer '龙' has no token"),
-    "prompt unknown": ("teacher", "decoder", {"teacher": {"symmetric": ASKED | {"template": "{a} {b} 龙？"}}}, "teacher: the teacher's tokenizer cannot spell all of its prompt ' 龙"),
-    "prompt too long": ("teacher", "decoder", {"teacher": {"max_length": 12}}, "teacher: teacher.max_length is 12, but the prompt alone takes 14"),
-    "prompt too long for another": ("teacher", "decoder", {"teachers": {"teacher-b": {"max_length": 12}}}, "teachers.teacher-b: teacher.max_length is 12"),
-    "positions": ("teacher", "decoder of 48 positions", {}, "teacher: teacher.max_length is 64, and the model has 48 positions"),
-    "teacher's adapters": ("teacher", "decoder", {"teacher": {"tuning": {"kind": "lora", "first_layer": 2}}}, "teacher: tuning.first_layer: 2: the model has no layer as high"),
-    "biases": ("decoder", "decoder without biases", {"methods": {"sgpt": {}}}, "methods.sgpt: BitFit trains biases only and LlamaModel of models.decoder has none"),
-    "biases of a variant": ("decoder", "decoder without biases", {"variants": {"few": {"method": "d2llm", "settings": {"tuning": {"kind": "bitfit"}}}}}, "variants.few.settings: BitFit trains biases only"),
-    "biases of a trial": ("decoder", "decoder without biases", {"tuning": {"grids": {"d2llm": {"tuning.kind": ["lora", "bitfit"]}}}}, "tuning.grids.d2llm: BitFit trains biases only"),
-    "adapters": ("decoder", "decoder", d2llm(tuning={"targets": ["wqkv"]}), r"methods.d2llm: tuning.targets \['wqkv'\]: "),
-    "heads": ("decoder", "decoder", {"sweeps": {"d2llm": {"pooling.heads": [4, 5]}}}, "sweeps.d2llm: pooling pma: heads must divide the hidden size 32, found 5; choose a divisor, e.g. 4"),
-    "room": ("decoder", "decoder", {"methods": {"udever": {"max_lengths": {"query": 2}}}}, "methods.udever: 2 tokens leave no room for a text between 1 prefix and 1 suffix"),
-    "room of all": ("encoder", "encoder", {"training": {"max_length": 2}}, "methods.retromae: 2 tokens leave no room for a text .* or training.max_length"),
-    "room of a pretext": ("decoder", "decoder", {"methods": {"llara": {"prompts": {"prefix": "so?", "summary": "so?", "prediction": "so?"}, "adaptation": {"max_length": 20}}}}, "methods.llara: llara, adaptation: adaptation.max_length 20 leaves no room"),
-    "phrase": ("encoder", "encoder", {"methods": {"bge": {"instruction": "为了："}}}, "methods.bge: the tokenizer of models.encoder cannot spell '为了：'"),
-    "mask of a pretext": ("encoder", "encoder without [MASK]", {}, "methods.retromae: retromae, pre-training: the tokenizer of models.encoder lacks"),
-    "encoder of a pretext": ("encoder", "other encoder", {}, "methods.retromae: retromae, pre-training: ElectraModel of models.encoder is not built as BERT is"),
-    "mask": ("encoder", "encoder without [MASK]", {"methods": {"retromae": {"pretraining": {"steps": 0}}, "colbert": {}}}, r"methods.colbert: .* has no \[MASK\]"),
-    "sink": ("decoder", "decoder without ends", d2llm(sink="bos"), "methods.d2llm: methods.d2llm.sink: bos, but the tokenizer has neither"),
-    "language": ("encoder", "encoder of another language", {}, r"models.encoder: its tokenizer knows \d+% of the letters and digits of the texts; choose"),
-}  # fmt: skip
+LORA = {"kind": "lora", "first_layer": 2}
+BITFIT = {"method": "d2llm", "settings": {"tuning": {"kind": "bitfit"}}}
+PROMPTS = dict.fromkeys(("prefix", "summary", "prediction"), "so?")
+NO_PRETRAINING = {"retromae": {"pretraining": {"steps": 0}}, "colbert": {}}
+# Base model, what is given as it, what is changed of the config, and the beginning of what is said.
+MODELS: list[tuple[str, str, dict[str, Any], str]] = [
+    ("encoder", "decoder", {}, "models.encoder.source: .*: expected an encoder .*; found LlamaForCausalLM, a decoder"),
+    ("decoder", "encoder", {}, "models.decoder.source: .*: expected a decoder .*; found BertForMaskedLM, an encoder"),
+    ("teacher", "encoder", {}, "models.teacher.source: .*; found BertForMaskedLM, an encoder: every token sees the wh"),
+    ("encoder", "encoder without tokenizer", {}, "models.encoder.source: .*: its tokenizer knows no word, only 5 spec"),
+    ("decoder", "decoder without tokenizer", {}, "models.decoder.source: .*: its tokenizer knows no word, only 1 spec"),
+    ("decoder", "decoder", at("models.decoder.layers", 4), "models.decoder.layers: expected at most the 2 .*; found 4"),
+    ("decoder", "decoder", at("models.teacher", {"grown_from": "decoder", "layers": 2}),
+     "models.teacher: layers 2 is not more than the 2"),
+    ("teacher", "decoder", at("teacher.symmetric", ASKED | {"no": "yet"}),
+     "teacher: answers 'yes' and 'yet' start with the same token 'y'"),
+    ("teacher", "decoder", at("teacher.symmetric", ASKED | {"no": "龙"}), "teacher: answer '龙' has no token"),
+    ("teacher", "decoder", at("teacher.symmetric", ASKED | {"template": "{a} {b} 龙？"}),
+     "teacher: the teacher's tokenizer cannot spell all of its prompt ' 龙"),
+    ("teacher", "decoder", at("teacher.max_length", 12), "teacher: .*max_length is 12, but the prompt alone takes 14"),
+    ("teacher", "decoder", at("teachers.teacher-b.max_length", 12), "teachers.teacher-b: teacher.max_length is 12"),
+    ("teacher", "decoder of 48 positions", {}, "teacher: teacher.max_length is 64, and the model has 48 positions"),
+    ("teacher", "decoder", at("teacher.tuning", LORA), "teacher: tuning.first_layer: 2: the model has no layer as hig"),
+    ("decoder", "decoder without biases", at("methods.sgpt", {}),
+     "methods.sgpt: BitFit trains biases only and LlamaModel of models.decoder has none"),
+    ("decoder", "decoder without biases", at("variants.few", BITFIT), "variants.few.settings: BitFit trains biases on"),
+    ("decoder", "decoder without biases", at("tuning.grids.d2llm", {"tuning.kind": ["lora", "bitfit"]}),
+     "tuning.grids.d2llm: BitFit trains biases only"),
+    ("decoder", "decoder", at("methods.d2llm.tuning.targets", ["wqkv"]), r"methods.d2llm: tuning.targets \['wqkv'\]: "),
+    ("decoder", "decoder", at("sweeps.d2llm", {"pooling.heads": [4, 5]}),
+     "sweeps.d2llm: pooling pma: heads must divide the hidden size 32, found 5; choose a divisor, e.g. 4"),
+    ("decoder", "decoder", at("methods.udever.max_lengths.query", 2),
+     "methods.udever: 2 tokens leave no room for a text between 1 prefix and 1 suffix"),
+    ("encoder", "encoder", at("training.max_length", 2),
+     "methods.retromae: 2 tokens leave no room for a text .* or training.max_length"),
+    ("decoder", "decoder", at("methods.llara", {"prompts": PROMPTS, "adaptation": {"max_length": 20}}),
+     "methods.llara: llara, adaptation: adaptation.max_length 20 leaves no room"),
+    ("encoder", "encoder", at("methods.bge.instruction", "为了："),
+     "methods.bge: the tokenizer of models.encoder cannot spell '为了：'"),
+    ("encoder", "encoder without [MASK]", {}, "methods.retromae: retromae, pre-training: the tokenizer of models.enco"),
+    ("encoder", "other encoder", {},
+     "methods.retromae: retromae, pre-training: ElectraModel of models.encoder is not built as BERT is"),
+    ("encoder", "encoder without [MASK]", at("methods", NO_PRETRAINING), r"methods.colbert: .* has no \[MASK\]"),
+    ("decoder", "decoder without ends", at("methods.d2llm.sink", "bos"), "methods.d2llm: .*sink: bos, but the tokeniz"),
+    ("encoder", "encoder of another language", {},
+     r"models.encoder: its tokenizer knows \d+% of the letters and digits of the texts; choose"),
+]  # fmt: skip
 
 
-@pytest.fixture
-def given(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Config, str, str]:
-    """(config, base model, what is said of it)."""
-    model, checkpoint, changes, told = MODELS[request.param]
-    CHECKPOINTS[checkpoint](tmp_path / "given")
-    return load([], settings(tmp_path, model, changes)), model, told
-
-
-@pytest.mark.parametrize("given", list(MODELS), indirect=True)
+@pytest.mark.parametrize(("model", "checkpoint", "changes", "expected"), MODELS)
 def test_what_a_model_cannot_do_is_refused_at_every_door(
-    given: tuple[Config, str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    model: str, checkpoint: str, changes: dict, expected: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config, model, told = given
-    [said] = [one.found for one in doctor.of_config(config) if one.level == "error"]
-    assert re.match(told, said), said
-    if "grows" not in said and "texts" not in said:  # of these the stage asks later
-        with pytest.raises(D2LLMError, match=re.escape(said)):
-            pretraining.run(config, model)
-    assert not Paths.of(config).base(model).exists()
+    CHECKPOINTS[checkpoint](tmp_path / "given")
+    config = load([], settings(tmp_path, model, changes))
+    [message] = [one.found for one in doctor.of_config(config) if one.level == "error"]
+    assert re.match(expected, message), message
+    if "grows" not in message and "texts" not in message:  # of these the stage asks later
+        with pytest.raises(D2LLMError, match=re.escape(message)):
+            cli.run_stage(config, "base", {"model": model}, [])
+    assert not (Paths.of(config).base(model) / PROVENANCE).exists()
     (tmp_path / "c.yaml").write_text(dump(config), encoding="utf-8")
     assert cli.main(["check-config", "--models", "--config", str(tmp_path / "c.yaml")]) == 2
-    assert capfd.readouterr().err.splitlines()[-1] == f"error: {said}"
+    assert capfd.readouterr().err.splitlines()[-1] == f"error: {message}"
 
 
 def test_all_that_configs_ask_can_be_tried_without_weights(tmp_path: Path) -> None:
@@ -246,11 +268,10 @@ def test_whether_a_model_sees_what_follows_is_tried(encoder: bool) -> None:
     """Whatever its configuration says: an encoder's causal class is none."""
     from transformers import AutoModelForCausalLM
 
-    network = made(encoder)
+    network = model(encoder)
     pretrained.check_direction(network, encoder, "x")
-    with pytest.raises(
-        ConfigError, match=f"x: expected {'a decoder; found an encoder' if encoder else 'an encoder; found a decoder'}"
-    ):
+    kinds = ("a decoder", "an encoder") if encoder else ("an encoder", "a decoder")
+    with pytest.raises(ConfigError, match="x: expected {}; found {}".format(*kinds)):
         pretrained.check_direction(network, not encoder, "x")
     pretrained.check_direction(network.bfloat16(), encoder, "x")
     if encoder:
@@ -276,20 +297,23 @@ def test_whether_a_model_sees_what_follows_is_tried(encoder: bool) -> None:
     ],
 )
 def test_what_a_configuration_says_of_its_kind(changes: dict[str, Any], encoder: bool, fits: bool) -> None:
-    said = SimpleNamespace(**{"model_type": "bert", "architectures": None, "hidden_size": 8} | changes)
+    described = SimpleNamespace(**{"model_type": "bert", "architectures": None, "hidden_size": 8} | changes)
     if fits:
-        return pretrained.check_kind(said, encoder, "x")
+        return pretrained.check_kind(described, encoder, "x")
     with pytest.raises(ConfigError, match="x: expected a"):
-        pretrained.check_kind(said, encoder, "x")
+        pretrained.check_kind(described, encoder, "x")
 
 
 def test_a_tokenizer_that_knows_a_word_will_do() -> None:
     """However few, and if its tokens are bytes."""
-    for vocabulary in ({"[UNK]": 0, "a": 1}, {b"\xe7": 0, "去".encode(): 1}):
-        pretrained.check_tokenizer(SimpleNamespace(all_special_tokens=["[UNK]"], get_vocab=lambda known=vocabulary: known), "x")  # fmt: skip
-    empty = SimpleNamespace(all_special_tokens=["[UNK]"], get_vocab=lambda: {"[UNK]": 0, "▁": 1})
+
+    def tokenizer(vocabulary: dict) -> SimpleNamespace:
+        return SimpleNamespace(all_special_tokens=["[UNK]"], get_vocab=lambda: vocabulary)
+
+    pretrained.check_tokenizer(tokenizer({"[UNK]": 0, "a": 1}), "x")
+    pretrained.check_tokenizer(tokenizer({b"\xe7": 0, "去".encode(): 1}), "x")
     with pytest.raises(ConfigError, match="x: its tokenizer knows no word, only 1 special tokens"):
-        pretrained.check_tokenizer(empty, "x")
+        pretrained.check_tokenizer(tokenizer({"[UNK]": 0, "▁": 1}), "x")
 
 
 def test_a_share_of_letters_is_of_what_tokens_stand_for() -> None:
@@ -301,17 +325,20 @@ def test_a_share_of_letters_is_of_what_tokens_stand_for() -> None:
         def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
             return {"input_ids": [1, 2, 3, 1]}
 
-    slow = Slow(is_fast=False, unk_token_id=1)
-    assert demands.known_share(slow, ["x", "y"]) == 1 / 2
-    said = [problem.level for texts in (["甲 " * 9 + "a"], ["甲 a"], ["甲 a a"], []) for problem in demands.spelling(tiny.tokenizer(), texts, "x")]  # fmt: skip
-    assert said == ["warning", "warning", "error"]
+    assert demands.known_share(Slow(is_fast=False, unk_token_id=1), ["x", "y"]) == 1 / 2
+    levels = [
+        [problem.level for problem in demands.spelling(tiny.tokenizer(), texts, "x")]
+        for texts in (["甲 " * 9 + "a"], ["甲 a"], ["甲 a a"], [])
+    ]
+    assert levels == [["warning"], ["warning"], ["error"], []]
 
 
-# ------------------------------------------------------------------------------------------------------ by what is there
-def test_a_base_made_here_is_asked_before_it_is_trained(tmp_path: Path, tiny_data: Config) -> None:
-    config = load([], tiny_settings(Path(tiny_data.results), **d2llm(pooling={"heads": 5})))
+# ----------------------------------------------------------------------------------------------------- by what is there
+def test_a_base_made_here_is_asked_as_the_stage_ends(tiny_bases: Config) -> None:
+    preflight.accept_base(tiny_bases, "decoder")
+    config = changed(tiny_bases, methods={"d2llm": {"pooling": {"heads": 5}}})
     with pytest.raises(ConfigError, match="methods.d2llm: pooling pma: heads must divide the hidden size 32, found 5"):
-        pretraining.run(config, "decoder")
+        preflight.accept_base(config, "decoder")
 
 
 def test_texts_of_another_language_are_refused_where_texts_and_model_meet(tmp_path: Path) -> None:
@@ -319,23 +346,24 @@ def test_texts_of_another_language_are_refused_where_texts_and_model_meet(tmp_pa
     CHECKPOINTS["encoder of another language"](tmp_path / "given")
     config = load([], settings(tmp_path, "encoder", {}))
     cli.run_stage(config, "texts", {}, [])
-    for stage in (lambda: pretraining.run(config, "encoder"), lambda: build.run(config)):
+    for stage, arguments in (("base", {"model": "encoder"}), ("data", {})):
         with pytest.raises(ConfigError, match="models.encoder: its tokenizer knows .* of the letters"):
-            stage()
+            cli.run_stage(config, stage, arguments, [])
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
-        ({"training": {"dev_sample": 1}}, "sts_graded: the 1 pairs drawn from dev all have score|the 1 pairs drawn from dev all have label"),
-        ({"negatives": {"per_query": 400}}, "texts are too few for 400 negatives of"),
+        (at("training.dev_sample", 1), "the 1 pairs drawn from dev all have (score|label)"),
+        (at("negatives.per_query", 400), "texts are too few for 400 negatives of"),
     ],
-)  # fmt: skip
-def test_the_data_stage_refuses_what_trainings_would(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+)
+def test_the_data_stage_refuses_what_trainings_would(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     config = load([], tiny_settings(tmp_path, **changes))
     build.run_texts(config)
-    with pytest.raises(DataError, match=told):
-        build.run(config)
+    with pytest.raises(DataError, match=message):
+        cli.run_stage(config, "data", {}, [])
+    assert not (Paths.of(config).data / PROVENANCE).exists()
 
 
 @pytest.mark.slow
@@ -344,13 +372,13 @@ def test_the_workflow_refuses_before_its_first_job(fresh: Path, tmp_path: Path) 
     values = settings(tmp_path, "decoder", {"methods": {"sgpt": {}}})
     (fresh / "c.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
     done = snakemake(fresh, "--configfile", "c.yaml")
-    said = done.stdout + done.stderr
-    assert done.returncode != 0 and "error: methods.sgpt: BitFit trains biases only" in said and "Traceback" not in said
-    assert not re.search(r"^(local)?rule ", said, re.M)
+    output = done.stdout + done.stderr
+    assert done.returncode != 0 and "error: methods.sgpt: BitFit trains biases only" in output
+    assert "Traceback" not in output and not re.search(r"^(local)?rule ", output, re.M)
     # A model that exists is fetched before anything is trained, so that a hub's is looked at then.
     planned = snakemake(fresh, "--configfile", "c.yaml", "--dry-run").stdout
-    found = re.findall(r"^rule (base\w*):.*?priority: (\d+)", planned, re.M | re.S)
-    assert dict(found) == {"base": "96", "base_teacher": "90", "base_encoder": "65"}
+    priorities = re.findall(r"^rule (base\w*):.*?priority: (\d+)", planned, re.M | re.S)
+    assert dict(priorities) == {"base": "96", "base_teacher": "90", "base_encoder": "65"}
     # What trains nothing is not held up by it.
     done = snakemake(fresh, "--configfile", "c.yaml", "--", str(tmp_path / "results/tiny/data/card.md"))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -366,33 +394,30 @@ def test_a_model_of_the_hub_is_asked_once_it_is_here(tmp_path: Path) -> None:
     write_json(folder / PROVENANCE, {"settings": jobs.settings(config, "base", model="decoder"), "inputs": {}})
     assert list(preflight.model_problems(config)) == []
     (folder / "tokenizer.json").unlink()
-    [found] = preflight.model_problems(config)
-    assert found.level == "error" and found.text.startswith(
-        "models.decoder.source: 'org/name': its tokenizer cannot be loaded"
-    )
+    [(level, text)] = preflight.model_problems(config)
+    assert level == "error"
+    assert text.startswith("models.decoder.source: 'org/name': its tokenizer cannot be loaded")
 
 
 @pytest.mark.slow
 def test_doctor_fetches_what_is_small(tmp_path: Path) -> None:
     CHECKPOINTS["decoder without biases"](tmp_path / "hub" / "some-org" / "name")
-    values = settings(
-        tmp_path, "decoder", {"models": {"decoder": {"source": "some-org/name"}}, "methods": {"sgpt": {}}}
-    )
+    changes = at("models.decoder.source", "some-org/name") | at("methods.sgpt", {})
+    values = settings(tmp_path, "decoder", changes)
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "d2llm.cli", "doctor", "--config", str(tmp_path / "c.yaml")]
 
-    def said(address: str) -> tuple[int, str]:
-        own = environment | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    def models(address: str) -> str:
+        own = environment | {"HF_ENDPOINT": address}
         done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=240)
-        return done.returncode, "\n".join(line for line in done.stdout.splitlines() if " models " in line)
+        assert done.returncode == 1
+        return "\n".join(line for line in done.stdout.splitlines() if " models " in line)
 
-    code, line = said("http://127.0.0.1:9")
-    assert code == 1 and line.startswith(
-        "warning  models       models.decoder: not looked at, as it is not here yet; run"
-    )
+    away = "warning  models       models.decoder: not looked at, as it is not here yet; run"
+    assert models("http://127.0.0.1:9").startswith(away)
     with hub.serving(tmp_path / "hub") as (address, asked):
-        code, line = said(address)
-        fetched = [path for method, path in asked if method == "GET" and "/resolve/" in path]
-    assert code == 1 and line.startswith("error    models       methods.sgpt: BitFit trains biases only")
-    assert fetched and not any(path.endswith(".safetensors") for path in fetched)
+        assert models(address).startswith("error    models       methods.sgpt: BitFit trains biases only")
+        paths = [path for method, path in asked if method == "GET" and "/resolve/" in path]
+    assert paths and not any(path.endswith(".safetensors") for path in paths)

@@ -8,7 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
+<<<<<<< HEAD
 from tiny_run import BASE, tiny_settings
+=======
+from test_pretrained import config
+from test_teacher import ASYMMETRIC, LETTERS, SYMMETRIC, made
+>>>>>>> wt-t3
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

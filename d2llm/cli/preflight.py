@@ -2,7 +2,7 @@
 seen.
 
 `d2llm doctor` asks, the workflow before its first job (`d2llm check-config --models`), and stage `data` of what it has
-made. The conditions themselves are stated elsewhere: of models in `checkpoints`, `pretraining` and `demands`, of data
+made. The conditions themselves are stated elsewhere: of models in `models.base.pretrained`, `pretraining` and `demands`, of data
 in `monitor` and `evaluation.tasks`.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,62 +52,56 @@ def models(tmp_path: Path) -> Path:
     return folder
 
 
+def bring(folder: Path, kind: str, source: Path | str, **settings: object) -> Path:
+    """The folder of a base model that stage `base` brings."""
+    models = config(folder, **{kind: {"source": str(source), **settings}})
+    pretraining.run(models, kind)
+    return Paths.of(models).base(kind)
+
+
 # --------------------------------------------------------------------------------------------------------------- local
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 def test_a_whole_checkpoint_is_that_checkpoint(kind: str, models: Path, tmp_path: Path) -> None:
-    made = config(tmp_path, **{kind: {"source": str(models / kind)}})
-    pretraining.run(made, kind)
-    torch.testing.assert_close(states(Paths.of(made).base(kind), kind), states(models / kind, kind), rtol=0, atol=0)
-    summary = read_json(Paths.of(made).base(kind) / "summary.json")
+    folder = bring(tmp_path, kind, models / kind)
+    torch.testing.assert_close(states(folder, kind), states(models / kind, kind), rtol=0, atol=0)
+    summary = read_json(folder / "summary.json")
     assert summary["source"] == str(models / kind) and summary["layers"] == {"decoder": 3, "encoder": 2}[kind]
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 def test_a_cut_checkpoint_gives_the_states_of_a_lower_layer(kind: str, models: Path, tmp_path: Path) -> None:
-    made = config(tmp_path, **{kind: {"source": str(models / kind), "layers": 1}})
-    pretraining.run(made, kind)
-    assert read_json(Paths.of(made).base(kind) / "summary.json")["layers"] == 1  # none is saved that is not used
+    folder = bring(tmp_path, kind, models / kind, layers=1)
+    assert read_json(folder / "summary.json")["layers"] == 1  # none is saved that is not used
     whole = Backbone.load(models / kind, kind).model
     with torch.no_grad():
         out = whole(input_ids=torch.tensor([tiny.ids("甲乙丙丁")]), output_hidden_states=True)
         expected = out.hidden_states[1]  # after the first layer
         if kind == "decoder":
             expected = whole.norm(expected)  # which every Llama ends with
-    torch.testing.assert_close(states(Paths.of(made).base(kind), kind), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(states(folder, kind), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "message"),
+    ("source", "layers", "error", "message"),
     [
-        ({"source": "./nowhere"}, ConfigError, r"no model in nowhere \(config.json is missing\)"),
-        ({"source": "./none.gguf"}, ConfigError, r"models\.decoder\.source: './none.gguf': no such file"),
-        (
-            {"source": "package:no_such_package/model"},
-            ConfigError,
-            "no Python package 'no_such_package' here; install it",
-        ),
-        (
-            {"source": "{models}/decoder", "layers": 4},
-            ConfigError,
-            r"models\.decoder\.layers: expected at most the 3 layers the checkpoint has; found 4",
-        ),
-        ({"source": "{models}/broken"}, ArtifactError, "cannot be loaded"),
+        ("./nowhere", None, ConfigError, r"no model in nowhere \(config.json is missing\)"),
+        ("./none.gguf", None, ConfigError, r"models\.decoder\.source: './none.gguf': no such file"),
+        ("package:no_such_package/model", None, ConfigError, "no Python package 'no_such_package' here; install it"),
+        ("{models}/decoder", 4, ConfigError, r"models\.decoder\.layers: expected at most the 3 .*; found 4"),
+        ("{models}/broken", None, ArtifactError, "cannot be loaded"),
+        ("{models}/pickle", None, ArtifactError, "cannot be loaded"),
     ],
 )
-def test_what_is_not_there_is_named(settings: dict, error: type, message: str, models: Path, tmp_path: Path) -> None:
+def test_what_is_not_there_is_named(
+    source: str, layers: int | None, error: type, message: str, models: Path, tmp_path: Path
+) -> None:
     (models / "broken").mkdir()
     (models / "broken" / "config.json").write_text("{}")
-    settings = settings | {"source": settings["source"].format(models=models)}
+    shutil.copytree(models / "decoder", models / "pickle")  # which is no checkpoint
+    (models / "pickle" / "model.safetensors").unlink()
+    torch.save({"x": torch.zeros(1)}, models / "pickle" / "pytorch_model.bin")
     with pytest.raises(error, match=message):
-        pretraining.run(config(tmp_path, decoder=settings), "decoder")
-
-
-def test_a_pickle_is_no_checkpoint(models: Path, tmp_path: Path) -> None:
-    weights = models / "decoder" / "model.safetensors"
-    torch.save({"x": torch.zeros(1)}, models / "decoder" / "pytorch_model.bin")
-    weights.unlink()
-    with pytest.raises(ArtifactError, match="cannot be loaded"):
-        pretraining.run(config(tmp_path, decoder={"source": str(models / "decoder")}), "decoder")
+        bring(tmp_path, "decoder", source.format(models=models), layers=layers)
 
 
 def test_a_checkpoint_inside_a_package(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,28 +110,24 @@ def test_a_checkpoint_inside_a_package(models: Path, tmp_path: Path, monkeypatch
     (package / "__init__.py").write_text("raise RuntimeError('looked for, never imported')")
     (models / "decoder").rename(package / "inside")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    made = config(tmp_path, decoder={"source": "package:some_weights/inside"})
-    assert made.offline
-    pretraining.run(made, "decoder")
-    assert len(pretrained.layers_of(Backbone.load(Paths.of(made).base("decoder"), "decoder").model)) == 3
+    assert config(tmp_path, decoder={"source": "package:some_weights/inside"}).offline
+    folder = bring(tmp_path, "decoder", "package:some_weights/inside")
+    assert len(pretrained.layers_of(Backbone.load(folder, "decoder").model)) == 3
 
 
 # -------------------------------------------------------------------------------------------------------------- config
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"source": "Qwen"}, r"models\.decoder: expected source as org/name on the hub"),
-        ({"source": "./x", "revision": "main"}, r"models\.decoder: expected revision for a source on the hub only"),
-        (
-            {"source": "a/b", "layrs": 3},
-            r"models\.decoder\.layrs: unknown key \(found 3\); nearest valid key: models\.decoder\.layers",
-        ),
-        ({"source": "a/b", "layers": 0}, r"models\.decoder\.layers: expected greater than or equal to 1; found 0"),
-        ({"hidden_size": 32, "layers": "two"}, r"models\.decoder\.layers: expected a valid integer; found 'two'"),
+        ({"source": "Qwen"}, ": expected source as org/name on the hub"),
+        ({"source": "./x", "revision": "main"}, ": expected revision for a source on the hub only"),
+        ({"source": "a/b", "layrs": 3}, r"\.layrs: unknown key .*; nearest valid key: models\.decoder\.layers"),
+        ({"source": "a/b", "layers": 0}, r"\.layers: expected greater than or equal to 1; found 0"),
+        ({"hidden_size": 32, "layers": "two"}, r"\.layers: expected a valid integer; found 'two'"),
     ],
 )
 def test_a_wrong_model_section(settings: dict, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=rf"models\.decoder{message}"):
         config(tmp_path, decoder=settings)
 
 
@@ -147,17 +138,21 @@ def test_only_the_hub_needs_the_network(tmp_path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- hub
-def base(folder: Path, address: str, **model: object) -> subprocess.CompletedProcess[str]:
-    """Stage `base` of a decoder on that hub, in a process of its own: the address is read when libraries are imported."""
+def base(folder: Path, address: str, **model: object) -> tuple[int, str]:
+    """Exit code and last line of stage `base` of a decoder on that hub, in a process of its own, as the address is read
+    when libraries are imported."""
     settings = tiny_settings(folder / "results")
     settings["models"] = {"teacher": BASE, "encoder": BASE, "decoder": {"source": "some-org/model_a", **model}}
     settings["methods"] = {"d2llm": settings["methods"]["d2llm"]}
     (folder / "c.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home")}
-    code = "import sys; from d2llm import cli, hub; hub.WAITS = (0.1, 0.1); sys.exit(cli.main())"
+    code = (
+        "from d2llm.cli.main import main; from d2llm.run import hub; hub.WAITS = (0.1, 0.1); raise SystemExit(main())"
+    )
     command = [sys.executable, "-c", code, "base", "--model", "decoder", "--config", str(folder / "c.yaml")]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    return done.returncode, done.stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -166,56 +161,43 @@ def test_a_hub_that_fails_at_first(models: Path, tmp_path: Path) -> None:
     (models / "decoder").rename(models / "some-org" / "model_a")
     torch.save({}, models / "some-org" / "model_a" / "extra.bin")
     with hub.serving(models, failures=1, cuts=1) as (address, asked):
-        done = base(tmp_path, address, revision=hub.COMMIT, layers=2)
-        assert done.returncode == 0, done.stderr
-        again = base(tmp_path, address, revision=hub.COMMIT, layers=2)
-        assert again.returncode == 0, again.stderr
+        for _ in range(2):
+            code, line = base(tmp_path, address, revision=hub.COMMIT, layers=2)
+            assert code == 0, line
         downloads = [path for method, path in asked if method == "GET" and "/resolve/" in path]
     assert not any(path.endswith(".bin") for path in downloads)  # never fetched, let alone opened
-    made = Paths(tmp_path / "results" / "tiny").base("decoder")
-    assert len(pretrained.layers_of(Backbone.load(made, "decoder").model)) == 2
+    folder = Paths(tmp_path / "results" / "tiny").base("decoder")
+    assert len(pretrained.layers_of(Backbone.load(folder, "decoder").model)) == 2
     # Gone, the hub is needed no more.
-    assert base(tmp_path, "http://127.0.0.1:9", revision=hub.COMMIT, layers=1).returncode == 0
+    assert base(tmp_path, "http://127.0.0.1:9", revision=hub.COMMIT, layers=1)[0] == 0
 
 
 @pytest.mark.slow
 def test_a_hub_that_stays_away_and_a_model_it_does_not_have(tmp_path: Path) -> None:
-    done = base(tmp_path, "http://127.0.0.1:9")
-    assert done.returncode == 2
-    last = done.stderr.strip().splitlines()[-1]
-    assert (
-        last.startswith("error: models.decoder.source: some-org/model_a cannot be fetched (") and "HF_ENDPOINT" in last
-    )
+    code, line = base(tmp_path, "http://127.0.0.1:9")
+    assert code == 2 and "HF_ENDPOINT" in line
+    assert line.startswith("error: models.decoder.source: some-org/model_a cannot be fetched (")
     with hub.serving(tmp_path) as (address, _):
-        done = base(tmp_path, address)
-    assert done.returncode == 2
-    assert (
-        done.stderr.strip().splitlines()[-1]
-        == "error: models.decoder.source: the hub has no some-org/model_a; check name and revision"
-    )
+        lacks = "error: models.decoder.source: the hub has no some-org/model_a; check name and revision"
+        assert base(tmp_path, address) == (2, lacks)
 
 
 # ---------------------------------------------------------------------------------------------------------------- GGUF
 def write_gguf(model: torch.nn.Module, tokens: list[str], path: Path) -> None:
-    """A Qwen2 model as a GGUF file in float32, by the format's own library; tokens are those of a byte-level BPE without merges."""
+    """A Qwen2 model as a GGUF file in float32, by the format's own library; tokens are those of a byte-level BPE that
+    merges nothing."""
     import gguf
 
     config = model.config
     writer = gguf.GGUFWriter(path, "qwen2")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(128)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * len(tokens))
-    writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(0)
+    for key, value in {
+        "block_count": config.num_hidden_layers, "context_length": 128, "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size, "head_count": config.num_attention_heads,
+        "head_count_kv": config.num_key_value_heads, "layer_norm_rms_eps": config.rms_norm_eps,
+        "rope_freq_base": 10000.0, "vocab_size": len(tokens), "tokenizer_model": "gpt2", "token_list": tokens,
+        "token_types": [1] * len(tokens), "token_merges": ["a b"], "eos_token_id": 0,
+    }.items():  # fmt: skip
+        getattr(writer, f"add_{key}")(value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
     for name, value in model.state_dict().items():
         if name != "lm_head.weight":
@@ -231,29 +213,20 @@ def test_a_gguf_file_becomes_an_ordinary_model(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     tokens = ["<|endoftext|>", *"abcdefgh", "ab"]
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
-    model = Qwen2ForCausalLM(
-        Qwen2Config(vocab_size=len(tokens), tie_word_embeddings=True, rope_theta=10000.0, **sizes)
-    ).eval()
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "vocab_size": len(tokens)}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True, "rope_theta": 10000.0}
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes, **heads)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     write_gguf(model, tokens, tmp_path / "tiny.gguf")
-    made = config(tmp_path, decoder={"source": str(tmp_path / "tiny.gguf"), "layers": 2})
-    pretraining.run(made, "decoder")
-    folder = Paths.of(made).base("decoder")
+    folder = bring(tmp_path, "decoder", tmp_path / "tiny.gguf", layers=2)
     loaded = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
     ids = AutoTokenizer.from_pretrained(folder)("abca")["input_ids"]
     assert [tokens[i] for i in ids] == ["ab", "c", "a"]
     del model.model.layers[2:]
     with torch.no_grad():
-        expected, found = (net(input_ids=torch.tensor([ids]), use_cache=False).logits for net in (model, loaded))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        expected, logits = (net(input_ids=torch.tensor([ids]), use_cache=False).logits for net in (model, loaded))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     # Nor does it name a padding token: rows of several lengths are filled up all the same.
     prompt = PromptSettings(template="a{a}b{b}c", yes="d", no="e")
     teacher = Teacher.load(folder, TeacherSettings(symmetric=prompt, asymmetric=prompt, max_length=40))
