@@ -40,7 +40,7 @@ from d2llm.run import jobs
 from d2llm.run.artifacts import write_json
 from d2llm.run.errors import ConfigError, D2LLMError, DataError
 from d2llm.run.paths import PROVENANCE, Paths
-from d2llm.training import base, pretraining
+from d2llm.training import pretraining
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -25,7 +25,7 @@ from d2llm.run.artifacts import read_json
 from d2llm.run.errors import ArtifactError, ConfigError
 from d2llm.run.paths import Paths
 from d2llm.teacher.cross_encoder import Teacher
-from d2llm.training import base
+from d2llm.training.base import run as make_base
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,7 +55,7 @@ def models(tmp_path: Path) -> Path:
 def bring(folder: Path, kind: str, source: Path | str, **settings: object) -> Path:
     """The folder of a base model that stage `base` brings."""
     models = config(folder, **{kind: {"source": str(source), **settings}})
-    base.run(models, kind)
+    make_base(models, kind)
     return Paths.of(models).base(kind)
 
 

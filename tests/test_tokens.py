@@ -8,12 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
-<<<<<<< HEAD
 from tiny_run import BASE, tiny_settings
-=======
-from test_pretrained import config
-from test_teacher import ASYMMETRIC, LETTERS, SYMMETRIC, made
->>>>>>> wt-t3
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -25,7 +20,7 @@ from d2llm.models.tokens import framing, pad_id, token_ids, unknown_to_the_model
 from d2llm.run.errors import ArtifactError, ConfigError, DataError
 from d2llm.teacher.cross_encoder import Teacher
 from d2llm.teacher.prompts import prompts
-from d2llm.training import base
+from d2llm.training.base import run as make_base
 
 BOS, EOS, CLS, SEP = 5, 6, 2, 3
 
@@ -134,7 +129,7 @@ def test_a_checkpoint_whose_tokenizer_is_larger_is_refused_by_every_stage_that_l
     settings["methods"] = {"retromae": settings["methods"]["retromae"]}  # it asks for no words of its own
     message = f"the tokenizer knows {rows + 2} tokens, the model has embeddings for {rows} .none for '龙'.; take"
     with pytest.raises(ConfigError, match=rf"models\.{name}\.source: '{folder}': {message}"):
-        base.run(load([], settings), name)
+        make_base(load([], settings), name)
     with pytest.raises(ArtifactError, match=f"{folder}: {message}"):
         Backbone.load(folder, kind)
     if kind == "decoder":
