@@ -74,6 +74,21 @@ def test_provenance_is_written_last_and_tells_inputs_settings_and_machine(
     assert "train method=bge variant=base seed=1" in log.read_text()
 
 
+def test_what_a_stage_made_is_accepted_before_it_is_recorded(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what the stage names for it, after its function; refused, it has no record."""
+    calls: list[str] = []
+
+    def refuse(config: Config) -> None:
+        calls.append("accept")
+        raise ArtifactError("too few")
+
+    stand_in(monkeypatch, "data", lambda config: calls.append("run"))
+    sys.modules["stand_in"].refuse = refuse  # type: ignore[attr-defined]
+    monkeypatch.setitem(STAGES, "data", replace(STAGES["data"], accept="stand_in:refuse"))
+    assert cli.main(["data", "--config", str(config)]) == 2
+    assert calls == ["run", "accept"] and not STAGES["data"].record(Paths.of(load([config]))).exists()
+
+
 def test_a_job_outside_the_config_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--config", str(config), "--method", "sgpt", "--seed", "1"]) == 2
     assert capsys.readouterr().err == (
