@@ -140,13 +140,23 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 def jobs(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(stage, arguments) of every job that the workflow may plan for a config; of tables and figures two each."""
+    """(stage, arguments) of the jobs that the workflow may plan for a config; of tables and figures two each."""
     for name in config.data.files.downloads() if config.data.source == "files" else ():
         yield "download", {"download": name}
-    yield from ((name, {}) for name, stage in STAGES.items() if not stage.arguments)
+    alone = (
+        "texts",
+        "data",
+        "negatives",
+        "collect",
+        "comparison",
+        "ablations",
+        "runtime",
+        "report",
+        "notebook",
+        "tune",
+    )
+    yield from ((stage, {}) for stage in alone)
     yield from (("base", {"model": model}) for model in config.models.names())
-    for shard in range(config.negatives.shards if config.negatives.shards > 1 else 0):
-        yield "vectors", {"shard": shard, "shards": config.negatives.shards}
     for teacher in ("teacher", *config.teachers):
         yield "teacher", {"teacher": teacher}
         yield "teacher_scores", {"teacher": teacher, "shard": 0, "shards": config.teacher.shards}
@@ -154,9 +164,16 @@ def jobs(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
     trained = [*config.runs(), *(trial.run for trial in config.trials())]
     yield from (("train", run._asdict()) for run in trained)
     yield from (("evaluate", run._asdict()) for run in config.evaluations())
-    yield from (("evaluate_dev", trial.run._asdict()) for trial in config.trials())
     yield from (("table", {"name": name}) for name in ("ablation", "settings"))
     yield from (("figure", {"name": name}) for name in ("sweep_nli", "architecture"))
+
+
+def every_job(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
+    """These, and those of stages that no tier's `all` has, or whose settings are another's."""
+    yield from jobs(config)
+    yield from (("examples", {}), ("search_notebook", {}))
+    yield "vectors", {"shard": 0, "shards": config.negatives.shards}
+    yield from (("evaluate_dev", trial.run._asdict()) for trial in config.trials())
 
 
 def plan(config: Config) -> int:
@@ -172,7 +189,7 @@ def plan(config: Config) -> int:
     if config.data.source == "files":
         for path in config.data.files.paths().values():
             Path(path).is_file()
-    for count, (stage, arguments) in enumerate(jobs(config), 1):  # noqa: B007 - the last one counts
+    for count, (stage, arguments) in enumerate(every_job(config), 1):  # noqa: B007 - the last one counts
         settings_line(config, stage, **arguments)
         place = STAGES[stage].record(Paths.of(config), **arguments).relative_to(root)
         assert ".." not in place.parts, place
