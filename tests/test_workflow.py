@@ -35,6 +35,8 @@ RENDERED = ["comparison", "ablations", "examples", *ALL_TABLES, *["figure"] * le
 DRAWN = ["figure"] * sum(not figure.reads for figure in FIGURES.values())
 # Made again where a model is another.
 MEASURED = ["runtime", *["figure"] * sum(figure.reads == ("runtime",) for figure in FIGURES.values())]
+# What is no more than it is called, for Snakemake's own report to show.
+EMPTY = {".svg": '<svg xmlns="http://www.w3.org/2000/svg"/>', ".html": "<!DOCTYPE html><title>.</title>"}
 BASELINES = ("bge", "retromae", "llara", "sgpt", "udever")
 
 
@@ -104,7 +106,7 @@ def finished(fresh: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / output
         if path.suffix:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            path.write_text(EMPTY.get(path.suffix, ""))
         else:
             path.mkdir(parents=True, exist_ok=True)
     done = snakemake(folder, "--touch", "--forceall")
@@ -203,7 +205,8 @@ def test_a_file_with_a_tier_stands_alone_and_one_without_is_laid_over_mini(fresh
     own = {"train_bge(bge)", "evaluate(bge)", "evaluate(bm25)"}
     assert {job for job in jobs if job.startswith(("train", "evaluate"))} == own
     mine.write_text("seeds: [1, 2]")
-    assert scheduled(fresh, "--configfile", str(mine))["train_bge(bge)"] == 2
+    second = "results/mini/runs/bge/base/seed2/summary.json"
+    assert "train_bge(bge)" in scheduled(fresh, second, "--configfile", str(mine))
 
 
 @pytest.mark.slow
@@ -334,12 +337,6 @@ def test_a_tuning_record_is_shown_but_never_brought_up_to_date(copy: Path) -> No
 
 @pytest.mark.slow
 def test_snakemakes_own_report_has_captions(copy: Path) -> None:
-    for figure in FIGURES:
-        (copy / f"results/mini/figures/{figure}.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
-    for table in TABLES:
-        (copy / f"results/mini/tables/{table}.html").write_text("<table></table>")
-    (copy / "results/mini/report.html").write_text("<!DOCTYPE html><title>.</title>")
-    assert snakemake(copy, "--touch", "--forceall").returncode == 0
     done = snakemake(copy, "--report", "out.html")
     assert done.returncode == 0, done.stdout + done.stderr
     text = html.unescape((copy / "out.html").read_text(encoding="utf-8"))
