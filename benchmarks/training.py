@@ -134,10 +134,10 @@ def reference(config: Config, name: str, seed: int) -> tuple[float, Student]:
 
 def suite(config: Config, name: str, seed: int) -> tuple[float, Student]:
     """(seconds of the updates alone, student): the stage `train`, timed from its first update to its last."""
-    import d2llm.training.train as training
+    from d2llm.training import loop
 
     clock: list[float] = []
-    plain = training.progress
+    plain = loop.progress
 
     class Watched:
         """The loop's progress, with the time of every update."""
@@ -152,11 +152,11 @@ def suite(config: Config, name: str, seed: int) -> tuple[float, Student]:
                 yield batch
             clock.append(time.perf_counter())
 
-    training.progress = Watched  # type: ignore[assignment]
+    loop.progress = Watched  # type: ignore[assignment]
     try:
         run(config, name, "base", seed)
     finally:
-        training.progress = plain
+        loop.progress = plain
     return clock[-1] - clock[0], Student.load(Paths.of(config).run(name, "base", seed) / "model")
 
 
