@@ -1,7 +1,8 @@
-"""The figure of recall against work: `python benchmarks/recall_figure.py TITLE=FILE … --to FOLDER`, from what `search.py --json` wrote.
+"""The figure of recall against work: `python benchmarks/recall_figure.py TITLE=FILE … --to FOLDER`, from what
+`search.py --json` wrote.
 
-Left, recall@10 against the part of the passages that the module scores; right, against how many times faster than scoring all of them a query is. Written
-as recall.svg, .pdf and .png.
+Left, recall@10 against the part of the passages that the module scores; right, against how many times faster than
+scoring all of them a query is. Written as recall.svg, .pdf and .png.
 """
 
 from __future__ import annotations

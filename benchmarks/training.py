@@ -1,9 +1,12 @@
-"""Training: this suite's loop against sentence-transformers' trainer, on the same encoder, pairs, order of batches, loss, updates and rates.
+"""Training: this suite's loop against sentence-transformers' trainer, on the same encoder, pairs, order of batches,
+loss, updates and rates.
 
-Two baselines whose loss is `MultipleNegativesRankingLoss` there (cosine, cross-entropy over the batch's positives and hard negatives): BGE's fine-tuning, an encoder
-with [CLS] of which all weights train; and SGPT, a decoder with the weighted mean, here with LoRA adapters, as most trainings of the suite have them. Both sides run in float32 with
-AdamW and the method's schedule; quality is the mean of the headline scores on the run's development samples. A finished run (`make`)
-gives base models and pairs; nothing of it is changed. The part of Python in a step is what is left of the suite's time after the time in torch's operators.
+Two baselines whose loss is `MultipleNegativesRankingLoss` there (cosine, cross-entropy over the batch's positives and
+hard negatives): BGE's fine-tuning, an encoder with [CLS] of which all weights train; and SGPT, a decoder with the
+weighted mean, here with LoRA adapters, as most trainings of the suite have them. Both sides run in float32 with AdamW
+and the method's schedule; quality is the mean of the headline scores on the run's development samples. A finished run
+(`make`) gives base models and pairs; nothing of it is changed. The part of Python in a step is what is left of the
+suite's time after the time in torch's operators.
 """
 
 from __future__ import annotations

@@ -31,9 +31,10 @@ FILES = sorted(FOLDER.glob("*.yaml"))
 BELOW = {"study": FOLDER / "mini.yaml"}
 
 STRANGE = [
-    "", " ", "\n", "a\nb", "x" * 5000, "../up", "/", "a/b", "a b", "$(touch pwned)", "`id`", "'", '"', "{method}", "{", "%s", "\x00",
-    "\ud800", "甲", "🦆", "null", "true", "1e999", "nan", "base", "teacher", "-", "..", "~", "package:", "package:a.b/c", "package:../x",
-    "org/name", "a.gguf", "mteb", "path", "source", "!!python/object:os.system",
+    "", " ", "\n", "a\nb", "x" * 5000, "../up", "/", "a/b", "a b", "$(touch pwned)", "`id`",
+    "'", '"', "{method}", "{", "%s", "\x00", "\ud800", "甲", "🦆",
+    "null", "true", "1e999", "nan", "base", "teacher", "-", "..", "~", "package:", "package:a.b/c", 
+    "package:../x", "org/name", "a.gguf", "mteb", "path", "source", "!!python/object:os.system",
 ]  # fmt: skip
 NUMBERS = [
     0,
@@ -54,13 +55,14 @@ NUMBERS = [
     float("nan"),
 ]
 SHAPES: list[Any] = [
-    [], {}, [[]], [None], {"a": 1}, {1: 2}, {None: 3}, {True: {}}, [1, [2, [3]]], {"source": "x"}, {"mteb": "Ocnli"}, {"repo": "a/b"}, None, True,
+    [], {}, [[]], [None], {"a": 1}, {1: 2}, {None: 3}, {True: {}}, [1, [2, [3]]], {"source": "x"},
+    {"mteb": "Ocnli"}, {"repo": "a/b"}, None, True,
 ]  # fmt: skip
 VALUES = st.one_of(*map(st.sampled_from, (NUMBERS, STRANGE, SHAPES)), st.integers(), st.floats(), st.text(max_size=20))
 # What means something in YAML.
 MARKS = [
-    "\t", "{", "}", "[", "]", ": ", "- ", "'", '"', "&a ", "*a", "!!binary ", "!!set ", "? ", "|", "%", "@", "`", "\x00", "\x07", "\ufeff",
-    "---\n", "<<: ", "#", "\n", "2024-13-45", "1" * 5000,
+    "\t", "{", "}", "[", "]", ": ", "- ", "'", '"', "&a ", "*a", "!!binary ", "!!set ", "? ", "|", "%",
+    "@", "`", "\x00", "\x07", "\ufeff", "---\n", "<<: ", "#", "\n", "2024-13-45", "1" * 5000,
 ]  # fmt: skip
 
 
@@ -219,7 +221,7 @@ def outcome(below: list[Path], text: str, folder: Path) -> str:
 
 
 def checked(line: str, files: list[Path], text: str) -> str:
-    """What a refusal says behind the file that it names; AssertionError where it names no file, no key or no way out."""
+    """What a refusal says behind the file it names; AssertionError where it names no file, key or way out."""
     where, _, rest = line.partition(": ")
     assert line.isprintable() and len(line) < 1500, f"not one line: {line!r}"
     assert where in map(str, files), f"names no file: {line!r}"

@@ -92,8 +92,9 @@ def test_what_a_stage_made_is_accepted_before_it_is_recorded(config: Path, monke
 def test_a_job_outside_the_config_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--config", str(config), "--method", "sgpt", "--seed", "1"]) == 2
     assert capsys.readouterr().err == (
-        "error: --method sgpt --variant base --seed 1: not a run of this config; add it to methods, variants, sweeps, seeds or "
-        "tuning.grids, or take the nearest: --method bge --variant base --seed 1\n"
+        "error: --method sgpt --variant base --seed 1: not a run of this config; "
+        "add it to methods, variants, sweeps, seeds or tuning.grids, "
+        "or take the nearest: --method bge --variant base --seed 1\n"
     )
     for command, message in (
         (["base", "--model", "student"], "--model: expected one of teacher, decoder, encoder; found 'student'"),
@@ -312,7 +313,7 @@ def test_a_users_error_or_a_fault_of_the_machine_is_one_line_and_exit_2(
     assert not (tmp_path / "results/mini/data/provenance.json").exists()
 
 
-# ---------------------------------------------------------------------------------------- terminals and homes of all kinds
+# ------------------------------------------------------------------------------------- terminals and homes of all kinds
 def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[bytes]:
     """`d2llm COMMAND` in a process of its own, whose output has to come from this environment."""
     away = ("XDG_CACHE_HOME", "MPLCONFIGDIR", "HF_HOME")

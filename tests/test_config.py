@@ -51,11 +51,23 @@ def test_mini_spells_out_every_key_of_the_schema(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("teacher: {lerning_rate: 0.1}", "teacher.lerning_rate: unknown key (found 0.1); nearest valid key: teacher.learning_rate"),
+        (
+            "teacher: {lerning_rate: 0.1}",
+            "teacher.lerning_rate: unknown key (found 0.1); nearest valid key: teacher.learning_rate",
+        ),
         ("train: {steps: 3}", "train: unknown key (found {'steps': 3}); nearest valid key: training"),
-        ("symmetric_order: {}", "symmetric_order: unknown key (found {}); nearest valid key: evaluation.symmetric_order"),
-        ("models: {teacher: {sorce: ./x, revision: abc}}", "models.teacher.sorce: unknown key (found './x'); nearest valid key: models.teacher.source"),
-        ("models: {encoder: {revision: abc}}", "models.encoder.revision: unknown key (found 'abc'); a valid key of another kind"),
+        (
+            "symmetric_order: {}",
+            "symmetric_order: unknown key (found {}); nearest valid key: evaluation.symmetric_order",
+        ),
+        (
+            "models: {teacher: {sorce: ./x, revision: abc}}",
+            "models.teacher.sorce: unknown key (found './x'); nearest valid key: models.teacher.source",
+        ),
+        (
+            "models: {encoder: {revision: abc}}",
+            "models.encoder.revision: unknown key (found 'abc'); a valid key of another kind",
+        ),
         ("training: {xyz: 1}", "training.xyz: unknown key (found 1); valid keys here: steps, steps_of,"),
         ("threads: two", "threads: expected a valid integer; found 'two' (text)"),
         ("threads: '2'", "threads: expected a valid integer; found '2' (text)"),
@@ -66,7 +78,10 @@ def test_mini_spells_out_every_key_of_the_schema(tmp_path: Path) -> None:
         ("seeds: [1, x]", "seeds.1: expected a valid integer; found 'x' (text)"),
         ("tier: a/b", "tier: expected text of the form"),
         ("methods: {bgee: {}}", "methods.bgee: unknown method 'bgee'"),
-        ("methods: {bge: {learnin_rate: 1.0}}", "methods.bge.learnin_rate: unknown key (found 1.0); nearest valid key: methods.bge.learning_rate"),
+        (
+            "methods: {bge: {learnin_rate: 1.0}}",
+            "methods.bge.learnin_rate: unknown key (found 1.0); nearest valid key: methods.bge.learning_rate",
+        ),
         ("methods: {bge: {temperature: hot}}", "methods.bge.temperature: expected a valid number; found 'hot' (text)"),
         ("training: {steps_of: {simcse: 20}}", "training.steps_of.simcse: expected one of d2llm, bge"),
         ("statistics: {subject: simcse}", "statistics.subject: expected one of d2llm, bge"),
@@ -75,7 +90,7 @@ def test_mini_spells_out_every_key_of_the_schema(tmp_path: Path) -> None:
         ("variants: {base: {method: bge}}", "variants.base: this name is taken"),
         ("variants: {../x: {method: bge}}", "variants"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_told_by_file_key_and_way_out(text: str, message: str, tmp_path: Path) -> None:
     mine = write(tmp_path / "mine.yaml", text)
     line = refusal(MINI, mine)

@@ -91,7 +91,7 @@ SETTINGS = {
             },
             "tasks": {
                 "entail": {"type": "pair_classification", "group": "nli", "yes": ["yes"], "no": ["no"], **SPLITS},
-                "related": {"type": "sts", "group": "sts", "scores": [0, 5], "sample": 30, "title": "Related", **SPLITS},
+                "related": {"type": "sts", "group": "sts", "scores": [0, 5], "sample": 30, "title": "Related"} | SPLITS,
                 "find": {"type": "retrieval", "group": "ir", "dev": three("dev"), "test": three("test")},
             },
             "teacher_dev": 0.1,

@@ -1,4 +1,4 @@
-"""The ways to install name the same versions, and none names a registry; a wheel holds the library and its command alone."""
+"""The ways to install name the same versions, and no registry; a wheel holds the library and its command alone."""
 
 import importlib.metadata
 import importlib.util
@@ -71,7 +71,7 @@ def test_hooks_have_the_locks_versions() -> None:
     assert [hook["entry"] for hook in hooks if hook not in own] == [".venv/bin/mypy"]
 
 
-# --------------------------------------------------------------------------------------------------------------- digests
+# -------------------------------------------------------------------------------------------------------------- digests
 def test_the_hashed_lock_has_the_same_pins_and_a_digest_of_each() -> None:
     """Renewed by `make hashes`, as its head says."""
     text = (ROOT / "requirements.hashes.lock").read_text(encoding="utf-8")
@@ -105,7 +105,8 @@ def test_digests_are_of_the_pinned_versions_files_alone(hash_lock: types.ModuleT
     assert set(hash_lock.hashes(iter(files.items()), "a_b", "1.0+cpu").values()) == {"4"}
     pins = {("A.b", "1.0", " ; os"): {"x": "22", "y": "11"}, ("a_b", "1.0+cpu", ""): {"z.whl": "4"}}
     assert hash_lock.written(pins).removeprefix(hash_lock.HEAD) == (
-        "#   z.whl\nA.b==1.0 ; os \\\n    --hash=sha256:11 \\\n    --hash=sha256:22\na_b==1.0+cpu \\\n    --hash=sha256:4\n"
+        "#   z.whl\nA.b==1.0 ; os \\\n    --hash=sha256:11 \\\n    --hash=sha256:22\n"
+        "a_b==1.0+cpu \\\n    --hash=sha256:4\n"
     )
 
 
@@ -151,7 +152,7 @@ def call(folder: Path, environment: dict[str, str], *command: str | Path, code: 
 
 @pytest.mark.slow
 def test_a_wheel_is_the_library_and_its_command(tmp_path: Path) -> None:
-    """Installed by pip, without the repository around it: it holds all that the code reads beside itself, and no more."""
+    """Installed by pip, without the repository around it: it holds all that the code reads, and no more."""
     source, site = tmp_path / "source", tmp_path / "installed"
     source.mkdir()
     for part in ("pyproject.toml", "README.md", "LICENSE"):
@@ -187,7 +188,7 @@ def test_a_wheel_is_the_library_and_its_command(tmp_path: Path) -> None:
     assert "of 2 as asked for" in call(tmp_path, environment, d2llm, "doctor")
 
 
-# -------------------------------------------------------------------------------------------------------------- Makefile
+# ------------------------------------------------------------------------------------------------------------- Makefile
 TARGETS = {
     None: [],
     "tables": ["tables"],

@@ -53,7 +53,7 @@ STUDY = {
 
 
 def study(fresh: Path, one: Path) -> None:  # noqa: F811
-    """A study goes on from a finished run: another teacher, another base, a sweep; its centre and a variant cost nothing."""
+    """A study goes on from a finished run: another teacher, another base, a sweep, whose centre costs nothing."""
     before = pd.read_csv(one / "scores.csv")
     (fresh / "study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
     files = ("--configfile", "tiny.yaml", "study.yaml", "-C", "results=one")
@@ -104,8 +104,8 @@ def test_the_whole_workflow(fresh: Path) -> None:  # noqa: F811
     done = run(fresh, "-C", "results=one", network=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
-    # Another clone, one job at a time: the same bytes. A decoder trained by LoRA with all of D2LLM, an encoder in full after
-    # two stages of pre-training. That tables and figures of the same scores are the same, their own tests say.
+    # Another clone, one job at a time: the same bytes. A decoder trained by LoRA with all of D2LLM, an encoder in full
+    # after two stages of pre-training. That tables and figures of the same scores are the same, their own tests say.
     paths, trained = Paths(Path("two/tiny")), ("d2llm", "bge")
     wanted = [paths.run("bge", "base", 1) / "provenance.json", paths.evaluation("d2llm", "base", 1) / "scores.parquet"]
     done = run(other, "-C", "results=two", target=[str(path) for path in wanted], cores=1)

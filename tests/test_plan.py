@@ -49,6 +49,8 @@ def test_sizes_are_those_of_the_model(kind: str, tmp_path: Path) -> None:
 
 
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4}
+OPT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+OPT |= {"ffn_dim": 48, "word_embed_proj_dim": 32}
 
 
 @pytest.mark.parametrize(
@@ -57,9 +59,9 @@ GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4}
         ("GPT2", GPT2),
         ("GPT2", GPT2 | {"n_inner": 48}),
         ("Bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
-        ("OPT", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+        ("OPT", OPT),
     ],
-)  # fmt: skip
+)
 def test_sizes_of_families_that_name_them_otherwise(family: str, config: dict[str, int], tmp_path: Path) -> None:
     import transformers
 
@@ -163,8 +165,8 @@ def test_another_runs_data_is_not_planned_from(
     assert estimate["amounts"].pairs == 5 * config.data.world.test_pairs
 
 
-# ------------------------------------------------------------------------------------------------------ pretext stages
-# By hand: width 8, feed-forward 16, two layers of 4·64 + 3·8·16 = 640 weights, 2000 words of width 8; texts of 16 tokens.
+# ------------------------------------------------------------------------------------------------------- pretext stages
+# By hand: width 8, feed-forward 16, two layers of 4·64 + 3·8·16 = 640 weights, 2000 words; texts of 16 tokens.
 SMALL = {"hidden_size": 8, "layers": 2, "heads": 2, "intermediate_size": 16}
 TEN = {"steps": 10, "batch_size": 4}
 
@@ -199,7 +201,7 @@ def test_autoencoding_by_hand() -> None:
 
 
 def test_half_precision_is_reckoned_with() -> None:
-    """States take half, logits what they did; the device computes at its other rate. Of the teacher's tuning as well."""
+    """States take half, logits what they did; the device computes at its other rate. The teacher's tuning too."""
     methods = {"retromae": {"pretraining": TEN}}
     full, half = (
         {cost.stage: cost for cost in costs(methods, training={"precision": precision})}
@@ -257,7 +259,7 @@ def test_a_batch_is_as_long_as_its_longest_text() -> None:
     assert plan.longest_of({3.0: 0.25, 1.0: 0.75}, 1000) == pytest.approx(3)
 
 
-# Of the models' own config.json, as their pages show them: hidden size, layers, heads, heads of keys, feed-forward, words.
+# Of the models' own config.json, as their pages show them: family, whether embeddings are tied, and these sizes.
 SIZES = (
     "hidden_size",
     "num_hidden_layers",

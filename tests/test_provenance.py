@@ -1,4 +1,4 @@
-"""A code digest follows what code does and who imports it, not how it is written down; a record vouches for its files."""
+"""A code digest follows what code does and who imports it, not how it is written; a record vouches for its files."""
 
 import hashlib
 import json
@@ -34,7 +34,9 @@ FILES = {
     "d2llm/models/__init__.py": "",
     "d2llm/models/text.py": "from . import student\n",
     "d2llm/models/student.py": "def f():\n    from d2llm.methods.losses import loss\n    return loss\n",
-    "d2llm/training/train.py": "import d2llm.methods.base\nfrom d2llm.config import schema\nfrom d2llm.models.text import x\n",
+    "d2llm/training/train.py": (
+        "import d2llm.methods.base\nfrom d2llm.config import schema\nfrom d2llm.models.text import x\n"
+    ),
     "baselines/__init__.py": "",
     "baselines/bge.py": "import d2llm.methods.base\n",
     "baselines/sgpt.py": "import d2llm.methods.base\n",
@@ -102,8 +104,9 @@ def test_content_digest_of_a_file_and_a_folder(tmp_path: Path) -> None:
     assert content_digest(tmp_path / "m") != before
 
 
-# ---------------------------------------------------------------------------------------------------------- stages
-ARGUMENTS = {"model": "decoder", "shard": 0, "shards": 1, "method": "bge", "variant": "base", "seed": 1, "teacher": "teacher"}  # fmt: skip
+# --------------------------------------------------------------------------------------------------------------- stages
+ARGUMENTS = {"model": "decoder", "teacher": "teacher", "shard": 0, "shards": 1}
+ARGUMENTS |= {"method": "bge", "variant": "base", "seed": 1}
 
 
 def arguments(stage: str) -> dict[str, object]:
@@ -177,7 +180,7 @@ def test_every_stages_record_speaks_for_its_files() -> None:
     assert len(jobs.outputs("table", paths, name="nli")) == 4
 
 
-# ------------------------------------------------------------------------------------------------------------ outputs
+# -------------------------------------------------------------------------------------------------------------- outputs
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with a record, and in it a file that another job wrote, with a record of its own."""

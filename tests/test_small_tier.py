@@ -48,8 +48,8 @@ for job in jobs:
 def test_from_the_hub_to_the_scores_of_d2llm(tmp_path: Path) -> None:
     """What differs from the paper tier, whose data half `test_download` holds, and what no other test joins to a hub.
 
-    A teacher whose weights are kept in bfloat16 is tuned, by adapters; models that share embeddings, and keys and values
-    among queries; samples of training sets and of mteb's retrieval sets.
+    A teacher whose weights are kept in bfloat16 is tuned, by adapters; models that share embeddings, and keys and
+    values among queries; samples of training sets and of mteb's retrieval sets.
     """
     hub_sets.write_sets(tmp_path / "hub", 24)
     hub_sets.write_models(tmp_path / "hub")

@@ -131,9 +131,9 @@ def append(path: Path, text: str) -> None:
         stream.write(text)
 
 
-# ------------------------------------------------------------------------------------------------- the text of the rules
+# ------------------------------------------------------------------------------------------------ the text of the rules
 def test_each_stage_is_a_rule_of_its_name() -> None:
-    """And takes of its declaration all that `common.smk` derives; heirs differ in their wildcards and priority alone."""
+    """And takes of its declaration all that `common.smk` derives; heirs differ in wildcards and priority alone."""
     rules, heirs = {}, {}
     for file in (ROOT / "workflow" / "rules").glob("*.smk"):
         for block in re.split(r"\n(?=rule |use rule )", file.read_text(encoding="utf-8"))[1:]:
@@ -247,7 +247,7 @@ def test_a_seventh_method_is_one_file_one_stanza_one_line(fresh: Path, tmp_path:
     assert {job: count for job, count in jobs.items() if "toy" in job} == {"train_toy(toy)": 1, "evaluate(toy)": 1}
 
 
-# ------------------------------------------------------------------------------------------------- of a finished run
+# ---------------------------------------------------------------------------------------------------- of a finished run
 @pytest.mark.slow
 def test_what_changes_no_number_reruns_nothing(copy: Path) -> None:
     """Comments; times, where contents are the same; versions as they are pinned, not installed."""
