@@ -1,7 +1,7 @@
 """What all benchmarks share: machine facts, timing of alternatives in turn, a table of ratios.
 
-Times of one run are compared with each other only: every alternative runs once a round, round after round, and a ratio is the median of the
-rounds' ratios, so that a machine whose speed drifts cannot favour one of them.
+Times of one run are compared with each other only: every alternative runs once a round, round after round, and a ratio
+is the median of the rounds' ratios, so that a machine whose speed drifts cannot favour one of them.
 """
 
 from __future__ import annotations

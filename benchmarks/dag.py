@@ -1,7 +1,7 @@
-"""The workflow: a call that has nothing to do, what each kind of job needs to start, and how busy the cores of a finished run were.
+"""The workflow: a call that has nothing to do, what jobs need to start, how busy the cores of a finished run were.
 
-Nothing is trained. `--results` is a finished run of `--config` (`make`). Starting is measured as the seconds a fresh interpreter takes to import
-what the stage's job imports before its work begins; the rest of a job is in its record.
+Nothing is trained. `--results` is a finished run of `--config` (`make`). Starting is measured as the seconds a fresh
+interpreter takes to import what the stage's job imports before its work begins; the rest of a job is in its record.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 
 from common import arguments, publish
 
-from d2llm.run import stages
+from d2llm.run.jobs import find_stage
+from d2llm.run.stages import STAGES
 
 
 def fresh(*command: str) -> float:
@@ -45,16 +46,16 @@ def main() -> None:
     spans: list[tuple[float, float]] = []
     for file in options.results.rglob("*provenance.json"):
         record = json.loads(file.read_text(encoding="utf-8"))
-        if record.get("stage") in stages.STAGES:
+        if find_stage(record.get("stage", "")) in STAGES:
             begun = datetime.fromisoformat(record["started"]).timestamp()
             spans.append((begun, begun + record["seconds"]))
-            jobs[record["stage"]].append(record["seconds"])
+            jobs[find_stage(record["stage"])].append(record["seconds"])
     bare = fresh(sys.executable, "-c", "pass")
     rows = []
     for stage, seconds in sorted(jobs.items(), key=lambda entry: -sum(entry[1])):
-        module = stages.STAGES[stage].function.partition(":")[0]
-        torch = "; import torch" if stages.STAGES[stage].torch else ""
-        start = fresh(sys.executable, "-c", f"import d2llm.cli, {module}{torch}") - bare
+        module = STAGES[stage].function.partition(":")[0]
+        torch = "; import torch" if STAGES[stage].torch else ""
+        start = fresh(sys.executable, "-c", f"import d2llm.cli.main, {module}{torch}") - bare
         rows.append(
             {"stage": stage, "jobs": len(seconds), "seconds, median": statistics.median(seconds), "in all": sum(seconds), "to start": start}
         )  # fmt: skip

@@ -1,7 +1,8 @@
-"""How cost grows: with pairs, corpus size, d, h, hard negatives and batch, each over at least four sizes, with the exponent of a power law fitted to them.
+"""How cost grows: with pairs, corpus size, d, h, hard negatives and batch, each over at least four sizes.
 
-The others stay at a default while one grows. An exponent of 1 is proportional, of 0 no growth; what is fixed in a call (a first product, a start) pulls
-it down. Teacher and students are those of a finished run (`make`).
+A power law is fitted to them. The others stay at a default while one grows. An exponent of 1 is proportional, of 0 no
+growth; what is fixed in a call (a first product, a start) pulls it down. Teacher and students are those of a finished
+run (`make`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Scoring one query against many passages with the IEM: this suite against the release's formula, and against the machine's matrix product.
+"""Scoring one query against many passages with the IEM: this suite against the release's formula, and against the
+machine's matrix product.
 
-The release joins [q; p] for every pair, runs the first layer on all 2d numbers and both branches. Here a passage's half of the first layer is
-precomputed (`Scorer.passage_cache`), and only the branch of the mode runs. What remains is one h×h product a pair: its rate is compared with that of
-`torch.mm` on the same shapes in the same run. Precomputing is timed apart ("index"). The same in bfloat16, against its own product; and what an index in
-fewer bits costs in scores.
+The release joins [q; p] for every pair, runs the first layer on all 2d numbers and both branches. Here a passage's half
+of the first layer is precomputed (`Scorer.passage_cache`), and only the branch of the mode runs. What remains is one
+h×h product a pair: its rate is compared with that of `torch.mm` on the same shapes in the same run. Precomputing is
+timed apart ("index"). The same in bfloat16, against its own product; and what an index in fewer bits costs in scores.
 """
 
 from __future__ import annotations

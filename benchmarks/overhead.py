@@ -1,10 +1,12 @@
-"""What the training loop itself costs an update: everything but the tokenizer, the model's passes, the objective and the optimiser's step.
+"""What the training loop itself costs an update: all but tokenizer, the model's passes, objective and optimiser's step.
 
-Runs `d2llm.training.train` as the workflow does, on what a finished run has (`make`), into a folder of its own, with a clock around those. The tokenizer's own
-work on texts that are new to it is told apart. What is left is making batches, the teacher's targets, logs, progress and checkpoints' bookkeeping.
+Runs `d2llm.training.train` as the workflow does, on what a finished run has (`make`), into a folder of its own, with a
+clock around those. The tokenizer's own work on texts that are new to it is told apart. What is left is making batches,
+the teacher's targets, logs, progress and checkpoints' bookkeeping.
 
-`--sample` trains once more without clocks, while py-spy (`pip install py-spy`; it needs leave to read another process) looks at the stack, and counts
-how often the innermost frame was Python's: the interpreter between operators, wherever it is, in the loop, in transformers' modules or in torch's.
+`--sample` trains once more without clocks, while py-spy (`pip install py-spy`; it needs leave to read another process)
+looks at the stack, and counts how often the innermost frame was Python's: the interpreter between operators, wherever
+it is, in the loop, in transformers' modules or in torch's.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from d2llm.models import backbone
 from d2llm.models.student import Student
 from d2llm.run.checkpoint import Loop
 from d2llm.run.paths import Paths
+from d2llm.training import loop
 from d2llm.training import train as training
 
 # Of a finished run, by name below its folder.
@@ -63,7 +66,7 @@ def measure(options: Any, name: str) -> dict[str, float]:
     chosen = method(name)
     Student.passes = clock.around("model, forward", PASSES)
     backbone.token_ids = clock.around("tokenizer", TOKENS)
-    training.step = clock.around("backward, clipping, AdamW", STEP)
+    loop.step = clock.around("backward, clipping, AdamW", STEP)
     chosen.objective = clock.around("objective", chosen.objective)
 
     def after(self: Loop, *given: Any, **named: Any) -> None:
@@ -94,7 +97,7 @@ def train(options: Any, name: str, after: Callable[..., None], counted: int) -> 
 
 def sample(options: Any, name: str) -> tuple[float, list[tuple[str, float]]]:
     """Share of samples in Python, and of the ten lines with most of them."""
-    Student.passes, backbone.token_ids, training.step = PASSES, TOKENS, STEP
+    Student.passes, backbone.token_ids, loop.step = PASSES, TOKENS, STEP
     vars(method(name)).pop("objective", None)
     done, spy = [0], list[subprocess.Popen[bytes]]()
     with tempfile.TemporaryDirectory() as place:
@@ -121,7 +124,7 @@ def sample(options: Any, name: str) -> tuple[float, list[tuple[str, float]]]:
 
 
 def interpreted(stacks: Iterable[str]) -> tuple[float, list[tuple[str, float]]]:
-    """Of py-spy's raw lines (`outer;…;inner count`): the share whose innermost frame is Python's, and the ten Python lines with most of that."""
+    """Of py-spy's raw lines (`outer;…;inner count`): the share whose innermost frame is Python's, and where most are."""
     total, lines = 0, Counter[str]()
     for stack in stacks:
         frames, _, count = stack.rpartition(" ")
@@ -132,7 +135,7 @@ def interpreted(stacks: Iterable[str]) -> tuple[float, list[tuple[str, float]]]:
     return sum(lines.values()) / max(total, 1), [(line, count / total) for line, count in lines.most_common(10)]
 
 
-PASSES, STEP, TOKENS, AFTER = Student.passes, training.step, backbone.token_ids, Loop.after
+PASSES, STEP, TOKENS, AFTER = Student.passes, loop.step, backbone.token_ids, Loop.after
 
 
 def main() -> None:
@@ -149,10 +152,10 @@ def main() -> None:
     gc.set_threshold(*COLLECT)
     rows = []
     for name in options.methods:
-        found = measure(options, name)
+        parts = measure(options, name)
         rows += [
-            {"method": name, "part": part, "ms an update": value, "share": value / found["all"]}
-            for part, value in found.items()
+            {"method": name, "part": part, "ms an update": value, "share": value / parts["all"]}
+            for part, value in parts.items()
         ]
         if options.sample:
             share, lines = sample(options, name)

@@ -1,7 +1,8 @@
-"""The figure of recall against work: `python benchmarks/recall_figure.py TITLE=FILE … --to FOLDER`, from what `search.py --json` wrote.
+"""The figure of recall against work: `python benchmarks/recall_figure.py TITLE=FILE … --to FOLDER`, from what
+`search.py --json` wrote.
 
-Left, recall@10 against the part of the passages that the module scores; right, against how many times faster than scoring all of them a query is. Written
-as recall.svg, .pdf and .png.
+Left, recall@10 against the part of the passages that the module scores; right, against how many times faster than
+scoring all of them a query is. Written as recall.svg, .pdf and .png.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2llm.reporting.drawing.figures import FORMATS, render
-from d2llm.reporting.style import COLORS, MARKERS
+from d2llm.reporting.style import LOOKS, SUBJECT_LOOK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from d2llm.reporting.drawing.figures import Data
 
-LOOKS = [(COLORS[name], MARKERS[name]) for name in ("d2llm", "bge", "llara")]
+MODULE_LOOKS = [SUBJECT_LOOK, *LOOKS[:2]]
 # What is asked of a search: this recall, with so much of the corpus scored.
 RECALL, PART = 0.99, 0.02
 
@@ -31,7 +32,7 @@ def draw(_: Data | None, measured: dict[str, dict[str, Any]]) -> Figure:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(6.9, 2.9), sharey=True)
-    for (color, marker), (title, found) in zip(cycle(LOOKS), measured.items(), strict=False):
+    for (color, marker), (title, found) in zip(cycle(MODULE_LOOKS), measured.items(), strict=False):
         rows = [row for row in found["rows"] if row["part scored exactly"] < 1]
         recalls = [row["recall@10"] for row in rows]
         for axis, key in ((left, "part scored exactly"), (right, "times faster")):

@@ -1,7 +1,8 @@
 """Searching many passages with the IEM: recall of the ten best against the part of the passages that is scored exactly.
 
-The reference is the exhaustive search, which scores every pair. Passages are synthetic vectors in heaps, or, with `--student`, texts of the generated
-world embedded by a trained student (results/mini/runs/d2llm/base/seed1/model). Times are of one query, all queries of a call together.
+The reference is the exhaustive search, which scores every pair. Passages are synthetic vectors in heaps, or, with
+`--student`, texts of the generated world embedded by a trained student (results/mini/runs/d2llm/base/seed1/model).
+Times are of one query, all queries of a call together.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The teacher's scores of pairs: this suite against the release's procedure, on the same model and the same pairs.
 
-The release pads every prompt on the left to 500 tokens, eight pairs a batch, and takes logits of the whole vocabulary at every position, of which it reads
-two of the last. A plain procedure besides: batches sorted by length, padded to their longest, the last position alone through two rows of the head.
-Scores of all three must agree. Pairs are the first of a JSONL file with `sentence1` and `sentence2`; of the release's procedure only `--slow` are timed.
+The release pads every prompt on the left to 500 tokens, eight pairs a batch, and takes logits of the whole vocabulary
+at every position, of which it reads two of the last. A plain procedure besides: batches sorted by length, padded to
+their longest, the last position alone through two rows of the head. Scores of all three must agree. Pairs are the first
+of a JSONL file with `sentence1` and `sentence2`; of the release's procedure only `--slow` are timed.
 """
 
 from __future__ import annotations

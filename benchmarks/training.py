@@ -1,9 +1,12 @@
-"""Training: this suite's loop against sentence-transformers' trainer, on the same encoder, pairs, order of batches, loss, updates and rates.
+"""Training: this suite's loop against sentence-transformers' trainer, on the same encoder, pairs, order of batches,
+loss, updates and rates.
 
-Two baselines whose loss is `MultipleNegativesRankingLoss` there (cosine, cross-entropy over the batch's positives and hard negatives): BGE's fine-tuning, an encoder
-with [CLS] of which all weights train; and SGPT, a decoder with the weighted mean, here with LoRA adapters, as most trainings of the suite have them. Both sides run in float32 with
-AdamW and the method's schedule; quality is the mean of the headline scores on the run's development samples. A finished run (`make`)
-gives base models and pairs; nothing of it is changed. The part of Python in a step is what is left of the suite's time after the time in torch's operators.
+Two baselines whose loss is `MultipleNegativesRankingLoss` there (cosine, cross-entropy over the batch's positives and
+hard negatives): BGE's fine-tuning, an encoder with [CLS] of which all weights train; and SGPT, a decoder with the
+weighted mean, here with LoRA adapters, as most trainings of the suite have them. Both sides run in float32 with AdamW
+and the method's schedule; quality is the mean of the headline scores on the run's development samples. A finished run
+(`make`) gives base models and pairs; nothing of it is changed. The part of Python in a step is what is left of the
+suite's time after the time in torch's operators.
 """
 
 from __future__ import annotations
@@ -134,10 +137,10 @@ def reference(config: Config, name: str, seed: int) -> tuple[float, Student]:
 
 def suite(config: Config, name: str, seed: int) -> tuple[float, Student]:
     """(seconds of the updates alone, student): the stage `train`, timed from its first update to its last."""
-    import d2llm.training.train as training
+    from d2llm.training import loop
 
     clock: list[float] = []
-    plain = training.progress
+    plain = loop.progress
 
     class Watched:
         """The loop's progress, with the time of every update."""
@@ -152,11 +155,11 @@ def suite(config: Config, name: str, seed: int) -> tuple[float, Student]:
                 yield batch
             clock.append(time.perf_counter())
 
-    training.progress = Watched  # type: ignore[assignment]
+    loop.progress = Watched  # type: ignore[assignment]
     try:
         run(config, name, "base", seed)
     finally:
-        training.progress = plain
+        loop.progress = plain
     return clock[-1] - clock[0], Student.load(Paths.of(config).run(name, "base", seed) / "model")
 
 

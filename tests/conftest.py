@@ -1,4 +1,7 @@
-"""Test tiers: quick tests by default, everything with `--all`. Fixtures live in the files that use them, but for the tiny run."""
+"""Test tiers: quick tests by default, everything with `--all`.
+
+Fixtures live in the files that use them, but for the tiny run.
+"""
 
 import os
 from collections.abc import Iterator
@@ -18,9 +21,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 @pytest.fixture(scope="session", autouse=True)
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Tests stand in an empty folder, so that none reads what a run has left in the clone: paths of results begin where one stands.
+    """Tests stand in an empty folder, so that none reads what a run has left in the clone.
 
-    Processes they start import this clone's code all the same.
+    Paths of results begin where one stands. Processes they start import this clone's code all the same.
     """
     root, folder = Path(__file__).resolve().parent.parent, tmp_path_factory.mktemp("elsewhere")
     with pytest.MonkeyPatch.context() as patch:
@@ -59,7 +62,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
 
 
-# One run of the pipeline's stages in miniature, made once and not to be changed. Each fixture is its config, once the stage is done.
+# One run of the pipeline's stages in miniature, made once and not to be changed.
+# Each fixture is its config, once the stage is done.
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> "Config":
     from tiny_run import tiny_config

@@ -1,4 +1,7 @@
-"""A command without network: in a network namespace of its own, where nothing but the loopback is. From a shell: `python tests/offline.py COMMAND …`."""
+"""A command without network: in a network namespace of its own, where nothing but the loopback is.
+
+From a shell: `python tests/offline.py COMMAND …`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
 
 
 def offline(command: list[str]) -> list[str]:
-    """The command as it runs without network. As it is, with a warning, where that is not permitted, which a continuous integration must not let pass."""
+    """The command as it runs without network.
+
+    As it is, with a warning, where that is not permitted, which a continuous integration must not let pass.
+    """
     tool = shutil.which("unshare")
     if tool and subprocess.run([tool, "-rn", "true"], capture_output=True).returncode == 0:
         return [tool, "-rn", sys.executable, "-c", LOOPBACK, *command]

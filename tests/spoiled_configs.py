@@ -1,4 +1,7 @@
-"""Configs spoiled at random, starting from those of config/, and what has to hold of each: it is a config the workflow can plan, or it is refused in one line."""
+"""Configs spoiled at random, starting from those of config/, and what has to hold of each.
+
+It is a config the workflow can plan, or it is refused in one line that names file and key.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ from d2llm.config.load import load, loader, read
 from d2llm.config.schema import Config
 from d2llm.config.validation import dotted
 from d2llm.models.base import pretrained
-from d2llm.run import jobs, stages
 from d2llm.run.errors import ConfigError
+from d2llm.run.jobs import settings_line
 from d2llm.run.paths import Paths
+from d2llm.run.stages import STAGES
 
 FOLDER = Path(__file__).parent.parent / "config"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -27,70 +31,39 @@ FILES = sorted(FOLDER.glob("*.yaml"))
 BELOW = {"study": FOLDER / "mini.yaml"}
 
 STRANGE = [
-    "", " ", "\n", "a\nb", "x" * 5000, "../up", "/", "a/b", "a b", "$(touch pwned)", "`id`", "'", '"', "{method}", "{", "}", "%s", "\x00", "\t",
-    "\ud800", "甲", "🦆", "NA", "null", "true", "1e999", "nan", "__proto__", "base", "teacher", "-", ".", "..", "~", "package:", "package:a.b/c",
+    "", " ", "\n", "a\nb", "x" * 5000, "../up", "/", "a/b", "a b", "$(touch pwned)", "`id`",
+    "'", '"', "{method}", "{", "%s", "\x00", "\ud800", "甲", "🦆",
+    "null", "true", "1e999", "nan", "base", "teacher", "-", "..", "~", "package:", "package:a.b/c", 
     "package:../x", "org/name", "a.gguf", "mteb", "path", "source", "!!python/object:os.system",
 ]  # fmt: skip
 NUMBERS = [
-    0, -1, 1, 2, 3, 10**6, 10**18, 10**30, -(10**30), 2**63, 10**400, 0.0, -0.0, 0.5, -0.5, 1.0, 1.5, 1e-320, 1e308, float("inf"),
-    float("-inf"), float("nan"),
-]  # fmt: skip
+    0,
+    -1,
+    1,
+    2,
+    10**6,
+    10**30,
+    -(10**30),
+    2**63,
+    10**400,
+    -0.0,
+    0.5,
+    1.5,
+    1e-320,
+    1e308,
+    float("inf"),
+    float("nan"),
+]
 SHAPES: list[Any] = [
-    [],
-    {},
-    [[]],
-    [None],
-    {"a": 1},
-    {1: 2},
-    {None: 3},
-    {True: {}},
-    [1, [2, [3]]],
-    {"source": "x"},
-    {"mteb": "Ocnli"},
-    {"repo": "a/b"},
-]
-VALUES = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.sampled_from(NUMBERS),
-    st.sampled_from(STRANGE),
-    st.sampled_from(SHAPES),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=20),
-    st.lists(st.sampled_from([*NUMBERS, *STRANGE]), max_size=3),
-)
-TEXT = [
-    "\t",
-    "{",
-    "}",
-    "[",
-    "]",
-    ":",
-    ": ",
-    "- ",
-    "'",
-    '"',
-    "&a ",
-    "*a",
-    "!!binary ",
-    "!!set ",
-    "? ",
-    "|",
-    ">",
-    "%",
-    "@",
-    "`",
-    "\x00",
-    "\x07",
-    "\ufeff",
-    "---\n",
-    "<<: ",
-    "#",
-    "\n",
-    "2024-13-45",
-    "1" * 5000,
-]
+    [], {}, [[]], [None], {"a": 1}, {1: 2}, {None: 3}, {True: {}}, [1, [2, [3]]], {"source": "x"},
+    {"mteb": "Ocnli"}, {"repo": "a/b"}, None, True,
+]  # fmt: skip
+VALUES = st.one_of(*map(st.sampled_from, (NUMBERS, STRANGE, SHAPES)), st.integers(), st.floats(), st.text(max_size=20))
+# What means something in YAML.
+MARKS = [
+    "\t", "{", "}", "[", "]", ": ", "- ", "'", '"', "&a ", "*a", "!!binary ", "!!set ", "? ", "|", "%",
+    "@", "`", "\x00", "\x07", "\ufeff", "---\n", "<<: ", "#", "\n", "2024-13-45", "1" * 5000,
+]  # fmt: skip
 
 
 def places(values: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -102,23 +75,10 @@ def places(values: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def holder(values: Any, place: tuple[Any, ...]) -> Any:
+    """The section or list that holds a place."""
     for key in place[:-1]:
         values = values[key]
     return values
-
-
-def misspelt(draw: st.DrawFn, key: str) -> str:
-    """A key with one letter gone, doubled, or exchanged with the next."""
-    at = draw(st.integers(0, max(0, len(key) - 2)))
-    return draw(
-        st.sampled_from(
-            [
-                key[:at] + key[at + 1 :],
-                key[:at] + key[at : at + 1] + key[at:],
-                key[:at] + key[at : at + 2][::-1] + key[at + 2 :],
-            ]
-        )
-    )
 
 
 @st.composite
@@ -127,52 +87,39 @@ def spoiled(draw: st.DrawFn) -> tuple[list[Path], str]:
     source = draw(st.sampled_from(FILES))
     values = read(source)
     for _ in range(draw(st.integers(1, 3))):
-        found = list(places(values))
-        if not found:
-            break
-        place = draw(st.sampled_from(found))
-        inside, key = holder(values, place), place[-1]
-        match draw(
-            st.sampled_from(["drop", "value", "value", "value", "rename", "add", "wrap", "move", "swap", "all"])
-        ):
-            case "drop":
-                del inside[key]
-            case "value":
-                inside[key] = deepcopy(draw(VALUES))
-            case "rename" if isinstance(inside, dict):
-                new = (
-                    misspelt(draw, key)
-                    if isinstance(key, str) and draw(st.booleans())
-                    else draw(st.sampled_from([*STRANGE, 1, None]))
-                )
-                inside[new] = inside.pop(key)
-            case "add" if isinstance(inside, dict):
-                inside[draw(st.sampled_from([*STRANGE, "steps", "seed", "name", 7]))] = deepcopy(draw(VALUES))
-            case "wrap":
-                inside[key] = draw(st.sampled_from([{key: inside[key]}, [inside[key]], str(inside[key])]))
-            case "move":
-                other = draw(st.sampled_from(found))
-                target = holder(values, other)
-                if isinstance(target, dict):
-                    target[key] = deepcopy(inside[key])
-            case "swap":
-                other = draw(st.sampled_from(found))
-                one, two = inside[key], deepcopy(holder(values, other)[other[-1]])
-                inside[key] = two
-                if other[: len(place)] != place and place[: len(other)] != other:
-                    holder(values, other)[other[-1]] = deepcopy(one)
-            case "all" if isinstance(inside[key], dict):
-                inside[key] = {}
-    # No aliases, but for those that stand for themselves.
+        if spots := list(places(values)):
+            spoil(draw, values, draw(st.sampled_from(spots)), draw(st.sampled_from(spots)))
     text = yaml.dump(values, Dumper=Plain, allow_unicode=True, sort_keys=False)
     if draw(st.integers(0, 4)) == 0:  # the text itself
         at = draw(st.integers(0, len(text)))
-        text = text[:at] + draw(st.sampled_from(TEXT)) + text[at + draw(st.integers(0, 3)) :]
+        text = text[:at] + draw(st.sampled_from(MARKS)) + text[at + draw(st.integers(0, 3)) :]
     return [BELOW[source.stem]] if source.stem in BELOW else [], text
 
 
+def spoil(draw: st.DrawFn, values: Any, place: tuple[Any, ...], other: tuple[Any, ...]) -> None:
+    """One thing wrong at a place, or at two that are exchanged."""
+    inside, key = holder(values, place), place[-1]
+    kinds = ["drop", "value", "value", "wrap", "swap"] + ["rename", "add"] * isinstance(inside, dict)
+    match draw(st.sampled_from(kinds)):
+        case "drop":
+            del inside[key]
+        case "value":
+            inside[key] = deepcopy(draw(VALUES))
+        case "wrap":
+            inside[key] = draw(st.sampled_from([{key: inside[key]}, [inside[key]], str(inside[key])]))
+        case "swap" if other[: len(place)] != place and place[: len(other)] != other:
+            far = holder(values, other)
+            inside[key], far[other[-1]] = far[other[-1]], inside[key]
+        case "rename":
+            at = draw(st.integers(0, 8))
+            names = [1, None, *STRANGE] + [key[:at] + key[at + 1 :]] * (20 * isinstance(key, str))  # a letter gone
+            inside[draw(st.sampled_from(names))] = inside.pop(key)
+        case "add":
+            inside[draw(st.sampled_from([*STRANGE, "steps", "seed", "name", 7]))] = deepcopy(draw(VALUES))
+
+
 class Plain(yaml.SafeDumper):
-    """Spells out what occurs twice."""
+    """Spells out what occurs twice: no aliases but those that are put in."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -195,10 +142,10 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 def jobs(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(stage, arguments) of every job that the workflow may plan for a config."""
+    """(stage, arguments) of the jobs that the workflow may plan for a config; of tables and figures two each."""
     for name in config.data.files.downloads() if config.data.source == "files" else ():
         yield "download", {"download": name}
-    for stage in (
+    alone = (
         "texts",
         "data",
         "negatives",
@@ -209,25 +156,33 @@ def jobs(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
         "report",
         "notebook",
         "tune",
-    ):
-        yield stage, {}
-    for model in config.models.names():
-        yield "base", {"model": model}
+    )
+    yield from ((stage, {}) for stage in alone)
+    yield from (("base", {"model": model}) for model in config.models.names())
     for teacher in ("teacher", *config.teachers):
         yield "teacher", {"teacher": teacher}
-        yield "teacher-scores", {"teacher": teacher, "shard": 0, "shards": config.teacher.shards}
-    for method, variant in config.pretexts():
-        yield "pretext", {"method": method, "variant": variant}
-    for run in (*config.runs(), *(trial.run for trial in config.trials())):
-        yield "train", run._asdict()
-    for run in config.evaluations():
-        yield "evaluate", run._asdict()
-    for name in ("ablation", "settings", "sweep_nli", "architecture"):
-        yield ("figure" if name in ("sweep_nli", "architecture") else "table"), {"name": name}
+        yield "teacher_scores", {"teacher": teacher, "shard": 0, "shards": config.teacher.shards}
+    yield from (("pretext", {"method": method, "variant": variant}) for method, variant in config.pretexts())
+    trained = [*config.runs(), *(trial.run for trial in config.trials())]
+    yield from (("train", run._asdict()) for run in trained)
+    yield from (("evaluate", run._asdict()) for run in config.evaluations())
+    yield from (("table", {"name": name}) for name in ("ablation", "settings"))
+    yield from (("figure", {"name": name}) for name in ("sweep_nli", "architecture"))
+
+
+def every_job(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
+    """These, and those of stages that no tier's `all` has, or whose settings are another's."""
+    yield from jobs(config)
+    yield from (("examples", {}), ("search_notebook", {}))
+    yield "vectors", {"shard": 0, "shards": config.negatives.shards}
+    yield from (("evaluate_dev", trial.run._asdict()) for trial in config.trials())
 
 
 def plan(config: Config) -> int:
-    """Jobs of a config, each with its settings and with all it writes below the results folder. Raises what the workflow would end in."""
+    """Number of jobs of a config, each with its settings and with its record below the results folder.
+
+    Raises what the workflow would end in.
+    """
     root, count = Paths.of(config).root, 0
     for name in config.models.names():
         model = config.models.of(name)
@@ -236,36 +191,26 @@ def plan(config: Config) -> int:
     if config.data.source == "files":
         for path in config.data.files.paths().values():
             Path(path).is_file()
-    for stage, arguments in jobs(config):
-        count += 1
-        jobs.settings_line(config, stage, **arguments)
-        place = stages.STAGES[stage].provenance(Paths.of(config), **arguments)
-        assert ".." not in place.relative_to(root).parts, place
-        assert not set(str(place.relative_to(root))) & set(" '\"$`;&|<>*?\\{}\n\t"), place
+    for count, (stage, arguments) in enumerate(every_job(config), 1):  # noqa: B007 - the last one counts
+        settings_line(config, stage, **arguments)
+        place = STAGES[stage].record(Paths.of(config), **arguments).relative_to(root)
+        assert ".." not in place.parts, place
+        assert not set(str(place)) & set(" '\"$`;&|<>*?\\{}\n\t"), place
     return count
 
 
 def outcome(below: list[Path], text: str, folder: Path) -> str:
-    """`planned`, or the line with which a config is refused. Raises AssertionError for a line that does not say where, and whatever else comes up."""
+    """`planned`, or the line with which a config is refused.
+
+    Raises AssertionError for a line that does not say where, and whatever else comes up.
+    """
     file = folder / "mine.yaml"
     file.write_text(text, encoding="utf-8", errors="surrogatepass")
     try:
         with at_most(10):
             config = load([*below, file])
     except ConfigError as error:
-        line = str(error)
-        where, _, rest = line.partition(": ")
-        assert line.isprintable() and len(line) < 1500, f"not one line: {line!r}"
-        assert where in map(str, [*below, file]), f"names no file: {line!r}"
-        told = re.match(
-            r"line \d+: not valid YAML|not valid YAML|cannot be read|nested too deep|expected keys and values", rest
-        )
-        assert told or any(rest.startswith(f"{name}") for name in sections(text)), f"names no key: {line!r}"
-        if "unknown key" in rest:
-            assert re.search(r"(nearest valid key|valid keys here): \w|a valid key of another kind", rest), (
-                f"no way out: {line!r}"
-            )
-        return rest
+        return checked(str(error), [*below, file], text)
     try:
         with at_most(10):
             plan(config)
@@ -273,6 +218,18 @@ def outcome(below: list[Path], text: str, folder: Path) -> str:
         assert re.fullmatch(r"models\.[^\n]+\.source: [^\n]+", str(error)), str(error)
         return str(error)
     return "planned"
+
+
+def checked(line: str, files: list[Path], text: str) -> str:
+    """What a refusal says behind the file it names; AssertionError where it names no file, key or way out."""
+    where, _, rest = line.partition(": ")
+    assert line.isprintable() and len(line) < 1500, f"not one line: {line!r}"
+    assert where in map(str, files), f"names no file: {line!r}"
+    of_file = r"(line \d+: )?not valid YAML|cannot be read|nested too deep|expected keys and values"
+    assert re.match(of_file, rest) or rest.startswith(tuple(sections(text))), f"names no key: {line!r}"
+    way_out = r"(nearest valid key|valid keys here): \w|a valid key of another kind"
+    assert "unknown key" not in rest or re.search(way_out, rest), f"no way out: {line!r}"
+    return rest
 
 
 def sections(text: str) -> list[str]:

@@ -26,32 +26,27 @@ from d2llm.run.artifacts import (
 from d2llm.run.errors import ArtifactError
 
 
-def test_atomic_file_replaces_only_at_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "sub" / "a.txt"
+def test_a_file_or_folder_is_replaced_only_at_the_end(tmp_path: Path) -> None:
+    path, folder = tmp_path / "sub" / "a.txt", tmp_path / "model"
     with atomic(path) as temporary:
         temporary.write_text("first")
         assert not path.exists()
         assert temporary.suffix == ".txt"
-    assert path.read_text() == "first"
+    for name in ("old", "new"):
+        with atomic(folder) as temporary:
+            temporary.mkdir()
+            (temporary / name).write_text(name)
     with pytest.raises(RuntimeError), atomic(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
-    assert path.read_text() == "first"
-    assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
-
-
-def test_atomic_folder_replaces_a_full_folder(tmp_path: Path) -> None:
-    path = tmp_path / "model"
-    for name in ("old", "new"):
-        with atomic(path) as temporary:
-            temporary.mkdir()
-            (temporary / name).write_text(name)
-    assert [entry.name for entry in path.iterdir()] == ["new"]
-    with pytest.raises(RuntimeError), atomic(path) as temporary:
+    with pytest.raises(RuntimeError), atomic(folder) as temporary:
         temporary.mkdir()
         raise RuntimeError
-    assert [entry.name for entry in path.iterdir()] == ["new"]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+    with pytest.raises(FileNotFoundError), atomic(tmp_path / "nothing"):
+        pass
+    assert path.read_text() == "first" and [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
+    assert [entry.name for entry in folder.iterdir()] == ["new"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model", "sub"]
 
 
 def test_atomic_removes_what_a_killed_writer_left_and_spares_a_living_one(tmp_path: Path) -> None:
@@ -85,11 +80,6 @@ def test_times_of_the_future_become_the_present_in_their_order(tmp_path: Path) -
     assert times["past"] == pytest.approx(now - 100)
     assert now <= times["a"] < times["c"] < times["b/late"] < times["b/.snakemake_timestamp"] <= time.time()
     assert settle_times(tmp_path) == 0
-
-
-def test_writing_nothing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), atomic(tmp_path / "a"):
-        pass
 
 
 def test_json_round_trip_and_damage(tmp_path: Path) -> None:
@@ -128,10 +118,10 @@ def frame() -> pd.DataFrame:
 def test_frame_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     write_frame(path, frame())
-    found = read_frame(path, COLUMNS)
-    assert found["text"].tolist() == ["a", "b"]
-    assert [list(values) for values in found["many"]] == [["甲", "乙"], []]
-    assert found["score"].tolist() == [0.5, -1.0]
+    table = read_frame(path, COLUMNS)
+    assert table["text"].tolist() == ["a", "b"]
+    assert [list(values) for values in table["many"]] == [["甲", "乙"], []]
+    assert table["score"].tolist() == [0.5, -1.0]
 
 
 @pytest.mark.parametrize(
@@ -174,15 +164,17 @@ def test_predictions_read_as_categories_are_the_same_and_checked_alike(tmp_path)
 
     path, kinds = tmp_path / "predictions.parquet", {"task": "str", "query_id": "str", "score": "float"}
     rng = np.random.default_rng(0)
-    made = pd.DataFrame(
-        {"task": rng.choice(["a", "b"], 50), "query_id": [f"q{n % 7}" for n in range(50)], "score": rng.normal(size=50), "variant": ["base", "other"] * 25}
-    )  # fmt: skip
-    made.to_parquet(path, row_group_size=20)  # each with a dictionary of its own
+    table = pd.DataFrame({"task": rng.choice(["a", "b"], 50), "query_id": [f"q{n % 7}" for n in range(50)]})
+    table = table.assign(score=rng.normal(size=50), variant=["base", "other"] * 25)
+    table.to_parquet(path, row_group_size=20)  # each with a dictionary of its own
     plain, coded = (read_predictions(path, kinds, {"variant": "base"}, coded) for coded in (False, True))
     assert isinstance(coded["task"].dtype, pd.CategoricalDtype) and coded.astype(plain.dtypes).equals(plain)
-    assert plain.equals(made.loc[made["variant"] == "base", list(kinds)].reset_index(drop=True))
-    for change, message in (({"task": None}, "'task' has no value in row 0"), ({"query_id": 3}, "'query_id': expected str, found int64")):  # fmt: skip
-        made.assign(**change).to_parquet(path)
+    assert plain.equals(table.loc[table["variant"] == "base", list(kinds)].reset_index(drop=True))
+    for change, message in (
+        ({"task": None}, "'task' has no value in row 0"),
+        ({"query_id": 3}, "'query_id': expected str, found int64"),
+    ):
+        table.assign(**change).to_parquet(path)
         for coded in (False, True):
             with pytest.raises(ArtifactError, match=message):
                 read_predictions(path, kinds, {"variant": "base"}, coded)

@@ -1,9 +1,10 @@
-"""The benchmarks run: each on the smallest sizes there are, as a script, and what it writes as JSON is what its figure reads."""
+"""The benchmarks run, each on the smallest sizes there are; what one writes as JSON is what its figure reads."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,16 +73,28 @@ def test_samples_whose_innermost_frame_is_python_s(monkeypatch: pytest.MonkeyPat
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from overhead import interpreted  # type: ignore[import-not-found]
 
+    run_line, step_line = "run (d2llm/training/train.py:99)", "fit (d2llm/training/loop.py:120)"
     share, lines = interpreted(
         [
-            "run (d2llm/training/train.py:99);step (d2llm/training/optimization.py:120);at::mm (libtorch_cpu.so) 5",
-            "run (d2llm/training/train.py:99);step (d2llm/training/optimization.py:120) 2",
-            "run (d2llm/training/train.py:99);unicode_hash (libpython3.11.so.1.0) 1",
-            "run (d2llm/training/train.py:99);THPVariable_Wrap (libtorch_python.so) 2",
+            f"{run_line};{step_line};at::mm (libtorch_cpu.so) 5",
+            f"{run_line};{step_line} 2",
+            f"{run_line};unicode_hash (libpython3.11.so.1.0) 1",
+            f"{run_line};THPVariable_Wrap (libtorch_python.so) 2",
         ]
     )
     assert share == 0.3
-    assert lines == [("step (d2llm/training/optimization.py:120)", 0.2), ("run (d2llm/training/train.py:99)", 0.1)]
+    assert lines == [(step_line, 0.2), (run_line, 0.1)]
+
+
+def test_every_benchmark_finds_what_it_imports() -> None:
+    """Those too that the slow tests do not run; what functions import included."""
+    folder = ROOT / "benchmarks"
+    lines = [line.strip() for file in folder.glob("*.py") for line in file.read_text(encoding="utf-8").splitlines()]
+    ours = {line for line in lines if re.match(r"(from|import) (d2llm|baselines)\b.*[^(]$", line)}
+    assert len(ours) > 25
+    code = "\n".join(sorted(ours))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

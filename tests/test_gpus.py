@@ -12,7 +12,13 @@ import pytest
 
 from d2llm.cli import gpus
 
-JOB = "import os, sys; from d2llm import gpus; lock = gpus.claim(); print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
+JOB = """
+import os, sys
+from d2llm.cli import gpus
+lock = gpus.claim()
+print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The ways to install name the same versions, and none names a registry; a wheel holds the library and its command alone."""
+"""The ways to install name the same versions, and no registry; a wheel holds the library and its command alone."""
 
 import importlib.metadata
 import importlib.util
@@ -29,28 +29,27 @@ def version(requirement: str) -> tuple[str, str]:
 
 
 def lock() -> dict[str, str]:
+    """Package → version of requirements.lock."""
+    return dict(version(line) for line in lock_lines())
+
+
+def lock_lines() -> list[str]:
     lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    return dict(version(line) for line in lines if line and not line.startswith("#"))
+    return [line for line in lines if line and not line.startswith("#")]
 
 
-def test_pyproject_and_lock_agree() -> None:
+def test_pyproject_environment_and_lock_agree() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pins = dict(map(version, project["dependencies"] + project["optional-dependencies"]["dev"]))
     assert pins == {name: lock().get(name) for name in pins}
-
-
-def test_environment_and_pyproject_agree() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    pins = dict(map(version, project["dependencies"] + project["optional-dependencies"]["dev"]))
     text = (ROOT / "environment.yml").read_text(encoding="utf-8")
     conda = dict(version(line) for line in re.findall(r"- ([\w.-]+={1,2}[\w.]+)", text))
-    assert conda.pop("python") == "3.11"
-    assert conda == pins | {"setuptools": lock()["setuptools"]}
+    assert conda == pins | {"setuptools": lock()["setuptools"], "python": "3.11"}
 
 
-def test_linux_gets_the_cpu_build_and_a_library_s_user_any() -> None:
+def test_linux_gets_the_cpu_build_and_a_librarys_user_any() -> None:
     """`+cpu` is on no index but PyTorch's own: `pip install .` must not ask for it, and takes it where it is there."""
-    lines = [line for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines() if line.startswith("torch==")]  # fmt: skip
+    lines = [line for line in lock_lines() if line.startswith("torch==")]
     assert len(lines) == 2 and sum("+cpu" in line and "== " in line for line in lines) == 1
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (own,) = [Requirement(line) for line in project["dependencies"] if line.startswith("torch")]
@@ -58,14 +57,8 @@ def test_linux_gets_the_cpu_build_and_a_library_s_user_any() -> None:
 
 
 def test_no_registry_is_named() -> None:
-    for name in (
-        "requirements.lock",
-        "requirements.hashes.lock",
-        "pyproject.toml",
-        "environment.yml",
-        "Makefile",
-        ".ci/run",
-    ):
+    locks = ("requirements.lock", "requirements.hashes.lock")
+    for name in (*locks, "pyproject.toml", "environment.yml", "Makefile", ".ci/run"):
         assert "://" not in (ROOT / name).read_text(encoding="utf-8"), name
 
 
@@ -78,15 +71,13 @@ def test_hooks_have_the_locks_versions() -> None:
     assert [hook["entry"] for hook in hooks if hook not in own] == [".venv/bin/mypy"]
 
 
-# --------------------------------------------------------------------------------------------------------------- digests
+# -------------------------------------------------------------------------------------------------------------- digests
 def test_the_hashed_lock_has_the_same_pins_and_a_digest_of_each() -> None:
     """Renewed by `make hashes`, as its head says."""
     text = (ROOT / "requirements.hashes.lock").read_text(encoding="utf-8")
-    plain = [line for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines() if line[:1] not in ("", "#")]  # fmt: skip
-    pins = [
-        re.split(r" \\\n\s+", pin) for pin in re.split(r"\n(?=\w)", re.sub(r"^#.*\n", "", text, flags=re.M).strip())
-    ]
-    assert [pin for pin, *_ in pins] == plain, "run `make hashes`"
+    entries = re.split(r"\n(?=\w)", re.sub(r"^#.*\n", "", text, flags=re.M).strip())
+    pins = [re.split(r" \\\n\s+", entry) for entry in entries]
+    assert [pin for pin, *_ in pins] == lock_lines(), "run `make hashes`"
     for pin, *digests in pins:
         assert digests and len(set(digests)) == len(digests), pin
         assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", digest) for digest in digests), pin
@@ -107,19 +98,20 @@ def hash_lock() -> types.ModuleType:
 
 def test_digests_are_of_the_pinned_versions_files_alone(hash_lock: types.ModuleType) -> None:
     files = {
-        "a_b-1.0-py3-none-any.whl": "1", "a-b-1.0.tar.gz": "2", "a_b-1.0.1.tar.gz": "3", "a_b-1.0+cpu-cp311-cp311-linux_x86_64.whl": "4",
-        "a-b-1.0.exe": "5", "a_b_c-1.0.tar.gz": "6", "index.html": "7",
+        "a_b-1.0-py3-none-any.whl": "1", "a-b-1.0.tar.gz": "2", "a_b-1.0.1.tar.gz": "3", "a-b-1.0.exe": "5",
+        "a_b-1.0+cpu-cp311-cp311-linux_x86_64.whl": "4", "a_b_c-1.0.tar.gz": "6", "index.html": "7",
     }  # fmt: skip
     assert set(hash_lock.hashes(iter(files.items()), "A.b", "1.0").values()) == {"1", "2"}
     assert set(hash_lock.hashes(iter(files.items()), "a_b", "1.0+cpu").values()) == {"4"}
     pins = {("A.b", "1.0", " ; os"): {"x": "22", "y": "11"}, ("a_b", "1.0+cpu", ""): {"z.whl": "4"}}
     assert hash_lock.written(pins).removeprefix(hash_lock.HEAD) == (
-        "#   z.whl\nA.b==1.0 ; os \\\n    --hash=sha256:11 \\\n    --hash=sha256:22\na_b==1.0+cpu \\\n    --hash=sha256:4\n"
+        "#   z.whl\nA.b==1.0 ; os \\\n    --hash=sha256:11 \\\n    --hash=sha256:22\n"
+        "a_b==1.0+cpu \\\n    --hash=sha256:4\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ([], "a==1.0: no file where pip looks"),
         ([("a-2.0.tar.gz", "1")], "a==1.0: no file where pip looks"),
@@ -127,8 +119,10 @@ def test_digests_are_of_the_pinned_versions_files_alone(hash_lock: types.ModuleT
         ([("a-1.0.tar.gz", "1"), ("a-1.0.tar.gz", "2")], "a-1.0.tar.gz: two indexes list different bytes"),
     ],
 )
-def test_a_release_that_cannot_be_vouched_for_is_refused(hash_lock: types.ModuleType, files: list, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_release_that_cannot_be_vouched_for_is_refused(
+    hash_lock: types.ModuleType, files: list, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         hash_lock.hashes(iter(files), "a", "1.0")
 
 
@@ -138,88 +132,80 @@ def test_a_line_that_pins_nothing_is_refused(hash_lock: types.ModuleType) -> Non
         hash_lock.pins("a>=1")
 
 
-def test_the_setup_s_environment_knows_the_package_from_anywhere(tmp_path: Path) -> None:
-    """From the folder above a clone of that name too, where Python would take the clone itself for a package without code."""
+def test_the_setups_environment_knows_the_package_from_anywhere(tmp_path: Path) -> None:
+    """From the folder above a clone named d2llm too, where Python would take the clone itself for an empty package."""
     try:
         importlib.metadata.distribution("d2llm")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("not installed here, as with conda: the clone is the place to work in")
     (tmp_path / "d2llm").symlink_to(ROOT)
     plain = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [sys.executable, "-c", "import d2llm; print(d2llm.load.__module__)"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=plain)
-    assert done.stdout == "d2llm\n", done.stderr
+    assert call(tmp_path, plain, sys.executable, "-c", "import d2llm; print(d2llm.load.__module__)") == "d2llm\n"
+
+
+def call(folder: Path, environment: dict[str, str], *command: str | Path, code: int = 0) -> str:
+    """What a command says."""
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr * bool(code)
 
 
 @pytest.mark.slow
 def test_a_wheel_is_the_library_and_its_command(tmp_path: Path) -> None:
-    """Installed by pip, without the repository around it: everything the code reads beside itself is in it, nothing else is."""
-    source = tmp_path / "source"
+    """Installed by pip, without the repository around it: it holds all that the code reads, and no more."""
+    source, site = tmp_path / "source", tmp_path / "installed"
     source.mkdir()
     for part in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / part, source)
     for part in ("d2llm", "baselines", "tests"):
         shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = [
-        *pip,
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "--wheel-dir",
-        str(tmp_path),
-        str(source),
-    ]
-    done = subprocess.run(build, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(tmp_path), str(source)]
+    call(tmp_path, dict(os.environ), *pip, *build)
     (wheel,) = tmp_path.glob("d2llm-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        held = set(archive.namelist())
+        members = {name for name in archive.namelist() if ".dist-info" not in name}
+    code = {
+        path.relative_to(source).as_posix()
+        for package in ("d2llm", "baselines")
+        for path in (source / package).rglob("*")
+        if path.is_file()
+    }
+    assert members == code
+    assert {"d2llm/py.typed", "baselines/py.typed"} <= members  # or type checkers take what is installed for untyped
     # --ignore-installed: or pip first removes what the environment of the tests itself has.
-    place = [*pip, "install", "--no-deps", "--no-index", "--ignore-installed"]
-    place += ["--prefix", str(tmp_path / "installed"), str(wheel)]
-    done = subprocess.run(place, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (site,) = (tmp_path / "installed").glob("lib/python*/site-packages")
-    assert {name.split("/")[0] for name in held if ".dist-info" not in name} == {"d2llm", "baselines"}
-    code = {path.relative_to(ROOT).as_posix() for package in ("d2llm", "baselines") for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts}  # fmt: skip
-    assert code <= held, sorted(code - held)
-    assert {"d2llm/py.typed", "baselines/py.typed"} <= held  # or type checkers take what is installed for untyped
-
-    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
-
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [tmp_path / "installed" / "bin" / "d2llm", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-
+    install = ["install", "--no-deps", "--no-index", "--ignore-installed", "--prefix", str(site), str(wheel)]
+    call(tmp_path, dict(os.environ), *pip, *install)
+    (packages,) = site.glob("lib/python*/site-packages")
+    environment = {**os.environ, "PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1"}
+    d2llm = site / "bin" / "d2llm"
     (tmp_path / "own.yaml").write_text(json.dumps({"tier": "own", "methods": {"bge": {}}}))
-    assert "tier: own" in call("check-config", "--config", "own.yaml").stdout
-    refused = call("new-baseline", "mine")
-    assert refused.returncode == 2 and "run it in a clone of the repository" in refused.stderr
-    assert f"{site}" in subprocess.run([sys.executable, "-c", "import d2llm; print(d2llm.__file__)"], cwd=tmp_path, env=environment, capture_output=True, text=True).stdout  # fmt: skip
-    assert "of 2" in next(line for line in call("doctor").stdout.splitlines() if "as asked for" in line)
+    assert "tier: own" in call(tmp_path, environment, d2llm, "check-config", "--config", "own.yaml")
+    refusal = call(tmp_path, environment, d2llm, "new-baseline", "mine", code=2)
+    assert "run it in a clone of the repository" in refusal
+    place = call(tmp_path, environment, sys.executable, "-c", "import d2llm; print(d2llm.__file__)")
+    assert place.startswith(str(packages))
+    assert "of 2 as asked for" in call(tmp_path, environment, d2llm, "doctor")
 
 
-# -------------------------------------------------------------------------------------------------------------- Makefile
-@pytest.mark.parametrize(
-    ("target", "asked"),
-    [
-        (None, []),
-        ("tables", ["tables"]),
-        ("search-notebook", ["search_notebook"]),
-        ("tune", ["tune"]),
-        ("study", []),
-        ("main", []),
-    ],
-)
-def test_make_hands_on_the_config_and_the_target(target: str | None, asked: list[str]) -> None:
+# ------------------------------------------------------------------------------------------------------------- Makefile
+TARGETS = {
+    None: [],
+    "tables": ["tables"],
+    "search-notebook": ["search_notebook"],
+    "tune": ["tune"],
+    "study": [],
+    "main": [],
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_make_hands_on_the_config_and_the_target(target: str | None) -> None:
     """`--configfile` takes every word up to the next option: a target right behind it was read as one more file."""
     from snakemake.cli import get_argument_parser
 
     words = ["make", "--dry-run", *([target] if target else []), "CONFIG=config/tiny.yaml"]
-    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    (line,) = [line for line in said.splitlines() if "bin/snakemake " in line]
-    read = get_argument_parser().parse_args(shlex.split(line)[1:])
-    assert sorted(read.targets or []) == asked
-    assert {str(file) for file in read.configfile} >= {"config/study.yaml" if target == "study" else "config/tiny.yaml"}
+    [line] = [line for line in call(ROOT, dict(os.environ), *words).splitlines() if "bin/snakemake " in line]
+    options = get_argument_parser().parse_args(shlex.split(line)[1:])
+    assert sorted(options.targets or []) == TARGETS[target]
+    assert f"config/{'study' if target == 'study' else 'tiny'}.yaml" in map(str, options.configfile)

@@ -1,4 +1,7 @@
-"""The whole suite in miniature: Snakemake runs every stage for every method, without network; models and teacher's scores once more in another clone, with one core, to the same bytes."""
+"""The whole suite in miniature: Snakemake runs every stage for every method, without network.
+
+Models and teacher's scores once more in another clone, with one core, to the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from d2llm.reporting.catalogue import FIGURES
 from offline import offline
-from test_workflow import fresh  # noqa: F401 - a fixture
+from test_workflow import FIGURES, TABLES, fresh  # noqa: F401 - fresh is a fixture
 from tiny_run import BASE, tiny_settings
 
-from d2llm.reporting.layout.tables import TABLES
 from d2llm.run.paths import Paths
 from d2llm.run.provenance import file_digest
+from d2llm.run.stages import STAGES
 
 
 def run(
@@ -51,14 +53,14 @@ STUDY = {
 
 
 def study(fresh: Path, one: Path) -> None:  # noqa: F811
-    """A study goes on from a finished run: another teacher, another base, a sweep whose centre and one variant cost nothing."""
+    """A study goes on from a finished run: another teacher, another base, a sweep, whose centre costs nothing."""
     before = pd.read_csv(one / "scores.csv")
     (fresh / "study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
     files = ("--configfile", "tiny.yaml", "study.yaml", "-C", "results=one")
     done = run(fresh, *files, target="one/tiny/tables/ablation.md")
     assert done.returncode == 0, done.stdout + done.stderr
-    said = done.stdout + done.stderr
-    again = Counter(re.findall(r"rule (texts|data|base\w*|negatives|teacher\w*|pretext|train\w*|evaluate\w*):", said))
+    rules = r"rule (texts|data|base\w*|negatives|teacher\w*|pretext|train\w*|evaluate\w*):"
+    again = Counter(re.findall(rules, done.stdout + done.stderr))
     assert again == Counter({"base_other": 1, "teacher": 1, "teacher_scores": 1, "train": 3, "evaluate": 3})
     after = pd.read_csv(one / "scores.csv")
     assert set(after["variant"]) == {"base", "gamma=1", "early", "half"}
@@ -68,19 +70,28 @@ def study(fresh: Path, one: Path) -> None:  # noqa: F811
 
 
 def same_artifacts(one: Path, two: Path) -> set[str]:
-    """Every model and table of the run in `two` has the bytes of the one in `one`, by the digests in their records; the stages that made them."""
+    """The stages of the run in `two`, every model and table of which has the bytes of the one in `one`.
+
+    By the digests in their records.
+    """
     stages = set()
     for place in two.rglob("*provenance.json"):
         records = [json.loads((side / place.relative_to(two)).read_text(encoding="utf-8")) for side in (one, two)]
-        made = [
+        outputs = [
             {name: digest for name, digest in record["outputs"].items() if name.endswith((".safetensors", ".parquet"))}
             for record in records
         ]
-        assert made[1] and made[0] == made[1], place
-        for name, digest in made[1].items():
+        assert outputs[1] and outputs[0] == outputs[1], place
+        for name, digest in outputs[1].items():
             assert file_digest(place.parent / name) == digest
         stages.add(records[1]["stage"])
     return stages
+
+
+def summary(side: Path, name: str) -> dict[str, object]:
+    """What is told of a training, but for times and memory, which are of a run."""
+    values = json.loads((Paths(side).run(name, "base", 1) / "summary.json").read_text(encoding="utf-8"))
+    return {key: value for key, value in values.items() if key not in ("seconds", "pretext_seconds", "peak_memory_mb")}
 
 
 @pytest.mark.slow
@@ -93,32 +104,24 @@ def test_the_whole_workflow(fresh: Path) -> None:  # noqa: F811
     done = run(fresh, "-C", "results=one", network=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
-    # Another clone, one job at a time: the same bytes. Of evaluations those that go through all of D2LLM; that collected
-    # files, tables and figures of the same scores have the same bytes is what test_evaluation, test_tables and test_comparison are of.
-    paths = Paths(Path("two/tiny"))
-    # An encoder and two decoders, one trained in full, one by LoRA and one by its biases; two stages of pre-training.
-    trained = ("d2llm", "bge", "llara", "sgpt")
-    wanted = [paths.run(name, "base", 1) / "provenance.json" for name in trained]
-    wanted += [paths.evaluation(name, "base", 1) / "scores.parquet" for name in ("d2llm", "teacher")]
+    # Another clone, one job at a time: the same bytes. A decoder trained by LoRA with all of D2LLM, an encoder in full
+    # after two stages of pre-training. That tables and figures of the same scores are the same, their own tests say.
+    paths, trained = Paths(Path("two/tiny")), ("d2llm", "bge")
+    wanted = [paths.run("bge", "base", 1) / "provenance.json", paths.evaluation("d2llm", "base", 1) / "scores.parquet"]
     done = run(other, "-C", "results=two", target=[str(path) for path in wanted], cores=1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert same_artifacts(one, two) == {
-        "texts", "data", "base", "negatives", "teacher", "teacher-scores", "pretext", "train", "evaluate"
-    }  # fmt: skip
-    # Times and memory are of a run; all else that is told of a training is the same.
-    own = ("seconds", "pretext_seconds", "peak_memory_mb")
-    for name in trained:
-        told = [Paths(side).run(name, "base", 1) / "summary.json" for side in (one, two)]
-        assert len({json.dumps({key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items() if key not in own}) for path in told}) == 1  # fmt: skip
+        *("texts", "data", "base", "negatives", "teacher", "teacher_scores", "pretext", "train", "evaluate")
+    }
+    assert all(summary(one, name) == summary(two, name) for name in trained)
 
     page = (one / "report.html").read_text(encoding="utf-8")
     for name in TABLES:
         for ext in ("csv", "md", "tex", "html"):
             table = (one / "tables" / f"{name}.{ext}").read_text(encoding="utf-8")
             assert "d2llm" in table.lower() or name == "ablation"  # this run has no variant
-    assert all(
-        f'id="{kind}-{name}"' in page for kind, names in (("table", TABLES), ("figure", FIGURES)) for name in names
-    )
+    shown = [f"table-{name}" for name in TABLES] + [f"figure-{name}" for name in FIGURES]
+    assert all(f'id="{name}"' in page for name in shown)
     assert (one / "results.ipynb").is_file()
 
     scores = pd.read_csv(one / "scores.csv")
@@ -129,17 +132,14 @@ def test_the_whole_workflow(fresh: Path) -> None:  # noqa: F811
     assert set(counted.index) == {(method, task) for method in methods for task in tasks}
     assert scores["value"].notna().all()
     # Students of different methods are different models.
-    found = scores[(scores["phenomenon"] == "all") & (scores["task_type"] == "sts")].pivot_table(
-        index="method", columns=["task", "metric"], values="value"
-    )
-    assert not found.round(9).duplicated().any()
+    graded = scores[(scores["phenomenon"] == "all") & (scores["task_type"] == "sts")]
+    rows = graded.pivot_table(index="method", columns=["task", "metric"], values="value")
+    assert not rows.round(9).duplicated().any()
 
     # Every artifact says where it comes from, and a second call finds nothing to do.
     records = [json.loads(path.read_text(encoding="utf-8")) for path in one.rglob("*provenance.json")]
-    assert {record["stage"] for record in records} == {
-        "texts", "data", "base", "negatives", "teacher", "teacher-scores", "pretext", "train", "evaluate", "collect", "comparison", "ablations", "runtime", "table",
-        "figure", "examples", "report", "notebook",
-    }  # fmt: skip
+    elsewhere = {"download", "vectors", "evaluate_dev", "tune", "search_notebook"}
+    assert {record["stage"] for record in records} == set(STAGES) - elsewhere
     again = run(fresh, "-C", "results=one")
     assert again.returncode == 0
     assert "Nothing to be done" in again.stdout + again.stderr
@@ -147,12 +147,8 @@ def test_the_whole_workflow(fresh: Path) -> None:  # noqa: F811
     # Students at work: every cell of notebooks/search.ipynb runs on what was trained.
     done = run(fresh, "-C", "results=one", target="search_notebook")
     assert done.returncode == 0, done.stdout + done.stderr
-    cells = [
-        cell
-        for cell in json.loads((one / "search.ipynb").read_text(encoding="utf-8"))["cells"]
-        if cell["cell_type"] == "code"
-    ]
-    assert all(cell["outputs"] for cell in cells)
+    cells = json.loads((one / "search.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert all(cell["outputs"] for cell in cells if cell["cell_type"] == "code")
 
     study(fresh, one)
 

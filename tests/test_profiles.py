@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_workflow import fresh, snakemake  # noqa: F401 - fresh is a fixture
+from test_workflow import dry_run, fresh  # noqa: F401 - fresh is a fixture
 from tiny_run import tiny_settings
 
-from d2llm.config.registry import names
+from d2llm.config.registry import modules
+from d2llm.run.stages import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,26 +28,27 @@ def test_a_profile_gives_resources_to_rules_there_are(name: str) -> None:
     assert set(profile["set-resources"]) <= rules
     # Whoever loads a model gets a GPU: trainings, the teacher, the negatives, evaluations, the measurement of times.
     wanted = {"train", "teacher", "teacher_scores", "vectors", "negatives", "pretext", "evaluate", "runtime"}
-    assert {rule for rule, found in profile["set-resources"].items() if found.get("gpu")} == wanted
+    assert {rule for rule, resources in profile["set-resources"].items() if resources.get("gpu")} == wanted
     assert profile["executor"] == name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["slurm", "kubernetes"])
-def test_every_methods_training_gets_what_a_profile_gives_train(name: str, fresh: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_every_methods_training_gets_what_a_profile_gives_train(fresh: Path, tmp_path: Path) -> None:  # noqa: F811
     """As Snakemake resolves them; the schedulers' own plugins are not needed to see it."""
-    resources = yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text(encoding="utf-8"))["set-resources"]
+    resources = {"train": {"mem_mb": 64000, "runtime": "2h", "gpu": 1}}
     resources["train_sgpt"] = {"mem_mb": 9000}  # one's own line goes first, the rest stays
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"set-resources": resources}))
-    settings = {"methods": {method: {} for method in names()}, "include": []}
+    settings = {"methods": {method: {} for method in modules()}, "include": []}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings))
-    done = snakemake(fresh, "--dry-run", "--profile", str(tmp_path), "--configfile", str(tmp_path / "mine.yaml"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = dict(re.findall(r"\nrule (train\w*):\n(?:    .*\n)*?    resources: (.*)", done.stdout + done.stderr))
-    assert set(found) == {"train" if method == "d2llm" else f"train_{method}" for method in names()}
-    for rule, said in found.items():
-        memory = 9000 if rule == "train_sgpt" else resources["train"]["mem_mb"]
-        assert {"gpu=1", f"mem_mb={memory}"} <= set(said.split(", ")), (rule, said)
+    text = dry_run(fresh, "--profile", str(tmp_path), "--configfile", str(tmp_path / "mine.yaml"))
+    shown = dict(re.findall(r"\nrule (\w+):\n(?:    .*\n)*?    resources: (.*)", text))
+    trained = {"train" if method == "d2llm" else f"train_{method}" for method in modules()}
+    assert {rule for rule in shown if rule.startswith("train")} == trained
+    for rule in trained:
+        memory = 9000 if rule == "train_sgpt" else 64000
+        assert {"gpu=1", "runtime=120", f"mem_mb={memory}"} <= set(shown[rule].split(", ")), (rule, shown[rule])
+    # Where a profile says nothing, what the stage declares.
+    assert f"mem_mb={STAGES['evaluate'].memory_mb}" in shown["evaluate"].split(", ")
 
 
 @pytest.mark.slow
@@ -60,11 +62,10 @@ def test_jobs_run_by_a_scheduler(fresh: Path, tmp_path: Path) -> None:  # noqa: 
     (tmp_path / "status.sh").write_text(
         '[ -s "$1.end" ] || { echo running; exit; }\n[ "$(cat "$1.end")" = 0 ] && echo success || echo failed\n'
     )
-    command = [
-        sys.executable, "-m", "snakemake", "--snakefile", str(fresh / "Snakefile"), "--configfile", "tiny.yaml", "--jobs", "2",
-        "--executor", "cluster-generic", "--cluster-generic-submit-cmd", "sh submit.sh", "--cluster-generic-status-cmd", "sh status.sh",
-        "--seconds-between-status-checks", "1", "--rerun-incomplete", "--nolock", "--", "results/tiny/data/card.md",
-    ]  # fmt: skip
+    scheduler = "--executor cluster-generic --seconds-between-status-checks 1 --jobs 2 --rerun-incomplete --nolock"
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(fresh / "Snakefile"), *scheduler.split()]
+    command += ["--cluster-generic-submit-cmd", "sh submit.sh", "--cluster-generic-status-cmd", "sh status.sh"]
+    command += ["--configfile", "tiny.yaml", "--", "results/tiny/data/card.md"]
     done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 steps (100%) done" in done.stdout + done.stderr

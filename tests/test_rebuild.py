@@ -1,4 +1,4 @@
-"""One cell of a table, rebuilt from its records alone: the settings, seed, code and inputs they name lead to the same number."""
+"""One cell of a table, rebuilt from its records alone: what they name of settings, seed, code and inputs is enough."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ import torch
 from d2llm.cli import main as cli
 from d2llm.config.load import dump, load
 from d2llm.config.schema import Config
-from d2llm.run import jobs, stages
+from d2llm.run import jobs
 from d2llm.run.artifacts import read_json
 from d2llm.run.paths import Paths
 from d2llm.run.provenance import content_digest
+from d2llm.run.stages import STAGES
 
 RUN = {"method": "d2llm", "variant": "base", "seed": 1}
 TASK = "sts_graded"
@@ -43,7 +44,7 @@ def job(config: Config, stage: str, *inputs: Path) -> dict[str, Any]:
     named = [word for key, value in RUN.items() for word in (f"--{key}", str(value))]
     given = ["--config", str(paths.config), "--log", str(paths.logs(stage)), "--inputs", *map(str, inputs)]
     assert cli.main([stage, *named, *given]) == 0
-    return read_json(stages.STAGES[stage].provenance(paths, **RUN))
+    return read_json(STAGES[stage].record(paths, **RUN))
 
 
 def cell(config: Config) -> float:
@@ -67,16 +68,16 @@ def test_a_cell_follows_from_its_records(tiny_scores: Config, tmp_path: Path, pr
     wanted = cell(config)
 
     # From the records alone: what they say was run, with which settings and seed, by which code.
-    told = {key: trained[key] for key in RUN}
-    assert told == RUN == {key: evaluated[key] for key in RUN}
+    run = {key: trained[key] for key in RUN}
+    assert run == RUN == {key: evaluated[key] for key in RUN}
     for stage, record in (("train", trained), ("evaluate", evaluated)):
-        assert record["code"] == jobs.code(stage, **RUN), "other code than the one that was recorded"
+        assert record["code"] == jobs.code(config, stage, **RUN), "other code than the one that was recorded"
     settings = {
         "tier": config.tier,
         "results": str(tmp_path / "again"),
-        "seeds": [told["seed"]],
+        "seeds": [run["seed"]],
         "threads": trained["threads"],
-        "methods": {told["method"]: trained["settings"]["recipe"]},
+        "methods": {run["method"]: trained["settings"]["recipe"]},
         "training": trained["settings"]["training"],
         "evaluation": evaluated["settings"]["evaluation"],
     }

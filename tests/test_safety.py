@@ -1,4 +1,7 @@
-"""What a stranger's config, data or files could do: no code runs that they bring, no shell reads them, no path leads out, no page believes them."""
+"""What a stranger's config, data or files could do.
+
+No code runs that they bring, no shell reads them, no path leads out, no page believes them.
+"""
 
 from __future__ import annotations
 
@@ -21,93 +24,91 @@ from d2llm.run.paths import Paths
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(path for part in ("d2llm", "baselines", "benchmarks", "tests") for path in (ROOT / part).rglob("*.py"))
 RULES = [ROOT / "Snakefile", *sorted((ROOT / "workflow" / "rules").glob("*.smk"))]
+COMMON = ROOT / "workflow" / "rules" / "common.smk"
 
 # Loads what it has itself exported a moment before, whose classes are this package's.
 OWN_EXPORT = "tests/test_searching.py"
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "jsonpickle"}
-CALLS = {
-    "eval",
-    "exec",
-    "compile",
-    "os.system",
-    "os.popen",
-    "yaml.unsafe_load",
-    "yaml.full_load",
-    "yaml.load_all",
-    "torch.jit.load",
-}
-ENDS = {"read_pickle", "to_pickle"}
+CALLS = {"eval", "exec", "compile", "os.system", "os.popen", "torch.jit.load"}
+CALLS |= {"yaml.unsafe_load", "yaml.full_load", "yaml.load_all"}
 
 
 def dangers(text: str) -> list[str]:
     """What in a module's text would run or unpack something of someone else's."""
-    found = []
+    lines = []
     for node in ast.walk(ast.parse(text)):
-        names = (
-            [name.name for name in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-        found += [f"{node.lineno}: import {name}" for name in names if name.split(".")[0] in MODULES]
-        if not isinstance(node, ast.Call):
-            continue
-        name = ast.unparse(node.func)
-        given = {key.arg: ast.unparse(key.value) for key in node.keywords}
-        wrong = name in CALLS or name.rpartition(".")[2] in ENDS
-        wrong |= name == "torch.load" and given.get("weights_only") != "True"
-        wrong |= name == "yaml.load" and given.get("Loader") not in ("loader()", "yaml.SafeLoader")
-        wrong |= given.get("shell", "False") != "False" or given.get("allow_pickle", "False") != "False"
-        wrong |= given.get("trust_remote_code") == "True"
-        if wrong:
-            found.append(f"{node.lineno}: {name}({', '.join(given)})")
-    return found
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [name.name for name in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            lines += [f"{node.lineno}: import {name}" for name in names if name.split(".")[0] in MODULES]
+        elif isinstance(node, ast.Call):
+            name, given = ast.unparse(node.func), {key.arg: ast.unparse(key.value) for key in node.keywords}
+            if (
+                name in CALLS
+                or name.rpartition(".")[2] in {"read_pickle", "to_pickle"}
+                or (name == "torch.load" and given.get("weights_only") != "True")
+                or (name == "yaml.load" and given.get("Loader") not in ("loader()", "yaml.SafeLoader"))
+                or given.get("shell", "False") != "False"
+                or given.get("allow_pickle", "False") != "False"
+                or given.get("trust_remote_code") == "True"
+            ):
+                lines.append(f"{node.lineno}: {name}({', '.join(given)})")
+    return lines
 
 
 def test_no_module_runs_or_unpacks_what_others_wrote() -> None:
-    found = {str(file.relative_to(ROOT)): dangers(file.read_text(encoding="utf-8")) for file in SOURCES}
-    assert len(found) > 100
-    own = found.pop(OWN_EXPORT)
-    assert len(own) == 2 and all("SentenceTransformer(trust_remote_code" in line for line in own)
-    assert not {file: wrong for file, wrong in found.items() if wrong}
+    lines = {str(file.relative_to(ROOT)): dangers(file.read_text(encoding="utf-8")) for file in SOURCES}
+    assert len(lines) > 100
+    own = lines.pop(OWN_EXPORT)
+    assert own and all("SentenceTransformer(trust_remote_code" in line for line in own)
+    assert not {file: wrong for file, wrong in lines.items() if wrong}
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["import pickle", "from dill import loads", "eval('1')", "torch.load('x')", "torch.load('x', weights_only=False)", "yaml.load(x)", "yaml.load(x, Loader=yaml.Loader)",
-     "subprocess.run('ls', shell=True)", "os.system('ls')", "pd.read_pickle('x')", "np.load('x', allow_pickle=True)", "AutoModel.from_pretrained('x', trust_remote_code=True)"],
-)  # fmt: skip
-def test_each_danger_is_seen(text: str) -> None:
-    assert dangers(text)
+DANGEROUS = """\
+import pickle
+from dill import loads
+eval('1')
+torch.load('x')
+torch.load('x', weights_only=False)
+yaml.load(x)
+yaml.load(x, Loader=yaml.Loader)
+subprocess.run('ls', shell=True)
+os.system('ls')
+pd.read_pickle('x')
+np.load('x', allow_pickle=True)
+AutoModel.from_pretrained('x', trust_remote_code=True)
+"""
+HARMLESS = """\
+model.eval()
+re.compile('x')
+torch.load('x', weights_only=True)
+yaml.load(x, Loader=loader())
+subprocess.run(['ls'])
+"""
 
 
-def test_harmless_ones_are_not() -> None:
-    assert not dangers(
-        "model.eval()\nre.compile('x')\ntorch.load('x', weights_only=True)\nyaml.load(x, Loader=loader())\nsubprocess.run(['ls'])"
-    )
-    assert issubclass(loader(), yaml.SafeLoader)
+def test_each_danger_is_seen_and_nothing_else() -> None:
+    assert [int(line.partition(":")[0]) for line in dangers(DANGEROUS)] == list(range(1, 13))
+    assert not dangers(HARMLESS) and issubclass(loader(), yaml.SafeLoader)
 
 
 def test_rules_run_no_python_of_their_own_and_quote_what_the_shell_reads() -> None:
-    """Paths are quoted. What is not: wildcards and the config's path, whose letters the schema chooses (`test_spoiled_configs`)."""
-    plain = {"params.config", "params.python"} | {
-        f"wildcards.{name}"
-        for name in ("download", "method", "model", "name", "seed", "shard", "shards", "teacher", "variant")
-    }
-    commands = 0
+    """Every rule's command is made by `command` of common.smk, whose paths are quoted.
+
+    What is not: wildcards and the config's path, whose letters the schema chooses (`test_spoiled_configs`).
+    """
     for file in RULES:
         text = file.read_text(encoding="utf-8")
         assert not re.search(r"^\s+(run|script|notebook|wrapper):", text, re.M), file
         assert not re.search(r"\b(eval|exec|os\.system|os\.popen|shell)\(|shell=True|import pickle", text), file
-        for command in re.findall(r'^    shell:\n((?:        ".*"\n)+)', text, re.M):
-            commands += 1
-            for asked in re.findall(r"\{([^}]*)\}", command):
-                assert asked.endswith(":q") or asked in plain, f"{file.name}: {{{asked}}}"
-        assert len(re.findall(r"^    shell:", text, re.M)) == len(
-            re.findall(r'^    shell:\n(?:        ".*"\n)+', text, re.M)
+        shells, made = (
+            len(re.findall(words, text)) for words in (r"\n    shell:\n", r"\n    shell:\n        command\(")
         )
-    assert commands >= 20
+        assert shells == made, f"{file.name}: a rule with a command of its own"
+    [body] = re.findall(r"^def command\(.*?(?=^def )", COMMON.read_text(encoding="utf-8"), re.M | re.S)
+    fields = re.findall(
+        r"\{\{([^{}]*)\}\}", body.replace("{name}", "NAME")
+    )  # of the command; single braces are Python's
+    assert set(fields) == {"wildcards.NAME", "params.config", "log:q", "input:q"}
 
 
 @pytest.mark.parametrize("path", ["{x}.jsonl", "a}.csv", "-rf.csv", "a\nb.csv", "a\x07.csv", ""])
@@ -141,11 +142,11 @@ class Tags(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.found: list[tuple[str, ...]] = []
+        self.tags: list[tuple[str, ...]] = []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        self.found.append((tag, *sorted(name for name, _ in attrs)))
+        self.tags.append((tag, *sorted(name for name, _ in attrs)))
 
 
 def page(folder: Path, word: str) -> str:
@@ -168,4 +169,4 @@ def page(folder: Path, word: str) -> str:
 def test_the_page_believes_no_text_of_a_data_set(tmp_path: Path) -> None:
     meek, hostile = page(tmp_path / "meek", "word"), page(tmp_path / "hostile", HOSTILE)
     assert "alert(1)" in hostile and "49" not in re.findall(r"\d+", hostile.partition("alert(1)")[2][:60])
-    assert Tags(meek).found == Tags(hostile).found
+    assert Tags(meek).tags == Tags(hostile).tags

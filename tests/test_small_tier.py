@@ -1,4 +1,7 @@
-"""The small tier from the hub to the scores of D2LLM, on a hub of this machine with tiny sets and checkpoints; only sizes are overridden."""
+"""The small tier from the hub to the scores of D2LLM, with tiny sets and checkpoints on a hub of this machine.
+
+Only sizes are overridden.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +31,14 @@ SIZES = {
 # Every job in one process, as each would load torch anew.
 CODE = """
 import sys
-from d2llm import cli
-from d2llm.config import load
+from d2llm.cli import main as cli
+from d2llm.config.load import load
 files = sys.argv[1:]
 jobs = [["download", "--download", name] for name in load(files).data.files.downloads()]
 jobs += [["base", "--model", model] for model in ("teacher", "decoder", "encoder")]
 run = ["--method", "d2llm", "--variant", "base", "--seed", "1"]
-jobs += [["texts"], ["data"], ["negatives"], ["teacher", "--teacher", "teacher"]]
-jobs += [["teacher-scores", "--teacher", "teacher", "--shard", "0", "--shards", "1"], ["train", *run], ["evaluate", *run]]
+jobs += [["texts"], ["data"], ["negatives"], ["teacher"]]
+jobs += [["teacher-scores", "--shard", "0", "--shards", "1"], ["train", *run], ["evaluate", *run]]
 for job in jobs:
     assert cli.main([*job, "--config", *files]) == 0, job
 """
@@ -45,8 +48,8 @@ for job in jobs:
 def test_from_the_hub_to_the_scores_of_d2llm(tmp_path: Path) -> None:
     """What differs from the paper tier, whose data half `test_download` holds, and what no other test joins to a hub.
 
-    A teacher whose weights are kept in bfloat16 is tuned, by adapters; models that share embeddings, and keys and values
-    among queries; samples of training sets and of mteb's retrieval sets.
+    A teacher whose weights are kept in bfloat16 is tuned, by adapters; models that share embeddings, and keys and
+    values among queries; samples of training sets and of mteb's retrieval sets.
     """
     hub_sets.write_sets(tmp_path / "hub", 24)
     hub_sets.write_models(tmp_path / "hub")
@@ -70,9 +73,10 @@ def test_from_the_hub_to_the_scores_of_d2llm(tmp_path: Path) -> None:
     assert set(json.loads(paths.teacher_report.read_text())) == {"symmetric", "asymmetric"}
     student = json.loads((paths.run("d2llm", "base", 1) / "summary.json").read_text())
     assert student["pooling"][1]["heads"] == 32 and student["updates"] == 3
-    made = pd.read_parquet(paths.train_pairs)
-    # Half of the 24 sentences entail something, of which at most four were not drawn; every question drawn has its answer.
-    counts = made.groupby("dataset")["query"].nunique()
+    pairs = pd.read_parquet(paths.train_pairs)
+    # Half of the 24 sentences entail something, of which at most four were not drawn.
+    # Every question drawn has its answer.
+    counts = pairs.groupby("dataset")["query"].nunique()
     assert 8 <= counts["snli_zh"] <= 12 and counts["nli_zh_lcqmc"] == 12 and counts["cmedqa2"] == 12
     assert "sample of 6" in tasks.read(paths.task("cmedqa"), "test").title
     scores = pd.read_parquet(paths.evaluation("d2llm", "base", 1) / "scores.parquet")

@@ -13,12 +13,13 @@ from d2llm.cli import main as cli
 from d2llm.cli import why
 from d2llm.config.load import dump
 from d2llm.config.schema import Config
-from d2llm.run import stages
+from d2llm.run import jobs
 from d2llm.run.artifacts import write_json
 from d2llm.run.code import ROOT, code_digest
 from d2llm.run.errors import ConfigError
 from d2llm.run.paths import Paths
 from d2llm.run.provenance import commit
+from d2llm.run.stages import STAGES
 
 TRAINED = ("d2llm", "bge")
 
@@ -39,11 +40,12 @@ def run(clone: Path, tmp_path: Path) -> Config:
     """Records of jobs of that code."""
     config = tiny_config(tmp_path / "results")
     paths = Paths.of(config)
-    jobs = [("texts", {}), *(("train", {"method": name, "variant": "base", "seed": 1}) for name in TRAINED)]
-    for stage, given in jobs:
-        code = code_digest(jobs.modules(stage, **given), clone)
-        place = stages.STAGES[stage].provenance(paths, **given)
-        write_json(place, {"stage": stage, **given, "code": code, "commit": commit(clone)})
+    trainings = [("train", {"method": name, "variant": "base", "seed": 1}) for name in TRAINED]
+    for stage, given in [("texts", {}), *trainings]:
+        code = code_digest(jobs.modules(config, stage, **given), clone)
+        write_json(
+            STAGES[stage].record(paths, **given), {"stage": stage, **given, "code": code, "commit": commit(clone)}
+        )
     return config
 
 
@@ -61,13 +63,19 @@ def test_only_files_that_a_job_runs_are_named_and_comments_count_for_nothing(
 ) -> None:
     assert why.run(run, clone) == "The code of all 3 jobs is that of now."
     since = f"since {commit(clone)[:10]}"
-    now = edited(clone, tmp_path / "edited", baselines__bge="\nEXTRA = 1\n", d2llm__data__build="\n# A comment.\n", d2llm__comparison="\nEXTRA = 1\n")  # fmt: skip
+    now = edited(
+        clone,
+        tmp_path / "edited",
+        baselines__bge="\nEXTRA = 1\n",
+        d2llm__data__build="\n# A comment.\n",
+        d2llm__analysis__comparison="\nEXTRA = 1\n",
+    )
     assert why.run(run, now) == f"train bge base 1:\n  baselines/bge.py {since}"
 
 
 def test_jobs_of_the_same_reasons_stand_together(clone: Path, run: Config, tmp_path: Path) -> None:
-    said = why.run(run, edited(clone, tmp_path / "edited", d2llm__training="\nEXTRA = 1\n"))
-    assert said == f"train bge base 1, train d2llm base 1:\n  d2llm/training/train.py since {commit(clone)[:10]}"
+    reasons = why.run(run, edited(clone, tmp_path / "edited", d2llm__training__train="\nEXTRA = 1\n"))
+    assert reasons == f"train bge base 1, train d2llm base 1:\n  d2llm/training/train.py since {commit(clone)[:10]}"
 
 
 def test_what_no_commit_has_is_said(clone: Path, run: Config) -> None:
@@ -80,7 +88,9 @@ def test_what_no_commit_has_is_said(clone: Path, run: Config) -> None:
         assert f"its commit is not in this clone ({unknown})" in why.run(run, clone)
 
 
-def test_without_git_it_says_so(run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_without_git_it_says_so(
+    run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ConfigError, match="is not a git repository"):
         why.run(run, tmp_path)
     (tmp_path / "run.yaml").write_text(dump(run))

@@ -1,4 +1,4 @@
-"""A whole run in miniature: `config/tiny.yaml`, a config of the real pipeline whose every stage takes a second or two."""
+"""A whole run in miniature: `config/tiny.yaml`, whose every stage takes a second or two."""
 
 from __future__ import annotations
 
