@@ -43,7 +43,9 @@ def imports() -> dict[str, set[str]]:
                 named |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 assert not node.level, f"{path}: a relative import"
-                named |= {full if (full := f"{node.module}.{alias.name}") in known else node.module for alias in node.names}
+                named |= {
+                    full if (full := f"{node.module}.{alias.name}") in known else node.module for alias in node.names
+                }
         graph[module(path)] = (named & known) - {module(path)}
     return graph
 
@@ -61,7 +63,9 @@ def test_imports_point_one_way() -> None:
         if name.startswith("d2llm."):
             level = LEVEL[name.split(".")[1]]
             wrong += [(name, other) for other in targets if other == "baselines" or other.startswith("baselines.")]
-            wrong += [(name, other) for other in targets if other.startswith("d2llm.") and LEVEL[other.split(".")[1]] > level]
+            wrong += [
+                (name, other) for other in targets if other.startswith("d2llm.") and LEVEL[other.split(".")[1]] > level
+            ]
         elif name.startswith("baselines."):
             wrong += [(name, other) for other in targets if other.startswith("d2llm.cli")]
     assert wrong == []
