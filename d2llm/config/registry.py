@@ -108,6 +108,12 @@ def declared(name: str) -> Declaration:
     method = getattr(module, "METHOD", None)
     if not isinstance(method, Declaration):
         raise ConfigError(f"{module.__name__} has no METHOD, an instance of d2llm.methods.base.Method")
+    parts = type(method).parts is not Declaration.parts or all(hasattr(method, part) for part in ("pooling", "scorer"))
+    if not parts:
+        raise ConfigError(
+            f"{module.__name__}.METHOD names no pooling and scorer of its students: set `pooling` and `scorer`, name and "
+            'options, on its class, e.g. ("mean", {}) and ("cosine", {}) (docs/extending.md)'
+        )
     if method.name != name:
         raise ConfigError(f"{module.__name__}.METHOD is named {method.name!r}; it must carry its file's name {name!r}")
     return method
