@@ -43,13 +43,13 @@ def fault(error: BaseException) -> str | None:
         message, number = first_line(seen), getattr(seen, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(word in message for word in FULL):
             advice = "make room and run again: finished jobs are kept"
-        return f"the disk is full, or files may not grow further ({message}); {advice}"
+            return f"the disk is full, or files may not grow further ({message}); {advice}"
         if isinstance(seen, MemoryError) or any(word in message for word in NO_MEMORY):
             advice = "run fewer jobs at a time (--cores 1), or lower batch sizes (docs/scaling.md)"
-        return f"memory is used up ({message}); {advice}"
+            return f"memory is used up ({message}); {advice}"
         if number in (errno.EROFS, errno.EACCES, errno.EPERM):
             advice = "change its permissions, or choose another folder: -C results=FOLDER"
-        return f"a file or folder may not be read or written ({message}); {advice}"
+            return f"a file or folder may not be read or written ({message}); {advice}"
         seen = seen.__cause__
     return None
 
