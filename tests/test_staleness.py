@@ -155,9 +155,7 @@ def test_a_checkpoint_depends_on_what_brings_it_and_on_no_prompt() -> None:
         assert (lines[0] == lines[1]) == (model == "brought")
 
 
-LOADING = (
-    {"negatives", "teacher teacher"} | USING | BASE | PRETEXT | TRAIN | STUDENTS | {"evaluate teacher"}
-)  # models
+LOADING = {"negatives", "teacher teacher"} | USING | BASE | PRETEXT | TRAIN | STUDENTS | {"evaluate teacher"}  # models
 VERSIONS = {
     "matplotlib": FIGURES,
     "bm25s": {"negatives", "runtime", "evaluate bm25", "evaluate teacher"},

@@ -1,17 +1,13 @@
 """The sections of a config: keys, types, defaults, and what each may not say by itself. Importable without torch."""
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from d2llm.config.recipes import TunedWeights
 from d2llm.config.section import Section, has
 from d2llm.run.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
-
 
 Count = Annotated[int, Field(ge=0)]
 

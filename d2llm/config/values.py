@@ -2,12 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from d2llm.config.section import Section
-
-if TYPE_CHECKING:
-    pass
 
 
 def plain(value: Any) -> str:

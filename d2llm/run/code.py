@@ -42,7 +42,7 @@ RECORDED = (
 # Of them, those a training's bits depend on.
 COMPUTING = ("accelerate", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
-# And those that decide no number, as the modules of PLUMBING.
+# And those that decide no number, as those folders.
 CARRYING = ("pydantic", "snakemake")
 
 # What a package computes through, without an import statement of this project.

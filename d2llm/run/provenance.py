@@ -25,9 +25,6 @@ from d2llm.run.paths import PROVENANCE, provenance_of
 SEAL = "sha256"
 
 
-# ------------------------------------------------------------------------------------------------------------- code
-
-
 # ------------------------------------------------------------------------------------------------- inputs and outputs
 def content_digest(path: str | Path) -> str:
     """sha256 of a file, or of a folder's file names and contents without provenance records."""
