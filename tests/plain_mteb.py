@@ -75,8 +75,8 @@ def main(tasks: str, results: str) -> None:
     for name, split, subset in json.loads(Path(tasks).read_text(encoding="utf-8")):
         task = mteb.get_task(name, eval_splits=[split], hf_subsets=[subset] if subset else None)
         task.load_data()
-        results = task.evaluate(Plain(), split=split, encode_kwargs={"batch_size": 8, "show_progress_bar": False})
-        scores[name] = {key: float(value) for key, value in results[subset or "default"].items()}
+        measured = task.evaluate(Plain(), split=split, encode_kwargs={"batch_size": 8, "show_progress_bar": False})
+        scores[name] = {key: float(value) for key, value in measured[subset or "default"].items()}
     Path(results).write_text(json.dumps(scores), encoding="utf-8")
 
 
