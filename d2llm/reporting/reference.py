@@ -39,11 +39,11 @@ def keep(config: Config, folder: Path) -> list[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
         # What is kept is small: digests of files that are not are left out, and the record's own with them.
-        kept = {
+        small = {
             name: {k: v for k, v in record.items() if k not in ("outputs", SEAL)}
             for name, record in records(paths.root).items()
         }
-        write_json(place / PROVENANCE, kept)
+        write_json(place / PROVENANCE, small)
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 

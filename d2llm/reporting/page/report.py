@@ -55,7 +55,7 @@ def environment() -> jinja2.Environment:
     """Templates that escape what they are given and fail on a name nobody gave them."""
     import jinja2
 
-    made = jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -63,11 +63,11 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters["signed"] = signed
-    made.filters["score"] = number
-    made.filters["p"] = lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}"
-    made.filters["count"] = lambda value: f"{value:,}"
-    return made
+    templates.filters["signed"] = signed
+    templates.filters["score"] = number
+    templates.filters["p"] = lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}"
+    templates.filters["count"] = lambda value: f"{value:,}"
+    return templates
 
 
 def facts(config: Config) -> dict[str, Any]:
@@ -76,9 +76,9 @@ def facts(config: Config) -> dict[str, Any]:
     scores = read_csv(paths.scores_csv, SCORES)
     compared = read_csv(paths.comparisons, COMPARISONS)
     tasks = scores.drop_duplicates("task").set_index("task")["task_title"].to_dict()
-    found = claims(compared, tasks, about)
+    leads = claims(compared, tasks, about)
     behind = optional(paths.about) or {}
-    kept = behind.get("records", {}) | rendered(paths) | tried(config, paths)
+    jobs_done = behind.get("records", {}) | rendered(paths) | tried(config, paths)
     trained = scores[scores["method"].isin(about.methods) & (scores["variant"] == "base")]
     return {
         "style": (TEMPLATES / "report.css").read_text(encoding="utf-8"),
@@ -89,8 +89,8 @@ def facts(config: Config) -> dict[str, Any]:
         "split": "/".join(sorted(set(scores["split"]))),
         "seeds": sorted(set(trained["seed"].tolist())),
         "level": about.level,
-        "claims": found,
-        "verdicts": {title: sentence(title, rows, about) for title, rows in found.items()},
+        "claims": leads,
+        "verdicts": {title: sentence(title, rows, about) for title, rows in leads.items()},
         "compared": len(compared),
         "overview": overview(scores, about),
         "sections": sections(config, paths, about),
@@ -107,8 +107,8 @@ def facts(config: Config) -> dict[str, Any]:
         "settings": settings_text(config),
         **{name: behind.get(name) for name in ("card", "leaks", "negatives", "teacher")},
         "min_ap": config.teacher.min_ap,
-        "tuning": tuning(config, paths, kept, about),
-        **origin(history(kept, config, without=OWN)),
+        "tuning": tuning(config, paths, jobs_done, about),
+        **origin(history(jobs_done, config, without=OWN)),
     }
 
 
@@ -133,10 +133,10 @@ def labels(card: dict[str, Any] | None) -> dict[str, int] | None:
 
 def rendered(paths: Paths) -> dict[str, dict[str, Any]]:
     """The records of what is made of the collected files, and of these, as far as they are there."""
-    made = [paths.scores, paths.comparisons, paths.ablations, paths.runtime, paths.examples]
-    made += [paths.table(name, "csv") for name in entries("table")]
-    made += [paths.figure(name, "svg") for name in entries("figure")]
-    return told(paths, map(provenance_of, made))
+    files = [paths.scores, paths.comparisons, paths.ablations, paths.runtime, paths.examples]
+    files += [paths.table(name, "csv") for name in entries("table")]
+    files += [paths.figure(name, "svg") for name in entries("figure")]
+    return told(paths, map(provenance_of, files))
 
 
 def tried(config: Config, paths: Paths) -> dict[str, dict[str, Any]]:
@@ -181,12 +181,12 @@ def overview(scores: pd.DataFrame, about: Context) -> dict[str, Any]:
     }
 
 
-def browsed(scores: pd.DataFrame, found: dict[str, Any] | None, about: Context) -> dict[str, Any]:
+def browsed(scores: pd.DataFrame, collected: dict[str, Any] | None, about: Context) -> dict[str, Any]:
     """What the part to browse shows, and what its filters offer."""
     rows = browse.score_rows(scores, about)
     columns, variants = browse.variant_rows(scores, about)
     choices = {key: list(dict.fromkeys(getattr(row, key) for row in rows)) for key in ("task", "metric", "seed")}
-    examples = browse.example_tables(found, choices["task"], about) if found else []
+    examples = browse.example_tables(collected, choices["task"], about) if collected else []
     hard = sorted({row["phenomenon"] for task in examples for row in task["examples"]})
     return {
         "titles": [(name, about.titles.get(name, name)) for name in (*about.references, *about.methods)],
@@ -196,7 +196,7 @@ def browsed(scores: pd.DataFrame, found: dict[str, Any] | None, about: Context) 
         "variants": variants,
         "examples": examples,
         "language": "zh" if about.generated else "",
-        **({key: found[key] for key in ("kept", "characters")} if found else {}),
+        **({key: collected[key] for key in ("kept", "characters")} if collected else {}),
     }
 
 
@@ -246,13 +246,13 @@ def described(config: Config, name: str, about: Context) -> dict[str, Any]:
     """A method with its source and the settings that are not its published ones."""
     from d2llm.config.registry import declared
 
-    found = declared(name)
+    method = declared(name)
     changed = flat(config.overrides(name, "base"))
     return {
         "title": about.titles.get(name, name),
-        "citation": found.citation,
-        "kind": found.kind,
-        "teacher": found.uses_teacher,
+        "citation": method.citation,
+        "kind": method.kind,
+        "teacher": method.uses_teacher,
         "changed": [(key, plain(value)) for key, value in changed.items()],
     }
 
@@ -263,10 +263,10 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     >>> flat({"a": {"b": 1}, "c": 2})
     {'a.b': 1, 'c': 2}
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return found
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return values
 
 
 def plain(value: Any) -> str:
@@ -287,13 +287,13 @@ def budgets(paths: Paths, about: Context) -> list[dict[str, Any]]:
     return rows
 
 
-def tuning(config: Config, paths: Paths, kept: dict[str, dict[str, Any]], about: Context) -> dict[str, Any] | None:
+def tuning(config: Config, paths: Paths, jobs_done: dict[str, dict[str, Any]], about: Context) -> dict[str, Any] | None:
     """The record of `tune`, None without one: `trials`, and whether they are `current`, of the config's grids."""
     if not paths.trials.exists():
         return None
     import pandas as pd
 
-    record = kept.get(provenance_of(paths.trials).relative_to(paths.root).as_posix())
+    record = jobs_done.get(provenance_of(paths.trials).relative_to(paths.root).as_posix())
     trials = pd.read_csv(paths.trials, keep_default_na=False)
     kinds = [name for name in HEADLINE if name in trials]
     return {
