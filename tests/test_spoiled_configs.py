@@ -21,7 +21,7 @@ from d2llm.run.stages import STAGES
 
 
 @settings(
-    max_examples=2000 if "CI" in os.environ else 60,  # 2,000 take two minutes
+    max_examples=500 if "CI" in os.environ else 60,  # 500 take half a minute
     derandomize=True,
     database=None,
     deadline=None,
