@@ -126,6 +126,7 @@ def test_several_seeds_are_averaged_and_resampled() -> None:
     assert row["high"] - row["low"] > 5 * (alone["high"] - alone["low"])
 
 
+@pytest.mark.slow
 def test_the_reported_interval_holds_what_it_claims_over_examples_and_seeds() -> None:
     """Spearman of two methods whose trainings differ by seed, on new examples each time: `comparisons.csv`'s interval,
     by simulation."""

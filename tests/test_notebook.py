@@ -55,6 +55,7 @@ def test_it_shows_the_scores_of_a_run(tmp_path: Path) -> None:
     assert (tmp_path / "mini" / "results.ipynb.provenance.json").exists()
 
 
+@pytest.mark.slow
 def test_it_shows_the_reference_run_and_no_comparison_where_there_is_none(tmp_path: Path) -> None:
     book = notebook.execute(nbformat.read(notebook.NOTEBOOK, as_version=4), REFERENCE)
     scores = pd.read_csv(REFERENCE / "scores.csv", keep_default_na=False)
@@ -66,6 +67,7 @@ def test_it_shows_the_reference_run_and_no_comparison_where_there_is_none(tmp_pa
     assert "Nothing to compare" in outputs(bare, "figure")[0]["text"]
 
 
+@pytest.mark.slow
 def test_what_fails_is_one_error_that_names_the_cell(tmp_path: Path, monkeypatch, capsys) -> None:
     config = make(tmp_path)
     with pytest.raises(ArtifactError, match=r"search.ipynb: cell 2 .*FileNotFoundError: no trained students"):
