@@ -86,6 +86,7 @@ def test_samples_whose_innermost_frame_is_python_s(monkeypatch: pytest.MonkeyPat
     assert lines == [(step_line, 0.2), (run_line, 0.1)]
 
 
+@pytest.mark.slow
 def test_every_benchmark_finds_what_it_imports() -> None:
     """Those too that the slow tests do not run; what functions import included."""
     folder = ROOT / "benchmarks"

@@ -338,6 +338,7 @@ def test_what_programs_read_is_utf_8(tmp_path: Path) -> None:
     assert wrong.returncode == 2 and wrong.stderr.startswith(b"error: ") and wrong.stderr.count(b"\n") == 1
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written_is_done_without(config: Path, tmp_path: Path) -> None:
     """Nobody can make a folder there, root neither. matplotlib, which is first to complain, gets one."""
     figure = ["figure", "--config", str(config), "--name", "architecture", "--log", str(tmp_path / "log")]

@@ -392,6 +392,7 @@ def test_figures_need_collected_files_only_and_come_out_the_same(finished: Confi
         assert ext != "pdf" or b"/FontFile2" in content  # fonts are embedded, as TrueType
 
 
+@pytest.mark.slow
 def test_every_text_of_a_figure_can_be_read_in_print(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the width of a page, in which figures are drawn: nothing below 7 points, and no heading or note runs off."""
     seen = []

@@ -93,6 +93,7 @@ def test_missing_files_are_named_with_their_keys(tmp_path: Path) -> None:
     assert [one.level for one in findings if one.subject == "models"] == ["error"] * 3
 
 
+@pytest.mark.slow
 def test_the_template_serves_files_and_models_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """config/local.yaml as it is, over files of the columns it names: what doctor says of a wrong row, a wrong width, a
     model that is away."""

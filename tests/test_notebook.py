@@ -42,6 +42,7 @@ def test_notebooks_are_committed_without_outputs(file: Path) -> None:
         assert not re.search(r"import (d2llm|torch)|from d2llm", file.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_it_shows_the_scores_of_a_run(tmp_path: Path) -> None:
     config = make(tmp_path)
     assert cli.main(["notebook", "--config", str(Paths.of(config).config)]) == 0

@@ -246,6 +246,7 @@ def test_what_a_model_cannot_do_is_refused_at_every_door(
     assert capfd.readouterr().err.splitlines()[-1] == f"error: {message}"
 
 
+@pytest.mark.slow
 def test_all_that_configs_ask_can_be_tried_without_weights(tmp_path: Path) -> None:
     """Of every method, variant, sweep and trial there is; and nothing is drawn from the stream of random numbers."""
     more = {"methods": {"colbert": {}, "simcse": {}}, "results": str(tmp_path)}

@@ -290,6 +290,7 @@ def test_an_exported_student_comes_from_a_hub(trained: Config, folder: Path, tmp
     close(np.load(tmp_path / "vectors.npy"), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_late_interaction_goes_all_the_same_ways(trained, tmp_path):
     """ColBERT, a vector a token: trained, evaluated, searched and exported by what serves a vector a text."""
     root = tmp_path / "results"

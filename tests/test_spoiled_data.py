@@ -16,7 +16,7 @@ from d2llm.run.errors import DataError
 
 
 @settings(
-    max_examples=2000 if "CI" in os.environ else 200,
+    max_examples=2000 if "CI" in os.environ else 80,
     derandomize=True,
     database=None,
     deadline=None,

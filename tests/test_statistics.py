@@ -59,6 +59,7 @@ def test_intervals_cover_what_they_claim_over_seeds(size: int) -> None:
     assert np.mean(rejected) == pytest.approx(0.05, abs=0.025)
 
 
+@pytest.mark.slow
 def test_clustered_examples_need_clusters() -> None:
     """Pairs in threes that share their luck: drawn in threes, intervals of AP nearly hold what they claim; one by one
     they do not."""

@@ -146,6 +146,7 @@ def test_every_method_needs_a_grid(tmp_path: Path, fresh: Path) -> None:  # noqa
     assert line == "error: tuning.grids: no grid for simcse; every method needs one, of equal size"
 
 
+@pytest.mark.slow
 def test_tune_trains_trials_on_shared_data_and_evaluates_them_on_dev_only(fresh: Path) -> None:  # noqa: F811
     jobs, config = scheduled(fresh, "tune"), load([MINI])
     assert jobs["evaluate_dev(sgpt)"] == jobs["train_sgpt(sgpt)"] == len(config.grid("sgpt"))

@@ -163,6 +163,7 @@ def test_the_page_reads_what_was_collected_and_no_models() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ where nothing was run
+@pytest.mark.slow
 def test_everything_is_scheduled_at_first(fresh: Path) -> None:
     text = dry_run(fresh)
     expected = Counter(
@@ -181,12 +182,14 @@ def test_everything_is_scheduled_at_first(fresh: Path) -> None:
     assert not (fresh / "results").exists()
 
 
+@pytest.mark.slow
 def test_baselines_and_bm25_do_not_wait_for_the_teacher(fresh: Path) -> None:
     trained = [f"results/mini/runs/{name}/base/seed1/summary.json" for name in BASELINES]
     jobs = scheduled(fresh, *trained, "results/mini/evaluations/bm25/base/seed1/scores.parquet")
     assert "evaluate(bm25)" in jobs and not {"teacher", "teacher_scores", "base_teacher"} & set(jobs)
 
 
+@pytest.mark.slow
 def test_wrong_config_is_refused_before_any_job(fresh: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("teacher: {lerning_rate: 0.1}")
