@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from d2llm.config.catalogue import entries, row_names
+from d2llm.config.catalogue import check_head, entries, row_names
+from d2llm.config.load import load
 from d2llm.config.registry import modules
 from d2llm.models import parts
+from d2llm.reporting import style
+from d2llm.run import stages
+from d2llm.run.errors import ConfigError
+from d2llm.run.paths import Paths
 
 ROOT = Path(__file__).resolve().parent.parent
 # Each may import those of its own line and of the lines below.
@@ -111,3 +117,33 @@ def test_a_part_is_named_as_its_file(kind: parts.Kind) -> None:
     for name in parts.names(kind):
         build = parts.build_pooling if kind == "pooling" else parts.build_scorer
         assert build(name, 32).name == name
+
+
+GOOD = {"PLACE": 1, "READS": ("scores",), "CAPTION": {"section": "more", "title": "x", "text": "y."}}
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ({"PLACE": None}, "figures/new.py: expected PLACE at its head, a plain int"),
+        ({"READS": "scores"}, "expected READS at its head, a plain tuple"),
+        ({"CAPTION": {"section": "more"}}, "CAPTION lacks text, title"),
+    ],
+)
+def test_a_wrong_head_is_one_line(head: dict[str, object], message: str) -> None:
+    file = ROOT / "d2llm" / "reporting" / "figures" / "new.py"
+    check_head(file, GOOD)
+    with pytest.raises(ConfigError, match=message):
+        check_head(file, GOOD | head)
+
+
+def test_a_head_that_reads_what_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = replace(entries("figure")["main"], reads=("score",))
+    monkeypatch.setattr(stages, "entries", lambda kind: {"new": entry})
+    with pytest.raises(ConfigError, match="figure new: reads 'score', which is no file"):
+        stages.STAGES["figure"].reads(load([ROOT / "config" / "mini.yaml"]), Paths(Path("r")), name="new")
+
+
+def test_a_reference_row_without_a_look_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(style, "row_head", lambda name: {"TITLE": "Length"})
+    assert (style.look("length", ["bge"]), style.point("length", ["bge"])) == (("#7F7F7F", "|"), ("#7F7F7F", "8"))

@@ -9,11 +9,13 @@ need `ALSO` (files that add to it and may be away) and `SETTINGS` (keys of the c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from d2llm.run.code import ROOT, constants
+from d2llm.run.errors import ConfigError
 
 Kind = Literal["table", "figure"]
 
@@ -29,7 +31,7 @@ class Entry:
     reads: tuple[str, ...]
     caption: Mapping[str, str]
     also: tuple[str, ...] = ()
-    settings: tuple[str, ...] = field(default=())
+    settings: tuple[str, ...] = ()
 
 
 @cache
@@ -50,8 +52,23 @@ def entries(kind: Kind) -> dict[str, Entry]:
     package = f"d2llm.reporting.{kind}s"
     heads = {}
     for file in (ROOT / package.replace(".", "/")).glob("*.py"):
-        head = constants(f"{package}.{file.stem}")
-        if "PLACE" in head:
+        if file.stem != "__init__":
+            head = constants(f"{package}.{file.stem}")
+            check_head(file, head)
             parts = {key.lower(): head[key] for key in ("PLACE", "READS", "CAPTION", "ALSO", "SETTINGS") if key in head}
             heads[file.stem] = Entry(f"{package}.{file.stem}", **parts)
     return dict(sorted(heads.items(), key=lambda item: (item[1].place, item[0])))
+
+
+def check_head(file: Path, head: Mapping[str, Any]) -> None:
+    """Refuse, by ConfigError, a table or figure whose head lacks a part, or has one that is no plain value: nobody would
+    find it, or find out why.
+    """
+    for key, kind in (("PLACE", int), ("READS", tuple), ("CAPTION", dict)):
+        if not isinstance(head.get(key), kind):
+            raise ConfigError(
+                f"{file.relative_to(ROOT)}: expected {key} at its head, a plain {kind.__name__} (docs/extending.md); "
+                f"found {head.get(key, 'none')!r}"
+            )
+    if lacking := {"section", "title", "text"} - set(head["CAPTION"]):
+        raise ConfigError(f"{file.relative_to(ROOT)}: CAPTION lacks {', '.join(sorted(lacking))} (docs/extending.md)")

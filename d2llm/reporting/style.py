@@ -37,6 +37,8 @@ LOOKS: tuple[tuple[str, str], ...] = (
     *(("#0072B2", "o"), ("#56B4E9", "s"), ("#009E73", "^"), ("#E69F00", "v"), ("#CC79A7", "P")),
     *(("#332288", "X"), ("#AA4499", "*"), ("#44AA99", "h"), ("#882255", "<")),
 )
+# Of a reference row whose head names none: colour, mark in plots by row, mark in the plane.
+ROW_LOOK = ("#7F7F7F", "|", "8")
 # Of arrows and terms that stand for imitation.
 IMITATION = LOOKS[0][0]
 
@@ -83,7 +85,7 @@ def look(name: str, methods: Sequence[str]) -> tuple[str, str]:
         return SUBJECT_LOOK
     others = [other for other in methods if other != SUBJECT]
     if name not in others:
-        color, marker, _ = row_head(name)["LOOK"]
+        color, marker, _ = row_head(name).get("LOOK", ROW_LOOK)
         return color, marker
     return LOOKS[others.index(name) % len(LOOKS)]
 
@@ -91,7 +93,7 @@ def look(name: str, methods: Sequence[str]) -> tuple[str, str]:
 def point(name: str, methods: Sequence[str]) -> tuple[str, str]:
     """`look` for a mark in the plane: reference rows have strokes in plots by row, which there need a middle."""
     color, marker = look(name, methods)
-    return color, marker if name in methods or name == SUBJECT else row_head(name)["LOOK"][2]
+    return color, marker if name in methods or name == SUBJECT else row_head(name).get("LOOK", ROW_LOOK)[2]
 
 
 def duration(seconds: float) -> str:

@@ -42,9 +42,7 @@ class Stage:
     function: str  # "module:name", called with the config and the arguments
     help: str
     record: Callable[..., Path]  # its provenance, of paths and arguments
-    writes: Callable[
-        ..., list[Path]
-    ]  # what Snakemake knows of its outputs, of paths and arguments; folders are the last parts of FOLDERS
+    writes: Callable[..., list[Path]]
     reads: Callable[..., list[Path]] = lambda config, paths, **arguments: []
     settings: tuple[str, ...] = ()  # the parts of the config it reads
     more: Callable[..., dict[str, Any]] = (
@@ -161,7 +159,10 @@ def rendered_inputs(kind: Any) -> Callable[..., list[Path]]:
     def reads(config: Config, paths: Paths, name: str) -> list[Path]:
         entry = entries(kind)[name]
         checkpoints = any(hasattr(config.models.of(model), "source") for model in config.models.names())
-        inputs = [getattr(paths, file) for file in (*entry.reads, *(entry.also if checkpoints else ()))]
+        files = (*entry.reads, *(entry.also if checkpoints else ()))
+        if unknown := [file for file in files if not hasattr(paths, file)]:
+            raise ConfigError(f"{kind} {name}: reads {unknown[0]!r}, which is no file of d2llm/run/paths.py")
+        inputs = [getattr(paths, file) for file in files]
         return inputs + ([source("d2llm", "reporting", "drawing", "suite.mplstyle")] if kind == "figure" else [])
 
     return reads
