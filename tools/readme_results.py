@@ -1,5 +1,5 @@
-"""Writes what README.md and docs/tuning.md say of the reference run, from results/reference/mini: the table of results,
-the sentences on what it shows, the table of trials.
+"""Writes what README.md, docs/results.md and docs/tuning.md say of the reference run, from results/reference/mini: the
+headlines, the table of results, the sentences on what it shows, the table of trials.
 
     python tools/readme_results.py          (part of `make reference`)
 
@@ -22,7 +22,7 @@ from d2llm.config.values import plain
 from d2llm.reporting.captions import listed
 from d2llm.reporting.collected import Collected
 from d2llm.reporting.context import Context, context
-from d2llm.reporting.layout.formats import Column, Row
+from d2llm.reporting.layout.formats import Column, Row, Table
 from d2llm.reporting.page.claims import claims, sentence
 from d2llm.reporting.style import GROUP_TITLES, duration
 from d2llm.reporting.tables.ablation import TABLE
@@ -98,6 +98,40 @@ def results(run: Reference) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------- the sentences
+def headlines(run: Reference) -> str:
+    """Four sentences for a reader of one minute: each kind of task, and the parts that matter most."""
+    titles = run.scores.drop_duplicates("task").set_index("task")["task_title"].to_dict()
+    lines = []
+    for kind, group in claims(run.comparisons, titles, run.about).items():
+        whole = next((claim for claim in group if claim.average), group[-1])
+        side = "leads" if whole.difference > 0 else "trails"
+        relation = side if whole.significant else "does not differ significantly from"
+        lines.append(
+            f"**{kind}**: {run.title(SUBJECT)} {relation} the strongest baseline, {whole.baseline} "
+            f"({short(whole.value)} against {short(whole.baseline_value)}; {run.about.level:.0%} interval of the "
+            f"difference {short(whole.low)} to {short(whole.high)})."
+        )
+    return "\n".join(f"- {line}" for line in [*lines, *parts(run)])
+
+
+def parts(run: Reference) -> Iterator[str]:
+    """The change of the subject that costs most, and the one that gains most, on the first column of Table 4."""
+    table, rows = ablated(run)
+    if not rows:
+        return
+    base = next(row for row in table.rows if row.key == "base").cells[0].mean
+    moved = sorted((row for row in rows if row.cells[0].lead), key=lambda row: row.cells[0].mean)
+    lost = [row for row in moved[:1] if row.cells[0].mean < base]
+    gained = [row for row in moved[-1:] if row.cells[0].mean > base]
+    named = [
+        f"most is {verb} by *{title(run, row)}* ({short(row.cells[0].mean)})"
+        for verb, chosen in (("lost", lost), ("gained", gained))
+        for row in chosen
+    ]
+    if named:
+        yield f"**Parts**, on {column(table.columns[0])} ({short(base)} as configured): {'; '.join(named)}."
+
+
 def findings(run: Reference) -> str:
     """What the run shows, a point a question."""
     points = [*leads(run), *ablations(run), *sweeps(run), *phenomena(run), *runtimes(run)]
@@ -117,12 +151,16 @@ def leads(run: Reference) -> Iterator[str]:
         yield f"**{kind}: {verdict.lower()}.** {text} Against the strongest baseline of each: {listed(tasks)}."
 
 
+def ablated(run: Reference) -> tuple[Table, list[Row]]:
+    """Table 4, and those of its rows that are variants of the subject."""
+    table = TABLE.build(Collected(scores=run.scores, ablations=run.ablations), run.about, run.config)
+    variants = run.config.variants
+    return table, [row for row in table.rows if row.key in variants and variants[row.key].method == SUBJECT]
+
+
 def ablations(run: Reference) -> Iterator[str]:
     """What changing a part of D2LLM did: significant differences, and what lies beyond the spread of its own seeds."""
-    own = Collected(scores=run.scores, ablations=run.ablations)
-    table = TABLE.build(own, run.about, run.config)
-    variants = run.config.variants
-    rows = [row for row in table.rows if row.key in variants and variants[row.key].method == SUBJECT]
+    table, rows = ablated(run)
     if not rows:
         return
     base = next(row for row in table.rows if row.key == "base")
@@ -256,8 +294,9 @@ def blocks(folder: Path = REFERENCE) -> dict[tuple[Path, str], str]:
     """What stands between `<!-- mark -->` and `<!-- /mark -->` of a page, by page and mark."""
     run = Reference.read(folder)
     return {
-        (ROOT / "README.md", "results"): results(run),
-        (ROOT / "README.md", "findings"): findings(run),
+        (ROOT / "README.md", "headlines"): headlines(run),
+        (ROOT / "docs" / "results.md", "results"): results(run),
+        (ROOT / "docs" / "results.md", "findings"): findings(run),
         (ROOT / "docs" / "tuning.md", "trials"): Paths(folder).trials_md.read_text(encoding="utf-8").strip(),
     }
 

@@ -37,7 +37,7 @@ HEAD = """\
 
 Every key of a config file, its type, its default and its meaning. **Made by `d2llm config-docs --to docs/configuration.md`** of the schema (`d2llm/config/schema.py` and the sections it is made of) and of the comments in `config/mini.yaml`: change it there.
 
-A default is what holds where no file gives the key; `config/mini.yaml` and the other tiers set their own. Files are laid over each other key by key, then `-C` of the command line ([README](../README.md#changing-things)). A key that is not here is refused before the first job, with the nearest one that is. `<name>` stands for a name of yours.
+A default is what holds where no file gives the key; `config/mini.yaml` and the other tiers set their own. Files are laid over each other key by key, then `-C` of the command line ([running.md](running.md#settings)). A key that is not here is refused before the first job, with the nearest one that is. `<name>` stands for a name of yours.
 """
 RECIPES = """\
 ## methods.&lt;method&gt;
