@@ -1,5 +1,5 @@
 """What memory a long training and the evaluation of a large corpus hold: `python tools/campaigns/memory.py FOLDER`
-prints the tables of docs/reliability.md.
+prints them as tables.
 
 Miniature models of the pipeline's own stages; every measurement in a process of its own. tests/test_memory.py makes a
 short one.
