@@ -92,6 +92,8 @@ MODULES = {
     "baselines.simcse": set(),
     # teacher
     "teacher.cross_encoder": TEACHER | {"runtime"},
+    "teacher.load": TEACHER | {"runtime"},
+    "teacher.classifier": set(),  # a checkpoint's
     "teacher.tune": {"teacher teacher"},
     "teacher.score": {"teacher_scores teacher"},
     "teacher.targets": TRAIN,  # reads what a method that imitates is given

@@ -126,21 +126,25 @@ def problems(
 
 def teacher_problems(config: Config, model: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[Problem]:
     """What teachers would refuse: prompts, answers, lengths, adapters, quantisation."""
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    from d2llm.models.base.classifier import classifies
     from d2llm.models.lora import add_lora
     from d2llm.teacher.cross_encoder import check_positions, prompt_ids, quantized
 
     seen: set[str] = set()
+    classifier = classifies(model.architectures)
+    auto = transformers.AutoModelForSequenceClassification if classifier else transformers.AutoModelForCausalLM
     for teacher in ("teacher", *config.teachers):
         settings = config.teacher_of(teacher)
         raised: list[Problem] = []
         with collect_problems(raised):
-            prompt_ids(tokenizer, settings)
+            if not classifier:  # which is not asked
+                prompt_ids(tokenizer, settings)
             if settings.quantization != "none":
                 quantized(settings.quantization)
         with collect_problems(raised), without_weights():
-            network = AutoModelForCausalLM.from_config(copy.deepcopy(model), trust_remote_code=remote.allowed())
+            network = auto.from_config(copy.deepcopy(model), trust_remote_code=remote.allowed())
             check_positions(network, settings)
             if settings.steps and settings.tuning.kind == "lora":
                 add_lora(network, settings.tuning)

@@ -117,7 +117,7 @@ def checkpoint(config: Config, name: str, settings: PretrainedSettings, read: Re
         return None
     if place not in read:
         read[place] = Outline(*pretrained.described(*place, settings, where))
-    pretrained.check_described(*read[place], settings, name == "encoder", where)
+    pretrained.check_described(*read[place], settings, name, where)
     shortened = copy.deepcopy(read[place].config)
     if settings.layers is not None:
         pretrained.shorten(shortened, settings.layers)

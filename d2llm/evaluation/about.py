@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from d2llm.models.base.classifier import classifies
 from d2llm.run.artifacts import read_json
 from d2llm.run.jobs import find_stage
 from d2llm.run.paths import Paths
@@ -36,7 +37,7 @@ BEHIND = frozenset(
 
 
 def behind(config: Config) -> dict[str, Any]:
-    """{"card", "leaks", "negatives", "teacher", "widths", "records"}.
+    """{"card", "leaks", "negatives", "teacher", "widths", "records"}, and "classifier" where the teacher is one.
 
     Widths are of base models that settings do not describe; records, by their path, of the jobs that led to this
     config's scores, without the digests of what they wrote.
@@ -55,7 +56,8 @@ def behind(config: Config) -> dict[str, Any]:
         if find_stage(record.get("stage", "")) in BEHIND
         and ("seed" not in record or (record["method"], record["variant"], record["seed"]) in runs)
     }
-    return {name: optional(path) for name, path in files.items()} | {"widths": widths(config), "records": jobs}
+    about = {name: optional(path) for name, path in files.items()} | {"widths": widths(config), "records": jobs}
+    return about | ({"classifier": True} if classifies(configuration(config, "teacher").get("architectures")) else {})
 
 
 def widths(config: Config) -> dict[str, int]:
@@ -63,8 +65,13 @@ def widths(config: Config) -> dict[str, int]:
     it.
     """
     checkpoints = [name for name in config.models.names() if hasattr(config.models.of(name), "source")]
-    configurations = {name: optional(Paths.of(config).base(name) / "config.json") or {} for name in checkpoints}
+    configurations = {name: configuration(config, name) for name in checkpoints}
     return {name: about["hidden_size"] for name, about in configurations.items() if "hidden_size" in about}
+
+
+def configuration(config: Config, model: str) -> dict[str, Any]:
+    """What a base model's folder says of it; empty where there is none."""
+    return optional(Paths.of(config).base(model) / "config.json") or {}
 
 
 def optional(path: Path) -> Any:

@@ -90,7 +90,7 @@ def systems(config: Config, texts: Texts) -> Iterator[tuple[str, Callable[[], It
     """What is measured, by name: methods, then reference rows."""
     from d2llm.models.device import default_device
     from d2llm.models.student import Student
-    from d2llm.teacher.cross_encoder import Teacher
+    from d2llm.teacher.load import load as load_teacher
 
     paths, settings, evaluation = Paths.of(config), config.runtime, config.evaluation
     for method in config.methods:
@@ -100,7 +100,7 @@ def systems(config: Config, texts: Texts) -> Iterator[tuple[str, Callable[[], It
     bm25 = partial(Bm25, kind=evaluation.bm25.tokens, k1=evaluation.bm25.k1, b=evaluation.bm25.b)
     lexical = {size: bm25(texts.cycled(size)) for size in settings.corpus_sizes} if config.references else {}
     if "teacher" in config.references:
-        teacher = Teacher.load(require(paths.teacher_model), config.teacher)
+        teacher = load_teacher(require(paths.teacher_model), config.teacher)
         yield "teacher", partial(teacher_timings, config, teacher, texts, lexical)
     if "bm25" in config.references:
         yield "bm25", partial(bm25_timings, bm25, lexical, texts, settings, evaluation.batch_size)

@@ -237,6 +237,11 @@ def tuned_teacher_settings(config: Config, teacher: str) -> dict[str, Any]:
     return {f"teacher.{key}": value for key, value in tuned.items() if key != "shards"} | precision(config)
 
 
+def teacher_code(config: Config, **arguments: Any) -> Sequence[str]:
+    """What a teacher may be that is no decoder: a checkpoint's own classifier."""
+    return ["d2llm.teacher.classifier"] if hasattr(config.models.teacher, "source") else []
+
+
 def precision(config: Config) -> dict[str, Any]:
     """That of trainings which it does not name otherwise; the usual one goes unsaid."""
     return {} if config.training.precision == "float32" else {"training.precision": config.training.precision}
@@ -270,8 +275,9 @@ def evaluate_code(config: Config, method: str, variant: str, **arguments: Any) -
     if method in modules():
         parts = declared(method).parts(config.recipe(method, variant))
         return ["d2llm.evaluation.rows.student", *part_modules(*parts)]
-    retriever = RETRIEVER if "encoder" in row_head(method).get("NEEDS", ()) else ()
-    return [f"d2llm.evaluation.rows.{method}", *retriever]
+    needs = row_head(method).get("NEEDS", ())
+    judge = teacher_code(config) if "teacher" in needs else ()
+    return [f"d2llm.evaluation.rows.{method}", *(RETRIEVER if "encoder" in needs else ()), *judge]
 
 
 def train_code(config: Config, method: str, variant: str, **arguments: Any) -> Sequence[str]:
@@ -421,6 +427,7 @@ STAGES: dict[str, Stage] = {
         writes=lambda paths, teacher: [paths.teacher(teacher) / "model", paths.teacher(teacher) / PROVENANCE],
         reads=lambda config, paths, teacher: [paths.teacher_train, paths.teacher_dev, paths.base("teacher")],
         more=tuned_teacher_settings,
+        code=teacher_code,
         arguments=("teacher",),
         torch=True,
         resumes=True,
@@ -436,6 +443,7 @@ STAGES: dict[str, Stage] = {
         reads=lambda config, paths, teacher, **shard: [paths.pairs, paths.teacher(teacher) / "model"],
         settings=("teacher.shards",),
         more=teacher_settings,
+        code=teacher_code,
         arguments=("teacher", "shard", "shards"),
         example={"shard": "0", "shards": "1"},
         torch=True,
@@ -563,7 +571,7 @@ STAGES: dict[str, Stage] = {
             "training.max_length",
         ),
         more=methods_settings,
-        code=lambda config: [*RETRIEVER, *students_code(config)],
+        code=lambda config: [*RETRIEVER, *students_code(config), *teacher_code(config)],
         torch=True,
     ),
     "table": Stage(

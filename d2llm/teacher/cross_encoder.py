@@ -210,6 +210,9 @@ def padded(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
 class Teacher:
     """A causal language model used as a prompted yes/no cross-encoder."""
 
+    # The class of transformers that loads it.
+    auto = "AutoModelForCausalLM"
+
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: TeacherSettings) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         check_positions(model, settings)
@@ -224,14 +227,14 @@ class Teacher:
 
         Raises ArtifactError when the folder is missing or damaged, ConfigError where quantisation lacks its package.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        import transformers
 
         options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": remote.allowed()}
         if settings.quantization != "none":
             options["quantization_config"] = quantized(settings.quantization)
         try:
-            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options)
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote.allowed())
+            model = getattr(transformers, cls.auto).from_pretrained(folder, use_safetensors=True, **options)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=remote.allowed())
         except Exception as error:  # transformers and safetensors raise many kinds for a damaged folder
             raise ArtifactError(f"{folder}: cannot load the teacher ({str(error).splitlines()[0]}); {MEND}") from error
         wrong = unknown_to_the_model(tokenizer, rows_of(model))

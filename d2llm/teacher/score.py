@@ -16,10 +16,11 @@ from d2llm.run.artifacts import read_frame, write_frame
 from d2llm.run.logs import get_logger
 from d2llm.run.paths import Paths
 from d2llm.run.schemas import PAIRS
-from d2llm.teacher.cross_encoder import Teacher
+from d2llm.teacher.load import load
 
 if TYPE_CHECKING:
     from d2llm.config.schema import Config
+    from d2llm.teacher.cross_encoder import Teacher
 
 
 def run(config: Config, teacher: str, shard: int, shards: int) -> None:
@@ -27,7 +28,7 @@ def run(config: Config, teacher: str, shard: int, shards: int) -> None:
     paths = Paths.of(config)
     pairs = read_frame(paths.pairs, PAIRS)
     mine = pairs[pairs["pack"] % shards == shard].reset_index(drop=True)
-    judge = Teacher.load(paths.teacher(teacher) / "model", config.teacher_of(teacher))
+    judge = load(paths.teacher(teacher) / "model", config.teacher_of(teacher))
     parts = [score(judge, part, str(mode)) for mode, part in mine.groupby("mode", sort=True)]
     scores = pd.concat(parts, ignore_index=True)
     get_logger(__name__).info("scored %d queries of shard %d of %d", len(scores), shard, shards)

@@ -1,4 +1,4 @@
-"""Stage `teacher`: tunes the base decoder as a yes/no cross-encoder on graded groups, and reports whether it is good
+"""Stage `teacher`: tunes the base model as a yes/no cross-encoder on graded groups, and reports whether it is good
 enough.
 
 The loss is binary cross-entropy of yes against no, with graded targets (1 for entailed or relevant, below one half
@@ -29,6 +29,7 @@ from d2llm.run.logs import get_logger
 from d2llm.run.paths import Paths
 from d2llm.run.schemas import TEACHER_PAIRS
 from d2llm.teacher.cross_encoder import Row, Teacher
+from d2llm.teacher.load import load
 from d2llm.training.loop import Rates, fit
 from d2llm.training.memory import InParts
 from d2llm.training.optimization import accelerate_precision
@@ -56,7 +57,7 @@ def run(config: Config, teacher: str, resume: Resume | None = None) -> None:
     train = read_frame(paths.teacher_train, TEACHER_PAIRS)
     dev = read_frame(paths.teacher_dev, TEACHER_PAIRS)
     torch.manual_seed(settings.seed)
-    judge = Teacher.load(paths.base("teacher"), settings, torch.float32 if settings.steps else "auto")
+    judge = load(paths.base("teacher"), settings, torch.float32 if settings.steps else "auto")
     log_file, report_file = folder / "log.jsonl", folder / "report.json"
     log_file.unlink(missing_ok=True)
     if settings.steps:
@@ -75,7 +76,7 @@ def run(config: Config, teacher: str, resume: Resume | None = None) -> None:
             )
     if settings.quantization != "none":
         # What is kept are the weights themselves; every stage quantises them anew, alike.
-        judge = Teacher.load(paths.base("teacher"), settings.model_copy(update={"quantization": "none"}))
+        judge = load(paths.base("teacher"), settings.model_copy(update={"quantization": "none"}))
     with atomic(folder / "model") as place:
         stored_dtype = AutoConfig.from_pretrained(paths.base("teacher"), trust_remote_code=remote.allowed()).dtype
         state = {name: value.to(stored_dtype) for name, value in merge_lora(judge.model).items()}

@@ -28,10 +28,10 @@ DenseRanks = Callable[[Sequence[str], Sequence[str], int, np.ndarray], Sequence[
 def load(config: Config, run: Run) -> TeacherReference:
     """The main teacher, over candidates of BM25 and of the pipeline's encoder."""
     from d2llm.data.negatives.encoder import dense_ranks
-    from d2llm.teacher.cross_encoder import Teacher
+    from d2llm.teacher.load import load as load_teacher
 
     return TeacherReference(
-        Teacher.load(Paths.of(config).teacher_model, config.teacher),
+        load_teacher(Paths.of(config).teacher_model, config.teacher),
         config.evaluation.teacher_candidates,
         config.evaluation.bm25,
         lambda queries, passages, depth, ties: dense_ranks(config, list(queries), list(passages), depth, ties=ties),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2llm.config.sections import PretrainedSettings
+from d2llm.models.base.classifier import check_labels, classifies
 from d2llm.models.tokens import rows_of, unknown_to_the_model
 from d2llm.run import hub
 from d2llm.run.artifacts import atomic, write_json
@@ -39,14 +40,15 @@ def run(config: Config, model: str) -> None:
     assert isinstance(settings, PretrainedSettings)  # all others are made (`pretraining`)
     where = f"models.{model}.source"
     folder, file = located(settings, where)
-    network, tokenizer = load(folder, file, settings, model == "encoder", where)
+    network, tokenizer = load(folder, file, settings, model, where)
     wrong = unknown_to_the_model(tokenizer, rows_of(network))
     if wrong is not None:
         raise ConfigError(f"{where}: {settings.source!r}: {wrong}")
     whole = len(layers_of(network))
     if settings.layers is not None:
         cut(network, settings.layers, f"models.{model}.layers")
-    check_direction(network, model == "encoder", f"{where}: {settings.source!r}")
+    if not judging(model, network.config):
+        check_direction(network, model == "encoder", f"{where}: {settings.source!r}")
     count = sum(p.numel() for p in network.parameters())
     get_logger(__name__).info(
         "%s: %s, %d of %d layers, %d parameters", model, settings.source, len(layers_of(network)), whole, count
@@ -104,18 +106,20 @@ def fetched(settings: PretrainedSettings, where: str, weights: bool = True) -> P
 
 
 def load(
-    folder: Path, file: str | None, settings: PretrainedSettings, encoder: bool, where: str
+    folder: Path, file: str | None, settings: PretrainedSettings, model: str, where: str
 ) -> tuple[PreTrainedModel, Any]:
-    """The model with its language-model head (a fresh one where it has none), and its tokenizer."""
+    """The model with its language-model head (a fresh one where it has none) or its classifier, and its tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+    import transformers
 
     described_config, tokenizer = described(folder, file, settings, where)
-    check_described(described_config, tokenizer, settings, encoder, where)
+    check_described(described_config, tokenizer, settings, model, where)
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "dtype": getattr(torch, settings.dtype)}
     options |= {"gguf_file": file} if file else {"use_safetensors": True}
     with loading(settings, where):
-        network = (AutoModelForMaskedLM if encoder else AutoModelForCausalLM).from_pretrained(folder, **options)
+        network = getattr(transformers, f"AutoModelFor{head(model, described_config)}").from_pretrained(
+            folder, **options
+        )
     return (plain(network).to(getattr(torch, settings.dtype)) if file else network), tokenizer
 
 
@@ -156,17 +160,32 @@ def check_described(
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     settings: PretrainedSettings,
-    encoder: bool,
+    model: str,
     where: str,
 ) -> None:
     """Raise ConfigError for a model of the wrong kind, with too few layers or without a tokenizer; `where` is the key
     of its source.
     """
     source = f"{where}: {settings.source!r}"
-    check_kind(config, encoder, source)
+    if judging(model, config):
+        check_labels(config, source)
+    else:
+        check_kind(config, model == "encoder", source)
     check_tokenizer(tokenizer, source)
     if settings.layers is not None:
         check_layers(settings.layers, config.num_hidden_layers, f"{where.removesuffix('.source')}.layers")
+
+
+def judging(model: str, config: PretrainedConfig) -> bool:
+    """Whether a base model is a teacher that classifies pairs."""
+    return model == "teacher" and classifies(config.architectures)
+
+
+def head(model: str, config: PretrainedConfig) -> str:
+    """What base model `model` is loaded with, in the words of transformers."""
+    if judging(model, config):
+        return "SequenceClassification"
+    return "MaskedLM" if model == "encoder" else "CausalLM"
 
 
 # What a model is that is given for another kind.

@@ -104,8 +104,9 @@ def draw(data: Data) -> Figure:
     axis.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
     axis.axis("off")
     recipe = cast("D2LLMRecipe", data.config.recipe(METHOD.name))
-    widths = (data.collected.about or {}).get("widths", {})
-    _draw_teacher(axis, data.config, widths.get("teacher"))
+    about = data.collected.about or {}
+    widths = about.get("widths", {})
+    _draw_teacher(axis, data.config, widths.get("teacher"), about.get("classifier", False))
     _draw_student(axis, data.config.models.decoder, recipe, widths.get("decoder"))
     _draw_losses(axis, recipe)
     note(
@@ -118,9 +119,14 @@ def draw(data: Data) -> Figure:
     return figure
 
 
-def _draw_teacher(axis: Axes, config: Config, known_width: int | None) -> None:
+def _draw_teacher(axis: Axes, config: Config, known_width: int | None, classifier: bool) -> None:
     templates = prompts(config.teacher)
     lines, answers, fonts = _shorten_prompt(templates["symmetric"], templates["asymmetric"])
+    body, state = "Decoder", "Last state, where the answer follows: $y^T$"
+    head = f"LM head, rows of the two answers:\n{answers}"
+    if classifier:
+        body, state, lines = "Re-ranker", "Pooled state of the pair: $y^T$", ["[text a]", "[text b]"]
+        head, fonts = "Its own classifier:\nyes / no, or one logit and 0", [LATIN]
     _write_heading(axis, PROMPT.x, "Teacher: cross-encoder")
     _draw_box(axis, PROMPT, "", TEXT)
     for place, line in enumerate(lines):
@@ -128,16 +134,15 @@ def _draw_teacher(axis: Axes, config: Config, known_width: int | None) -> None:
             PROMPT.left[0] + 0.07, PROMPT.top[1] - 0.13 - 0.19 * place, line, fontsize=SMALL, family=fonts, va="center"
         )
     _draw_box(
-        axis, T_DECODER, f"Decoder reads both texts together\n{size(config.models.teacher, ', ', heads=True)}", TEACHER
+        axis, T_DECODER, f"{body} reads both texts together\n{size(config.models.teacher, ', ', heads=True)}", TEACHER
     )
     _draw_box(
         axis,
         STATE,
-        "Last state, where the answer follows: $y^T$\n"
-        f"pair feature, width {width(config.models.teacher, known=known_width)}",
+        f"{state}\npair feature, width {width(config.models.teacher, known=known_width)}",
         TEACHER,
     )
-    _draw_box(axis, ANSWERS, f"LM head, rows of the two answers:\n{answers}", TEACHER, family=fonts)
+    _draw_box(axis, ANSWERS, head, TEACHER, family=fonts)
     _draw_box(axis, SURE, "Softmax of (yes, no): probability $\\hat{p}$\nscore: yes logit − no logit", TEACHER)
     for start, end in ((PROMPT, T_DECODER), (T_DECODER, STATE), (STATE, ANSWERS), (ANSWERS, SURE)):
         _draw_arrow(axis, start.top, end.bottom)
