@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import groupby
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,6 @@ from world_reader import (
     numbers,
     opposite,
     read,
-    runs,
     taxonomy,
     text_follows,
     unwrapped,
@@ -89,42 +89,24 @@ WRITTEN = [
     "关于三个红色的苹果，护士周一在公园从容地借走过",
     "护士在公园周一从容地将三个红色的苹果借走了",
 ]
-# The same of a denial of four slots, with tags: a(gent), n(egation), v(erb), p(atient).
-DENIED = {
-    "护士没有冷落画家": "aannvvpp",
-    "护士没有把画家冷落": "aann.ppvv",
-    "画家没有被护士冷落": "ppnn.aavv",
-    "据说护士没有把画家冷落": "..aann.ppvv",
-    "没有冷落画家的是护士": "nnvvpp..aa",
-    "听说，护士没有把画家冷落": "...aann.ppvv",
-    "画家，护士没有冷落": "pp.aannvv",
-    "画家没有让护士冷落": "ppnn.aavv",
+ASKED = {
+    "agent": "周一谁在公园从容地借走了三个红色的苹果？",
+    "object": "三个红色的什么周一在公园被护士从容地借走了？",
+    "place": "在哪里周一护士从容地把三个红色的苹果借走了？",
+    "time": "请问护士什么时候在公园从容地借走了三个红色的苹果？",
 }
 
 
-def test_sentences_by_hand() -> None:
+def test_sentences_and_questions_by_hand() -> None:
     templates = (*surface.COMMON, *surface.SHIFTED)
     rows = np.stack([event(**FULL)] * len(templates))
     assert surface.realise(rng(), rows, templates, choice=np.arange(len(templates)))[0] == WRITTEN
-    denial = event(True, agent="护士", verb="冷落", patient="画家")
-    texts, tags = surface.realise(rng(), np.stack([denial] * 9), surface.COMMON, choice=np.arange(9))
-    expected = list(DENIED)
-    assert texts == [*expected[:3], expected[0], *expected[3:]]  # without a time the fourth is the first
-    assert tags == [DENIED[text] for text in texts]
-
-
-def test_questions_by_hand() -> None:
-    ask = np.array([SLOTS.index(name) for name in ("agent", "object", "place", "time")])
-    rows = np.stack([event(**FULL)] * 4)
-    texts, tags = surface.realise(rng(), rows, surface.QUESTIONS, ask, np.array([0, 3, 1, 2]))
-    assert texts == [
-        "周一谁在公园从容地借走了三个红色的苹果？",
-        "三个红色的什么周一在公园被护士从容地借走了？",
-        "在哪里周一护士从容地把三个红色的苹果借走了？",
-        "请问护士什么时候在公园从容地借走了三个红色的苹果？",
-    ]
-    wildcards = ("谁", "什么", "在哪里", "什么时候")
-    assert [tag[text.index(word)] for text, tag, word in zip(texts, tags, wildcards, strict=True)] == list("aols")
+    ask = np.array([SLOTS.index(name) for name in ASKED])
+    texts, tags = surface.realise(rng(), rows[:4], surface.QUESTIONS, ask, np.array([0, 3, 1, 2]))
+    assert texts == list(ASKED.values())
+    assert [tag[text.index(WILDCARDS[name])] for text, tag, name in zip(texts, tags, ASKED, strict=True)] == list(
+        "aols"
+    )
 
 
 @pytest.mark.parametrize("templates", ["COMMON", "SHIFTED", "QUESTIONS"])
@@ -139,7 +121,11 @@ def test_tags_point_at_the_words(templates: str) -> None:
     used = Counter()
     for i, (text, tag) in enumerate(zip(texts, tags, strict=True)):
         assert len(text) == len(tag)
-        pieces = [(letter, text[start:end]) for letter, start, end in runs(tag) if letter != "."]
+        pieces = [
+            (letter, "".join(character for _, character in run))
+            for letter, run in groupby(zip(tag, text, strict=True), key=lambda pair: pair[0])
+            if letter != "."
+        ]
         words = dict(pieces)
         assert len(words) == len(pieces), (text, tag)  # a word stands in one piece
         nodes = {letter: rows[i, slot] for letter, slot in LETTER_SLOTS.items() if rows[i, slot]}
@@ -157,36 +143,17 @@ def test_tags_point_at_the_words(templates: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_sentence_says_its_event(family: str) -> None:
-    rows = ev.sample(rng(4), 300, "train")
-    rows[::4] = ev.deny(rows[::4])
-    for text, row in zip(surface.realise(rng(5), rows, FAMILIES[family])[0], rows, strict=True):
-        (reading,) = read(text)
-        assert (row_of(reading) == row).all(), text
-
-
-def test_search_words_are_the_words_in_some_order() -> None:
-    rows = ev.sample(rng(6), 200, "test")
-    in_order = set()
-    for text, row in zip(surface.keywords(rng(7), rows), rows, strict=True):
-        words = [LEX.forms[number][0] for number in row[: len(SLOTS)] if number]
-        assert sorted(text.split(" ")) == sorted(words)
-        in_order.add(text.split(" ")[0] == words[0])
-    assert in_order == {True, False}
-
-
-def test_two_events_are_joined_by_a_connective() -> None:
-    first, second = ev.sample(rng(8), 60, "train"), ev.sample(rng(9), 60, "train")
+def test_a_text_says_its_events_in_order(family: str) -> None:
+    first, second = ev.sample(rng(8), 200, "train"), ev.sample(rng(9), 200, "train")
+    first[::4] = ev.deny(first[::4])
     second[::2] = 0
-    both = world.Sentences(first, second)
-    texts, tags = both.realise(rng(10), surface.COMMON)
-    assert both.double.tolist() == [False, True] * 30
+    texts, tags = world.Sentences(first, second).realise(rng(10), FAMILIES[family])
     for i, (text, (one, two)) in enumerate(zip(texts, tags, strict=True)):
         assert len(text) == len(one) + len(two)
         assert bool(two) == (i % 2 == 1)
-        if two:
+        if two:  # joined by a connective, which has no tags
             assert text[len(one) - 3 : len(one)] in surface.CONNECTIVES
-            assert len(re.search("[.]*$", one).group()) >= 3
+            assert one.endswith("...")
         events = [row.tolist() for row in (first[i], second[i]) if row.any()]
         assert [row_of(reading).tolist() for reading in read(text)] == events
 
@@ -253,16 +220,6 @@ def test_relations_by_hand() -> None:
     assert world.relations(premise, turned, [("aavvoo...", "aavvoo")]) == ["111111000111122"]
 
 
-def test_relations_of_passages_by_hand() -> None:
-    query = event(agent="学生", verb="借走", object="小说", attribute="小")[None]
-    one = event(agent="小学生", verb="借走", object="小说", attribute="小")
-    passage = np.stack([one, event(True, agent="大学生", verb="归还", object="苹果", attribute="大")])
-    # 小学生借走了小的小说。大学生没有归还大的苹果。
-    tags = ("aaavv.x.oo", "aaannvvx.oo")
-    marks = "333" + "11" + "0" + "1" + "0" + "11" + "0" + "333" + "55" + "55" + "5" + "0" + "55" + "0"
-    assert world._passage_relations(query, passage[None], [tags]) == [marks]
-
-
 # ----------------------------------------------------------------------------------------------------------------- STS
 def test_graded_pairs_are_scored_by_what_they_share() -> None:
     frame = world.sts_graded(rng(14), "dev", 400)
@@ -294,17 +251,12 @@ def test_questions_match_when_they_ask_the_same() -> None:
     frame = world.question_match(rng(15), "test", 400)
     for a, b, label in zip(frame["a"], frame["b"], frame["label"], strict=True):
         assert (read(a) == read(b)) == label, (a, b)
-    assert (frame["score"] == frame["label"]).all()
-    assert 0.35 < frame["label"].mean() < 0.65
     assert set(frame["phenomenon"]) == {"same question", "other word", "opposite", "other wildcard", "role swap"}
     assert ((frame["phenomenon"] == "same question") == frame["label"]).all()
-    assert (frame["a"] != frame["b"]).all()
 
 
 def test_role_swaps_have_the_same_words() -> None:
     frame = world.role_swap(rng(16), "test", 300)
-    assert 0.35 < frame["label"].mean() < 0.65
-    assert (frame["a"] != frame["b"]).all()
     for a, b, label, name in zip(frame["a"], frame["b"], frame["label"], frame["phenomenon"], strict=True):
         (left,), (right,) = read(a), read(b)
         one, two = dict(left.words), dict(right.words)
@@ -314,14 +266,16 @@ def test_role_swaps_have_the_same_words() -> None:
         assert (name == "paraphrase") == label
 
 
+@pytest.mark.parametrize("partners", [1, 2])
 @pytest.mark.parametrize("make", [world.question_match, world.role_swap])
-def test_training_sentences_meet_a_match_and_a_near_miss(make) -> None:
-    frame = make(rng(24), "train", 300, 2)
+def test_half_of_the_pairs_match_and_training_sentences_meet_both_kinds(make, partners: int) -> None:
+    frame = make(rng(24), "train", 300, partners)
+    assert 0.35 < frame["label"].mean() < 0.65
+    assert (frame["a"] != frame["b"]).all() and (frame["score"] == frame["label"]).all()
     labels: dict[Reading, set[bool]] = {}
     for a, label in zip(frame["a"], frame["label"], strict=True):
         labels.setdefault(read(a)[0], set()).add(bool(label))
-    assert np.mean([len(kinds) == 2 for kinds in labels.values()]) > 0.5
-    assert 0.35 < frame["label"].mean() < 0.65
+    assert partners == 1 or np.mean([len(kinds) == 2 for kinds in labels.values()]) > 0.5
 
 
 # ----------------------------------------------------------------------------------------------------------- retrieval
@@ -333,19 +287,21 @@ def test_relevance_is_what_the_passages_say(shape: str) -> None:
     assert (qrels["relevance"] == 1).all()
     passages = [read(text) for text in corpus["text"]]
     assert {len(passage) for passage in passages} == {1 if shape == "keyword" else 2}
-    expected = set()
+    expected, first_is_first = set(), set()
     for number, (key, text) in enumerate(zip(queries["id"], queries["text"], strict=True)):
         if shape == "keyword":  # a person's name does not tell the role, so the event is taken from its maker
             row = frames["query_events"][number]
             words = tuple((SLOTS[slot], LEX.forms[row[slot]][0]) for slot in range(len(SLOTS)) if row[slot])
             query = Reading(words, bool(row[ev.POLARITY]))
             assert sorted(text.split(" ")) == sorted(query.words.values())
+            first_is_first.add(text.startswith(words[0][1]))
         else:
             (query,) = read(text)
             assert (query.asked is not None) == (shape == "question")
         expected |= {(key, doc) for doc, passage in zip(corpus["id"], passages, strict=True) if answers(query, passage)}
     assert set(zip(qrels["query_id"], qrels["doc_id"], strict=True)) == expected and len(qrels) == len(expected)
     assert set(qrels["query_id"]) == set(queries["id"])  # every query has an answer
+    assert first_is_first == ({True, False} if shape == "keyword" else set())  # search words come in any order
     assert set(queries["phenomenon"]) == {"as stated", "generalised"}
     assert {split_of(reading) for passage in passages for reading in passage} == {"test"}
 
@@ -402,37 +358,43 @@ def test_unlabelled_text_and_its_meaning() -> None:
     assert {("question", 1), ("statement", 1), ("statement", 2), "words", "brackets"} == set(kinds)
 
 
-def test_the_teachers_symmetric_groups() -> None:
-    frame = world.teacher_symmetric(rng(20), "train", 150, 4)
-    check_groups(frame, "symmetric")
-    for group in frame.itertuples():
+def test_the_teachers_groups() -> None:
+    symmetric, asymmetric = (
+        world.teacher_symmetric(rng(20), "train", 150, 4),
+        world.teacher_asymmetric(rng(21), "train", 120, 4),
+    )
+    for group in symmetric.itertuples():
         for b, label in zip(group.b, group.label, strict=True):
             left, right = read(group.a), read(b)
             assert (left == right if left[0].asked else text_follows(left, right)) == label
     names = {"same question", "role swap", "roles swapped", "events mixed", "1 edits"}
-    assert names <= {name for row in frame["phenomenon"] for name in row}
-
-
-def test_the_teachers_asymmetric_groups() -> None:
-    frame = world.teacher_asymmetric(rng(21), "train", 120, 4)
-    check_groups(frame, "asymmetric")
-    assert len(frame) == 120
-    for group in frame.itertuples():
+    assert names <= {name for row in symmetric["phenomenon"] for name in row}
+    assert len(asymmetric) == 120
+    for group in asymmetric.itertuples():
         assert any(group.label) and not all(group.label)
         if " " in group.a:
             continue
         (query,) = read(group.a)
         for b, label, marks in zip(group.b, group.label, group.relations, strict=True):
-            passage = read(b)
-            assert answers(query, passage) == label
-            check_marks(query, passage, b, marks)
+            assert answers(query, read(b)) == label
+            check_marks(query, b, marks)
+    for mode, frame in (("symmetric", symmetric), ("asymmetric", asymmetric)):
+        assert (frame["mode"] == mode).all()
+        for group in frame.itertuples():
+            assert len(group.b) == len(set(group.b)) <= 4
+            for text, target, label, marks in zip(group.b, group.target, group.label, group.relations, strict=True):
+                assert len(marks) == len(text) and set(marks) <= set("012345")
+                assert target == 1 if label else 0 <= target <= world.NON_ENTAILED_CEILING
 
 
-def check_marks(query: Reading, passage: list[Reading], text: str, marks: str) -> None:
-    """Every marked word of a passage carries the digit of its own relation to the query."""
-    ends = [i for i, letter in enumerate(text) if letter == "。"]
-    bounds = zip([0, *(end + 1 for end in ends)], ends, strict=False)
-    for reading, (start, end) in zip(passage, bounds, strict=False):
+def check_marks(query: Reading, passage: str, marks: str) -> None:
+    """Every marked word of a passage carries the digit of its own relation to the query, which is never a denial."""
+    sentences = passage.removesuffix("。").split("。")
+    for reading, text in zip(read(passage), sentences, strict=True):
+        digits, marks = marks[: len(text)], marks[len(text) + 1 :]
+        if reading.negative:
+            start = text.index("没有")
+            assert digits[start : start + 2] == "55"
         for slot, word in reading.slots:
             other = query.words.get(slot)
             if slot == query.asked:
@@ -442,42 +404,6 @@ def check_marks(query: Reading, passage: list[Reading], text: str, marks: str) -
             else:  # `up`: the passage's word is the narrower one
                 up, down = covers(slot, other, word), covers(slot, word, other)
                 digit = "1" if up and down else "3" if up else "2" if down else "5"
-            spans = [
-                match.span()
-                for form, name in forms(slot).items()
-                if name == word
-                for match in re.finditer(re.escape(form), text[start:end])
-            ]
-            digits = marks[start:end]
-            assert any(digits[i:j] == digit * (j - i) for i, j in spans), (query, text, marks, slot)
-
-
-def check_groups(frame: pd.DataFrame, mode: str) -> None:
-    """The layout both kinds of groups share."""
-    assert list(frame.columns) == ["mode", "a", "b", "target", "label", "relations", "phenomenon"]
-    assert (frame["mode"] == mode).all()
-    for group in frame.itertuples():
-        sizes = {len(column) for column in (group.b, group.target, group.label, group.relations, group.phenomenon)}
-        assert sizes == {len(set(group.b))} and len(group.b) <= 4
-        for text, target, label, marks in zip(group.b, group.target, group.label, group.relations, strict=True):
-            assert len(marks) == len(text) and set(marks) <= set("012345")
-            assert target == 1 if label else 0 <= target <= world.NON_ENTAILED_CEILING
-
-
-# ----------------------------------------------------------------------------------------------------- same every time
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda g: world.nli(g, "train", 40, 4, surface.COMMON),
-        lambda g: world.sts_graded(g, "train", 40),
-        lambda g: world.question_match(g, "train", 40),
-        lambda g: world.role_swap(g, "train", 40),
-        lambda g: world.retrieval(g, "train", "question", 20)["corpus"],
-        lambda g: world.pretraining(g, 40),
-        lambda g: world.teacher_symmetric(g, "train", 40, 4),
-        lambda g: world.teacher_asymmetric(g, "train", 30, 4),
-    ],
-)
-def test_the_same_seed_gives_the_same_frames(make) -> None:
-    pd.testing.assert_frame_equal(make(rng(22)), make(rng(22)))
-    assert not make(rng(22)).astype(str).equals(make(rng(23)).astype(str))
+            spellings = [form for form, name in forms(slot).items() if name == word]
+            spans = [match.span() for form in spellings for match in re.finditer(re.escape(form), text)]
+            assert any(digits[i:j] == digit * (j - i) for i, j in spans), (query, text, digits, slot)

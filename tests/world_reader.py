@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 
 from d2llm.data.world import lexicon as words
 from d2llm.data.world import surface
@@ -199,9 +198,3 @@ def unwrapped(text: str) -> str:
         if text.startswith(left) and text.endswith(right):
             return text.removeprefix(left).removesuffix(right)
     return text
-
-
-def runs(tags: str) -> list[tuple[str, int, int]]:
-    """Stretches of equal tags: (tag, start, end)."""
-    cuts = [0, *(i for i in range(1, len(tags)) if tags[i] != tags[i - 1]), len(tags)]
-    return [(tags[start], start, end) for start, end in pairwise(cuts) if end > start]
