@@ -51,6 +51,7 @@ class PlainScorer:
 
 def main(tasks: str, results: str) -> None:
     import mteb
+    import torch
     from mteb.models.model_meta import ModelMeta, ScoringFunction
 
     class Plain:
@@ -62,13 +63,9 @@ def main(tasks: str, results: str) -> None:
             return embed([text for batch in inputs for text in batch["text"]])
 
         def similarity(self, left: np.ndarray, right: np.ndarray):
-            import torch
-
             return torch.from_numpy(np.asarray(left) @ MATRIX @ np.asarray(right).T)
 
         def similarity_pairwise(self, left: np.ndarray, right: np.ndarray):
-            import torch
-
             return torch.from_numpy((np.asarray(left) @ MATRIX * np.asarray(right)).sum(1))
 
     scores = {}

@@ -28,7 +28,6 @@ REFUSED = [
     ("csv", "a,b,c\nx,y,z,\n", r"line 2: expected 3 fields, .* found 4: is there a comma too many at its end\?"),
     ("csv", "a,b,c\nA man.,A man,4,5\n", r"line 2: expected 3 fields, .* found 4: is there a comma in a field without"),
     ("csv", "a,b\nx,y\nx\n", r"line 3: expected 2 fields, .* found 1: is the row cut"),
-    ("csv", "a,b\nx, yes,no\n", r"line 2: expected 2 fields, .* found 3"),
     ("csv", "a,b,a\nx,y,z\n", r"line 1: expected every column once; found two of the name 'a'"),
     ("csv", "a;b\nx;y\n", r"line 1: expected columns divided by a comma; is it a semicolon\? Found 'a;b'"),
     ("tsv", "a,b\nx,y\n", r"line 1: expected columns divided by a tab; is it a comma\?"),
@@ -39,7 +38,6 @@ REFUSED = [
     ("csv", 'a,b\n1,so\n2,"Oh\n3,no\n', r"line 3: nothing ends the field that a quotation mark begins; where .* text"),
     ("csv", 'a,b\n1,"yes" and\n', r"line 2: something follows the quotation mark that ends a field .*quotes: text}"),
     ("csv", 'a,b\n1,"a \\"no\\" twice"\n', r"line 2: a backslash before a quotation mark; .* write the mark twice"),
-    ("csv", 'a,b,c\n"x \\", y",z\n', r"line 2: a backslash before a quotation mark"),
     ("csv", 'a,b,c\nx, "y, z"\n', r"line 2: a blank before the quotation mark"),
     ("csv", "a,b\nx,y\x00z\n", r"line 2: a NUL byte"),
 ]
@@ -63,10 +61,8 @@ READ = [
     ("csv", None, 'a,b\n1,5" pipe\n2,"NA"\n', [["1", '5" pipe'], ["2", "NA"]]),
     ("csv", None, 'a,b\n\n"so ""far""",y\n\n', [['so "far"', "y"]]),
     ("csv", None, 'a,b\n"two\nlines",y\n', [["two\nlines", "y"]]),  # its second line is no row: it has one field
-    ("csv", "format", 'id,text\n1,"Oh no\n2,fine"\n', [["1", "Oh no\n2,fine"]]),
     ("csv", "format", 'a,b\n"c:\\",y\n', [["c:\\", "y"]]),
     ("csv", "text", 'id,text\n1,"Oh no\n2,so "\n', [["1", '"Oh no'], ["2", 'so "']]),
-    ("tsv", None, 'id\ttext\n1\the said "no"\\"\n', [["1", 'he said "no"\\"']]),
     ("tsv", "text", 'id\ttext\n1\t"Oh no\n2\t"yes"\n', [["1", '"Oh no'], ["2", '"yes"']]),
     ("tsv", "format", 'id\ttext\n1\t"two\nlines, a\ttab"\n', [["1", "two\nlines, a\ttab"]]),
     ("csv", None, "text\none\n\ntwo\n\n", [["one"], [""], ["two"]]),
@@ -92,12 +88,17 @@ def test_lines_are_counted_as_an_editor_counts(tmp_path: Path) -> None:
         files.texts(tmp_path / "t.csv", frame, "a")
 
 
-TRIES = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+TRIES = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def tables(letters: str, least: int) -> st.SearchStrategy[list[list[str]]]:
+    """Rows of two fields."""
+    return st.lists(st.lists(st.text(letters, min_size=least, max_size=6), min_size=2, max_size=2), min_size=1)
 
 
 @TRIES
 @given(
-    rows=st.lists(st.lists(st.text(st.sampled_from('ab"\\ ,;\t\n甲'), max_size=6), min_size=2, max_size=2), min_size=1),
+    rows=tables('ab"\\ ,;\t\n甲', 0),
     kind=st.sampled_from(["csv", "tsv"]),
     quoting=st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
 )
@@ -116,12 +117,7 @@ def test_what_a_standard_writer_writes_is_read_as_it_was_or_refused(
 
 
 @TRIES
-@given(
-    rows=st.lists(
-        st.lists(st.text('ab"\\ 甲', min_size=1, max_size=5), min_size=2, max_size=2), min_size=1, max_size=6
-    ),
-    kind=st.sampled_from(["csv", "tsv"]),
-)
+@given(rows=tables('ab"\\ 甲', 1), kind=st.sampled_from(["csv", "tsv"]))
 def test_no_row_disappears_of_a_file_whose_marks_are_text(
     rows: list, kind: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -129,19 +125,15 @@ def test_no_row_disappears_of_a_file_whose_marks_are_text(
     path.write_text("\n".join(SEPARATOR[kind].join(row) for row in [["x", "y"], *rows]), encoding="utf-8")
     assert files.read_table(path, quotes="text").values.tolist() == rows
     try:
-        values = files.read_table(path).values.tolist()
+        assert len(files.read_table(path)) == len(rows)
     except DataError as error:
         assert re.search(r"quotes: text|, or text|a backslash before", str(error))
-        return
-    unquoted = [[{field, field[1:-1].replace('""', '"') if kind == "csv" else field} for field in row] for row in rows]
-    assert len(values) == len(rows)
-    assert all(a in b for x, y in zip(values, unquoted, strict=True) for a, b in zip(x, y, strict=True))
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
-@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_a_file_in_another_encoding_is_named_with_its_line(kind: str, encoding: str, tmp_path: Path) -> None:
-    content = '{"a": "x"}\n{"a": "café"}\n' if kind == "jsonl" else f"a{SEPARATOR[kind]}b\ncafé{SEPARATOR[kind]}x\n"
+    content = '{"a": "x"}\n{"a": "café"}\n' if kind == "jsonl" else "a,b\ncafé,x\n"
     (tmp_path / f"t.{kind}").write_bytes(content.encode(encoding))
     reasons = r"not UTF-8 \(.*\); save the file as UTF-8|a NUL byte; is the file UTF-16\?|not JSON"
     with pytest.raises(DataError, match=f"line [12]: ({reasons})"):
@@ -161,30 +153,24 @@ def test_quotes_of_a_file_in_a_config_and_on_the_command_line(tmp_path: Path) ->
     path.write_text('query\tpassage\n"a\tb\nc\td"\n', encoding="utf-8")
 
     def judged(file: object) -> list:
-        settings = FilesSettings(folder=str(tmp_path), train={"t": {"file": file}})
-        assert settings.paths()["train", "t", "file"] == str(path)
-        pairs = examples.judged("t", settings.local(tmp_path).train["t"], np.random.default_rng(0)).pairs
+        local = FilesSettings(folder=str(tmp_path), train={"t": {"file": file}}).local(tmp_path)
+        pairs = examples.judged("t", local.train["t"], np.random.default_rng(0)).pairs
         return pairs[["a", "b"]].values.tolist()
 
-    with pytest.raises(DataError, match=r"t\.tsv: line 2: a field begins with a quotation mark"):
-        judged("t.tsv")
     assert judged({"path": "t.tsv", "quotes": "text"}) == [['"a', "b"], ["c", 'd"']]
-    with pytest.raises(DataError, match=r"t\.tsv: line 2: expected 2 fields"):
-        judged({"path": "t.tsv", "quotes": "format"})
+    for file, message in (("t.tsv", "a field begins with a qu"), ({"path": "t.tsv", "quotes": "format"}, "expected 2")):
+        with pytest.raises(DataError, match=rf"t\.tsv: line 2: {message}"):
+            judged(file)
     assert read_texts(str(path), "passage", quotes="text")["text"].tolist() == ["b", 'd"']
     with pytest.raises(ConfigError, match="--quotes: .*holds a text a line"):
         read_texts(str(tmp_path / "t.txt"), quotes="text")
 
 
-@pytest.mark.parametrize(
-    ("table", "name", "more"),
-    [(OwnTable, "path", {}), (HubTable, "file", {"repo": "a/b", "revision": "c"})],
-)
-def test_quotes_are_of_csv_and_tsv(table: type, name: str, more: dict) -> None:
-    with pytest.raises(ValueError, match="quotes with a CSV or TSV file only"):
-        table(**more, **{name: "t.parquet"}, quotes="text")
-    for file in ("t.csv", "t.tsv.gz"):
-        assert table(**more, **{name: file}, quotes="text").quotes == "text"
+def test_quotes_are_of_csv_and_tsv() -> None:
+    for table, name, more in ((OwnTable, "path", {}), (HubTable, "file", {"repo": "a/b", "revision": "c"})):
+        with pytest.raises(ValueError, match="quotes with a CSV or TSV file only"):
+            table(**more, **{name: "t.parquet"}, quotes="text")
+        assert table(**more, **{name: "t.tsv.gz"}, quotes="text").quotes == "text"
 
 
 # ------------------------------------------------------------------------------------------------------------- Parquet

@@ -100,16 +100,3 @@ def test_predictions_of_other_texts_are_refused() -> None:
     frame = predictions({("a", 1): {"p0": 1.0, "p9": 2.0}, ("b", 1): {"p0": 2.0, "p9": 1.0}}, {"p0": 0.0, "p9": 1.0})
     with pytest.raises(ArtifactError, match="task t: predictions of 'p9', which it does not have"):
         examples(nli(3), frame, ["a", "b"])
-
-
-@pytest.mark.slow
-def test_means_of_standings_are_the_metric(tiny_scores) -> None:
-    """Over all queries of a real evaluation, mteb's MRR@10 comes out."""
-    from d2llm.evaluation.evaluate import measure
-
-    scores, frame = measure(tiny_scores, "bm25", "base", 1, "test")
-    whole = scores.query("metric == 'mrr_at_10' and phenomenon == 'all'").set_index("task")["value"]
-    assert len(whole)
-    for task, value in whole.items():
-        standings = disagreement.queries(frame[frame["task"] == task])["standing"]
-        assert standings.mean() == pytest.approx(value, abs=1e-5)

@@ -19,7 +19,6 @@ from tiny_run import tiny_settings
 from d2llm.cli import doctor
 from d2llm.config.data import Retrieval, TrainingSet
 from d2llm.config.load import load
-from d2llm.config.schema import Config
 from d2llm.config.values import merged
 from d2llm.data import build
 from d2llm.data.files import examples
@@ -39,40 +38,17 @@ def judged(file: str | None, **settings: object) -> examples.Judged:
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet"])
-def test_every_format_gives_the_same_texts_and_numbers(ending: str, tmp_path: Path) -> None:
-    path = tmp_path / f"t.{ending}"
-    values = rows("a b n", ("one", "NA", "1"), ("two, or more", "null", "2.5"))
-    if ending == "jsonl":
-        jsonl(path, values)
-    elif ending == "parquet":
-        pd.DataFrame(values).to_parquet(path)
-    else:
-        pd.DataFrame(values).to_csv(path, index=False, sep="\t" if ending == "tsv" else ",")
-    frame = files.read_table(path)
-    assert files.texts(path, frame, "b").tolist() == ["NA", "null"]  # words, not missing values
-    assert files.texts(path, frame, "a").tolist() == ["one", "two, or more"]
-    assert files.numbers(path, frame, "n", 0, 5).tolist() == [1.0, 2.5]
-    assert frame.index.tolist() == ([2, 3] if ending in ("csv", "tsv") else [1, 2])
-
-
-def test_a_tsv_file_without_header_and_with_quotation_marks(tmp_path: Path) -> None:
-    (tmp_path / "t.tsv").write_text('1\the said "no\n2\t"yes" and left\n')
-    frame = files.read_table(tmp_path / "t.tsv", ["id", "text"], quotes="text")
-    assert frame["text"].tolist() == ['he said "no', '"yes" and left'] and frame.index.tolist() == [1, 2]
-    (tmp_path / "t.txt").write_text("id\ttext\n1\ta\n")
-    assert files.read_table(tmp_path / "t.txt", kind="tsv", keep=["text"]).to_dict("list") == {"text": ["a"]}
+def test_a_file_without_header_of_another_ending_and_of_some_columns(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("1\tone\n2\ttwo\n")
+    frame = files.read_table(tmp_path / "t.txt", ["id", "text"], kind="tsv", keep=["text"])
+    assert frame.to_dict("list") == {"text": ["one", "two"]} and frame.index.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
     ("values", "yes", "no", "expected"),
     [
-        ([1, 0, 1], [1], None, [True, False, True]),
-        (["1.0", " 0 ", "1 "], [1], None, [True, False, True]),
-        ([True, False], [1], None, [True, False]),
-        (np.array([1.0, 0.0]), ["1"], None, [True, False]),
-        (np.array([2, 1], dtype="int64"), [2], [1], [True, False]),
-        (["A", "B", "C"], ["A", "C"], ["B"], [True, False, True]),
+        (["1.0", " 0 ", True, np.float64(1), np.int64(0)], [1], None, [True, False, True, True, False]),
+        (["A", "B", 2], ["A", "2"], ["B"], [True, False, True]),
     ],
 )
 def test_labels_of_any_type(values: list, yes: list, no: list | None, expected: list[bool]) -> None:
@@ -80,14 +56,14 @@ def test_labels_of_any_type(values: list, yes: list, no: list | None, expected: 
     assert files.labels("f", frame, "label", yes, no).tolist() == expected
 
 
-@pytest.mark.parametrize("label", ["-", -1, "\u22121", 2, 0.5, "Entailment", "\uff11", " ", ["entailment"], {"a": 1}])
 @pytest.mark.parametrize("no", [None, ["contradiction", 0]])
-def test_a_label_that_nobody_named_is_refused_with_its_line(label: object, no: list | None) -> None:
-    frame = pd.DataFrame({"l": pd.Series(["entailment", 0, label, label], [2, 3, 4, 5], dtype=object)})
-    expected = r"f: line 4, column 'l': expected 1, entailment \(yes\) or .*0.* \(no\); found "
-    fix = r" \(and 1 more rows\); name the label in `yes` or `no`"
-    with pytest.raises(DataError, match=expected + re.escape(repr(label)) + fix):
-        files.labels("f", frame, "l", ["entailment", 1], no)
+def test_a_label_that_nobody_named_is_refused_with_its_line(no: list | None) -> None:
+    for label in ("-", -1, "\u22121", 2, 0.5, "Entailment", "\uff11", " ", ["entailment"], {"a": 1}):
+        frame = pd.DataFrame({"l": pd.Series(["entailment", 0, label, label], [2, 3, 4, 5], dtype=object)})
+        expected = r"f: line 4, column 'l': expected 1, entailment \(yes\) or .*0.* \(no\); found "
+        fix = r" \(and 1 more rows\); name the label in `yes` or `no`"
+        with pytest.raises(DataError, match=expected + re.escape(repr(label)) + fix):
+            files.labels("f", frame, "l", ["entailment", 1], no)
 
 
 def test_what_shows_nothing_is_no_text() -> None:
@@ -111,7 +87,6 @@ def test_what_shows_nothing_is_no_text() -> None:
         ("t.jsonl", '{"a": "x"}\n["y"]\n', "line 2: expected an object"),
         ("t.jsonl", '{"b\\nc": 1}\n', r"no column 'a'; found 'b\\nc'"),
         ("t.jsonl", '{"a": "x"}\n{"a": "  "}\n{"a": 3}\n', r"line 2, column 'a': .* a text; found '  ' \(and 1 more"),
-        ("t.csv", "a,b\nx,y\n,z\n", "line 3, column 'a': expected a text; found ''"),
         ("t.jsonl", '{"a": "x", "b": 0, "b": 1}\n', r"line 1: not JSON \(the key 'b' stands in an object twice\)"),
         ("t.jsonl", '{"a": "\u200b"}\n', r"line 1, column 'a': expected a text; found '\\u200b'"),
         ("t.parquet", "no parquet", "cannot be read as parquet"),
@@ -131,7 +106,6 @@ def test_a_wrong_file_is_named_with_its_line(name: str, content: str, message: s
         (lambda f: files.numbers("f", f, "x", 0, 5), ["1", "x", "9"],
          r"line 2, .* expected a number from 0 to 5; found 'x' \(and 1 more rows\)"),
         (lambda f: files.numbers("f", f, "x", 0, 5), [1, True, 2], "line 2, .* found True"),
-        (lambda f: files.labels("f", f, "x", ["a"]), ["a", None, "b"], "line 2, column 'x': expected a label"),
         (lambda f: files.labels("f", f, "x", ["c"], ["a", "b"]), ["a", "b", "a"], "no row is one of 'c'; found 'a', "),
         (lambda f: files.labels("f", f, "x", ["1"], ["1.0"]), ["1"], "labels that mean yes or no, not both"),
         (lambda f: files.lists("f", f, "x"), [["x"], "y", [1]], "line 3, .* expected a text or a list of texts"),
@@ -146,15 +120,6 @@ def test_wrong_numbers_labels_and_lists(read: Callable, values: list, message: s
 
 
 # -------------------------------------------------------------------------------------------------------- judged pairs
-def test_labelled_pairs(tmp_path: Path) -> None:
-    values = rows("query passage l", ("q", "p", "yes"), ("q", "n", "no"), ("q", "q", "yes"), ("q", "p", "yes"))
-    pairs, passages, _ = judged(jsonl(tmp_path / "t.jsonl", values), **LABELLED)
-    # A text is no passage for itself, and a pair counts once.
-    assert pairs[["a", "b", "label", "target"]].values.tolist() == [["q", "p", True, 1.0], ["q", "n", False, 0.0]]
-    assert set(pairs["dataset"]) == {"s"} and set(pairs["mode"]) == {"symmetric"}
-    assert passages.tolist() == ["p", "n", "q"]
-
-
 def test_pairs_judged_both_ways_count_once_as_first_judged_and_are_told(tmp_path: Path) -> None:
     values = [
         ("q", "p", "yes"), ("q", "p", "no"), ("q", "p", "yes"),  # contradicted, yes
@@ -163,7 +128,9 @@ def test_pairs_judged_both_ways_count_once_as_first_judged_and_are_told(tmp_path
         ("p", "r", "no"),  # the other direction is another pair
         ("q", "q", "yes"), ("q", "q", "no"),  # no pair at all
     ]  # fmt: skip
-    pairs = judged(jsonl(tmp_path / "t.jsonl", rows("query passage l", *values)), **LABELLED).pairs
+    pairs, passages, _ = judged(jsonl(tmp_path / "t.jsonl", rows("query passage l", *values)), **LABELLED)
+    assert passages.tolist() == ["p", "n", "r", "q"]
+    assert pairs[["dataset", "mode"]].drop_duplicates().values.tolist() == [["s", "symmetric"]]
     assert pairs[["a", "b", "label", "contradicted"]].values.tolist() == [
         ["q", "p", True, True], ["q", "n", False, True], ["r", "p", True, False], ["p", "r", False, False],
     ]  # fmt: skip
@@ -183,18 +150,15 @@ def test_near_copies_are_one_pair_and_no_pair_with_themselves(tmp_path: Path) ->
     ]  # fmt: skip
     file = jsonl(tmp_path / "t.jsonl", rows("query passage l", *values))
     pairs, passages, _ = judged(file, **LABELLED)
-    assert pairs[["a", "b", "label", "contradicted"]].values.tolist() == [
-        ["Is it old?", "Café, 1900.", True, True],
-        ["Is it old?", "Cafe, 1900.", False, False],
-        ["IS IT OLD?", "No. ", True, False],
-    ]
+    assert list(zip(pairs["b"], pairs["contradicted"], strict=True)) == [
+        ("Café, 1900.", True), ("Cafe, 1900.", False), ("No. ", False),
+    ]  # fmt: skip
     assert passages.tolist() == ["Café, 1900.", "Cafe, 1900.", "No. ", "is it old?\u200b"]
     train, _ = examples.training_pairs(pairs, {"s": passages})
     # Whatever the spelling of the query, all that is right for it is marked and all that is wrong is wrong.
     assert train[["marked", "wrong"]].values.tolist() == [[["Café, 1900.", "No. "], ["Cafe, 1900."]]] * 2
     assert len(judged(file, **LABELLED, sample=1).pairs) == 3  # all of one query
-    pool = judged(file, **LABELLED, pool=1).passages
-    assert set(passages[:3]) < set(pool) and len(pool) == 4
+    assert set(passages[:3]) < set(judged(file, **LABELLED, pool=1).passages)
 
 
 def test_a_score_becomes_a_probability_that_is_above_one_half_where_it_means_yes() -> None:
@@ -224,17 +188,18 @@ def test_what_is_judged_wrong_for_a_query_goes_with_each_of_its_right_passages(t
     }  # fmt: skip
 
 
-def three(folder: Path) -> dict[str, str]:
+@pytest.fixture
+def three(tmp_path: Path) -> Retrieval:
     qrels = [(1, "d1", 1), (1, "d3", 0), (2, "d2", 2.6), (2, "d3", 0.2)]
-    return search_files(folder, {1: "q1", 2: "q2"}, {"d1": "p1", "d2": "p2", "d3": "p3"}, qrels)
+    texts = {"d1": "p1", "d2": "p2", "d3": "p3"}
+    return Retrieval(**search_files(tmp_path, {1: "q1", 2: "q2"}, texts, qrels))
 
 
-def test_a_retrieval_set(tmp_path: Path) -> None:
-    settings = Retrieval(**three(tmp_path))
-    (queries, corpus, qrels), dropped = examples.retrieval(settings)
+def test_a_retrieval_set(three: Retrieval) -> None:
+    (queries, corpus, qrels), dropped = examples.retrieval(three)
     assert queries["id"].tolist() == ["1", "2"] and len(corpus) == 3 and not dropped
     assert qrels.values.tolist() == [["1", "d1", 1], ["1", "d3", 0], ["2", "d2", 2.6], ["2", "d3", 0.2]]
-    pairs, passages, _ = judged(None, mode="asymmetric", retrieval=settings)
+    pairs, passages, _ = judged(None, mode="asymmetric", retrieval=three)
     assert pairs[["a", "b"]].values.tolist() == [["q1", "p1"], ["q2", "p2"], ["q2", "p3"]]
     assert passages.tolist() == ["p1", "p2", "p3"]
 
@@ -250,11 +215,10 @@ def test_a_retrieval_set(tmp_path: Path) -> None:
         ("qrels", rows("query_id doc_id relevance", (1, "d1", "x")), "line 1, column 'relevance': expected a number"),
     ],
 )
-def test_a_wrong_retrieval_set(part: str, values: list[dict], message: str, tmp_path: Path) -> None:
-    settings = Retrieval(**three(tmp_path))
+def test_a_wrong_retrieval_set(part: str, values: list[dict], message: str, three: Retrieval, tmp_path: Path) -> None:
     jsonl(tmp_path / f"{part}.jsonl", values)
     with pytest.raises(DataError, match=rf"{part}\.jsonl: {message}"):
-        examples.retrieval(settings)
+        examples.retrieval(three)
 
 
 def test_parts_of_one_file_share_no_pair_in_any_order() -> None:
@@ -274,31 +238,25 @@ def test_parts_of_one_file_share_no_pair_in_any_order() -> None:
 
 def test_what_another_part_of_the_file_marks_is_marked(tmp_path: Path) -> None:
     values = [(f"q{i % 10}", f"p{i}") for i in range(60)]
-    pairs, passages, _ = judged(jsonl(tmp_path / "t.jsonl", rows("query passage", *values)), part=(0.0, 0.5))
-    assert 15 < len(pairs) < 45 and set(passages) == set(pairs["b"])
+    pairs = judged(jsonl(tmp_path / "t.jsonl", rows("query passage", *values)), part=(0.0, 0.5)).pairs
+    assert 15 < len(pairs) < 45
     for a, marked in zip(pairs["a"], pairs["marked"], strict=True):
         assert marked == [passage for query, passage in values if query == a]
 
 
 def test_rows_without_a_text_or_a_known_label_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
-    values = [("one", "two", "yes"), ("", "two", "yes"), ("three", None, "no"), ("four", "five", "-")]
-    values = rows("query passage l", *values, ("six", "seven", "no"))
-    file = jsonl(tmp_path / "t.jsonl", values)
+    values = [("one", "two", "yes"), ("", "two", "yes"), ("three", None, "no"), ("four", "five", "-"), ("6", "7", "no")]
+    file = jsonl(tmp_path / "t.jsonl", rows("query passage l", *values))
     pairs, _, dropped = judged(file, **LABELLED, incomplete="drop")
-    assert pairs[["a", "b", "label"]].values.tolist() == [["one", "two", True], ["six", "seven", False]]
+    assert pairs[["a", "b", "label"]].values.tolist() == [["one", "two", True], ["6", "7", False]]
     assert dropped == {"rows without a text, label or score": 2, "rows labelled '-'": 1}
-    with pytest.raises(DataError, match="line 2, column 'query': expected a text"):
-        judged(file, **LABELLED)
-    jsonl(tmp_path / "t.jsonl", [values[0], values[3]])
-    with pytest.raises(DataError, match=r"line 2, column 'l': expected yes \(yes\) or no \(no\); found '-'"):
-        judged(file, **LABELLED)
 
 
-def test_passages_as_lists_of_objects(tmp_path: Path) -> None:
+def test_passages_as_lists_of_objects_in_a_packed_file(tmp_path: Path) -> None:
     passages = [{"docid": "1", "text": "he"}, {"docid": "2", "text": "she"}, {"docid": "3", "text": " "}]
-    with gzip.open(tmp_path / "t.jsonl.gz", "wt") as stream:
-        stream.writelines(json.dumps(row) + "\n" for row in rows("query passage", ("who", passages), ("what", [])))
-    pairs, passages, _ = judged(str(tmp_path / "t.jsonl.gz"), mode="asymmetric", incomplete="drop")
+    plain = Path(jsonl(tmp_path / "t.jsonl", rows("query passage", ("who", passages), ("what", []))))
+    (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    pairs, passages, _ = judged(f"{plain}.gz", mode="asymmetric", incomplete="drop")
     assert pairs[["a", "b", "label"]].values.tolist() == [["who", "he", True], ["who", "she", True]]
     assert passages.tolist() == ["he", "she"]
 
@@ -322,28 +280,23 @@ def pool_of(texts: list[str]) -> pd.DataFrame:
     return pd.DataFrame({"dataset": "s", "text": texts})
 
 
-def test_queries_without_wrong_candidates_get_some_from_the_pool() -> None:
-    pairs = pairs_of([(f"q{i}", f"p{i}", True) for i in range(60)] + [("q0", "p1", True)])
-    groups = examples.teacher_groups(pairs, pool_of([f"p{i}" for i in range(60)]), wrong=3, held=0.2, seed=1)
-    assert len(groups["train"]) + len(groups["dev"]) == 60
-    assert not set(groups["train"]["a"]) & set(groups["dev"]["a"])
-    for group in pd.concat(groups.values()).itertuples():
-        right = {"q0": {"p0", "p1"}}.get(group.a, {"p" + group.a[1:]})
-        assert {text for text, yes in zip(group.b, group.label, strict=True) if yes} == right
-        assert len(group.b) == len(set(group.b)) == len(right) + 3
-        assert group.target == [float(yes) for yes in group.label]
-
-
-def test_no_near_copy_of_a_right_passage_is_taught_as_wrong() -> None:
-    pairs = pairs_of([(f"q{i}", f"p{i}", True) for i in range(60)] + [("Q0 ", "p0", True)])
+def test_queries_without_wrong_candidates_get_some_from_the_pool_but_no_near_copy_of_a_right_one() -> None:
+    pairs = pairs_of([(f"q{i}", f"p{i}", True) for i in range(60)] + [("q0", "p1", True), ("Q0 ", "p0", True)])
     # One more is right for each, by a pair that an evaluation set holds.
     pairs["marked"] = [[*marked, f"p{59 - int(marked[0][1:])}"] for marked in pairs["marked"]]
     copies = [spelling for i in range(60) for spelling in (f"P{i}", f"p{i} ", f"ｐ{i}")]
-    groups = examples.teacher_groups(pairs, pool_of([*copies, "x", "y", "z"]), 50, 0.2, 1)
-    for group in pd.concat(groups.values()).itertuples():
-        number = int(group.a.strip()[1:])
-        wrong = {examples.normal_form(text) for text, yes in zip(group.b, group.label, strict=True) if not yes}
-        assert not wrong & {f"p{number}", f"p{59 - number}"} and len(wrong) == group.label.count(False)
+    groups = examples.teacher_groups(pairs, pool_of([*copies, "x", "y", "z"]), wrong=50, held=0.2, seed=1)
+    rows = pd.concat(groups.values())
+    assert set(rows["a"]) == set(pairs["a"])
+    for query, group in rows.groupby("a"):
+        b, label, target = (group[name].explode().tolist() for name in ("b", "label", "target"))
+        number = int(query.strip()[1:])
+        wrong = {examples.normal_form(text) for text, yes in zip(b, label, strict=True) if not yes}
+        assert {text for text, yes in zip(b, label, strict=True) if yes} == set(pairs["b"][pairs["a"] == query])
+        assert not wrong & {f"p{number}", f"p{59 - number}"} and len(wrong) == label.count(False) == 50
+        assert target == [float(yes) for yes in label]
+    for parts in ({split for split, frame in groups.items() if query in set(frame["a"])} for query in set(rows["a"])):
+        assert len(parts) == 1
     parts = [split for split, frame in groups.items() for a in set(frame["a"]) if a.strip().lower() == "q0"]
     assert len(parts) == 2 and len(set(parts)) == 1  # both spellings in one part
 
@@ -364,15 +317,11 @@ def test_a_teacher_cannot_be_judged_by_one_kind_of_pair() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- leaks
-@pytest.mark.parametrize(
-    "spelled",
-    [str, str.upper, " {} ".format, "\u200b{}".format, lambda text: "".join(chr(ord(x) + 0xFEE0) for x in text)],
-)
-def test_what_an_evaluation_set_holds_leaves_training(spelled: Callable[[str], str]) -> None:
+def test_what_an_evaluation_set_holds_in_any_spelling_leaves_training() -> None:
     symmetric = pairs_of([("a", "b", True), ("c", "d", True), ("a", "d", True)])
     pairs = pd.concat([symmetric, pairs_of([("asked", "x", True), ("y", "x", True)], "asymmetric")])
-    both = rows("sentence1 sentence2 phenomenon", (spelled("b"), spelled("a"), ""), ("d", "e", "own"))
-    queries = rows("text phenomenon", (spelled("asked"), ""), ("new", ""))
+    both = rows("sentence1 sentence2 phenomenon", ("B ", "\uff21", ""), ("d", "e", "own"))
+    queries = rows("text phenomenon", ("Asked\u200b", ""), ("new", ""))
     tasks = {"test": {"t": {"pairs": pd.DataFrame(both)}, "r": {"queries": pd.DataFrame(queries)}}}
     left = examples.without(pairs, tasks)
     assert left[["a", "b"]].values.tolist() == [["c", "d"], ["a", "d"], ["y", "x"]]  # (a, b) is there as (b, a)
@@ -385,9 +334,7 @@ def test_what_an_evaluation_set_holds_leaves_training(spelled: Callable[[str], s
 def own(folder: Path, **changes: object) -> dict:
     """Settings over files made here: pairs with labels, graded pairs, a retrieval set."""
     rng = np.random.default_rng(3)
-    nouns = [
-        " ".join(words) for words in product(("red", "old", "new", "big"), ("house", "street", "garden", "bridge"))
-    ]
+    nouns = [f"{look} {thing}" for look in ("red", "old", "new", "big") for thing in ("house", "street", "yard", "bay")]
     searches = {}
     for name, count in (("train", 90), ("dev", 30), ("test", 30)):
         values = []
@@ -423,20 +370,14 @@ def own(folder: Path, **changes: object) -> dict:
     return merged(settings | {"models": models}, changes)
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    return load([], own(tmp_path))
-
-
-def test_the_data_stage_over_files(config: Config) -> None:
+def test_the_data_stage_over_files(tmp_path: Path) -> None:
+    config = load([], own(tmp_path))
     build.run_texts(config)
     build.run(config)
     paths = Paths.of(config)
     train, pool = pd.read_parquet(paths.train_pairs), pd.read_parquet(paths.pool)
     # By hand: two of three rows say yes; two of five scores are 3 or 4; a passage for each of 16 queries.
     assert train.groupby("dataset").size().to_dict() == {"nli": 60, "graded": 36, "find": 16}
-    modes = {"nli": "symmetric", "graded": "symmetric", "find": "asymmetric"}
-    assert dict(zip(train["dataset"], train["mode"], strict=True)) == modes
     assert (pool["dataset"] == "find").sum() == 30
     texts = pd.read_parquet(paths.pretraining)["text"]
     assert texts.is_unique and set(train["query"]) | set(pool["text"]) <= set(texts)
@@ -446,43 +387,18 @@ def test_the_data_stage_over_files(config: Config) -> None:
     assert len(tasks["related"].pairs) == 20 and tasks["related"].max_score == 4.0
     assert tasks["entail"].pairs["label"].sum() == 20
     assert set(tasks["lookup"].queries["phenomenon"]) == {examples.NEW}
-    card = read_json(paths.card_json)
     assert read_json(paths.leaks)["removed_from"] == "training"
-    assert [row["contradictions"] for row in card["training"]] == [0, 0, 0]
-    assert "right and wrong" not in paths.card_md.read_text(encoding="utf-8")
     first = (paths.task("related") / "test.parquet").read_bytes()
     build.run(config)
     assert (paths.task("related") / "test.parquet").read_bytes() == first
-
-
-def test_what_evaluation_sets_take_is_counted_and_stays_marked(
-    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A right passage that an evaluation set has for a query of training is removed from training, and no negative of
-    that query."""
-    row = {"s1": "red house near old street train 0", "l": 1, "score": 4.0}
-    jsonl(tmp_path / "train.jsonl", [row | {"s2": f"it is {word}"} for word in ("red", "old", "big")], "a")
-    jsonl(tmp_path / "test.jsonl", [row | {"s2": "IT IS RED "}], "a")
-    caplog.set_level("WARNING")
-    build.run(config)
-    paths = Paths.of(config)
-    train = pd.read_parquet(paths.train_pairs)
-    (marked,) = train.loc[(train["dataset"] == "nli") & (train["positive"] == "it is old"), "marked"]
-    assert set(marked) == {"it is red", "it is old", "it is big"}
-    assert "it is red" not in set(train["positive"]) and "it is red" in set(pd.read_parquet(paths.pool)["text"])
-    removed = {row["dataset"]: row["removed"] for row in read_json(paths.card_json)["training"]}
-    assert removed == {"nli": 1, "graded": 1, "find": 0}
-    assert "removed from training: 1 of nli, 1 of graded." in paths.card_md.read_text(encoding="utf-8")
-    assert "nli: 1 pairs are removed, as evaluation sets hold them" in caplog.text
 
 
 def asked_in(folder: Path, count: int) -> dict:
     """Changes by which the test split of `lookup` asks the first queries of the training set `find`."""
     parts = {part: str(folder / "train" / f"{part}.jsonl") for part in ("queries", "corpus", "qrels")}
     for part in ("queries", "qrels"):
-        lines = Path(parts[part]).read_text(encoding="utf-8").splitlines(keepends=True)
-        parts[part] = str(folder / f"some_{part}.jsonl")
-        Path(parts[part]).write_text("".join(lines[:count]), encoding="utf-8")
+        lines = Path(parts[part]).read_text(encoding="utf-8").splitlines()[:count]
+        parts[part] = jsonl(folder / f"some_{part}.jsonl", map(json.loads, lines))
     return {"data": {"files": {"tasks": {"lookup": {"test": parts}}}}}
 
 
@@ -498,13 +414,11 @@ def asked_in(folder: Path, count: int) -> dict:
         (lambda folder: {"negatives": {"per_query": 30}},
          r"'find': 30 texts are too few for 30 negatives of 'where is red house train\?'; .*negatives\.per_query"),
     ],
-    ids=["all held", "most held", "pack", "negatives"],
 )  # fmt: skip
 def test_a_set_that_cannot_be_trained_on_is_refused_at_once(
     changes: Callable[[Path], dict], message: str, tmp_path: Path
 ) -> None:
-    settings = own(tmp_path)
-    config = load([], merged(settings, changes(tmp_path)))
+    config = load([], merged(own(tmp_path), changes(tmp_path)))
     for stage in (build.run, *(() if "negatives" in message else (build.run_texts,))):  # unlabelled text needs no pool
         with pytest.raises(DataError, match=message):
             stage(config)
@@ -512,33 +426,45 @@ def test_a_set_that_cannot_be_trained_on_is_refused_at_once(
     assert re.search(message, error)
 
 
-def test_contradictions_and_what_is_left_out_are_in_the_card_and_the_log(
+def test_what_is_contradicted_left_out_or_taken_by_evaluation_sets_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A right passage that an evaluation set has for a query of training is removed from training, and no negative of
+    that query."""
     settings = own(tmp_path)
     sets = settings["data"]["files"]
     for one in (sets["train"]["nli"], *sets["tasks"].values()):
         one["incomplete"] = "drop"
-    values = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()]
-    other_way = [row | {"l": 1 - row["l"]} for row in values[:5]]
-    jsonl(tmp_path / "train.jsonl", [*other_way, *rows("s1 s2 l score", ("a", "b", "-", 1))], "a")
-    jsonl(tmp_path / "test.jsonl", rows("s1 s2 l score", ("a", "", 1, 1)), "a")
+    first = json.loads((tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()[1])
+    near = {"s1": "red house near old street train 0", "l": 1, "score": 4.0}
+    more = [near | {"s2": f"it is {word}"} for word in ("red", "old", "big")]
+    more += [first | {"l": 1 - first["l"]}, *rows("s1 s2 l score", ("a", "b", "-", 1))]
+    jsonl(tmp_path / "train.jsonl", more, "a")
+    jsonl(tmp_path / "test.jsonl", [near | {"s2": "IT IS RED "}, *rows("s1 s2 l score", ("a", "", 1, 1))], "a")
     jsonl(tmp_path / "test" / "queries.jsonl", rows("id text", ("more", " ")), "a")
     config = load([], settings)
     caplog.set_level("WARNING")
     build.run(config)
-    card, page = read_json(Paths.of(config).card_json), Paths.of(config).card_md.read_text(encoding="utf-8")
-    assert {row["dataset"]: (row["contradictions"], row.get("dropped")) for row in card["training"]} == {
-        "nli": (5, {"rows labelled '-'": 1}), "graded": (0, None), "find": (0, None),
+    paths = Paths.of(config)
+    train = pd.read_parquet(paths.train_pairs)
+    (marked,) = train.loc[(train["dataset"] == "nli") & (train["positive"] == "it is old"), "marked"]
+    assert set(marked) == {"it is red", "it is old", "it is big"}
+    assert "it is red" not in set(train["positive"]) and "it is red" in set(pd.read_parquet(paths.pool)["text"])
+    card, page = read_json(paths.card_json), paths.card_md.read_text(encoding="utf-8")
+    told = ("contradictions", "removed", "dropped")
+    assert {row["dataset"]: tuple(row.get(name) for name in told) for row in card["training"]} == {
+        "nli": (1, 1, {"rows labelled '-'": 1}), "graded": (0, 1, None), "find": (0, 0, None),
     }  # fmt: skip
     assert {(row["task"], row["split"]): row["dropped"] for row in card["evaluation"] if "dropped" in row} == {
         ("entail", "test"): {"rows without a text, label or score": 1},
         ("related", "test"): {"rows without a text, label or score": 1},
         ("lookup", "test"): {"queries without an id or a text": 1},
     }
-    assert "Pairs that a set judges right and wrong, of which the first row counts: 5 of nli." in page
+    assert "Pairs that a set judges right and wrong, of which the first row counts: 1 of nli." in page
+    assert "removed from training: 1 of nli, 1 of graded." in page
     assert "Left out of nli: 1 rows labelled '-'." in page and "Left out: 1 queries without an id or a text." in page
-    assert "nli: 5 pairs are judged right and wrong by its rows; the first row counts" in caplog.text
+    assert "nli: 1 pairs are judged right and wrong by its rows; the first row counts" in caplog.text
+    assert "nli: 1 pairs are removed, as evaluation sets hold them" in caplog.text
     assert "lookup/test: left out: 1 queries without an id or a text" in caplog.text
 
 
@@ -550,7 +476,6 @@ def test_contradictions_and_what_is_left_out_are_in_the_card_and_the_log(
         ({"train": {"graded": {"yes_from": None}}}, "score .* together with scores"),
         ({"train": {"nli": {"part": [0.5, 0.2]}}}, r"train\.nli\.part: expected \[from, to\]"),
         ({"train": {"nli": {"lable": "l"}}}, r"train\.nli\.lable: unknown key"),
-        ({"train": {"nli": {"yes": [0]}}}, "labels that mean yes or no, not both"),
         ({"tasks": {"entail": {"test": None}}}, r"tasks\.entail: no test split, which evaluation\.split asks for"),
         ({"tasks": {name: {"dev": None} for name in ("entail", "related", "lookup")}},
          r"tasks: no set has a dev split, which training\.dev_every asks for"),
@@ -562,9 +487,6 @@ def test_contradictions_and_what_is_left_out_are_in_the_card_and_the_log(
 def test_a_wrong_section_is_refused_before_anything_runs(changes: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"data\.files\..*{message}"):
         load([], own(tmp_path, data={"files": changes}))
-
-
-def test_files_without_sets_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"data: expected files\.train and files\.tasks"):
         load([], {"data": {"source": "files"}, "methods": {"d2llm": {}}})
 

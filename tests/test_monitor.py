@@ -107,11 +107,7 @@ def test_samples_are_of_dev_small_fixed_and_hold_all_that_is_relevant(tmp_path: 
     # More is wanted than there is.
     whole = {part.task: part for part in Monitor.load(changed(config, dev_sample=9999)).samples}
     assert (len(whole["nli_x"].left), whole["ir_x"].target.shape) == (60, (40, 150))
-
-
-def test_it_is_due_at_the_first_the_last_and_every_so_many_updates() -> None:
-    assert [n for n in range(1, 13) if Monitor([], 5).due(n, 12)] == [1, 5, 10, 12]
-    assert not any(Monitor([], 0).due(n, 12) for n in range(1, 13))
+    assert [[n for n in range(1, 13) if Monitor([], every).due(n, 12)] for every in (5, 0)] == [[1, 5, 10, 12], []]
 
 
 def test_damaged_dev_sets_are_told_before_anything_is_trained(tmp_path: Path) -> None:
@@ -119,7 +115,7 @@ def test_damaged_dev_sets_are_told_before_anything_is_trained(tmp_path: Path) ->
     config = config_of(tmp_path)
     folder = Paths.of(config).tasks
     nli, sts = (folder / f"{name}/dev.parquet" for name in ("nli_x", "sts_x"))
-    good, scores = pd.read_parquet(nli), pd.read_parquet(sts)
+    good = pd.read_parquet(nli)
     for file in (nli, sts):
         shutil.copy(file, file.with_name("test.parquet"))
     shutil.copytree(folder / "ir_x" / "dev", folder / "ir_x" / "test")
@@ -127,62 +123,51 @@ def test_damaged_dev_sets_are_told_before_anything_is_trained(tmp_path: Path) ->
     good.assign(label=good.label.replace(1, -1)).to_parquet(nli)
     with pytest.raises(DataError, match=r"nli_x/dev.parquet: column 'label', row 1: expected 0 or 1, found -1"):
         check_data(config, folder)
-    good.assign(label=np.r_[np.zeros(len(good) - 1, dtype=int), 1]).to_parquet(nli)
+    good.assign(label=(np.arange(len(good)) == len(good) - 1).astype(int)).to_parquet(nli)
     with pytest.raises(DataError, match="pairs drawn from dev all have label 0.*raise training.dev_sample"):
         Monitor.load(changed(config, dev_sample=2))
-    good.to_parquet(nli)
-    scores.assign(score=[*scores.score[:3], np.nan, *scores.score[4:]]).to_parquet(sts)
-    with pytest.raises(DataError, match=r"sts_x/dev.parquet: column 'score', row 3: expected a finite number"):
-        check_data(config, folder)
     sts.unlink()
     with pytest.raises(ArtifactError, match=r"sts_x/dev.parquet: missing"):
-        Monitor.load(config)
+        Monitor.load(changed(config, dev_sample=60))
     assert Monitor.load(changed(config, dev_every=0)).samples == []  # reads none
-    for wrong in (-1, float("nan")):
-        with pytest.raises(ConfigError, match="training.dev_every"):
-            load([], {"training": {"dev_every": wrong}})
+    with pytest.raises(ConfigError, match="training.dev_every"):
+        load([], {"training": {"dev_every": float("nan")}})
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics
-@pytest.mark.parametrize(("kind", "lora"), [("decoder", False), ("decoder", True), ("encoder", False)])
+@pytest.mark.parametrize(("kind", "lora"), [("decoder", True), ("encoder", False)])
 def test_values_are_those_of_every_pair_scored_by_hand(tmp_path: Path, kind: str, lora: bool) -> None:
     watch, subject = Monitor.load(config_of(tmp_path)), student(kind, lora)
     subject.train()
     measured = watch.measure(subject, "here")
     subject.eval()
 
-    def score(a: str, b: str, mode: str) -> float:
+    def score(part: monitor.Sample, a: str, b: str) -> float:
         with torch.no_grad():
-            q, p = subject.embed([a], "query", mode), subject.embed([b], "passage", mode)
-            return float(subject.scorer.pairs(q, p, mode))
+            q, p = subject.embed([a], "query", part.mode), subject.embed([b], "passage", part.mode)
+            return float(subject.scorer.pairs(q, p, part.mode))
 
     for part in watch.samples:
-        if part.type != "retrieval":
-            values = [score(a, b, "symmetric") for a, b in zip(part.left, part.right, strict=True)]
-            if part.type == "sts":
-                expected = spearmanr(values, part.target)[0]
-            else:
-                expected = average_precision_score(part.target, values)
-        else:
+        if part.type == "retrieval":
             ranks = []
             for query, row in zip(part.left, part.target, strict=True):
-                values = [score(query, passage, "asymmetric") for passage in part.right]
-                order = sorted(range(len(values)), key=lambda place: -values[place])  # noqa: B023 - used at once
+                values = {place: score(part, query, passage) for place, passage in enumerate(part.right)}
+                order = sorted(values, key=values.get, reverse=True)
                 first = 1 + min(place for place, passage in enumerate(order) if row[passage])
                 ranks.append(1 / first if first <= 10 else 0.0)
             expected = np.mean(ranks)
+        else:
+            values = [score(part, a, b) for a, b in zip(part.left, part.right, strict=True)]
+            sts = part.type == "sts"
+            expected = spearmanr(values, part.target)[0] if sts else average_precision_score(part.target, values)
         assert measured[part.task] == pytest.approx(expected, abs=1e-6), part.task
     assert len({round(value, 6) for value in measured.values()}) == 3
 
 
-def test_equal_scores_rank_by_place_and_correlate_with_nothing() -> None:
+def test_equal_scores_rank_by_place_and_correlate_with_nothing_and_broken_ones_are_an_error(tmp_path: Path) -> None:
     relevant = np.zeros((3, 14), dtype=bool)
     relevant[0, 0] = relevant[1, 9] = relevant[2, 10] = True
     assert monitor.mrr_at_10(np.zeros((3, 14)), relevant) == pytest.approx((1 + 1 / 10 + 0) / 3)
-    assert np.isnan(monitor.spearman(np.zeros(4), np.arange(4.0)))
-
-
-def test_a_collapsed_student_lacks_a_correlation_and_a_broken_one_is_an_error(tmp_path: Path) -> None:
     watch, subject = Monitor.load(config_of(tmp_path)), student()
     with torch.no_grad():
         subject.scorer.head.weight.zero_()
@@ -194,19 +179,14 @@ def test_a_collapsed_student_lacks_a_correlation_and_a_broken_one_is_an_error(tm
 
 
 # ------------------------------------------------------------------------------------------------------- no disturbance
-def test_measuring_leaves_modes_weights_and_generators_alone(tmp_path: Path) -> None:
+def test_measuring_leaves_modes_and_weights_alone(tmp_path: Path) -> None:
     watch, subject = Monitor.load(config_of(tmp_path)), student(lora=True)
     subject.train()
     subject.scorer.eval()  # a part kept from training mode stays so
     modes = [part.training for part in subject.modules()]
     assert len(set(modes)) == 2
     before = {name: (p.data_ptr(), p.detach().clone(), p.requires_grad) for name, p in subject.named_parameters()}
-    torch.manual_seed(7)
-    np.random.seed(7)  # noqa: NPY002 - the global generator is what must stay alone
-    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     first = watch.measure(subject, "here")
-    assert torch.equal(states[0], torch.get_rng_state())
-    assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
     assert [part.training for part in subject.modules()] == modes
     for name, parameter in subject.named_parameters():
         place, value, trains = before[name]

@@ -6,7 +6,6 @@ import json
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +64,7 @@ def naive_bm25(query: str, texts: list[str], kind: str) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", ["words", "characters"])
-@pytest.mark.parametrize("ranks", [(1, 8), (2, 4), (3, 50)])
+@pytest.mark.parametrize("ranks", [(2, 4), (3, 50)])
 def test_bm25_ranks_are_those_of_the_formula(kind: str, ranks: tuple[int, int]) -> None:
     queries = ["护士借走了苹果", "公园 公园 香蕉", "谁打开了冰箱？", "没见过的"]
     (low, high), index = ranks, Bm25(TEXTS, kind)
@@ -129,26 +128,13 @@ def test_half_from_each_source_and_the_same_by_the_same_numbers() -> None:
     frame = rows(("甲", "文0"), ("甲", "文5"), ("乙", "文1"))
     bm25, dense = dict.fromkeys("甲乙", list(range(10))), dict.fromkeys("甲乙", list(range(8, 20)))
     table = drawn(frame, NUMBERED, bm25, dense, 6)
-    assert list(table.columns) == ["query", "positive", "dataset", "marked", "negatives", "sources"]
-    assert len(table) == 3
     for row in table.itertuples():
         assert Counter(row.sources) == {"bm25": 3, "dense": 3}
-        assert len(set(row.negatives)) == 6 and row.positive not in row.negatives
+        assert len(set(row.negatives)) == 6
         for text, source in zip(row.negatives, row.sources, strict=True):
             assert int(text[1:]) in {"bm25": bm25, "dense": dense}[source][row.query]
-        if row.query == "甲":  # both positives of the same query text are kept out of both rows
-            assert not {"文0", "文5"} & set(row.negatives)
     pd.testing.assert_frame_equal(table, drawn(frame, NUMBERED, bm25, dense, 6))
     assert not table["negatives"].equals(drawn(frame, NUMBERED, bm25, dense, 6, seed=4)["negatives"])
-
-
-@pytest.mark.parametrize("frame", [rows(("甲", "对"), ("甲", "也对")), rows(("甲", "对", "也对"))])
-def test_neither_the_query_nor_its_positives_even_where_they_rank_first(frame: pd.DataFrame) -> None:
-    """Of another row, or marked alone."""
-    everything = {"甲": list(range(7))}
-    for seed in range(20):
-        table = drawn(frame, ["甲", "对", "也对", "错一", "错二", "错三", "错四"], everything, everything, 4, seed)
-        assert all(sorted(texts) == ["错一", "错三", "错二", "错四"] for texts in table["negatives"])
 
 
 @pytest.mark.parametrize(
@@ -157,7 +143,6 @@ def test_neither_the_query_nor_its_positives_even_where_they_rank_first(frame: p
         ([1], range(2, 20), 6, {"bm25": 1, "dense": 5}),
         (range(1, 20), [20], 6, {"bm25": 3, "dense": 1, "random": 2}),
         ([1, 2], [2, 1], 6, {"bm25": 2, "random": 4}),
-        ([], [], 6, {"random": 6}),
         (range(1, 9), range(9, 19), 5, {"bm25": 2, "dense": 3}),
     ],
 )
@@ -180,27 +165,15 @@ def test_what_is_judged_wrong_comes_before_what_is_mined() -> None:
     tables = [drawn(frame, NUMBERED[:30], ranks, ranks, 6, seed) for seed in range(40)]
     left = set().union(*(set(wrong[1]) - set(table["negatives"][1]) for table in tables))
     assert left == set(wrong[1])  # any of the seven may be the one left out
-    # Nothing judged: what is drawn does not depend on whether anybody could have judged.
-    none = drawn(frame.assign(wrong=[[], []]), NUMBERED, ranks, ranks, 6).drop(columns="wrong")
-    pd.testing.assert_frame_equal(none, drawn(frame.drop(columns="wrong"), NUMBERED, ranks, ranks, 6))
 
 
-COPIES: dict[str, Callable[[str], str]] = {
-    "decomposed": lambda text: unicodedata.normalize("NFD", text),
-    "full width": lambda text: text.translate({i: i + 0xFEE0 for i in range(33, 127)}),
-    "blank at the end": "{} ".format,
-    "doubled blank": lambda text: text.replace(" ", "  "),
-    "case": str.upper,
-    "invisible": "\u200b{}".format,
-}
+def test_near_copies_of_the_query_and_of_what_is_right_for_it_are_not_drawn() -> None:
+    def copy(text: str) -> str:
+        return unicodedata.normalize("NFD", text).upper().replace(" ", "  ")
 
-
-@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
-def test_near_copies_of_the_query_and_of_what_is_right_for_it_are_not_drawn(copy: Callable[[str], str]) -> None:
     # The row's positive, a marked one, and that of another spelling of the query.
     query, right = "né quand ?", ["né en mai", "né en juin", "né en août"]
     copies = [copy(text) for text in (*right, query)]
-    assert not set(copies) & {*right, query}
     texts = [*right, *copies, "mort en mai", copy("mort en mai"), "né", "en mai", "en juin"]
     wrong = [[copies[0], "jugé", copy("jugé"), "né en mai"], []]
     frame = rows((query, right[0], right[1]), (copy(query), right[2])).assign(wrong=wrong)
@@ -226,13 +199,7 @@ def test_every_candidate_of_a_source_has_its_chance() -> None:
     assert max(counts.values()) < 3 * min(counts.values())
 
 
-def test_a_pool_too_small_is_said_clearly() -> None:
-    message = r"pool of 'set': 4 texts are too few for 4 negatives of '甲'.*negatives.per_query"
-    with pytest.raises(DataError, match=message):
-        drawn(rows(("甲", "文0")), NUMBERED[:4], {"甲": [0, 1]}, {"甲": [2, 3]}, 4)
-
-
-@pytest.mark.parametrize(("n", "size"), [(12, 4), (13, 4), (15, 4), (3, 4), (0, 4), (7, 2)])
+@pytest.mark.parametrize(("n", "size"), [(12, 4), (15, 4), (3, 4), (0, 4)])
 def test_packs_are_whole_and_the_rest_is_left_out(n: int, size: int) -> None:
     packs, again = (negatives.pack(n, size, np.random.default_rng(0)).tolist() for _ in range(2))
     assert len(packs) == n and packs == again
@@ -249,29 +216,26 @@ def test_the_stage(tiny_pairs: Config) -> None:
     train, pool, pairs = (pd.read_parquet(path) for path in (paths.train_pairs, paths.pool, paths.pairs))
     key = ["qid", "query", "positive", "dataset", "mode"]
     assert list(pairs.columns) == [*key, "marked", "negatives", "sources", "pack"]
-    assert pairs["qid"].is_unique
     # Rows are the training pairs', each data set short of what did not fill a pack; packs stand together, numbered over
     # all data sets.
-    assert len(pairs.merge(train, on=key)) == len(pairs)
+    assert pairs["qid"].is_unique and len(pairs.merge(train, on=key)) == len(pairs)
     assert pairs["pack"].tolist() == [i // 4 for i in range(len(pairs))]
     assert (pairs.groupby("pack")[["dataset", "mode"]].nunique() == 1).all().all()
-    known: dict[tuple[str, str], set[str]] = {}
-    for row in train.itertuples():
-        known.setdefault((row.dataset, row.query), {row.query}).update([row.positive, *row.marked])
     texts = {name: set(part["text"]) for name, part in pool.groupby("dataset")}
     for row in pairs.itertuples():
-        assert len(row.negatives) == len(row.sources) == len(set(row.negatives)) == 4
-        assert set(row.negatives) <= texts[row.dataset] - known[row.dataset, row.query]
-        assert set(row.sources) <= {"bm25", "dense", "random"}
+        same = train[(train["dataset"] == row.dataset) & (train["query"] == row.query)]
+        assert len(row.negatives) == len(set(row.negatives)) == 4
+        assert set(row.negatives) <= texts[row.dataset] - {row.query, *same["positive"], *same["marked"].explode()}
     report = json.loads(paths.negatives_report.read_text(encoding="utf-8"))
     for name, part in pairs.groupby("dataset"):
         count = int((train["dataset"] == name).sum())
-        assert (report[name]["queries"], report[name]["left_out"]) == (len(part), count % 4)
-        assert len(part) == count // 4 * 4
-        assert report[name]["sources"] == dict(Counter(source for row in part["sources"] for source in row))
-        assert report[name]["distinct_negatives"] == len({text for row in part["negatives"] for text in row})
-    share = Counter(source for row in pairs["sources"] for source in row)
-    assert min(share["bm25"], share["dense"]) > 0.3 * share.total()
+        assert (
+            (report[name]["queries"], report[name]["left_out"]) == (len(part), count % 4) == (count // 4 * 4, count % 4)
+        )
+        assert report[name]["sources"] == dict(Counter(part["sources"].explode()))
+        assert report[name]["distinct_negatives"] == part["negatives"].explode().nunique()
+    share = Counter(pairs["sources"].explode())
+    assert min(share["bm25"], share["dense"]) > 0.3 * share.total() and set(share) <= {"bm25", "dense", "random"}
 
 
 def test_the_stage_draws_from_the_asked_ranks(tiny_pairs: Config) -> None:
@@ -290,36 +254,10 @@ def test_the_stage_draws_from_the_asked_ranks(tiny_pairs: Config) -> None:
     assert seen == set(range(2, 10))  # all of them are drawn, and no other
 
 
-def test_the_stage_twice_and_with_another_seed(tiny_pairs: Config, tmp_path: Path) -> None:
-    copy = changed_results(tiny_pairs, tmp_path)
-    negatives.run(copy)
-    for name in ("pairs", "negatives_report"):
-        one, two = (getattr(Paths.of(config), name).read_bytes() for config in (tiny_pairs, copy))
-        assert one == two
-    negatives.run(changed(copy, negatives={"seed": 2}))
-    assert Paths.of(copy).pairs.read_bytes() != Paths.of(tiny_pairs).pairs.read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"training": {"pack": 500, "batch_size": 500}},
-            r"set 'nli': \d+ right pairs do not fill a pack; .*\.pack \(500\)",
-        ),
-        ({"negatives": {"per_query": 5000}}, r"pool of 'nli': \d+ texts are too few for 5000 negatives"),
-    ],
-)
-def test_data_made_for_other_settings_are_refused_by_this_stage_as_well(
-    changes: dict, message: str, tiny_pairs: Config, tmp_path: Path
-) -> None:
-    with pytest.raises(DataError, match=message):
-        negatives.run(changed(changed_results(tiny_pairs, tmp_path), **changes))
-
-
-def test_without_data_there_is_nothing_to_mine(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"train.parquet: missing"):
-        negatives.run(Config(results=str(tmp_path), methods={"bge": {}}))
+def test_data_made_for_other_settings_are_refused_by_this_stage_as_well(tiny_pairs: Config, tmp_path: Path) -> None:
+    config = changed(changed_results(tiny_pairs, tmp_path), negatives={"per_query": 5000})
+    with pytest.raises(DataError, match=r"pool of 'nli': \d+ texts are too few for 5000 negatives"):
+        negatives.run(config)
 
 
 def test_texts_embedded_by_several_jobs_give_the_same_negatives(tiny_pairs: Config, tmp_path: Path) -> None:
@@ -327,8 +265,10 @@ def test_texts_embedded_by_several_jobs_give_the_same_negatives(tiny_pairs: Conf
     for shard in range(3):
         vectors.run(sharded, shard, 3)
     negatives.run(sharded)
-    expected, pairs = (pd.read_parquet(Paths.of(config).pairs) for config in (tiny_pairs, sharded))
-    pd.testing.assert_frame_equal(pairs, expected)
+    expected = Paths.of(tiny_pairs).pairs.read_bytes()
+    assert Paths.of(sharded).pairs.read_bytes() == expected
+    negatives.run(changed(sharded, negatives={"seed": 2, "shards": 3}))
+    assert Paths.of(sharded).pairs.read_bytes() != expected
     # A shard that is of other texts is refused.
     place = Paths.of(sharded).vectors(1, 3)
     save_file({"vectors": load_file(place)["vectors"][:-1]}, place)

@@ -29,12 +29,10 @@ def test_spoiled_files_are_read_or_refused_in_one_line(spoiled_set: Spoiled, tmp
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
-@pytest.mark.parametrize("ending", ["jsonl.gz", "parquet", "csv"])
-def test_unspoiled_ones_are_read(kind: str, ending: str, tmp_path: Path) -> None:
-    if kind == "triple" and ending == "csv":
-        ending = "jsonl"  # a list in a CSV field is a text
-    tables = {name: (ending, written(table, ending)) for name, table in clean(kind).items()}
-    assert outcome(Spoiled(kind, tables), tmp_path) == "read"
+def test_unspoiled_ones_are_read(kind: str, tmp_path: Path) -> None:
+    for ending in ("jsonl.gz", "parquet", "csv")[: 2 if kind == "triple" else 3]:  # a list in a CSV field is a text
+        tables = {name: (ending, written(table, ending)) for name, table in clean(kind).items()}
+        assert outcome(Spoiled(kind, tables), tmp_path) == "read"
 
 
 def test_parquet_whose_text_is_no_utf_8_is_named(tmp_path: Path) -> None:
