@@ -74,32 +74,25 @@ class DirectedScorer(Scorer):
 
     name = "iem"
 
-    def __init__(self, size: int, broken: bool = False) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(3)
         self.weights = {mode: torch.randn(size, size, generator=generator) for mode in ("symmetric", "asymmetric")}
-        self.broken = broken
         self.modes: set[str] = set()
 
     def pairs_cached(self, q: torch.Tensor, p: torch.Tensor, mode: str) -> torch.Tensor:
-        self.modes.add(mode)
-        scores = (q @ self.weights[mode] * p).sum(-1)
-        return torch.full_like(scores, torch.nan) if self.broken else scores
+        return self.matrix_cached(q, p, mode).diagonal()
 
     def matrix_cached(self, q: torch.Tensor, p: torch.Tensor, mode: str) -> torch.Tensor:
         self.modes.add(mode)
-        scores = q @ self.weights[mode] @ p.T
-        if self.broken:
-            scores[0, -1] = -torch.inf
-        return scores
+        return q @ self.weights[mode] @ p.T
 
 
 class FakeStudent:
     """Encodes a text as random numbers seeded by text, role and mode; records what it was asked to encode."""
 
-    def __init__(self, size: int = 6, broken: bool = False) -> None:
-        self.size = size
-        self.scorer = DirectedScorer(size, broken)
+    def __init__(self, size: int = 6) -> None:
+        self.size, self.scorer = size, DirectedScorer(size)
         self.encoded: list[tuple[str, str, str]] = []
 
     def vector(self, text: str, role: str, mode: str) -> np.ndarray:

@@ -19,7 +19,7 @@ from d2llm.reporting.collected import collected
 from d2llm.reporting.drawing import figures
 from d2llm.reporting.figures import dev as figure_dev
 from d2llm.reporting.figures import losses as figure_losses
-from d2llm.run.artifacts import append_jsonl, read_csv, read_frame, read_json, write_json
+from d2llm.run.artifacts import read_csv, read_frame, read_json, write_json
 from d2llm.run.errors import ArtifactError
 from d2llm.run.paths import Paths
 from d2llm.run.schemas import CURVES, RUNS
@@ -57,21 +57,6 @@ def test_curves_hold_every_term_and_score_and_nothing_else(config: Config) -> No
     assert set(table["stage"]) == {"bge, own", "fine-tuning", "dev"}
 
 
-def test_several_logs_make_one_curve(tmp_path: Path) -> None:
-    run = made.Run("bge", "base", 1)
-    whole = made.records(run)
-    for name, part in (("a", whole[:3]), ("b", whole[3:]), ("all", whole)):
-        for record in part:
-            append_jsonl(tmp_path / f"{name}.jsonl", record)
-
-    def read(*names: str) -> pd.DataFrame:
-        return curves.curves({run: [tmp_path / f"{name}.jsonl" for name in names]}, {run: made.UPDATES})
-
-    pd.testing.assert_frame_equal(read("a", "b"), read("all"))
-    with pytest.raises(ArtifactError, match="all.jsonl and .*a.jsonl: lm of bge, own, step 50, twice"):
-        read("all", "a")
-
-
 def test_damage_is_told_by_name(config: Config) -> None:
     run = config.runs()[2]
     folder = Paths.of(config).run(*run)
@@ -86,6 +71,7 @@ def test_damage_is_told_by_name(config: Config) -> None:
     for text, message in (
         (good.replace('"step": 8,', "", 1), "log.jsonl: record 4 has no stage and step"),
         (good.replace('"fi": 0.001', '"fi": NaN', 1), "log.jsonl: record 1: fi is nan, expected a finite number"),
+        (good + good.split("\n")[0], "log.jsonl: ci of fine-tuning, step 2, twice"),
         ("\n".join(good.split("\n")[:10]), "log.jsonl: fine-tuning ends at update 20, expected 40"),
     ):
         assert text != good

@@ -5,6 +5,7 @@ change.
 from __future__ import annotations
 
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def dev_tasks(root: Path) -> Path:
     return root
 
 
-def config_of(folder: Path, **settings: Any) -> Config:
-    config = Config(results=str(folder), methods={"sgpt": {}}, training={"dev_every": 5, "dev_sample": 24, **settings})
+def config_of(folder: Path) -> Config:
+    config = Config(results=str(folder), methods={"sgpt": {}}, training={"dev_every": 5, "dev_sample": 24})
     dev_tasks(Paths.of(config).tasks)
     return config
 
@@ -65,11 +66,9 @@ def student(kind: str = "decoder", lora: bool = False) -> Student:
         for name, parameter in backbone.named_parameters():
             if "lora_B" in name:  # zero at first, which would hide whether it counts
                 torch.nn.init.normal_(parameter, std=0.3)
-    modes = ("symmetric", "asymmetric")
     formats = {
-        (role, mode): TextFormat((5 + 2 * (mode == "asymmetric") + (role == "passage"),))
-        for mode in modes
-        for role in ("query", "passage")
+        (role, mode): TextFormat((number,))
+        for number, (role, mode) in enumerate(product(("query", "passage"), ("symmetric", "asymmetric")), 5)
     }
     return Student(backbone, ("mean", {}), ("iem", {"hidden": 16}), formats)
 
@@ -115,20 +114,17 @@ def test_damaged_dev_sets_are_told_before_anything_is_trained(tmp_path: Path) ->
     config = config_of(tmp_path)
     folder = Paths.of(config).tasks
     nli, sts = (folder / f"{name}/dev.parquet" for name in ("nli_x", "sts_x"))
-    good = pd.read_parquet(nli)
     for file in (nli, sts):
         shutil.copy(file, file.with_name("test.parquet"))
     shutil.copytree(folder / "ir_x" / "dev", folder / "ir_x" / "test")
     check_data(config, folder)
+    good = pd.read_parquet(nli)
     good.assign(label=good.label.replace(1, -1)).to_parquet(nli)
     with pytest.raises(DataError, match=r"nli_x/dev.parquet: column 'label', row 1: expected 0 or 1, found -1"):
         check_data(config, folder)
-    good.assign(label=(np.arange(len(good)) == len(good) - 1).astype(int)).to_parquet(nli)
-    with pytest.raises(DataError, match="pairs drawn from dev all have label 0.*raise training.dev_sample"):
-        Monitor.load(changed(config, dev_sample=2))
     sts.unlink()
     with pytest.raises(ArtifactError, match=r"sts_x/dev.parquet: missing"):
-        Monitor.load(changed(config, dev_sample=60))
+        Monitor.load(config)
     assert Monitor.load(changed(config, dev_every=0)).samples == []  # reads none
     with pytest.raises(ConfigError, match="training.dev_every"):
         load([], {"training": {"dev_every": float("nan")}})

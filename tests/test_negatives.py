@@ -124,32 +124,28 @@ def drawn(
     return negatives.draw(frame, queries, texts, ranks, settings, np.random.default_rng(seed))
 
 
-def test_half_from_each_source_and_the_same_by_the_same_numbers() -> None:
-    frame = rows(("甲", "文0"), ("甲", "文5"), ("乙", "文1"))
-    bm25, dense = dict.fromkeys("甲乙", list(range(10))), dict.fromkeys("甲乙", list(range(8, 20)))
-    table = drawn(frame, NUMBERED, bm25, dense, 6)
-    for row in table.itertuples():
-        assert Counter(row.sources) == {"bm25": 3, "dense": 3}
-        assert len(set(row.negatives)) == 6
-        for text, source in zip(row.negatives, row.sources, strict=True):
-            assert int(text[1:]) in {"bm25": bm25, "dense": dense}[source][row.query]
-    pd.testing.assert_frame_equal(table, drawn(frame, NUMBERED, bm25, dense, 6))
-    assert not table["negatives"].equals(drawn(frame, NUMBERED, bm25, dense, 6, seed=4)["negatives"])
-
-
 @pytest.mark.parametrize(
     ("bm25", "dense", "count", "sources"),
     [
+        (range(1, 10), range(8, 20), 6, {"bm25": 3, "dense": 3}),
         ([1], range(2, 20), 6, {"bm25": 1, "dense": 5}),
         (range(1, 20), [20], 6, {"bm25": 3, "dense": 1, "random": 2}),
         ([1, 2], [2, 1], 6, {"bm25": 2, "random": 4}),
         (range(1, 9), range(9, 19), 5, {"bm25": 2, "dense": 3}),
     ],
 )
-def test_quotas_where_a_source_runs_dry(bm25: list, dense: list, count: int, sources: dict[str, int]) -> None:
-    table = drawn(rows(("甲", "文0")), NUMBERED, {"甲": list(bm25)}, {"甲": list(dense)}, count)
-    assert Counter(table["sources"][0]) == sources
-    assert len(set(table["negatives"][0]) - {"文0"}) == count
+def test_half_from_each_source_where_it_has_enough(
+    bm25: list, dense: list, count: int, sources: dict[str, int]
+) -> None:
+    given = rows(("甲", "文0")), NUMBERED, {"甲": list(bm25)}, {"甲": list(dense)}, count
+    table = drawn(*given)
+    (row,) = table.itertuples()
+    assert Counter(row.sources) == sources
+    assert len(set(row.negatives) - {"文0"}) == count
+    candidates = {"bm25": bm25, "dense": dense, "random": range(len(NUMBERED))}
+    assert all(int(text[1:]) in candidates[name] for text, name in zip(row.negatives, row.sources, strict=True))
+    pd.testing.assert_frame_equal(table, drawn(*given))
+    assert not table["negatives"].equals(drawn(*given, seed=4)["negatives"])
 
 
 def test_what_is_judged_wrong_comes_before_what_is_mined() -> None:
