@@ -184,7 +184,7 @@ def test_without_the_subject_there_is_nothing_to_compare(finished: Config) -> No
     config = Config(results=finished.results, methods={"bge": {}, "sgpt": {}}, references=[])
     comparison.run(config)
     assert len(table_of(config)) == 0
-    for name in ("main", "leads"):  # say so instead of failing after a day of training
+    for name in ("main", "leads", "phenomena"):  # say so instead of failing after a day of training
         figures.run(config, name)
 
 
@@ -284,8 +284,18 @@ def test_variants_of_other_methods_stand_below_these(tmp_path: Path) -> None:
     assert list(on.index) == ["base_all", "base", "no_rank", "bge_base_all", "bge_base", "colder", "wide"]
     base = value("bge", 1, 1, 1)
     assert on["mean"].tolist()[4:] == pytest.approx([base, base + 0.01, base + 0.03])
+    text = paths.table("ablation", "md").read_text(encoding="utf-8")
+    titles = [line.split(" | ")[0].strip("| *") for line in text.splitlines() if line.startswith("| ")][2:]
+    assert titles == [
+        "D2LLM, 2 seeds", "D2LLM, seed 1", "Losses: no\\_rank (alpha 0)",
+        "BGE, 2 seeds", "BGE, seed 1", "Losses: colder (temperature 0.01)", "Training: wide (hard\\_negatives 3)",
+    ]  # fmt: skip
     leads = {(row.method, row.task): row.lead for row in shown.itertuples() if row.lead}
     assert leads == {("no_rank", "nli_a"): "down", ("colder", "nli_a"): "up", ("wide", "nli_b"): "down"}
+    config = make(tmp_path / "without", methods=("bge", "sgpt"), variants={"colder": COLDER})
+    pd.DataFrame(columns=list(COMPARISONS)).to_csv(Paths.of(config).ablations, index=False)
+    tables.run(config, "ablation")
+    assert "BGE as configured (set apart)" in Paths.of(config).table("ablation", "md").read_text(encoding="utf-8")
 
 
 def test_sweeps_draw_every_point_where_it_is(tmp_path: Path) -> None:

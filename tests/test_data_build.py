@@ -131,6 +131,8 @@ def test_the_card_tells_what_is_there(paths: Paths) -> None:
     assert row["n"] == 50 and row["mean_label"] == pytest.approx(frame["label"].mean(), abs=1e-3)
     counts = {name: phenomenon["n"] for name, phenomenon in row["phenomena"].items()}
     assert counts == frame["phenomenon"].value_counts().to_dict()
+    rows = frame[["sentence1", "sentence2", "label", "phenomenon"]].values.tolist()
+    assert all([*phenomenon["example"], name] in rows for name, phenomenon in row["phenomena"].items())
     qrels = pd.read_parquet(paths.task("ir_keyword") / "dev" / "qrels.parquet")
     assert evaluation["ir_keyword", "dev"]["relevant_per_query"] == pytest.approx(len(qrels) / 12, abs=0.01)
     teacher = pd.read_parquet(paths.teacher_train)

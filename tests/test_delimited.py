@@ -153,8 +153,9 @@ def test_quotes_of_a_file_in_a_config_and_on_the_command_line(tmp_path: Path) ->
     path.write_text('query\tpassage\n"a\tb\nc\td"\n', encoding="utf-8")
 
     def judged(file: object) -> list:
-        local = FilesSettings(folder=str(tmp_path), train={"t": {"file": file}}).local(tmp_path)
-        pairs = examples.judged("t", local.train["t"], np.random.default_rng(0)).pairs
+        settings = FilesSettings(folder=str(tmp_path), train={"t": {"file": file}})
+        assert settings.paths()["train", "t", "file"] == str(path)
+        pairs = examples.judged("t", settings.local(tmp_path).train["t"], np.random.default_rng(0)).pairs
         return pairs[["a", "b"]].values.tolist()
 
     assert judged({"path": "t.tsv", "quotes": "text"}) == [['"a', "b"], ["c", 'd"']]

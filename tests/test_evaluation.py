@@ -20,6 +20,7 @@ from d2llm.config.schema import Config
 from d2llm.config.sections import ModelsSettings, PretrainedSettings
 from d2llm.evaluation import about, collect, tasks
 from d2llm.evaluation import evaluate as stage
+from d2llm.evaluation.adapter import SearchModel
 from d2llm.evaluation.rows.student import StudentScorer
 from d2llm.run.artifacts import read_json, write_json
 from d2llm.run.errors import ArtifactError, ConfigError, DataError
@@ -157,6 +158,14 @@ def test_scores_that_are_not_finite_or_all_equal_are_refused_by_name(tmp_path, m
             evaluate(student, folder)
 
 
+def test_what_was_not_encoded_or_indexed_last_is_not_scored():
+    model = SearchModel("toy", StudentScorer(FakeStudent()))
+    with pytest.raises(RuntimeError, match="encoded last"):
+        model.similarity_pairwise(np.ones((2, 6)), np.ones((2, 6)))
+    with pytest.raises(RuntimeError, match="corpus indexed last"):
+        model.search({"id": ["q"], "text": ["问"]}, task_metadata=None, top_k=1)
+
+
 def test_mteb_result_is_kept_and_equal_runs_leave_equal_files(tmp_path, monkeypatch):
     folders = [pair_task(tmp_path / "tasks"), retrieval_task(tmp_path / "tasks")]
     contents = []
@@ -221,9 +230,10 @@ def test_what_is_wrong_in_a_set_is_named(tmp_path, make, file, column, change, m
 
 
 def test_missing_tasks_and_splits_and_wrong_descriptions_are_refused(tmp_path):
-    folder = pair_task(tmp_path)
-    assert tasks.names(tmp_path) == ["nli_x"]
-    with pytest.raises(ConfigError, match="no task named 'c' .* holds nli_x"):
+    pair_task(tmp_path, "b")
+    folder = pair_task(tmp_path, "a")
+    assert (tasks.names(tmp_path), tasks.names(tmp_path, ["b", "a"])) == (["a", "b"], ["b", "a"])
+    with pytest.raises(ConfigError, match="no task named 'c' .* holds a, b"):
         tasks.names(tmp_path, ["c"])
     with pytest.raises(DataError, match="no evaluation task found"):
         tasks.names(tmp_path / "nowhere")
@@ -237,10 +247,11 @@ def test_missing_tasks_and_splits_and_wrong_descriptions_are_refused(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------ a whole run, and collecting
-@pytest.fixture
-def suite(tmp_path, monkeypatch):
-    """A results folder with three tasks and two evaluated methods whose students are fake."""
-    config = Config(results=str(tmp_path), methods={"d2llm": {}, "bge": {}}, references=["bm25"], seeds=[1, 2])
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    """A results folder with three tasks and two evaluated methods whose students are fake. Left as it is found."""
+    folder = str(tmp_path_factory.mktemp("suite"))
+    config = Config(results=folder, methods={"d2llm": {}, "bge": {}}, references=["bm25"], seeds=[1, 2])
     paths, load = Paths.of(config), stage.load
     for make in (pair_task, sts_task, retrieval_task):
         make(paths.tasks)
@@ -250,7 +261,7 @@ def suite(tmp_path, monkeypatch):
         bm25 = method == "bm25"
         return load(config, method, variant, seed) if bm25 else StudentScorer(FakeStudent(sizes[method, seed]))
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "load", fake)
         for job in config.evaluations():
             stage.run(config, *job)
@@ -297,6 +308,7 @@ def test_collected_scores_are_tidy_sorted_and_byte_identical(suite):
     file.unlink()
     with pytest.raises(ArtifactError, match=r"bge/base/seed2/scores\.parquet: missing"):
         collect.run(suite)
+    good.to_parquet(file)
 
 
 def test_what_is_behind_the_scores_is_collected_with_them(suite):
@@ -305,6 +317,7 @@ def test_what_is_behind_the_scores_is_collected_with_them(suite):
     run, train = "runs/bge/base/seed2/provenance.json", {"stage": "train", "method": "bge", "variant": "base"}
     for name, content in {
         paths.card_json: {"training": [1]},
+        paths.teacher_report: {"symmetric": {"ap": 0.9}},
         paths.base("teacher") / "config.json": {"hidden_size": 64},  # made by the pipeline: its settings say it
         paths.base("decoder") / "config.json": {"hidden_size": 576},
         paths.root / "data/provenance.json": {"stage": "data", "seconds": 1.5, "outputs": {"card.json": "abc"}},
@@ -318,6 +331,7 @@ def test_what_is_behind_the_scores_is_collected_with_them(suite):
     collect.run(suite.model_copy(update={"models": models}))
     written = read_json(paths.about)
     assert (written["card"], written["leaks"], written["widths"]) == ({"training": [1]}, None, {"decoder": 576})
+    assert written["teacher"] == {"symmetric": {"ap": 0.9}}
     assert set(written["records"]) == {"data/provenance.json", run}
     assert written["records"]["data/provenance.json"] == {"stage": "data", "seconds": 1.5}
     assert set(STAGES) > about.BEHIND  # a record tells its stage by these names

@@ -147,19 +147,6 @@ def test_an_empty_query_or_passage_is_refused_or_left_out_and_counted(tmp_path: 
 
 
 # --------------------------------------------------------------------------------------------------------------- pairs
-def test_labels_that_mean_neither_yes_nor_no_are_refused_or_left_out_and_counted(tmp_path: Path) -> None:
-    scores = {("a", "b"): 3.0, ("c", "d"): 9.0, ("e", "f"): 1.0, ("g", "h"): 2.0}
-    labels = ("entailment", "-", "neutral", "entailment")
-    values = rows("sentence1 sentence2 label", *((*pair, label) for pair, label in zip(scores, labels, strict=True)))
-    settings = PAIRS | {"test": jsonl(tmp_path / "t.jsonl", values), "yes": ["entailment"], "no": ["neutral"]}
-    expected = r"line 2, column 'label': expected entailment \(yes\) or neutral \(no\); found '-'"
-    with pytest.raises(DataError, match=rf"t\.jsonl: {expected}"):
-        measured(tmp_path, settings, scores)
-    values, predictions, read = measured(tmp_path, settings | {"incomplete": "drop"}, scores)
-    assert values["ap"] == 1.0 and predictions["query_id"].tolist() == ["t-test-1", "t-test-3", "t-test-4"]
-    assert read.dropped == {"rows labelled '-'": 1}
-
-
 @pytest.mark.parametrize(
     ("kind", "group", "expected"),
     [("pair_classification", "sts", "nli"), ("sts", "ir", "sts"), ("retrieval", "sts", "ir")],

@@ -195,6 +195,11 @@ def test_every_candidate_of_a_source_has_its_chance() -> None:
     assert max(counts.values()) < 3 * min(counts.values())
 
 
+def test_a_pool_too_small_is_said_clearly() -> None:
+    with pytest.raises(DataError, match=r"pool of 'set': 4 texts are too few for 4 negatives of '甲'"):
+        drawn(rows(("甲", "文0")), NUMBERED[:4], {"甲": [0, 1]}, {"甲": [2, 3]}, 4)
+
+
 @pytest.mark.parametrize(("n", "size"), [(12, 4), (15, 4), (3, 4), (0, 4)])
 def test_packs_are_whole_and_the_rest_is_left_out(n: int, size: int) -> None:
     packs, again = (negatives.pack(n, size, np.random.default_rng(0)).tolist() for _ in range(2))
