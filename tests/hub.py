@@ -1,5 +1,8 @@
-"""A Hugging Face hub on this machine for tests: serves folders as repositories of models and data sets, and fails on
-request."""
+"""A Hugging Face hub on this machine for tests: serves folders as repositories of models and data sets as the real one
+does, and fails on request.
+
+Large files (LARGE) are redirected to another address, as LFS files are; a repository can be gated, a revision be gone.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,27 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LARGE = (".bin", ".safetensors", ".parquet", ".gz", "collection.tsv")
+# What the hub says of a repository that asks for an agreement: to somebody unknown, to somebody without it.
+GATED = {
+    401: "Access to model {} is restricted. You must have access to it and be authenticated to access it.",
+    403: "Access to model {} is restricted and you are not in the authorized list.",
+}
 
 
 class Hub(BaseHTTPRequestHandler):
     """`root/org/name/…` is model org/name, `root/datasets/org/name/…` a data set.
 
     Each file's first `failures` requests get 503, its first `cuts` downloads half of it; `damage` names files that come
-    with a byte changed; a file's bytes come in pieces of a sixteenth, each after `delay` seconds.
+    with a byte changed; a file's bytes come in pieces of a sixteenth, each after `delay` seconds. `gated` has the status
+    that files of a repository answer with, `gone` revisions that are there no more.
     """
 
     protocol_version = "HTTP/1.1"
@@ -30,6 +40,8 @@ class Hub(BaseHTTPRequestHandler):
     failures = cuts = 0
     delay = 0.0
     damage: set[str]
+    gated: Mapping[str, int]
+    gone: Collection[str]
     asked: Counter
     lock = threading.Lock()
 
@@ -57,54 +69,74 @@ class Hub(BaseHTTPRequestHandler):
             self.reply(503, b"busy")
         elif path.startswith("/api/"):
             self.about(path.strip("/").split("/")[1:], parse_qs(address.query))
+        elif path.startswith("/lfs/"):
+            self.content(self.root / path.removeprefix("/lfs/"), count, {})
         else:
             self.file(path, count)
 
     def folder(self, kind: str, repository: str) -> Path:
         return (self.root / "datasets" if kind == "datasets" else self.root) / repository
 
+    def refused(self, folder: Path, revision: str) -> bool:
+        """Whether a repository or a revision of it is not there, which is then answered."""
+        if not folder.is_dir():
+            # As the hub answers whoever is not logged in: it may be a private one.
+            self.error(401, "RepoNotFound", "Invalid username or password.")
+        elif revision in self.gone:
+            self.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        return not folder.is_dir() or revision in self.gone
+
     def about(self, parts: list[str], query: dict[str, list[str]]) -> None:
         """kind, org, name, then nothing, `revision/…` or `tree/revision/folder`."""
-        folder = self.folder(parts[0], "/".join(parts[1:3]))
-        if not folder.is_dir():
-            return self.missing("Repo")
+        folder, revision = self.folder(parts[0], "/".join(parts[1:3])), (parts[4:5] or [""])[0]
+        if self.refused(folder, revision):
+            return None
         if parts[3:4] == ["tree"]:
             below = folder / "/".join(parts[5:])
             if not below.is_dir():
-                return self.missing("Entry")
+                return self.error(404, "EntryNotFound", "no such folder")
             deep = query.get("recursive", ["false"])[0].lower() in ("true", "1")
             paths = sorted(below.rglob("*") if deep else below.iterdir())
             return self.json([self.entry(folder, path) for path in paths])
-        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        about = {"id": "/".join(parts[1:3]), "sha": commit(parts[4] if parts[3:4] == ["revision"] else "")}
-        about |= {"private": False, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
-        self.json(about | {"siblings": [{"rfilename": name} for name in files]})
+        files = [self.entry(folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]
+        about = {"id": "/".join(parts[1:3]), "sha": commit(revision), "private": False, "disabled": False}
+        about |= {"gated": "manual" if about["id"] in self.gated else False, "downloads": 0, "likes": 0, "tags": []}
+        sizes = ("size", "lfs") if "blobs" in query else ()
+        siblings = [{"rfilename": one["path"]} | {key: one[key] for key in sizes if key in one} for one in files]
+        return self.json(about | {"siblings": siblings})
 
-    def missing(self, what: str) -> None:
-        self.reply(404, b"{}", {"X-Error-Code": f"{what}NotFound"})
+    def error(self, status: int, code: str, message: str) -> None:
+        self.reply(status, b"{}", {"X-Error-Code": code, "X-Error-Message": message})
 
     @staticmethod
     def entry(folder: Path, path: Path) -> dict[str, object]:
         name = path.relative_to(folder).as_posix()
         if path.is_dir():
             return {"type": "directory", "path": name, "size": 0, "oid": COMMIT}
-        blob = path.read_bytes()
-        return {"type": "file", "path": name, "size": len(blob), "oid": hashlib.sha1(blob).hexdigest()}
+        large = {"lfs": {"oid": tag(path), "sha256": tag(path), "size": path.stat().st_size, "pointerSize": 130}}
+        about = {"type": "file", "path": name, "size": path.stat().st_size, "oid": git(path.read_bytes())}
+        return about | (large if name.endswith(LARGE) else {})
 
     def file(self, path: str, count: int) -> None:
         repository, _, rest = path.lstrip("/").partition("/resolve/")
-        folder = self.root / repository
-        if not folder.is_dir():
-            return self.missing("Repo")
-        file = folder / rest.partition("/")[2]
+        revision, _, name = rest.partition("/")
+        file = self.root / repository / name
+        if self.refused(self.root / repository, revision):
+            return None
+        if status := self.gated.get(repository):
+            return self.error(status, "GatedRepo", GATED[status].format(repository))
         if not file.is_file():
-            return self.missing("Entry")
-        content = file.read_bytes()
-        headers = {
-            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
-            "X-Repo-Commit": commit(rest.partition("/")[0]),
-            "Accept-Ranges": "bytes",
-        }
+            return self.error(404, "EntryNotFound", "Entry not found")
+        headers = {"X-Repo-Commit": commit(revision)}
+        if not name.endswith(LARGE):
+            return self.content(file, count, headers | {"ETag": f'"{tag(file)}"'})
+        headers |= {"X-Linked-Etag": f'"{tag(file)}"', "X-Linked-Size": str(file.stat().st_size)}
+        # On another machine, by its name.
+        place = f"http://localhost:{self.server.server_port}/lfs/{quote(f'{repository}/{name}')}"
+        return self.reply(302, b"", headers | {"Location": place, "ETag": '"of-the-pointer"'})
+
+    def content(self, file: Path, count: int, headers: dict[str, str]) -> None:
+        content, headers = file.read_bytes(), headers | {"Accept-Ranges": "bytes"}
         if file.name in self.damage and self.command == "GET":
             with self.lock:
                 self.damage.remove(file.name)  # once
@@ -127,12 +159,23 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             body = body if sent is None else body[:sent]
-            piece = len(body) // 16 + 1 if self.delay and "ETag" in (headers or {}) else len(body) or 1
+            piece = len(body) // 16 + 1 if self.delay and "Accept-Ranges" in (headers or {}) else len(body) or 1
             for start in range(0, len(body), piece):
                 time.sleep(self.delay if piece < len(body) else 0.0)
                 self.wfile.write(body[start : start + piece])
         if sent is not None:
             self.close_connection = True
+
+
+def git(content: bytes) -> str:
+    """What git calls a file of this content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def tag(file: Path) -> str:
+    """A file's digest as the hub gives it: SHA-256 of a large one, git's of a small one."""
+    content = file.read_bytes()
+    return hashlib.sha256(content).hexdigest() if file.as_posix().endswith(LARGE) else git(content)
 
 
 def commit(revision: str) -> str:
@@ -142,11 +185,18 @@ def commit(revision: str) -> str:
 
 @contextmanager
 def serving(
-    root: Path, failures: int = 0, cuts: int = 0, damage: tuple[str, ...] = (), delay: float = 0.0
+    root: Path,
+    failures: int = 0,
+    cuts: int = 0,
+    damage: tuple[str, ...] = (),
+    delay: float = 0.0,
+    gated: Mapping[str, int] | None = None,
+    gone: Collection[str] = (),
 ) -> Iterator[tuple[str, Counter]]:
     """(address, requests so far) of a hub over `root` for a while."""
     asked: Counter = Counter()
     own = {"root": root, "failures": failures, "cuts": cuts, "asked": asked, "damage": set(damage), "delay": delay}
+    own |= {"gated": gated or {}, "gone": gone}
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Serving", (Hub,), own))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

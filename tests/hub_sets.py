@@ -166,9 +166,39 @@ def tsv(path: Path, rows: list[tuple[object, ...]]) -> None:
     path.write_text("".join("\t".join(map(str, row)) + "\n" for row in rows), encoding="utf-8")
 
 
+def lay_out(place: Path, **parts: int) -> None:
+    """The weights that `save_pretrained` left in a folder as repositories have them: {safetensors or bin: parts}."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(place / "model.safetensors")
+    (place / "model.safetensors").unlink()
+    save = {"safetensors": lambda part, file: save_file(part, file, {"format": "pt"}), "bin": torch.save}
+    for ending, count in parts.items():
+        stem, index = {"safetensors": "model", "bin": "pytorch_model"}[ending], {}
+        for part in range(count):
+            name = f"{stem}-{part + 1:05}-of-{count:05}.{ending}" if count > 1 else f"{stem}.{ending}"
+            kept = {key: state[key] for key in sorted(state)[part::count]}
+            save[ending](kept, place / name)
+            index |= dict.fromkeys(kept, name)
+        if count > 1:
+            (place / f"{stem}.{ending}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+# What lies beside a model in real repositories and nothing here reads.
+BESIDE = ("README.md", ".gitattributes", "tf_model.h5", "onnx/model.onnx", "onnx/config.json", "1_Pooling/config.json")
+BESIDE += ("2_Dense/model.safetensors", "model.fp16.safetensors", "openvino/openvino_model.bin", "training_args.bin")
+
+
+def write_beside(place: Path) -> None:
+    for name in BESIDE:
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text("never fetched")
+
+
 def write_models(root: Path) -> None:
     """Tiny Qwen2 with a byte-level BPE tokenizer as teachers and students of the paper and the small tier, a tiny BERT
-    as encoders, below root."""
+    as encoders, below root: whole or in parts, safetensors, .bin or both, as the real ones."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import BertConfig, BertModel, BertTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -190,22 +220,26 @@ def write_models(root: Path) -> None:
     # As the real ones: the later share their embeddings, and queries share keys and values.
     later = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
     earlier = {"num_key_value_heads": 4, "tie_word_embeddings": False}
-    for name, layers, more in (
-        ("1.5-7B-Chat", 3, earlier),
-        ("1.5-1.8B-Chat", 2, earlier),
-        ("2.5-1.5B-Instruct", 3, later),
-        ("2.5-0.5B-Instruct", 2, later),
+    for name, layers, parts, more in (
+        ("1.5-7B-Chat", 3, 4, earlier),
+        ("1.5-1.8B-Chat", 2, 1, earlier),
+        ("2.5-1.5B-Instruct", 3, 1, later),
+        ("2.5-0.5B-Instruct", 2, 1, later),
     ):
         qwen = Qwen2Config(vocab_size=len(tokenizer), num_hidden_layers=layers, **(sizes | more))
         place = root / f"Qwen/Qwen{name}"
         Qwen2ForCausalLM(qwen).to(torch.bfloat16).save_pretrained(place)  # as the real ones are stored
+        lay_out(place, safetensors=parts)
         tokenizer.save_pretrained(place)
+        write_beside(place)
     letters = sorted({letter for text in texts for letter in text if not letter.isspace()})
-    for name in ("large", "base"):
+    for name, parts in (("large", {"safetensors": 1, "bin": 1}), ("base", {"bin": 1})):
         place = root / f"BAAI/bge-{name}-zh-v1.5"
         place.mkdir(parents=True)
         vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
         (place / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
         bert = BertTokenizerFast(vocab=str(place / "vocab.txt"))
         BertModel(BertConfig(vocab_size=len(bert), num_hidden_layers=2, **sizes)).save_pretrained(place)
+        lay_out(place, **parts)
         bert.save_pretrained(place)
+        write_beside(place)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import hub
+import hub_sets
 import numpy as np
 import pytest
 import tiny
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from tiny_run import BASE, tiny_settings
 
 from d2llm.config.load import load
@@ -81,27 +84,101 @@ def test_a_cut_checkpoint_gives_the_states_of_a_lower_layer(kind: str, models: P
     torch.testing.assert_close(states(folder, kind), expected, rtol=1e-5, atol=1e-5)
 
 
+LAYOUTS = [{"bin": 1}, {"bin": 3}, {"safetensors": 2}, {"safetensors": 1, "bin": 1}, {"bin": 1, "safetensors": 2}]
+
+
+@pytest.mark.parametrize("parts", LAYOUTS, ids=str)
+def test_weights_whole_and_in_parts_of_either_format_are_the_same(
+    parts: dict[str, int], models: Path, tmp_path: Path
+) -> None:
+    expected = states(models / "decoder", "decoder")
+    hub_sets.lay_out(models / "decoder", **parts)
+    for weights in {"safetensors": "safetensors", "bin": "pytorch"}.items():
+        if weights[0] in parts:
+            folder = bring(tmp_path, "decoder", models / "decoder", weights=weights[1])
+            torch.testing.assert_close(states(folder, "decoder"), expected, rtol=0, atol=0)
+            assert {file.name for file in folder.glob("*model*")} == {"model.safetensors"}  # whatever it came from
+
+
+ODD = {
+    "as of a body": lambda name: name.removeprefix("model.").removeprefix("bert."),
+    "tied under the head's name": lambda name: "lm_head.weight" if "embed_tokens" in name else name,
+    "norms as TensorFlow has them": lambda name: name.replace("Norm.weight", "Norm.gamma").replace("m.bias", "m.beta"),
+}
+
+
 @pytest.mark.parametrize(
-    ("source", "layers", "error", "message"),
+    ("kind", "odd"), [("decoder", "as of a body"), ("decoder", "tied under the head's name"), ("encoder", list(ODD)[2])]
+)
+def test_weights_under_the_names_that_older_checkpoints_give_them(
+    kind: str, odd: str, models: Path, tmp_path: Path
+) -> None:
+    expected, file = states(models / kind, kind), models / kind / "model.safetensors"
+    renamed = {ODD[odd](name): value for name, value in load_file(file).items()}
+    assert set(renamed) != set(load_file(file))
+    save_file(renamed, file, {"format": "pt"})
+    torch.testing.assert_close(states(bring(tmp_path, kind, models / kind), kind), expected, rtol=0, atol=0)
+
+
+class Touch:
+    """What a pickle can be: a call of anything, made as it is read."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.file,)
+
+
+def test_a_pickle_that_would_run_code_is_refused(models: Path, tmp_path: Path) -> None:
+    hub_sets.lay_out(models / "decoder", bin=1)
+    torch.save({"x": torch.zeros(1), "y": Touch(tmp_path / "ran")}, models / "decoder" / "pytorch_model.bin")
+    assert b"touch" in (models / "decoder" / "pytorch_model.bin").read_bytes()
+    with pytest.raises(
+        ConfigError, match=r"models\.decoder\.source.*pytorch_model.bin is damaged or holds more than w"
+    ):
+        bring(tmp_path, "decoder", models / "decoder", weights="pytorch")
+    assert not (tmp_path / "ran").exists()
+
+
+BOTH = r"alone, no model\.safetensors; take a revision or folder .*, or set models\.decoder\.weights: pytorch"
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "error", "message"),
     [
-        ("./nowhere", None, ConfigError, r"no model in nowhere \(config.json is missing\)"),
-        ("./none.gguf", None, ConfigError, r"models\.decoder\.source: './none.gguf': no such file"),
-        ("package:no_such_package/model", None, ConfigError, "no Python package 'no_such_package' here; install it"),
-        ("{models}/decoder", 4, ConfigError, r"models\.decoder\.layers: expected at most the 3 .*; found 4"),
-        ("{models}/broken", None, ArtifactError, "cannot be loaded"),
-        ("{models}/pickle", None, ArtifactError, "cannot be loaded"),
+        ("./nowhere", {}, ConfigError, r"no model in nowhere \(config.json is missing\)"),
+        ("./none.gguf", {}, ConfigError, r"models\.decoder\.source: './none.gguf': no such file"),
+        ("package:no_such_package/model", {}, ConfigError, "no Python package 'no_such_package' here; install it"),
+        (
+            "{models}/decoder",
+            {"layers": 4},
+            ConfigError,
+            r"models\.decoder\.layers: expected at most the 3 .*; found 4",
+        ),
+        ("{models}/broken", {}, ArtifactError, "cannot be loaded"),
+        ("{models}/bin", {}, ConfigError, rf"models\.decoder\.source: .* its weights are pytorch_model\.bin {BOTH}"),
+        ("{models}/bins", {}, ConfigError, BOTH),
+        ("{models}/decoder", {"weights": "pytorch"}, ConfigError, "no pytorch_model.bin; leave out .*weights: pytorch"),
+        ("{models}/none", {}, ConfigError, "no weights "),
+        ("{models}/part", {}, ConfigError, "index.json names model-00002-of-00002.safetensors, which is not there"),
+        ("{models}/other", {}, ArtifactError, r"50 weights of LlamaForCausalLM are not in .*\(model\.embed_tokens\.w"),
     ],
 )
 def test_what_is_not_there_is_named(
-    source: str, layers: int | None, error: type, message: str, models: Path, tmp_path: Path
+    source: str, settings: dict, error: type, message: str, models: Path, tmp_path: Path
 ) -> None:
-    (models / "broken").mkdir()
+    for name, parts in {"bin": {"bin": 1}, "bins": {"bin": 2}, "none": {}, "part": {"safetensors": 2}}.items():
+        shutil.copytree(models / "decoder", models / name)
+        hub_sets.lay_out(models / name, **parts)
+    (models / "part" / "model-00002-of-00002.safetensors").unlink()
+    for name in ("other", "broken"):
+        shutil.copytree(models / "decoder", models / name)
     (models / "broken" / "config.json").write_text("{}")
-    shutil.copytree(models / "decoder", models / "pickle")  # which is no checkpoint
-    (models / "pickle" / "model.safetensors").unlink()
-    torch.save({"x": torch.zeros(1)}, models / "pickle" / "pytorch_model.bin")
+    weights = models / "other" / "model.safetensors"
+    save_file({f"net.{key}": value for key, value in load_file(weights).items()}, weights, {"format": "pt"})
     with pytest.raises(error, match=message):
-        bring(tmp_path, "decoder", source.format(models=models), layers=layers)
+        bring(tmp_path, "decoder", source.format(models=models), **settings)
 
 
 def test_a_checkpoint_inside_a_package(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +198,7 @@ def test_a_checkpoint_inside_a_package(models: Path, tmp_path: Path, monkeypatch
     [
         ({"source": "Qwen"}, ": expected source as org/name on the hub"),
         ({"source": "./x", "revision": "main"}, ": expected revision for a source on the hub only"),
+        ({"source": "./x.gguf", "weights": "pytorch"}, ": expected weights: pytorch for a checkpoint that is no GGUF"),
         ({"source": "a/b", "layrs": 3}, r"\.layrs: unknown key .*; nearest valid key: models\.decoder\.layers"),
         ({"source": "a/b", "layers": 0}, r"\.layers: expected greater than or equal to 1; found 0"),
         ({"hidden_size": 32, "layers": "two"}, r"\.layers: expected a valid integer; found 'two'"),
@@ -155,31 +233,53 @@ def base(folder: Path, address: str, **model: object) -> tuple[int, str]:
     return done.returncode, done.stderr.strip().splitlines()[-1]
 
 
+@pytest.fixture
+def there(models: Path) -> Path:
+    """Of the hub that serves `models` the folder of its repository."""
+    place = models / "some-org" / "model_a"
+    place.parent.mkdir()
+    (models / "decoder").rename(place)
+    hub_sets.write_beside(place)
+    return place
+
+
 @pytest.mark.slow
-def test_a_hub_that_fails_at_first(models: Path, tmp_path: Path) -> None:
-    (models / "some-org").mkdir()
-    (models / "decoder").rename(models / "some-org" / "model_a")
-    torch.save({}, models / "some-org" / "model_a" / "extra.bin")
+@pytest.mark.parametrize(
+    ("parts", "weights"), [({"safetensors": 2, "bin": 1}, "safetensors"), ({"bin": 2, "safetensors": 1}, "pytorch")]
+)
+def test_a_hub_that_fails_at_first_gives_what_is_needed_and_is_needed_no_more(
+    parts: dict[str, int], weights: str, models: Path, there: Path, tmp_path: Path
+) -> None:
+    hub_sets.lay_out(there, **parts)
+    asked_for = {"revision": hub.COMMIT, "weights": weights}
     with hub.serving(models, failures=1, cuts=1) as (address, asked):
         for _ in range(2):
-            code, line = base(tmp_path, address, revision=hub.COMMIT, layers=2)
+            code, line = base(tmp_path, address, **asked_for, layers=2)
             assert code == 0, line
-        downloads = [path for method, path in asked if method == "GET" and "/resolve/" in path]
-    assert not any(path.endswith(".bin") for path in downloads)  # never fetched, let alone opened
+        fetched = {path.partition("model_a/")[2] for method, path in asked if method == "GET" and "/api/" not in path}
+    ending = {"safetensors": ".safetensors", "pytorch": ".bin"}[weights]
+    stem = {"safetensors": "model", "pytorch": "pytorch_model"}[weights]
+    names = {path.rpartition("/")[2] for path in fetched}
+    needed = {f"{stem}-0000{part}-of-00002{ending}" for part in (1, 2)} | {f"{stem}{ending}.index.json", "config.json"}
+    small = {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+    assert needed <= names <= needed | small
     folder = Paths(tmp_path / "results" / "tiny").base("decoder")
     assert len(pretrained.layers_of(Backbone.load(folder, "decoder").model)) == 2
-    # Gone, the hub is needed no more.
-    assert base(tmp_path, "http://127.0.0.1:9", revision=hub.COMMIT, layers=1)[0] == 0
+    assert base(tmp_path, "http://127.0.0.1:9", **asked_for, layers=1)[0] == 0
 
 
 @pytest.mark.slow
-def test_a_hub_that_stays_away_and_a_model_it_does_not_have(tmp_path: Path) -> None:
+def test_a_hub_that_stays_away_and_what_it_does_not_give(models: Path, there: Path, tmp_path: Path) -> None:
     code, line = base(tmp_path, "http://127.0.0.1:9")
     assert code == 2 and "HF_ENDPOINT" in line
     assert line.startswith("error: models.decoder.source: some-org/model_a cannot be fetched (")
-    with hub.serving(tmp_path) as (address, _):
-        lacks = "error: models.decoder.source: the hub has no some-org/model_a; check name and revision"
-        assert base(tmp_path, address) == (2, lacks)
+    hub_sets.lay_out(there, bin=1)
+    with hub.serving(models) as (address, asked):
+        code, line = base(tmp_path, address, revision=hub.COMMIT)
+        assert code == 2 and re.search("^error: models.decoder.source: 'some-org/model_a': .*" + BOTH, line)
+        assert not any("resolve" in path for _, path in asked)  # before anything is fetched
+        lacks = "error: models.decoder.source: the hub has no some-org/model_b; check name and revision"
+        assert base(tmp_path, address, source="some-org/model_b") == (2, lacks)
 
 
 # ---------------------------------------------------------------------------------------------------------------- GGUF

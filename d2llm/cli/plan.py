@@ -144,7 +144,7 @@ def described(settings: PretrainedSettings, where: str) -> Any:
 
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
     if settings.origin != "hub":
-        folder, file = located(settings, where)
+        folder, file = located(settings, where, weights=False)
         return AutoConfig.from_pretrained(folder, **options, **({"gguf_file": file} if file else {}))
     what = f"{settings.source} at {settings.revision or 'its newest revision'}"
     options["revision"] = settings.revision

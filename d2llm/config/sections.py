@@ -74,6 +74,9 @@ class PretrainedSettings(Section):
     source: Annotated[str, Field(min_length=1)]
     # Of the hub: a branch, a tag or, best, a commit.
     revision: str | None = None
+    # The files its weights are read from: model.safetensors, or pytorch_model.bin for a checkpoint that has no other
+    # (a pickle, read by torch.load with weights_only=True). Whole or in parts.
+    weights: Literal["safetensors", "pytorch"] = "safetensors"
     # How many of its lowest layers are kept; null: all.
     layers: PositiveInt | None = None
     # Of the weights as they are kept. The teacher computes in it; students are held in float32 whatever it is.
@@ -101,6 +104,8 @@ class PretrainedSettings(Section):
             )
         if self.revision is not None and self.origin != "hub":
             raise ValueError("revision for a source on the hub only")
+        if self.weights == "pytorch" and self.source.endswith(".gguf"):
+            raise ValueError("weights: pytorch for a checkpoint that is no GGUF file")
         return self
 
 

@@ -7,10 +7,11 @@ Only the rules that fetch (`base`, `download`) come here; every other stage runs
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from d2llm.run.errors import ArtifactError, ConfigError, first_line
 from d2llm.run.home import writable
@@ -78,6 +79,35 @@ def refuse_lasting(error: Exception, what: str, where: str) -> None:
         raise ConfigError(
             f"HF_HOME: the hub's cache {HF_HUB_CACHE} cannot be written; set HF_HOME to a folder that can"
         ) from error
+
+
+def files(repo: str, kind: str, revision: str | None) -> dict[str, int]:
+    """{name: bytes} of a repository (kind `model` or `dataset`). Of a commit that has been fetched from nothing is
+    asked, as it stays what it is; of a branch the cache answers where the hub does not.
+    """
+    from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, OfflineModeIsEnabled
+
+    try:
+        cached = {file.path: file.size for file in get_cached_repo_tree(repo, repo_type=kind, revision=revision)}
+    except CachedRepoTreeNotFoundError:
+        cached = {}
+    if cached and re.fullmatch("[0-9a-f]{40}", revision or ""):
+        return cached
+    try:
+        about: Any = HfApi().repo_info(repo, repo_type=kind, revision=revision, files_metadata=True)
+    except OfflineModeIsEnabled:  # what lies in the cache, whoever brought it, is all there is
+        folder = Path(
+            snapshot_download(repo, repo_type=kind, revision=revision, local_files_only=True, allow_patterns=[])
+        )
+        return {
+            file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()
+        }
+    except Exception as error:
+        if cached and passing(error):
+            return cached
+        raise
+    return {file.rfilename: file.size or 0 for file in about.siblings or ()}
 
 
 def passing(error: BaseException) -> bool:

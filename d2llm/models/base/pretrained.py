@@ -7,9 +7,11 @@ here.
 
 from __future__ import annotations
 
+import glob
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from d2llm.config.sections import PretrainedSettings
 from d2llm.models.base.classifier import check_labels, classifies
 from d2llm.models.tokens import rows_of, unknown_to_the_model
 from d2llm.run import hub
-from d2llm.run.artifacts import atomic, write_json
+from d2llm.run.artifacts import atomic, read_json, write_json
 from d2llm.run.errors import ArtifactError, ConfigError, first_line
 from d2llm.run.logs import get_logger
 from d2llm.run.paths import Paths
@@ -27,10 +29,12 @@ if TYPE_CHECKING:
 
     from d2llm.config.schema import Config
 
-# What a model needs of a repository: never pickles, never another framework's weights.
-WEIGHTS = "*.safetensors"
-WANTED = ("*.json", WEIGHTS, "*.txt", "*.model", "*.jinja")
-CODE = ("*.py",)
+# What a model needs of a repository's first level beside its weights; code of its own lies anywhere.
+WANTED = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja")
+CODE = "*.py"
+# The file of weights by `models.<name>.weights`; in parts, an index beside it names them. Never another framework's.
+WEIGHTS = {"safetensors": "model.safetensors", "pytorch": "pytorch_model.bin"}
+INDEX = ".index.json"
 TOKENIZER = "put its files (tokenizer.json, or vocab.txt and the like) beside config.json"
 
 
@@ -61,8 +65,9 @@ def run(config: Config, model: str) -> None:
         )
 
 
-def located(settings: PretrainedSettings, where: str) -> tuple[Path, str | None]:
-    """(folder, GGUF file in it or None); `where` is the key that names it, for errors.
+def located(settings: PretrainedSettings, where: str, weights: bool = True) -> tuple[Path, str | None]:
+    """(folder, GGUF file in it or None); `where` is the key that names it, for errors. Without `weights` a folder may
+    lack them.
 
     Raises ConfigError for what is not there, ArtifactError for a hub that stays away.
     """
@@ -83,7 +88,39 @@ def located(settings: PretrainedSettings, where: str) -> tuple[Path, str | None]
         raise ConfigError(
             f"{where}: {settings.source!r}: no model in {path} (config.json is missing); correct the path"
         )
+    if weights:
+        weight_files({file.name for file in path.iterdir()}, settings, where, path.joinpath)
     return path, None
+
+
+def weight_files(
+    names: Collection[str], settings: PretrainedSettings, where: str, place: Callable[[str], Path]
+) -> list[str]:
+    """Of a checkpoint's files those that hold its weights, as transformers chooses them; `place` gives where one of
+    that name lies.
+
+    Raises ConfigError where the format asked for is not among them, or a part that the index names.
+    """
+    whole = WEIGHTS[settings.weights]
+    if whole in names:
+        return [whole]
+    source = f"{where}: {settings.source!r}"
+    if whole + INDEX in names:
+        parts = sorted(set(read_json(place(whole + INDEX))["weight_map"].values()))
+        missing = next((part for part in parts if part not in names), None)
+        if missing is not None:
+            raise ConfigError(f"{source}: {whole}{INDEX} names {missing}, which is not there; get the checkpoint again")
+        return [whole + INDEX, *parts]
+    (other,) = set(WEIGHTS.values()) - {whole}
+    key = f"{where.removesuffix('.source')}.weights"
+    if not {other, other + INDEX} & set(names):
+        raise ConfigError(f"{source}: no weights (neither {whole} nor {other}); take another revision or folder")
+    if settings.weights == "pytorch":
+        raise ConfigError(f"{source}: its weights are {other}, no {whole}; leave out {key}: pytorch")
+    raise ConfigError(
+        f"{source}: its weights are {other} alone, no {whole}; take a revision or folder that holds safetensors, or "
+        f"set {key}: pytorch (read by torch.load with weights_only=True, which runs no code)"
+    )
 
 
 def fetched(settings: PretrainedSettings, where: str, weights: bool = True) -> Path:
@@ -92,17 +129,42 @@ def fetched(settings: PretrainedSettings, where: str, weights: bool = True) -> P
     """
     from huggingface_hub import snapshot_download
 
-    patterns = [pattern for pattern in WANTED if weights or pattern != WEIGHTS]
-    patterns += CODE if settings.trust_remote_code else ()
-
     def fetch() -> Path:
-        folder = snapshot_download(settings.source, revision=settings.revision, allow_patterns=patterns)
+        there = hub.files(settings.source, "model", settings.revision)
+        names = wanted(there, settings, where, weights)
+        folder = snapshot_download(
+            settings.source, revision=settings.revision, allow_patterns=[glob.escape(name) for name in names]
+        )
         if weights:
             hub.check(settings.source, "model")
         return Path(folder)
 
-    what = settings.source + (f" at {settings.revision}" if settings.revision else "")
-    return hub.patiently(fetch, what, where, None if weights else ())
+    return hub.patiently(fetch, named(settings), where, None if weights else ())
+
+
+def named(settings: PretrainedSettings) -> str:
+    """A model of the hub in errors."""
+    return settings.source + (f" at {settings.revision}" if settings.revision else "")
+
+
+def wanted(there: Collection[str], settings: PretrainedSettings, where: str, weights: bool = True) -> list[str]:
+    """Of the files of a repository of the hub those that are needed. Of weights in parts the index is fetched."""
+    from huggingface_hub import hf_hub_download
+
+    def fetched_index(name: str) -> Path:
+        return Path(hf_hub_download(settings.source, name, revision=settings.revision))
+
+    small = [
+        name
+        for name in there
+        if any("/" not in name and fnmatch(name, one) for one in WANTED) and not name.endswith(INDEX)
+    ]
+    small += [name for name in there if settings.trust_remote_code and fnmatch(name, CODE)]
+    return small + (weight_files(there, settings, where, fetched_index) if weights else [])
+
+
+# How transformers reads weights, by `models.<name>.weights`: a pickle never runs code.
+READ = {"safetensors": {"use_safetensors": True}, "pytorch": {"use_safetensors": False, "weights_only": True}}
 
 
 def load(
@@ -115,10 +177,17 @@ def load(
     described_config, tokenizer = described(folder, file, settings, where)
     check_described(described_config, tokenizer, settings, model, where)
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "dtype": getattr(torch, settings.dtype)}
-    options |= {"gguf_file": file} if file else {"use_safetensors": True}
+    options |= {"gguf_file": file} if file else READ[settings.weights]
     with loading(settings, where):
-        network = getattr(transformers, f"AutoModelFor{head(model, described_config)}").from_pretrained(
-            folder, **options
+        auto = getattr(transformers, f"AutoModelFor{head(model, described_config)}")
+        network, loaded = auto.from_pretrained(folder, output_loading_info=True, **options)
+    # A language model's head may be missing, and is then a fresh one; all else would be random as well.
+    lacking = "" if judging(model, described_config) else f"{network.base_model_prefix}."
+    missing = [name for name in sorted(loaded["missing_keys"]) if name.startswith(lacking)]
+    if missing:
+        raise ArtifactError(
+            f"{where}: {settings.source!r}: {len(missing)} weights of {type(network).__name__} are not in the "
+            f"checkpoint ({missing[0]}); get the checkpoint again"
         )
     return (plain(network).to(getattr(torch, settings.dtype)) if file else network), tokenizer
 
@@ -133,6 +202,13 @@ def loading(settings: PretrainedSettings, where: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         raise ArtifactError(
             f"{where}: {settings.source!r}: cannot be loaded ({first_line(error)}); get the checkpoint again"
+        ) from error
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":  # of a module that nothing here imports
+            raise
+        raise ConfigError(
+            f"{where}: {settings.source!r}: its {WEIGHTS['pytorch']} is damaged or holds more than weights, which "
+            "torch.load refuses with weights_only=True; take a revision or folder that holds safetensors"
         ) from error
 
 
