@@ -195,7 +195,9 @@ def draw_masked(
 
 
 def new_decoder(student: Student, seed: int) -> tuple[nn.Module, torch.Generator]:
-    """The enhanced decoder with random weights of its own stream, and the generator of what is hidden of texts."""
+    """The enhanced decoder with random weights of its own stream, and the generator of what is hidden of texts, which
+    draws where they are: t² numbers a text.
+    """
     import torch
 
     from d2llm.models.enhanced_decoder import EnhancedDecoder
@@ -203,7 +205,7 @@ def new_decoder(student: Student, seed: int) -> tuple[nn.Module, torch.Generator
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         decoder = EnhancedDecoder(student.backbone.model.config).to(student.device)
-    return decoder, torch.Generator().manual_seed(seed)
+    return decoder, torch.Generator(student.device).manual_seed(seed)
 
 
 @dataclass
@@ -293,7 +295,7 @@ def draw(candidates: Tensor, count: Tensor, generator: torch.Generator) -> Tenso
     """
     import torch
 
-    order = torch.rand(candidates.shape, generator=generator).to(candidates.device)
+    order = torch.rand(candidates.shape, generator=generator, device=generator.device).to(candidates.device)
     rank = order.masked_fill(~candidates, 2.0).argsort(dim=1).argsort(dim=1)
     return candidates & (rank < count[:, None])
 
@@ -302,8 +304,9 @@ def corrupt(ids: Tensor, hidden: Tensor, mask_id: int, vocabulary: int, generato
     """BERT's rule for chosen positions: 80% [MASK], 10% a random token of so many, 10% unchanged."""
     import torch
 
-    dice = torch.rand(ids.shape, generator=generator).to(ids.device)
-    random = torch.randint(vocabulary, ids.shape, generator=generator).to(ids.device)
+    device = generator.device
+    dice = torch.rand(ids.shape, generator=generator, device=device).to(ids.device)
+    random = torch.randint(vocabulary, ids.shape, generator=generator, device=device).to(ids.device)
     ids = torch.where(hidden & (dice < 0.8), mask_id, ids)
     return torch.where(hidden & (dice >= 0.9), random, ids)
 

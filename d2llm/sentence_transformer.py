@@ -10,6 +10,7 @@ model's folder.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,11 @@ class Embedder(InputModule):
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Adds `sentence_embedding` (n, d)."""
-        rows = [
-            tuple(ids[mask.bool()].tolist())
-            for ids, mask in zip(features["input_ids"], features["attention_mask"], strict=True)
-        ]
-        return features | {"sentence_embedding": self.student.pool(rows)}
+        # Brought together: a text at a time would wait for the GPU as often as there are texts.
+        ids, mask = (features[name].cpu().numpy() for name in ("input_ids", "attention_mask"))
+        rows = [tuple(row[real].tolist()) for row, real in zip(ids, mask.astype(bool), strict=True)]
+        with nullcontext() if torch.is_grad_enabled() else self.student.embedding():
+            return features | {"sentence_embedding": self.student.pool(rows)}
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
         """The student's own folder."""

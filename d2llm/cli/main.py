@@ -151,6 +151,10 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
     gpu = gpus.claim() if entry.torch else None  # noqa: F841
     fix_randomness(config.threads, seed, entry.torch)
     remote.allow(config.remote_code)
+    if entry.torch:
+        from d2llm.models import precision
+
+        precision.settle(config.gpu.half, config.gpu.tf32)
     job = " ".join([stage, *(f"{name}={value}" for name, value in arguments.items())])
     get_logger("cli").info(job)
     # Without inputs named, nothing would tell whether a checkpoint is of the same ones.

@@ -18,6 +18,7 @@ from d2llm.config.section import Section
 from d2llm.config.sections import (
     Count,
     Folder,
+    GpuSettings,
     ModelsSettings,
     Name,
     NegativeSettings,
@@ -93,6 +94,7 @@ class Config(Section):
     statistics: StatisticsSettings = StatisticsSettings()
     tuning: TuningSettings = TuningSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    gpu: GpuSettings = GpuSettings()
 
     def runs(self) -> list[Run]:
         """Every training, in the order tables show them: the methods, then sweeps and variants that are none

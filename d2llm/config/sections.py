@@ -29,6 +29,16 @@ Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 Folder = Annotated[str, Field(pattern=r"^[\w./=+,@][\w./=+,@-]*$", max_length=500)]
 
 
+class GpuSettings(Section):
+    """What a GPU computes in; a CPU computes in float32 whatever stands here."""
+
+    # Texts are embedded in bfloat16, or float16 where the GPU lacks it; their scores are formed in float32. Not while
+    # they train: that is training.precision.
+    half: bool = True
+    # Products of float32 by TF32, which has 10 bits of a fraction's 23.
+    tf32: bool = True
+
+
 class BaseSettings(Section):
     """A base checkpoint made in the pipeline: its size and its pre-training."""
 

@@ -158,8 +158,9 @@ class SearchModel:
         hits = self.scorer.search(list(queries["text"]), texts, top_k, by_id(ids))
         self._require_finite(np.concatenate([scores for _, scores in hits]), "scores")
         # trec_eval, inside mteb, compares float32: all metrics shall see the same ties.
+        names = np.array(ids, dtype=object)
         self.predictions = {
-            query: {ids[row]: float(np.float32(score)) for row, score in zip(rows, scores, strict=True)}
+            query: dict(zip(names[rows].tolist(), scores.astype(np.float32).tolist(), strict=True))
             for query, (rows, scores) in zip(queries["id"], hits, strict=True)
         }
         return self.predictions

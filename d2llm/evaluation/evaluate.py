@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from importlib import import_module
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,15 +168,25 @@ def _break_down_queries(
     # Relevant documents, retrieved or not: what recall and nDCG from the predictions alone need.
     relevant = {query: sum(relevance > 0 for relevance in docs.values()) for query, docs in qrels.items()}
     phenomena = dict(zip(queries["id"], queries["phenomenon"], strict=True))
-    results = _ranked(model.predictions, rules)
-    breakdown = metrics.retrieval_breakdown(metrics.per_query(results, qrels), phenomena)
+    # Best first, and metrics look at 10: the rest of a thousand is not touched again.
+    best = {query: dict(islice(docs.items(), keep)) for query, docs in _ranked(model.predictions, rules).items()}
+    breakdown = metrics.retrieval_breakdown(metrics.per_query(best, qrels), phenomena)
+    counts = [len(docs) for docs in best.values()]
+    names = np.array(list(best), dtype=object)
+
+    def of_query(values: Iterable[Any]) -> np.ndarray:
+        return np.array(list(values)).repeat(counts)
+
     predictions = pd.DataFrame(
-        [
-            (query, doc, query, docs[doc], float(qrels[query].get(doc, 0)), relevant[query], phenomena[query])
-            for query, docs in results.items()
-            for doc in metrics.ranking(docs)[:keep]
-        ],
-        columns=["query_id", "doc_id", "cluster", "score", "label", "relevant", "phenomenon"],
+        {
+            "query_id": names.repeat(counts),
+            "doc_id": list(chain.from_iterable(best.values())),
+            "cluster": names.repeat(counts),
+            "score": list(chain.from_iterable(docs.values() for docs in best.values())),
+            "label": [float(qrels[query].get(doc, 0)) for query, docs in best.items() for doc in docs],
+            "relevant": of_query(relevant[query] for query in best),
+            "phenomenon": np.array([phenomena[query] for query in best], dtype=object).repeat(counts),
+        }
     )
     return breakdown, predictions
 

@@ -177,11 +177,14 @@ class Backbone(nn.Module):
         return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in tokens]
 
     # -------------------------------------------------------------------------------------------------------- forward
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Last hidden states (n, t, d) of padded ids (n, t); mask (n, t) is 1 on real tokens, padded on either side."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, left: bool | None = None) -> Tensor:
+        """Last hidden states (n, t, d) of padded ids (n, t); mask (n, t) is 1 on real tokens, padded on either side.
+
+        left: whether any row is padded on the left; None: looked up, for which a GPU is waited for.
+        """
         options: dict[str, Tensor | bool | None] = {"attention_mask": attention_mask}
         if self.kind == "decoder":
-            if bool(attention_mask[:, 0].all()):
+            if not (left if left is not None else bool((attention_mask[:, 0] == 0).any())):
                 # Padded on the right: causality already hides the padding from every real token, and no mask is
                 # fastest.
                 options["attention_mask"] = None
@@ -193,11 +196,19 @@ class Backbone(nn.Module):
 
     def pad(self, rows: list[tuple[int, ...]], padding: Side = "right") -> tuple[Tensor, Tensor]:
         """Ids (n, t) and mask (n, t), int64, of token id rows, padded to the longest on one side."""
-        device = next(self.model.parameters()).device
         mask = padding_mask([len(row) for row in rows], padding)
         ids = torch.full_like(mask, self.pad_id)
         ids[mask.bool()] = torch.tensor([token for row in rows for token in row])
-        return ids.to(device), mask.to(device)
+        return ids.to(self._device), mask.to(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def unpadded(self) -> bool:
+        """Whether a pass has no padding here: on a CPU, where the model `packs`; a GPU prefers one large call."""
+        return self.packs and self._device.type == "cpu"
 
     def states(
         self,
@@ -210,18 +221,20 @@ class Backbone(nn.Module):
         Where the mask is 0 a state may hold anything. Without padding where that is possible (`packing`). `read` tells
         from the mask which states somebody reads, None for all; others may hold anything then as well (`last_layer`).
         """
-        packed = self.packs and next(self.model.parameters()).device.type == "cpu"
         lengths = [len(row) for row in rows]
-        ids, mask = (None, padding_mask(lengths, padding)) if packed else self.pad(rows, padding)
+        # What is read follows from the lengths: found on the CPU, so that no GPU is waited for.
+        mask = padding_mask(lengths, padding)
         wanted = None if read is None else read(mask)
-        real = mask.flatten().nonzero()[:, 0] if packed else None
+        real = mask.flatten().nonzero()[:, 0] if self.unpadded else None
         places = None
         if wanted is not None:
             flat = wanted.flatten()
-            places = (flat if real is None else flat[real]).nonzero()[:, 0]
+            places = (flat if real is None else flat[real]).nonzero()[:, 0].to(self._device)
         with nullcontext() if places is None else only_at(self.model, places):
-            if ids is not None:
-                return self(ids, mask), mask
+            if real is None:
+                left = padding == "left" and min(lengths) < max(lengths)
+                ids, mask = self.pad(rows, padding)
+                return self(ids, mask, left), mask
             groups, positions = layout(lengths, self._first_position)
             outputs = self.model(
                 input_ids=torch.tensor([token for row in rows for token in row])[None],

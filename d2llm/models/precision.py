@@ -1,5 +1,8 @@
-"""Numbers that are compared are formed in float32 at least, whatever the model computes in: bfloat16 has steps of 1/8
-between 16 and 32, hence ties.
+"""What numbers are computed in: the one place that decides it for everything but training, where accelerate does.
+
+Texts are embedded in half precision on a GPU (`embedding`), float32 products there may use TF32 (`settle`); a CPU
+computes in float32. Numbers that are compared are formed in float32 at least, whatever the model computes in: bfloat16
+has steps of 1/8 between 16 and 32, hence ties.
 """
 
 from __future__ import annotations
@@ -8,6 +11,32 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+_half = True
+
+
+def settle(half: bool, tf32: bool) -> None:
+    """Set by the command line from the configuration (`gpu`), once a process."""
+    global _half
+    _half = half
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
+
+
+def half_type(device: torch.device) -> torch.dtype | None:
+    """What texts are embedded in on a device: bfloat16, float16 where a GPU lacks it; None: the type of the weights."""
+    if device.type != "cuda" or not _half:
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def embedding(weight: Tensor) -> AbstractContextManager:
+    """A context in which texts are embedded, without gradients, by a model with this weight: half precision for one of
+    float32, where the device is quicker in it. What is scored leaves it first.
+    """
+    kind = half_type(weight.device) if weight.dtype == torch.float32 else None
+    return nullcontext() if kind is None else torch.autocast(weight.device.type, dtype=kind)
 
 
 def wide(x: Tensor) -> Tensor:

@@ -18,13 +18,15 @@ from d2llm.config.registry import Spec
 from d2llm.models.backbone import Backbone
 from d2llm.models.batch import Batch, Embedded
 from d2llm.models.parts import build_pooling, build_scorer
-from d2llm.models.precision import wide
+from d2llm.models.precision import embedding, wide
 from d2llm.run.artifacts import write_json
 from d2llm.run.errors import ArtifactError, ConfigError, TrainingError
 from d2llm.run.logs import progress
 from d2llm.run.paths import EXAMPLE, STUDENT
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch.nn import Parameter
 
     from d2llm.models.poolings.base import Pooling
@@ -165,6 +167,10 @@ class Student(nn.Module):
         """Where the backbone lives."""
         return next(self.backbone.parameters()).device
 
+    def embedding(self) -> AbstractContextManager:
+        """The context in which texts are embedded without gradients (`precision.embedding`)."""
+        return embedding(next(self.backbone.parameters()))
+
     def ids(self, texts: list[str], role: Role, mode: Mode, remember: bool = True) -> list[tuple[int, ...]]:
         """The exact token ids fed for each text; a text without any token is one padding token, as attention needs one.
 
@@ -207,7 +213,7 @@ class Student(nn.Module):
 
     def passes(self, rows: list[tuple[int, ...]]) -> Tensor:
         """Embeddings (n, d) of rows sorted by length, in as many forward passes as cost least."""
-        ends = [len(rows)] if self.backbone.packs else split_by_length([len(row) for row in rows])
+        ends = [len(rows)] if self.backbone.unpadded else split_by_length([len(row) for row in rows])
         return torch.cat([self.pool(rows[start:end]) for start, end in zip([0, *ends], ends, strict=False)])
 
     def embed(self, texts: list[str], role: Role, mode: Mode) -> Tensor:
@@ -228,7 +234,8 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def encode(self, texts: list[str], role: Role, mode: Mode = "asymmetric", batch_size: int = 256) -> np.ndarray:
-        """Embeddings (n, d), float32, in evaluation mode; batches hold texts of like length.
+        """Embeddings (n, d), float32, in evaluation mode; batches hold texts of like length. A GPU computes them in half
+        precision, unless `gpu.half` says otherwise.
 
         role: "query" or "passage"; mode: "asymmetric" for a question and what answers it, "symmetric" for two sentences
         of a kind. Raises ValueError for any other, TypeError for one text in place of several.
@@ -248,9 +255,10 @@ class Student(nn.Module):
             order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
             out = np.zeros((len(rows), self.width), dtype=np.float32)
             starts = range(0, len(order), batch_size)
-            for start in progress(starts, "embedding, batches") if len(starts) > 1 else starts:
-                members = order[start : start + batch_size]
-                out[members] = self.pool([tuple(rows[index]) for index in members]).float().cpu().numpy()
+            with self.embedding():
+                for start in progress(starts, "embedding, batches") if len(starts) > 1 else starts:
+                    members = order[start : start + batch_size]
+                    out[members] = self.pool([tuple(rows[index]) for index in members]).float().cpu().numpy()
         finally:
             self.train(was_training)
         return out
@@ -281,7 +289,8 @@ class Student(nn.Module):
             distinct = list(dict.fromkeys(texts))
             place = {text: row for row, text in enumerate(distinct)}
             vectors = torch.from_numpy(self.encode(distinct, role, mode, batch_size)).to(self.device)
-            parts.append(part(vectors)[[place[text] for text in texts]])
+            rows = torch.tensor([place[text] for text in texts], device=self.device)
+            parts.append(part(vectors).index_select(0, rows))
         left, right = parts
         return self.scorer.pairs_cached(left, right, mode).float().cpu().numpy()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from d2llm.config.schema import Config, Run
+from d2llm.config.sections import GpuSettings
 from d2llm.config.values import canonical
 from d2llm.run.artifacts import read_json
 from d2llm.run.code import code_digest, packages
@@ -26,7 +27,13 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     del values["training"]["checkpoint_minutes"]  # decides how much is lost by a kill, and no result
     keys = [key.format(**arguments) for key in STAGES[stage].settings]
-    return {key: reduce(getitem, key.split("."), values) for key in keys} | STAGES[stage].more(config, **arguments)
+    chosen = {key: reduce(getitem, key.split("."), values) for key in keys} | STAGES[stage].more(config, **arguments)
+    return chosen | (precision(config) if STAGES[stage].torch else {})
+
+
+def precision(config: Config) -> dict[str, Any]:
+    """What a GPU computes in, for all that computes with torch; the usual goes unsaid."""
+    return {} if config.gpu == GpuSettings() else {"gpu": config.gpu.model_dump(mode="json")}
 
 
 def settings_line(config: Config, stage: str, **arguments: Any) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from d2llm.models.device import block_bytes
 from d2llm.models.student import check_several
 from d2llm.run.artifacts import read_json, write_json
 from d2llm.run.errors import ArtifactError, ConfigError
@@ -28,7 +29,7 @@ from d2llm.search.ranking import best, kept, ranked
 if TYPE_CHECKING:
     from d2llm.config.recipes import Mode
 
-# A block of 256 queries × 4096 passages is 4 MB of float32 scores.
+# On a CPU. A block of 256 queries × 4096 passages is 4 MB of float32 scores.
 QUERY_BLOCK = 256
 PASSAGE_BLOCK = 4096
 # So few passages are searched whole whatever `share` says: candidates would save little, and cost the fit.
@@ -167,8 +168,9 @@ class Index:
         of_rows = on_device(self.student, self._ties_of_rows(ties))
         hits: Hits = []
         with torch.inference_mode():
-            for first in range(0, len(q), QUERY_BLOCK):
-                block = self.student.scorer.query_cache(q[first : first + QUERY_BLOCK])
+            size, _ = score_block(q.device)
+            for first in range(0, len(q), size):
+                block = self.student.scorer.query_cache(q[first : first + size])
                 budget = self.budget(share, depth)
                 scores, rows = (
                     self._all(block, depth, of_rows) if budget is None else self._some(block, depth, budget, of_rows)
@@ -258,9 +260,10 @@ class Index:
         scores = [torch.empty(count, 0, device=device)]
         index = [torch.empty(count, 0, dtype=torch.long, device=device)]
         waiting = 0
-        starts = range(0, len(self.cache), PASSAGE_BLOCK)
+        _, size = score_block(device)
+        starts = range(0, len(self.cache), size)
         for start in progress(starts, "searching, blocks of passages") if len(starts) > 1 else starts:
-            rows = self.rows(slice(start, start + PASSAGE_BLOCK))
+            rows = self.rows(slice(start, start + size))
             scores.append(scores_of(rows))
             index.append(torch.arange(start, start + len(rows), device=device).expand(count, -1))
             waiting += len(rows)
@@ -392,6 +395,14 @@ def shared(hits: Hits, depth: int, places: np.ndarray, ties: np.ndarray) -> Hits
 def finite(scores: Tensor) -> Tensor:
     """What is not finite sorts first, so that the check of what is kept cannot miss it."""
     return scores.masked_fill(~scores.isfinite(), torch.inf)
+
+
+def score_block(device: torch.device) -> tuple[int, int]:
+    """Queries and passages that are scored at a time: on a GPU as many as its memory has room for, each pair's score,
+    number and place among the best.
+    """
+    pairs = block_bytes(device, 0) // 16
+    return (QUERY_BLOCK, PASSAGE_BLOCK) if not pairs else (4 * QUERY_BLOCK, pairs // (4 * QUERY_BLOCK))
 
 
 def on_device(student: Any, array: np.ndarray | Tensor) -> Tensor:

@@ -196,10 +196,11 @@ def vectors(student: Student, rows: list[tuple[int, ...]]) -> Tensor:
         end = start + 1
         while end < len(unique) and (end + 1 - start) * len(unique[end]) <= TOKENS:
             end += 1
-        parts.append(student.pool(unique[start:end]))
+        with student.embedding():
+            parts.append(student.pool(unique[start:end]))
         start = end
     place = {row: index for index, row in enumerate(unique)}
-    return torch.cat(parts)[[place[row] for row in rows]]
+    return torch.cat(parts).index_select(0, torch.tensor([place[row] for row in rows], device=student.device))
 
 
 def average_precision(score: np.ndarray, label: np.ndarray) -> float:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from d2llm.config.schema import Config, Run
     from d2llm.evaluation.adapter import Hits
 
-# Pairs scored at once.
+# Pairs scored at once on a CPU.
 PAIR_BLOCK = 4096
 
 
@@ -40,17 +40,20 @@ class StudentScorer:
         self.batch_size = batch_size
         scorer = student.scorer
         self.kind = getattr(scorer, "name", None) or type(scorer).__name__.lower()
-        # Text → vector, per (role, mode): a pair task repeats its premises, and both orders need the same texts twice.
-        self._known: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+        # Per (role, mode) the row of each text, and the rows: a pair task repeats its premises, and both orders need the
+        # same texts twice.
+        self._known: dict[tuple[str, str], tuple[dict[str, int], np.ndarray]] = {}
 
     def vectors(self, texts: Sequence[str], role: str, mode: str) -> np.ndarray:
         """(n, d) float32 embeddings, remembered until `forget`."""
-        vector_of = self._known.setdefault((self._merge_role(role, mode), mode), {})
-        new = [text for text in dict.fromkeys(texts) if text not in vector_of]
+        key = (self._merge_role(role, mode), mode)
+        place, table = self._known.get(key, (dict[str, int](), np.zeros((0, self.student.width), dtype=np.float32)))
+        new = [text for text in dict.fromkeys(texts) if text not in place]
         if new:
-            encoded = self.student.encode(new, role, mode, self.batch_size)
-            vector_of.update(zip(new, encoded, strict=True))
-        return np.stack([vector_of[text] for text in texts])
+            place |= zip(new, range(len(place), len(place) + len(new)), strict=True)
+            table = np.concatenate([table, self.student.encode(new, role, mode, self.batch_size)])
+            self._known[key] = place, table
+        return table[np.fromiter(map(place.__getitem__, texts), np.int64, len(texts))]
 
     def forget(self) -> None:
         """Drops the vectors: tasks share few texts."""
@@ -59,19 +62,22 @@ class StudentScorer:
     def score_pairs(self, pairs: Sequence[tuple[str, str]], mode: str) -> np.ndarray:
         import torch
 
+        from d2llm.models.device import block_bytes
         from d2llm.search.index import on_device
 
         q, p = (
             self.vectors(side, role, mode)
             for side, role in zip(zip(*pairs, strict=True), ("query", "passage"), strict=True)
         )
-        blocks = range(0, len(pairs), PAIR_BLOCK)
+        device = on_device(self.student, q[:0]).device
+        # A pair's two vectors and what the scorer keeps of each.
+        size = max(PAIR_BLOCK, block_bytes(device, 0) // (4 * q[0].nbytes))
         with torch.inference_mode():
             parts = [
                 self.student.scorer.pairs(
-                    *(on_device(self.student, side[start : start + PAIR_BLOCK]) for side in (q, p)), mode
+                    *(on_device(self.student, side[start : start + size]) for side in (q, p)), mode
                 )
-                for start in blocks
+                for start in range(0, len(pairs), size)
             ]
             return torch.cat(parts).float().cpu().numpy()
 

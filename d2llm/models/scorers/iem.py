@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2llm.config.recipes import Mode
+from d2llm.models.device import block_bytes as block_of
 from d2llm.models.precision import as_given, wide
 from d2llm.models.scorers.base import MODES, Scorer, check_mode
 from d2llm.run.errors import ConfigError
 
 TITLE = "IEM"
+# A block of this size stays in a CPU's cache.
+IN_CACHE = 2 << 20
 
 
 class IEM(Scorer):
@@ -26,8 +29,8 @@ class IEM(Scorer):
         z = w·y + b                            the logit z^S; one head for both branches
 
     W1·[q; p] = Wq·q + Wp·p, so a passage stores Wp·p + b1 and a query costs one product; only the branch of the mode
-    runs. `matrix` works in blocks: its intermediate values stay within `block_bytes` (under autograd, the graph keeps
-    all of them).
+    runs. `matrix` works in blocks: its intermediate values stay within `block_bytes` (None: as much as is
+    quickest on the device; under autograd, the graph keeps all of them).
 
     activation: act is "relu" (release) or "squared_relu", ReLU(·)²; the branch's is always ReLU.
     init: "random" is the release's (Xavier weights). "matcher" starts as a measure of closeness (docs/method.md):
@@ -57,7 +60,7 @@ class IEM(Scorer):
         skip: Literal["none", "cosine"] = "none",
         scale: float = 10.0,
         skip_scale: float = 10.0,
-        block_bytes: int = 2 << 20,
+        block_bytes: int | None = None,
     ) -> None:
         super().__init__()
         for key, value, known in (
@@ -146,7 +149,7 @@ class IEM(Scorer):
         check_mode(mode)
         h, n, m = self.hidden, query.shape[0], passage.shape[0]
         # Pairs in a block: two values of (pairs, h) are alive at once, before and after the branch.
-        rows = max(1, self.block_bytes // (2 * h * query.element_size()))
+        rows = max(1, self._bytes(query) // (2 * h * query.element_size()))
         width = min(max(m, 1), rows)
         height = max(1, rows // width)
         before, after = self._space(min(n, height) * width, query, passage)
@@ -167,6 +170,9 @@ class IEM(Scorer):
             with as_given(query):
                 logits = logits + self.skip_weight * (wide(query[:, h:]) @ wide(passage[:, h:]).T)
         return logits
+
+    def _bytes(self, query: Tensor) -> int:
+        return block_of(query.device, IN_CACHE) if self.block_bytes is None else self.block_bytes
 
     def _space(self, pairs: int, query: Tensor, passage: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """Room for the two values of a block, (pairs, h) each, which all blocks share: fresh memory for each costs a

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from d2llm.config.recipes import Mode
+from d2llm.models.device import block_bytes as block_of
 from d2llm.models.precision import as_given, wide
 from d2llm.models.scorers.base import Scorer, check_mode
 from d2llm.run.errors import ConfigError
 
 TITLE = "MaxSim"
+# Bytes of a block on a CPU.
+IN_CACHE = 16 << 20
 
 
 class MaxSim(Scorer):
@@ -21,12 +24,12 @@ class MaxSim(Scorer):
 
     q (n, s · size) and p (m, t · size) hold a vector of `size` numbers for every token (`TokensPooling`); zeros where
     there is none, which are no match and ask for none. `matrix` and `pairs` work in blocks whose token products stay
-    within `block_bytes` (under autograd, the graph keeps all of them).
+    within `block_bytes` (None: as much as is quickest on the device; under autograd, the graph keeps all of them).
     """
 
     name = "maxsim"
 
-    def __init__(self, size: int = 128, block_bytes: int = 16 << 20) -> None:
+    def __init__(self, size: int = 128, block_bytes: int | None = None) -> None:
         super().__init__()
         if size < 1:
             raise ConfigError(f"scorer maxsim: size must be at least 1, found {size}")
@@ -67,7 +70,8 @@ class MaxSim(Scorer):
     def _pairs(self, query: Tensor, passage: Tensor) -> int:
         """How many pairs' products fit into a block."""
         products = (query.shape[1] // self.size) * (passage.shape[1] // self.size)
-        return max(1, self.block_bytes // max(1, products * query.element_size()))
+        size = block_of(query.device, IN_CACHE) if self.block_bytes is None else self.block_bytes
+        return max(1, size // max(1, products * query.element_size()))
 
     def _tokens(self, side: Tensor) -> Tensor:
         """(n, t · size) → (n, at most t, size), without the places that no row uses."""
