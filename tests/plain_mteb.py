@@ -31,6 +31,9 @@ class PlainScorer:
 
     kind, candidates, trained = "iem", "all", True
 
+    def begin(self, task: object) -> None:
+        pass
+
     def vectors(self, texts: Sequence[str], role: str, mode: str) -> np.ndarray:
         return embed(texts)
 

@@ -117,6 +117,7 @@ MODULES = {
     "evaluation.mteb": EVALUATE,
     "evaluation.rows.bm25": {"evaluate bm25"},
     "evaluation.rows.teacher": {"evaluate teacher"},
+    **dict.fromkeys(("evaluation.published", "evaluation.rows.published"), set()),  # of models that mini has not
     "search.index": STUDENTS | {"runtime", "search_notebook"},
     "analysis.statistics": {"comparison", "ablations"},
     "analysis.comparison": {"comparison", "ablations"},

@@ -82,13 +82,13 @@ def results(run: Reference) -> str:
         f"Average precision on NLI, Spearman on STS, MRR@10 on retrieval; test sets, mean over {NUMBERS[seeds]} "
         f"seed{'' if seeds == 1 else 's'} (spread: Tables 1–3); bold is the highest of the {NUMBERS[len(methods)]} "
         "methods, at three digits and so sometimes of several, not a claim of significance (that is in the figure, "
-        "and in the tables).",
+        f"and in the tables). {run.about.note}".rstrip(),
         "",
         f"| | {' | '.join(COLUMNS.values())} |",
         f"| --- |{' ---: |' * len(COLUMNS)}",
     ]
     for name in [*references, *methods]:
-        title = f"*{run.about.titles[name]}*" if name in references else run.about.titles[name]
+        title = f"*{run.about.label(name)}*" if name in references else run.about.label(name)
         cells = [
             f"**{value:.3f}**" if name in methods and value == best[task] else f"{value:.3f}"
             for task, value in values.loc[name, list(COLUMNS)].items()

@@ -40,6 +40,7 @@ from d2llm.version import __version__
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "model": {"help": "teacher, decoder, encoder or one of models.others"},
     "teacher": {"default": "teacher", "help": "a teacher of the config (default: the main one)"},
+    "row": {"help": "a published model among the references"},
     "shard": {"type": int, "help": "which part of the work, from 0"},
     "shards": {"type": int, "help": "into how many parts it is cut"},
     "method": {"help": "a method of the config"},

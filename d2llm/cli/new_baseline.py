@@ -13,17 +13,17 @@ import re
 from pathlib import Path
 from string import Template
 
+from d2llm.config import checks
 from d2llm.config.catalogue import row_names
 from d2llm.config.registry import names
 from d2llm.run.artifacts import write_text
 from d2llm.run.code import ROOT
 from d2llm.run.errors import ConfigError
-from d2llm.run.schemas import AVERAGE
 
 TEMPLATES = Path(__file__).with_name("templates")
 RULES = Path("workflow") / "rules" / "baselines.smk"
 # Names that mean something else in results, configs or code.
-TAKEN = {*row_names(), AVERAGE, "base", "all", "baselines"}
+TAKEN = {*row_names(), *checks.TAKEN}
 # What differs between kinds of base model.
 KINDS = {
     "decoder": {

@@ -38,16 +38,31 @@ class Outline(NamedTuple):
 
 # ---------------------------------------------------------------------------------------------------------- base models
 def model_problems(config: Config, fetch: bool = False, texts: Sequence[str] = ()) -> Iterator[Problem]:
-    """What would be refused of the base models that some job reads; `texts`: some of those that models will be given.
+    """What would be refused of the base models that some job reads and of published models among the reference rows;
+    `texts`: some of those that models will be given.
 
     Without `fetch` a model of the hub is looked at only once stage `base` has brought it.
     """
+    yield from row_problems(config)
     for name, outline in outlines(config, fetch):
         if isinstance(outline, Problem):
             yield outline
         else:
             yield from problems(config, name, *outline)
             yield from spelling(outline.tokenizer, texts, f"models.{name}")
+
+
+def row_problems(config: Config) -> Iterator[Problem]:
+    """Published models that cannot be a reference row, as mteb's registry or their folders tell."""
+    if not config.published():
+        return  # spares others the import of mteb
+    from d2llm.evaluation import published
+
+    for model in config.published().values():
+        try:
+            published.check(model)
+        except D2LLMError as error:
+            yield Problem("error", str(error))
 
 
 def sample_texts(config: Config) -> list[str]:

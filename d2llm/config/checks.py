@@ -9,16 +9,22 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from d2llm.config.catalogue import row_names
 from d2llm.config.data import TASKS
-from d2llm.config.registry import declared
+from d2llm.config.registry import declared, modules
 from d2llm.config.schema import Config
 from d2llm.config.sections import NAME, BaseSettings, StatisticsSettings
 from d2llm.config.validation import Key, dotted, show, validate
 from d2llm.config.values import merged, nested, plain
 from d2llm.run.errors import ConfigError
+from d2llm.run.schemas import AVERAGE
 
 if TYPE_CHECKING:
     from d2llm.config.recipes import Recipe
+
+
+# Words that stand for several, or for none, where a method's name may.
+TAKEN = frozenset((AVERAGE, "base", "all", "baselines"))
 
 
 def check_seeds(config: Config, origin: Callable[[Key], str]) -> None:
@@ -53,7 +59,7 @@ def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
             )
     for name in config.teachers:
         config.teacher_of(name, origin)
-    taken = sorted({"teacher", "decoder", "encoder", "pretext"} & set(config.models.others))
+    taken = sorted({"teacher", "decoder", "encoder", "pretext", "published"} & set(config.models.others))
     if taken:
         raise ConfigError(f"{origin(('models', 'others', taken[0]))}: models.others.{taken[0]}: this name is taken")
 
@@ -71,7 +77,7 @@ def check_named_methods(config: Config, origin: Callable[[Key], str]) -> None:
         key = ("statistics", "subject")
         raise ConfigError(f"{origin(key)}: {dotted(key)}: expected one of {known}; found {subject!r}")
     for name, settings in config.variants.items():
-        if name == "base" or name in config.references:
+        if name == "base" or name in config.rows():
             raise ConfigError(f"{origin(('variants', name))}: variants.{name}: this name is taken; choose another")
         if settings.method not in config.methods:
             where = origin(("variants", name, "method"))
@@ -206,9 +212,16 @@ def check_growth(settings: BaseSettings, source: Mapping[str, int]) -> None:
 
 
 def check_tasks(config: Config, origin: Callable[[Key], str]) -> None:
-    """Refuse evaluation sets that there are not, and a reference row twice."""
-    if len(set(config.references)) < len(config.references):
-        raise ConfigError(f"{origin(('references',))}: references: expected each once; found {show(config.references)}")
+    """Refuse evaluation sets that there are not, and reference rows that cannot be told apart or from methods."""
+    if len(config.rows()) < len(config.references):
+        named = [row if isinstance(row, str) else row.key for row in config.references]
+        raise ConfigError(f"{origin(('references',))}: references: expected each once; found {show(named)}")
+    for name, model in config.published().items():
+        if name in TAKEN or name in modules() or name in row_names():
+            raise ConfigError(
+                f"{origin(('references',))}: references: {model.model}: its name {name!r} is taken; give it another "
+                "(name: …)"
+            )
     if config.evaluation.tasks == "all":
         return
     known = list(config.data.files.tasks if config.data.source == "files" else TASKS)

@@ -30,7 +30,7 @@ from d2llm.run.code import ROOT
 from d2llm.run.errors import ConfigError
 
 # Kinds of section that stand at one key, by their tags in the schema.
-TOLD_APART = ("made", "checkpoint", "files", "mteb")
+TOLD_APART = ("made", "checkpoint", "files", "mteb", "published")
 MINI = Path("config") / "mini.yaml"
 HEAD = """\
 # Configuration
@@ -51,7 +51,12 @@ def page(root: Path = ROOT) -> str:
     if not (root / MINI).is_file():
         raise ConfigError(f"config-docs: no {MINI} in {root}; run it in a clone of the repository")
     beside = beside_keys((root / MINI).read_text(encoding="utf-8"))
-    scalars = {name for name, field in Config.model_fields.items() if not list(inner(field.annotation, name))}
+    # A list may hold plain values beside sections.
+    scalars = {
+        name
+        for name, field in Config.model_fields.items()
+        if get_origin(field.annotation) is list or not list(inner(field.annotation, name))
+    }
     parts = [HEAD, "## Top level\n\n" + table(Config, "", beside, only=scalars)]
     for section, keys in places().items():
         first, *others = keys

@@ -1,12 +1,14 @@
-"""The configuration sections `evaluation` and `runtime`."""
+"""The configuration sections `evaluation` and `runtime`, and what a published model is as a reference row."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from d2llm.config.section import Names, Section
+from d2llm.config.sections import PretrainedSettings
 
 Depth = Annotated[int, Field(ge=0)]
 Order = Literal["as_given", "average"]
@@ -55,6 +57,56 @@ class Bm25Settings(Section):
     k1: Annotated[float, Field(ge=0.0)] = 1.5
     # How much long passages are held back.
     b: Annotated[float, Field(ge=0.0, le=1.0)] = 0.75
+
+
+class PublishedModel(Section):
+    """A reference row of a bi-encoder as published, which nothing here trains: one that mteb's registry knows, with the
+    prompts and the similarity it has there, or any in sentence-transformers' format, with its own.
+    """
+
+    # As mteb's registry or a hub names it ("org/name"); "./folder", "../folder" or "/folder"; "package:module/path".
+    model: Annotated[str, Field(min_length=1)]
+    # Of the hub: a commit; null: the one that mteb's registry pins.
+    revision: str | None = None
+    # Its name in files and columns; null: made of the model's.
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,99}$")] | None = None
+    # Its name in tables and figures; null: the model's.
+    title: Annotated[str, Field(min_length=1, max_length=60)] | None = None
+    # What stands before texts: {query: …, document: …}, or by mteb's names of tasks and their types; null: as published.
+    prompts: dict[str, str] | None = None
+    # Tokens of a text; null: as published.
+    max_length: Annotated[int, Field(ge=1)] | None = None
+    # Texts encoded at once; null: evaluation.batch_size.
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    # The files its weights are read from: safetensors, or pytorch_model.bin where it has no other (a pickle; no code of
+    # it runs).
+    weights: Literal["safetensors", "pytorch"] = "safetensors"
+    # Whether Python code that comes with it may run.
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _found(self) -> PublishedModel:
+        self.checkpoint()
+        return self
+
+    def checkpoint(self, revision: str | None = None) -> PretrainedSettings:
+        """Where its files lie, as of a base model. `revision` is what holds without one."""
+        found = PretrainedSettings(source=self.model, trust_remote_code=self.trust_remote_code)
+        if found.origin == "hub":
+            return found.model_copy(update={"revision": self.revision or revision})
+        if self.revision is not None:
+            raise ValueError("revision for a model on the hub only")
+        return found
+
+    @property
+    def short(self) -> str:
+        """The last part of the model's name."""
+        return re.split(r"[/:]", self.model.rstrip("/"))[-1]
+
+    @property
+    def key(self) -> str:
+        """What stands in column `method` and in paths."""
+        return self.name or re.sub(r"[^a-z0-9]+", "_", self.short.lower()).strip("_")
 
 
 class EvaluationSettings(Section):

@@ -8,11 +8,11 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from d2llm.config.catalogue import row_names
+from d2llm.config.catalogue import row_head, row_names
 from d2llm.config.data import DataSettings
-from d2llm.config.evaluation import EvaluationSettings, RuntimeSettings
+from d2llm.config.evaluation import EvaluationSettings, PublishedModel, RuntimeSettings
 from d2llm.config.registry import declared
 from d2llm.config.section import Section
 from d2llm.config.sections import (
@@ -60,6 +60,13 @@ def _known_row(name: str) -> str:
     return name
 
 
+# A reference row: a file's name, or what a published model is.
+Reference = Annotated[
+    Annotated[str, AfterValidator(_known_row), Tag("row")] | Annotated[PublishedModel, Tag("published")],
+    Discriminator(lambda value: "published" if isinstance(value, dict | PublishedModel) else "row"),
+]
+
+
 class Config(Section):
     """Everything that decides a result. `root` of its files: `results`/`tier`."""
 
@@ -73,8 +80,9 @@ class Config(Section):
     threads: PositiveInt = 1
     # What is trained: method: {keys that change its published recipe} (below).
     methods: dict[Name, dict[str, Any]] = {}
-    # Rows that frame the methods, files of d2llm/evaluation/rows: the teacher (upper) and BM25 (lower).
-    references: list[Annotated[str, AfterValidator(_known_row)]] = ["teacher", "bm25"]
+    # Rows that frame the methods, files of d2llm/evaluation/rows: the teacher (upper) and BM25 (lower); and models as
+    # published, each a section.
+    references: list[Reference] = ["teacher", "bm25"]
     # Methods with some settings changed, by name.
     variants: dict[Name, VariantSettings] = {}
     # Method: {key of its recipe, dotted within sections: values}. One key at a time is changed.
@@ -105,6 +113,25 @@ class Config(Section):
             Run(*point, seed) for point in dict.fromkeys(self.points().values()) for seed in self.seeds_of_variants()
         ]
         return list(dict.fromkeys(every_run))
+
+    def rows(self) -> dict[str, str]:
+        """The reference rows by name, in their order, with their titles."""
+        published = self.published()
+        own = {row: str(row_head(row)["TITLE"]) for row in self.references if isinstance(row, str)}
+        titles = own | {name: model.title or model.short for name, model in published.items()}
+        return {name: titles[name] for name in (row if isinstance(row, str) else row.key for row in self.references)}
+
+    def published(self) -> dict[str, PublishedModel]:
+        """Models as published among the reference rows, by name."""
+        return {row.key: row for row in self.references if isinstance(row, PublishedModel)}
+
+    def row_file(self, name: str) -> str:
+        """The file of d2llm/evaluation/rows that scores a reference row."""
+        return "published" if name in self.published() else name
+
+    def untrained(self) -> list[str]:
+        """The reference rows that nothing here was trained for: all but a teacher that is tuned."""
+        return [name for name in self.rows() if name != "teacher" or not self.teacher.steps]
 
     def seeds_of_variants(self) -> list[int]:
         """Seeds of sweeps and variants."""
@@ -166,7 +193,7 @@ class Config(Section):
 
     def evaluations(self) -> list[Run]:
         """Every evaluation: the runs, and the reference rows once."""
-        return self.runs() + [Run(name, "base", self.seeds[0]) for name in self.references]
+        return self.runs() + [Run(name, "base", self.seeds[0]) for name in self.rows()]
 
     def trials(self) -> list[Trial]:
         """Every trial of `tune`, method by method; a point that is the method as configured shares its run."""
@@ -253,5 +280,6 @@ class Config(Section):
     def offline(self) -> bool:
         """Whether nothing this config needs comes from a hub."""
         bases = [self.models.of(name) for name in self.models.names()]
+        bases += [model.checkpoint() for model in self.published().values()]
         fetched = self.data.source == "files" and self.data.files.downloads()
         return not fetched and not any(isinstance(base, PretrainedSettings) and base.origin == "hub" for base in bases)

@@ -17,7 +17,7 @@ from d2llm.run.errors import ConfigError
 S = TypeVar("S", bound=Section)
 Key = tuple[str | int, ...]
 # How the members of unions are tagged (`config.Base`, `data.settings`).
-TAGS = ("made", "checkpoint", "path", "hub", "three", "files", "mteb")
+TAGS = ("made", "checkpoint", "path", "hub", "three", "files", "mteb", "row", "published")
 # Stands for any name in a path of keys.
 ANY = "NAME"
 # What a file may hold at most: YAML's aliases let a few lines stand for any number of values, or for endless ones.
@@ -131,8 +131,8 @@ def keys(schema: type[Section], prefix: Key = ()) -> Iterator[Key]:
 
 
 def entries(annotation: Any) -> list[type[Section]]:
-    """The Section classes that the entries of a field are, where it is a dictionary by name."""
-    return sections(get_args(annotation)[1]) if get_origin(annotation) is dict else []
+    """The Section classes that the entries of a field are, where it is a dictionary by name or a list."""
+    return sections(get_args(annotation)[-1]) if get_origin(annotation) in (dict, list) else []
 
 
 def sections(annotation: Any) -> list[type[Section]]:

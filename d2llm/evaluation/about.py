@@ -25,6 +25,7 @@ BEHIND = frozenset(
         "texts",
         "data",
         "base",
+        "published",
         "vectors",
         "negatives",
         "teacher",

@@ -36,8 +36,11 @@ class PairScorer(Protocol):
     kind: str
     # Which passages retrieval looks at: "all", or a description of the candidates.
     candidates: str
-    # Whether it was trained. Equal scores throughout are then a failure; BM25 may well find no common word.
+    # Whether anybody trained it. Equal scores throughout are then a failure; BM25 may well find no common word.
     trained: bool
+
+    def begin(self, task: Any) -> None:
+        """Told which task comes, as mteb describes it, whenever texts of it do."""
 
     def vectors(self, texts: Sequence[str], role: str, mode: str) -> np.ndarray:
         """(n, d) float array: embeddings, or anything finite for a scorer that has none (mteb asks for them)."""
@@ -101,8 +104,7 @@ class SearchModel:
         self, inputs: Iterable[Any], *, task_metadata: Any, prompt_type: Any = None, **kwargs: Any
     ) -> np.ndarray:
         """(n, d) vectors of a loader's texts. On a symmetric task the first call is sentence1, the second sentence2."""
-        mode = _mode_of(task_metadata)
-        self._task = task_metadata.name
+        mode = self._begin(task_metadata)
         texts = [text for batch in inputs for text in batch["text"]]
         if prompt_type is not None:
             role = _ROLES[str(getattr(prompt_type, "value", prompt_type))]
@@ -136,9 +138,8 @@ class SearchModel:
 
     def index(self, corpus: Any, *, task_metadata: Any, **kwargs: Any) -> None:
         """Remembers the corpus (columns id, text and optionally title)."""
-        if _mode_of(task_metadata) != "asymmetric":
+        if self._begin(task_metadata) != "asymmetric":
             raise RuntimeError(f"{task_metadata.name} is {task_metadata.type}: it cannot be searched")
-        self._task = task_metadata.name
         titles = corpus["title"] if "title" in corpus.column_names else [""] * len(corpus)
         texts = [f"{title or ''} {text}".strip() for title, text in zip(titles, corpus["text"], strict=True)]
         self._corpus = (list(corpus["id"]), texts)
@@ -164,6 +165,13 @@ class SearchModel:
             for query, (rows, scores) in zip(queries["id"], hits, strict=True)
         }
         return self.predictions
+
+    def _begin(self, task_metadata: Any) -> str:
+        """The mode of a task, which the scorer is told of."""
+        mode = _mode_of(task_metadata)
+        self._task = task_metadata.name
+        self.scorer.begin(task_metadata)
+        return mode
 
     def _require_finite(self, array: np.ndarray, what: str) -> np.ndarray:
         wrong = ~np.isfinite(array)

@@ -67,7 +67,7 @@ def measure(
 
 def load(config: Config, method: str, variant: str, seed: int) -> PairScorer:
     """The trained student of a run, or the reference row of that name."""
-    row = method if method in row_names() else "student"
+    row = config.row_file(method) if method in [*row_names(), *config.published()] else "student"
     return import_module(f"d2llm.evaluation.rows.{row}").load(config, Run(method, variant, seed))
 
 

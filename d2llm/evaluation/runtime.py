@@ -11,12 +11,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib import import_module
 from itertools import cycle, islice
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from d2llm.config.schema import Run
 from d2llm.data.negatives.bm25 import Bm25, tokens
 from d2llm.evaluation import tasks
 from d2llm.run.artifacts import atomic, require
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from d2llm.config.schema import Config
     from d2llm.teacher.cross_encoder import Teacher
 
+# By name, so that an edit of it makes no measurement stale of those without such rows (`run.stages`).
+PUBLISHED = "d2llm.evaluation.rows.published"
 # Passages a search returns: what the headline metric of retrieval looks at.
 DEPTH = 10
 # A median and quartiles of fewer would say nothing.
@@ -96,9 +101,13 @@ def systems(config: Config, texts: Texts) -> Iterator[tuple[str, Callable[[], It
     for method in config.methods:
         student = Student.load(paths.run(method, "base", config.seeds[0]) / "model").to(default_device())
         yield method, partial(student_timings, student, texts, settings, evaluation.batch_size)
-    # Both reference rows look words up in the same indexes.
+    for name in config.published():
+        published = import_module(PUBLISHED).load(config, Run(name, "base", config.seeds[0]))
+        yield name, partial(published_timings, published, texts, settings)
+    # Both other reference rows look words up in the same indexes.
     bm25 = partial(Bm25, kind=evaluation.bm25.tokens, k1=evaluation.bm25.k1, b=evaluation.bm25.b)
-    lexical = {size: bm25(texts.cycled(size)) for size in settings.corpus_sizes} if config.references else {}
+    asked = {"teacher", "bm25"} & set(config.rows())
+    lexical = {size: bm25(texts.cycled(size)) for size in settings.corpus_sizes} if asked else {}
     if "teacher" in config.references:
         teacher = load_teacher(require(paths.teacher_model), config.teacher)
         yield "teacher", partial(teacher_timings, config, teacher, texts, lexical)
@@ -191,6 +200,37 @@ def student_timings(student: Any, texts: Texts, settings: RuntimeSettings, batch
             bytes_per_passage=index.bytes_per_passage,
             embedding_bytes=index.vector_bytes,
         )
+
+
+def published_timings(row: Any, texts: Texts, settings: RuntimeSettings) -> Iterator[Timing]:
+    """A published model (`rows.published`): as a bi-encoder, compared as mteb does it, without an index."""
+    import torch
+
+    batch, timed_queries = row.batch_size, texts.queries[: settings.repeats + 1]
+    row.begin(SimpleNamespace(name="runtime", type="Retrieval", prompt=None))
+    query, passage = (partial(row.encode, side=row.side(role)) for role in ("query", "passage"))
+    yield Timing("encode_query", 1, 0, clock(lambda text: query([text]), timed_queries, settings))
+    encoded: list[np.ndarray] = []
+    batches = [texts.cycled((number + 1) * batch)[-batch:] for number in range(settings.repeats + 1)]
+    seconds = clock(lambda part: encoded.append(passage(part)), batches, settings)
+    yield Timing("encode_passage", batch, 0, seconds / batch)
+    vectors = torch.from_numpy(np.concatenate(encoded)).to(row.device)
+
+    def nearest(asked: np.ndarray, corpus: torch.Tensor) -> Any:
+        scores = torch.as_tensor(row.model.similarity(torch.from_numpy(asked).to(row.device), corpus))
+        return scores.topk(min(DEPTH, len(corpus))).indices.cpu()
+
+    lines, some = np.split(query(timed_queries), len(timed_queries)), vectors[torch.arange(batch) % len(vectors)]
+    yield Timing("score", batch, 0, clock(lambda line: nearest(line, some), lines, settings) / batch)
+    size_of = float(vectors.shape[1] * vectors.element_size())
+    for size in settings.corpus_sizes:
+        corpus = vectors[torch.arange(size) % len(vectors)]
+
+        def find(text: str, corpus: torch.Tensor = corpus) -> Any:
+            return nearest(query([text]), corpus)
+
+        seconds = clock(find, timed_queries, settings)
+        yield Timing("search", 1, size, seconds, bytes_per_passage=size_of, embedding_bytes=size_of)
 
 
 def teacher_timings(config: Config, teacher: Teacher, texts: Texts, lexical: dict[int, Bm25]) -> Iterator[Timing]:

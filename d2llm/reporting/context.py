@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from d2llm.config.catalogue import row_head
 from d2llm.config.data import TASKS
 from d2llm.config.registry import declared
 from d2llm.run.schemas import SUBJECT
 
 if TYPE_CHECKING:
     from d2llm.config.schema import Config
+
+# The mark of a row without training.
+UNTRAINED = "†"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class Context:
     methods: Sequence[str]
     references: Sequence[str] = ()
     titles: Mapping[str, str] = field(default_factory=dict)
+    # Reference rows that are models as published.
+    published: Sequence[str] = ()
+    # Reference rows that nothing here was trained for; every table marks them.
+    untrained: Sequence[str] = ()
     generated: bool = True
     # Kinds of symmetric task that are scored as the mean of both orders of a pair.
     averaged: frozenset[str] = frozenset()
@@ -38,6 +44,17 @@ class Context:
     # Title and description of the evaluation sets of each group.
     sets: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
+    def label(self, name: str) -> str:
+        """The title of a row in a table: marked, where nothing was trained for it."""
+        return self.titles.get(name, name) + (UNTRAINED if name in self.untrained else "")
+
+    @property
+    def note(self) -> str:
+        """What the mark means; empty where no row has it."""
+        return f"{UNTRAINED} Nothing was trained for it here: taken as published, or without training." * bool(
+            self.untrained
+        )
+
 
 def context(config: Config) -> Context:
     """Rows, their order and their names: references, baselines as configured, then D2LLM last, whoever is compared."""
@@ -46,11 +63,10 @@ def context(config: Config) -> Context:
     return Context(
         tier=config.tier,
         methods=methods,
-        references=list(config.references),
-        titles={
-            **{name: row_head(name)["TITLE"] for name in config.references},
-            **{name: declared(name).title for name in methods},
-        },
+        references=list(config.rows()),
+        titles=config.rows() | {name: declared(name).title for name in methods},
+        published=list(config.published()),
+        untrained=config.untrained(),
         generated=config.data.source == "world",
         averaged=frozenset(kind for kind, order in orders.items() if order == "average"),
         level=config.statistics.level,

@@ -39,6 +39,8 @@ LOOKS: tuple[tuple[str, str], ...] = (
 )
 # Of a reference row whose head names none: colour, mark in plots by row, mark in the plane.
 ROW_LOOK = ("#7F7F7F", "|", "8")
+# Of models as published, in their order.
+PUBLISHED_LOOKS = (("#7F7F7F", "1", "p"), ("#A6761D", "2", "H"), ("#4D4D4D", "3", "d"), ("#B15928", "4", ">"))
 # Of arrows and terms that stand for imitation.
 IMITATION = LOOKS[0][0]
 
@@ -79,21 +81,28 @@ AVERAGE_TITLE = "Average"
 GROUP_TITLES: dict[str, str] = {"nli": "NLI", "sts": "STS", "ir": "Retrieval"}
 
 
-def look(name: str, methods: Sequence[str]) -> tuple[str, str]:
-    """Colour and marker of a method, or of a reference row, which says its own."""
+def look(name: str, methods: Sequence[str], published: Sequence[str] = ()) -> tuple[str, str]:
+    """Colour and marker of a method, or of a reference row: its own, or that of its place among the published models."""
     if name == SUBJECT:
         return SUBJECT_LOOK
     others = [other for other in methods if other != SUBJECT]
     if name not in others:
-        color, marker, _ = row_head(name).get("LOOK", ROW_LOOK)
+        color, marker, _ = row_look(name, published)
         return color, marker
     return LOOKS[others.index(name) % len(LOOKS)]
 
 
-def point(name: str, methods: Sequence[str]) -> tuple[str, str]:
+def row_look(name: str, published: Sequence[str]) -> tuple[str, str, str]:
+    """Colour of a reference row, its mark in plots by row and that in the plane."""
+    if name in published:
+        return PUBLISHED_LOOKS[published.index(name) % len(PUBLISHED_LOOKS)]
+    return row_head(name).get("LOOK", ROW_LOOK)
+
+
+def point(name: str, methods: Sequence[str], published: Sequence[str] = ()) -> tuple[str, str]:
     """`look` for a mark in the plane: reference rows have strokes in plots by row, which there need a middle."""
-    color, marker = look(name, methods)
-    return color, marker if name in methods or name == SUBJECT else row_head(name).get("LOOK", ROW_LOOK)[2]
+    color, marker = look(name, methods, published)
+    return color, marker if name in methods or name == SUBJECT else row_look(name, published)[2]
 
 
 def duration(seconds: float) -> str:

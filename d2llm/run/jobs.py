@@ -93,6 +93,9 @@ def check_arguments(config: Config, stage: str, arguments: Mapping[str, Any]) ->
     if stage == "download" and arguments["download"] not in config.data.files.downloads():
         known = ", ".join(config.data.files.downloads()) or "none"
         raise ConfigError(f"--download: expected one of {known}; found {arguments['download']!r}")
+    if stage == "published" and arguments["row"] not in config.published():
+        known = ", ".join(config.published()) or "none"
+        raise ConfigError(f"--row: expected one of {known}; found {arguments['row']!r}")
     if "teacher" in STAGES[stage].arguments:
         config.teacher_of(arguments["teacher"])
     if stage == "pretext" and (arguments["method"], arguments["variant"]) not in config.pretexts():

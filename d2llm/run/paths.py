@@ -122,6 +122,10 @@ class Paths:
         """Folder of a base model: `teacher`, `decoder`, `encoder` or another of the config."""
         return self.root / "models" / model
 
+    def published(self, row: str) -> Path:
+        """Folder of a published model that is a reference row."""
+        return self.root / "models" / "published" / row
+
     def pretext(self, method: str, variant: str) -> Path:
         """Folder of a base model after a method's own pre-training: the model, log.jsonl, summary.json."""
         return self.root / "models" / "pretext" / method / variant

@@ -29,6 +29,9 @@ RUN = ("method", "variant", "seed")
 # Of the settings of a teacher: how it is asked. The others, but for `shards`, are how it is tuned.
 ASKING = ("symmetric", "asymmetric", "max_length", "pack_size", "batch_tokens", "quantization")
 ASKED = tuple(f"teacher.{key}" for key in ASKING)
+# Of a published model: which files it is, and what it is called.
+FILES = {"model", "revision", "weights", "trust_remote_code"}
+NAMED = {"name", "title"}
 # What decides results: all but where they lie and how many threads make them.
 WHOLE = tuple(name for name in Config.model_fields if name not in ("results", "threads"))
 # The pipeline's encoder as a dense retriever (`data.negatives.encoder`): its parts are found by name.
@@ -109,6 +112,8 @@ def evaluation_inputs(config: Config, paths: Paths, method: str, variant: str, s
     """The evaluation sets, and what is evaluated."""
     if method in modules():
         return [paths.tasks, paths.run(method, variant, seed) / "model"]
+    if method in config.published():
+        return [paths.tasks, paths.published(method)]
     needed = {"teacher": paths.teacher_model, "encoder": paths.base("encoder")}
     return [paths.tasks, *(needed[name] for name in row_head(method).get("NEEDS", ()))]
 
@@ -150,6 +155,7 @@ def runtime_inputs(config: Config, paths: Paths) -> list[Path]:
         paths.tasks,
         *models,
         *([paths.teacher_model, paths.base("encoder")] if "teacher" in config.references else []),
+        *map(paths.published, config.published()),
     ]
 
 
@@ -264,9 +270,11 @@ def train_settings(config: Config, method: str, variant: str, **arguments: Any) 
 
 
 def evaluate_settings(config: Config, method: str, **arguments: Any) -> dict[str, Any]:
-    """Which metrics there are; of the teacher how it is asked."""
+    """Which metrics there are; of the teacher how it is asked, of a published model how it is fed."""
     asked = teacher_settings(config, "teacher") | {"training.max_length": config.training.max_length}
     metrics = {name: dict(kind.metrics) for name, kind in TASK_TYPES.items()}
+    if method in config.published():
+        return {"metrics": metrics, "published": config.published()[method].model_dump(mode="json", exclude=NAMED)}
     return {"metrics": metrics} | (asked if "teacher" in row_head(method).get("NEEDS", ()) else {})
 
 
@@ -275,9 +283,10 @@ def evaluate_code(config: Config, method: str, variant: str, **arguments: Any) -
     if method in modules():
         parts = declared(method).parts(config.recipe(method, variant))
         return ["d2llm.evaluation.rows.student", *part_modules(*parts)]
-    needs = row_head(method).get("NEEDS", ())
+    row = config.row_file(method)
+    needs = row_head(row).get("NEEDS", ())
     judge = teacher_code(config) if "teacher" in needs else ()
-    return [f"d2llm.evaluation.rows.{method}", *(RETRIEVER if "encoder" in needs else ()), *judge]
+    return [f"d2llm.evaluation.rows.{row}", *(RETRIEVER if "encoder" in needs else ()), *judge]
 
 
 def train_code(config: Config, method: str, variant: str, **arguments: Any) -> Sequence[str]:
@@ -391,6 +400,17 @@ STAGES: dict[str, Stage] = {
         torch=True,
         resumes=True,
         accept="d2llm.cli.preflight:accept_base",
+        fetches=True,
+    ),
+    "published": Stage(
+        "d2llm.evaluation.published:run",
+        "fetch a published model that is a reference row",
+        record=lambda paths, row: paths.published(row) / PROVENANCE,
+        writes=lambda paths, row: [paths.published(row)],
+        more=lambda config, row: {"published": config.published()[row].model_dump(mode="json", include=FILES)},
+        arguments=("row",),
+        example={"row": "bge_m3"},
+        torch=True,
         fetches=True,
     ),
     "vectors": Stage(
@@ -571,7 +591,12 @@ STAGES: dict[str, Stage] = {
             "training.max_length",
         ),
         more=methods_settings,
-        code=lambda config: [*RETRIEVER, *students_code(config), *teacher_code(config)],
+        code=lambda config: [
+            *RETRIEVER,
+            *students_code(config),
+            *teacher_code(config),
+            *(["d2llm.evaluation.rows.published"] if config.published() else []),
+        ],
         torch=True,
     ),
     "table": Stage(

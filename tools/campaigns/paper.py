@@ -92,7 +92,7 @@ def main(folder: Path, tier: str) -> None:
     paths = Paths.of(config)
     scores = pd.read_csv(paths.scores_csv, keep_default_na=False)
     print(f"{tier}: {said.count('Finished jobid')} jobs in {seconds:.0f} s; of the hub {dict(gets)}")
-    wanted = {name: set(config.methods) | set(config.references) for name in config.data.files.tasks}
+    wanted = {name: set(config.methods) | set(config.rows()) for name in config.data.files.tasks}
     whole = scores[(scores["phenomenon"] == "all") & (scores["variant"] == "base")]
     missing = {name: sorted(rows - set(whole.loc[whole["task"] == name, "method"])) for name, rows in wanted.items()}
     missing = {name: rows for name, rows in missing.items() if rows}

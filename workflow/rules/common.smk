@@ -81,6 +81,9 @@ def check_checkpoints(config):
         model = config.models.of(name)
         if hasattr(model, "source") and model.origin != "hub":
             pretrained.located(model, f"models.{name}.source")
+    for row in config.published().values():
+        if row.checkpoint().origin != "hub":
+            pretrained.located(row.checkpoint(), f"references: {row.model}")
 
 
 CONFIG = refusing(resolve)
@@ -136,7 +139,7 @@ def preflight():
 
     What ends otherwise than by refusing is no reason to stop: the jobs ask again.
     """
-    asking = ("base", "teacher", "pretext", "train")
+    asking = ("base", "published", "teacher", "pretext", "train")
     if any(job.rule.name.startswith(asking) for job in workflow.dag.needrun_jobs()):
         command = [sys.executable, "-m", "d2llm.cli", "check-config", "--models", "--config", str(PATHS.config)]
         quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}

@@ -29,6 +29,26 @@ use rule evaluate as evaluate_teacher with:
     priority: 70
 
 
+# A reference row that nothing here trains. It comes before what takes hours, as a base model of a hub does.
+rule published:
+    input:
+        reads("published"),
+    output:
+        *writes("published"),
+    log:
+        log_of("published"),
+    priority: 96
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads
+    resources:
+        **resources("published"),
+    params:
+        **job("published"),
+    shell:
+        command("published")
+
+
 rule collect:
     input:
         reads("collect"),

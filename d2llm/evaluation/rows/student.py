@@ -44,6 +44,9 @@ class StudentScorer:
         # same texts twice.
         self._known: dict[tuple[str, str], tuple[dict[str, int], np.ndarray]] = {}
 
+    def begin(self, task: object) -> None:
+        """The mode says all that it needs."""
+
     def vectors(self, texts: Sequence[str], role: str, mode: str) -> np.ndarray:
         """(n, d) float32 embeddings, remembered until `forget`."""
         key = (self._merge_role(role, mode), mode)

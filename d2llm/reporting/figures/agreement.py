@@ -114,7 +114,7 @@ def _draw_correlations(figure: Figure, table: pd.DataFrame, order: list[str], ti
     for place, task in enumerate(order):
         axis.axhspan(place - 0.42, place + 0.42, color=BAND, lw=0, zorder=0)
         for step, name in enumerate(names):
-            color, marker = look(name, data.context.methods)
+            color, marker = look(name, data.context.methods, data.context.published)
             # A little apart in height, so that equal numbers do not hide each other.
             height = place + (step - (len(names) - 1) / 2) * 0.08
             label = data.context.titles.get(name, name) if place == 0 else None

@@ -44,7 +44,7 @@ def draw(data: Data) -> Figure:
         return empty("No retrieval scores and run times of the same method.")
     figure, axis = pyplot.subplots(figsize=(6.9, 3.2))
     for row in measured.itertuples():
-        color, marker = point(row.method, data.context.methods)
+        color, marker = point(row.method, data.context.methods, data.context.published)
         axis.plot([row.q1, row.q3], [row.quality, row.quality], color=color, linewidth=1.1)
         axis.plot(row.median, row.quality, marker, color=color, markersize=6 if row.method == SUBJECT else 5)
     axis.set_xscale("log")
@@ -60,7 +60,7 @@ def draw(data: Data) -> Figure:
         for row in measured.itertuples()
         if row.phase == "rerank"
     }
-    colors = {name: point(name, data.context.methods)[0] for name in measured["method"]}
+    colors = {name: point(name, data.context.methods, data.context.published)[0] for name in measured["method"]}
     _write_labels(
         figure,
         axis,

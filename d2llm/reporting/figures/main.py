@@ -81,7 +81,7 @@ def _draw_panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> Non
         axis.axhspan(place - 0.42, place + 0.42, color=BAND if task != AVERAGE else BAND_AVERAGE, lw=0, zorder=0)
         for step, name in enumerate(names):
             values = table.loc[name, task]
-            color, marker = look(name, data.context.methods)
+            color, marker = look(name, data.context.methods, data.context.published)
             title = data.context.titles.get(name, name)
             label = title if place == 0 else None
             if name in data.context.references:

@@ -49,11 +49,11 @@ def draw(data: Data) -> Figure:
     _draw_search(axes[2], times, names, data)
     handles = []
     for name in names:
-        color, marker = point(name, data.context.methods)
+        color, marker = point(name, data.context.methods, data.context.published)
         handles.append(Line2D([], [], color=color, marker=marker, label=_write_title(name, data)))
     again = times[(times["phase"] == "rerank") & times["method"].isin(names)]
     if len(again):
-        color, marker = point("teacher", data.context.methods)
+        color, marker = point("teacher", data.context.methods, data.context.published)
         label = f"Teacher re-ranking {int(again['batch'].iloc[0])}"
         handles.append(Line2D([], [], color=color, marker="1", linestyle=":", label=label))
     if times["extrapolated"].any():
@@ -115,7 +115,7 @@ def _draw_rows(axis: Axes, places: list[tuple[Any, int, int]], data: Data) -> No
     within.
     """
     for row, line, step in places:
-        color, marker = point(row.method, data.context.methods)
+        color, marker = point(row.method, data.context.methods, data.context.published)
         height = line + 0.3 * step - (0.15 if step or len({s for *_, s in places}) > 1 else 0)
         axis.plot([row.q1, row.q3], [height, height], color=color, linewidth=1.1)
         axis.plot(row.median, height, marker, color=color)
@@ -141,7 +141,7 @@ def _draw_search(axis: Axes, times: pd.DataFrame, names: list[str], data: Data) 
             shown_times = times[(times["phase"] == phase) & (times["method"] == name)].sort_values("corpus")
             if shown_times.empty:
                 continue
-            color, marker = point(name, data.context.methods)
+            color, marker = point(name, data.context.methods, data.context.published)
             marker = marker if phase == "search" else "1"
             measured, extrapolated = shown_times[~shown_times["extrapolated"]], shown_times[shown_times["extrapolated"]]
             axis.fill_between(

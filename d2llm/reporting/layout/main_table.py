@@ -52,9 +52,7 @@ class MainTable:
         names = [*context.references, *context.methods]
         cells = {name: _reduce_seeds(name, used[used["method"] == name], columns) for name in names}
         ranked = [marks({name: cells[name][place].mean for name in context.methods}) for place in range(len(columns))]
-        rows = [
-            Row(name, context.titles.get(name, name), "reference", tuple(cells[name])) for name in context.references
-        ]
+        rows = [Row(name, context.label(name), "reference", tuple(cells[name])) for name in context.references]
         leads = self._find_leads(comparisons, context)
         for name in context.methods:
             marked = (
@@ -108,6 +106,8 @@ class MainTable:
             )
         if context.references:
             sentences.append("Reference rows (one evaluation each) are set apart and not ranked.")
+        if context.note:
+            sentences.append(context.note)
         if set(used["task_type"]) & context.averaged:
             sentences.append("A pair's score is the mean of its two orders, for every row alike.")
         # Only rows that look at candidates, not at the whole corpus, say which.

@@ -44,7 +44,7 @@ def run(config: Config) -> None:
     shown = []
     for name in tasks.names(paths.tasks, config.evaluation.tasks):
         task = tasks.read(paths.task(name), config.evaluation.split)
-        where = {"variant": "base", "task": name, "method": [*config.references, *config.methods]}
+        where = {"variant": "base", "task": name, "method": [*config.rows(), *config.methods]}
         predictions = read_predictions(paths.predictions, _COLUMNS, where)
         shown.append(examples(task, predictions, list(config.methods)))
     write_json(paths.examples, {"kept": KEPT, "characters": CHARACTERS, "tasks": shown})

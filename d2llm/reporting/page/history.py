@@ -11,7 +11,7 @@ from d2llm.run.jobs import find_stage
 if TYPE_CHECKING:
     from d2llm.config.schema import Config
 
-_ARGUMENTS = ("model", "teacher", "method", "variant", "seed", "shard", "shards", "name")
+_ARGUMENTS = ("model", "row", "teacher", "method", "variant", "seed", "shard", "shards", "name")
 _MACHINE = ("python", "platform", "processor", "cores", "device", "threads")
 
 

@@ -174,10 +174,11 @@ def overview(scores: pd.DataFrame, about: Context) -> dict[str, Any]:
             (means[name, task], name in about.methods and number(means[name, task]) == number(best[task]))
             for task in heads["task"]
         ]
-        rows.append((about.titles.get(name, name), "reference" if name in about.references else "method", cells))
+        rows.append((about.label(name), "reference" if name in about.references else "method", cells))
     return {
         "columns": [(row.task_title, METRIC_TITLES.get(row.metric, row.metric), row.n) for row in heads.itertuples()],
         "rows": rows,
+        "note": about.note,
     }
 
 
@@ -189,7 +190,7 @@ def browsed(scores: pd.DataFrame, collected: dict[str, Any] | None, about: Conte
     examples = browse.example_tables(collected, choices["task"], about) if collected else []
     hard = sorted({row["phenomenon"] for task in examples for row in task["examples"]})
     return {
-        "titles": [(name, about.titles.get(name, name)) for name in (*about.references, *about.methods)],
+        "titles": [(name, about.label(name)) for name in (*about.references, *about.methods)],
         "scores": rows,
         "choices": choices | {"phenomenon": sorted({row.phenomenon for row in rows} - {"all"}), "hard": hard},
         "variant_columns": columns,
