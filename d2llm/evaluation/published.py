@@ -160,7 +160,7 @@ def relative(name: str) -> ModelMeta | None:
 # ------------------------------------------------------------------------------------------------------------ its files
 def place(settings: PublishedModel) -> Path:
     """The folder of a model that is here. Raises ConfigError where there is none."""
-    return located(settings.checkpoint(), f"references: {settings.model}")[0]
+    return located(settings.checkpoint(), f"references: {settings.model}", weights=False)[0]
 
 
 def fetched(settings: PublishedModel, known: ModelMeta | None, where: str) -> Path:

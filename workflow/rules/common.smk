@@ -83,7 +83,7 @@ def check_checkpoints(config):
             pretrained.located(model, f"models.{name}.source")
     for row in config.published().values():
         if row.checkpoint().origin != "hub":
-            pretrained.located(row.checkpoint(), f"references: {row.model}")
+            pretrained.located(row.checkpoint(), f"references: {row.model}", weights=False)
 
 
 CONFIG = refusing(resolve)
