@@ -30,18 +30,15 @@ def test_a_file_or_folder_is_replaced_only_at_the_end(tmp_path: Path) -> None:
     path, folder = tmp_path / "sub" / "a.txt", tmp_path / "model"
     with atomic(path) as temporary:
         temporary.write_text("first")
-        assert not path.exists()
-        assert temporary.suffix == ".txt"
+        assert not path.exists() and temporary.suffix == ".txt"
     for name in ("old", "new"):
         with atomic(folder) as temporary:
             temporary.mkdir()
             (temporary / name).write_text(name)
-    with pytest.raises(RuntimeError), atomic(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    with pytest.raises(RuntimeError), atomic(folder) as temporary:
-        temporary.mkdir()
-        raise RuntimeError
+    for target, write in ((path, Path.touch), (folder, Path.mkdir)):
+        with pytest.raises(RuntimeError), atomic(target) as temporary:
+            write(temporary)
+            raise RuntimeError
     with pytest.raises(FileNotFoundError), atomic(tmp_path / "nothing"):
         pass
     assert path.read_text() == "first" and [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
@@ -51,29 +48,21 @@ def test_a_file_or_folder_is_replaced_only_at_the_end(tmp_path: Path) -> None:
 
 def test_atomic_removes_what_a_killed_writer_left_and_spares_a_living_one(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    dead = tmp_path / f".model.tmp-{platform.node()}-{killed.stdout.strip()}"
-    dead.mkdir()
-    (dead / "half").write_text("x")
-    alive = tmp_path / f".model.tmp-{platform.node()}-{os.getppid()}"
-    alive.mkdir()
+    for process in (int(killed.stdout), os.getppid()):
+        (tmp_path / f".model.tmp-{platform.node()}-{process}").mkdir()
     with atomic(tmp_path / "model") as temporary:
         temporary.mkdir()
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([alive.name, "model"])
+    left = sorted(entry.name for entry in tmp_path.iterdir())
+    assert left == [f".model.tmp-{platform.node()}-{os.getppid()}", "model"]
 
 
 def test_times_of_the_future_become_the_present_in_their_order(tmp_path: Path) -> None:
     now = time.time()
-    wanted = {
-        "past": now - 100,
-        "b/late": now + 7200,
-        "a": now + 3600,
-        "b/.snakemake_timestamp": now + 9000,
-        "c": now + 3601,
-    }
+    wanted = {"past": -100, "b/late": 7200, "a": 3600, "b/.snakemake_timestamp": 9000, "c": 3601}
     (tmp_path / "b").mkdir()
-    for name, when in wanted.items():
-        (tmp_path / name).write_text(name)
-        os.utime(tmp_path / name, (when, when))
+    for name, late in wanted.items():
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (now + late, now + late))
     assert in_future(tmp_path / "a") and in_future(tmp_path / "b") and not in_future(tmp_path / "past")
     assert settle_times(tmp_path) == 4
     times = {name: (tmp_path / name).stat().st_mtime for name in wanted}
@@ -110,52 +99,39 @@ def test_jsonl_survives_a_cut_last_line_only(tmp_path: Path) -> None:
 COLUMNS = {"text": "str", "n": "int", "score": "float", "yes": "bool", "many": "list"}
 
 
-def frame() -> pd.DataFrame:
-    many = [["甲", "乙"], []]
-    return pd.DataFrame({"text": ["a", "b"], "n": [1, 2], "score": [0.5, -1.0], "yes": [True, False], "many": many})
+def frame(**changes: list) -> pd.DataFrame:
+    values = {"text": ["a", "b"], "n": [1, 2], "score": [0.5, -1.0], "yes": [True, False], "many": [["甲", "乙"], []]}
+    return pd.DataFrame(values | changes)
 
 
-def test_frame_round_trip(tmp_path: Path) -> None:
+def test_frame_round_trip_and_damage(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     write_frame(path, frame())
     table = read_frame(path, COLUMNS)
-    assert table["text"].tolist() == ["a", "b"]
-    assert [list(values) for values in table["many"]] == [["甲", "乙"], []]
-    assert table["score"].tolist() == [0.5, -1.0]
+    assert table.assign(many=table["many"].map(list)).equals(frame())
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ArtifactError, match=r"t\.parquet: damaged Parquet"):
+        read_frame(path, COLUMNS)
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "complaint"),
+    ("spoiled", "complaint"),
     [
-        ("text", [1, 2], "column 'text': expected str, found int64"),
-        ("text", ["a", None], "column 'text' has no value in row 1"),
-        ("n", [1.5, 2.5], "column 'n': expected int, found float64"),
-        ("score", [1.0, np.inf], "column 'score' holds a value that is not finite"),
-        ("score", [1.0, np.nan], "column 'score' has no value in row 1"),
-        ("many", ["a", "b"], "column 'many': expected list"),
-        ("yes", [0, 1], "column 'yes': expected bool, found int64"),
+        (frame(text=[1, 2]), "column 'text': expected str, found int64"),
+        (frame(text=["a", None]), "column 'text' has no value in row 1"),
+        (frame(n=[1.5, 2.5]), "column 'n': expected int, found float64"),
+        (frame(score=[1.0, np.inf]), "column 'score' holds a value that is not finite"),
+        (frame(score=[1.0, np.nan]), "column 'score' has no value in row 1"),
+        (frame(many=["a", "b"]), "column 'many': expected list"),
+        (frame(yes=[0, 1]), "column 'yes': expected bool, found int64"),
+        (frame().drop(columns="n"), "column 'n' is missing"),
+        (frame().iloc[:0], "no rows"),
     ],
 )
-def test_frame_columns_are_checked(tmp_path: Path, column: str, value: list, complaint: str) -> None:
+def test_frame_columns_are_checked(tmp_path: Path, spoiled: pd.DataFrame, complaint: str) -> None:
     path = tmp_path / "t.parquet"
-    write_frame(path, frame().assign(**{column: value}))
-    with pytest.raises(ArtifactError) as error:
-        read_frame(path, COLUMNS)
-    assert str(error.value).startswith(f"{path}: {complaint}")
-    assert "snakemake" in str(error.value)
-
-
-def test_frame_missing_column_no_rows_and_damage(tmp_path: Path) -> None:
-    path = tmp_path / "t.parquet"
-    write_frame(path, frame().drop(columns="n"))
-    with pytest.raises(ArtifactError, match="column 'n' is missing"):
-        read_frame(path, COLUMNS)
-    write_frame(path, frame().iloc[:0])
-    with pytest.raises(ArtifactError, match="no rows"):
-        read_frame(path, COLUMNS)
-    write_frame(path, frame())
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ArtifactError, match=r"t\.parquet: damaged Parquet"):
+    write_frame(path, spoiled)
+    with pytest.raises(ArtifactError, match=f"{path}: {complaint}.*snakemake"):
         read_frame(path, COLUMNS)
 
 

@@ -63,10 +63,9 @@ def test_what_is_hit(steps: str, plans: list, patience: float, stage: str, name:
 def test_a_campaign_ends_with_the_run_and_tells_what_is_left() -> None:
     """Of each stage every signal goes to every target; one kill is done, then the run comes to its end."""
     aimed = kill.aims(["notebook", "table"], 1)
-    for kills in aimed.values():
-        assert len({(one.signal, one.target) for one in kills}) == len(kills) == 6
-        for one in kills:
-            one.delay = 0.0
+    for one in sum(aimed.values(), []):
+        one.delay = 0.0
+    assert all(len({(one.signal, one.target) for one in kills}) == len(kills) == 6 for kills in aimed.values())
     done = list(kill.carried_out(Run({"m": "table"}, {"m": "table"}, {}), [], aimed))
     assert [bool(one.after) for one in done] == [True, False]
     assert done[0].stage == "table" and done[1].outcome.startswith("the run ended before")

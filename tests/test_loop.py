@@ -3,9 +3,10 @@ memory that runs out."""
 
 from __future__ import annotations
 
+import copy
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from d2llm.methods.base import TrainingContext
 from d2llm.models.student import Student, TextFormat
@@ -54,14 +53,9 @@ def halves(batch: torch.Tensor, parts: int) -> list[tuple[torch.Tensor, dict[str
 
 
 def train(
-    folder: Path | None = None,
-    stop: int = 0,
-    memory: Whole | None = None,
-    room: Callable[[], int] = lambda: 99,
-    steps: int = STEPS,
-    log_file: Path | None = None,
-    **more: Any,
-) -> tuple[torch.Tensor, list[dict[str, float]], list[int]]:
+    folder: Path | None = None, stop: int = 0, memory: Whole | None = None, room: Callable[[], int] = lambda: 99,
+    steps: int = STEPS, log_file: Path | None = None, **more: Any,
+) -> tuple[torch.Tensor, list[dict[str, float]], list[int]]:  # fmt: skip
     """Weights, last records and the updates that were made. `stop`: killed after that update, before its checkpoint;
     `room`: rows that memory has room for, asked once a loss."""
     weight, updates = torch.nn.Parameter(torch.ones(3)), list[int]()
@@ -84,9 +78,7 @@ def train(
     random.seed(7)
     np.random.seed(7)  # noqa: NPY002
     torch.manual_seed(7)
-    given = (
-        context(Resume(folder, JOB, 1e-9), log_file, log_every=3) if log_file else context(Resume(folder, JOB, 1e-9))
-    )
+    given = context(Resume(folder, JOB, 1e-9), log_file, log_every=3 if log_file else 1)
     tail = fit(
         group(weight), lambda done: range(done + 1, steps + 1), loss, steps=steps, name="toy", context=given,
         rates=Rates(warmup=2), memory=memory, draw=draw, generators=[numbers, noise], watch=watch, **more,
@@ -108,12 +100,8 @@ def test_updates_are_those_of_a_plain_loop() -> None:
         gradient = 2 * value * batch.numpy() ** 2 + np.array([1.0, 0.0])
         norm = np.linalg.norm(gradient)
         rate = 0.1 * (n / 2 if n <= 2 else 1 - (n - 3) / 3)  # two updates of warm-up, then down to zero after the last
-        record = {"a": a, "b": b, "loss": a + b, "gradient_norm": norm, "learning_rate": rate}
-        assert records[n - 1] == {
-            "stage": "toy",
-            "step": n,
-            **{k: pytest.approx(v, rel=1e-4) for k, v in record.items()},
-        }
+        expected = {"step": n, "a": a, "b": b, "loss": a + b, "gradient_norm": norm, "learning_rate": rate}
+        assert records[n - 1].pop("stage") == "toy" and records[n - 1] == pytest.approx(expected, rel=1e-4)
         gradient = gradient * min(1, 1 / norm)
         mean, square = 0.8 * mean + 0.2 * gradient, 0.9 * square + 0.1 * gradient**2
         value = value - rate * (mean / (1 - 0.8**n)) / (np.sqrt(square / (1 - 0.9**n)) + 1e-8)
@@ -154,11 +142,11 @@ def test_a_loss_that_is_wrong_is_told_and_changes_nothing(terms: Callable[..., A
 
 
 # ------------------------------------------------------------------------------------------------------- a kill
-# anywhere
 @pytest.mark.parametrize("parts", [False, True])
-@pytest.mark.parametrize("stops", [(1,), (2,), (3, 7), (19,), (1, 20, 20)])
+@pytest.mark.parametrize("stops", [(1,), (3, 7), (1, 20, 20)])
 def test_killed_anywhere_it_ends_with_the_same_bits(stops: tuple[int, ...], parts: bool, tmp_path: Path) -> None:
-    """Weights, log and last records, though other processes drew and memory ran out before."""
+    """Weights, log and last records, though other processes drew and memory ran out before; once at its end, nothing
+    is done again."""
 
     def memory() -> Whole:
         return InParts(halves) if parts else Whole()
@@ -168,16 +156,10 @@ def test_killed_anywhere_it_ends_with_the_same_bits(stops: tuple[int, ...], part
     for stop in stops:
         with pytest.raises(Stopped):
             train(tmp_path / "state", stop, memory(), room, log_file=tmp_path / "cut")
-    again, last, updates = train(tmp_path / "state", memory=memory(), room=room, log_file=tmp_path / "cut")
-    assert updates == list(range(max(stops), STEPS + 1))  # of the one killed in an update nothing was kept
-    assert torch.equal(again, weight) and last == tail
-    assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
-
-
-def test_a_finished_loop_is_not_done_again(tmp_path: Path) -> None:
-    weight, tail, _ = train(tmp_path / "state")
-    again, last, updates = train(tmp_path / "state")
-    assert torch.equal(weight, again) and (last, updates) == (tail, [])
+    for left in (list(range(max(stops), STEPS + 1)), []):  # of the one killed in an update nothing was kept
+        again, last, updates = train(tmp_path / "state", memory=memory(), room=room, log_file=tmp_path / "cut")
+        assert updates == left and torch.equal(again, weight) and last == tail
+        assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------- memory that runs out
@@ -282,24 +264,22 @@ def embed(
 
 
 def test_fewer_texts_at_a_time_give_the_same_losses(student: Student) -> None:
-    state = {name: value.clone() for name, value in student.state_dict().items()}
+    again = copy.deepcopy(student), copy.deepcopy(student), copy.deepcopy(student)
     sizes, whole = embed(student, 6)
     assert sizes == [6] * 4 and student.cache is None
-    for room, at_once in ((3, None), (1, None), (6, 2)):
-        again = Student(tiny.backbone("encoder"), ("cls", {}), ("cosine", {}), FORMATS).train()
-        again.load_state_dict(state)
-        sizes, records = embed(again, room, at_once)
-        assert max(sizes) == (at_once or room) == again.cache.size
+    for (room, at_once), other in zip(((3, None), (1, None), (6, 2)), again, strict=True):
+        sizes, records = embed(other, room, at_once)
+        assert max(sizes) == (at_once or room) == other.cache.size
         assert records[0]["gradient_norm"] == pytest.approx(whole[0]["gradient_norm"], rel=1e-4)
         np.testing.assert_allclose([r["near"] for r in records], [r["near"] for r in whole], rtol=1e-2)
     with pytest.raises(TrainingError, match=r"out of memory with a single text at a time; lower training\.max_length"):
-        embed(again, 0)
+        embed(other, 0)
 
 
 def test_texts_at_a_time_are_those_of_before_the_kill(student: Student, tmp_path: Path) -> None:
+    again = copy.deepcopy(student)
     with pytest.raises(Stopped):
         embed(student, 3, None, tmp_path, 3)
-    again = Student(tiny.backbone("encoder"), ("cls", {}), ("cosine", {}), FORMATS).train()
     sizes, records = embed(again, 6, None, tmp_path)
     assert set(sizes) == {3} and [record["step"] for record in records] == [3, 4]
 
@@ -308,34 +288,3 @@ def test_of_several_processes_none_shrinks_alone(student: Student) -> None:
     student.shares = SimpleNamespace()
     with pytest.raises(TrainingError, match=r"^here: out of memory; lower training\.texts_at_once"):
         FewerTexts(student, lambda batch: 6, nullcontext).shrink([], "here", MemoryError())
-
-
-# ------------------------------------------------------------------------------------------------------------ precision
-@pytest.fixture
-def bfloat16() -> Iterator[Accelerator]:
-    """Accelerate's state is made once a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield Accelerator(cpu=True, mixed_precision="bf16")
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def test_the_precision_is_the_contexts(bfloat16: Accelerator) -> None:
-    """Passes in bfloat16, weights and what is summed in float32."""
-    losses = []
-    for accelerator in (None, bfloat16):
-        torch.manual_seed(0)
-        layer, records = torch.nn.Linear(8, 8), list[dict[str, Any]]()
-        given = context(log=records.append, accelerator=accelerator)
-
-        def loss(batch: torch.Tensor, layer: Any = layer, given: TrainingContext = given) -> dict[str, torch.Tensor]:
-            with given.autocast():
-                passed = layer(batch)
-            assert (passed.dtype == torch.bfloat16) == (given.accelerator is not None)
-            return {"square": passed.float().square().mean()}
-
-        groups = [{"params": list(layer.parameters()), "lr": 1e-2, "weight_decay": 0.0}]
-        fit(groups, lambda done: torch.ones(5, 2, 8), loss, steps=5, name="toy", context=given)
-        assert layer.weight.dtype == torch.float32
-        losses.append([record["loss"] for record in records])
-    assert losses[0] != losses[1]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)

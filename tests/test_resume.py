@@ -14,21 +14,22 @@ import random
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from test_loop import JOB, Stopped
-from test_training import prepared, tuned
+from test_training import prepared
 
 from d2llm.config.load import dump
 from d2llm.config.schema import Config
@@ -43,8 +44,20 @@ from d2llm.training import optimization, pretext, pretraining
 from d2llm.training import train as training
 
 ROOT = Path(__file__).resolve().parent.parent
-# What is done, the folder it leaves, and changes of the settings.
-Case = tuple[Callable[[Config, Resume], None], Callable[[Paths], Path], dict[str, Any]]
+Work = tuple[Callable[[Config, str, Resume], None], Callable[[Paths, str], Path]]
+# What is done with a model or method, and the folder it leaves.
+WORK: dict[str, Work] = {
+    "train": (
+        lambda config, name, kept: training.run(config, name, "base", 1, kept),
+        lambda p, name: p.run(name, "base", 1),
+    ),
+    "teacher": (lambda config, name, kept: teacher_tuning.run(config, name, kept), lambda p, name: p.teacher(name)),
+    "base": (lambda config, name, kept: pretraining.run(config, name, kept), lambda p, name: p.base(name)),
+    "pretext": (
+        lambda config, name, kept: pretext.run(config, name, "base", kept),
+        lambda p, name: p.pretext(name, "base"),
+    ),
+}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -59,7 +72,7 @@ def digests(folder: Path) -> dict[str, str]:
     return sums
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, at: int = 0, by: Callable[[], None] | None = None) -> list[int]:
+def stop_at(monkeypatch: pytest.MonkeyPatch, at: int = 0) -> list[int]:
     """The `at`-th update from now on, over all loops, changes the weights and is the last (0: none is). Grows by one
     every update."""
     real, calls = optimization.step, list[int]()
@@ -68,8 +81,6 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, at: int = 0, by: Callable[[], None]
         record = real(*arguments, **options)
         calls.append(1)
         if len(calls) == at:
-            if by is not None:
-                by()
             raise Stopped
         return record
 
@@ -90,51 +101,27 @@ def disturb() -> None:
     torch.manual_seed(7)
 
 
-def fine_tuning(method: str, **settings: Any) -> Case:
-    """The training of a method, what it leaves, and the settings it is tried with."""
-    return (
-        lambda config, resume: training.run(config, method, "base", 1, resume),
-        lambda paths: paths.run(method, "base", 1),
-        {"training": {"log_every": 1} | settings},
-    )
-
-
-def tuning(**settings: Any) -> Case:
-    return (
-        lambda config, resume: teacher_tuning.run(config, "teacher-own", resume),
-        lambda paths: paths.teacher("teacher-own"),
-        {"teachers": {"teacher-own": {"steps": 6} | settings}},
-    )
-
-
-def base(model: str, steps: int) -> Case:
-    return (
-        lambda config, resume: pretraining.run(config, model, resume),
-        lambda paths: paths.base(model),
-        {"models": {model: {"steps": steps}}},
-    )
-
-
-def own(method: str, **settings: Any) -> Case:
-    return (
-        lambda config, resume: pretext.run(config, method, "base", resume),
-        lambda paths: paths.pretext(method, "base"),
-        {"methods": {method: settings}},
-    )
-
-
-CASES: dict[str, Case] = {
-    "d2llm": fine_tuning("d2llm", dev_every=3),
-    "d2llm by parts": fine_tuning("d2llm", texts_at_once=4),
-    "udever": fine_tuning("udever", steps=30),
-    "bge": fine_tuning("bge", dev_every=3),
-    "retromae": fine_tuning("retromae"),
-    "teacher": tuning(),
-    "teacher by LoRA": tuning(tuning={"kind": "lora", "r": 2, "dropout": 0.2}),
-    "decoder": base("decoder", 30),
-    "encoder": base("encoder", 6),
-    "bge, own": own("bge", pretraining={"steps": 4}, unsupervised={"steps": 6, "pairs": "crop"}),
-    "llara, own": own("llara", adaptation={"steps": 6}),
+# Stage, name, and changes of the settings.
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "d2llm": ("train", "d2llm", {"training": {"log_every": 1, "dev_every": 3}}),
+    "d2llm by parts": ("train", "d2llm", {"training": {"log_every": 1, "texts_at_once": 4}}),
+    "udever": ("train", "udever", {"training": {"log_every": 1, "steps": 30}}),
+    "bge": ("train", "bge", {"training": {"log_every": 1, "dev_every": 3}}),
+    "retromae": ("train", "retromae", {"training": {"log_every": 1}}),
+    "teacher": ("teacher", "teacher-own", {"teachers": {"teacher-own": {"steps": 6}}}),
+    "teacher by LoRA": (
+        "teacher",
+        "teacher-own",
+        {"teachers": {"teacher-own": {"steps": 6, "tuning": {"kind": "lora", "r": 2, "dropout": 0.2}}}},
+    ),
+    "decoder": ("base", "decoder", {"models": {"decoder": {"steps": 30}}}),
+    "encoder": ("base", "encoder", {"models": {"encoder": {"steps": 6}}}),
+    "bge, own": (
+        "pretext",
+        "bge",
+        {"methods": {"bge": {"pretraining": {"steps": 4}, "unsupervised": {"steps": 6, "pairs": "crop"}}}},
+    ),
+    "llara, own": ("pretext", "llara", {"methods": {"llara": {"adaptation": {"steps": 6}}}}),
 }
 # Fine-tuning of all weights, which starts from the method's own pre-training.
 FULL = ("bge", "retromae")
@@ -155,39 +142,40 @@ def place(config: Config, folder: Path, **changes: Any) -> Config:
     return copy
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("case", CASES)
 def test_stopped_anywhere_the_same_bytes(
-    name: str, tiny_scores: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, tiny_scores: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work, result, changes = CASES[name]
+    stage, name, changes = CASES[case]
+    work, result = WORK[stage]
     monkeypatch.setattr(pretext, "TrainingContext", partial(pretext.TrainingContext, log_every=1))
     whole, cut = (place(tiny_scores, tmp_path / side, **changes) for side in ("whole", "cut"))
     for config in (whole, cut):
-        target = result(Paths.of(config))
+        target = result(Paths.of(config), name)
         if target.is_symlink():
             target.unlink()
-        if name in FULL:
+        if case in FULL:
             assert config.recipe(name).tuning.kind == "full"
             pretext.run(config, name, "base")
     with monkeypatch.context() as patched:
         done = stop_at(patched)
-        work(whole, Resume())
+        work(whole, name, Resume())
     total = len(done)
     every_second(monkeypatch)
     states = Paths.of(cut).state("job")
-    for stop in (STOPS.get(name) or random.Random(name).randrange(3, total), 1):
+    for stop in (STOPS.get(case) or random.Random(case).randrange(3, total), 1):
         with monkeypatch.context() as patched, pytest.raises(Stopped):
             stop_at(patched, stop)
             disturb()
-            work(cut, Resume(states, JOB, 1e-9))
+            work(cut, name, Resume(states, JOB, 1e-9))
     disturb()
     last = Resume(states, JOB, 1e-9)
     with monkeypatch.context() as patched:
         calls = stop_at(patched)
-        work(cut, last)
+        work(cut, name, last)
     assert sum(last.resumed.values()) >= 2
     assert len(calls) == total - sum(last.resumed.values())  # what was kept was not done again
-    expected, files = (digests(result(Paths.of(config))) for config in (whole, cut))
+    expected, files = (digests(result(Paths.of(config), name)) for config in (whole, cut))
     assert files == expected and any("safetensors" in file for file in files)
     last.remove()
     assert not states.exists()
@@ -278,14 +266,22 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def test_a_full_disk_costs_the_checkpoint_and_not_the_training(
     tmp_path: Path, full: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    loop, weight = toy(Resume(tmp_path / "state", JOB, 1e-9), tmp_path / "log.jsonl")
-    advance(loop, weight, 1)
-    kept, loop.done = loop.file.read_bytes(), 1
-    full()
-    advance(loop, weight, 1)
-    assert "toy, update 2: no checkpoint could be kept (OSError: [Errno 28]" in caplog.text
-    assert loop.file.read_bytes() == kept
-    assert [file.name for file in loop.file.parent.iterdir()] == [loop.file.name]
+    """A signal that comes then tells what is lost."""
+    owner = listening(tmp_path / "state", 1e-9)
+    loop, weight = toy(owner, tmp_path / "log.jsonl")
+    with owner.signals:
+        advance(loop, weight, 1)
+        kept, loop.done = loop.file.read_bytes(), 1
+        full()
+        advance(loop, weight, 1)
+        assert "toy, update 2: no checkpoint could be kept (OSError: [Errno 28]" in caplog.text
+        assert loop.file.read_bytes() == kept
+        assert [file.name for file in loop.file.parent.iterdir()] == [loop.file.name]
+        loop.done = 2
+        lost = r"no checkpoint could be kept \(OSError: \[Errno 28\] .*\), so the next run goes on from the last one"
+        with pytest.raises(Interrupted, match=f"after update 3 of 10; {lost}"):
+            signal.raise_signal(signal.SIGTERM)
+            advance(loop, weight, 1)
 
 
 def test_the_scale_of_half_precision_is_kept(tmp_path: Path) -> None:
@@ -346,11 +342,8 @@ def test_a_signal_ends_a_training_after_its_update_and_a_checkpoint(number: int,
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is passed on by a parent at the same moment is not a second one."""
-
-    def end(*_: object) -> None:
-        raise Stopped
-
-    before = signal.signal(signal.SIGTERM, end)
+    before, ended = signal.getsignal(signal.SIGTERM), list[int]()
+    signal.signal(signal.SIGTERM, end := lambda number, _: ended.append(number))
     try:
         owner = listening(tmp_path / "state")
         with owner.signals:
@@ -358,9 +351,9 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.Mon
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)
             monkeypatch.setattr(signals, "SAME", 0.0)
-            with pytest.raises(Stopped):
-                signal.raise_signal(signal.SIGTERM)
-            assert signal.getsignal(signal.SIGTERM) is end
+            assert not ended
+            signal.raise_signal(signal.SIGTERM)
+            assert ended == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) is end
     finally:
         signal.signal(signal.SIGTERM, before)
     assert not (tmp_path / "state").exists()
@@ -374,19 +367,16 @@ def test_signals_act_as_ever_where_no_checkpoint_is_kept_and_outside_of_loops(tm
     owner = listening(tmp_path / "state")
     assert handlers() == before
     loop, weight = toy(owner, log)
-    assert handlers() == [owner.signals._note] * 2
-    advance(loop, weight, 9)
-    loop.done = 9
-    assert handlers() == [owner.signals._note] * 2
-    advance(loop, weight, 1)
-    assert handlers() == before
-
+    for updates, expected in ((9, [owner.signals._note] * 2), (1, before)):
+        assert handlers() == [owner.signals._note] * 2
+        advance(loop, weight, updates)
+        loop.done += updates
+        assert handlers() == expected
     owner = listening(tmp_path / "state")
     thread = threading.Thread(target=lambda: advance(*toy(owner, log), 3))
     thread.start()
     thread.join()
     assert handlers() == before and owner.signals.told == 0
-
     ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts in the background
     try:
         with owner.signals:
@@ -394,16 +384,6 @@ def test_signals_act_as_ever_where_no_checkpoint_is_kept_and_outside_of_loops(tm
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, ignored)
-
-
-def test_a_signal_while_the_disk_is_full_tells_what_is_lost(tmp_path: Path, full: Callable[[], None]) -> None:
-    owner = listening(tmp_path / "state")
-    loop, weight = toy(owner, tmp_path / "log.jsonl")
-    full()
-    lost = r"no checkpoint could be kept \(OSError: \[Errno 28\] .*\), so the next run goes on from the last one"
-    with owner.signals, pytest.raises(Interrupted, match=f"after update 1 of 10; {lost}"):
-        signal.raise_signal(signal.SIGTERM)
-        advance(loop, weight, 1)
 
 
 STARTS = """
@@ -464,88 +444,47 @@ def job(config: Config, method: str, launcher: list[str]) -> subprocess.Popen[st
     )
 
 
-def signalled(started: subprocess.Popen[str], log: Path, updates: int) -> str:
-    """Its errors, after SIGTERM to its group once so many updates are logged."""
+def signalled(started: subprocess.Popen[str], number: int, log: Path, updates: int) -> str:
+    """Its errors, after a signal to its group once so many updates are logged; a kill reaches torchrun's processes,
+    which have groups of their own, as well."""
     deadline = time.monotonic() + 240
     while not log.exists() or log.read_bytes().count(b"\n") < updates:
         assert started.poll() is None and time.monotonic() < deadline, started.communicate()[1]
         time.sleep(0.005)
-    os.killpg(started.pid, signal.SIGTERM)
+    below = psutil.Process(started.pid).children(recursive=True) if number == signal.SIGKILL else []
+    os.killpg(started.pid, number)
+    for one in below:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
     return started.communicate(timeout=120)[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "processes"), [("sgpt", 1), ("d2llm", 2)])
-def test_a_job_told_to_end_goes_on_with_the_same_bytes(
-    method: str, processes: int, tiny_scores: Config, tmp_path: Path
+@pytest.mark.parametrize(
+    ("method", "processes", "number"),
+    [("sgpt", 1, signal.SIGTERM), ("d2llm", 2, signal.SIGTERM), ("d2llm", 2, signal.SIGKILL)],
+)
+def test_a_job_told_to_end_or_killed_goes_on_with_the_same_bytes(
+    method: str, processes: int, number: int, tiny_scores: Config, tmp_path: Path
 ) -> None:
-    """Of two processes, torchrun gets the signal and tells both."""
-    steps = 120 // processes
+    """Of two processes, torchrun gets the signal and tells both. Dropout draws in each for its own texts, so each has
+    its own random state to go on with."""
+    steps, killed = 120 // processes, number == signal.SIGKILL
     settings = {"steps": steps, "log_every": 1, "dev_every": 0, "processes": processes}
+    settings["checkpoint_minutes"] = 1e-9 if killed else 10
     whole, cut = (prepared(tiny_scores, tmp_path / side, training=settings) for side in ("whole", "cut"))
+    assert processes == 1 or whole.recipe(method).tuning.dropout > 0
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     launcher = torchrun if processes > 1 else []
     folders = [Paths.of(config).run(method, "base", 1) for config in (whole, cut)]
     assert job(whole, method, launcher).wait(240) == 0
     stopped = job(cut, method, launcher)
-    errors = signalled(stopped, folders[1] / "log.jsonl", 3)
+    errors = signalled(stopped, number, folders[1] / "log.jsonl", 3)
     line = rf"error: fine-tuning: stopped by SIGTERM after update (\d+) of {steps}; the next run goes on from there"
-    at = int(re.search(line, errors)[1])
-    assert stopped.returncode == (2 if processes == 1 else 1) and 3 <= at < steps
+    assert stopped.returncode == (-number if killed else 2 if processes == 1 else 1)
     assert not (folders[1] / "model").exists()
     again = job(cut, method, launcher)
     assert again.wait(240) == 0, again.communicate()[1]
-    record = json.loads((folders[1] / "provenance.json").read_text(encoding="utf-8"))
-    assert record["resumed"] == {"fine-tuning": at}
+    at = json.loads((folders[1] / "provenance.json").read_text(encoding="utf-8"))["resumed"]["fine-tuning"]
+    assert 2 <= at < steps and (killed or at == int(re.search(line, errors)[1]))
     assert digests(folders[0]) == digests(folders[1]) and any("safetensors" in file for file in digests(folders[0]))
-
-
-# ------------------------------------------------------------------------------------------------------------ processes
-def process(rank: int, port: int, config: Config, states: Path, killed_at: int) -> None:
-    """One of two processes that share a training of D2LLM; with `killed_at`, killed after that many updates."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), ACCELERATE_USE_CPU="1")
-    stop_at(pytest.MonkeyPatch(), killed_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    disturb()
-    kept = Resume(states, JOB if rank == 0 else None, 1e-9)
-    training.run(config, "d2llm", "base", 1, kept)
-    os._exit(10 + kept.resumed.get("fine-tuning", 0))
-
-
-def two(config: Config, states: Path, killed_at: int = 0) -> list[int]:
-    """Exit codes of two processes, started as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    fork = torch.multiprocessing.get_context("fork")
-    pair = [fork.Process(target=process, args=(rank, port, config, states, killed_at)) for rank in (0, 1)]
-    for one in pair:
-        one.start()
-    for one in pair:
-        one.join(120)
-    return [one.exitcode for one in pair]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU cannot be used after a fork")
-def test_two_processes_killed_and_started_again(
-    tiny_scores: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Dropout draws in each process for its own texts, so each has its own random state to go on with."""
-    settings = {"log_every": 1, "dev_every": 0, "processes": 2}
-    whole, cut = (prepared(tiny_scores, tmp_path / side, training=settings) for side in ("whole", "cut"))
-    assert whole.recipe("d2llm").tuning.dropout > 0
-    states = tmp_path / "states"
-    assert two(whole, tmp_path / "none") == [10, 10]
-    every_second(monkeypatch)
-    assert two(cut, states, killed_at=3) == [-signal.SIGKILL, -signal.SIGKILL]
-    folders = [Paths.of(config).run("d2llm", "base", 1) for config in (whole, cut)]
-    assert [line["step"] for line in tuned(folders[1] / "log.jsonl")] in ([1, 2], [1, 2, 3])
-    assert not (folders[1] / "model").exists()
-    assert [file.name for file in states.iterdir()] == ["1-fine-tuning.safetensors"]  # the first process's alone
-    assert two(cut, states) == [12, 12]  # both went on after the second update
-    assert digests(folders[1]) == digests(folders[0])

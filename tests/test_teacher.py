@@ -6,7 +6,6 @@ Tuning in parts and in half precision: test_out_of_memory.py; tuning that is kil
 from __future__ import annotations
 
 import copy
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from sklearn.metrics import average_precision_score
 from test_negatives import changed_results
 from tiny_run import changed
 
@@ -35,7 +33,7 @@ from d2llm.run.errors import ArtifactError, ConfigError, TrainingError
 from d2llm.run.paths import Paths
 from d2llm.teacher import score as teacher_scores
 from d2llm.teacher import tune as teacher_tuning
-from d2llm.teacher.cross_encoder import PromptIds, Teacher, answer_ids, token_batches
+from d2llm.teacher.cross_encoder import PromptIds, Teacher, token_batches
 from d2llm.teacher.prompts import Prompt, prompts
 from d2llm.teacher.targets import read_scores
 
@@ -103,38 +101,25 @@ def test_the_prompts_are_those_of_the_release() -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        *(
-            (text, "once and after it")
-            for text in ("只有{a}。回答：", "{b}在{a}前。", "{a}{a}{b}：", "{a}{b}{b}：", "都没有")
-        ),
-        *((text, "answer cue") for text in ("{a}和{b}", "{a}和{b}\n ")),
-    ],
+    "template", ["只有{a}。回答：", "{b}在{a}前。", "{a}{a}{b}：", "{a}{b}{b}：", "{a}和{b}", "{a}和{b}\n "]
 )
-def test_a_template_needs_both_texts_once_in_order_and_a_cue(template: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_a_template_needs_both_texts_once_in_order_and_a_cue(template: str) -> None:
+    with pytest.raises(ConfigError, match="answer cue" if "和" in template else "once and after it"):
         Prompt.parse(template, "是", "不是")
 
 
 def test_unusable_answers_and_prompts_without_room_are_refused(teacher: Teacher) -> None:
-    prompt = Prompt.parse("{a}和{b}回答：", "是", "不是")
-    vocabulary = teacher.tokenizer.get_vocab()
-    assert answer_ids(teacher.tokenizer, prompt) == (vocabulary["是"], vocabulary["不"])
+    plain = Prompt.parse("{a}和{b}回答：", "是", "不是")
     for changes, message in (
         ({"yes": "龙"}, r"answer '龙' has no token.*teacher\.\*\.yes"),
         ({"no": " "}, "answer ' ' has no token"),
         ({"yes": "不能"}, "'不能' and '不是' start with the same token '不'"),
     ):
         with pytest.raises(ConfigError, match=message):
-            answer_ids(teacher.tokenizer, replace(prompt, **changes))
-    wrong = small_settings(asymmetric=PromptSettings(template="{a}和{b}回答：", yes="不", no="不能"))
-    with pytest.raises(ConfigError, match="same token"):
-        Teacher(teacher.model, teacher.tokenizer, wrong)
+            PromptIds(replace(plain, **changes), teacher.tokenizer, 200)
     prompt = prompts(small_settings())["symmetric"]
     fixed = len(teacher.tokenizer(prompt.text("", ""), add_special_tokens=False)["input_ids"])
-    message = rf"teacher.max_length is {fixed + 1}, but the prompt alone takes {fixed} tokens"
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=rf"max_length is {fixed + 1}, but the prompt alone takes {fixed} tokens"):
         PromptIds(prompt, teacher.tokenizer, fixed + 1)
     assert PromptIds(prompt, teacher.tokenizer, fixed + 2).room == 2
 
@@ -143,7 +128,7 @@ def test_unusable_answers_and_prompts_without_room_are_refused(teacher: Teacher)
 texts = st.lists(st.integers(1000, 9999), max_size=60)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     room=st.integers(2, 50), a=texts, candidates=st.lists(texts, min_size=1, max_size=6),
     size=st.one_of(st.none(), st.integers(1, 6)),
@@ -177,7 +162,7 @@ def test_every_candidate_stands_in_its_row_as_in_a_prompt_of_its_own(
         assert len(rows) == -(-len(candidates) // (size or len(candidates)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), budget=st.integers(1, 200), seed=st.integers(0, 99)
 )
@@ -224,14 +209,14 @@ def check_scores(teacher: Teacher, mode: str = "symmetric") -> list[np.ndarray]:
     return logits
 
 
-@pytest.mark.parametrize("mode", ["symmetric", "asymmetric"])
-@pytest.mark.parametrize("pack_size", [1, 2, 8])
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "pack_size", "bias"), [("symmetric", 2, False), ("asymmetric", 8, True), ("symmetric", 1, True)]
+)
 def test_packed_scores_and_features_are_those_of_separate_prompts(mode: str, pack_size: int, bias: bool) -> None:
     teacher = made(bias=bias, pack_size=pack_size, batch_tokens=700)
     logits = check_scores(teacher, mode)
     assert np.concatenate(logits).std() > 0.01  # they do differ
-    assert all((one == two).all() for one, two in zip(teacher.score(GROUPS, mode), logits, strict=True))
+    np.testing.assert_array_equal(np.concatenate(teacher.score(GROUPS, mode)), np.concatenate(logits))
 
 
 def test_the_instruction_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,13 +224,11 @@ def test_the_instruction_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = made(pack_size=2, batch_tokens=300)
     assert teacher.packs  # tried once, by passes of its own
     fed: list[tuple[int, ...]] = []
-    body = teacher.model.base_model
+    body, known = teacher.model.base_model, len(teacher.prompts["symmetric"].prefix)
     whole = body.forward
     monkeypatch.setattr(body, "forward", lambda **given: fed.append(given["input_ids"].shape) or whole(**given))
     with_it = teacher.score(GROUPS, "symmetric")
-    known = len(teacher.prompts["symmetric"].prefix)
-    pieces = [(a, b[i : i + 2]) for a, b in GROUPS for i in range(0, len(b), 2)]
-    lengths = [len(row.ids) for row in teacher.pack(pieces, "symmetric")]
+    lengths = [len(row.ids) for row in teacher.pack(GROUPS, "symmetric", 2)]
     (first, *rest) = fed
     assert first == (1, known) and len(rest) > 1
     assert (sum(n for n, _ in rest), max(t for _, t in rest)) == (len(lengths), max(lengths) - known)
@@ -254,60 +237,38 @@ def test_the_instruction_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     fed.clear()
     without = teacher.score(GROUPS, "symmetric")
     assert (sum(n for n, _ in fed), max(t for _, t in fed)) == (len(lengths), max(lengths))
-    for one, two in zip(with_it, without, strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(with_it), np.concatenate(without), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2", "mixtral", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "mixtral"])
 def test_the_last_feed_forward_runs_for_the_answers_alone(kind: str, teacher: Teacher) -> None:
-    """In Llama's kin; of every architecture the answers' logits and states are those of a pass over everything."""
+    """In Llama's kin; of every architecture the answers' logits and states are those of plain prompts."""
     other = of_architecture(kind, teacher, {})
-    body = other.model.base_model
-    mlp = (body.layers if hasattr(body, "layers") else body.h)[-1].mlp
+    assert other.packs
     seen: list[int] = []
-    rows, begun = other.pack(GROUPS, "symmetric"), other.instruction("symmetric")
+    mlp = other.model.base_model.layers[-1].mlp
     mlp.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[:-1].numel()))
-    with torch.no_grad():
-        logits, states, _ = other.forward(rows, "symmetric", begun)
-        few_logits, few_states, _ = other.forward(rows, "symmetric", begun, only_answers=True)
-    torch.testing.assert_close(few_logits, logits, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(few_states, states, rtol=1e-5, atol=1e-5)
-    whole, few = seen[-2:]
+    other.score(GROUPS, "symmetric")
     answers = sum(len(candidates) for _, candidates in GROUPS)
-    assert few == (answers if kind in ("llama", "qwen2", "gemma2") else whole) and whole > 3 * answers
+    assert (seen[-1] == answers) if kind != "mixtral" else (seen[-1] > 3 * answers)
+    check_scores(other)
 
 
 # ---------------------------------------------------------------------------------------------- what a checkpoint adds
 def test_a_prompt_begins_as_the_checkpoint_begins_a_text() -> None:
     teacher = made(first=True)
     bos, whole = teacher.tokenizer.bos_token_id, teacher.tokenizer(SYMMETRIC)["input_ids"]
-    assert whole[0] == bos and teacher.tokenizer(SYMMETRIC, add_special_tokens=False)["input_ids"] == whole[1:]
-    (row,) = teacher.pack([("甲", ["乙"])], "symmetric")
-    assert row.ids == whole
+    assert whole[0] == bos and teacher.pack([("甲", ["乙"])], "symmetric")[0].ids == whole
     logits = teacher.score([("甲", ["乙", "丙丁"])], "symmetric")[0]
     with torch.no_grad():
-        expected, bare = (teacher.model(input_ids=torch.tensor([ids])).logits[0, -1] for ids in (whole, whole[1:]))
+        expected = teacher.model(input_ids=torch.tensor([whole])).logits[0, -1]
     answers = [teacher.prompts["symmetric"].yes, teacher.prompts["symmetric"].no]
     np.testing.assert_allclose(logits[0], expected[answers].numpy(), atol=1e-5)
-    assert not np.allclose(logits[0], bare[answers].numpy(), atol=1e-2)
     # The first token takes of the room that texts have; a template that spells it has it once.
     assert teacher.prompts["symmetric"].room == made().prompts["symmetric"].room - 1
     spelt = PromptSettings(template="<bos>#P：{a}\n#H：{b}\n回答：", yes="是", no="不")
     again = Teacher(teacher.model, teacher.tokenizer, small_settings(symmetric=spelt))
-    short = again.tokenizer("#P：甲\n#H：乙\n回答：")["input_ids"]
-    assert again.pack([("甲", ["乙"])], "symmetric")[0].ids == short and short.count(bos) == 1
-
-
-@pytest.mark.parametrize("missing", [("pad_token",), ("pad_token", "eos_token")])
-def test_a_tokenizer_without_a_padding_token_scores_the_same(missing: tuple[str, ...]) -> None:
-    teacher = made()
-    expected = teacher.score(GROUPS, "symmetric")
-    for name in missing:
-        setattr(teacher.tokenizer, name, None)
-    again = Teacher(teacher.model, teacher.tokenizer, teacher.settings)
-    assert again.pad_id == (teacher.tokenizer.eos_token_id or 0)
-    for one, two in zip(again.score(GROUPS, "symmetric"), expected, strict=True):
-        np.testing.assert_array_equal(one, two)
+    assert again.pack([("甲", ["乙"])], "symmetric")[0].ids == again.tokenizer("#P：甲\n#H：乙\n回答：")["input_ids"]
 
 
 def test_the_tokenizer_itself_says_what_its_wrapper_says() -> None:
@@ -362,21 +323,12 @@ def test_of_every_architecture_scores_are_those_of_the_model_itself(kind: str, t
     assert other.packs is packs and other.model.get_output_embeddings() is head
 
 
-LINEAR = {
-    "layer_types": ["linear_attention", "full_attention"],
-    "head_dim": 8,
-    "num_experts": 2,
-    "num_experts_per_tok": 1,
-}
-
-
-@pytest.mark.parametrize(("kind", "more"), [("mpt", {}), pytest.param("qwen3_next", LINEAR, marks=pytest.mark.slow)])
-def test_half_precision_does_not_hide_that_candidates_touch(kind: str, more: dict[str, Any], teacher: Teacher) -> None:
-    """Distances counted in the row, or a state carried on, are less than a tenth of an answer's state, and change
-    scores by the size of their spread.
+def test_half_precision_does_not_hide_that_candidates_touch(teacher: Teacher) -> None:
+    """Distances counted in the row are less than a tenth of an answer's state, and change scores by the size of their
+    spread.
     """
-    other = of_architecture(kind, teacher, more)
-    model, group = other.model.bfloat16(), (LETTERS, [LETTERS[i:] + LETTERS[: 9 - i] for i in range(8)])
+    model = of_architecture("mpt", teacher, {}).model.bfloat16()
+    group = (LETTERS, [LETTERS[i:] + LETTERS[: 9 - i] for i in range(8)])
     shared, alone = (
         Teacher(model, teacher.tokenizer, small_settings(pack_size=size)).score([group, group], "symmetric")[0]
         for size in (8, 1)
@@ -386,8 +338,7 @@ def test_half_precision_does_not_hide_that_candidates_touch(kind: str, more: dic
 
 def test_scores_that_are_not_finite_are_refused() -> None:
     teacher = made()
-    with torch.no_grad():
-        teacher.model.model.layers[0].mlp.down_proj.weight[0, 0] = math.nan
+    torch.nn.init.constant_(teacher.model.model.layers[0].mlp.down_proj.weight, math.nan)
     with pytest.raises(TrainingError, match="not finite"):
         teacher.score(GROUPS, "symmetric")
 
@@ -401,10 +352,10 @@ def test_a_saved_teacher_scores_as_before(dtype: torch.dtype, teacher: Teacher, 
     teacher.tokenizer.save_pretrained(tmp_path)
     again = Teacher.load(tmp_path, teacher.settings)
     assert again.model.dtype == dtype
-    logits, states = again.score(GROUPS, "asymmetric", features=True)
-    for one, two, features in zip(teacher.score(GROUPS, "asymmetric"), logits, states, strict=True):
-        assert two.dtype == features.dtype == np.float32
-        np.testing.assert_allclose(two, one, rtol=0, atol=0 if dtype == torch.float32 else 0.05)
+    logits, states = map(np.concatenate, again.score(GROUPS, "asymmetric", features=True))
+    assert logits.dtype == states.dtype == np.float32
+    before = np.concatenate(teacher.score(GROUPS, "asymmetric"))
+    np.testing.assert_allclose(logits, before, rtol=0, atol=0 if dtype == torch.float32 else 0.05)
     assert Teacher.load(tmp_path, teacher.settings, torch.float32).model.dtype == torch.float32
 
 
@@ -419,20 +370,12 @@ def trivial(n: int, seed: int) -> pd.DataFrame:
     rows = []
     for i in range(n):
         label = [True, False] if i % 2 else [False, True]
-        rows.append(
-            {
-                "mode": ("symmetric", "asymmetric")[i % 4 == 0],
-                "b": [
-                    str(rng.choice(list("甲乙" if yes else "丙丁"))) + str(rng.choice(list("戊己庚"))) for yes in label
-                ],
-                "a": str(rng.choice(list(LETTERS))),
-                "target": [1.0 if yes else 0.1 for yes in label],
-                "label": label,
-                "relations": ["10" if yes else "50" for yes in label],
-                "phenomenon": ["right" if yes else "wrong" for yes in label],
-            }
-        )
-    return pd.DataFrame(rows)
+        b = [str(rng.choice(list("甲乙" if yes else "丙丁"))) + str(rng.choice(list("戊己庚"))) for yes in label]
+        rows.append((("symmetric", "asymmetric")[i % 4 == 0], b, str(rng.choice(list(LETTERS))), label))
+    frame = pd.DataFrame(rows, columns=["mode", "b", "a", "label"])
+    for column, right, wrong in (("target", 1.0, 0.1), ("relations", "10", "50"), ("phenomenon", "right", "wrong")):
+        frame[column] = [[right if yes else wrong for yes in label] for label in frame["label"]]
+    return frame
 
 
 def test_tuning_learns_a_trivial_task(tmp_path: Path) -> None:
@@ -446,14 +389,9 @@ def test_tuning_learns_a_trivial_task(tmp_path: Path) -> None:
     assert records[-1]["relation"] < 0.5  # log 6 = 1.79
     for mode in ("symmetric", "asymmetric"):
         assert after[mode]["ap"] > 0.99 > 0.9 > before[mode]["ap"]
-        assert after[mode]["accuracy"] > 0.99
-    assert not teacher.model.training
-
-
-def test_the_relation_term_can_be_left_out(tmp_path: Path) -> None:
-    teacher = made(steps=2, relation_weight=0.0, **SHORT)
-    teacher_tuning.tune(teacher, trivial(16, 1), teacher.settings, tmp_path / "log.jsonl")
-    (record,) = read_jsonl(tmp_path / "log.jsonl")
+    # The relation term can be left out.
+    teacher_tuning.tune(made(**SHORT), trivial(8, 1), small_settings(steps=1, relation_weight=0.0), tmp_path / "other")
+    (record,) = read_jsonl(tmp_path / "other")
     assert "answer" in record and "relation" not in record
 
 
@@ -486,7 +424,6 @@ def test_tuning_batches(teacher: Teacher) -> None:
     for start in range(0, len(symmetric) - 29, 30):  # every pass holds every group once
         assert sorted(symmetric[start : start + 30]) == list(range(30))
     assert all(one[0] == two[0] and (one[1] == two[1]).all() for one, two in zip(batches, again, strict=True))
-    assert sorted(examples.targets["symmetric"][0].tolist()) == [pytest.approx(0.1), 1.0]
 
 
 def test_targets_follow_candidates_whose_rows_are_parted_by_the_cut(teacher: Teacher) -> None:
@@ -522,18 +459,13 @@ def test_the_report_by_hand() -> None:
     (report,) = teacher_tuning.assess(judge, pd.DataFrame(rows).assign(mode="symmetric", a="q")).values()
     # AP by hand: precision at each right pair from the highest probability down: 1/1, 2/2, 3/3, 4/4, 5/6, 6/8.
     assert report["ap"] == pytest.approx((1 + 1 + 1 + 1 + 5 / 6 + 6 / 8) / 6)
-    assert report["ap"] == pytest.approx(average_precision_score(label, probability))
     assert (report["accuracy"], report["n"]) == (pytest.approx(7 / 10), 10)
-    error = 0.0
-    for k in range(10):
-        inside = (probability >= k / 10) & ((probability < (k + 1) / 10) | (k == 9))
-        if inside.any():
-            error += inside.mean() * abs(probability[inside].mean() - label[inside].mean())
-    assert report["expected_calibration_error"] == pytest.approx(error, abs=1e-5)
+    # Bins of a tenth: 0.15 and 0.18 are in one, 0.52 and 0.58, and 0.91, 0.97 and 1.0.
+    gaps = [0.05, 2 * abs(0.165 - 0.5), 0.33, 1 - 0.45, 2 * abs(0.55 - 0.5), 3 * (1 - 0.96)]
+    assert report["expected_calibration_error"] == pytest.approx(sum(gaps) / 10, abs=1e-5)
     assert report["spearman_with_targets"] == pytest.approx(spearmanr(probability, target)[0])
     right = (probability >= 0.5) == label
     assert report["accuracy_by_phenomenon"] == {name: pytest.approx(right[names == name].mean()) for name in set(names)}
-    assert sum(part["n"] for part in report["reliability"]) == 10
     (second,) = [part for part in report["reliability"] if part["from"] == 0.1]
     assert (second["n"], second["share_true"], second["mean_probability"]) == (2, 0.5, pytest.approx(0.165))
 
@@ -557,9 +489,8 @@ def test_the_stage_reports_and_saves_the_same_twice(tiny_scores: Config, tmp_pat
         assert (one.teacher() / name).read_bytes() == (two.teacher() / name).read_bytes()
     base, tuned = (place / "model.safetensors" for place in (one.base("teacher"), one.teacher_model))
     assert base.read_bytes() != tuned.read_bytes()
-    report = json.loads(one.teacher_report.read_text(encoding="utf-8"))
     counts = pd.read_parquet(one.teacher_dev).groupby("mode")["b"].apply(lambda texts: sum(map(len, texts)))
-    assert {mode: part["n"] for mode, part in report.items()} == counts.to_dict()
+    assert {mode: part["n"] for mode, part in read_json(one.teacher_report).items()} == counts.to_dict()
 
 
 # -------------------------------------------------------------------------------------------------------- stored scores
@@ -589,16 +520,10 @@ def test_the_stage_scores_every_training_query_in_any_number_of_shards(tiny_scor
     paths = Paths.of(tiny_scores)
     pairs = pd.read_parquet(paths.pairs)
     qids = pairs["qid"].tolist()
-    whole = read_scores(tiny_scores, qids)
-    assert whole["qid"].tolist() == qids
+    whole, row = read_scores(tiny_scores, qids), pairs.iloc[-1]
     teacher = Teacher.load(paths.teacher_model, tiny_scores.teacher)
-    for i in (0, 5, len(pairs) - 1):
-        row = pairs.iloc[i]
-        logits = teacher.score([(row["query"], [row["positive"], *row["negatives"]])], row["mode"])[0]
-        np.testing.assert_allclose(np.stack([whole["yes"][i], whole["no"][i]], axis=1), logits, atol=1e-5)
-        assert len(whole["easy_yes"][i]) == tiny_scores.training.pack - 1
-        assert len(whole["features"][i]) == (1 + len(row["negatives"])) ** 2
-
+    logits = teacher.score([(row["query"], [row["positive"], *row["negatives"]])], row["mode"])[0]
+    np.testing.assert_allclose(np.stack([whole["yes"].iloc[-1], whole["no"].iloc[-1]], axis=1), logits, atol=1e-5)
     config = changed(changed_results(tiny_scores, tmp_path), teacher={"shards": 3})
     for folder in ("pairs", "teacher"):
         (Paths.of(config).root / folder).mkdir()

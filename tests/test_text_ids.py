@@ -16,10 +16,8 @@ import torch
 from d2llm.config.data import TrainingSet
 from d2llm.data.files import examples
 from d2llm.data.negatives import mine as negatives
-from d2llm.methods.contrastive import allowed_positives, of_others, text_ids
+from d2llm.methods.contrastive import allowed_positives, of_others
 from d2llm.methods.text_ids import PairTextIds
-from d2llm.models.batch import Batch
-from d2llm.models.normal_form import normal_form
 from d2llm.training.pairs import PairData
 
 COUNT = 3  # hard negatives of a row
@@ -94,11 +92,3 @@ def test_a_data_set_says_what_is_right_in_itself_and_in_its_direction() -> None:
     assert second.are_right(second.positives).tolist() == [[True, False], [False, True]]  # p is, in the other set
     assert second.are_right(second.negatives)[:, :, 0].tolist() == [[False, True], [False, False]]
     assert second.narrowed(0).are_right(second.narrowed(0).negatives).shape == (2, 2, 0)
-
-
-def test_a_batch_made_by_hand_knows_its_own_rows() -> None:
-    batch = Batch("d", "symmetric", ["q", "Q", "r"], ["a", "b ", "c"], [["c"], ["B"], ["q"]])
-    assert (~allowed_positives(batch)).tolist() == [[True, True, False], [True, True, False], [False, False, True]]
-    hidden = text_ids(batch).are_right(text_ids(batch).negatives)[:, :, 0]
-    assert hidden.tolist() == [[False, True, True], [False, True, True], [True, False, False]]
-    assert normal_form("B") == normal_form("b ")

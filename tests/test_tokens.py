@@ -1,5 +1,5 @@
-"""What a tokenizer says of its checkpoint: how texts begin and end, what fills up rows, whether the model knows its
-tokens."""
+"""What a checkpoint says of texts: how they begin and end, what fills up rows, whether the model knows the tokens, how
+many positions it has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
+import torch
+import transformers
 from tiny_run import BASE, tiny_settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -16,6 +18,7 @@ from d2llm.config.load import load
 from d2llm.config.sections import TeacherSettings
 from d2llm.models.backbone import Backbone
 from d2llm.models.base.vocabulary import build_tokenizer
+from d2llm.models.positions import position_table
 from d2llm.models.tokens import framing, pad_id, token_ids, unknown_to_the_model
 from d2llm.run.errors import ArtifactError, ConfigError, DataError
 from d2llm.teacher.cross_encoder import Teacher
@@ -61,22 +64,6 @@ def test_framing_that_cannot_be_told_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="tokenizer org/odd: what it puts around a text cannot be told"):
         framing(Odd())
-
-
-@pytest.mark.parametrize(
-    ("kind", "framed", "expected"),
-    [
-        ("decoder", False, ([], [])),
-        ("decoder", True, ([BOS], [])),  # an end is a recipe's to add
-        ("encoder", False, ([CLS], [SEP])),  # as every recipe has it, where the tokenizer leaves it to the method
-        ("encoder", True, ([BOS], [EOS])),
-    ],
-)
-def test_decoders_begin_and_encoders_are_framed(kind: str, framed: bool, expected: tuple) -> None:
-    backbone = tiny.backbone(kind)
-    if framed:
-        tiny.framed_by(backbone.tokenizer, "<bos>", "<eos>")
-    assert backbone.framing() == expected
 
 
 # ---------------------------------------------------------------------------------------------- padding and vocabulary
@@ -135,3 +122,29 @@ def test_a_checkpoint_whose_tokenizer_is_larger_is_refused_by_every_stage_that_l
     if kind == "decoder":
         with pytest.raises(ArtifactError, match=f"{folder}: {message}"):
             Teacher.load(folder, TeacherSettings())
+
+
+# ----------------------------------------------------------------------------------------------------------- positions
+SIZES = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TABLES = {
+    "Bert": SIZES | {"max_position_embeddings": 12},
+    "Roberta": SIZES | {"max_position_embeddings": 14, "pad_token_id": 1},
+    "GPT2": {"vocab_size": 20, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 12},
+    "OPT": SIZES | {"max_position_embeddings": 12, "ffn_dim": 16, "word_embed_proj_dim": 16},
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_longest_text_runs_and_a_longer_one_does_not(name: str) -> None:
+    model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**TABLES[name])).eval()
+    longest = position_table(model)
+    assert longest == 12
+    ids = torch.full((1, longest + 1), 5)
+    model(input_ids=ids[:, 1:], attention_mask=torch.ones_like(ids[:, 1:]))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+def test_rotary_models_have_no_table() -> None:
+    config = transformers.LlamaConfig(**SIZES, intermediate_size=16, max_position_embeddings=12)
+    assert position_table(transformers.LlamaModel(config)) is None

@@ -19,40 +19,33 @@ MINI = Path(__file__).parent.parent / "config" / "mini.yaml"
 
 
 def test_every_combination_is_a_trial_and_the_centre_is_the_run_itself(tmp_path: Path) -> None:
-    grid = {"learning_rate": [0.001, 1e-2], "temperature": [0.05, 0.5]}
-    config = tiny_config(
-        tmp_path, methods={"sgpt": {"learning_rate": 0.01}}, tuning={"seed": 1, "grids": {"sgpt": grid}}
-    )
-    variants = [trial.run.variant for trial in config.trials()]
+    """But with a seed that is not trained; keys reach into sections."""
+    grids = {
+        "sgpt": {"learning_rate": [0.001, 1e-2], "temperature": [0.05, 0.5]},
+        "d2llm": {"tuning.r": [2, 4], "temperature": [0.25, 0.5]},
+    }
+    center = {"sgpt": {"learning_rate": 0.01}}
+    config = tiny_config(tmp_path, methods=center, tuning={"seed": 1, "grids": grids})
     low, high = "learning_rate=0.001+temperature=", "learning_rate=0.01+temperature="
-    assert variants == [f"{low}0.05", f"{low}0.5", "base", f"{high}0.5"]
-    recipes = [config.recipe("sgpt", variant) for variant in variants]
-    assert [(r.learning_rate, r.temperature) for r in recipes] == [
-        (0.001, 0.05),
-        (0.001, 0.5),
-        (0.01, 0.05),
-        (0.01, 0.5),
-    ]
+    names = {method: [t.run.variant for t in config.trials() if t.run.method == method] for method in grids}
+    assert names["sgpt"] == [f"{low}0.05", f"{low}0.5", "base", f"{high}0.5"]
+    recipes = [config.recipe("sgpt", variant) for variant in names["sgpt"]]
+    assert [r.learning_rate for r in recipes] == [0.001, 0.001, 0.01, 0.01]
+    assert [r.temperature for r in recipes] == [0.05, 0.5, 0.05, 0.5]
+    tunings = [config.recipe("d2llm", variant).tuning for variant in names["d2llm"]]
+    assert [(tuning.r, tuning.alpha) for tuning in tunings] == [(2, 2.0), (2, 2.0), (4, 2.0), (4, 2.0)]
     assert config.runs() == tiny_config(tmp_path).runs()  # trials are no part of the main comparison
-
-
-def test_the_centre_is_not_shared_with_a_seed_that_is_not_trained_and_keys_reach_into_sections(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, tuning={"seed": 7, "grids": {"udever": {"learning_rate": [1e-4, 1e-3]}}})
-    expected = [Run("udever", f"learning_rate={rate}", 7) for rate in ("0.0001", "0.001")]
-    assert [trial.run for trial in config.trials()] == expected
-    config = tiny_config(tmp_path, tuning={"grids": {"d2llm": {"tuning.r": [2, 4]}}})
-    assert [config.recipe("d2llm", trial.run.variant).tuning.r for trial in config.trials()] == [2, 4]
-    assert config.recipe("d2llm", "tuning.r=4").tuning.alpha == 2.0
+    other = tiny_config(tmp_path, methods=center, tuning={"seed": 7, "grids": grids})
+    assert [t.run for t in other.trials() if t.run.method == "sgpt"][2] == Run("sgpt", f"{high}0.05", 7)
 
 
 RATE = "learning_rate"
-UNEQUAL = {"sgpt": {RATE: [1e-3, 1e-2]}, "bge": {RATE: [1e-3]}}
 
 
 @pytest.mark.parametrize(
     ("grids", "message"),
     [
-        (UNEQUAL, "as many trials as the others; found sgpt 2, bge 1"),
+        ({"sgpt": {RATE: [1e-3, 1e-2]}, "bge": {RATE: [1e-3]}}, "as many trials as the others; found sgpt 2, bge 1"),
         ({"sgptt": {RATE: [1e-3]}}, "tuning.grids.sgptt: expected one of the methods"),
         ({"sgpt": {"lerning_rate": [1e-3]}}, "nearest valid key: tuning.grids.sgpt.learning_rate"),
         ({"sgpt": {RATE: [-1.0]}}, "tuning.grids.sgpt.learning_rate: expected greater than 0"),
