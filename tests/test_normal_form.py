@@ -34,8 +34,8 @@ def test_copies_are_one_text_and_other_texts_are_others() -> None:
 def test_invisible_characters_are_those_of_unicode() -> None:
     regex = pytest.importorskip("regex")  # comes with transformers
     ignorable = regex.compile(r"\p{Default_Ignorable_Code_Point}")
-    for number in range(0x110000):
-        assert bool(ignorable.fullmatch(chr(number))) == bool(INVISIBLE.fullmatch(chr(number))), hex(number)
+    everything = "".join(map(chr, range(0x110000)))
+    assert "".join(ignorable.findall(everything)) == "".join(INVISIBLE.findall(everything))
 
 
 @given(st.text(max_size=12))
