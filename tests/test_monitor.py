@@ -145,7 +145,7 @@ def test_values_are_those_of_every_pair_scored_by_hand(tmp_path: Path, kind: str
 
     def score(part: monitor.Sample, a: str, b: str) -> float:
         q, p = embedded(a, "query", part.mode), embedded(b, "passage", part.mode)
-        return float(subject.scorer.pairs(q, p, part.mode))
+        return subject.scorer.pairs(q, p, part.mode).item()
 
     for part in watch.samples:
         if part.type == "retrieval":
