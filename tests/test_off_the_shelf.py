@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import mteb
 import numpy as np
@@ -25,7 +26,9 @@ from d2llm.evaluation.runtime import Texts, published_timings
 from d2llm.reporting.context import context
 from d2llm.run.errors import ConfigError, D2LLMError
 from d2llm.run.paths import Paths
+from d2llm.teacher.prompts import prompts
 
+ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = {"query": "问 ", "document": "答 ", "STS": "甲 "}
 
 
@@ -124,6 +127,22 @@ def test_a_model_made_for_prompts_is_not_fed_without(folder: Path, tmp_path: Pat
         with pytest.raises(ConfigError, match=r'none registered .* \(prompts: \{"query": "query: ", "document": "pass'):
             published.check(config_of(tmp_path, model=str(bare)).published()["tiny_model"])
     published.check(config_of(tmp_path, model=str(bare), prompts={}).published()["tiny_model"])
+
+
+def test_the_modern_tier_asks_as_mteb_does_and_has_rows_that_mteb_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+    from mteb.models.model_implementations.qwen3_reranker import Qwen3RerankerWrapper
+
+    for name in ("AutoTokenizer", "AutoModelForCausalLM"):
+        monkeypatch.setattr(transformers, name, MagicMock())
+    judge, config = Qwen3RerankerWrapper("none", device="cpu"), load([ROOT / "config/modern.yaml"])
+    for prompt in prompts(config.teacher).values():
+        wanted = prompt.text("甲", "乙")
+        instruction = wanted.split("<Instruct>: ")[1].split("\n")[0]
+        assert wanted == judge.prefix + judge.format_instruction(instruction, "甲", "乙") + judge.suffix
+        assert (prompt.yes, prompt.no) == ("yes", "no")
+    pinned = {name: published.check(model)[1].revision for name, model in config.published().items()}
+    assert len(pinned) == 3 and all(len(revision) == 40 for revision in pinned.values())
 
 
 def test_rows_without_training_are_marked(tmp_path: Path) -> None:

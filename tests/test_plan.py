@@ -273,12 +273,15 @@ PUBLIC = {
     "Qwen/Qwen1.5-1.8B-Chat": ("qwen2", False, 2048, 24, 16, 16, 5504, 151936),
     "Qwen/Qwen2.5-1.5B-Instruct": ("qwen2", True, 1536, 28, 12, 2, 8960, 151936),
     "Qwen/Qwen2.5-0.5B-Instruct": ("qwen2", True, 896, 24, 14, 2, 4864, 151936),
+    "Qwen/Qwen3-Reranker-4B": ("qwen3", True, 2560, 36, 32, 8, 9728, 151669),
+    "Qwen/Qwen3-0.6B": ("qwen3", True, 1024, 28, 16, 8, 3072, 151936),
+    "BAAI/bge-m3-unsupervised": ("xlm-roberta", True, 1024, 24, 16, 16, 4096, 250002),
     "BAAI/bge-large-zh-v1.5": ("bert", True, 1024, 24, 16, 16, 4096, 21128),
     "BAAI/bge-base-zh-v1.5": ("bert", True, 768, 12, 12, 12, 3072, 21128),
 }
 
 
-@pytest.mark.parametrize(("tier", "device"), [("paper", "h100"), ("small", "rtx4090")])
+@pytest.mark.parametrize(("tier", "device"), [("paper", "h100"), ("small", "rtx4090"), ("modern", "rtx4090")])
 def test_every_job_of_a_tier_fits_the_device_it_is_for(tier: str, device: str, tmp_path: Path) -> None:
     values = load([ROOT / f"config/{tier}.yaml"]).model_dump(mode="json")
     for name in ("teacher", "decoder", "encoder"):
