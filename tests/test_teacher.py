@@ -323,12 +323,21 @@ def test_of_every_architecture_scores_are_those_of_the_model_itself(kind: str, t
     assert other.packs is packs and other.model.get_output_embeddings() is head
 
 
-def test_half_precision_does_not_hide_that_candidates_touch(teacher: Teacher) -> None:
-    """Distances counted in the row are less than a tenth of an answer's state, and change scores by the size of their
-    spread.
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "head_dim": 8,
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+}
+
+
+@pytest.mark.parametrize(("kind", "more"), [("mpt", {}), pytest.param("qwen3_next", LINEAR, marks=pytest.mark.slow)])
+def test_half_precision_does_not_hide_that_candidates_touch(kind: str, more: dict[str, Any], teacher: Teacher) -> None:
+    """Distances counted in the row, or a state carried on, are less than a tenth of an answer's state, and change
+    scores by the size of their spread.
     """
-    model = of_architecture("mpt", teacher, {}).model.bfloat16()
-    group = (LETTERS, [LETTERS[i:] + LETTERS[: 9 - i] for i in range(8)])
+    other = of_architecture(kind, teacher, more)
+    model, group = other.model.bfloat16(), (LETTERS, [LETTERS[i:] + LETTERS[: 9 - i] for i in range(8)])
     shared, alone = (
         Teacher(model, teacher.tokenizer, small_settings(pack_size=size)).score([group, group], "symmetric")[0]
         for size in (8, 1)
