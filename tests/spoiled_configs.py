@@ -31,38 +31,19 @@ FILES = sorted(FOLDER.glob("*.yaml"))
 BELOW = {"study": FOLDER / "mini.yaml"}
 
 STRANGE = [
-    "", " ", "\n", "a\nb", "x" * 5000, "../up", "/", "a/b", "a b", "$(touch pwned)", "`id`",
-    "'", '"', "{method}", "{", "%s", "\x00", "\ud800", "甲", "🦆",
-    "null", "true", "1e999", "nan", "base", "teacher", "-", "..", "~", "package:", "package:a.b/c", 
-    "package:../x", "org/name", "a.gguf", "mteb", "path", "source", "!!python/object:os.system",
+    "", "\n", "a\nb", "x" * 5000, "../up", "a/b", "a b", "$(touch pwned)", "`id`", "'", "{method}", "{", "%s", "\x00",
+    "\ud800", "甲", "null", "true", "1e999", "base", "teacher", "-", "~", "package:../x", "org/name", "a.gguf", "mteb",
+    "path", "source", "!!python/object:os.system",
 ]  # fmt: skip
-NUMBERS = [
-    0,
-    -1,
-    1,
-    2,
-    10**6,
-    10**30,
-    -(10**30),
-    2**63,
-    10**400,
-    -0.0,
-    0.5,
-    1.5,
-    1e-320,
-    1e308,
-    float("inf"),
-    float("nan"),
-]
+NUMBERS = [0, -1, 1, 2, 10**30, -(10**30), 2**63, 10**400, -0.0, 1.5, 1e-320, float("inf"), float("nan")]
 SHAPES: list[Any] = [
-    [], {}, [[]], [None], {"a": 1}, {1: 2}, {None: 3}, {True: {}}, [1, [2, [3]]], {"source": "x"},
-    {"mteb": "Ocnli"}, {"repo": "a/b"}, None, True,
+    [], {}, [[]], [None], {"a": 1}, {1: 2}, {None: 3}, [1, [2, [3]]], {"source": "x"}, {"mteb": "Ocnli"}, None, True,
 ]  # fmt: skip
 VALUES = st.one_of(*map(st.sampled_from, (NUMBERS, STRANGE, SHAPES)), st.integers(), st.floats(), st.text(max_size=20))
 # What means something in YAML.
 MARKS = [
-    "\t", "{", "}", "[", "]", ": ", "- ", "'", '"', "&a ", "*a", "!!binary ", "!!set ", "? ", "|", "%",
-    "@", "`", "\x00", "\x07", "\ufeff", "---\n", "<<: ", "#", "\n", "2024-13-45", "1" * 5000,
+    "\t", "{", "}", "[", "]", ": ", "- ", "'", '"', "&a ", "*a", "!!binary ", "? ", "|", "%", "@", "\x00", "\ufeff",
+    "---\n", "<<: ", "#", "\n", "2024-13-45", "1" * 5000,
 ]  # fmt: skip
 
 
@@ -145,19 +126,8 @@ def jobs(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
     """(stage, arguments) of the jobs that the workflow may plan for a config; of tables and figures two each."""
     for name in config.data.files.downloads() if config.data.source == "files" else ():
         yield "download", {"download": name}
-    alone = (
-        "texts",
-        "data",
-        "negatives",
-        "collect",
-        "comparison",
-        "ablations",
-        "runtime",
-        "report",
-        "notebook",
-        "tune",
-    )
-    yield from ((stage, {}) for stage in alone)
+    alone = "texts data negatives collect comparison ablations runtime report notebook tune"
+    yield from ((stage, {}) for stage in alone.split())
     yield from (("base", {"model": model}) for model in config.models.names())
     for teacher in ("teacher", *config.teachers):
         yield "teacher", {"teacher": teacher}
@@ -183,7 +153,7 @@ def plan(config: Config) -> int:
 
     Raises what the workflow would end in.
     """
-    root, count = Paths.of(config).root, 0
+    paths, count = Paths.of(config), 0
     for name in config.models.names():
         model = config.models.of(name)
         if hasattr(model, "source") and model.origin != "hub":
@@ -193,7 +163,7 @@ def plan(config: Config) -> int:
             Path(path).is_file()
     for count, (stage, arguments) in enumerate(every_job(config), 1):  # noqa: B007 - the last one counts
         settings_line(config, stage, **arguments)
-        place = STAGES[stage].record(Paths.of(config), **arguments).relative_to(root)
+        place = STAGES[stage].record(paths, **arguments).relative_to(paths.root)
         assert ".." not in place.parts, place
         assert not set(str(place)) & set(" '\"$`;&|<>*?\\{}\n\t"), place
     return count
@@ -204,17 +174,15 @@ def outcome(below: list[Path], text: str, folder: Path) -> str:
 
     Raises AssertionError for a line that does not say where, and whatever else comes up.
     """
-    file = folder / "mine.yaml"
+    file, config = folder / "mine.yaml", None
     file.write_text(text, encoding="utf-8", errors="surrogatepass")
     try:
         with at_most(10):
             config = load([*below, file])
-    except ConfigError as error:
-        return checked(str(error), [*below, file], text)
-    try:
-        with at_most(10):
             plan(config)
     except ConfigError as error:
+        if config is None:
+            return checked(str(error), [*below, file], text)
         assert re.fullmatch(r"models\.[^\n]+\.source: [^\n]+", str(error)), str(error)
         return str(error)
     return "planned"

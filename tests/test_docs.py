@@ -1,8 +1,7 @@
-"""README and docs hold: links, files and config keys they name exist, commands parse, error lines are the code's."""
+"""README and docs hold: links, files and config keys they name exist, commands parse."""
 
 from __future__ import annotations
 
-import ast
 import itertools
 import re
 import shlex
@@ -10,7 +9,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
 
 from d2llm.cli import main as cli
 from d2llm.config.schema import Config
@@ -144,45 +142,7 @@ def test_commands_parse(page: str, command: str, capsys: pytest.CaptureFixture[s
         pytest.fail(f"{page}: `{command}`: {capsys.readouterr().err.strip().splitlines()[-1]}")
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        *(
-            "d2llm train --config a.yaml",
-            "d2llm no-such --config a.yaml",
-            "d2llm nosuch",
-            "python -m pytest tests/no.py",
-        ),
-        *("make no-such", "snakemake --no-such", "snakemake no_such_rule", "snakemake --configfile config/no.yaml"),
-    ],
-)
-def test_the_check_of_commands_can_fail(wrong: str) -> None:
-    with pytest.raises((SystemExit, AssertionError)):
-        checked(wrong)
-
-
-def test_both_integrations_call_the_same_targets() -> None:
-    """The README's two commands and lint: in GitHub's workflow as they are, in .ci/run with a cut of the run."""
-    workflow = yaml.safe_load(text(ROOT / ".github" / "workflows" / "ci.yml"))
-    called = workflow["jobs"]["check"]["strategy"]["matrix"]["command"]
-    assert called == ["make", "make test", "make lint"]
-    assert {"push", "pull_request"} <= set(workflow[True])  # YAML reads `on` so
-    script = text(ROOT / ".ci" / "run")
-    assert {"run", "test", "lint"} <= set(re.findall(r"\bmake ([a-z]+)", script)) <= make_targets()
-    assert ".venv/bin/snakemake" not in script
-
-
-# ---------------------------------------------------------------------------------------------------------- error lines
-def test_error_lines_are_the_codes() -> None:
-    """Each is a text of the code, with anything in the places of an f-string."""
-    lines = re.findall(r"^```text\nerror: (.*?)\n```", text(ROOT / "docs" / "troubleshooting.md"), re.S | re.M)
-    sources = [text(file) for file in [*ROOT.glob("d2llm/**/*.py"), *ROOT.glob("baselines/*.py")]]
-    sources += re.findall(r'sys\.exit\((f".*")\)', text(ROOT / "workflow/rules/common.smk"))
-    patterns = []
-    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
-        parts = [getattr(part, "value", None) for part in (node.values if isinstance(node, ast.JoinedStr) else [node])]
-        if len("".join(part for part in parts if isinstance(part, str)).strip()) >= 15:
-            pattern = "".join(re.escape(part) if isinstance(part, str) else ".*" for part in parts)
-            patterns.append(re.compile(pattern, re.S))
-    wrong = [line for line in lines if not any(pattern.search(f"error: {line}") for pattern in patterns)]
-    assert len(lines) > 20 and not wrong
+def test_the_check_of_commands_can_fail() -> None:
+    for wrong in ("d2llm train --config a.yaml", "d2llm nosuch", "make no-such", "snakemake no_such_rule"):
+        with pytest.raises((SystemExit, AssertionError)):
+            checked(wrong)

@@ -32,7 +32,3 @@ def test_examples(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(folder)
     failed, tried = doctest.testmod(importlib.import_module(name.removesuffix(".__init__")))
     assert tried and not failed
-
-
-def test_the_public_names_have_examples() -> None:
-    assert {"d2llm.__init__", "d2llm.models.student", "d2llm.search.index"} <= set(MODULES)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import re
 import shutil
 import string
-import threading
 from collections.abc import Iterable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import hub
 import pytest
 import tiny
 from own_files import jsonl, rows
 
 from d2llm.cli import doctor, plan
 from d2llm.cli import main as cli
-from d2llm.config.load import load, read
+from d2llm.config.load import load
 from d2llm.config.schema import Config
 from d2llm.data import build
 
@@ -31,9 +29,12 @@ def levels(findings) -> dict[str, str]:
     return {one.subject: one.level for one in findings}
 
 
-def test_this_machine_is_seen() -> None:
+def test_this_machine_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.home, "left", ["/dev/null/.cache"])
     findings = doctor.examine()
-    assert {"python", "packages", "snakemake", "cores", "memory", "gpu", "fonts", "disk"} == set(levels(findings))
+    assert {"python", "packages", "snakemake", "home", "cores", "memory", "gpu", "fonts", "disk"} == set(
+        levels(findings)
+    )
     assert all(one.fix for one in findings if one.level != "ok")
 
 
@@ -57,40 +58,25 @@ def test_a_clone_is_held_to_the_lock() -> None:
     """The exact versions that the reference was made with, not the ranges a library's user may have."""
     asked = doctor.requirements()
     assert len(asked) > 20 and all(re.match(r"[\w.-]+==[\w.+]+( ;|$)", line) for line in asked)
-    assert not any(line.startswith(("pytest", "ruff")) for line in asked)
 
 
 def test_memory_is_the_containers_where_that_is_less(tmp_path: Path) -> None:
     info, group = tmp_path / "meminfo", tmp_path / "memory.max"
     info.write_text("MemTotal:       16000000 kB\nMemFree: 1 kB\nMemAvailable:    8000000 kB\n")
-    assert doctor.memory_bytes(info, group) == (16_000_000 * 1024, 8_000_000 * 1024)
-    group.write_text("max\n")
-    assert doctor.memory_bytes(info, group) == doctor.memory_bytes(info, tmp_path / "no")
-    group.write_text("2000000000\n")
-    assert doctor.memory_bytes(info, group) == (2e9, 2e9)
+    for limit, found in (("max\n", (16_000_000 * 1024, 8_000_000 * 1024)), ("2000000000\n", (2e9, 2e9))):
+        group.write_text(limit)
+        assert doctor.memory_bytes(info, group) == found
     assert doctor.memory_bytes(tmp_path / "no") is None
 
 
-def test_memory_is_judged() -> None:
+def test_memory_and_room_on_disk_are_judged(tmp_path: Path) -> None:
     sizes = [(16e9, 12e9), (16e9, 2e9), (6e9, 5e9), (3e9, 3e9), None]
     assert [one.level for size in sizes for one in doctor.memory(size)] == ["ok", *["warning"] * 2, "error", "warning"]
-
-
-def test_room_on_disk_is_judged(tmp_path: Path) -> None:
-    [small], [large] = (list(doctor.disk(tmp_path / "not" / "there", needed, "it")) for needed in (1.0, 1e18))
-    assert (small.level, large.level) == ("ok", "error") and "GB free" in small.found
-
-
-def test_missing_files_are_named_with_their_keys(tmp_path: Path) -> None:
-    values = read(ROOT / "config" / "local.yaml")
-    values["models"] = {name: {"source": f"./{name}"} for name in ("teacher", "decoder", "encoder")}
-    (tmp_path / "own.yaml").write_text(json.dumps(values), encoding="utf-8")
-    findings = doctor.examine([tmp_path / "own.yaml"])
-    missing = [one for one in findings if one.subject == "files" and one.level == "error"]
-    config = load([tmp_path / "own.yaml"])
-    assert len(missing) == len(set(config.data.files.paths().values()))
-    assert "data.files.train." in missing[0].fix
-    assert [one.level for one in findings if one.subject == "models"] == ["error"] * 3
+    rooms = [one.level for needed in (1.0, 1e18) for one in doctor.disk(tmp_path / "not" / "there", needed, "it")]
+    assert rooms == ["ok", "error"]
+    config = load([ROOT / "config" / "mini.yaml"])
+    jobs = [levels(doctor.sizes(config, None, (size, size)))["sizes"] for size in (8e9, 1e6)]
+    assert jobs == ["ok", "error"]
 
 
 @pytest.mark.slow
@@ -107,6 +93,9 @@ def test_the_template_serves_files_and_models_of_ones_own(tmp_path: Path, monkey
 
     away = errors()
     assert len(away) == 3 and all("no model in models/my-" in line for line in away)  # and nothing about sizes
+    (tmp_path / "my/train.jsonl").rename(tmp_path / "train")
+    assert [line for line in errors() if "data.files.train." in line and "my/train.jsonl" in line]
+    (tmp_path / "train").rename(tmp_path / "my/train.jsonl")
     tiny.backbone("decoder", tmp_path / "models/my-decoder", LETTERS, num_hidden_layers=4)
     tiny.backbone("encoder", tmp_path / "models/my-encoder", LETTERS)
     assert errors() == []
@@ -136,20 +125,13 @@ def test_files_are_read_again_after_the_data_stage(tmp_path: Path, monkeypatch: 
         return [one.found for one in doctor.of_config(config) if (one.level, one.subject) == (level, "files")]
 
     assert lines("error") == [] and lines("ok") == ["all 12 are there", "the rows of 5 of 5 sets can be used"]
-    with (tmp_path / "my/train.jsonl").open("ab") as stream:
-        stream.write('{"sentence1": "café", "sentence2": "b", "label": "entailment"}\n'.encode("latin-1"))
     (tmp_path / "my/sts_dev.csv").write_text("sentence1,sentence_2,score\na,b,3\n")
-    with (tmp_path / "my/test_qrels.csv").open("a") as stream:
-        stream.write("\n55,800,1")
-    train, column, judged = lines("error")
-    assert train.startswith("my/train.jsonl: line 91: not UTF-8")
-    assert column.startswith("my/sts_dev.csv: no column 'sentence2'")
-    assert judged.startswith("my/test_qrels.csv: line 17: expected an id of my/corpus.csv; found '800'; `incomplete: d")
-    assert lines("ok") == ["all 12 are there", "the rows of 2 of 5 sets can be used"]
     with (tmp_path / "my/corpus.csv").open("a") as stream:
         stream.write("\n7,again")
+    errors = lines("error")
+    assert any(line.startswith("my/sts_dev.csv: no column 'sentence2'") for line in errors)
     twice = "my/corpus.csv: line 82, column 'id': expected every id once; found '7', as in line 9"
-    assert [line for line in lines("error") if "corpus" in line] == [twice]
+    assert [line for line in errors if "corpus" in line] == [twice]
 
 
 def write_own_files(folder: Path) -> None:
@@ -171,12 +153,6 @@ def write_own_files(folder: Path) -> None:
         write(f"{name}qrels", "query_id,doc_id,relevance", ((i, i, 1) for i in part))
 
 
-def test_jobs_that_do_not_fit_are_an_error() -> None:
-    config = load([ROOT / "config" / "mini.yaml"])
-    assert levels(doctor.sizes(config, None, (8e9, 8e9)))["sizes"] == "ok"
-    assert levels(doctor.sizes(config, None, (1e6, 1e6)))["sizes"] == "error"
-
-
 def test_what_needs_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(methods={"bge": {}}, training={"precision": "float16"})
     monkeypatch.setattr(doctor, "gpus", list)
@@ -185,29 +161,15 @@ def test_what_needs_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list(doctor.extras(config))
 
 
-class Answers(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(404)
-        self.end_headers()
-
-    def log_message(self, *arguments: object) -> None:
-        """Quiet."""
-
-
-def test_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert next(doctor.hub()).fix == "unset HF_HUB_OFFLINE"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with hub.serving(tmp_path) as (address, _):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
         assert next(doctor.hub()).level == "ok"  # even a 404 is an answer
-    finally:
-        server.shutdown()
-        server.server_close()
     assert next(doctor.hub()).level == "error"
 
 

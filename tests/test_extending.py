@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from own_files import jsonl, rows
 from test_new_baseline import call, clone  # noqa: F401 - clone is a fixture
 from tiny_run import tiny_settings
 
@@ -106,12 +107,9 @@ def test_task_metric_and_reference_row_are_measured(extended: Path) -> None:
 @pytest.mark.slow
 def test_a_data_set_of_ones_own_is_a_config_alone(tmp_path: Path) -> None:
     for split, count in (("train", 110), ("dev", 40), ("test", 40)):
-        lines = [
-            {"sentence1": f"a man eats apple {i} of {split}", "sentence2": f"{who} eats {i} {split}", "label": label}
-            for i in range(count)
-            for who, label in (("someone", "yes"), ("nobody", "no"))
-        ]
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        pairs = product(range(count), (("someone", "yes"), ("nobody", "no")))
+        values = ((f"a man eats apple {i} of {split}", f"{who} eats {i} {split}", label) for i, (who, label) in pairs)
+        jsonl(tmp_path / f"{split}.jsonl", rows("sentence1 sentence2 label", *values))
     (tmp_path / "my.yaml").write_text(FILES["my.yaml"], encoding="utf-8")
     files = {"folder": str(tmp_path), "teacher_dev": 0.3}  # of few rows
     config = load([tmp_path / "my.yaml"], {"results": str(tmp_path), "data": {"files": files}})

@@ -40,7 +40,7 @@ def call(folder: Path, *arguments: str) -> str:
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("PYTHONPATH", None)
     command = [sys.executable, "-m", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{arguments}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
 
@@ -87,15 +87,12 @@ def test_a_file_that_exists_is_kept(clone: Path) -> None:
     assert not (clone / "baselines" / "mine.py").exists()
 
 
-def test_an_installed_command_writes_into_the_clone_it_is_called_in(
-    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_installed_command_writes_into_the_clone_it_is_called_in(clone: Path, tmp_path: Path, monkeypatch) -> None:
     """Its own code lies where packages are installed; outside a clone it says so."""
     monkeypatch.setattr("d2llm.cli.new_baseline.ROOT", tmp_path / "site-packages")
     monkeypatch.chdir(clone)
     assert cli.main(["new-baseline", "mine"]) == 0
-    assert "baselines/mine.py" in capsys.readouterr().out
     assert (clone / "baselines" / "mine.py").is_file() and not (ROOT / "baselines" / "mine.py").exists()
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["new-baseline", "mine"]) == 2
-    assert f"in {tmp_path}; run it in a clone of the repository" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=f"in {tmp_path}; run it in a clone of the repository"):
+        new_baseline("mine")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import pandas as pd
 import pytest
 from made_up_run import make, value
 
@@ -15,8 +14,6 @@ from d2llm.cli import main as cli
 from d2llm.reporting import notebook
 from d2llm.run.errors import ArtifactError
 from d2llm.run.paths import Paths
-
-REFERENCE = Path(__file__).parent.parent / "results" / "reference" / "mini"
 
 
 def table(book: Any, cell: str) -> dict[str, list[str]]:
@@ -54,18 +51,6 @@ def test_it_shows_the_scores_of_a_run(tmp_path: Path) -> None:
     assert any("image/png" in out.get("data", {}) for out in outputs(book, "figure"))
     assert str(tmp_path) not in Paths.of(config).notebook.read_text(encoding="utf-8")
     assert (tmp_path / "mini" / "results.ipynb.provenance.json").exists()
-
-
-@pytest.mark.slow
-def test_it_shows_the_reference_run_and_no_comparison_where_there_is_none(tmp_path: Path) -> None:
-    book = notebook.execute(nbformat.read(notebook.NOTEBOOK, as_version=4), REFERENCE)
-    scores = pd.read_csv(REFERENCE / "scores.csv", keep_default_na=False)
-    own = scores[(scores["method"] == "d2llm") & (scores["phenomenon"] == "all") & (scores["variant"] == "base")]
-    ap = own[own["metric"] == "ap"].groupby("task_title")["value"].mean().round(4)
-    assert set(ap) <= {float(cell) for cell in table(book, "main")["d2llm"]}
-    config = make(tmp_path, methods=("bge",))
-    bare = notebook.execute(nbformat.read(notebook.NOTEBOOK, as_version=4), Paths.of(config).root)
-    assert "Nothing to compare" in outputs(bare, "figure")[0]["text"]
 
 
 @pytest.mark.slow

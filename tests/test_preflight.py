@@ -1,7 +1,7 @@
 """What a later stage would refuse is refused before the first job: by the config alone, by a model's small files, by
 the data once they are there.
 
-Each model is asked at three doors: stage `base`, `d2llm doctor`, and the workflow's own look at its start.
+Each model is asked at two doors, stage `base` and `d2llm doctor`; the third, the workflow's own look, asks as doctor.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import string
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ from tiny_run import BASE, changed, tiny_settings
 
 from d2llm.cli import demands, doctor, preflight
 from d2llm.cli import main as cli
-from d2llm.config.load import dump, load
+from d2llm.config.load import load
 from d2llm.config.schema import Config
 from d2llm.config.sections import BaseSettings
 from d2llm.config.values import merged, nested
@@ -97,12 +98,9 @@ WEIGHTLESS = dict.fromkeys(("ci", "alpha", "beta", "gamma"), 0.0)
     ],
 )  # fmt: skip
 def test_what_the_config_alone_tells(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    load([], tiny_settings(tmp_path, methods={"d2llm": WEIGHTLESS | {"in_batch": "separate"}}))  # one term will do
     with pytest.raises(ConfigError, match=f"command line: {message}"):
         load([], tiny_settings(tmp_path, **changes))
-
-
-def test_a_loss_of_one_term_will_do(tmp_path: Path) -> None:
-    load([], tiny_settings(tmp_path, methods={"d2llm": WEIGHTLESS | {"in_batch": "separate"}}))
 
 
 # ------------------------------------------------------------------------------------------------------ by small files
@@ -152,19 +150,12 @@ def electra() -> Any:
     return ElectraForMaskedLM(ElectraConfig(vocab_size=len(build_tokenizer(words())), intermediate_size=48, **sizes))
 
 
-def without_tokenizer(folder: Path, network: Any) -> None:
-    save(folder, network)
-    for file in folder.glob("tokenizer*"):
-        file.unlink()
-
-
 # What stands in a folder.
 CHECKPOINTS: dict[str, Callable[[Path], None]] = {
     "decoder": lambda folder: save(folder, model(False)),
     "encoder": lambda folder: save(folder, model(True)),
     "decoder without biases": lambda folder: save(folder, model(False, attention_bias=False, mlp_bias=False)),
-    "encoder without tokenizer": lambda folder: without_tokenizer(folder, model(True)),
-    "decoder without tokenizer": lambda folder: without_tokenizer(folder, gpt2()),
+    "encoder without tokenizer": lambda folder: model(True).save_pretrained(folder),
     "encoder without [MASK]": lambda folder: save(folder, model(True), mask_token=None),
     "decoder without ends": lambda folder: save(folder, model(False), eos_token=None),
     "decoder of 48 positions": lambda folder: save(folder, gpt2()),
@@ -188,9 +179,7 @@ NO_PRETRAINING = {"retromae": {"pretraining": {"steps": 0}}, "colbert": {}}
 MODELS: list[tuple[str, str, dict[str, Any], str]] = [
     ("encoder", "decoder", {}, "models.encoder.source: .*: expected an encoder .*; found LlamaForCausalLM, a decoder"),
     ("decoder", "encoder", {}, "models.decoder.source: .*: expected a decoder .*; found BertForMaskedLM, an encoder"),
-    ("teacher", "encoder", {}, "models.teacher.source: .*; found BertForMaskedLM, an encoder: every token sees the wh"),
     ("encoder", "encoder without tokenizer", {}, "models.encoder.source: .*: its tokenizer knows no word, only 5 spec"),
-    ("decoder", "decoder without tokenizer", {}, "models.decoder.source: .*: its tokenizer knows no word, only 1 spec"),
     ("decoder", "decoder", at("models.decoder.layers", 4), "models.decoder.layers: expected at most the 2 .*; found 4"),
     ("decoder", "decoder", at("models.teacher", {"grown_from": "decoder", "layers": 2}),
      "models.teacher: layers 2 is not more than the 2"),
@@ -206,15 +195,11 @@ MODELS: list[tuple[str, str, dict[str, Any], str]] = [
     ("decoder", "decoder without biases", at("methods.sgpt", {}),
      "methods.sgpt: BitFit trains biases only and LlamaModel of models.decoder has none"),
     ("decoder", "decoder without biases", at("variants.few", BITFIT), "variants.few.settings: BitFit trains biases on"),
-    ("decoder", "decoder without biases", at("tuning.grids.d2llm", {"tuning.kind": ["lora", "bitfit"]}),
-     "tuning.grids.d2llm: BitFit trains biases only"),
     ("decoder", "decoder", at("methods.d2llm.tuning.targets", ["wqkv"]), r"methods.d2llm: tuning.targets \['wqkv'\]: "),
     ("decoder", "decoder", at("sweeps.d2llm", {"pooling.heads": [4, 5]}),
      "sweeps.d2llm: pooling pma: heads must divide the hidden size 32, found 5; choose a divisor, e.g. 4"),
     ("decoder", "decoder", at("methods.udever.max_lengths.query", 2),
      "methods.udever: 2 tokens leave no room for a text between 1 prefix and 1 suffix"),
-    ("encoder", "encoder", at("training.max_length", 2),
-     "methods.retromae: 2 tokens leave no room for a text .* or training.max_length"),
     ("decoder", "decoder", at("methods.llara", {"prompts": PROMPTS, "adaptation": {"max_length": 20}}),
      "methods.llara: llara, adaptation: adaptation.max_length 20 leaves no room"),
     ("encoder", "encoder", at("methods.bge.instruction", "为了："),
@@ -229,9 +214,10 @@ MODELS: list[tuple[str, str, dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "checkpoint", "changes", "expected"), MODELS)
 def test_what_a_model_cannot_do_is_refused_at_every_door(
-    model: str, checkpoint: str, changes: dict, expected: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    model: str, checkpoint: str, changes: dict, expected: str, tmp_path: Path
 ) -> None:
     CHECKPOINTS[checkpoint](tmp_path / "given")
     config = load([], settings(tmp_path, model, changes))
@@ -241,9 +227,6 @@ def test_what_a_model_cannot_do_is_refused_at_every_door(
         with pytest.raises(D2LLMError, match=re.escape(message)):
             cli.run_stage(config, "base", {"model": model}, [])
     assert not (Paths.of(config).base(model) / PROVENANCE).exists()
-    (tmp_path / "c.yaml").write_text(dump(config), encoding="utf-8")
-    assert cli.main(["check-config", "--models", "--config", str(tmp_path / "c.yaml")]) == 2
-    assert capfd.readouterr().err.splitlines()[-1] == f"error: {message}"
 
 
 @pytest.mark.slow
@@ -288,45 +271,22 @@ def test_whether_a_model_sees_what_follows_is_tried(encoder: bool) -> None:
         ({}, True, True),
         ({"is_decoder": True}, True, False),
         ({"is_encoder_decoder": True}, True, False),
-        ({"is_decoder": True}, False, True),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, False, False),
         ({"model_type": "gemma3_text"}, False, True),
-        ({"model_type": "llama", "is_causal": False}, False, False),
         ({"model_type": "clip"}, False, False),
-        ({"model_type": "gemma3", "hidden_size": None}, False, False),
         ({"model_type": "own", "auto_map": {"AutoModelForMaskedLM": "x.Y"}}, True, True),
     ],
 )
 def test_what_a_configuration_says_of_its_kind(changes: dict[str, Any], encoder: bool, fits: bool) -> None:
     described = SimpleNamespace(**{"model_type": "bert", "architectures": None, "hidden_size": 8} | changes)
-    if fits:
-        return pretrained.check_kind(described, encoder, "x")
-    with pytest.raises(ConfigError, match="x: expected a"):
+    with nullcontext() if fits else pytest.raises(ConfigError, match="x: expected a"):
         pretrained.check_kind(described, encoder, "x")
-
-
-def test_a_tokenizer_that_knows_a_word_will_do() -> None:
-    """However few, and if its tokens are bytes."""
-
-    def tokenizer(vocabulary: dict) -> SimpleNamespace:
-        return SimpleNamespace(all_special_tokens=["[UNK]"], get_vocab=lambda: vocabulary)
-
-    pretrained.check_tokenizer(tokenizer({"[UNK]": 0, "a": 1}), "x")
-    pretrained.check_tokenizer(tokenizer({b"\xe7": 0, "去".encode(): 1}), "x")
-    with pytest.raises(ConfigError, match="x: its tokenizer knows no word, only 1 special tokens"):
-        pretrained.check_tokenizer(tokenizer({"[UNK]": 0, "▁": 1}), "x")
 
 
 def test_a_share_of_letters_is_of_what_tokens_stand_for() -> None:
     """By hand: of five letters and digits three are known; blanks and marks do not count."""
     assert demands.known_share(tiny.tokenizer(), ["甲 a，1", "乙丙。 !"]) == 3 / 5
     assert demands.known_share(tiny.tokenizer(), ["，。"]) == 0
-
-    class Slow(SimpleNamespace):
-        def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-            return {"input_ids": [1, 2, 3, 1]}
-
-    assert demands.known_share(Slow(is_fast=False, unk_token_id=1), ["x", "y"]) == 1 / 2
     levels = [
         [problem.level for problem in demands.spelling(tiny.tokenizer(), texts, "x")]
         for texts in (["甲 " * 9 + "a"], ["甲 a"], ["甲 a a"], [])
@@ -380,9 +340,6 @@ def test_the_workflow_refuses_before_its_first_job(fresh: Path, tmp_path: Path) 
     planned = snakemake(fresh, "--configfile", "c.yaml", "--dry-run").stdout
     priorities = re.findall(r"^rule (base\w*):.*?priority: (\d+)", planned, re.M | re.S)
     assert dict(priorities) == {"base": "96", "base_teacher": "90", "base_encoder": "65"}
-    # What trains nothing is not held up by it.
-    done = snakemake(fresh, "--configfile", "c.yaml", "--", str(tmp_path / "results/tiny/data/card.md"))
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_model_of_the_hub_is_asked_once_it_is_here(tmp_path: Path) -> None:
@@ -403,22 +360,13 @@ def test_a_model_of_the_hub_is_asked_once_it_is_here(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_doctor_fetches_what_is_small(tmp_path: Path) -> None:
     CHECKPOINTS["decoder without biases"](tmp_path / "hub" / "some-org" / "name")
-    changes = at("models.decoder.source", "some-org/name") | at("methods.sgpt", {})
-    values = settings(tmp_path, "decoder", changes)
+    values = settings(tmp_path, "decoder", at("models.decoder.source", "some-org/name") | at("methods.sgpt", {}))
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "d2llm.cli", "doctor", "--config", str(tmp_path / "c.yaml")]
-
-    def models(address: str) -> str:
-        own = environment | {"HF_ENDPOINT": address}
-        done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 1
-        return "\n".join(line for line in done.stdout.splitlines() if " models " in line)
-
-    away = "warning  models       models.decoder: not looked at, as it is not here yet; run"
-    assert models("http://127.0.0.1:9").startswith(away)
     with hub.serving(tmp_path / "hub") as (address, asked):
-        assert models(address).startswith("error    models       methods.sgpt: BitFit trains biases only")
-        paths = [path for method, path in asked if method == "GET" and "/resolve/" in path]
+        environment |= {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": address}
+        command = [sys.executable, "-m", "d2llm.cli", "doctor", "--config", str(tmp_path / "c.yaml")]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1 and "models       methods.sgpt: BitFit trains biases only" in done.stdout
+    paths = [path for method, path in asked if method == "GET" and "/resolve/" in path]
     assert paths and not any(path.endswith(".safetensors") for path in paths)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -56,19 +55,15 @@ def test_jobs_run_by_a_scheduler(fresh: Path, tmp_path: Path) -> None:  # noqa: 
     """A scheduler that starts what it is given and knows by a file how it ended; the data stage goes through it."""
     pytest.importorskip("snakemake_executor_plugin_cluster_generic")
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_settings(Path("results")), allow_unicode=True))
-    (tmp_path / "submit.sh").write_text(
-        'name="job$$"\n(sh "$1" > "$name.log" 2>&1; echo $? > "$name.end") &\necho "$name"\n'
-    )
-    (tmp_path / "status.sh").write_text(
-        '[ -s "$1.end" ] || { echo running; exit; }\n[ "$(cat "$1.end")" = 0 ] && echo success || echo failed\n'
-    )
+    submit = 'name="job$$"\n(sh "$1" > "$name.log" 2>&1; echo $? > "$name.end") &\necho "$name"\n'
+    (tmp_path / "submit.sh").write_text(submit)
+    status = '[ -s "$1.end" ] || { echo running; exit; }\n[ "$(cat "$1.end")" = 0 ] && echo success || echo failed\n'
+    (tmp_path / "status.sh").write_text(status)
     scheduler = "--executor cluster-generic --seconds-between-status-checks 1 --jobs 2 --rerun-incomplete --nolock"
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(fresh / "Snakefile"), *scheduler.split()]
     command += ["--cluster-generic-submit-cmd", "sh submit.sh", "--cluster-generic-status-cmd", "sh status.sh"]
     command += ["--configfile", "tiny.yaml", "--", "results/tiny/data/card.md"]
-    done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 of 2 steps (100%) done" in done.stdout + done.stderr
-    ends = sorted(tmp_path.glob("job*.end"))
-    assert [end.read_text().strip() for end in ends] == ["0", "0"]  # each its own job
+    assert [end.read_text().strip() for end in tmp_path.glob("job*.end")] == ["0", "0"]  # each its own job
     assert (tmp_path / "results/tiny/data/train.parquet").is_file()

@@ -1,7 +1,6 @@
 """A code digest follows what code does and who imports it, not how it is written; a record vouches for its files."""
 
 import hashlib
-import json
 import re
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 from d2llm.config.load import load
 from d2llm.config.schema import Config
 from d2llm.run import jobs
-from d2llm.run.artifacts import write_json
+from d2llm.run.artifacts import read_json, write_json
 from d2llm.run.code import closure, code_digest, imports, module_digest, parsed
 from d2llm.run.errors import ArtifactError
 from d2llm.run.paths import Paths, provenance_of
@@ -96,10 +95,9 @@ def test_content_digest_of_a_file_and_a_folder(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     file = tmp_path / "m" / "a"
     file.write_bytes(b"abc")
-    assert content_digest(file) == hashlib.sha256(b"abc").hexdigest()
     before = content_digest(tmp_path / "m")
     (tmp_path / "m" / "provenance.json").write_text("{}")
-    assert content_digest(tmp_path / "m") == before
+    assert content_digest(file) == hashlib.sha256(b"abc").hexdigest() and content_digest(tmp_path / "m") == before
     file.rename(tmp_path / "m" / "b")
     assert content_digest(tmp_path / "m") != before
 
@@ -113,13 +111,6 @@ def arguments(stage: str) -> dict[str, object]:
     """Arguments of one job of a stage."""
     names = {"table": "nli", "figure": "main"}
     return {key: ARGUMENTS.get(key, names.get(stage, "x")) for key in STAGES[stage].arguments}
-
-
-def config_keys(module: str) -> set[str]:
-    """The keys of the config that a module's text reads, as far as `config.a.b` says them."""
-    text = (ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8")
-    sections = {name for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")}
-    return set(re.findall(rf"\bconfig\.((?:{'|'.join(sections)})\b(?:\.\w+)*)", text))
 
 
 # What a stage's modules read of the config that its settings do not name.
@@ -136,25 +127,19 @@ ELSEWHERE = {
 
 def test_stages_declare_the_settings_their_modules_read() -> None:
     config = load([MINI])
+    sections = "|".join(
+        name for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")
+    )
     for name, stage in STAGES.items():
         declared = {key.replace("{model}", "") for key in stage.settings} | ELSEWHERE.get(name, set())
         if name not in ("download", "published"):  # of which this tier has none
             declared |= set(jobs.settings(config, name, **arguments(name)))
         for module in jobs.modules(config, name, **arguments(name)):
-            assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), f"{name}: {module}"
-            for key in config_keys(module):
+            text = (ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8")
+            for key in re.findall(rf"\bconfig\.((?:{sections})\b(?:\.\w+)*)", text):
                 known = any(f"{key}.".startswith(f"{part.rstrip('.')}.") for part in declared)
                 known |= any(part.startswith(f"{key}.") for part in declared)
                 assert known, f"stage {name}: {module} reads config.{key}; declare it in d2llm/run/stages.py"
-
-
-def test_settings_of_a_training_are_its_own(tmp_path: Path) -> None:
-    before, after = load([MINI]), load([MINI], {"methods": {"bge": {"temperature": 0.5}}})
-
-    def settings(config: Config, method: str) -> dict[str, object]:
-        return jobs.settings(config, "train", method=method, variant="base", seed=1)
-
-    assert [name for name in before.methods if settings(before, name) != settings(after, name)] == ["bge"]
 
 
 def test_a_job_is_current_until_its_settings_or_its_inputs_change(tmp_path: Path) -> None:
@@ -175,8 +160,6 @@ def test_every_stages_record_speaks_for_its_files() -> None:
     for name, stage in STAGES.items():
         record = stage.record(paths, **arguments(name))
         assert all(path.is_relative_to(record.parent) for path in jobs.outputs(name, paths, **arguments(name))), name
-    assert jobs.outputs("texts", paths) == [Path("r/data/pretraining.parquet")]
-    assert jobs.outputs("train", paths, method="bge", variant="base", seed=1) == [Path("r/runs/bge/base/seed1")]
     assert len(jobs.outputs("table", paths, name="nli")) == 4
 
 
@@ -202,21 +185,13 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-def test_a_record_speaks_for_what_its_job_wrote(folder: Path) -> None:
-    assert json.loads((folder / "provenance.json").read_text())["outputs"] == {
-        "model/weights": hashlib.sha256(b"weights").hexdigest(),
-        "summary.json": hashlib.sha256(b"{}").hexdigest(),
-    }
+def test_one_flipped_bit_of_an_input_is_told_with_the_input_to_remove(folder: Path) -> None:
+    assert set(read_json(folder / "provenance.json")["outputs"]) == {"model/weights", "summary.json"}
     assert checked_inputs([str(folder / "model")]) == {str(folder / "model"): content_digest(folder / "model")}
     assert not damaged(folder)
-
-
-def test_one_flipped_bit_of_an_input_is_told_with_the_input_to_remove(folder: Path) -> None:
     flip(folder / "model" / "weights")
-    message = (
-        r"model/weights: damaged, or changed since its job wrote it .*; remove {}/model and run `snakemake --cores"
-    )
-    with pytest.raises(ArtifactError, match=message.format(folder)):
+    message = rf"model/weights: damaged, or changed since its job wrote it .*; remove {folder}/model and run `snakemake"
+    with pytest.raises(ArtifactError, match=message):
         checked_inputs([str(folder / "summary.json"), str(folder / "model")])
     flip(folder / "scores.parquet")
     with pytest.raises(ArtifactError, match=r"scores\.parquet: damaged"):
@@ -242,37 +217,31 @@ def test_a_record_vouches_for_itself(folder: Path) -> None:
     Keys that JSON turns into text change nothing.
     """
     record = folder / "provenance.json"
-    content = json.loads(record.read_text())
+    content = read_json(record)
     write_json(record, sealed(content | {"seconds": 1.25, "settings": {2: "b", 10: ("a", None)}}))
     checked_inputs([str(record), str(folder / "summary.json")])
     assert not damaged(folder) and not altered(content)  # an earlier version's has no seal
     record.write_text(record.read_text().replace("1.25", "1.35"))
-    for name in (record, folder / "summary.json", folder / "model"):
-        with pytest.raises(ArtifactError, match=rf"{record}: damaged, or changed .*; remove {folder} and run `snake"):
-            checked_inputs([str(name)])
-    checked_inputs([str(folder / "scores.parquet")])  # another job's
+    refused(folder)
     assert damaged(folder) == ["provenance.json (changed)"]
 
 
-def test_what_no_record_names_is_taken_as_it_is(folder: Path) -> None:
-    (folder / "model" / "notes").write_text("mine")
-    checked_inputs([str(folder / "model")])
-    flip(folder / "model" / "weights")
-    (folder / "provenance.json").write_text('{"stage": "train"}')  # of an earlier version, which named no outputs
-    checked_inputs([str(folder / "model")])
+def refused(folder: Path) -> None:
+    """Whatever the folder's record speaks for is; what another job wrote into it is not."""
+    record = folder / "provenance.json"
+    for name in (record, folder / "summary.json", folder / "model"):
+        with pytest.raises(ArtifactError, match=rf"{record}: damaged, or changed .*; remove {folder} and run `snake"):
+            checked_inputs([str(name)])
+    checked_inputs([str(folder / "scores.parquet")])
 
 
 def test_half_a_record_is_told_by_whoever_reads_what_it_speaks_for(folder: Path) -> None:
-    record = folder / "provenance.json"
+    record, scores = folder / "provenance.json", folder / "scores.parquet"
     record.write_text(record.read_text()[:40])
-    for name in (record, folder / "summary.json", folder / "model"):
-        with pytest.raises(ArtifactError, match=rf"{record}: damaged, or changed .*; remove {folder} and run"):
-            checked_inputs([str(name)])
-    scores = folder / "scores.parquet"
-    checked_inputs([str(scores)])  # another job's, whose own record is whole
+    refused(folder)
     provenance_of(scores).write_text("[]")
     with pytest.raises(
-        ArtifactError, match=rf"{provenance_of(scores)}: damaged, or changed .*; remove {provenance_of(scores)} and run"
+        ArtifactError, match=rf"{provenance_of(scores)}: damaged, .*; remove {provenance_of(scores)} an"
     ):
         checked_inputs([str(scores)])
 
@@ -281,19 +250,19 @@ def test_half_a_record_is_told_by_whoever_reads_what_it_speaks_for(folder: Path)
 def test_the_commit_is_git_s_own(tmp_path: Path) -> None:
     """On a branch, packed, in a second working tree, away from branches; and none where there is no repository."""
 
-    def git(*arguments: str, folder: Path = tmp_path) -> str:
-        command = ["git", "-C", folder, "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+    def git(line: str, folder: Path = tmp_path) -> str:
+        command = ["git", "-C", folder, "-c", "user.name=a", "-c", "user.email=a@b", *line.split()]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     assert commit(tmp_path) is None
-    git("init", "--quiet")
+    git("init --quiet")
     assert commit(tmp_path) is None
     for message in ("one", "two"):
-        git("commit", "--quiet", "--allow-empty", "-m", message)
-    assert commit(tmp_path) == git("rev-parse", "HEAD") != git("rev-parse", "HEAD~1")
-    git("pack-refs", "--all")
-    assert commit(tmp_path) == git("rev-parse", "HEAD")
-    git("worktree", "add", "--quiet", "-b", "side", str(tmp_path / "side"), "HEAD~1")
-    assert commit(tmp_path / "side") == git("rev-parse", "HEAD~1")
-    git("checkout", "--quiet", "--detach", "HEAD", folder=tmp_path / "side")
-    assert commit(tmp_path / "side") == git("rev-parse", "HEAD~1")
+        git(f"commit --quiet --allow-empty -m {message}")
+    assert commit(tmp_path) == git("rev-parse HEAD")
+    git("pack-refs --all")
+    assert commit(tmp_path) == git("rev-parse HEAD")
+    git("worktree add --quiet -b side side HEAD~1")
+    for change in ("status", "checkout --quiet --detach HEAD"):
+        git(change, tmp_path / "side")
+        assert commit(tmp_path / "side") == git("rev-parse HEAD~1")

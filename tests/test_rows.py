@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import spearmanr
 from task_folders import retrieval_task, sts_task
 from test_search import plain
 
@@ -66,6 +65,7 @@ def python(code: str, **environment: str) -> str:
     return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_words_are_those_of_the_installed_dictionary_without_punctuation(tmp_path: Path) -> None:
     """jieba takes whatever lies in its place for a cache, from any version and anybody, as its dictionary."""
     assert tokens("我爱北京天安门，OK！", "words") == ["我", "爱", "北京", "天安门", "ok"]
@@ -75,12 +75,11 @@ def test_words_are_those_of_the_installed_dictionary_without_punctuation(tmp_pat
     python(stale, TMPDIR=str(tmp_path))
     assert (tmp_path / "jieba.cache").is_file()
     code = "from d2llm.data.negatives.bm25 import tokens; print(*tokens('我爱北京天安门', 'words'))"
-    for place in (str(tmp_path), "/proc/none"):
-        shown = python(code, TMPDIR=str(tmp_path), XDG_CACHE_HOME=place)
-        assert shown.split() == ["我", "爱", "北京", "天安门"]
-    assert (tmp_path / "d2llm").is_dir() and not list(tmp_path.glob("d2llm-*"))
+    shown = python(code, TMPDIR=str(tmp_path), XDG_CACHE_HOME="/proc/none")
+    assert shown.split() == ["我", "爱", "北京", "天安门"] and not list(tmp_path.glob("d2llm-*"))
 
 
+@pytest.mark.slow
 def test_bm25_is_the_same_in_another_process():
     """Python's string hashes differ between processes; scores may not."""
     scores = f"Bm25({DOCUMENTS!r}, 'characters').scores('张伟在公园买了苹果很好')"
@@ -184,8 +183,5 @@ def test_reference_rows_go_through_the_same_adapter(tmp_path, monkeypatch):
     frame = pd.read_parquet(folders[0] / "test.parquet")
     both = [rule(a, b, "")[0] + rule(b, a, "")[0] for a, b in zip(frame.sentence1, frame.sentence2, strict=True)]
     np.testing.assert_allclose(predictions.score[predictions.task == "sts_x"], np.array(both) / 2)
-    spearman = scores.query("task == 'sts_x' and phenomenon == 'all' and metric == 'spearman'").value.item()
-    assert spearman == pytest.approx(spearmanr(frame.score, both)[0])
     candidates = scores.groupby("task")["candidates"].unique().map(list).to_dict()
     assert candidates == {"ir_x": ["BM25 30 + dense 30"], "sts_x": [""]} and set(scores.scorer) == {"cross_encoder"}
-    assert predictions[predictions.task == "ir_x"].groupby("query_id").size().between(30, 60).all()

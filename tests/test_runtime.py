@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +12,6 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.text import Text
 from task_folders import pair_task, sts_task
-from tiny_run import changed
 
 from d2llm.config.evaluation import RuntimeSettings
 from d2llm.config.load import load
@@ -23,8 +20,6 @@ from d2llm.evaluation import runtime, runtime_table
 from d2llm.reporting.collected import Collected
 from d2llm.reporting.drawing import figures
 from d2llm.reporting.figures import latency as figure_latency
-from d2llm.reporting.figures import runtime as figure_runtime
-from d2llm.reporting.style import duration
 from d2llm.run.errors import ArtifactError, ConfigError
 from d2llm.run.paths import Paths
 from d2llm.run.schemas import PHASES, RUNTIME
@@ -66,17 +61,9 @@ def test_every_phase_is_measured_once(measured: tuple[Config, pd.DataFrame]) -> 
     assert len(table) == len(expected)
     assert (table["threads"] == config.threads).all() and (table["repeats"] == 3).all()
     assert (table["per"] == table["phase"].map(PHASES)).all()
-    # Reading a pair costs more than combining two vectors, and a search more than embedding its query.
-    times = table.set_index(["method", "phase", "corpus"])["median"]
-    assert times["teacher", "score", 0] > 10 * times["d2llm", "score", 0]
-    assert times["teacher", "search", 20] > 5 * times["teacher", "score", 0]
-
-
-def test_the_index_size_is_the_scorers(measured: tuple[Config, pd.DataFrame]) -> None:
-    searches = measured[1].query("phase == 'search'").drop_duplicates("method").set_index("method")
+    searches = table.query("phase == 'search'").drop_duplicates("method").set_index("method")
     sizes = searches[["bytes_per_passage", "embedding_bytes"]]
-    assert sizes.loc["d2llm"].tolist() == [4 * 16, 4 * 32] and sizes.loc["bge"].tolist() == [4 * 32, 4 * 32]
-    assert sizes.loc[["teacher", "bm25"]].isna().all(axis=None)
+    assert sizes.loc["d2llm"].tolist() == [4 * 16, 4 * 32] and sizes.loc[["teacher", "bm25"]].isna().all(axis=None)
 
 
 def test_the_teacher_is_extrapolated_in_proportion(measured: tuple[Config, pd.DataFrame]) -> None:
@@ -84,8 +71,7 @@ def test_the_teacher_is_extrapolated_in_proportion(measured: tuple[Config, pd.Da
     assert set(table.loc[table["extrapolated"], "method"]) == {"teacher"}
     own = table[(table["method"] == "teacher") & (table["phase"] == "search")].set_index("corpus")
     assert own["extrapolated"].tolist() == [False, True, True]  # it reads 30 pairs
-    for column in ("median", "q1", "q3"):
-        assert own.loc[300, column] / own.loc[60, column] == pytest.approx(300 / 60, rel=1e-4)
+    assert own.loc[300, "median"] / own.loc[60, "median"] == pytest.approx(300 / 60, rel=1e-4)
 
     class Likes:
         def score(self, groups: list, mode: str) -> list[np.ndarray]:
@@ -111,20 +97,16 @@ def test_the_clock_warms_up_and_keeps_to_its_budget() -> None:
         time.sleep(0.02 if number else 0.2)  # the first is slow, as first calls are
 
     seconds = runtime.clock(call, [0, 1, 2, 3, 4, 5], RuntimeSettings(repeats=5, seconds=10.0))
-    assert seen == [0, 1, 2, 3, 4, 5] and len(seconds) == 5
-    assert seconds.min() >= 0.02 and np.median(seconds) < 0.15
-    assert len(runtime.clock(call, [1], RuntimeSettings(repeats=50, seconds=0.1))) <= 5
+    assert seen == [0, 1, 2, 3, 4, 5] and len(seconds) == 5 and seconds.min() >= 0.02
     assert len(runtime.clock(call, [1], RuntimeSettings(repeats=50, seconds=0.001))) == 3  # never fewer
 
 
 def test_texts_are_those_of_retrieval_or_else_of_pairs(tiny_data: Config, tmp_path: Path) -> None:
     texts = runtime.read_texts(tiny_data)
     files = [path / "test" for path in Paths.of(tiny_data).tasks.glob("ir_*")]
-    assert len(files) == 3
     for side, name in ((texts.passages, "corpus"), (texts.queries, "queries")):
         assert set(side) == {text for path in files for text in pd.read_parquet(path / f"{name}.parquet")["text"]}
     assert texts.cycled(len(texts.passages) + 2) == [*texts.passages, *texts.passages[:2]]
-    assert runtime.read_texts(changed(tiny_data, evaluation={"tasks": ["nli_indomain"]})) == texts
     lonely = Config(results=str(tmp_path), methods={"bge": {}})
     frames = [pd.read_parquet(make(Paths.of(lonely).tasks) / "test.parquet") for make in (pair_task, sts_task)]
     of_pairs = runtime.read_texts(lonely)
@@ -136,9 +118,8 @@ def test_a_missing_model_and_sizes_that_shrink_are_refused(measured: tuple[Confi
     more = Config.model_validate(measured[0].model_dump() | {"methods": METHODS | {"sgpt": {}}})
     with pytest.raises(ArtifactError, match="sgpt/base/seed1/model: missing"):  # before anything is measured
         runtime.run(more)
-    for sizes in ("[10, 5]", "[5, 5]"):
-        with pytest.raises(ConfigError, match="runtime.*corpus_sizes that grow"):
-            load([], {"methods": {"bge": {}}, "runtime": f"{{corpus_sizes: {sizes}}}"})
+    with pytest.raises(ConfigError, match="runtime.*corpus_sizes that grow"):
+        load([], {"methods": {"bge": {}}, "runtime": "{corpus_sizes: [5, 5]}"})
 
 
 def test_a_table_that_cannot_be_is_refused(tmp_path: Path) -> None:
@@ -155,9 +136,6 @@ def test_a_table_that_cannot_be_is_refused(tmp_path: Path) -> None:
         bad.to_csv(path, index=False)
         with pytest.raises(ArtifactError, match=rf"runtime.csv: .*{message}"):
             runtime_table.read(path)
-    path.unlink()
-    with pytest.raises(ArtifactError, match="runtime.csv: missing"):
-        runtime_table.read(path)
 
 
 # -------------------------------------------------------------------------------------------------------------- figures
@@ -191,98 +169,28 @@ def scores() -> pd.DataFrame:
         for task, step in (("ir_a", 0.02), ("ir_b", -0.02)):
             rows.append((name, task, "retrieval", "ir", "mrr_at_10", "all", value + step))
             rows.append((name, task, "retrieval", "ir", "mrr_at_10", "who", 0.1))
-            rows.append((name, task, "retrieval", "ir", "recall_at_10", "all", 0.3))
         rows.append((name, "x", "sts", "sts", "spearman", "all", 0.5))
     frame = pd.DataFrame(rows, columns=["method", "task", "task_type", "group", "metric", "phenomenon", "value"])
-    about = {"tier": "mini", "variant": "base", "seed": 1, "split": "test", "scorer": "", "candidates": "", "n": 9}
-    return frame.assign(task_title=frame["task"], **about)
+    return frame.assign(task_title=frame["task"], variant="base", seed=1, split="test", n=9)
 
 
-@pytest.fixture
-def data() -> Iterator[figures.Data]:
+def test_the_latency_figure_shows_quality_and_time_at_one_size() -> None:
     matplotlib.use("Agg")
     config = Config(methods={name: {} for name in ("d2llm", "bge", "sgpt", "udever")})
+    data = figures.Data(Collected(scores=scores(), runtime=table()), figures.context(config), config)
     with pyplot.style.context(figures.STYLE):
-        yield figures.Data(Collected(scores=scores(), runtime=table()), figures.context(config), config)
-    pyplot.close("all")
-
-
-def marks(axis: matplotlib.axes.Axes) -> set[tuple[float, float, bool]]:
-    """Marks of an axis as (x, y, filled)."""
-    points = set()
-    for line in axis.lines:
-        if line.get_marker() not in ("None", None, ""):
-            filled = line.get_markerfacecolor() != "white"
-            points |= {(float(x), round(float(y), 9), filled) for x, y in zip(*line.get_data(), strict=True)}
-    return points
-
-
-def note_of(figure: pyplot.Figure) -> str:
-    return re.sub(r"\s+", " ", figure.get_supxlabel())
-
-
-def test_the_runtime_figure_shows_the_table(data: figures.Data) -> None:
-    figure = figure_runtime.draw(data)
-    encoding, scoring, searching = figure.axes
-    shown = table()[table()["method"].isin(["d2llm", "bge", "teacher"])]
-    phases = dict(list(shown.groupby("phase")))
-    both = pd.concat([phases["encode_query"], phases["encode_passage"]])
-    assert sorted(x for x, _, _ in marks(encoding)) == sorted(both["median"])
-    assert sorted(x for x, _, _ in marks(scoring)) == sorted(phases["score"]["median"])
-    bars = {tuple(line.get_xdata()) for line in scoring.lines if line.get_marker() in ("None", None, "")}
-    assert bars == {(row.q1, row.q3) for row in phases["score"].itertuples()}
-    assert {text.get_text() for text in scoring.texts} == {duration(value) for value in phases["score"]["median"]}
-    lines = pd.concat([phases["search"], phases["rerank"]])
-    assert marks(searching) == {(row.corpus, round(row.median, 9), not row.extrapolated) for row in lines.itertuples()}
-    assert searching.get_xscale() == searching.get_yscale() == "log"
-    # Dashed from the last measured point to the last extrapolated one.
-    dashed = [line for line in searching.lines if line.get_linestyle() == "--"]
-    assert [line.get_xdata().tolist() for line in dashed] == [[100, 1000, 10000]]
-    note = note_of(figure)
-    assert "1 thread." in note and "one query with 64 passages" in note and "first to third quartile" in note
-    assert "D2LLM 96 bytes a passage (its embedding alone: 32)" in note and "extrapolated" in note
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["BGE (bi-encoder)", "D2LLM", "Teacher (cross-encoder)", "Teacher re-ranking 40", "extrapolated"]
-
-
-def test_the_latency_figure_shows_quality_and_time_at_one_size(data: figures.Data) -> None:
-    figure = figure_latency.draw(data)
+        figure = figure_latency.draw(data)
+        figure.canvas.draw()
     (axis,) = figure.axes
-    expected = set()
-    for name, quality in QUALITY.items():
-        phase = "rerank" if name == "teacher" else "search"  # its score is that of re-ranking
-        own = table().set_index(["method", "phase", "corpus"])["median"]
-        expected.add((own[name, phase, 1000], round(quality, 9), True))
-    assert marks(axis) == expected
-    assert "corpus of 1,000 passages" in axis.get_xlabel() and axis.get_xscale() == "log"
-    assert "MRR@10, mean of 2 retrieval sets" in axis.get_ylabel()
-    assert "reading the whole corpus would take 1 s (extrapolated)" in note_of(figure)
-    assert "1 thread" in note_of(figure)
+    phases = {name: "rerank" if name == "teacher" else "search" for name in QUALITY}  # its score is of re-ranking
+    own = table().set_index(["method", "phase", "corpus"])["median"]
+    expected = {(own[name, phases[name], 1000], round(quality, 9)) for name, quality in QUALITY.items()}
+    points = [
+        (line.get_xdata(), line.get_ydata()) for line in axis.lines if line.get_marker() not in ("None", None, "")
+    ]
+    assert {(float(x[0]), round(float(y[0]), 9)) for x, y in points} == expected
     # Labels of equal points do not overlap.
-    figure.canvas.draw()
     boxes = [Text.get_window_extent(text) for text in axis.texts]  # without its arrow
     assert len(boxes) == len(QUALITY)
-    for place, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[:place])
-        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
-
-
-def test_figures_say_when_there_is_nothing_to_show(data: figures.Data) -> None:
-    config = Config(methods={"bge": {}})
-    few = Collected(scores=scores().query("method == 'sgpt'"), runtime=table().query("method == 'bm25'"))
-    nothing = figures.Data(few, figures.context(config), config)
-    assert "No run times of D2LLM" in figure_runtime.draw(nothing).texts[0].get_text()
-    assert "No retrieval scores and run times" in figure_latency.draw(nothing).texts[0].get_text()
-
-
-def test_durations_are_printed_to_three_digits() -> None:
-    seconds = (1.75e-8, 3.276e-6, 0.00061, 0.0019, 0.9999, 58.075, 1234.0)
-    assert [duration(value) for value in seconds] == [
-        "17.5 ns",
-        "3.28 µs",
-        "610 µs",
-        "1.9 ms",
-        "1 s",
-        "58.1 s",
-        "1230 s",
-    ]
+    assert not any(box.overlaps(other) for place, box in enumerate(boxes) for other in boxes[:place])
+    pyplot.close(figure)

@@ -63,32 +63,17 @@ def test_no_module_runs_or_unpacks_what_others_wrote() -> None:
     assert not {file: wrong for file, wrong in lines.items() if wrong}
 
 
-DANGEROUS = """\
-import pickle
-from dill import loads
-eval('1')
-torch.load('x')
-torch.load('x', weights_only=False)
-yaml.load(x)
-yaml.load(x, Loader=yaml.Loader)
-subprocess.run('ls', shell=True)
-os.system('ls')
-pd.read_pickle('x')
-np.load('x', allow_pickle=True)
-AutoModel.from_pretrained('x', trust_remote_code=True)
-"""
-HARMLESS = """\
-model.eval()
-re.compile('x')
-torch.load('x', weights_only=True)
-yaml.load(x, Loader=loader())
-subprocess.run(['ls'])
-"""
-
-
-def test_each_danger_is_seen_and_nothing_else() -> None:
-    assert [int(line.partition(":")[0]) for line in dangers(DANGEROUS)] == list(range(1, 13))
-    assert not dangers(HARMLESS) and issubclass(loader(), yaml.SafeLoader)
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("import pickle", "from dill import loads", "eval('1')", "torch.load('x')", "os.system('ls')"),
+        *("torch.load('x', weights_only=False)", "yaml.load(x)", "yaml.load(x, Loader=yaml.Loader)"),
+        *("subprocess.run('ls', shell=True)", "pd.read_pickle('x')", "np.load('x', allow_pickle=True)"),
+        "AutoModel.from_pretrained('x', trust_remote_code=True)",
+    ],
+)
+def test_each_danger_is_seen(text: str) -> None:
+    assert dangers(text) and issubclass(loader(), yaml.SafeLoader)
 
 
 def test_rules_run_no_python_of_their_own_and_quote_what_the_shell_reads() -> None:

@@ -110,14 +110,6 @@ def test_what_is_not_finite_comes_first_also_among_candidates():
     assert rows[0] == 7 and scores[0] == np.inf
 
 
-def test_an_index_knows_its_size():
-    """D2LLM stores Wp·p + b1, as wide as its hidden layer; a cosine the embedding; the cosine skip both."""
-    width = tiny.backbone("decoder").hidden_size
-    for scorer, numbers in zip(SCORERS, (width, 24, 24 + width), strict=True):
-        index = Index.build(student(scorer), texts(3, 7))
-        assert (index.bytes_per_passage, index.vector_bytes) == (4 * numbers, 4 * width)
-
-
 # -------------------------------------------------------------------------------------------------------------- ranking
 def plain(scores: np.ndarray, ties: np.ndarray, depth: int) -> list[int]:
     """The rule by a full sort in a loop."""
@@ -214,11 +206,9 @@ def test_an_index_knows_what_its_student_feeds(tmp_path: Path):
         other.load_state_dict(model.state_dict())
         with pytest.raises(ArtifactError, match=rf"the index of another student \(not the same {name}\); build it"):
             Index.load(tmp_path, other)
-    assert len(Index.load(tmp_path, model)) == 20
     # One that was made before the settings were kept is told by the weights alone.
     about = json.loads((tmp_path / "index.json").read_text())
-    del about["settings"]
-    (tmp_path / "index.json").write_text(json.dumps(about))
+    (tmp_path / "index.json").write_text(json.dumps({name: about[name] for name in about if name != "settings"}))
     assert len(Index.load(tmp_path, model)) == 20
 
 
@@ -290,7 +280,7 @@ def recall(exact: list, hits: list) -> float:
     return float(np.mean([len({*a.tolist()} & {*b.tolist()}) / 10 for (a, _), (b, _) in zip(exact, hits, strict=True)]))
 
 
-@pytest.mark.parametrize("options", [{"init": "matcher", "activation": "squared_relu"}, {"init": "matcher"}, {}])
+@pytest.mark.parametrize("options", [{"init": "matcher", "activation": "squared_relu"}, {}])
 def test_a_twentieth_of_the_scores_finds_what_all_of_them_find(monkeypatch, options):
     model = Vectors(iem(**options))
     index = Index.of_vectors(model, clustered(20_000, 32, 1), range(20_000))
@@ -368,8 +358,3 @@ def test_how_many_are_scored_is_as_documented():
     assert [budget(count, 0.02, 100) for count in (9_999, 10_000)] == [None, 1000]
     assert [budget(1_000_000, share) for share in (0.001, 0.0025, 0.02)] == [1000, 2500, 20_000]
     assert budget(6000, 1.0) is None
-    # A share of few passages finds nearly all.
-    queries = clustered(10, 32, 2)
-    for count in (6000, 15_000):
-        index = Index.of_vectors(model, clustered(count, 32, 1), range(count))
-        assert recall(index.search_vectors(queries, 10), index.search_vectors(queries, 10, 0.02)) >= 0.95

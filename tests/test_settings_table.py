@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from d2llm.config.schema import Config
 from d2llm.reporting.collected import Collected, collected
 from d2llm.reporting.context import context
 from d2llm.reporting.layout import formats as layout
-from d2llm.reporting.layout.formats import Block, PlainTable
 from d2llm.reporting.tables.settings import TABLE
 from d2llm.run.errors import ArtifactError
 from d2llm.run.paths import Paths
@@ -91,24 +88,3 @@ def test_variants_stay_out_and_an_untrained_method_is_told(config: Config) -> No
     assert mixed == TABLE.build(own, about, config)
     with pytest.raises(ArtifactError, match=r"runs.csv holds no training of bge"):
         TABLE.build(replace(own, trainings=own.trainings[own.trainings["method"] != "bge"]), about, config)
-
-
-def test_a_plain_table_in_markdown_latex_and_csv() -> None:
-    first = Block("one", "First_block", ("Name", "a|b", "c"), (("x", "1", "50%"), ("x", "2 × 3", "–")))
-    table = PlainTable("plain", "Table 9.", "Said & done.", (first, Block("two", "Second", ("N",), (("y",),))))
-    assert layout.to_markdown(table).splitlines() == [
-        "**Table 9.** Said & done.", "",
-        "*First\\_block*", "", "| Name | a\\|b | c |", "| --- | --- | --- |", "| x | 1 | 50% |", "| x | 2 × 3 | – |", "",
-        "*Second*", "", "| N |", "| --- |", "| y |",
-    ]  # fmt: skip
-    text = layout.to_latex(table)
-    assert text.count(r"\begin{tabular}{lll}") == text.count(r"\begin{tabular}{l}") == 1
-    assert text.count(r"\begin{") == text.count(r"\end{")
-    rows = [r"Name & a|b & c \\", r"\midrule", r"x & 1 & 50\% \\", r"x & 2 $\times$ 3 & -- \\"]
-    assert text[text.index(r"\toprule") :].splitlines()[:6] == [r"\toprule", *rows, r"\bottomrule"]
-    assert r"\caption{\textbf{Table 9.} Said \& done.}" in text and r"\textit{First\_block}" in text
-    cells = [tuple(row.values())[1:] for row in csv.DictReader(io.StringIO(layout.to_csv(table)))]
-    assert cells == [
-        ("one", "1", "x", "a|b", "1"), ("one", "1", "x", "c", "50%"), ("one", "2", "x", "a|b", "2 × 3"),
-        ("one", "2", "x", "c", "–"),
-    ]  # fmt: skip

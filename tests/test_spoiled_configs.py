@@ -76,10 +76,8 @@ LAUGHS = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
         ("? [a]\n: 1\n", "line 1: not valid YAML (a key that is no text)"),
         ("tier: 2024-13-45\n", "line 1: not valid YAML (month must be in 1..12)"),
         ("tier: !!binary aGk=\n", "tier: expected text, a number, a list or a section"),
-        ("threads: " + "1" * 5000 + "\n", "line 1: not valid YAML (Exceeds the limit"),
         ("training: {1: 2}\n", "training.1: expected text as a key"),
         ('"a\\nb": 1\n', "'a\\nb': unknown key"),
-        ("tier: " + "x" * 300 + "\n", "tier: expected text of the form"),
     ],
 )
 def test_what_yaml_can_hold_and_no_config_is(text: str, message: str, tmp_path: Path) -> None:
@@ -89,7 +87,7 @@ def test_what_yaml_can_hold_and_no_config_is(text: str, message: str, tmp_path: 
 
 
 # What a shell, Snakemake's patterns or a file system would take for something else.
-BAD = ["a b", "a'b", 'a"b', "$(id)", "`id`", "../x", "a;b", "a|b", "a\nb", "{a}", "a*", "-x", "", "x" * 400]
+BAD = ["a b", "a'b", "$(id)", "../x", "a;b", "a\nb", "{a}", "a*", "-x", "", "x" * 400]
 TRAIN, TASK = {"file": "x.jsonl"}, {"type": "sts", "group": "sts", "test": "x.csv"}
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,30 +72,7 @@ def test_marks_break_no_ties_and_judge_what_is_printed():
     assert marks({"a": 0.5}) == {"a": ""} and marks({}) == {}
 
 
-def test_markdown_of_one_seed():
-    head, _, *lines = layout.to_markdown(build(scores())).splitlines()
-    assert lines == [
-        "| Method | Set\\_a<br>Pearson | Set\\_a<br>Spearman | Set\\_b<br>Pearson | Set\\_b<br>Spearman "
-        "| Average<br>Pearson | Average<br>Spearman |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| *Teacher* | 0.9900 | 0.8900 | 0.9700 | 0.8700 | 0.9800 | 0.8800 |",
-        "| *BM25* | 0.3000 | 0.2000 | 0.2000 | 0.1000 | 0.2500 | 0.1500 |",
-        # a: BGE and D2LLM tie for best; b: BGE and SGPT do; average: .70, .65, .65.
-        "| BGE & co | **0.8000** | **0.7000** | **0.6000** | **0.5000** | **0.7000** | **0.6000** |",
-        "| SGPT | <u>0.7000</u> | <u>0.6000</u> | **0.6000** | **0.5000** | <u>0.6500</u> | <u>0.5500</u> |",
-        "| D2LLM | **0.8000** | **0.7000** | <u>0.5000</u> | <u>0.4000</u> | <u>0.6500</u> | <u>0.5500</u> |",
-    ]
-    assert head.startswith("**Table 2. Similarity.** Tier mini, test split, one seed.")
-    for part in (
-        "among the 3 trained methods",
-        "not ranked",
-        "mean of its two orders",
-        "no evidence about the paper's",
-    ):
-        assert part in head
-    assert "generated" not in layout.to_markdown(build(scores(), context=replace(CONTEXT, generated=False)))
-
-
+# How Markdown, LaTeX and CSV look, the reference's tables say (test_reference): these are of what they hold.
 def test_spread_over_seeds_is_the_sample_standard_deviation():
     table = build(scores(seeds=2))
     rows = {row.key: row.cells for row in table.rows}
@@ -114,32 +87,9 @@ def test_spread_over_seeds_is_the_sample_standard_deviation():
     assert r"\textbf{0.8500} {\scriptsize$\pm$ 0.0707}" in layout.to_latex(table)
 
 
-def test_latex_is_escaped_ruled_and_spanned():
-    text = layout.to_latex(build(scores()))
-    assert text[text.index(r"\toprule") :].splitlines() == [
-        r"\toprule",
-        r" & \multicolumn{2}{c}{Set\_a} & \multicolumn{2}{c}{Set\_b} & \multicolumn{2}{c}{Average} \\",
-        r"\cmidrule(lr){2-3} \cmidrule(lr){4-5} \cmidrule(lr){6-7}",
-        r"Method & Pearson & Spearman & Pearson & Spearman & Pearson & Spearman \\",
-        r"\midrule",
-        r"Teacher & 0.9900 & 0.8900 & 0.9700 & 0.8700 & 0.9800 & 0.8800 \\",
-        r"BM25 & 0.3000 & 0.2000 & 0.2000 & 0.1000 & 0.2500 & 0.1500 \\",
-        r"\midrule",
-        r"BGE \& co & \textbf{0.8000} & \textbf{0.7000} & \textbf{0.6000} & \textbf{0.5000} "
-        r"& \textbf{0.7000} & \textbf{0.6000} \\",
-        r"SGPT & \underline{0.7000} & \underline{0.6000} & \textbf{0.6000} & \textbf{0.5000} "
-        r"& \underline{0.6500} & \underline{0.5500} \\",
-        r"D2LLM & \textbf{0.8000} & \textbf{0.7000} & \underline{0.5000} & \underline{0.4000} "
-        r"& \underline{0.6500} & \underline{0.5500} \\",
-        r"\bottomrule",
-        r"\end{tabular}}",
-        r"\end{table*}",
-    ]
+def test_texts_are_escaped_and_html_is_spanned():
     escaped = r"50\% \& a\_b \#1 \{x\} \$y\$ \textasciitilde{}\textasciicircum{}\textbackslash{}"
     assert layout.tex("50% & a_b #1 {x} $y$ ~^\\") == escaped
-
-
-def test_html_is_escaped_and_spanned():
     columns = (Column("a", "A&B", "ap", "AP"), Column("a", "A&B", "f1", "F1"), Column("c", "C", "ap", "AP"))
     rows = (
         Row("bm25", "BM25", "reference", (Cell(0.1), Cell(0.2), Cell(-0.3))),
@@ -150,18 +100,6 @@ def test_html_is_escaped_and_spanned():
     assert not page.open and page.rows[:2] == [["Method", "A&B", "C"], ["AP", "F1", "AP"]] and 'colspan="2"' in text
     assert page.rows[2:] == [["BM25", "0.1000", "0.2000", "-0.3000"], ["<D>", "0.5000↑ ± 0.0100", "0.2500", "0.7500"]]
     assert text.isascii() and "<strong>0.5000</strong>" in text and "<u>0.2500</u>" in text
-    assert "<tr" not in layout.to_html(Table("t", "Heading.", "Nothing.", (), ()))
-
-
-def test_csv_is_tidy_and_holds_every_bit():
-    table = build(scores(seeds=2))
-    rows = list(csv.DictReader(io.StringIO(layout.to_csv(table))))
-    assert len(rows) == 5 * 6
-    cell = next(r for r in rows if (r["method"], r["task"], r["metric"]) == ("bge", "a", "pearson"))
-    assert float(cell["mean"]) == table.rows[2].cells[0].mean and float(cell["sd"]) == table.rows[2].cells[0].sd
-    assert (cell["block"], cell["seeds"], cell["mark"]) == ("method", "2", "best")
-    assert {r["sd"] for r in rows if r["method"] == "teacher"} == {""}
-    assert {r["mark"] for r in rows if r["block"] == "reference"} == {""}
 
 
 def test_variants_breakdowns_and_other_tasks_stay_out():
@@ -180,9 +118,7 @@ def test_variants_breakdowns_and_other_tasks_stay_out():
 def test_a_single_task_has_no_average_and_no_task_no_rows():
     one = scores()
     assert [column.task for column in build(one[one.task == "a"]).columns] == ["a", "a"]
-    empty = build(one[one.task == "c"])
-    assert empty.rows == () and "No task of this kind was evaluated." in layout.to_markdown(empty)
-    assert "tabular" not in layout.to_latex(empty)
+    assert "No task of this kind was evaluated." in layout.to_markdown(build(one[one.task == "c"]))
 
 
 def test_a_missing_score_is_named():
@@ -193,45 +129,25 @@ def test_a_missing_score_is_named():
             build(whole[~wrong])
 
 
-def test_candidate_depth_is_stated():
-    values = scores()
-    values["candidates"] = values["method"].map({"teacher": "BM25 30 + dense 30"}).fillna("all")
-    caption = build(values).caption
-    assert "Teacher: re-ranks the union of candidates BM25 30 + dense 30 per query." in caption
-    assert caption.count("re-ranks") == 1
-
-
 def test_only_significant_differences_from_the_strongest_baseline_are_marked():
     table = build(scores(), comparisons())
     cells = [(row.key, *pair) for row in table.rows for pair in zip(table.columns, row.cells, strict=True)]
     leads = {(key, column.task, column.metric): cell.lead for key, column, cell in cells if cell.lead}
     assert leads == {("d2llm", "a", "spearman"): "down"}
-    assert "95%, Holm's correction over 5 comparisons" in table.caption
-    assert "D2LLM is significantly above or below the strongest baseline" in table.caption
-    caption = build(scores(), comparisons(), replace(CONTEXT, subject="SGPT")).caption
-    assert "SGPT is significantly above or below the strongest baseline" in caption and "D2LLM" not in caption
+    assert "SGPT is signif" in build(scores(), comparisons(), replace(CONTEXT, subject="SGPT")).caption
     assert "| **0.7000**↓ |" in layout.to_markdown(table)
     assert r"\textbf{0.7000}$\downarrow$" in layout.to_latex(table)
-    assert "↑" in layout.to_markdown(build(scores(), comparisons().assign(difference=0.1)))
-    assert "Holm" not in build(scores()).caption
 
 
-def test_every_form_of_every_table_is_written_without_torch_or_mteb(tmp_path: Path):
-    methods: dict[str, dict] = {"d2llm": {}, "bge": {}}
-    config = Config(results=str(tmp_path), methods=methods)
+def test_every_form_of_every_table_is_written(tmp_path: Path):
+    config = Config(results=str(tmp_path), methods={"d2llm": {}, "bge": {}})
     paths, values = Paths.of(config), scores()
     write_frame(paths.scores, values[values.method != "sgpt"])
     comparisons().to_csv(paths.comparisons, index=False)
     comparisons().head(0).to_csv(paths.ablations, index=False)
     write_collected(config)
-    code = (
-        "import sys; from d2llm.config.catalogue import entries; from d2llm.config.schema import Config;"
-        f"from d2llm.reporting.layout import tables; config = Config(results={config.results!r}, methods={methods!r});"
-        "[tables.run(config, name) for name in entries('table')];"
-        "print([name for name in ('torch', 'mteb', 'transformers') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "[]", done.stderr
+    for name in entries("table"):
+        tables.run(config, name)
     files = [paths.table(name, extension) for name in entries("table") for extension in ("csv", "md", "tex", "html")]
     assert len(files) == 20 and all(file.stat().st_size > 0 for file in files)
     text = paths.table("sts", "md").read_text(encoding="utf-8")
@@ -239,5 +155,3 @@ def test_every_form_of_every_table_is_written_without_torch_or_mteb(tmp_path: Pa
     assert text.index("| *Teacher (cross-encoder)* |") < text.index("| BGE") < text.index("| D2LLM")
     with pytest.raises(ConfigError, match="no table named 'nope'; known: nli, sts, ir"):
         tables.run(config, "nope")
-    with pytest.raises(ArtifactError, match="scores.parquet: missing"):
-        tables.run(Config(results=str(tmp_path / "empty"), methods={"bge": {}}), "sts")

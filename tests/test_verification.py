@@ -57,15 +57,11 @@ def test_differences_are_judged_by_what_they_are_of(by: float, where: dict[str, 
 
 
 def test_what_is_out_of_tolerance_is_shown() -> None:
-    verdict = judged(ONE, moved(ONE, -0.0199, method="bge", phenomenon="all"))
-    assert verdict.largest == pytest.approx(0.0199) and not len(verdict.wrong)
-    assert verdict.compared == len(ONE) and "passed:" in verdict.text()
     verdict = judged(ONE, moved(ONE, 0.03, **NLI, metric="ap"))
     row = verdict.wrong.iloc[0]
     assert (len(verdict.wrong), row["method"], row["task"], row["metric"], row["seed"]) == (1, "bge", "nli_a", "ap", 1)
-    assert row["found"] - row["reference"] == pytest.approx(row["difference"]) == pytest.approx(0.03)
-    text = verdict.text()
-    assert "Out of tolerance:" in text and "nli_a" in text and text.splitlines()[-1].startswith("failed: 1 of")
+    assert verdict.largest == pytest.approx(row["difference"]) == pytest.approx(0.03)
+    assert "nli_a" in verdict.text() and verdict.text().splitlines()[-1].startswith("failed: 1 of")
 
 
 def test_a_smaller_study_passes_and_says_what_was_not_compared() -> None:
@@ -73,10 +69,8 @@ def test_a_smaller_study_passes_and_says_what_was_not_compared() -> None:
     verdict = judged(many, ONE)
     assert verdict.passed and verdict.compared == len(ONE)
     more = ["bge base seed 2", "d2llm base seed 2", "d2llm no_rank seed 1", "sgpt base seed 2"]
-    assert verdict.only_reference == more
+    assert verdict.only_reference == more == judged(ONE, many).only_found
     assert "Only in the reference, not compared: bge base seed 2," in verdict.text()
-    other = judged(ONE, many)
-    assert other.passed and other.only_found == more
 
 
 def test_scores_that_a_common_run_lacks_fail() -> None:
@@ -101,7 +95,6 @@ def test_reasons_are_said_once_and_only_where_something_differs() -> None:
         verdict = judged(ONE, moved(ONE, by, method="bge"))
         verdict.reasons.append("threads: 1 → 2")
         assert ("threads: 1 → 2" in verdict.text()) == shown
-    assert judged(ONE, ONE).text().endswith("judge nothing")
 
 
 @pytest.fixture
@@ -152,29 +145,21 @@ def test_the_command_line(run_and_reference: tuple[Config, Path], capsys: pytest
     found = moved(pd.read_csv(paths.scores_csv, keep_default_na=False), 0.03, method="bge", metric="ap")
     found.to_csv(paths.scores_csv, index=False)
     record = paths.run("bge", "base", 1) / "provenance.json"
-    write_json(record, read_json(record) | {"threads": 2, "packages": {"torch": "2.14.0"}})
-    assert cli.main(command) == 1
-    text = capsys.readouterr().out
-    assert "- threads: 1 → 2 (train)" in text and "- torch: 2.13.0 → 2.14.0 (train)" in text
+    write_json(record, read_json(record) | {"threads": 2})
+    assert cli.main(command) == 1 and "- threads: 1 → 2 (train)" in capsys.readouterr().out
     assert cli.main([*command, "--tolerance", "0.05"]) == 0
-    assert cli.main([*command[:-1], str(kept / "nowhere")]) == 2
-    assert "scores.csv: missing" in capsys.readouterr().err
     (kept / "scores.csv").write_text("tier,method\nmini,bge\n")
     with pytest.raises(ArtifactError, match="damaged CSV"):
         verify(config, kept, 1e-6, 0.02)
 
 
-def test_a_file_that_its_job_did_not_write_so_fails_even_identical_scores(tmp_path: Path) -> None:
-    config = make(tmp_path / "run")
-    paths, reference = Paths.of(config), tmp_path / "reference"
-    reference.mkdir()
-    shutil.copy2(paths.scores_csv, reference / "scores.csv")
-    table = paths.table("nli", "md")
-    record = provenance_of(paths.table("nli", "csv"))
+def test_a_file_that_its_job_did_not_write_so_fails_even_identical_scores(run_and_reference) -> None:
+    config, kept = run_and_reference
+    paths = Paths.of(config)
+    table, record = paths.table("nli", "md"), provenance_of(paths.table("nli", "csv"))
     write_json(record, {"stage": "table", "outputs": output_digests(record, [table])})
-    assert verify(config, reference, 1e-6, 0.02).passed
+    assert verify(config, kept, 1e-6, 0.02).passed
     table.write_text(table.read_text(encoding="utf-8").replace("0.", "1.", 1), encoding="utf-8")
-    verdict = verify(config, reference, 1e-6, 0.02)
+    verdict = verify(config, kept, 1e-6, 0.02)
     assert verdict.identical and not verdict.passed
     assert "Not what their jobs wrote; remove them and run again: tables/nli.md (changed)" in verdict.text()
-    assert verdict.text().splitlines()[-1].startswith("failed: the scores are the reference's")

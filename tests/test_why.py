@@ -49,33 +49,28 @@ def run(clone: Path, tmp_path: Path) -> Config:
     return config
 
 
-def edited(clone: Path, folder: Path, **changes: str) -> Path:
-    """A copy of the clone, with lines added to files."""
-    shutil.copytree(clone, folder)
-    for name, line in changes.items():
-        with (folder / name.replace("__", "/")).with_suffix(".py").open("a", encoding="utf-8") as stream:
-            stream.write(line)
-    return folder
-
-
-def test_only_files_that_a_job_runs_are_named_and_comments_count_for_nothing(
-    clone: Path, run: Config, tmp_path: Path
+@pytest.mark.parametrize(
+    ("lines", "reasons"),
+    [
+        ({}, "The code of all 3 jobs is that of now."),
+        (
+            {"baselines/bge.py": "EXTRA = 1", "d2llm/data/build.py": "# A comment.", "d2llm/cli/why.py": "EXTRA = 1"},
+            "train bge base 1:\n  baselines/bge.py since {}",
+        ),
+        (
+            {"d2llm/training/train.py": "EXTRA = 1"},  # jobs of the same reasons stand together
+            "train bge base 1, train d2llm base 1:\n  d2llm/training/train.py since {}",
+        ),
+    ],
+)
+def test_only_files_that_a_job_runs_are_named(
+    lines: dict, reasons: str, clone: Path, run: Config, tmp_path: Path
 ) -> None:
-    assert why.run(run, clone) == "The code of all 3 jobs is that of now."
-    since = f"since {commit(clone)[:10]}"
-    now = edited(
-        clone,
-        tmp_path / "edited",
-        baselines__bge="\nEXTRA = 1\n",
-        d2llm__data__build="\n# A comment.\n",
-        d2llm__analysis__comparison="\nEXTRA = 1\n",
-    )
-    assert why.run(run, now) == f"train bge base 1:\n  baselines/bge.py {since}"
-
-
-def test_jobs_of_the_same_reasons_stand_together(clone: Path, run: Config, tmp_path: Path) -> None:
-    reasons = why.run(run, edited(clone, tmp_path / "edited", d2llm__training__train="\nEXTRA = 1\n"))
-    assert reasons == f"train bge base 1, train d2llm base 1:\n  d2llm/training/train.py since {commit(clone)[:10]}"
+    now = Path(shutil.copytree(clone, tmp_path / "edited"))
+    for name, line in lines.items():
+        with (now / name).open("a", encoding="utf-8") as stream:
+            stream.write(f"\n{line}\n")
+    assert why.run(run, now) == reasons.format(commit(clone)[:10])
 
 
 def test_what_no_commit_has_is_said(clone: Path, run: Config) -> None:
