@@ -5,14 +5,20 @@ refused before anything is fetched, and every table says that nothing was traine
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import MagicMock
 
-import mteb
+import hub
 import numpy as np
 import pytest
 import tiny
+import torch
 import yaml
+from safetensors.torch import load_file
 from task_folders import pair_task, retrieval_task, sts_task
 from tiny_run import tiny_config, tiny_settings
 
@@ -54,7 +60,9 @@ def config_of(root: Path, **row: object) -> Config:
     return load([root / "own.yaml"])
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_mtebs_own_evaluation(folder: Path, tmp_path: Path) -> None:
+    import mteb
     from sentence_transformers import SentenceTransformer
 
     config = config_of(tmp_path, model=str(folder), batch_size=7)
@@ -127,6 +135,30 @@ def test_a_model_made_for_prompts_is_not_fed_without(folder: Path, tmp_path: Pat
         with pytest.raises(ConfigError, match=r'none registered .* \(prompts: \{"query": "query: ", "document": "pass'):
             published.check(config_of(tmp_path, model=str(bare)).published()["tiny_model"])
     published.check(config_of(tmp_path, model=str(bare), prompts={}).published()["tiny_model"])
+
+
+@pytest.mark.slow
+def test_it_is_fetched_from_a_hub_with_a_pickle_only_where_that_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    there = tmp_path / "hub" / "some-org" / "model_a"
+    shutil.copytree(folder, there)
+    torch.save(load_file(there / "model.safetensors"), there / "pytorch_model.bin")
+    (there / "model.safetensors").unlink()
+    row = {"model": "some-org/model_a", "revision": hub.COMMIT}
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    with hub.serving(tmp_path / "hub", failures=1) as (address, _):
+        environment |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+        for weights, code in (("safetensors", 2), ("pytorch", 0)):
+            config_of(tmp_path, **row, weights=weights)
+            command = [sys.executable, "-m", "d2llm.cli", "published", "--row", "tiny_model", "--config", "own.yaml"]
+            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+            assert done.returncode == code, done.stderr[-2000:]
+            assert code == 0 or "some-org/model_a: no weights (*model*.safetensors); where it has" in done.stderr
+    given = load_row(config_of(tmp_path, **row, weights="pytorch"), Run("tiny_model", "base", 1)).model.model
+    np.testing.assert_array_equal(
+        given.encode(["问题"]), SentenceTransformer(str(folder), device="cpu").encode(["问题"])
+    )
 
 
 def test_the_modern_tier_asks_as_mteb_does_and_has_rows_that_mteb_knows(monkeypatch: pytest.MonkeyPatch) -> None:
