@@ -96,6 +96,7 @@ MODULES = {
     "teacher.classifier": set(),  # a checkpoint's
     "teacher.tune": {"teacher teacher"},
     "teacher.score": {"teacher_scores teacher"},
+    "teacher.parts": {"teacher_scores teacher", "evaluate teacher"},
     "teacher.targets": TRAIN,  # reads what a method that imitates is given
     "teacher.prompts": TEACHER | BASE | {"runtime", "figure architecture"},  # the vocabulary holds their words
     # training

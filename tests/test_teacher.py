@@ -167,9 +167,8 @@ def test_every_candidate_stands_in_its_row_as_in_a_prompt_of_its_own(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), budget=st.integers(1, 200), seed=st.integers(0, 99)
 )
 def test_token_batches_stay_within_the_budget_and_leave_no_room(lengths: list[int], budget: int, seed: int) -> None:
-    rows = [SimpleNamespace(ids=[0] * n) for n in lengths]
     order = np.random.default_rng(seed).permutation(len(lengths)).tolist()
-    batches = list(token_batches(order, rows, budget))
+    batches = list(token_batches(order, lengths, budget))
     assert [i for batch in batches for i in batch] == order
     for batch, following in zip(batches, [*batches[1:], None], strict=True):
         longest = max(lengths[i] for i in batch)

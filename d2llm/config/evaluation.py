@@ -120,6 +120,8 @@ class EvaluationSettings(Section):
     batch_size: Annotated[int, Field(ge=1)] = 256
     # Documents of a query that are kept in the predictions; metrics need 10.
     keep: Annotated[int, Field(ge=10)] = 100
+    # Jobs that share the tasks of an evaluation; one: no job of its own for a share.
+    shards: Annotated[int, Field(ge=1)] = 1
     # How pairs of like texts are scored.
     symmetric_order: SymmetricOrder = SymmetricOrder()
     # What the teacher re-ranks.

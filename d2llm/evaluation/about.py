@@ -33,6 +33,7 @@ BEHIND = frozenset(
         "pretext",
         "train",
         "evaluate",
+        "evaluate_shard",
     )
 )
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
+from shutil import copytree
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from d2llm.config.schema import Run
 from d2llm.config.task_types import TASK_TYPES
 from d2llm.evaluation import metrics, tasks
 from d2llm.evaluation.tasks import Task
-from d2llm.run.artifacts import write_frame, write_json
+from d2llm.run.artifacts import read_frame, write_frame, write_json
 from d2llm.run.errors import ArtifactError
 from d2llm.run.logs import get_logger, progress
 from d2llm.run.paths import Paths
@@ -32,34 +33,87 @@ if TYPE_CHECKING:
 
     from d2llm.config.schema import Config
     from d2llm.evaluation.adapter import PairScorer, SearchModel
+    from d2llm.run.checkpoint import Resume
 
 logger = get_logger("evaluation")
 
 
-def run(config: Config, method: str, variant: str, seed: int) -> None:
-    """Evaluates (method, variant, seed) and writes `mteb/`, `predictions.parquet` and `scores.parquet`, in this order.
+def run(config: Config, method: str, variant: str, seed: int, resume: Resume | None = None) -> None:
+    """Evaluates (method, variant, seed) and writes `mteb/`, `predictions.parquet` and `scores.parquet`, in this order;
+    where shards have been evaluated (`evaluation.shards`), from theirs.
 
     Raises:
         DataError: a task's files do not hold what they must.
         ArtifactError: the model's folder is missing, or it gives NaN or constant scores.
     """
     folder = Paths.of(config).evaluation(method, variant, seed)
-    scores, predictions = measure(config, method, variant, seed, config.evaluation.split, folder / "mteb")
+    if config.evaluation.shards > 1:
+        scores, predictions = merged(config, Run(method, variant, seed), folder / "mteb")
+    else:
+        split = config.evaluation.split
+        scores, predictions = measure(config, method, variant, seed, split, folder / "mteb", resume)
     write_frame(folder / "predictions.parquet", predictions)
     write_frame(folder / "scores.parquet", scores)
 
 
+def run_shard(
+    config: Config, method: str, variant: str, seed: int, shard: int, shards: int, resume: Resume | None = None
+) -> None:
+    """The same of every `shards`-th task, from number `shard` on, in a folder of its own."""
+    folder, share = Paths.of(config).evaluation_shard(method, variant, seed, shard, shards), slice(shard, None, shards)
+    split = config.evaluation.split
+    scores, predictions = measure(config, method, variant, seed, split, folder / "mteb", resume, share)
+    write_frame(folder / "predictions.parquet", predictions)
+    write_frame(folder / "scores.parquet", scores)
+
+
+def merged(config: Config, run: Run, results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores and predictions of all shards, tasks in the order of an evaluation in one piece; mteb's results are
+    brought together in `results`.
+    """
+    shards, names = config.evaluation.shards, task_names(config, config.evaluation.split)
+    folders = [Paths.of(config).evaluation_shard(*run, shard, shards) for shard in range(shards)]
+    for folder in folders:
+        if (folder / "mteb").exists():  # one without a task has none
+            copytree(folder / "mteb", results, dirs_exist_ok=True)
+    tables = []
+    for file in ("scores.parquet", "predictions.parquet"):
+        parts = [read_frame(folder / file) for folder in folders]
+        own = [parts[number % shards] for number in range(len(names))]
+        rows = [part[part["task"] == name] for name, part in zip(names, own, strict=True)]
+        tables.append(pd.concat(rows, ignore_index=True))
+    return tables[0], tables[1]
+
+
+def task_names(config: Config, split: str) -> list[str]:
+    """The configured tasks that have this split, in order."""
+    paths = Paths.of(config)
+    names = tasks.names(paths.tasks, config.evaluation.tasks)
+    # Some sets have no dev split.
+    return [name for name in names if tasks.has(paths.task(name), split)] if split == "dev" else names
+
+
 def measure(
-    config: Config, method: str, variant: str, seed: int, split: str, results: Path | None = None
+    config: Config,
+    method: str,
+    variant: str,
+    seed: int,
+    split: str,
+    results: Path | None = None,
+    resume: Resume | None = None,
+    share: slice = slice(None),
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores and predictions of a run on all configured tasks, each row with what it is of."""
+    """Scores and predictions of a run on all configured tasks, or a share of them, each row with what it is of; frames
+    without columns for no task at all.
+    """
     paths, settings = Paths.of(config), config.evaluation
-    names = tasks.names(paths.tasks, settings.tasks)
-    if split == "dev":  # some sets have none
-        names = [name for name in names if tasks.has(paths.task(name), split)]
     # All tasks are read before any model: a damaged one is told in a second.
-    read = [tasks.read(paths.task(name), split) for name in names]
+    read = [tasks.read(paths.task(name), split) for name in task_names(config, split)[share]]
+    if not read:
+        return pd.DataFrame(), pd.DataFrame()
     scorer = load(config, method, variant, seed)
+    if hasattr(scorer, "resume"):
+        scorer.resume = resume
     identity = {"tier": config.tier, "method": method, "variant": variant, "seed": seed}
     tables = evaluate(scorer, read, f"{method}/{variant}/seed{seed}", settings, results)
     return tuple(frame.assign(**identity)[[*identity, *frame.columns]] for frame in tables)

@@ -1,5 +1,5 @@
-"""Checkpoints of trainings under way: a job that was killed goes on from its last one, and ends with the bits of one
-that was not.
+"""Checkpoints of work under way: a job that was killed goes on from its last one, and ends with the bits of one that
+was not. A training keeps its state now and then (`Loop`), other work what it has computed, part by part (`Resume.kept`).
 
 A checkpoint is one safetensors file with all that the rest of a loop depends on. It tells the job it belongs to
 (settings, code, inputs, versions), and is ignored by any other. The command line gives every job its own, and removes
@@ -16,7 +16,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +75,25 @@ class Resume:
         if self.folder is not None:
             file = self.folder / f"{self._loops}-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.safetensors"
         return Loop(self, file, name, steps, optimizer, schedule, log_file, generators, scaler)
+
+    def kept(self, key: str, compute: Callable[[], dict[str, numpy.ndarray]]) -> dict[str, numpy.ndarray]:
+        """Arrays by name: what `compute` gives, or gave this very job under this key, of letters and digits, before it
+        was killed.
+        """
+        if self.folder is None:
+            return compute()
+        file = self.folder / f"part-{key}.safetensors"
+        if file.exists():
+            try:
+                return _read_part(file, self.job)
+            except ArtifactError as error:
+                get_logger(__name__).warning("%s; computing it again", error)
+        found = compute()
+        try:
+            _write_part(file, self.job, found)
+        except Exception as error:  # noqa: BLE001 - a full disk is told in many ways; what was computed is sound
+            get_logger(__name__).warning("%s could not be kept (%s); going on without", file, first_line(error))
+        return found
 
     @property
     def spent(self) -> float:
@@ -225,18 +244,9 @@ class Loop:
         """State and tensors. Raises ArtifactError when the file is damaged or, where it has to be `mine`, of another
         job.
         """
-        from safetensors import safe_open
-
-        try:
-            with safe_open(str(self.file), "pt") as opened:
-                about = opened.metadata()
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it has no iterator
-            state = json.loads(about["state"])
-            whole = about["digest"] == _digest(about["state"], tensors)
-        except Exception as error:  # noqa: BLE001 - any way a file can be broken ends alike
-            raise ArtifactError(f"{self.file}: a damaged checkpoint ({type(error).__name__}: {error})") from error
-        if not whole:
-            raise ArtifactError(f"{self.file}: a damaged checkpoint (not the bytes that were written)")
+        if self.file is None:
+            raise ArtifactError("no checkpoints are kept")
+        state, tensors = _opened(self.file)
         shapes = [list(p.shape) for p in self.parameters]
         held = [list(tensors[f"parameter.{i}"].shape) for i in range(len(shapes)) if f"parameter.{i}" in tensors]
         if mine and (state["layout"], state["loop"]) != (LAYOUT, self.name):
@@ -273,6 +283,44 @@ class Loop:
             if state["log"]:
                 write_text(self.log_file, state["log"])
         _set_random_state(json.loads(state["random"][_rank()]))
+
+
+# --------------------------------------------------------------------------------------------------------------- parts
+def _write_part(file: Path, job: Any, arrays: Mapping[str, numpy.ndarray]) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    text = json.dumps({"layout": LAYOUT, "job": job})
+    tensors = {name: torch.from_numpy(array).contiguous() for name, array in arrays.items()}
+    with atomic(file) as temporary:
+        save_file(tensors, str(temporary), metadata={"state": text, "digest": _digest(text, tensors)})
+
+
+def _read_part(file: Path, job: Any) -> dict[str, numpy.ndarray]:
+    """Raises ArtifactError for a damaged file, and for one of another job."""
+    _, tensors = _opened(file, {"layout": LAYOUT, "job": job})
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def _opened(file: Path, expected: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """State and tensors of a whole file. Raises ArtifactError for any other, and for a state that is not the
+    expected one.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(file), "pt") as opened:
+            about = opened.metadata()
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it has no iterator
+        state = json.loads(about["state"])
+        whole = about["digest"] == _digest(about["state"], tensors)
+    except Exception as error:  # noqa: BLE001 - any way a file can be broken ends alike
+        raise ArtifactError(f"{file}: a damaged checkpoint ({type(error).__name__}: {error})") from error
+    if not whole:
+        raise ArtifactError(f"{file}: a damaged checkpoint (not the bytes that were written)")
+    if expected is not None and state != expected:
+        raise ArtifactError(f"{file}: a checkpoint of another job")
+    return state, tensors
 
 
 # ---------------------------------------------------------------------------------------------------------- randomness

@@ -101,10 +101,9 @@ def check_arguments(config: Config, stage: str, arguments: Mapping[str, Any]) ->
     if stage == "pretext" and (arguments["method"], arguments["variant"]) not in config.pretexts():
         wanted = f"--method {arguments['method']} --variant {arguments['variant']}"
         raise ConfigError(f"{wanted}: no run of this config has a pre-training stage of its own by that name")
-    if STAGES[stage].arguments == RUN:
-        runs = config.evaluations() if stage == "evaluate" else config.runs()
-        if stage != "evaluate":
-            runs = runs + [trial.run for trial in config.trials()]
+    if STAGES[stage].arguments[: len(RUN)] == RUN:
+        evaluated = stage in ("evaluate", "evaluate_shard")
+        runs = config.evaluations() if evaluated else config.runs() + [trial.run for trial in config.trials()]
         asked = Run(*(arguments[name] for name in RUN))
         if asked not in runs:
             raise ConfigError(

@@ -170,6 +170,10 @@ class Paths:
         """Folder of an evaluation: scores.parquet, predictions.parquet."""
         return self.root / "evaluations" / method / variant / f"seed{seed}"
 
+    def evaluation_shard(self, method: str, variant: str, seed: int | str, shard: int | str, shards: int | str) -> Path:
+        """Folder of a share of an evaluation's tasks: what an evaluation has, of these."""
+        return self.root / "evaluations" / "shards" / method / variant / f"seed{seed}" / f"{shard}-of-{shards}"
+
     # tuning
     def development(self, method: str, variant: str, seed: int | str) -> Path:
         """Folder of an evaluation on the development splits: scores.parquet."""

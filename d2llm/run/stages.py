@@ -26,6 +26,8 @@ from d2llm.run.errors import ConfigError
 from d2llm.run.paths import PROVENANCE, Paths, provenance_of
 
 RUN = ("method", "variant", "seed")
+# What an evaluation leaves.
+SCORED = ("scores.parquet", "predictions.parquet")
 # Of the settings of a teacher: how it is asked. The others, but for `shards`, are how it is tuned.
 ASKING = ("symmetric", "asymmetric", "max_length", "pack_size", "batch_tokens", "quantization")
 ASKED = tuple(f"teacher.{key}" for key in ASKING)
@@ -116,6 +118,15 @@ def evaluation_inputs(config: Config, paths: Paths, method: str, variant: str, s
         return [paths.tasks, paths.published(method)]
     needed = {"teacher": paths.teacher_model, "encoder": paths.base("encoder")}
     return [paths.tasks, *(needed[name] for name in row_head(method).get("NEEDS", ()))]
+
+
+def scored_inputs(config: Config, paths: Paths, method: str, variant: str, seed: Any) -> list[Path]:
+    """What is evaluated, or the shards that have been."""
+    shards = config.evaluation.shards
+    if shards == 1:
+        return evaluation_inputs(config, paths, method, variant, seed)
+    folders = [paths.evaluation_shard(method, variant, seed, shard, shards) for shard in range(shards)]
+    return [paths.tasks, *(folder / name for folder in folders for name in SCORED)]
 
 
 def collected_inputs(config: Config, paths: Paths) -> list[Path]:
@@ -467,6 +478,7 @@ STAGES: dict[str, Stage] = {
         arguments=("teacher", "shard", "shards"),
         example={"shard": "0", "shards": "1"},
         torch=True,
+        resumes=True,
     ),
     "pretext": Stage(
         "d2llm.training.pretext:run",
@@ -500,21 +512,35 @@ STAGES: dict[str, Stage] = {
         torch=True,
         resumes=True,
     ),
+    "evaluate_shard": Stage(
+        "d2llm.evaluation.evaluate:run_shard",
+        "score a run, or a reference row, on a share of the tasks",
+        record=lambda paths, **job: paths.evaluation_shard(**job) / PROVENANCE,
+        writes=lambda paths, **job: [paths.evaluation_shard(**job) / name for name in (*SCORED, PROVENANCE)],
+        reads=lambda config, paths, shard, shards, **run: evaluation_inputs(config, paths, **run),
+        settings=("evaluation",),
+        more=evaluate_settings,
+        code=evaluate_code,
+        arguments=(*RUN, "shard", "shards"),
+        example={"method": "bge", "seed": "1", "shard": "0", "shards": "2"},
+        torch=True,
+        resumes=True,
+    ),
     "evaluate": Stage(
         "d2llm.evaluation.evaluate:run",
         "score a run, or a reference row, on every task",
         record=lambda paths, method, variant, seed: paths.evaluation(method, variant, seed) / PROVENANCE,
         writes=lambda paths, method, variant, seed: [
-            paths.evaluation(method, variant, seed) / name
-            for name in ("scores.parquet", "predictions.parquet", PROVENANCE)
+            paths.evaluation(method, variant, seed) / name for name in (*SCORED, PROVENANCE)
         ],
-        reads=evaluation_inputs,
+        reads=scored_inputs,
         settings=("evaluation",),
         more=evaluate_settings,
         code=evaluate_code,
         arguments=RUN,
         example={"method": "bge", "seed": "1"},
         torch=True,
+        resumes=True,
     ),
     "evaluate_dev": Stage(
         "d2llm.evaluation.development:run",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from d2llm.models.tokens import pad_id, rows_of
 from d2llm.run.errors import ConfigError
-from d2llm.teacher.cross_encoder import Group, Row, Teacher, check_positions, padded
+from d2llm.teacher.cross_encoder import Group, Planned, Row, Teacher, check_positions, padded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,14 +42,22 @@ class Classifier(Teacher):
             model.config.pad_token_id = self.pad_id  # by which a decoder finds its last token
         self._cache = {}
 
-    def pack(self, groups: Sequence[Group], mode: str, size: int | None = None) -> list[Row]:
-        """A row a pair, cut to `teacher.max_length` at the longer text; `segments` are the tokenizer's token types."""
-        places = [(number, member) for number, (_, texts) in enumerate(groups) for member in range(len(texts))]
-        if not places:
+    def plan(self, groups: Sequence[Group], mode: str, size: int | None = None) -> Iterator[Planned]:
+        """A row a pair."""
+        self.tokens(text for a, candidates in groups for text in (a, *candidates))
+        around = self.tokenizer.num_special_tokens_to_add(pair=True)
+        for number, (a, candidates) in enumerate(groups):
+            for member, text in enumerate(candidates):
+                whole = len(self._cache[a]) + len(self._cache[text]) + around
+                yield Planned(number, [member], len(self._cache[a]), min(whole, self.settings.max_length))
+
+    def lay_out(self, planned: Sequence[Planned], groups: Sequence[Group], mode: str) -> list[Row]:
+        """Pairs cut to `teacher.max_length` at the longer text; `segments` are the tokenizer's token types."""
+        if not planned:
             return []
         encoded = self.tokenizer(
-            [groups[number][0] for number, _ in places],
-            [groups[number][1][member] for number, member in places],
+            [groups[row.group][0] for row in planned],
+            [groups[row.group][1][row.members[0]] for row in planned],
             truncation="longest_first",
             max_length=self.settings.max_length,
         )
@@ -57,8 +65,8 @@ class Classifier(Teacher):
         types = encoded.get("token_type_ids") or [[0] * len(row) for row in ids]
         # No words are told apart within a pair: spans are empty.
         return [
-            Row(row, list(range(len(row))), kinds, [0], [(0, 0)], number, [member])
-            for row, kinds, (number, member) in zip(ids, types, places, strict=True)
+            Row(own, list(range(len(own))), kinds, [0], [(0, 0)], row.group, row.members)
+            for own, kinds, row in zip(ids, types, planned, strict=True)
         ]
 
     def instruction(self, mode: str) -> list[tuple[Tensor, Tensor]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from d2llm.config.sections import TeacherSettings
 
 Group = tuple[str, Sequence[str]]  # a query and its candidates
+# Texts that are tokenised at a time.
+TEXTS_AT_ONCE = 65536
 # Fewer tokens of instruction than this are computed with every row: handing them on costs as much.
 SHORTEST = 8
 # How configurations call a reach of attention. A packed row has a mask of its own, which knows of none.
@@ -62,6 +65,16 @@ class Row:
     text_spans: list[tuple[int, int]]
     group: int
     members: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A row that is not laid out yet: its candidates, the tokens of the query that fit beside them, its length."""
+
+    group: int
+    members: list[int]
+    head: int
+    length: int
 
 
 class PromptIds:
@@ -91,44 +104,52 @@ class PromptIds:
                 f"{fixed + 32}"
             )
 
-    def cut(self, a: list[int], b: list[int]) -> tuple[list[int], list[int]]:
-        """Shorten the longer text first until both fit; prefix and cue stay whole."""
-        over = len(a) + len(b) - self.room
-        if over <= 0:
+    def cut(self, a: int, b: int) -> tuple[int, int]:
+        """Tokens left of two texts of so many: the longer one is shortened first until both fit; prefix and cue stay
+        whole.
+        """
+        if a + b <= self.room:
             return a, b
-        shorter = min(len(a), len(b), self.room // 2)
-        if len(a) <= len(b):
-            return a[:shorter], b[: self.room - shorter]
-        return a[: self.room - shorter], b[:shorter]
+        shorter = min(a, b, self.room // 2)
+        return (shorter, self.room - shorter) if a <= b else (self.room - shorter, shorter)
 
-    def rows(self, a: list[int], candidates: Sequence[list[int]], group: int = 0, size: int | None = None) -> list[Row]:
-        """A query with its candidates, at most `size` a row: those for which the query is cut alike, as it is by each
-        alone.
+    def plan(self, a: int, candidates: Sequence[int], group: int = 0, size: int | None = None) -> list[Planned]:
+        """Rows for a query of so many tokens and its candidates, at most `size` a row: those for which the query is cut
+        alike, as it is by each alone.
         """
         cuts = [self.cut(a, b) for b in candidates]
         parts: dict[int, list[int]] = {}
         for number, (head, _) in enumerate(cuts):
-            parts.setdefault(len(head), []).append(number)
-        step = size or max(1, len(candidates))
+            parts.setdefault(head, []).append(number)
+        step, around = size or max(1, len(candidates)), len(self.middle) + len(self.cue)
         return [
-            self._row(a[:length], {number: cuts[number][1] for number in members[start : start + step]}, group)
-            for length, members in parts.items()
-            for start in range(0, len(members), step)
+            Planned(group, own, head, len(self.prefix) + head + sum(around + cuts[number][1] for number in own))
+            for head, members in parts.items()
+            for own in (members[start : start + step] for start in range(0, len(members), step))
         ]
 
-    def _row(self, a: list[int], candidates: dict[int, list[int]], group: int) -> Row:
-        ids = [*self.prefix, *a]
+    def rows(
+        self, a: Sequence[int], candidates: Sequence[Sequence[int]], group: int = 0, size: int | None = None
+    ) -> list[Row]:
+        """The rows of `plan`, laid out."""
+        planned = self.plan(len(a), [len(b) for b in candidates], group, size)
+        return [self.row(row, a, [candidates[number] for number in row.members]) for row in planned]
+
+    def row(self, planned: Planned, a: Sequence[int], candidates: Sequence[Sequence[int]]) -> Row:
+        """A planned row of a query and those of its candidates that stand in it."""
+        ids = [*self.prefix, *a[: planned.head]]
         positions = list(range(len(ids)))
         segments = [0] * len(ids)
         start, answers, spans = len(ids), [], []
-        for number, b in enumerate(candidates.values(), 1):
-            part = [*self.middle, *b, *self.cue]
-            spans.append((len(ids) + len(self.middle), len(ids) + len(self.middle) + len(b)))
+        for number, b in enumerate(candidates, 1):
+            own = b[: self.cut(len(a), len(b))[1]]
+            part = [*self.middle, *own, *self.cue]
+            spans.append((len(ids) + len(self.middle), len(ids) + len(self.middle) + len(own)))
             ids += part
             positions += range(start, start + len(part))
             segments += [number] * len(part)
             answers.append(len(ids) - 1)
-        return Row(ids, positions, segments, answers, spans, group, list(candidates))
+        return Row(ids, positions, segments, answers, spans, planned.group, planned.members)
 
 
 def check_spelled(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> None:
@@ -175,28 +196,22 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int,
     return first_ids[0], first_ids[1]
 
 
-def collate(rows: Sequence[Row], pad_id: int, known: int = 0) -> dict[str, Tensor]:
+def collate(rows: Sequence[Row], pad_id: int, known: int = 0, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Ids and positions (n, t) and a boolean mask (n, 1, t, t): causal, and candidates see only the shared part and
-    themselves.
+    themselves. The mask is made on the device: it is t times as large as what it is made of.
 
     The first `known` tokens of all rows are left out of all but the mask's last axis: their keys and values are there.
     """
     longest = max(len(row.ids) for row in rows)
-    ids = np.full((len(rows), longest), pad_id)
-    positions = np.zeros((len(rows), longest), dtype=np.int64)
-    segments = np.full((len(rows), longest), -1)
+    # Ids, positions, segments: one array, which is carried over at once.
+    table = np.zeros((3, len(rows), longest), dtype=np.int64)
+    table[0], table[2] = pad_id, -1
     for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = row.ids
-        positions[i, : len(row.ids)] = row.positions
-        segments[i, : len(row.ids)] = row.segments
-    seg = torch.from_numpy(segments)
+        table[:, i, : len(row.ids)] = row.ids, row.positions, row.segments
+    ids, positions, seg = torch.from_numpy(table).to(device)
     visible = (seg[:, None, :] == 0) | (seg[:, None, :] == seg[:, :, None])
-    mask = visible & torch.ones(longest, longest, dtype=torch.bool).tril()
-    return {
-        "input_ids": torch.from_numpy(ids[:, known:]),
-        "position_ids": torch.from_numpy(positions[:, known:]),
-        "attention_mask": mask[:, None, known:],
-    }
+    mask = visible & torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+    return {"input_ids": ids[:, known:], "position_ids": positions[:, known:], "attention_mask": mask[:, None, known:]}
 
 
 def padded(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
@@ -219,7 +234,8 @@ class Teacher:
         self.prompts = prompt_ids(tokenizer, settings)
         self.rows = rows_of(model)
         self.pad_id = pad_id(tokenizer, self.rows)
-        self._cache: dict[str, list[int]] = {}
+        # A corpus is held as numbers of four bytes: as lists its tokens would take nine times that.
+        self._cache: dict[str, array[int]] = {}
 
     @classmethod
     def load(cls, folder: str | Path, settings: TeacherSettings, dtype: str | torch.dtype = "auto") -> Teacher:
@@ -243,27 +259,40 @@ class Teacher:
         model = model.eval() if settings.quantization != "none" else model.eval().to(default_device())
         return cls(model, tokenizer, settings)
 
-    def tokens(self, texts: Iterable[str]) -> list[list[int]]:
+    def tokens(self, texts: Iterable[str]) -> list[array[int]]:
         """Token ids without special tokens; each distinct text is tokenised once. Raises DataError for a token that the
         model has no embedding for.
         """
         texts = list(texts)
         new = list(dict.fromkeys(text for text in texts if text not in self._cache))
         if new:
-            self._cache.update(zip(new, token_ids(self.tokenizer, new, self.rows), strict=True))
+            for start in range(0, len(new), TEXTS_AT_ONCE):
+                part = new[start : start + TEXTS_AT_ONCE]
+                ids = (array("i", row) for row in token_ids(self.tokenizer, part, self.rows))
+                self._cache.update(zip(part, ids, strict=True))
         return [self._cache[text] for text in texts]
 
     def pack(self, groups: Sequence[Group], mode: str, size: int | None = None) -> list[Row]:
         """Rows of all groups in order, at most `size` candidates in each: one a group where nothing is cut, no size is
         given and the model `packs`.
         """
+        return self.lay_out(list(self.plan(groups, mode, size)), groups, mode)
+
+    def plan(self, groups: Sequence[Group], mode: str, size: int | None = None) -> Iterator[Planned]:
+        """The same rows, not laid out: a row laid out takes a hundred times the memory of its texts."""
         prompt, size = self.prompts[mode], size if self.packs else 1
         # All at once: far faster than one by one.
         self.tokens(text for a, candidates in groups for text in (a, *candidates))
+        for number, (a, candidates) in enumerate(groups):
+            lengths = [len(self._cache[text]) for text in candidates]
+            yield from prompt.plan(len(self._cache[a]), lengths, number, size)
+
+    def lay_out(self, planned: Sequence[Planned], groups: Sequence[Group], mode: str) -> list[Row]:
+        """Some planned rows of these groups."""
+        prompt, ids = self.prompts[mode], self._cache
         return [
-            row
-            for number, (a, candidates) in enumerate(groups)
-            for row in prompt.rows(self.tokens([a])[0], self.tokens(candidates), number, size)
+            prompt.row(row, ids[a], [ids[candidates[number]] for number in row.members])
+            for row, (a, candidates) in ((row, groups[row.group]) for row in planned)
         ]
 
     @cached_property
@@ -350,8 +379,8 @@ class Teacher:
     ) -> tuple[Tensor, Tensor, Tensor]:
         device = self.model.device
         known = begun[0][0].shape[2] if begun else 0
-        padded_rows = collate(rows, self.pad_id, known) if packed else padded(rows, self.pad_id)
-        batch: dict[str, Any] = {key: value.to(device) for key, value in padded_rows.items()}
+        made = collate(rows, self.pad_id, known, device) if packed else padded(rows, self.pad_id)
+        batch: dict[str, Any] = {key: value.to(device) for key, value in made.items()}
         if packed and self.model.config._attn_implementation != "sdpa":
             # Other implementations add the mask to their scores, as numbers.
             hidden = ~batch["attention_mask"]
@@ -391,29 +420,36 @@ class Teacher:
         """
         from d2llm.run.logs import progress
 
-        rows = self.pack(groups, mode, self.settings.pack_size)
-        order = np.argsort([len(row.ids) for row in rows], kind="stable").tolist()
+        planned = list(self.plan(groups, mode, self.settings.pack_size))
+        lengths = [row.length for row in planned]
+        order = np.argsort(lengths, kind="stable").tolist()
         out = [np.zeros((len(candidates), 2), dtype=np.float32) for _, candidates in groups]
         states: list[np.ndarray] = []
-        begun = self.instruction(mode) if len(rows) > 1 else []
-        for batch in progress(list(token_batches(order, rows, self.settings.batch_tokens)), description):
-            logits, answer, _ = self.forward([rows[i] for i in batch], mode, begun, only_answers=True)
-            if not torch.isfinite(logits).all():
+        begun = self.instruction(mode) if len(planned) > 1 else []
+        for batch in progress(list(token_batches(order, lengths, self.settings.batch_tokens)), description):
+            # Laid out when their turn comes: all at once took tens of gigabytes.
+            rows = self.lay_out([planned[i] for i in batch], groups, mode)
+            logits, answer, _ = self.forward(rows, mode, begun, only_answers=True)
+            judged = logits.float().cpu().numpy()
+            if not np.isfinite(judged).all():
                 raise TrainingError(
                     "the teacher's scores are not finite; its checkpoint is damaged; remove teacher/model and run "
                     "snakemake again"
                 )
-            judged, read = logits.float().cpu().numpy(), answer.float().cpu().numpy()
-            if features and not states:
-                states = [np.zeros((len(candidates), read.shape[1]), dtype=np.float32) for _, candidates in groups]
-            at = 0
-            for row in (rows[i] for i in batch):
-                block = slice(at, at + len(row.members))
-                out[row.group][row.members] = judged[block]
-                if features:
-                    states[row.group][row.members] = read[block]
-                at += len(row.members)
+            put(judged, rows, out)
+            if features:
+                read = answer.float().cpu().numpy()
+                states = states or [np.zeros((len(own), read.shape[1]), dtype=np.float32) for _, own in groups]
+                put(read, rows, states)
         return (out, states) if features else out
+
+
+def put(values: np.ndarray, rows: Sequence[Row], out: Sequence[np.ndarray]) -> None:
+    """(m, …) values of all candidates of some rows, in order, to their places: one array a group."""
+    at = 0
+    for row in rows:
+        out[row.group][row.members] = values[at : at + len(row.members)]
+        at += len(row.members)
 
 
 class AnswerHead(nn.Module):
@@ -481,17 +517,17 @@ def quantized(kind: str) -> Any:
     return BitsAndBytesConfig(load_in_8bit=kind == "8bit", load_in_4bit=kind == "4bit")
 
 
-def token_batches(order: Sequence[int], rows: Sequence[Row], budget: int) -> Iterable[list[int]]:
+def token_batches(order: Sequence[int], lengths: Sequence[int], budget: int) -> Iterable[list[int]]:
     """Consecutive runs of `order` whose padded size (rows x longest) stays within `budget` tokens; at least one row
     each.
     """
     batch: list[int] = []
     longest = 0
     for i in order:
-        longest = max(longest, len(rows[i].ids))
+        longest = max(longest, lengths[i])
         if batch and longest * (len(batch) + 1) > budget:
             yield batch
-            batch, longest = [], len(rows[i].ids)
+            batch, longest = [], lengths[i]
         batch.append(int(i))
     if batch:
         yield batch

@@ -13,46 +13,59 @@ import numpy as np
 import pandas as pd
 
 from d2llm.run.artifacts import read_frame, write_frame
+from d2llm.run.checkpoint import Resume
 from d2llm.run.logs import get_logger
 from d2llm.run.paths import Paths
 from d2llm.run.schemas import PAIRS
 from d2llm.teacher.load import load
+from d2llm.teacher.parts import in_parts, split
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from d2llm.config.schema import Config
-    from d2llm.teacher.cross_encoder import Teacher
+    from d2llm.teacher.cross_encoder import Group, Teacher
 
 
-def run(config: Config, teacher: str, shard: int, shards: int) -> None:
-    """Score the packs of one shard by a teacher of the config."""
+def run(config: Config, teacher: str, shard: int, shards: int, resume: Resume | None = None) -> None:
+    """Score the packs of one shard by a teacher of the config. What a killed job has scored is not scored again."""
     paths = Paths.of(config)
     pairs = read_frame(paths.pairs, PAIRS)
     mine = pairs[pairs["pack"] % shards == shard].reset_index(drop=True)
     judge = load(paths.teacher(teacher) / "model", config.teacher_of(teacher))
-    parts = [score(judge, part, str(mode)) for mode, part in mine.groupby("mode", sort=True)]
+    parts = [score(judge, part, str(mode), resume) for mode, part in mine.groupby("mode", sort=True)]
     scores = pd.concat(parts, ignore_index=True)
     get_logger(__name__).info("scored %d queries of shard %d of %d", len(scores), shard, shards)
     write_frame(paths.teacher_scores(shard, shards, teacher), scores)
 
 
-def score(teacher: Teacher, rows: pd.DataFrame, mode: str) -> pd.DataFrame:
+def score(teacher: Teacher, rows: pd.DataFrame, mode: str, resume: Resume | None = None) -> pd.DataFrame:
     """Scores of one mode's rows; whole packs, in order."""
-    groups, counts = [], []
+    groups = []
+    hard = 1 + len(rows["negatives"].iloc[0])
     for _, part in rows.groupby("pack", sort=False):
         positives = part["positive"].tolist()
         for i, (query, negatives) in enumerate(zip(part["query"], part["negatives"], strict=True)):
             easy = positives[:i] + positives[i + 1 :]
             groups.append((query, [positives[i], *negatives, *easy]))
-            counts.append(1 + len(negatives))
-    logits, states = teacher.score(groups, mode, features=True, description=f"teacher scores, {mode}")
+
+    def judge(part: Sequence[Group]) -> dict[str, np.ndarray]:
+        logits, states = teacher.score(part, mode, features=True, description=f"teacher scores, {mode}")
+        # Of all states of a corpus, hundreds of gigabytes, the cosines are what stays.
+        return {"logits": np.concatenate(logits), "features": np.stack([cosines(y[:hard]).ravel() for y in states])}
+
+    logits, features = list[np.ndarray](), list[np.ndarray]()
+    for part, arrays in in_parts(teacher, groups, mode, resume or Resume(), judge):
+        logits += split(arrays["logits"], [len(candidates) for _, candidates in part])
+        features += list(arrays["features"])
     return pd.DataFrame(
         {
             "qid": rows["qid"].tolist(),
-            "yes": [z[:k, 0] for z, k in zip(logits, counts, strict=True)],
-            "no": [z[:k, 1] for z, k in zip(logits, counts, strict=True)],
-            "easy_yes": [z[k:, 0] for z, k in zip(logits, counts, strict=True)],
-            "easy_no": [z[k:, 1] for z, k in zip(logits, counts, strict=True)],
-            "features": [cosines(y[:k]).ravel() for y, k in zip(states, counts, strict=True)],
+            "yes": [z[:hard, 0] for z in logits],
+            "no": [z[:hard, 1] for z in logits],
+            "easy_yes": [z[hard:, 0] for z in logits],
+            "easy_no": [z[hard:, 1] for z in logits],
+            "features": features,
         }
     )
 

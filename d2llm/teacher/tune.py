@@ -35,7 +35,7 @@ from d2llm.training.memory import InParts
 from d2llm.training.optimization import accelerate_precision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -86,7 +86,7 @@ def run(config: Config, teacher: str, resume: Resume | None = None) -> None:
 
 
 def relation_labels(
-    teacher: Teacher, candidates: list[str], marks: list[str], rows_tokens: list[list[int]]
+    teacher: Teacher, candidates: list[str], marks: list[str], rows_tokens: Sequence[Sequence[int]]
 ) -> list[list[int]]:
     """For every token of every candidate, the digit of its first character (-100 outside slots)."""
     out = []

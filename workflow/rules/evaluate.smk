@@ -49,6 +49,29 @@ rule published:
         command("published")
 
 
+# Where `evaluation.shards` divides the tasks; `evaluate` then brings the shares together. What a profile gives an
+# evaluation is theirs.
+rule evaluate_shard:
+    input:
+        reads("evaluate_shard"),
+    output:
+        *writes("evaluate_shard"),
+    log:
+        log_of("evaluate_shard"),
+    wildcard_constraints:
+        method="[a-z0-9_]+",
+    priority: 6
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads
+    resources:
+        **resources("evaluate"),
+    params:
+        **job("evaluate_shard"),
+    shell:
+        command("evaluate_shard")
+
+
 rule collect:
     input:
         reads("collect"),

@@ -11,10 +11,12 @@ from d2llm.config.evaluation import Bm25Settings, TeacherCandidates
 from d2llm.data.negatives.bm25 import Bm25
 from d2llm.evaluation.rows.base import TextOnly, grouped
 from d2llm.run.paths import Paths
+from d2llm.teacher.parts import logits_of
 
 if TYPE_CHECKING:
     from d2llm.config.schema import Config, Run
     from d2llm.evaluation.adapter import Hits
+    from d2llm.run.checkpoint import Resume
 
 TITLE = "Teacher (cross-encoder)"
 # Colour, mark in plots by row, mark in the plane.
@@ -55,6 +57,8 @@ class TeacherReference(TextOnly):
         self.bm25 = bm25
         self.dense_ranks = dense_ranks
         self.candidates = str(depths)
+        # Set by the stage: where it keeps what it has scored.
+        self.resume: Resume | None = None
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]], mode: str) -> np.ndarray:
         groups = grouped(pairs)
@@ -89,4 +93,8 @@ class TeacherReference(TextOnly):
 
     def _score_groups(self, groups: list[tuple[str, list[str]]], mode: str) -> list[np.ndarray]:
         # All at once: the teacher sorts texts of like length together and shows its own progress.
-        return [np.asarray(pair[:, 0] - pair[:, 1], dtype=np.float32) for pair in self.teacher.score(groups, mode)]
+        if self.resume is None:
+            logits = self.teacher.score(groups, mode)
+        else:
+            logits = logits_of(self.teacher, groups, mode, self.resume)
+        return [np.asarray(pair[:, 0] - pair[:, 1], dtype=np.float32) for pair in logits]
