@@ -92,7 +92,7 @@ verify: $(READY) ## compare the run's scores with the reference run's (TIER=<tie
 	$(BIN)/python -m d2llm.cli verify --config results/$(TIER)/config.yaml --against results/reference/$(TIER)
 
 benchmarks: $(READY) ## time the suite against references (docs/performance.md); a quarter of an hour after a mini run
-	for name in dag iem search training growth overhead; do PYTHONPATH=. $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in dag iem search training growth overhead counts; do PYTHONPATH=. $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 tune: $(READY) ## compare settings of every method on development data (docs/tuning.md)
 	$(SNAKEMAKE) tune

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -101,3 +105,23 @@ def test_a_padded_step_is_split_by_length(student: Student, monkeypatch: pytest.
     torch.testing.assert_close(student.embed_ids(rows), together, rtol=1e-4, atol=1e-5)
     longest = max(map(len, rows))
     assert len(shapes) > 1 and sum(n * width for n, width in shapes) < 0.8 * len(set(rows)) * longest
+
+
+@pytest.mark.slow
+def test_operators_grow_with_the_blocks_and_not_with_the_pairs(tmp_path: Path) -> None:
+    """Counted by benchmarks/counts.py, of which a size and its fourfold are one block each; a batch is waited for, not its texts."""
+    found = []
+    for times in (1, 4):
+        sizes = {"texts": 100 * times, "queries": 20, "passages": 50 * times, "hidden": 16, "json": tmp_path / "counts"}
+        script = Path(__file__).resolve().parent.parent / "benchmarks" / "counts.py"
+        options = [str(word) for key, value in sizes.items() for word in (f"--{key}", value)]
+        subprocess.run([sys.executable, script, *options], check=True, capture_output=True)
+        rows = json.loads((tmp_path / "counts").read_text())["rows"]
+        found.append({row["what"]: {key: row[key] * row["of"] / 1000 for key in ("kernels", "waits")} for row in rows})
+    few, many = found
+    for what in ("searching, pairs", "scoring pairs, pairs"):
+        assert many[what] == pytest.approx(few[what]) and few[what]["waits"] < 10
+    batches = -(-400 // 256)
+    assert many["embedding, texts"]["waits"] <= 2 * batches  # one is in transformers
+    assert many["sentence-transformers, texts"]["waits"] <= 3
+    assert many["teacher, pairs"]["waits"] <= 2

@@ -33,10 +33,12 @@ def block_bytes(device: torch.device, in_cache: int) -> int:
     """Bytes that the intermediate values of a block may take: `in_cache` on a CPU, where a block is fastest in the
     cache; on a GPU a share of its memory, the same in every run.
     """
-    return max(in_cache, _gpu_block(device)) if device.type == "cuda" else in_cache
+    return in_cache if device.type in ("cpu", "meta") else max(in_cache, _gpu_block(device))
 
 
 @cache
 def _gpu_block(device: torch.device) -> int:
+    if device.type != "cuda":
+        return LEAST_BLOCK
     share = int(torch.cuda.get_device_properties(device).total_memory * BLOCK_SHARE)
     return min(max(share, LEAST_BLOCK), MOST_BLOCK)

@@ -90,7 +90,7 @@ def nearest(q: Tensor, p: Tensor, places: Tensor | None, ties: Tensor, depth: in
 
     rows = torch.arange(len(ties), device=q.device)
     # The similarities of a block are held three times while the best are found.
-    size = max(1, block_bytes(q.device, 0) // (12 * len(ties))) if q.device.type == "cuda" else QUERY_BLOCK
+    size = QUERY_BLOCK if q.device.type == "cpu" else max(1, block_bytes(q.device, 0) // (12 * len(ties)))
     out: list[np.ndarray] = []
     for start in range(0, len(q), size):
         similarity = q[start : start + size] @ p.T
