@@ -100,7 +100,12 @@ class Hub(BaseHTTPRequestHandler):
             return self.json([self.entry(folder, path) for path in paths])
         files = [self.entry(folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]
         about = {"id": "/".join(parts[1:3]), "sha": commit(revision), "private": False, "disabled": False}
-        about |= {"gated": "manual" if about["id"] in self.gated else False, "downloads": 0, "likes": 0, "tags": []}
+        about |= {
+            "gated": "manual" if folder.relative_to(self.root).as_posix() in self.gated else False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": [],
+        }
         sizes = ("size", "lfs") if "blobs" in query else ()
         siblings = [{"rfilename": one["path"]} | {key: one[key] for key in sizes if key in one} for one in files]
         return self.json(about | {"siblings": siblings})

@@ -48,13 +48,13 @@ for changes, only in wanted:
 """
 
 
-def python(folder: Path, *arguments: str, **environment: str) -> str:
-    """What a process of its own says on stderr: the hub's address is read when libraries are imported."""
+def python(folder: Path, *arguments: str, **environment: str) -> tuple[str, str]:
+    """What a process of its own says, on stderr too: the hub's address is read when libraries are imported."""
     given = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_HOME")}
     command, options = [sys.executable, *arguments], {"capture_output": True, "text": True, "timeout": 400}
     done = subprocess.run(command, cwd=folder, env=given | environment, **options)
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stderr
+    return done.stdout, done.stderr
 
 
 def fetch(
@@ -63,8 +63,8 @@ def fetch(
     """(exit code, the line before it) of each."""
     (folder / "place.yaml").write_text(f"results: {folder / 'results'}\n")
     home = {"HF_HOME": str(folder / "home")} if home is None else home
-    lines = python(ROOT, "-c", CODE, str(PAPER), str(folder), json.dumps(wanted), HF_ENDPOINT=address, **home)
-    lines = lines.strip().splitlines()
+    _, said = python(ROOT, "-c", CODE, str(PAPER), str(folder), json.dumps(wanted), HF_ENDPOINT=address, **home)
+    lines = said.strip().splitlines()
     return [(int(line.split()[1]), lines[at - 1]) for at, line in enumerate(lines) if line.startswith("code ")]
 
 
@@ -172,15 +172,15 @@ def test_what_the_hub_does_not_have_is_named(sets: Path, tmp_path: Path) -> None
     ocnli = "{data: {files: {tasks: {ocnli: {%s}}}}}"
     wrong = [  # changes, download, what is said of it
         (train % ("snli_zh", "repo: no/where"), "--".join(["no", "where", *snli[2:]]),
-         f"train.snli_zh: the hub has no data set no/where at {snli[-1]}[0-9a-f]+; check name and revision"),
+         f"train.snli_zh: the hub has no data set no/where at {snli[-1]}[0-9a-f]+; check its name"),
         (train % ("snli_zh", "file: other.txt"), "--".join([*snli[:2], "other.txt", snli[-1]]),
-         "train.snli_zh: .* has no such file"),
+         "train.snli_zh: .* has no file 'other.txt'"),
         (train % ("nli_zh_bq", "split: trian"), "c-mteb--bq--trian--e3dda5e115e4",
          "train.nli_zh_bq: data set C-MTEB/BQ at e3dda5e.*trian"),
         (train % ("dureader", "keep: [quest]"), "zyznull--dureader-retrieval-ranking--train.jsonl.gz--70ae446852c1",
          "train.dureader: .*has no column 'quest'"),
         (ocnli % "type: sts, group: sts", "mteb--ocnli", "tasks.ocnli.type: mteb has Ocnli as PairClassification"),
-        (ocnli % "test: train", "mteb--ocnli", "tasks.ocnli: mteb's Ocnli has no split 'train'"),
+        (ocnli % "test: train", "mteb--ocnli", "tasks.ocnli: data set C-MTEB/OCNLI at .* has no split 'train'"),
     ]  # fmt: skip
     with hub.serving(sets) as (address, _):
         outcomes = fetch(tmp_path, address, *(case[:2] for case in wrong))

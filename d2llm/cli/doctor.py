@@ -21,7 +21,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from d2llm.config.load import load
 from d2llm.config.sections import PretrainedSettings
@@ -209,22 +209,35 @@ def memory(found: tuple[float, float] | None | Literal["look"] = "look") -> Iter
         yield Finding("ok", "memory", amount)
 
 
-def disk(folder: Path, needed: float, of: str) -> Iterator[Finding]:
+def disk(
+    folder: Path, needed: float, of: str, other: str = "choose another folder: -C results=FOLDER"
+) -> Iterator[Finding]:
     """Whether a folder, there or not, can be written and has room for so many bytes."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
+    place = standing(folder)
     if not os.access(place, os.W_OK):
-        yield Finding("error", "disk", f"{place} cannot be written", "choose another: -C results=FOLDER")
+        yield Finding("error", "disk", f"{place} cannot be written", other)
         return
     free = shutil.disk_usage(place).free
     amount = f"{free / GIGA:.1f} GB free for {folder}, {of} takes about {max(needed, 0.05 * GIGA) / GIGA:.1f}"
     if free < needed:
-        yield Finding("error", "disk", amount, "make room, or choose another folder: -C results=FOLDER")
+        yield Finding("error", "disk", amount, f"make room, or {other}")
     elif free < 2 * needed:
         yield Finding("warning", "disk", amount, "the estimate is rough; make room")
     else:
         yield Finding("ok", "disk", amount)
+
+
+def standing(folder: Path) -> Path:
+    """The nearest folder above that is there already, or the folder itself."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def device(folder: Path) -> int:
+    """The number of the disk that a folder lies on or will."""
+    return standing(folder).stat().st_dev
 
 
 def gpus() -> list[tuple[str, float]]:
@@ -265,18 +278,45 @@ def of_config(config: Config) -> Iterator[Finding]:
     models = list(checkpoints(config))
     yield from models
     yield from extras(config)
-    answers = [] if config.offline else list(hub())
-    yield from answers
-    reachable = bool(answers) and all(one.level == "ok" for one in answers)
+    hub_here, coming = False, Coming()
+    if not config.offline:
+        answers = list(hub("; nothing of models and data sets there is asked, no sizes are estimated"))
+        yield from answers
+        hub_here = all(one.level == "ok" for one in answers)
+    if hub_here:
+        asked_hub, coming = sent(config)
+        models += asked_hub
+        yield from asked_hub
     if not any(one.level == "error" for one in models):  # else that is what is to be mended first
-        asked_of = list(asked(config, reachable, texts))
+        asked_of = list(asked(config, hub_here, texts))
         models += asked_of
         yield from asked_of
-    if any(getattr(config.models.of(name), "origin", "") == "hub" for name in config.models.names()) and not reachable:
-        fix = "run doctor again with the hub in reach"
-        yield Finding("warning", "sizes", "not estimated, as sizes of models are on the hub", fix)
-    elif not any(one.level == "error" for one in [*read, *models]):
-        yield from sizes(config, made)
+    from_hub = any(getattr(config.models.of(name), "origin", "") == "hub" for name in config.models.names())
+    if not any(one.level == "error" for one in [*read, *models]) and (hub_here or not from_hub):
+        yield from sizes(config, made, coming=coming)
+
+
+class Coming(NamedTuple):
+    """Bytes that the hub will send: all, and those of data, which are kept in the results folder as well."""
+
+    all: int = 0
+    data: int = 0
+
+
+def sent(config: Config) -> tuple[list[Finding], Coming]:
+    """What the hub lacks of what the config needs, and how much it will send; whether there is room for it."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from d2llm.cli.fetches import ask
+
+    answer = ask(config)
+    coming = Coming(answer.models + answer.data, answer.data)
+    findings = [Finding("error", "hub", problem) for problem in answer.problems]
+    if not findings:
+        amount = f"has all of it: {answer.models / GIGA:.1f} GB of models and {answer.data / GIGA:.1f} of data to come"
+        findings.append(Finding("ok", "hub", amount))
+    other = "set HF_HOME to a folder on a larger disk"
+    return [*findings, *disk(Path(HF_HUB_CACHE), coming.all, "what the hub sends", other)], coming
 
 
 def files(config: Config) -> Iterator[Finding]:
@@ -369,12 +409,13 @@ def extras(config: Config) -> Iterator[Finding]:
         yield Finding("error", "gpu", f"none, and {' and '.join(on_gpu)} need one", "change the key, or the machine")
 
 
-def hub() -> Iterator[Finding]:
-    """Whether the hub answers."""
+def hub(otherwise: str = "") -> Iterator[Finding]:
+    """Whether the hub answers; `otherwise`: what is left undone where it does not."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        yield Finding("error", "hub", "HF_HUB_OFFLINE is set, and this config needs the hub", "unset HF_HUB_OFFLINE")
+        found = f"HF_HUB_OFFLINE is set, and this config needs the hub{otherwise}"
+        yield Finding("error", "hub", found, "unset HF_HUB_OFFLINE")
         return
     try:
         with urllib.request.urlopen(constants.ENDPOINT, timeout=SECONDS):
@@ -383,7 +424,7 @@ def hub() -> Iterator[Finding]:
         pass
     except (OSError, ValueError) as error:
         fix = "check network and proxy, or name a mirror in HF_ENDPOINT"
-        yield Finding("error", "hub", f"{constants.ENDPOINT} cannot be reached ({error})", fix)
+        yield Finding("error", "hub", f"{constants.ENDPOINT} cannot be reached ({error}){otherwise}", fix)
         return
     yield Finding("ok", "hub", f"{constants.ENDPOINT} answers")
 
@@ -396,8 +437,8 @@ def asked(config: Config, reachable: bool, texts: Sequence[str]) -> Iterator[Fin
 
     problems = list(preflight.model_problems(config, reachable, texts or preflight.sample_texts(config)))
     for level, text in problems:
-        fix = "run doctor again with the hub in reach" if text.endswith(preflight.AWAY) else ""
-        yield Finding("error" if level == "error" else "warning", "models", text, fix)
+        if not text.endswith(preflight.AWAY):  # which is said of the hub, once
+            yield Finding("error" if level == "error" else "warning", "models", text)
     if not problems:
         yield Finding("ok", "models", f"{', '.join(config.bases())} can do what is asked of them")
 
@@ -423,11 +464,16 @@ def own(config: Config) -> Made | None:
 
 
 def sizes(
-    config: Config, made: Made | None = None, found: tuple[float, float] | None | Literal["look"] = "look"
+    config: Config,
+    made: Made | None = None,
+    found: tuple[float, float] | None | Literal["look"] = "look",
+    coming: Coming | None = None,
 ) -> Iterator[Finding]:
     """Whether the estimated memory of each job, and the disk of all, are there (`d2llm plan`, which is rough); `made`:
-    by `own`.
+    by `own`, `coming`: by `sent`.
     """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     from d2llm.cli.plan import plan, smaller
 
     try:
@@ -449,4 +495,6 @@ def sizes(
     else:
         yield Finding("ok", "sizes", estimate)
     needed = sum(planned["disk"].values())
-    yield from disk(Paths.of(config).root, 1.2 * needed, f"tier {config.tier}")
+    root, coming = Paths.of(config).root, coming or Coming()
+    beside = coming.all if device(root) == device(Path(HF_HUB_CACHE)) else 0  # the hub's cache on the same disk
+    yield from disk(root, 1.2 * needed + coming.data + beside, f"tier {config.tier} with its downloads")

@@ -1,17 +1,19 @@
-"""The Hugging Face hub as the pipeline meets it: what it fails to give is asked for again, what came is checked, what
-is not there is named.
+"""The Hugging Face hub as the pipeline meets it: what it has is asked before anything is fetched, what it fails to give
+is asked for again, what came is checked, what is not there is named.
 
-Only the rules that fetch (`base`, `download`) come here; every other stage runs with the hub switched off.
+Only the rules that fetch (`base`, `download`) and `d2llm doctor` come here; every other stage runs with the hub switched
+off.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from d2llm.run.errors import ArtifactError, ConfigError, first_line
 from d2llm.run.home import writable
@@ -19,8 +21,26 @@ from d2llm.run.logs import get_logger
 
 T = TypeVar("T")
 
-# A hub that fails in one way is asked again after so many seconds each time.
+# A hub that fails in one way is asked again after so many seconds each time; where somebody waits for the answer, less
+# patiently.
 WAITS = (2.0, 10.0, 30.0, 60.0)
+SHORT = (1.0, 5.0)
+
+
+# Of files, by their names, the bytes.
+Sizes = Mapping[str, int]
+
+
+class Repository(NamedTuple):
+    """A repository of the hub at a revision; `kind`: model or dataset."""
+
+    name: str
+    kind: str
+    revision: str | None
+
+    def __str__(self) -> str:
+        kind = "data set " if self.kind == "dataset" else ""
+        return f"{kind}{self.name}" + (f" at {self.revision}" if self.revision else "")
 
 
 class DamagedError(OSError):
@@ -57,57 +77,113 @@ def refuse_lasting(error: Exception, what: str, where: str) -> None:
     """Raise ConfigError for a failure that no waiting mends and the user can, the error itself for any other that does
     not pass.
     """
-    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
+        HfHubHTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     if isinstance(error, GatedRepoError):
-        agreement = f"{where}: {what} asks for an agreement; accept it on its page and log in (hf auth login)"
-        raise ConfigError(agreement) from error
-    if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)):
-        raise ConfigError(f"{where}: the hub has no {what}; check name and revision") from error
+        access = "accept them there, then log in (hf auth login) or set HF_TOKEN, and run again"
+        raise ConfigError(f"{where}: {what} is gated: its page on the hub asks for terms; {access}") from error
+    if isinstance(error, RevisionNotFoundError):
+        raise ConfigError(f"{where}: the hub has no {what}: no such revision, or it is gone; take another") from error
+    if isinstance(error, RepositoryNotFoundError):
+        private = "check its name; a private one needs a login (hf auth login) or HF_TOKEN"
+        raise ConfigError(f"{where}: the hub has no {what}; {private}") from error
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         raise ConfigError(f"{where}: {what} has no such file ({first_line(error)})") from error
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+        raise ConfigError(f"{where}: the hub refuses the login for {what}; correct HF_TOKEN or log in again") from error
     if not passing(error):
         raise error
+    check_cache()
+
+
+def needed(repository: Repository, choose: Callable[[dict[str, int]], Sizes]) -> Sizes:
+    """What `choose` takes of a repository's files, {name: bytes}, and the hub would give. Nothing is asked where all of
+    it lies in the cache and the revision is a commit, which stays what it is.
+    """
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    name, kind, revision = repository
+    try:
+        cached = {file.path: file.size for file in get_cached_repo_tree(name, repo_type=kind, revision=revision)}
+    except CachedRepoTreeNotFoundError:
+        cached = {}
+    if cached and re.fullmatch("[0-9a-f]{40}", revision or "") and not to_come(repository, sizes := choose(cached)):
+        return sizes
+    try:
+        there = listed(repository)
+    except Exception as error:
+        refused = 400 <= getattr(getattr(error, "response", None), "status_code", 500) < 500
+        if refused or not cached or not passing(error):
+            raise
+        there = cached
+    return choose(there)
+
+
+def listed(repository: Repository) -> dict[str, int]:
+    """{name: bytes} of all files of a repository, by the hub."""
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    name, kind, revision = repository
+    try:
+        about: Any = HfApi().repo_info(name, repo_type=kind, revision=revision, files_metadata=True)
+    except OfflineModeIsEnabled:  # what lies in the cache, whoever brought it, is all there is
+        folder = Path(
+            snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True, allow_patterns=[])
+        )
+        found = (file for file in folder.rglob("*") if file.is_file())
+        return {file.relative_to(folder).as_posix(): file.stat().st_size for file in found}
+    there = {file.rfilename: file.size or 0 for file in about.siblings or ()}
+    if about.gated and there:  # anybody may see what there is, not everybody have it: a file's head tells
+        hf_hub_download(name, max(there, key=there.__getitem__), repo_type=kind, revision=revision, dry_run=True)
+    return there
+
+
+def to_come(repository: Repository, sizes: Sizes) -> int:
+    """Bytes of some files of a repository that are not in the cache yet."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def here(file: str) -> bool:
+        name, kind, revision = repository
+        return isinstance(try_to_load_from_cache(name, file, revision=revision, repo_type=kind), str)
+
+    return sum(size for file, size in sizes.items() if not here(file))
+
+
+def check_cache() -> None:
+    """Raise ConfigError where the hub's cache cannot be written."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     if not writable(HF_HUB_CACHE):
         raise ConfigError(
             f"HF_HOME: the hub's cache {HF_HUB_CACHE} cannot be written; set HF_HOME to a folder that can"
-        ) from error
-
-
-def files(repo: str, kind: str, revision: str | None) -> dict[str, int]:
-    """{name: bytes} of a repository (kind `model` or `dataset`). Of a commit that has been fetched from nothing is
-    asked, as it stays what it is; of a branch the cache answers where the hub does not.
-    """
-    from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError, OfflineModeIsEnabled
-
-    try:
-        cached = {file.path: file.size for file in get_cached_repo_tree(repo, repo_type=kind, revision=revision)}
-    except CachedRepoTreeNotFoundError:
-        cached = {}
-    if cached and re.fullmatch("[0-9a-f]{40}", revision or ""):
-        return cached
-    try:
-        about: Any = HfApi().repo_info(repo, repo_type=kind, revision=revision, files_metadata=True)
-    except OfflineModeIsEnabled:  # what lies in the cache, whoever brought it, is all there is
-        folder = Path(
-            snapshot_download(repo, repo_type=kind, revision=revision, local_files_only=True, allow_patterns=[])
         )
-        return {
-            file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()
-        }
-    except Exception as error:
-        if cached and passing(error):
-            return cached
-        raise
-    return {file.rfilename: file.size or 0 for file in about.siblings or ()}
+
+
+def check_room(repository: Repository, sizes: Sizes, where: str) -> None:
+    """Raise ConfigError where the disk of the hub's cache has no room for what is to come."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    coming = to_come(repository, sizes)
+    if coming:
+        check_cache()
+    place = Path(HF_HUB_CACHE).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if coming > free:
+        raise ConfigError(
+            f"{where}: {repository} takes {coming / 1e9:.1f} GB, {free / 1e9:.1f} are free for the hub's cache "
+            f"{HF_HUB_CACHE}; make room, or set HF_HOME to a folder on a larger disk"
+        )
 
 
 def passing(error: BaseException) -> bool:

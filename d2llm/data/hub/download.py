@@ -8,8 +8,11 @@ Nothing is sampled or dropped here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
@@ -35,11 +38,7 @@ def run(config: Config, download: str) -> None:
     wanted = config.data.files.downloads()[download]
     place = paths.download(download)
     place.parent.mkdir(parents=True, exist_ok=True)
-    where = "data.files." + next(
-        ".".join(key)
-        for key, settings in config.data.files.sets().items()
-        if settings == wanted or wanted in settings.tables().values()
-    )
+    where = key_of(config, wanted)
     scratch = place.with_name(f".{download}.scratch")
     remove(scratch)  # of a job that was killed; no other does this one
     scratch.mkdir()
@@ -58,42 +57,108 @@ def run(config: Config, download: str) -> None:
         write_json(folder / SOURCE, description)
 
 
+def key_of(config: Config, wanted: HubTable | MtebSet) -> str:
+    """The key of the first set that asks for a download."""
+    return "data.files." + next(
+        ".".join(key)
+        for key, settings in config.data.files.sets().items()
+        if settings == wanted or wanted in settings.tables().values()
+    )
+
+
 def table(wanted: HubTable, scratch: Path, where: str) -> pd.DataFrame:
     """A table as the hub has it. Raises ConfigError for a subset, split or file it has not, ArtifactError for a hub
     that stays away.
     """
-    what = f"data set {wanted.repo} at {wanted.revision}"
     if (file := wanted.file) is not None:
         from huggingface_hub import hf_hub_download
 
-        path = checked(
-            lambda: hf_hub_download(wanted.repo, file, repo_type="dataset", revision=wanted.revision),
-            wanted.repo,
-            what,
-            where,
-        )
-        frame = read_table(path, wanted.columns, wanted.format, wanted.keep, wanted.quotes)
+        def fetch() -> str:
+            return hf_hub_download(wanted.repo, file, repo_type="dataset", revision=wanted.revision)
+
+        frame = read_table(checked(fetch, wanted, where), wanted.columns, wanted.format, wanted.keep, wanted.quotes)
         return kept(frame, wanted, where)
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
 
     def load() -> pd.DataFrame:
-        try:
-            # A cache of its own: the libraries' shared one may hold another revision under the same name.
+        # A cache of its own: the libraries' shared one may hold another revision under the same name.
+        with telling(repository_of(wanted, where), where):
             dataset = load_dataset(
                 wanted.repo, wanted.subset, split=wanted.split, revision=wanted.revision, cache_dir=str(scratch)
             )
-        except DatasetNotFoundError as error:
-            if "Couldn't reach" in str(error) or hub.passing(error.__cause__ or ValueError()):
-                raise
-            raise ConfigError(f"{where}: the hub has no {what}; check repo and revision") from error
-        except (ValueError, RuntimeError) as error:  # an unknown subset or split; a set that needs a loading script
-            if hub.passing(error):
-                raise
-            raise ConfigError(f"{where}: {what}: {first_line(error)}") from error
         return from_arrow(dataset.with_format("arrow")[:])
 
-    return kept(checked(load, wanted.repo, what, where), wanted, where)
+    return kept(checked(load, wanted, where), wanted, where)
+
+
+@contextmanager
+def telling(repository: hub.Repository, where: str) -> Iterator[None]:
+    """Turn what `datasets` raises over a data set that is there into one line: no such subset or split, or a set that
+    needs a loading script.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if hub.passing(error):
+            raise
+        raise ConfigError(f"{where}: {repository}: {first_line(error)}") from error
+
+
+def to_come(wanted: HubTable | MtebSet, where: str) -> int:
+    """Bytes that the hub will send of a data set. Raises ConfigError for what it does not have or give."""
+    repository = repository_of(wanted, where)
+    sizes = hub.patiently(lambda: needed(wanted, repository, where), str(repository), where, hub.SHORT)
+    return hub.to_come(repository, sizes)
+
+
+def repository_of(wanted: HubTable | MtebSet, where: str) -> hub.Repository:
+    """Where a download comes from."""
+    if isinstance(wanted, HubTable):
+        return hub.Repository(wanted.repo, "dataset", wanted.revision)
+    dataset = mteb_task(wanted, where).metadata.dataset
+    return hub.Repository(dataset["path"], "dataset", dataset["revision"])
+
+
+def needed(wanted: HubTable | MtebSet, repository: hub.Repository, where: str) -> hub.Sizes:
+    """{file: bytes} of a repository that a download reads. Raises ConfigError for a file, subset or split that is not
+    there.
+    """
+
+    def choose(there: dict[str, int]) -> hub.Sizes:
+        if isinstance(wanted, HubTable) and wanted.file is not None:
+            if wanted.file not in there:
+                near = "".join(f"; nearest: {name!r}" for name in get_close_matches(wanted.file, there, 1))
+                raise ConfigError(f"{where}: {repository} has no file {wanted.file!r}{near}")
+            names = [wanted.file]
+        elif isinstance(wanted, MtebSet) and (wanted.type == "retrieval" or wanted.subset is not None):
+            # mteb's loaders choose among subsets of their own: all that may be data.
+            names = [name for name in there if not name.endswith((".py", ".md", ".gitattributes"))]
+        else:
+            names = split_files(wanted, repository, where)
+        return {name: there.get(name, 0) for name in names}
+
+    return hub.needed(repository, choose)
+
+
+def split_files(wanted: HubTable | MtebSet, repository: hub.Repository, where: str) -> list[str]:
+    """Names of the files that hold the splits wanted, as `datasets` resolves them; none of them is fetched. mteb loads
+    all splits of a set.
+    """
+    from datasets import load_dataset_builder
+
+    if isinstance(wanted, HubTable):
+        subset, asked = wanted.subset, [wanted.split or ""]
+    else:
+        subset, asked = None, [split for split in (wanted.dev, wanted.test) if split is not None]
+    with TemporaryDirectory() as cache, telling(repository, where):
+        builder = load_dataset_builder(repository.name, subset, revision=repository.revision, cache_dir=cache)
+    splits = builder.config.data_files or {}
+    lacking = next((split for split in asked if splits and split not in splits), None)
+    if lacking is not None:
+        raise ConfigError(f"{where}: {repository} has no split {lacking!r}; it has {', '.join(splits)}")
+    read = asked if isinstance(wanted, HubTable) else splits
+    urls = [str(url) for name in read for url in splits.get(name, ())]
+    return [url.partition(f"{repository.name}@")[2].partition("/")[2] for url in urls]
 
 
 def kept(frame: pd.DataFrame, wanted: HubTable, where: str) -> pd.DataFrame:
@@ -108,15 +173,19 @@ def kept(frame: pd.DataFrame, wanted: HubTable, where: str) -> pd.DataFrame:
     return frame.reset_index(drop=True)
 
 
-def checked(fetch: Callable[[], T], repo: str, what: str, where: str) -> T:
-    """What `fetch` returns, with the files it came from compared with the hub's digests."""
+def checked(fetch: Callable[[], T], wanted: HubTable | MtebSet, where: str) -> T:
+    """What `fetch` returns, once the hub has what is wanted and the disk has room, with the files it came from compared
+    with the hub's digests.
+    """
+    repository = repository_of(wanted, where)
 
     def once() -> T:
+        hub.check_room(repository, needed(wanted, repository, where), where)
         result = fetch()
-        hub.check(repo, "dataset")
+        hub.check(repository.name, "dataset")
         return result
 
-    return hub.patiently(once, what, where)
+    return hub.patiently(once, str(repository), where)
 
 
 def mteb_set(wanted: MtebSet, scratch: Path, where: str) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
@@ -126,23 +195,13 @@ def mteb_set(wanted: MtebSet, scratch: Path, where: str) -> tuple[dict[str, pd.D
     is stored here could tell.
     """
     import datasets
-    import mteb
 
     datasets.config.HF_DATASETS_CACHE = scratch  # mteb's loaders take no other
-    try:
-        task = mteb.get_task(wanted.mteb)
-    except KeyError as error:
-        raise ConfigError(f"{where}.mteb: {str(error).strip(chr(34))}") from error
-    task_type = BY_MTEB_TYPE.get(task.metadata.type)
-    kind = None if task_type is None else task_type.name
-    if kind != wanted.type:
-        raise ConfigError(f"{where}.type: mteb has {wanted.mteb} as {task.metadata.type}; found {wanted.type!r}")
-    check_subset(task, wanted.subset, f"{where}.subset")
+    task = mteb_task(wanted, where)
+    kind = wanted.type
     splits = [split for split in (wanted.dev, wanted.test) if split is not None]
-    check_own_rules(task, splits, where)
     dataset = task.metadata.dataset
-    what = f"data set {dataset['path']} at {dataset['revision']}"
-    task = checked(lambda: _load_mteb(wanted, splits, what, where), dataset["path"], what, where)
+    task = checked(lambda: _load_mteb(wanted, splits, where), wanted, where)
     frames: dict[str, pd.DataFrame] = {}
     for split in splits:
         if kind == "retrieval":
@@ -154,7 +213,25 @@ def mteb_set(wanted: MtebSet, scratch: Path, where: str) -> tuple[dict[str, pd.D
     return frames, origin | ({"scores": [task.min_score, task.max_score]} if kind == "sts" else {})
 
 
-def _load_mteb(wanted: MtebSet, splits: list[str], what: str, where: str) -> Any:
+def mteb_task(wanted: MtebSet, where: str) -> Any:
+    """mteb's task without its data. Raises ConfigError for one that it does not have, or of another type, subset or kind
+    than is wanted.
+    """
+    import mteb
+
+    try:
+        task = mteb.get_task(wanted.mteb)
+    except KeyError as error:
+        raise ConfigError(f"{where}.mteb: {str(error).strip(chr(34))}") from error
+    task_type = BY_MTEB_TYPE.get(task.metadata.type)
+    if task_type is None or task_type.name != wanted.type:
+        raise ConfigError(f"{where}.type: mteb has {wanted.mteb} as {task.metadata.type}; found {wanted.type!r}")
+    check_subset(task, wanted.subset, f"{where}.subset")
+    check_own_rules(task, [split for split in (wanted.dev, wanted.test) if split is not None], where)
+    return task
+
+
+def _load_mteb(wanted: MtebSet, splits: list[str], where: str) -> Any:
     """mteb's task with the data of these splits. Raises ConfigError for a split or file that mteb expects and the hub
     does not have.
     """
@@ -162,12 +239,8 @@ def _load_mteb(wanted: MtebSet, splits: list[str], what: str, where: str) -> Any
 
     subsets = None if wanted.subset is None else [wanted.subset]
     task: Any = mteb.get_task(wanted.mteb, eval_splits=splits, hf_subsets=subsets)
-    try:
+    with telling(repository_of(wanted, where), where):
         task.load_data()
-    except (ValueError, RuntimeError) as error:
-        if hub.passing(error):
-            raise
-        raise ConfigError(f"{where}: mteb cannot load {what}: {first_line(error)}") from error
     if wanted.type == "retrieval":
         task.convert_v1_dataset_format_to_v2(num_proc=None)
     return task

@@ -129,38 +129,45 @@ def fetched(settings: PretrainedSettings, where: str, weights: bool = True) -> P
     """
     from huggingface_hub import snapshot_download
 
+    repository = hub.Repository(settings.source, "model", settings.revision)
+
     def fetch() -> Path:
-        there = hub.files(settings.source, "model", settings.revision)
-        names = wanted(there, settings, where, weights)
+        sizes = hub.needed(repository, lambda there: chosen(there, settings, where, weights))
+        hub.check_room(repository, sizes, where)
         folder = snapshot_download(
-            settings.source, revision=settings.revision, allow_patterns=[glob.escape(name) for name in names]
+            settings.source, revision=settings.revision, allow_patterns=[glob.escape(name) for name in sizes]
         )
         if weights:
             hub.check(settings.source, "model")
         return Path(folder)
 
-    return hub.patiently(fetch, named(settings), where, None if weights else ())
+    return hub.patiently(fetch, str(repository), where, None if weights else ())
 
 
-def named(settings: PretrainedSettings) -> str:
-    """A model of the hub in errors."""
-    return settings.source + (f" at {settings.revision}" if settings.revision else "")
+def to_come(settings: PretrainedSettings, where: str) -> int:
+    """Bytes that the hub will send of a model. Raises ConfigError for what it does not have or give."""
+    repository = hub.Repository(settings.source, "model", settings.revision)
+
+    def ask() -> hub.Sizes:
+        return hub.needed(repository, lambda there: chosen(there, settings, where))
+
+    return hub.to_come(repository, hub.patiently(ask, str(repository), where, hub.SHORT))
 
 
-def wanted(there: Collection[str], settings: PretrainedSettings, where: str, weights: bool = True) -> list[str]:
-    """Of the files of a repository of the hub those that are needed. Of weights in parts the index is fetched."""
+def chosen(there: hub.Sizes, settings: PretrainedSettings, where: str, weights: bool = True) -> hub.Sizes:
+    """Of the files of a hub's repository those that are needed. Of weights in parts the index is fetched."""
     from huggingface_hub import hf_hub_download
 
     def fetched_index(name: str) -> Path:
         return Path(hf_hub_download(settings.source, name, revision=settings.revision))
 
-    small = [
-        name
-        for name in there
-        if any("/" not in name and fnmatch(name, one) for one in WANTED) and not name.endswith(INDEX)
-    ]
-    small += [name for name in there if settings.trust_remote_code and fnmatch(name, CODE)]
-    return small + (weight_files(there, settings, where, fetched_index) if weights else [])
+    if "config.json" not in there:
+        raise ConfigError(f"{where}: {settings.source!r}: no model in it (config.json is missing); check its name")
+    small = [name for name in there if any("/" not in name and fnmatch(name, one) for one in WANTED)]
+    names = [name for name in small if not name.endswith(INDEX)]
+    names += [name for name in there if settings.trust_remote_code and fnmatch(name, CODE)]
+    names += weight_files(there, settings, where, fetched_index) if weights else []
+    return {name: there[name] for name in names}
 
 
 # How transformers reads weights, by `models.<name>.weights`: a pickle never runs code.
