@@ -329,10 +329,10 @@ class TaskSet(Section):
     dev_part: Part | None = None
     # Likewise of the test split.
     test_part: Part | None = None
-    # Columns of pairs.
-    sentence1: Text = "sentence1"
-    # Column of the second text.
-    sentence2: Text = "sentence2"
+    # Column of a pair's first text.
+    query: Text = "sentence1"
+    # Column of its second text.
+    passage: Text = "sentence2"
     # Column of labels (pair classification).
     label: Text = "label"
     # Values of column `label` that mean yes.

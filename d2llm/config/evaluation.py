@@ -17,7 +17,7 @@ Order = Literal["as_given", "average"]
 class SymmetricOrder(Section):
     """How a pair of two texts of one kind is scored, for every method and reference row alike.
 
-    `average`: the mean of both orders, fit for a relation without direction. `as_given`: (sentence1, sentence2) only.
+    `average`: the mean of both orders, fit for a relation without direction. `as_given`: (query, passage) only.
     """
 
     # Of similarity, which has no direction.

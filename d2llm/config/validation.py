@@ -22,6 +22,8 @@ TAGS = ("made", "checkpoint", "path", "hub", "three", "files", "mteb", "row", "p
 ANY = "NAME"
 # What a file may hold at most: YAML's aliases let a few lines stand for any number of values, or for endless ones.
 PLACES, DEPTH = 100_000, 40
+# Keys by their former names.
+RENAMED = {"sentence1": "query", "sentence2": "passage"}
 # Keys that are listed where none is like an unknown one.
 LISTED = 12
 
@@ -107,6 +109,8 @@ def explain(schema: type[Section], values: Any, problem: str, message: str, loca
         hint = f"valid keys here: {', '.join(here[:LISTED])}" + (", …" if len(here) > LISTED else "")
         if near:
             hint = f"nearest valid key: {dotted(prefix + near)}"
+        if (now := RENAMED.get(str(location[-1]))) in here:
+            hint = f"it is called {now} now"
         if location in known:
             hint = "a valid key of another kind of this section"
         return f"{key}: unknown key (found {show(value)}); {hint}"

@@ -235,7 +235,9 @@ def run_texts(config: Config) -> None:
         files = local_files(config)
         pairs, passages, _ = judged_pairs(files, config.training.pack)
         pairs = left_pairs(pairs, files_tasks(files)[0], config.training.pack)
-        texts = pd.concat([pairs["a"], pairs["b"], *passages.values()]).drop_duplicates().reset_index(drop=True)
+        texts = (
+            pd.concat([pairs["query"], pairs["passage"], *passages.values()]).drop_duplicates().reset_index(drop=True)
+        )
         unlabelled = pd.DataFrame({"text": texts, "next_text": ""})
     else:
         settings = config.data.world
@@ -285,17 +287,17 @@ def _make_pair_sets(settings: WorldSettings) -> Iterator[tuple[pd.DataFrame, pd.
 def _select_positives(dataset: str, pairs: pd.DataFrame, positive: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(training rows of the pairs that are `positive`, pool of the second texts of all pairs)."""
     positives = pairs[positive]
-    marked = positives.groupby("a")["b"].agg(list)
+    marked = positives.groupby("query")["passage"].agg(list)
     rows = pd.DataFrame(
         {
-            "query": positives["a"],
-            "positive": positives["b"],
+            "query": positives["query"],
+            "positive": positives["passage"],
             "dataset": dataset,
             "mode": "symmetric",
-            "marked": positives["a"].map(marked),
+            "marked": positives["query"].map(marked),
         }
     )
-    return rows, pd.DataFrame({"dataset": dataset, "text": pairs["b"].drop_duplicates()})
+    return rows, pd.DataFrame({"dataset": dataset, "text": pairs["passage"].drop_duplicates()})
 
 
 def _make_retrieval_sets(settings: WorldSettings) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
@@ -342,8 +344,8 @@ def _number_pairs(name: str, split: str, frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "id": [f"{name}-{split}-{i}" for i in range(len(frame))],
-            "sentence1": frame["a"].to_numpy(),
-            "sentence2": frame["b"].to_numpy(),
+            "query": frame["query"].to_numpy(),
+            "passage": frame["passage"].to_numpy(),
             "phenomenon": frame["phenomenon"].astype(str).to_numpy(),
         }
     )

@@ -75,7 +75,7 @@ def _measure_lengths(texts: pd.Series) -> dict[str, float]:
 def _describe_groups(groups: pd.DataFrame) -> dict[str, object]:
     return {
         "groups": len(groups),
-        "pairs": int(groups["b"].str.len().sum()),
+        "pairs": int(groups["passages"].str.len().sum()),
         "share_yes": float(np.mean(np.concatenate([np.asarray(label) for label in groups["label"]]))),
     }
 
@@ -104,14 +104,14 @@ def _describe_pairs(frame: pd.DataFrame) -> dict[str, object]:
         name: {
             "n": len(part),
             f"mean_{value}": round(float(part[value].mean()), 3),
-            "example": [part["sentence1"].iloc[0], part["sentence2"].iloc[0], float(part[value].iloc[0])],
+            "example": [part["query"].iloc[0], part["passage"].iloc[0], float(part[value].iloc[0])],
         }
         for name, part in frame.groupby("phenomenon")
     }
     return {
         "n": len(frame),
         f"mean_{value}": round(float(frame[value].mean()), 3),
-        "characters": _measure_lengths(pd.concat([frame["sentence1"], frame["sentence2"]])),
+        "characters": _measure_lengths(pd.concat([frame["query"], frame["passage"]])),
         "phenomena": phenomena,
     }
 

@@ -61,13 +61,13 @@ def bag(form: str) -> str:
 
 def seen_texts(train: pd.DataFrame, pool: pd.DataFrame, teacher: pd.DataFrame, unlabelled: pd.DataFrame) -> Seen:
     """What any stage of training shows: the pairs, the pool of negatives, the teacher's groups, the unlabelled text."""
-    groups = zip(teacher["a"], teacher["b"], strict=True)
+    groups = zip(teacher["query"], teacher["passages"], strict=True)
     pairs = [
         *zip(train["query"], train["positive"], strict=True),
         *((a, b) for a, candidates in groups for b in candidates),
     ]
     columns = [column for column in ("text", "paraphrase", "distractor", "next_text") if column in unlabelled]
-    return Seen.of(pd.concat([pool["text"], teacher["a"], *(unlabelled[column] for column in columns)]), pairs)
+    return Seen.of(pd.concat([pool["text"], teacher["query"], *(unlabelled[column] for column in columns)]), pairs)
 
 
 def remove(tasks: Tasks, seen: Seen) -> tuple[Report, Tasks]:
@@ -95,7 +95,7 @@ def _is_among(column: pd.Series, known: frozenset[str]) -> pd.Series:
 
 def _check_pairs(frames: dict[str, pd.DataFrame], seen: Seen) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
     frame = frames["pairs"]
-    first, second = frame["sentence1"].map(normal_form), frame["sentence2"].map(normal_form)
+    first, second = frame["query"].map(normal_form), frame["passage"].map(normal_form)
     same = pd.Series([frozenset(pair) in seen.pairs for pair in zip(first, second, strict=True)], index=frame.index)
     both = _is_among(first, seen.texts) & _is_among(second, seen.texts)
     near = _is_among(first.map(bag), seen.bags) & _is_among(second.map(bag), seen.bags)

@@ -62,7 +62,7 @@ class PairScorer(Protocol):
 class SearchModel:
     """A `PairScorer` as mteb sees it: encoder and searcher with a similarity of its own.
 
-    Pair classification and STS use the symmetric head on (sentence1, sentence2), in this order, or the mean of both
+    Pair classification and STS use the symmetric head on (query, passage), in this order, or the mean of both
     orders where the configuration says so; retrieval uses the asymmetric head on (query, passage), as deep as mteb
     asks. `predictions` is what mteb was last given: (n,) float64 in row order, or {query id: {document id: score}},
     best first.
@@ -103,7 +103,7 @@ class SearchModel:
     def encode(
         self, inputs: Iterable[Any], *, task_metadata: Any, prompt_type: Any = None, **kwargs: Any
     ) -> np.ndarray:
-        """(n, d) vectors of a loader's texts. On a symmetric task the first call is sentence1, the second sentence2."""
+        """(n, d) vectors of a loader's texts. On a symmetric task queries come in the first call, passages in the second."""
         mode = self._begin(task_metadata)
         texts = [text for batch in inputs for text in batch["text"]]
         if prompt_type is not None:

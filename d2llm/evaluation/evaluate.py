@@ -257,7 +257,7 @@ def _break_down_pairs(model: SearchModel, task: Task) -> tuple[Iterator[metrics.
             "doc_id": "",
             # Pairs with one first text, such as a premise's hypotheses, are not independent: named by the first of
             # them.
-            "cluster": pairs.groupby("sentence1")["id"].transform("first"),
+            "cluster": pairs.groupby("query")["id"].transform("first"),
             "score": model.predictions,
             "label": target.astype(float),
             "relevant": 0,

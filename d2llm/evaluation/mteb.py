@@ -85,7 +85,7 @@ def _make_dataset(measured: Measured, task: Task) -> Any:
         names = (*evaluated.column_names, "score")
     else:
         names = (evaluated.input1_column_name, evaluated.input2_column_name, evaluated.label_column_name)
-    columns = ("sentence1", "sentence2", task.target)
+    columns = ("query", "passage", task.target)
     rows = Dataset.from_dict({name: pairs[column].tolist() for name, column in zip(names, columns, strict=True)})
     data = DatasetDict({split: rows})
     return {subset: data} if evaluated.metadata.is_multilingual else data

@@ -129,8 +129,7 @@ def read_texts(config: Config) -> Texts:
         sides = [pd.concat([getattr(task, side)["text"] for task in retrieval]) for side in ("queries", "corpus")]
     else:
         sides = [
-            pd.concat([task.pairs[side] for task in read if task.pairs is not None])
-            for side in ("sentence1", "sentence2")
+            pd.concat([task.pairs[side] for task in read if task.pairs is not None]) for side in ("query", "passage")
         ]
     return Texts(*(rng.permutation(np.array(side.unique(), dtype=object)).tolist() for side in sides))
 

@@ -48,7 +48,7 @@ class MtebName(NamedTuple):
 class Task:
     """One split of one evaluation set.
 
-    `pairs` (id, sentence1, sentence2, label int | score float, phenomenon) belongs to pair classification and STS;
+    `pairs` (id, query, passage, label int | score float, phenomenon) belongs to pair classification and STS;
     `corpus` (id, text), `queries` (id, text, phenomenon) and `qrels` (query_id, doc_id, relevance) to retrieval.
     `revision` is a digest of the files, so that a result names the very data it was measured on. `mteb` names the set
     where it is one of mteb's own, whose class then measures it. `ignore_identical_ids`: a document whose id is the
@@ -166,7 +166,7 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 
 def _read_pairs(path: Path, header: dict[str, Any]) -> pd.DataFrame:
-    frame = _read_texts(path, ["id", "sentence1", "sentence2", "phenomenon"], unique="id")
+    frame = _read_texts(path, ["id", "query", "passage", "phenomenon"], unique="id")
     if header["type"] == "pair_classification":
         _require_column(path, frame, "label")
         _check_rows(path, frame, "label", ~frame["label"].isin([0, 1]), "0 or 1")

@@ -27,15 +27,15 @@ PAIRS = {
 }
 TEACHER_PAIRS = {
     "mode": "str",
-    "a": "str",
-    "b": "list",
+    "query": "str",
+    "passages": "list",
     "target": "list",
     "label": "list",
     "relations": "list",
     "phenomenon": "list",
 }
 # Of an evaluation set: pairs (beside them their target, label or score), corpus and queries, and what is relevant.
-TASK_PAIRS = {"id": "str", "sentence1": "str", "sentence2": "str"}
+TASK_PAIRS = {"id": "str", "query": "str", "passage": "str"}
 TASK_TEXTS = {"id": "str", "text": "str"}
 TASK_QRELS = {"query_id": "str", "doc_id": "str"}
 TEACHER_SCORES = {"qid": "str", "yes": "list", "no": "list", "easy_yes": "list", "easy_no": "list", "features": "list"}

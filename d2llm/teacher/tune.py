@@ -105,7 +105,7 @@ class _Examples:
         self.targets: dict[str, list[np.ndarray]] = {}
         self.relations: dict[str, list[list[list[int]]]] = {}
         for mode, part in frame.groupby("mode", sort=True):
-            pairs = list(zip(part["a"], (list(b) for b in part["b"]), strict=True))
+            pairs = list(zip(part["query"], (list(b) for b in part["passages"]), strict=True))
             self.rows[mode] = teacher.pack(pairs, mode)
             targets = [np.asarray(values, dtype=np.float32) for values in part["target"]]
             self.targets[mode] = [targets[row.group][row.members] for row in self.rows[mode]]
@@ -266,7 +266,7 @@ def assess(teacher: Teacher, dev: pd.DataFrame, bins: int = 10) -> dict[str, dic
 
     report = {}
     for mode, part in dev.groupby("mode", sort=True):
-        pairs = [(a, list(b)) for a, b in zip(part["a"], part["b"], strict=True)]
+        pairs = [(a, list(b)) for a, b in zip(part["query"], part["passages"], strict=True)]
         logits = np.concatenate(teacher.score(pairs, mode, description=f"teacher on dev, {mode}"))
         margin = logits[:, 0] - logits[:, 1]  # ranks: a sure teacher's probabilities tie at 1
         probability = 1 / (1 + np.exp(-margin))

@@ -126,7 +126,7 @@ def sample(folder: Path, size: int) -> Sample:
             f"{folder}: the {len(pairs)} pairs drawn from dev all have {kind.target} {target[0]:g}, which measures "
             "nothing; raise training.dev_sample, or set training.dev_every to 0"
         )
-    return Sample(name, kind.name, tuple(pairs["sentence1"]), tuple(pairs["sentence2"]), target)
+    return Sample(name, kind.name, tuple(pairs["query"]), tuple(pairs["passage"]), target)
 
 
 def _search(folder: Path, name: str, rng: np.random.Generator, queries: int, passages: int) -> Sample:

@@ -57,18 +57,18 @@ def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> Judged
         (queries, corpus, qrels), dropped = retrieval(settings.retrieval, settings.incomplete == "drop")
         qrels, by_id = qrels[qrels["relevance"] > 0], corpus.set_index("id")["text"]
         rows = pd.DataFrame(
-            {"a": qrels["query_id"].map(queries.set_index("id")["text"]), "b": qrels["doc_id"].map(by_id)}
+            {"query": qrels["query_id"].map(queries.set_index("id")["text"]), "passage": qrels["doc_id"].map(by_id)}
         )
         rows, passages = rows.assign(label=True, target=1.0), corpus["text"]
     else:
         rows, dropped = judged_rows(settings)
-        passages = within(rows, settings.part, "a", "b")["b"]
+        passages = within(rows, settings.part, "query", "passage")["passage"]
     pairs = once(rows)
     # Of the whole file: what another part, or an evaluation set, takes is right for the query all the same.
     marked = by_query(pairs, True)
-    pairs = pairs.assign(marked=[marked.get(form, []) for form in pairs["a"].map(normal_form)])
-    pairs = within(pairs, settings.part, "a", "b").reset_index(drop=True)
-    query_forms = pairs["a"].map(normal_form)
+    pairs = pairs.assign(marked=[marked.get(form, []) for form in pairs["query"].map(normal_form)])
+    pairs = within(pairs, settings.part, "query", "passage").reset_index(drop=True)
+    query_forms = pairs["query"].map(normal_form)
     chosen = query_forms.drop_duplicates()
     if settings.sample is not None and settings.sample < len(chosen):
         chosen_queries = set(chosen.iloc[np.sort(rng.permutation(len(chosen))[: settings.sample])])
@@ -79,7 +79,7 @@ def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> Judged
     pairs.insert(1, "mode", settings.mode)
     passages = pd.Series(distinct(passages), dtype=object)
     if settings.pool is not None:
-        is_judged = passages.map(normal_form).isin(set(pairs["b"].map(normal_form)))
+        is_judged = passages.map(normal_form).isin(set(pairs["passage"].map(normal_form)))
         passages = pd.concat([passages[is_judged], sampled(passages[~is_judged], settings.pool, rng)])
     return Judged(pairs, passages.reset_index(drop=True), dropped)
 
@@ -89,15 +89,21 @@ def once(pairs: pd.DataFrame) -> pd.DataFrame:
     itself are no pair.
     """
     pairs = pairs.reset_index(drop=True)
-    forms = pd.DataFrame({"a": pairs["a"].map(normal_form), "b": pairs["b"].map(normal_form), "label": pairs["label"]})
-    forms = forms[forms["a"] != forms["b"]]
-    torn = forms.groupby(["a", "b"])["label"].transform("nunique") > 1
-    first = forms.index[~forms.duplicated(["a", "b"])]
+    forms = pd.DataFrame(
+        {
+            "query": pairs["query"].map(normal_form),
+            "passage": pairs["passage"].map(normal_form),
+            "label": pairs["label"],
+        }
+    )
+    forms = forms[forms["query"] != forms["passage"]]
+    torn = forms.groupby(["query", "passage"])["label"].transform("nunique") > 1
+    first = forms.index[~forms.duplicated(["query", "passage"])]
     return pairs.loc[first].assign(contradicted=torn[first]).reset_index(drop=True)
 
 
 def judged_rows(settings: TrainingSet) -> tuple[pd.DataFrame, Dropped]:
-    """a, b, label and target of a file of pairs or triples, in its order; and what was left out."""
+    """query, passage, label and target of a file of pairs or triples, in its order; and what was left out."""
     path = _require_path(settings.file)
     frame = read_table(path)
     dropped: Dropped = {}
@@ -107,20 +113,22 @@ def judged_rows(settings: TrainingSet) -> tuple[pd.DataFrame, Dropped]:
     query = texts(path, frame, settings.query)
     # Label and yes come together, and so do score, scores and yes_from.
     if settings.label is not None and settings.yes is not None:
-        pairs = pd.DataFrame({"a": query, "b": texts(path, frame, settings.passage)})
+        pairs = pd.DataFrame({"query": query, "passage": texts(path, frame, settings.passage)})
         label = labels(path, frame, settings.label, settings.yes, settings.no)
         return pairs.assign(label=label, target=label.astype(float)), dropped
     if settings.score is not None and settings.scores is not None and settings.yes_from is not None:
-        pairs = pd.DataFrame({"a": query, "b": texts(path, frame, settings.passage)})
+        pairs = pd.DataFrame({"query": query, "passage": texts(path, frame, settings.passage)})
         score = numbers(path, frame, settings.score, *settings.scores)
         wanted = target(score, settings.scores, settings.yes_from)
         return pairs.assign(label=score >= settings.yes_from, target=wanted), dropped
     passages = lists(path, frame, settings.passage)
-    right_pairs = pd.DataFrame({"a": query, "b": passages}).explode("b").dropna().assign(label=True, target=1.0)
+    right_pairs = (
+        pd.DataFrame({"query": query, "passage": passages}).explode("passage").dropna().assign(label=True, target=1.0)
+    )
     if settings.negatives is None:
         return right_pairs, dropped
-    wrong_pairs = pd.DataFrame({"a": query, "b": lists(path, frame, settings.negatives)})
-    return pd.concat([right_pairs, wrong_pairs.explode("b").dropna().assign(label=False, target=0.0)]), dropped
+    wrong_pairs = pd.DataFrame({"query": query, "passage": lists(path, frame, settings.negatives)})
+    return pd.concat([right_pairs, wrong_pairs.explode("passage").dropna().assign(label=False, target=0.0)]), dropped
 
 
 def complete_rows(
@@ -201,11 +209,11 @@ def training_pairs(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> tu
     """
     right = pairs[pairs["label"]]
     wrong = {name: by_query(part, False) for name, part in pairs.groupby("dataset")}
-    query_forms = zip(right["dataset"], right["a"].map(normal_form), strict=True)
+    query_forms = zip(right["dataset"], right["query"].map(normal_form), strict=True)
     train = pd.DataFrame(
         {
-            "query": right["a"],
-            "positive": right["b"],
+            "query": right["query"],
+            "positive": right["passage"],
             "dataset": right["dataset"],
             "mode": right["mode"],
             "marked": right["marked"],
@@ -220,7 +228,7 @@ def training_pairs(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> tu
 def by_query(pairs: pd.DataFrame, label: bool) -> dict[str, list[str]]:
     """By the normal form of every query of a set: the passages judged right for it, or those judged wrong."""
     chosen = pairs[pairs["label"] == label]
-    return chosen["b"].groupby(chosen["a"].map(normal_form)).agg(list).to_dict()
+    return chosen["passage"].groupby(chosen["query"].map(normal_form)).agg(list).to_dict()
 
 
 def teacher_groups(
@@ -235,25 +243,25 @@ def teacher_groups(
     # Near copies of a query go to one part.
     spelling: dict[str, str] = {}
     rows: dict[str, list[dict[str, object]]] = {"train": [], "dev": []}
-    for (dataset, mode, a), part in pairs.groupby(["dataset", "mode", "a"], sort=False):
-        b, target, label = part["b"].tolist(), part["target"].tolist(), part["label"].tolist()
+    for (dataset, mode, query), part in pairs.groupby(["dataset", "mode", "query"], sort=False):
+        passages, target, label = part["passage"].tolist(), part["target"].tolist(), part["label"].tolist()
         if all(label):
-            rng = np.random.default_rng([seed, *f"{dataset} {a}".encode()])
-            drawn = _draw_wrong(texts[str(dataset)], (a, *part["marked"].iloc[0]), wrong, rng)
-            b, target, label = b + drawn, target + [0.0] * len(drawn), label + [False] * len(drawn)
-        order = mixed(label) if len(b) > GROUP else list(range(len(b)))
-        split = "dev" if share(f"{seed} {spelling.setdefault(normal_form(a), a)}") < held else "train"
-        for start in range(0, len(b), GROUP):
+            rng = np.random.default_rng([seed, *f"{dataset} {query}".encode()])
+            drawn = _draw_wrong(texts[str(dataset)], (query, *part["marked"].iloc[0]), wrong, rng)
+            passages, target, label = passages + drawn, target + [0.0] * len(drawn), label + [False] * len(drawn)
+        order = mixed(label) if len(passages) > GROUP else list(range(len(passages)))
+        split = "dev" if share(f"{seed} {spelling.setdefault(normal_form(query), query)}") < held else "train"
+        for start in range(0, len(passages), GROUP):
             chosen = order[start : start + GROUP]
             rows[split].append(
                 {
                     "mode": mode,
-                    "a": a,
-                    "b": [b[i] for i in chosen],
+                    "query": query,
+                    "passages": [passages[i] for i in chosen],
                     "target": [target[i] for i in chosen],
                     "label": [bool(label[i]) for i in chosen],
                     # No source but the generated world knows how words relate.
-                    "relations": ["0" * len(b[i]) for i in chosen],
+                    "relations": ["0" * len(passages[i]) for i in chosen],
                     "phenomenon": [str(dataset)] * len(chosen),
                 }
             )
@@ -315,16 +323,16 @@ def evaluation_set(name: str, settings: TaskSet, split: str, rng: np.random.Gene
     label = settings.label if target == "label" else None
     dropped: Dropped = {}
     if settings.incomplete == "drop":
-        columns = [settings.sentence1, settings.sentence2, getattr(settings, target)]
+        columns = [settings.query, settings.passage, getattr(settings, target)]
         frame, dropped = complete_rows(frame, columns, label, settings.yes, settings.no)
-    pairs = pd.DataFrame({side: texts(source, frame, getattr(settings, side)) for side in ("sentence1", "sentence2")})
+    pairs = pd.DataFrame({side: texts(source, frame, getattr(settings, side)) for side in ("query", "passage")})
     pairs.insert(0, "id", [f"{name}-{split}-{line}" for line in pairs.index])
     pairs["phenomenon"] = texts(source, frame, settings.phenomenon) if settings.phenomenon else ""
     if label is None:
         pairs["score"] = numbers(source, frame, settings.score, *settings.scores)
     else:
         pairs["label"] = labels(source, frame, label, settings.yes, settings.no).astype(int)
-    pairs = within(pairs, getattr(settings, f"{split}_part"), "sentence1", "sentence2")
+    pairs = within(pairs, getattr(settings, f"{split}_part"), "query", "passage")
     pairs = sampled(pairs, settings.sample, rng)
     check_pairs(source, pairs, target, getattr(settings, target))
     return EvaluationSet({"pairs": pairs}, dropped)
@@ -375,20 +383,22 @@ def without(pairs: pd.DataFrame, tasks: Tasks) -> pd.DataFrame:
     for sets in tasks.values():
         for frames in sets.values():
             if "pairs" in frames:
-                both = zip(frames["pairs"]["sentence1"], frames["pairs"]["sentence2"], strict=True)
+                both = zip(frames["pairs"]["query"], frames["pairs"]["passage"], strict=True)
                 evaluated_pairs.update(unordered(*pair) for pair in both)
             else:
                 evaluated_queries.update(frames["queries"]["text"].map(normal_form))
     is_held = [
         unordered(a, b) in evaluated_pairs or (mode == "asymmetric" and normal_form(a) in evaluated_queries)
-        for a, b, mode in zip(pairs["a"], pairs["b"], pairs["mode"], strict=True)
+        for a, b, mode in zip(pairs["query"], pairs["passage"], pairs["mode"], strict=True)
     ]
     return pairs[~np.array(is_held, dtype=bool)].reset_index(drop=True)
 
 
 def seen(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> Seen:
     """What training shows: the judged pairs and the passages negatives are drawn from."""
-    return Seen.of((text for part in passages.values() for text in part), zip(pairs["a"], pairs["b"], strict=True))
+    return Seen.of(
+        (text for part in passages.values() for text in part), zip(pairs["query"], pairs["passage"], strict=True)
+    )
 
 
 def with_familiarity(tasks: Tasks, training: Seen) -> Tasks:
@@ -400,7 +410,7 @@ def with_familiarity(tasks: Tasks, training: Seen) -> Tasks:
         out[split] = {}
         for name, frames in sets.items():
             key = "pairs" if "pairs" in frames else "queries"
-            columns = ("sentence1", "sentence2") if key == "pairs" else ("text",)
+            columns = ("query", "passage") if key == "pairs" else ("text",)
             frame = frames[key]
             familiar = sum(
                 frame[column].map(lambda text: normal_form(text) in training.texts).astype(int) for column in columns

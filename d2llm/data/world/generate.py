@@ -134,7 +134,7 @@ def nli(
 ) -> pd.DataFrame:
     """Premise-hypothesis pairs; a premise has up to `hypotheses` of them.
 
-    Columns: group, a, b, label (bool), phenomenon, target, relations.
+    Columns: group, query, passage, label (bool), phenomenon, target, relations.
     """
     premise, full, denied = _make_premises(rng, split, premises)
     texts, _ = premise.realise(rng, templates)
@@ -150,16 +150,16 @@ def nli(
     frame = pd.DataFrame(
         {
             "group": take,
-            "a": [texts[i] for i in take],
-            "b": b,
+            "query": [texts[i] for i in take],
+            "passage": b,
             "label": label,
             "phenomenon": kind,
             "target": target(label, similarity(repeated, hypothesis)),
             "relations": relations(repeated, hypothesis, tags),
         }
     )
-    frame = frame[keep & (frame["a"] != frame["b"])]
-    return frame.drop_duplicates(["a", "b"]).reset_index(drop=True)
+    frame = frame[keep & (frame["query"] != frame["passage"])]
+    return frame.drop_duplicates(["query", "passage"]).reset_index(drop=True)
 
 
 def _make_premises(rng: np.random.Generator, split: str, count: int) -> tuple[Sentences, np.ndarray, np.ndarray]:
@@ -327,7 +327,7 @@ def _make_pairs(
     match: np.ndarray | None = None,
     asked: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> pd.DataFrame:
-    """Frame of pairs: a, b, score, label (paraphrase or entailed), phenomenon, target, relations."""
+    """Frame of pairs: query, passage, score, label (paraphrase or entailed), phenomenon, target, relations."""
     alike = similarity(left, right)
     if asked is None:
         label = entails(left, right)
@@ -342,8 +342,8 @@ def _make_pairs(
         alike = np.where(asked[0] == asked[1], alike, 0.6 * alike)
     frame = pd.DataFrame(
         {
-            "a": a,
-            "b": b,
+            "query": a,
+            "passage": b,
             "score": score if score is not None else alike,
             "label": label,
             "phenomenon": phenomenon,
@@ -351,7 +351,7 @@ def _make_pairs(
             "relations": marks,
         }
     )
-    return frame[frame["a"] != frame["b"]].drop_duplicates(["a", "b"]).reset_index(drop=True)
+    return frame[frame["query"] != frame["passage"]].drop_duplicates(["query", "passage"]).reset_index(drop=True)
 
 
 def _repeat_events(rng: np.random.Generator, split: str, n: int, partners: int, kind: str = "any") -> np.ndarray:
@@ -781,7 +781,7 @@ def _label_slots(first: np.ndarray, second: np.ndarray, ask: np.ndarray) -> np.n
 
 
 def teacher_symmetric(rng: np.random.Generator, split: str, groups: int, size: int) -> pd.DataFrame:
-    """Graded symmetric groups: mode, a, b [list], target [list], label [list], relations [list], phenomenon [list]."""
+    """Graded symmetric groups: mode, query; lists: passages, target, label, relations, phenomenon."""
     share = {"nli": 0.56, "sts": 0.16, "questions": 0.1, "roles": 0.18}
     # A teacher has read widely: its examples have every sentence pattern, the students' training pairs only the common
     # ones.
@@ -836,8 +836,8 @@ def _make_passage_pairs(rng: np.random.Generator, world: Retrieval, size: int, s
     return pd.DataFrame(
         {
             "group": [f"{shape}-{i}" for i in q],
-            "a": [words[i] for i in q],
-            "b": [texts[i] for i in d],
+            "query": [words[i] for i in q],
+            "passage": [texts[i] for i in d],
             "label": label,
             "phenomenon": np.where(label, "relevant", "not relevant"),
             "target": target(label, alike),
@@ -881,8 +881,8 @@ def _group_pairs(pairs: pd.DataFrame, mode: str) -> pd.DataFrame:
     code, _ = pd.factorize(pairs["group"])
     order = np.argsort(code, kind="stable")
     starts = np.flatnonzero(np.diff(code[order], prepend=-1))
-    out = {"mode": mode, "a": pairs["a"].to_numpy()[order][starts]}
-    for column in ("b", "target", "label", "relations", "phenomenon"):
+    out = {"mode": mode, "query": pairs["query"].to_numpy()[order][starts]}
+    for column in ("passage", "target", "label", "relations", "phenomenon"):
         values = pairs[column].to_numpy()[order]
-        out[column] = [part.tolist() for part in np.split(values, starts[1:])]
+        out["passages" if column == "passage" else column] = [part.tolist() for part in np.split(values, starts[1:])]
     return pd.DataFrame(out)

@@ -152,7 +152,7 @@ class TextsOf:
         try:
             if hasattr(self, "pairs"):
                 pair = self.pairs[identity]
-                return {"query": cut(pair["sentence1"]), "passage": cut(pair["sentence2"]), "label": pair["target"]}
+                return {"query": cut(pair["query"]), "passage": cut(pair["passage"]), "label": pair["target"]}
             right = self.right.get(identity, [])
             passage = self.passage(right[0]) if right else ""
             return {"query": cut(self.queries[identity]), "passage": passage, "right": len(right)}
