@@ -32,9 +32,9 @@ ODD: list[Any] = [
 ]  # fmt: skip
 BYTES = [b"", *b'\xff \x00 \r \n \n\n " , \t { } [] \xef\xbb\xbf \xe7 NaN 1e999 PAR1 \x1f\x8b'.split(b" ")]
 VALUES = st.one_of(st.sampled_from(ODD), st.text(max_size=6), st.integers(-9, 9), st.floats())
-TEXTS = {"text", "a", "b", "sentence1", "sentence2", "query", "positive"}
+TEXTS = {"text", "query", "passage", "passages", "positive"}
 IDS, NUMBERS = {"id", "query_id", "doc_id"}, {"target", "score", "label", "relevance"}
-PAIRS = {"sentence1": "query", "sentence2": "passage"}
+PAIRS = {"query": "query", "passage": "passage"}
 LABELLED = {"label": "label", "yes": ["yes"], "no": ["no"]}
 SETTINGS: dict[str, dict[str, Any]] = {
     "label": LABELLED,

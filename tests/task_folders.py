@@ -28,8 +28,8 @@ def pair_task(root: Path, name: str = "nli_x", n: int = 40, split: str = "test")
     columns = {
         "id": [f"p{i}" for i in range(n)],
         # Every premise has two hypotheses, so that texts repeat.
-        "sentence1": [f"前提{i // 2}" for i in range(n)],
-        "sentence2": [f"假设{i}" for i in range(n)],
+        "query": [f"前提{i // 2}" for i in range(n)],
+        "passage": [f"假设{i}" for i in range(n)],
         "label": label,
         "phenomenon": np.where(label == 1, "entailed", rng.choice(["reversed", "antonym"], n)),
     }
@@ -42,8 +42,8 @@ def sts_task(root: Path, name: str = "sts_x", n: int = 30, binary: bool = False)
     folder = write_task(root / name, "sts", "sts", min_score=0, max_score=1 if binary else 5)
     columns = {
         "id": [f"s{i}" for i in range(n)],
-        "sentence1": [f"甲{i}" for i in range(n)],
-        "sentence2": [f"乙{i}" for i in range(n)],
+        "query": [f"甲{i}" for i in range(n)],
+        "passage": [f"乙{i}" for i in range(n)],
         "score": rng.integers(0, 2, n).astype(float) if binary else rng.uniform(0, 5, n).round(2),
         "phenomenon": ["swap" if i % 3 else "synonym" for i in range(n)],
     }

@@ -108,7 +108,7 @@ def test_evaluation_sets_and_other_files_are_of_the_asked_sizes(paths: Paths) ->
             assert set(task.qrels["query_id"]) == set(task.queries["id"]) and (task.qrels["relevance"] >= 1).all()
         else:
             assert len(task.pairs) == SIZES[f"{split}_pairs"]
-            assert (task.pairs["sentence1"] != task.pairs["sentence2"]).all()
+            assert (task.pairs["query"] != task.pairs["passage"]).all()
             assert task.max_score == (5 if name == "sts_graded" else 1)
             assert name == "sts_graded" or set(task.pairs[task.target]) == {0, 1}
     text = pd.read_parquet(paths.pretraining)
@@ -131,7 +131,7 @@ def test_the_card_tells_what_is_there(paths: Paths) -> None:
     assert row["n"] == 50 and row["mean_label"] == pytest.approx(frame["label"].mean(), abs=1e-3)
     counts = {name: phenomenon["n"] for name, phenomenon in row["phenomena"].items()}
     assert counts == frame["phenomenon"].value_counts().to_dict()
-    rows = frame[["sentence1", "sentence2", "label", "phenomenon"]].values.tolist()
+    rows = frame[["query", "passage", "label", "phenomenon"]].values.tolist()
     assert all([*phenomenon["example"], name] in rows for name, phenomenon in row["phenomena"].items())
     qrels = pd.read_parquet(paths.task("ir_keyword") / "dev" / "qrels.parquet")
     assert evaluation["ir_keyword", "dev"]["relevant_per_query"] == pytest.approx(len(qrels) / 12, abs=0.01)
@@ -140,7 +140,7 @@ def test_the_card_tells_what_is_there(paths: Paths) -> None:
     (row,) = [row for row in card["teacher"] if (row["split"], row["mode"]) == ("train", "symmetric")]
     assert (row["pairs"], row["share_yes"]) == (len(labels), pytest.approx(labels.mean()))
     assert card["leaks"] == read_json(paths.leaks)
-    assert f"{frame['sentence1'].iloc[0]} / {frame['sentence2'].iloc[0]}" in paths.card_md.read_text(encoding="utf-8")
+    assert f"{frame['query'].iloc[0]} / {frame['passage'].iloc[0]}" in paths.card_md.read_text(encoding="utf-8")
 
 
 # -------------------------------------------------------------------------------------------------------------- splits
@@ -153,13 +153,13 @@ def test_every_composition_is_one_of_its_split(paths: Paths) -> None:
     texts["train"] += columns_of(paths.pretraining, "text", "paraphrase", "distractor", "next_text")
     for split in ("dev", "test"):
         files = [paths.task(name) / f"{split}.parquet" for name in PAIR_TASKS]
-        texts[split] = [text for file in files for text in columns_of(file, "sentence1", "sentence2")]
+        texts[split] = [text for file in files for text in columns_of(file, "query", "passage")]
         parts = [
             paths.task(name) / split / f"{part}.parquet" for name in SEARCH_TASKS for part in ("corpus", "queries")
         ]
         texts[split] += [text for part in parts for text in columns_of(part, "text")]
     for split, path in (("train", paths.teacher_train), ("dev", paths.teacher_dev)):
-        texts[split] += columns_of(path, "a") + [text for group in columns_of(path, "b") for text in group]
+        texts[split] += columns_of(path, "query") + [text for group in columns_of(path, "passages") for text in group]
     for split, part in texts.items():
         # Search words say no roles; what is general or asked for has no composition.
         readings = {one for text in set(part) if " " not in text for one in read(text)}
@@ -171,7 +171,7 @@ def test_every_composition_is_one_of_its_split(paths: Paths) -> None:
 def test_a_planted_pair_is_removed_and_a_near_duplicate_counted() -> None:
     train = pd.DataFrame({"query": ["甲乙", "丙丁"], "positive": ["乙甲乙", "丁丙丁"]})
     pool = pd.DataFrame({"text": ["戊己"]})
-    teacher = pd.DataFrame({"a": ["问"], "b": [["答", "另答"]]})
+    teacher = pd.DataFrame({"query": ["问"], "passages": [["答", "另答"]]})
     unlabelled = pd.DataFrame({"text": ["庚辛"], "paraphrase": ["释"], "distractor": ["扰"], "next_text": ["续"]})
     seen = leaks.seen_texts(train, pool, teacher, unlabelled)
     assert seen.texts == {"甲乙", "丙丁", "乙甲乙", "丁丙丁", "戊己", "问", "答", "另答", "庚辛", "释", "扰", "续"}
@@ -181,7 +181,7 @@ def test_a_planted_pair_is_removed_and_a_near_duplicate_counted() -> None:
          ("c", "甲乙", "新的"),  # one text seen
          ("d", "乙，甲", "己戊"),  # both the same characters in another order
          ("e", "别的", "另外"),
-         ("f", "问", "另答")], columns=["id", "sentence1", "sentence2"],
+         ("f", "问", "另答")], columns=["id", "query", "passage"],
     )  # fmt: skip
     search = {
         "queries": pd.DataFrame({"id": ["q1", "q2", "q3"], "text": ["丙丁", " 丙丁", "问题"]}),
@@ -214,7 +214,9 @@ def test_the_stage_removes_what_leaks(tmp_path: Path, monkeypatch: pytest.Monkey
         if split == "test":  # the first pair of the training set, as the stage draws it
             settings = WorldSettings(**SIZES)
             known = honest(build._rng(settings, "train role_swap"), "train", settings.sts_pairs, build.PARTNERS)
-            frame.loc[3, ["a", "b"]] = known.loc[known["label"], ["a", "b"]].iloc[0].to_numpy()[::-1]
+            frame.loc[3, ["query", "passage"]] = (
+                known.loc[known["label"], ["query", "passage"]].iloc[0].to_numpy()[::-1]
+            )
         return frame
 
     monkeypatch.setattr(world, "role_swap", leaking)

@@ -156,7 +156,7 @@ def test_quotes_of_a_file_in_a_config_and_on_the_command_line(tmp_path: Path) ->
         settings = FilesSettings(folder=str(tmp_path), train={"t": {"file": file}})
         assert settings.paths()["train", "t", "file"] == str(path)
         pairs = examples.judged("t", settings.local(tmp_path).train["t"], np.random.default_rng(0)).pairs
-        return pairs[["a", "b"]].values.tolist()
+        return pairs[["query", "passage"]].values.tolist()
 
     assert judged({"path": "t.tsv", "quotes": "text"}) == [['"a', "b"], ["c", 'd"']]
     for file, message in (("t.tsv", "a field begins with a qu"), ({"path": "t.tsv", "quotes": "format"}, "expected 2")):

@@ -16,9 +16,9 @@ ABOUT = {"name": "t", "title": "T", "group": "nli", "description": "", "split": 
 
 
 def nli(count: int) -> Task:
-    columns = {"sentence2": "乙" * 400, "phenomenon": "role swap", "label": [n % 2 for n in range(count)]}
+    columns = {"passage": "乙" * 400, "phenomenon": "role swap", "label": [n % 2 for n in range(count)]}
     rows = [(f"p{n}", f"甲{n}") for n in range(count)]
-    pairs = pd.DataFrame(rows, columns=["id", "sentence1"]).assign(**columns)
+    pairs = pd.DataFrame(rows, columns=["id", "query"]).assign(**columns)
     return Task(type="pair_classification", pairs=pairs, **ABOUT)
 
 

@@ -49,7 +49,7 @@ def test_pair_classification_is_what_scikit_learn_says(tmp_path):
     folder, student = pair_task(tmp_path), FakeStudent()
     scores, values, predictions = evaluate(student, folder)
     frame = pd.read_parquet(folder / "test.parquet")
-    pairs = zip(frame.sentence1, frame.sentence2, strict=True)
+    pairs = zip(frame["query"], frame["passage"], strict=True)
     expected, label = np.array([student.score(a, b, "symmetric") for a, b in pairs]), frame.label.to_numpy()
 
     assert predictions.query_id.tolist() == frame.id.tolist()  # row order, nothing lost
@@ -81,7 +81,7 @@ def test_sts_is_what_scipy_says_in_one_order_and_in_both(tmp_path, order, binary
     settings = EvaluationSettings.model_validate({"symmetric_order": {"sts": order}})
     _, values, predictions = evaluate(student, folder, settings=settings)
     frame = pd.read_parquet(folder / "test.parquet")
-    pairs = list(zip(frame.sentence1, frame.sentence2, strict=True))
+    pairs = list(zip(frame["query"], frame["passage"], strict=True))
     expected = np.array([student.score(a, b, "symmetric") for a, b in pairs])
     if order == "average":
         expected = (expected + np.array([student.score(b, a, "symmetric") for a, b in pairs])) / 2
@@ -202,7 +202,7 @@ def test_a_sample_of_a_set_of_mtebs_has_its_rules_and_another_name(tmp_path):
 SPOILED = [
     (pair_task, "test", "label", (3, 2), r"test.parquet: column 'label', row 3: expected 0 or 1, found 2"),
     (pair_task, "test", "label", None, r"column 'label' not found"),
-    (pair_task, "test", "sentence2", (5, " "), r"column 'sentence2', row 5: expected non-empty text, found ' '"),
+    (pair_task, "test", "passage", (5, " "), r"column 'passage', row 5: expected non-empty text, found ' '"),
     (pair_task, "test", "id", (4, "p1"), r"column 'id', row 4: expected each id once, found 'p1'"),
     (sts_task, "test", "score", (2, 5.5), r"'score', row 2: expected a number from 0 to 5, found 5.5"),
     (sts_task, "test", "score", (2, float("nan")), r"'score', row 2: expected a finite number"),
@@ -348,14 +348,14 @@ def test_a_saved_student_is_loaded_and_scored_by_its_own_scorer(tmp_path):
     with pytest.raises(ArtifactError, match="d2llm/base/seed1/model: missing"):
         stage.run(config, "d2llm", "base", 1)
     frame = pd.read_parquet(folder / "test.parquet")
-    for column in ("sentence1", "sentence2"):
+    for column in ("query", "passage"):
         frame[column] = [" ".join(rng.choice(tiny.WORDS[:20], rng.integers(2, 9))) for _ in range(len(frame))]
     frame.to_parquet(folder / "test.parquet")
     # Roles are told apart by a prefix, as some baselines do.
     formats = {(role, "symmetric"): TextFormat((number,)) for role, number in (("query", 5), ("passage", 6))}
     student = Student(tiny.backbone("decoder"), ("mean", {}), ("iem", {"hidden": 16}), formats).eval()
     student.save(paths.run("d2llm", "base", 1) / "model")
-    expected = student.score(frame.sentence1.tolist(), frame.sentence2.tolist(), "symmetric")
+    expected = student.score(frame["query"].tolist(), frame["passage"].tolist(), "symmetric")
     done = paths.evaluation("d2llm", "base", 1)
     stage.run(config, "d2llm", "base", 1)
     np.testing.assert_allclose(pd.read_parquet(done / "predictions.parquet").score, expected, rtol=1e-4, atol=1e-6)

@@ -131,7 +131,7 @@ def test_pairs_judged_both_ways_count_once_as_first_judged_and_are_told(tmp_path
     pairs, passages, _ = judged(jsonl(tmp_path / "t.jsonl", rows("query passage l", *values)), **LABELLED)
     assert passages.tolist() == ["p", "n", "r", "q"]
     assert pairs[["dataset", "mode"]].drop_duplicates().values.tolist() == [["s", "symmetric"]]
-    assert pairs[["a", "b", "label", "contradicted"]].values.tolist() == [
+    assert pairs[["query", "passage", "label", "contradicted"]].values.tolist() == [
         ["q", "p", True, True], ["q", "n", False, True], ["r", "p", True, False], ["p", "r", False, False],
     ]  # fmt: skip
     # The first two lie both below the bound.
@@ -150,7 +150,7 @@ def test_near_copies_are_one_pair_and_no_pair_with_themselves(tmp_path: Path) ->
     ]  # fmt: skip
     file = jsonl(tmp_path / "t.jsonl", rows("query passage l", *values))
     pairs, passages, _ = judged(file, **LABELLED)
-    assert list(zip(pairs["b"], pairs["contradicted"], strict=True)) == [
+    assert list(zip(pairs["passage"], pairs["contradicted"], strict=True)) == [
         ("Café, 1900.", True), ("Cafe, 1900.", False), ("No. ", False),
     ]  # fmt: skip
     assert passages.tolist() == ["Café, 1900.", "Cafe, 1900.", "No. ", "is it old?\u200b"]
@@ -178,7 +178,7 @@ def test_what_is_judged_wrong_for_a_query_goes_with_each_of_its_right_passages(t
     )
     right = {("q", "p"), ("q", "o"), ("r", "p"), ("n", "q")}
     wrong = {("q", "n"), ("q", "m"), ("q", "l"), ("n", "p")}
-    labels = dict(zip(zip(pairs["a"], pairs["b"], strict=True), pairs["label"], strict=True))
+    labels = dict(zip(zip(pairs["query"], pairs["passage"], strict=True), pairs["label"], strict=True))
     assert labels == dict.fromkeys(right, True) | dict.fromkeys(wrong, False)
     assert set(passages) == {"p", "o", "q", "n", "m", "l"}
     train, _ = examples.training_pairs(pairs, {"s": passages})
@@ -200,7 +200,7 @@ def test_a_retrieval_set(three: Retrieval) -> None:
     assert queries["id"].tolist() == ["1", "2"] and len(corpus) == 3 and not dropped
     assert qrels.values.tolist() == [["1", "d1", 1], ["1", "d3", 0], ["2", "d2", 2.6], ["2", "d3", 0.2]]
     pairs, passages, _ = judged(None, mode="asymmetric", retrieval=three)
-    assert pairs[["a", "b"]].values.tolist() == [["q1", "p1"], ["q2", "p2"], ["q2", "p3"]]
+    assert pairs[["query", "passage"]].values.tolist() == [["q1", "p1"], ["q2", "p2"], ["q2", "p3"]]
     assert passages.tolist() == ["p1", "p2", "p3"]
 
 
@@ -222,25 +222,25 @@ def test_a_wrong_retrieval_set(part: str, values: list[dict], message: str, thre
 
 
 def test_parts_of_one_file_share_no_pair_in_any_order() -> None:
-    pairs = pd.DataFrame({"a": [f"t{i}" for i in range(400)], "b": [f"t{399 - i}" for i in range(400)]})
-    spelled = pairs.assign(a=pairs["b"].str.upper(), b=pairs["a"] + " ")
+    pairs = pd.DataFrame({"query": [f"t{i}" for i in range(400)], "passage": [f"t{399 - i}" for i in range(400)]})
+    spelled = pairs.assign(query=pairs["passage"].str.upper(), passage=pairs["query"] + " ")
     parts = []
     for part in ((0.0, 0.3), (0.3, 1.0)):
-        own = examples.within(pairs, part, "a", "b")
+        own = examples.within(pairs, part, "query", "passage")
         parts.append({frozenset(row) for row in own.values.tolist()})
         # A near copy goes with the pair.
-        both = examples.within(pd.concat([pairs, spelled], ignore_index=True), part, "a", "b")
+        both = examples.within(pd.concat([pairs, spelled], ignore_index=True), part, "query", "passage")
         assert both.index.tolist() == [*own.index, *(own.index + 400)]
     assert not parts[0] & parts[1]  # (t1, t398) and (t398, t1) are in the table both
     assert len(parts[0]) + len(parts[1]) == 200 and 40 < len(parts[0]) < 80
-    assert examples.within(pairs, None, "a", "b") is pairs
+    assert examples.within(pairs, None, "query", "passage") is pairs
 
 
 def test_what_another_part_of_the_file_marks_is_marked(tmp_path: Path) -> None:
     values = [(f"q{i % 10}", f"p{i}") for i in range(60)]
     pairs = judged(jsonl(tmp_path / "t.jsonl", rows("query passage", *values)), part=(0.0, 0.5)).pairs
     assert 15 < len(pairs) < 45
-    for a, marked in zip(pairs["a"], pairs["marked"], strict=True):
+    for a, marked in zip(pairs["query"], pairs["marked"], strict=True):
         assert marked == [passage for query, passage in values if query == a]
 
 
@@ -248,7 +248,7 @@ def test_rows_without_a_text_or_a_known_label_are_left_out_where_that_is_asked_f
     values = [("one", "two", "yes"), ("", "two", "yes"), ("three", None, "no"), ("four", "five", "-"), ("6", "7", "no")]
     file = jsonl(tmp_path / "t.jsonl", rows("query passage l", *values))
     pairs, _, dropped = judged(file, **LABELLED, incomplete="drop")
-    assert pairs[["a", "b", "label"]].values.tolist() == [["one", "two", True], ["6", "7", False]]
+    assert pairs[["query", "passage", "label"]].values.tolist() == [["one", "two", True], ["6", "7", False]]
     assert dropped == {"rows without a text, label or score": 2, "rows labelled '-'": 1}
 
 
@@ -257,7 +257,7 @@ def test_passages_as_lists_of_objects_in_a_packed_file(tmp_path: Path) -> None:
     plain = Path(jsonl(tmp_path / "t.jsonl", rows("query passage", ("who", passages), ("what", []))))
     (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
     pairs, passages, _ = judged(f"{plain}.gz", mode="asymmetric", incomplete="drop")
-    assert pairs[["a", "b", "label"]].values.tolist() == [["who", "he", True], ["who", "she", True]]
+    assert pairs[["query", "passage", "label"]].values.tolist() == [["who", "he", True], ["who", "she", True]]
     assert passages.tolist() == ["he", "she"]
 
 
@@ -266,13 +266,13 @@ def test_a_pool_holds_the_right_passages_and_some_others(tmp_path: Path) -> None
     paths = search_files(tmp_path, dict(list(texts.items())[:4]), {}, [(i, 10 + i, 1) for i in range(4)])
     jsonl(tmp_path / "corpus.jsonl", rows("pid text", *texts.items()))
     pairs, passages, _ = judged(None, mode="asymmetric", retrieval=paths | {"corpus_id": "pid"}, sample=2, pool=5)
-    assert len(pairs) == 2 and len(passages) == 7 and set(pairs["b"]) <= set(passages)
+    assert len(pairs) == 2 and len(passages) == 7 and set(pairs["passage"]) <= set(passages)
 
 
 # ------------------------------------------------------------------------------------------------------------- teacher
 def pairs_of(values: list[tuple[str, str, bool]], mode: str = "symmetric") -> pd.DataFrame:
-    frame = pd.DataFrame(values, columns=["a", "b", "label"]).assign(dataset="s", mode=mode)
-    marked = [[text for asked, text, yes in values if asked == a and yes] for a in frame["a"]]
+    frame = pd.DataFrame(values, columns=["query", "passage", "label"]).assign(dataset="s", mode=mode)
+    marked = [[text for asked, text, yes in values if asked == a and yes] for a in frame["query"]]
     return frame.assign(target=frame["label"].astype(float), marked=marked)
 
 
@@ -287,23 +287,27 @@ def test_queries_without_wrong_candidates_get_some_from_the_pool_but_no_near_cop
     copies = [spelling for i in range(60) for spelling in (f"P{i}", f"p{i} ", f"ｐ{i}")]
     groups = examples.teacher_groups(pairs, pool_of([*copies, "x", "y", "z"]), wrong=50, held=0.2, seed=1)
     rows = pd.concat(groups.values())
-    assert set(rows["a"]) == set(pairs["a"])
-    for query, group in rows.groupby("a"):
-        b, label, target = (group[name].explode().tolist() for name in ("b", "label", "target"))
+    assert set(rows["query"]) == set(pairs["query"])
+    for query, group in rows.groupby("query"):
+        b, label, target = (group[name].explode().tolist() for name in ("passages", "label", "target"))
         number = int(query.strip()[1:])
         wrong = {examples.normal_form(text) for text, yes in zip(b, label, strict=True) if not yes}
-        assert {text for text, yes in zip(b, label, strict=True) if yes} == set(pairs["b"][pairs["a"] == query])
+        assert {text for text, yes in zip(b, label, strict=True) if yes} == set(
+            pairs["passage"][pairs["query"] == query]
+        )
         assert not wrong & {f"p{number}", f"p{59 - number}"} and len(wrong) == label.count(False) == 50
         assert target == [float(yes) for yes in label]
-    forms = [set(map(examples.normal_form, frame["a"])) for frame in groups.values()]
+    forms = [set(map(examples.normal_form, frame["query"])) for frame in groups.values()]
     assert not forms[0] & forms[1]  # both spellings of q0 are in one part
 
 
 def test_long_groups_are_cut_without_losing_or_doubling_a_candidate() -> None:
     values = [(f"q{i}", f"p{i}-{j}", j < 5) for i, j in product(range(30), range(19))]
     whole = pd.concat(examples.teacher_groups(pairs_of(values), pool_of(["x"]), 2, 0.3, 1).values())
-    assert (whole["b"].str.len() <= examples.GROUP).all()
-    candidates = [(row.a, b, yes) for row in whole.itertuples() for b, yes in zip(row.b, row.label, strict=True)]
+    assert (whole["passages"].str.len() <= examples.GROUP).all()
+    candidates = [
+        (row.query, text, yes) for row in whole.itertuples() for text, yes in zip(row.passages, row.label, strict=True)
+    ]
     assert sorted(candidates) == sorted(values)
     # Five right and fourteen wrong ones over three pieces: each piece has both.
     assert all(len(set(label)) == 2 for label in whole["label"])
@@ -318,11 +322,15 @@ def test_a_teacher_cannot_be_judged_by_one_kind_of_pair() -> None:
 def test_what_an_evaluation_set_holds_in_any_spelling_leaves_training() -> None:
     symmetric = pairs_of([("a", "b", True), ("c", "d", True), ("a", "d", True)])
     pairs = pd.concat([symmetric, pairs_of([("asked", "x", True), ("y", "x", True)], "asymmetric")])
-    both = rows("sentence1 sentence2 phenomenon", ("B ", "\uff21", ""), ("d", "e", "own"))
+    both = rows("query passage phenomenon", ("B ", "\uff21", ""), ("d", "e", "own"))
     queries = rows("text phenomenon", ("Asked\u200b", ""), ("new", ""))
     tasks = {"test": {"t": {"pairs": pd.DataFrame(both)}, "r": {"queries": pd.DataFrame(queries)}}}
     left = examples.without(pairs, tasks)
-    assert left[["a", "b"]].values.tolist() == [["c", "d"], ["a", "d"], ["y", "x"]]  # (a, b) is there as (b, a)
+    assert left[["query", "passage"]].values.tolist() == [
+        ["c", "d"],
+        ["a", "d"],
+        ["y", "x"],
+    ]  # (a, b) is there as (b, a)
     marked = examples.with_familiarity(tasks, examples.seen(left, {"s": pd.Series(["b"])}))["test"]
     assert marked["t"]["pairs"]["phenomenon"].tolist() == [examples.BOTH, "own"]
     assert marked["r"]["queries"]["phenomenon"].tolist() == [examples.NEW, examples.NEW]
@@ -346,9 +354,7 @@ def own(folder: Path, **changes: object) -> dict:
         corpus = {f"d{i}": f"{nouns[i % 16]} lies here {i}" for i in range(30)}
         searches[name] = search_files(folder / name, queries, corpus, [(i, f"d{i}", 1) for i in range(16)])
     train = {"file": str(folder / "train.jsonl"), "query": "s1", "passage": "s2"}
-    pairs = {"sentence1": "s1", "sentence2": "s2"} | {
-        split: str(folder / f"{split}.jsonl") for split in ("dev", "test")
-    }
+    pairs = {"query": "s1", "passage": "s2"} | {split: str(folder / f"{split}.jsonl") for split in ("dev", "test")}
     files_settings = {
         "train": {
             "nli": train | {"label": "l", "yes": [1]},

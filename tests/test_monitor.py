@@ -45,7 +45,7 @@ def dev_tasks(root: Path) -> Path:
     (retrieval_task(root, queries=40, passages=150) / "test").rename(root / "ir_x" / "dev")
     for file in root.rglob("*.parquet"):
         frame = pd.read_parquet(file)
-        for column in set(frame) & {"sentence1", "sentence2", "text"}:
+        for column in set(frame) & {"query", "passage", "text"}:
             frame[column] = [words() for _ in range(len(frame))]
         frame.to_parquet(file)
     return root
@@ -89,7 +89,7 @@ def test_samples_are_of_dev_small_fixed_and_hold_all_that_is_relevant(tmp_path: 
         frame = pd.read_parquet(folder / name / "dev.parquet")
         part = list(zip(parts[name].left, parts[name].right, parts[name].target, strict=True))
         assert len(part) == 24
-        assert set(part) <= set(zip(frame.sentence1, frame.sentence2, frame[column].astype(float), strict=True))
+        assert set(part) <= set(zip(frame["query"], frame["passage"], frame[column].astype(float), strict=True))
     corpus, queries, qrels = (
         pd.read_parquet(folder / "ir_x" / "dev" / f"{name}.parquet") for name in ("corpus", "queries", "qrels")
     )

@@ -181,7 +181,7 @@ def test_the_vocabulary_spells_everything_the_pipeline_feeds(tiny_bases: Config)
             assert len(spelled(part)) <= len(part.split())  # every piece of a prompt is one token
     assert len(tiny_bases.phrases()) > 2
     files = [paths.pretraining, paths.pool, *sorted(paths.tasks.rglob("*.parquet"))]
-    columns = ["text", "paraphrase", "distractor", "next_text", "sentence1", "sentence2"]
+    columns = ["text", "paraphrase", "distractor", "next_text", "query", "passage"]
     texts = [pd.read_parquet(file).filter(columns).stack() for file in files]
     for text in {*FUNCTION_WORDS, *tiny_bases.phrases(), *pd.concat(texts)}:
         spelled(text)

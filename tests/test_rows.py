@@ -181,7 +181,7 @@ def test_reference_rows_go_through_the_same_adapter(tmp_path, monkeypatch):
     teacher = TeacherReference(FakeTeacher(rule), TeacherCandidates(), Bm25Settings(tokens="characters"), rank)
     scores, predictions = evaluate(teacher, read, "teacher/base/seed1", EvaluationSettings())
     frame = pd.read_parquet(folders[0] / "test.parquet")
-    both = [rule(a, b, "")[0] + rule(b, a, "")[0] for a, b in zip(frame.sentence1, frame.sentence2, strict=True)]
+    both = [rule(a, b, "")[0] + rule(b, a, "")[0] for a, b in zip(frame["query"], frame["passage"], strict=True)]
     np.testing.assert_allclose(predictions.score[predictions.task == "sts_x"], np.array(both) / 2)
     candidates = scores.groupby("task")["candidates"].unique().map(list).to_dict()
     assert candidates == {"ir_x": ["BM25 30 + dense 30"], "sts_x": [""]} and set(scores.scorer) == {"cross_encoder"}

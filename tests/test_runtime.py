@@ -110,7 +110,7 @@ def test_texts_are_those_of_retrieval_or_else_of_pairs(tiny_data: Config, tmp_pa
     lonely = Config(results=str(tmp_path), methods={"bge": {}})
     frames = [pd.read_parquet(make(Paths.of(lonely).tasks) / "test.parquet") for make in (pair_task, sts_task)]
     of_pairs = runtime.read_texts(lonely)
-    for side, column in ((of_pairs.queries, "sentence1"), (of_pairs.passages, "sentence2")):
+    for side, column in ((of_pairs.queries, "query"), (of_pairs.passages, "passage")):
         assert len(side) == len(set(side)) and set(side) == {text for frame in frames for text in frame[column]}
 
 

@@ -380,7 +380,7 @@ def trivial(n: int, seed: int) -> pd.DataFrame:
         label = [True, False] if i % 2 else [False, True]
         b = [str(rng.choice(list("甲乙" if yes else "丙丁"))) + str(rng.choice(list("戊己庚"))) for yes in label]
         rows.append((("symmetric", "asymmetric")[i % 4 == 0], b, str(rng.choice(list(LETTERS))), label))
-    frame = pd.DataFrame(rows, columns=["mode", "b", "a", "label"])
+    frame = pd.DataFrame(rows, columns=["mode", "passages", "query", "label"])
     for column, right, wrong in (("target", 1.0, 0.1), ("relations", "10", "50"), ("phenomenon", "right", "wrong")):
         frame[column] = [[right if yes else wrong for yes in label] for label in frame["label"]]
     return frame
@@ -439,7 +439,7 @@ def test_targets_follow_candidates_whose_rows_are_parted_by_the_cut(teacher: Tea
     lengths = [3, 2 * room, 5, room, 6]
     b, marks = ([text[i] * n for i, n in enumerate(lengths)] for text in (LETTERS, "12345"))
     long, short = ("甲" * (room - 4), b, [0.1, 0.2, 0.3, 0.4, 0.5], marks), ("甲", ["乙"], [0.9], ["7"])
-    frame = pd.DataFrame([long, short], columns=["a", "b", "target", "relations"]).assign(mode="symmetric")
+    frame = pd.DataFrame([long, short], columns=["query", "passages", "target", "relations"]).assign(mode="symmetric")
     examples = teacher_tuning._Examples(teacher, frame)
     rows, targets, relations = (part["symmetric"] for part in (examples.rows, examples.targets, examples.relations))
     assert len(rows) == len(targets) == len(relations) > 2
@@ -448,7 +448,7 @@ def test_targets_follow_candidates_whose_rows_are_parted_by_the_cut(teacher: Tea
         for place, number in enumerate(row.members):
             assert wanted[place] == np.float32(own["target"][number])
             assert set(digits[place]) == {int(own["relations"][number][0])}
-            assert row.ids[row.text_spans[place][0]] == teacher.tokens([own["b"][number]])[0][0]
+            assert row.ids[row.text_spans[place][0]] == teacher.tokens([own["passages"][number]])[0][0]
     batches = examples.batches(pairs=3, steps=4, seed=1, asymmetric_share=0.0)
     assert max(int(i) for _, index in batches for i in index) == len(rows) - 1
 
@@ -461,10 +461,10 @@ def test_the_report_by_hand() -> None:
     clipped = np.clip(probability, 1e-6, 1 - 1e-6)
     logits = np.stack([np.log(clipped), np.log1p(-clipped)], axis=1) + 3.0
     parts = [slice(0, 4), slice(4, 10)]
-    columns = {"b": names, "label": label, "target": target, "phenomenon": names}
+    columns = {"passages": names, "label": label, "target": target, "phenomenon": names}
     rows = [{key: values[part].tolist() for key, values in columns.items()} for part in parts]
     judge = SimpleNamespace(score=lambda groups, mode, description: [logits[part] for part in parts])
-    (report,) = teacher_tuning.assess(judge, pd.DataFrame(rows).assign(mode="symmetric", a="q")).values()
+    (report,) = teacher_tuning.assess(judge, pd.DataFrame(rows).assign(mode="symmetric", query="q")).values()
     # AP by hand: precision at each right pair from the highest probability down: 1/1, 2/2, 3/3, 4/4, 5/6, 6/8.
     assert report["ap"] == pytest.approx((1 + 1 + 1 + 1 + 5 / 6 + 6 / 8) / 6)
     assert (report["accuracy"], report["n"]) == (pytest.approx(7 / 10), 10)
@@ -497,7 +497,7 @@ def test_the_stage_reports_and_saves_the_same_twice(tiny_scores: Config, tmp_pat
         assert (one.teacher() / name).read_bytes() == (two.teacher() / name).read_bytes()
     base, tuned = (place / "model.safetensors" for place in (one.base("teacher"), one.teacher_model))
     assert base.read_bytes() != tuned.read_bytes()
-    counts = pd.read_parquet(one.teacher_dev).groupby("mode")["b"].apply(lambda texts: sum(map(len, texts)))
+    counts = pd.read_parquet(one.teacher_dev).groupby("mode")["passages"].apply(lambda texts: sum(map(len, texts)))
     assert {mode: part["n"] for mode, part in read_json(one.teacher_report).items()} == counts.to_dict()
 
 

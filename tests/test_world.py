@@ -163,20 +163,20 @@ def test_a_text_says_its_events_in_order(family: str) -> None:
 def test_nli_labels_are_what_the_texts_entail(family: str, split: str) -> None:
     frame = world.nli(rng(11), split, 350, 4, FAMILIES[family])
     assert len(frame) > 800
-    for a, b, label in zip(frame["a"], frame["b"], frame["label"], strict=True):
+    for a, b, label in zip(frame["query"], frame["passage"], frame["label"], strict=True):
         assert text_follows(read(a), read(b)) == label, (a, b)
     assert 0.35 < frame["label"].mean() < 0.65
     assert set(frame["phenomenon"]) == {*world.ENTAILED, *world.NON_ENTAILED}
     assert (frame["phenomenon"].isin(world.ENTAILED) == frame["label"]).all()
-    assert (frame["a"] != frame["b"]).all()
-    assert not frame.duplicated(["a", "b"]).any()
-    assert frame.groupby("group")["a"].nunique().max() == 1
+    assert (frame["query"] != frame["passage"]).all()
+    assert not frame.duplicated(["query", "passage"]).any()
+    assert frame.groupby("group")["query"].nunique().max() == 1
     assert frame.groupby("group").size().max() == 4
     assert (frame.loc[frame["label"], "target"] == 1).all()
     assert frame.loc[~frame["label"], "target"].between(0, world.NON_ENTAILED_CEILING).all()
-    assert (frame["relations"].str.len() == frame["b"].str.len()).all()
+    assert (frame["relations"].str.len() == frame["passage"].str.len()).all()
     assert frame["relations"].str.fullmatch("[0-5]*").all()
-    for text in (*frame["a"], *frame["b"]):
+    for text in (*frame["query"], *frame["passage"]):
         for reading in read(text):
             words = reading.words
             # (General words can coincide: a member of staff may praise another.)
@@ -194,15 +194,17 @@ def test_nli_is_not_answered_by_one_side_or_by_overlap() -> None:
 
     train = world.nli(rng(12), "train", 1500, 4, surface.COMMON)
     test = world.nli(rng(13), "test", 700, 3, surface.COMMON)
-    grams = CountVectorizer(analyzer="char", ngram_range=(1, 2), min_df=2).fit(train["b"])
+    grams = CountVectorizer(analyzer="char", ngram_range=(1, 2), min_df=2).fit(train["passage"])
 
     def features(frame: pd.DataFrame) -> object:
-        return hstack([grams.transform(frame["b"]), csr_matrix(frame["b"].str.len().to_numpy()[:, None] / 20)]).tocsr()
+        return hstack(
+            [grams.transform(frame["passage"]), csr_matrix(frame["passage"].str.len().to_numpy()[:, None] / 20)]
+        ).tocsr()
 
     # A strong penalty serves this model best; weaker ones reach less (0.64, 0.63, 0.61 at 0.1, 0.3, 1).
     model = LogisticRegression(C=0.03, max_iter=300).fit(features(train), train["label"])
     assert average_precision_score(test["label"], model.decision_function(features(test))) < 0.80
-    shared = [len(set(a) & set(b)) / len(set(b)) for a, b in zip(test["a"], test["b"], strict=True)]
+    shared = [len(set(a) & set(b)) / len(set(b)) for a, b in zip(test["query"], test["passage"], strict=True)]
     assert average_precision_score(test["label"], shared) < 0.75
 
 
@@ -225,7 +227,7 @@ def test_graded_pairs_are_scored_by_what_they_share() -> None:
     frame = world.sts_graded(rng(14), "dev", 400)
     assert set(frame["phenomenon"]) == {"unrelated", "paraphrase", "1 edits", "2 edits", "3 edits", "4+ edits"}
     assert frame["score"].between(0, 5).all()
-    for a, b, score, name in zip(frame["a"], frame["b"], frame["score"], frame["phenomenon"], strict=True):
+    for a, b, score, name in zip(frame["query"], frame["passage"], frame["score"], frame["phenomenon"], strict=True):
         (left,), (right,) = read(a), read(b)
         assert score == pytest.approx(5 * ev.similarity(row_of(left), row_of(right)), abs=0.006), (a, b)
         assert name != "paraphrase" or score == 5
@@ -237,7 +239,7 @@ def test_graded_pairs_are_scored_by_what_they_share() -> None:
 
 def test_questions_match_when_they_ask_the_same() -> None:
     frame = world.question_match(rng(15), "test", 400)
-    for a, b, label in zip(frame["a"], frame["b"], frame["label"], strict=True):
+    for a, b, label in zip(frame["query"], frame["passage"], frame["label"], strict=True):
         assert (read(a) == read(b)) == label, (a, b)
     assert set(frame["phenomenon"]) == {"same question", "other word", "opposite", "other wildcard", "role swap"}
     assert ((frame["phenomenon"] == "same question") == frame["label"]).all()
@@ -245,7 +247,7 @@ def test_questions_match_when_they_ask_the_same() -> None:
 
 def test_role_swaps_have_the_same_words() -> None:
     frame = world.role_swap(rng(16), "test", 300)
-    for a, b, label, name in zip(frame["a"], frame["b"], frame["label"], frame["phenomenon"], strict=True):
+    for a, b, label, name in zip(frame["query"], frame["passage"], frame["label"], frame["phenomenon"], strict=True):
         (left,), (right,) = read(a), read(b)
         one, two = left.words, right.words
         assert one == (two if label else two | {"agent": two["patient"], "patient": two["agent"]})
@@ -257,9 +259,9 @@ def test_role_swaps_have_the_same_words() -> None:
 def test_half_of_the_pairs_match_and_training_sentences_meet_both_kinds(make, partners: int) -> None:
     frame = make(rng(24), "train", 300, partners)
     assert 0.35 < frame["label"].mean() < 0.65
-    assert (frame["a"] != frame["b"]).all() and (frame["score"] == frame["label"]).all()
+    assert (frame["query"] != frame["passage"]).all() and (frame["score"] == frame["label"]).all()
     labels: dict[Reading, set[bool]] = {}
-    for a, label in zip(frame["a"], frame["label"], strict=True):
+    for a, label in zip(frame["query"], frame["label"], strict=True):
         labels.setdefault(read(a)[0], set()).add(bool(label))
     assert partners == 1 or np.mean([len(kinds) == 2 for kinds in labels.values()]) > 0.5
 
@@ -348,25 +350,27 @@ def test_the_teachers_groups() -> None:
         world.teacher_asymmetric(rng(21), "train", 120, 4),
     )
     for group in symmetric.itertuples():
-        for b, label in zip(group.b, group.label, strict=True):
-            left, right = read(group.a), read(b)
+        for b, label in zip(group.passages, group.label, strict=True):
+            left, right = read(group.query), read(b)
             assert (left == right if left[0].asked else text_follows(left, right)) == label
     names = {"same question", "role swap", "roles swapped", "events mixed", "1 edits"}
     assert names <= {name for row in symmetric["phenomenon"] for name in row}
     assert len(asymmetric) == 120
     for group in asymmetric.itertuples():
         assert any(group.label) and not all(group.label)
-        if " " in group.a:
+        if " " in group.query:
             continue
-        (query,) = read(group.a)
-        for b, label, marks in zip(group.b, group.label, group.relations, strict=True):
+        (query,) = read(group.query)
+        for b, label, marks in zip(group.passages, group.label, group.relations, strict=True):
             assert answers(query, read(b)) == label
             check_marks(query, b, marks)
     for mode, frame in (("symmetric", symmetric), ("asymmetric", asymmetric)):
         assert (frame["mode"] == mode).all()
         for group in frame.itertuples():
-            assert len(group.b) == len(set(group.b)) <= 4
-            for text, target, label, marks in zip(group.b, group.target, group.label, group.relations, strict=True):
+            assert len(group.passages) == len(set(group.passages)) <= 4
+            for text, target, label, marks in zip(
+                group.passages, group.target, group.label, group.relations, strict=True
+            ):
                 assert len(marks) == len(text) and set(marks) <= set("012345")
                 assert target == 1 if label else 0 <= target <= world.NON_ENTAILED_CEILING
 

@@ -498,8 +498,8 @@ FILES = {
                 "pairs": {
                     "type": "pair_classification",
                     "group": "nli",
-                    "sentence1": "query",
-                    "sentence2": "passage",
+                    "query": "query",
+                    "passage": "passage",
                     "dev": "dev.jsonl",
                     "test": "test.jsonl",
                     "yes": [1],
