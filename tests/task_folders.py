@@ -92,7 +92,8 @@ class FakeStudent:
     """Encodes a text as random numbers seeded by text, role and mode; records what it was asked to encode."""
 
     def __init__(self, size: int = 6) -> None:
-        self.size, self.scorer = size, DirectedScorer(size)
+        self.size = self.width = size
+        self.scorer = DirectedScorer(size)
         self.encoded: list[tuple[str, str, str]] = []
 
     def vector(self, text: str, role: str, mode: str) -> np.ndarray:

@@ -363,7 +363,7 @@ def rows(config: Config, sample: list[str] | None = None) -> Iterator[Finding]:
             if part == "train":
                 pairs, _, _ = build.judged_pairs(alone, config.training.pack)
                 if sample is not None:
-                    sample += demands.sample_of(pairs["passages"].drop_duplicates())
+                    sample += demands.sample_of(pairs["passage"].drop_duplicates())
             else:
                 build.files_tasks(alone)
             readable += 1

@@ -156,14 +156,16 @@ class SearchModel:
             raise RuntimeError("search looks through the corpus indexed last, and none was since the last search")
         ids, texts = self._corpus
         self._corpus = None
-        hits = self.scorer.search(list(queries["text"]), texts, top_k, by_id(ids))
+        ties = by_id(ids)
+        hits = self.scorer.search(list(queries["text"]), texts, top_k, ties)
         self._require_finite(np.concatenate([scores for _, scores in hits]), "scores")
         # trec_eval, inside mteb, compares float32: all metrics shall see the same ties.
         names = np.array(ids, dtype=object)
-        self.predictions = {
-            query: dict(zip(names[rows].tolist(), scores.astype(np.float32).tolist(), strict=True))
-            for query, (rows, scores) in zip(queries["id"], hits, strict=True)
-        }
+        self.predictions = {}
+        for query, (rows, scores) in zip(queries["id"], hits, strict=True):
+            rounded = scores.astype(np.float32)
+            order = np.lexsort((ties[rows], -rounded))
+            self.predictions[query] = dict(zip(names[rows[order]].tolist(), rounded[order].tolist(), strict=True))
         return self.predictions
 
     def _begin(self, task_metadata: Any) -> str:
