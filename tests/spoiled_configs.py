@@ -195,7 +195,7 @@ def checked(line: str, files: list[Path], text: str) -> str:
     assert where in map(str, files), f"names no file: {line!r}"
     of_file = r"(line \d+: )?not valid YAML|cannot be read|nested too deep|expected keys and values"
     assert re.match(of_file, rest) or rest.startswith(tuple(sections(text))), f"names no key: {line!r}"
-    way_out = r"(nearest valid key|valid keys here): \w|a valid key of another kind"
+    way_out = r"(nearest valid key|valid keys here): \w|it is called \w+ now|a valid key of another kind"
     assert "unknown key" not in rest or re.search(way_out, rest), f"no way out: {line!r}"
     return rest
 

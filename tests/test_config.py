@@ -67,6 +67,10 @@ def test_mini_spells_out_every_key_of_the_schema(tmp_path: Path) -> None:
             "models.encoder.revision: unknown key (found 'abc'); a valid key of ano",
         ),
         ("training: {xyz: 1}", "training.xyz: unknown key (found 1); valid keys here: steps, steps_of,"),
+        (
+            "data: {files: {tasks: {t: {type: sts, group: sts, sentence1: s}}}}",
+            "data.files.tasks.t.sentence1: unknown key (found 's'); it is called query now",
+        ),
         ("threads: '2'", "threads: expected a valid integer; found '2' (text)"),
         ("threads: true", "threads: expected a valid integer; found True (true/false)"),
         ("threads: 0", "threads: expected greater than or equal to 1; found 0 (an integer)"),
