@@ -275,7 +275,11 @@ PUBLIC = {
     "Qwen/Qwen2.5-0.5B-Instruct": ("qwen2", True, 896, 24, 14, 2, 4864, 151936),
     "Qwen/Qwen3-Reranker-4B": ("qwen3", True, 2560, 36, 32, 8, 9728, 151669),
     "Qwen/Qwen3-0.6B": ("qwen3", True, 1024, 28, 16, 8, 3072, 151936),
-    "BAAI/bge-m3-unsupervised": ("xlm-roberta", True, 1024, 24, 16, 16, 4096, 250002),
+    "Qwen/Qwen3-Embedding-0.6B": ("qwen3", True, 1024, 28, 16, 8, 3072, 151669),
+    **dict.fromkeys(
+        ("BAAI/bge-m3-unsupervised", "BAAI/bge-m3", "intfloat/multilingual-e5-large"),
+        ("xlm-roberta", True, 1024, 24, 16, 16, 4096, 250002),
+    ),
     "BAAI/bge-large-zh-v1.5": ("bert", True, 1024, 24, 16, 16, 4096, 21128),
     "BAAI/bge-base-zh-v1.5": ("bert", True, 768, 12, 12, 12, 3072, 21128),
 }
@@ -284,12 +288,16 @@ PUBLIC = {
 @pytest.mark.parametrize(("tier", "device"), [("paper", "h100"), ("small", "rtx4090"), ("modern", "rtx4090")])
 def test_every_job_of_a_tier_fits_the_device_it_is_for(tier: str, device: str, tmp_path: Path) -> None:
     values = load([ROOT / f"config/{tier}.yaml"]).model_dump(mode="json")
-    for name in ("teacher", "decoder", "encoder"):
-        (tmp_path / name).mkdir()
-        family, tied, *sizes = PUBLIC[values["models"][name]["source"]]
+    rows = [row for row in values["references"] if isinstance(row, dict)]
+    for key, entry in [("source", values["models"][name]) for name in ("teacher", "decoder", "encoder")] + [
+        ("model", row) for row in rows
+    ]:
+        place = tmp_path / entry[key].rpartition("/")[2]
+        place.mkdir()
+        family, tied, *sizes = PUBLIC[entry[key]]
         config = {"model_type": family, "tie_word_embeddings": tied, **dict(zip(SIZES, sizes, strict=True))}
-        (tmp_path / name / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        values["models"][name] |= {"source": str(tmp_path / name), "revision": None}
+        (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        entry |= {key: str(place), "revision": None} | ({"prompts": {}} if key == "model" else {})
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     estimate = plan.plan(load([tmp_path / "c.yaml"]), device)
     assert {cost.stage: cost.memory for cost in estimate["costs"] if cost.memory > estimate["device"].memory} == {}

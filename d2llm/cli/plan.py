@@ -352,6 +352,7 @@ def plan(config: Config, device: str = "h100", usual: int = 50_000, made: Made |
         *teacher_costs(config, models["teacher"], amount, device),
         *pretext_costs(config, models, amount, device),
         *run_costs(config, models, amount, device),
+        *published_costs(config, amount, device),
     ]
     return {
         "device": DEVICES[device],
@@ -512,6 +513,29 @@ def run_costs(config: Config, models: dict[str, Sizes], amount: Amounts, device:
     return costs
 
 
+# Tokens of a text of a published model that is not told to read less, where memory is reckoned.
+LONGEST = 512
+
+
+def published_costs(config: Config, amount: Amounts, device: str) -> list[Cost]:
+    """Evaluation of the published models among the reference rows, in float32."""
+    if not config.published():
+        return []  # spares others the import of mteb
+    from d2llm.evaluation import published
+
+    read = 2 * amount.pairs * amount.symmetric + amount.corpus * amount.asymmetric + amount.asked * QUESTION
+    costs = []
+    for name, row in config.published().items():
+        where, known = published.check(row)
+        model = sizes(row.checkpoint(known.revision if known else None), where)
+        flops = model.forward(read, amount.length) + amount.scored * 2 * model.hidden
+        batch = (row.batch_size or config.evaluation.batch_size) * (row.max_length or LONGEST)
+        stored = batch * (model.hidden * 8 + model.intermediate * 2) + amount.corpus * model.hidden
+        memory = 4 * (model.parameters + stored)
+        costs.append(Cost(f"evaluate {name}", 1, read, flops, memory, hours(flops, device, False)))
+    return costs
+
+
 def disk(config: Config, models: dict[str, Sizes], amount: Amounts) -> dict[str, float]:
     """Bytes by what they hold."""
     sizes_of = {name: 2 if getattr(config.models.of(name), "dtype", "float32") != "float32" else 4 for name in models}
@@ -547,6 +571,8 @@ def smaller(stage: str) -> str:
         return "teacher.batch_pairs, teacher.tuning.first_layer"
     if stage.startswith("teacher"):
         return "teacher.batch_tokens, dtype, quantization"
+    if stage.startswith("evaluate"):
+        return "evaluation.batch_size, or batch_size and max_length of a published row"
     return "texts_at_once, gradient_checkpointing"
 
 
