@@ -16,15 +16,11 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".bin", ".safetensors", ".parquet", ".gz", "collection.tsv")
-# What the hub says of a repository that asks for an agreement: to somebody unknown, to somebody without it.
-GATED = {
-    401: "Access to model {} is restricted. You must have access to it and be authenticated to access it.",
-    403: "Access to model {} is restricted and you are not in the authorized list.",
-}
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -40,8 +36,8 @@ class Hub(BaseHTTPRequestHandler):
     failures = cuts = 0
     delay = 0.0
     damage: set[str]
-    gated: Mapping[str, int]
-    gone: Collection[str]
+    gated: ClassVar[Mapping[str, int]] = {}
+    gone: Collection[str] = ()
     asked: Counter
     lock = threading.Lock()
 
@@ -129,7 +125,7 @@ class Hub(BaseHTTPRequestHandler):
         if self.refused(self.root / repository, revision):
             return None
         if status := self.gated.get(repository):
-            return self.error(status, "GatedRepo", GATED[status].format(repository))
+            return self.error(status, "GatedRepo", f"Access to {repository} is restricted.")
         if not file.is_file():
             return self.error(404, "EntryNotFound", "Entry not found")
         headers = {"X-Repo-Commit": commit(revision)}
@@ -189,19 +185,10 @@ def commit(revision: str) -> str:
 
 
 @contextmanager
-def serving(
-    root: Path,
-    failures: int = 0,
-    cuts: int = 0,
-    damage: tuple[str, ...] = (),
-    delay: float = 0.0,
-    gated: Mapping[str, int] | None = None,
-    gone: Collection[str] = (),
-) -> Iterator[tuple[str, Counter]]:
-    """(address, requests so far) of a hub over `root` for a while."""
+def serving(root: Path, *, damage: Collection[str] = (), **trouble: Any) -> Iterator[tuple[str, Counter]]:
+    """(address, requests so far) of a hub over `root` for a while; with the troubles that `Hub` names."""
     asked: Counter = Counter()
-    own = {"root": root, "failures": failures, "cuts": cuts, "asked": asked, "damage": set(damage), "delay": delay}
-    own |= {"gated": gated or {}, "gone": gone}
+    own = {"root": root, "asked": asked, "damage": set(damage)} | trouble
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Serving", (Hub,), own))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

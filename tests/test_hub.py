@@ -83,6 +83,7 @@ def test_a_hub_that_has_it_all_says_how_much_will_come(root: Path, tmp_path: Pat
 
 
 CHANGES = {
+    "references": ["teacher", {"model": "no/row", "revision": GONE}],
     "models": {"encoder": {"revision": "main", "source": "BAAI/bge-base-zh-v1.5"}},
     "data": {
         "files": {
@@ -101,6 +102,7 @@ LACKS = [
     f"models.teacher.source: Qwen/Qwen1.5-7B-Chat at 5f4f5e69ac7f1d508f8369e977de208b4803444b {TERMS}",
     f"models.decoder.source: the hub has no Qwen/Qwen1.5-1.8B-Chat at {GONE}: no such revision, or it is gone",
     "models.encoder.source: 'BAAI/bge-base-zh-v1.5': its weights are pytorch_model.bin alone, no model.safetensors",
+    f"references: no/row: the hub has no no/row at {GONE}; check its name",
     "train.snli_zh: * has no file 'ChineseTextualInference-tain.txt'; nearest: 'ChineseTextualInference-train.txt'",
     "train.nli_zh_bq: data set C-MTEB/BQ at * has no split 'trian'; it has train, validation, test",
     "train.nli_zh_pawsx: data set C-MTEB/PAWSX at *: BuilderConfig 'english' not found. Available: ['default']",
@@ -120,7 +122,7 @@ def test_each_thing_that_the_hub_does_not_give_is_one_line_with_its_key(root: Pa
     errors = [line for line in lines if line.startswith("error: hub: ")]
     assert len(errors) == len(LACKS)
     for line, wanted in zip(errors, LACKS, strict=True):
-        key = wanted if wanted.startswith("models") else f"data.files.{wanted}"
+        key = wanted if wanted.startswith(("models", "references")) else f"data.files.{wanted}"
         assert re.match(re.escape(f"error: hub: {key}").replace(r"\*", ".*"), line), line
     assert refused.startswith("error: data.files.train.t2ranking: data set THUIR/T2Ranking at ") and TERMS in refused
 

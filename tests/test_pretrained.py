@@ -64,14 +64,6 @@ def bring(folder: Path, kind: str, source: Path | str, **settings: object) -> Pa
 
 # --------------------------------------------------------------------------------------------------------------- local
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
-def test_a_whole_checkpoint_is_that_checkpoint(kind: str, models: Path, tmp_path: Path) -> None:
-    folder = bring(tmp_path, kind, models / kind)
-    torch.testing.assert_close(states(folder, kind), states(models / kind, kind), rtol=0, atol=0)
-    summary = read_json(folder / "summary.json")
-    assert summary["source"] == str(models / kind) and summary["layers"] == {"decoder": 3, "encoder": 2}[kind]
-
-
-@pytest.mark.parametrize("kind", ["decoder", "encoder"])
 def test_a_cut_checkpoint_gives_the_states_of_a_lower_layer(kind: str, models: Path, tmp_path: Path) -> None:
     folder = bring(tmp_path, kind, models / kind, layers=1)
     assert read_json(folder / "summary.json")["layers"] == 1  # none is saved that is not used
@@ -84,37 +76,32 @@ def test_a_cut_checkpoint_gives_the_states_of_a_lower_layer(kind: str, models: P
     torch.testing.assert_close(states(folder, kind), expected, rtol=1e-5, atol=1e-5)
 
 
-LAYOUTS = [{"bin": 1}, {"bin": 3}, {"safetensors": 2}, {"safetensors": 1, "bin": 1}, {"bin": 1, "safetensors": 2}]
+LAYOUTS = [{"bin": 3}, {"safetensors": 1, "bin": 1}, {"bin": 1, "safetensors": 2}]
 
 
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
 @pytest.mark.parametrize("parts", LAYOUTS, ids=str)
-def test_weights_whole_and_in_parts_of_either_format_are_the_same(
-    parts: dict[str, int], models: Path, tmp_path: Path
-) -> None:
-    expected = states(models / "decoder", "decoder")
-    hub_sets.lay_out(models / "decoder", **parts)
-    for weights in {"safetensors": "safetensors", "bin": "pytorch"}.items():
-        if weights[0] in parts:
-            folder = bring(tmp_path, "decoder", models / "decoder", weights=weights[1])
-            torch.testing.assert_close(states(folder, "decoder"), expected, rtol=0, atol=0)
-            assert {file.name for file in folder.glob("*model*")} == {"model.safetensors"}  # whatever it came from
-
-
-ODD = {
-    "as of a body": lambda name: name.removeprefix("model.").removeprefix("bert."),
-    "tied under the head's name": lambda name: "lm_head.weight" if "embed_tokens" in name else name,
-    "norms as TensorFlow has them": lambda name: name.replace("Norm.weight", "Norm.gamma").replace("m.bias", "m.beta"),
-}
+def test_a_whole_checkpoint_is_that_checkpoint(kind: str, parts: dict[str, int], models: Path, tmp_path: Path) -> None:
+    """Its weights in either format, at once or in parts."""
+    expected = states(models / kind, kind)
+    hub_sets.lay_out(models / kind, **parts)
+    for ending in parts:
+        weights = {"safetensors": "safetensors", "bin": "pytorch"}[ending]
+        folder = bring(tmp_path, kind, models / kind, weights=weights)
+        torch.testing.assert_close(states(folder, kind), expected, rtol=0, atol=0)
+        assert {file.name for file in folder.glob("*model*")} == {"model.safetensors"}  # whatever it came from
+        summary = read_json(folder / "summary.json")
+        assert summary["source"] == str(models / kind) and summary["layers"] == {"decoder": 3, "encoder": 2}[kind]
 
 
 @pytest.mark.parametrize(
-    ("kind", "odd"), [("decoder", "as of a body"), ("decoder", "tied under the head's name"), ("encoder", list(ODD)[2])]
+    ("kind", "odd", "name"),
+    [("decoder", "", "model."), ("decoder", "lm_head", "model.embed_tokens"), ("encoder", "Norm.gamma", "Norm.weight")],
 )
-def test_weights_under_the_names_that_older_checkpoints_give_them(
-    kind: str, odd: str, models: Path, tmp_path: Path
-) -> None:
+def test_weights_under_other_names(kind: str, odd: str, name: str, models: Path, tmp_path: Path) -> None:
+    """As older checkpoints have them: of a body alone, tied ones under the head's name, norms as TensorFlow has them."""
     expected, file = states(models / kind, kind), models / kind / "model.safetensors"
-    renamed = {ODD[odd](name): value for name, value in load_file(file).items()}
+    renamed = {key.replace(name, odd): value for key, value in load_file(file).items()}
     assert set(renamed) != set(load_file(file))
     save_file(renamed, file, {"format": "pt"})
     torch.testing.assert_close(states(bring(tmp_path, kind, models / kind), kind), expected, rtol=0, atol=0)
@@ -244,25 +231,19 @@ def there(models: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("parts", "weights"), [({"safetensors": 2, "bin": 1}, "safetensors"), ({"bin": 2, "safetensors": 1}, "pytorch")]
-)
+@pytest.mark.parametrize(("weights", "stem"), [("safetensors", "model"), ("pytorch", "pytorch_model")])
 def test_a_hub_that_fails_at_first_gives_what_is_needed_and_is_needed_no_more(
-    parts: dict[str, int], weights: str, models: Path, there: Path, tmp_path: Path
+    weights: str, stem: str, models: Path, there: Path, tmp_path: Path
 ) -> None:
-    hub_sets.lay_out(there, **parts)
+    ending, other = ("safetensors", "bin") if stem == "model" else ("bin", "safetensors")
+    hub_sets.lay_out(there, **{ending: 2, other: 1})
     asked_for = {"revision": hub.COMMIT, "weights": weights}
     with hub.serving(models, failures=1, cuts=1) as (address, asked):
-        for _ in range(2):
-            code, line = base(tmp_path, address, **asked_for, layers=2)
-            assert code == 0, line
-        fetched = {path.partition("model_a/")[2] for method, path in asked if method == "GET" and "/api/" not in path}
-    ending = {"safetensors": ".safetensors", "pytorch": ".bin"}[weights]
-    stem = {"safetensors": "model", "pytorch": "pytorch_model"}[weights]
-    names = {path.rpartition("/")[2] for path in fetched}
-    needed = {f"{stem}-0000{part}-of-00002{ending}" for part in (1, 2)} | {f"{stem}{ending}.index.json", "config.json"}
-    small = {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
-    assert needed <= names <= needed | small
+        assert base(tmp_path, address, **asked_for, layers=2)[0] == 0
+        names = {path.rpartition("/")[2] for method, path in asked if method == "GET" and "/api/" not in path}
+    needed = {f"{stem}-0000{part}-of-00002.{ending}" for part in (1, 2)} | {f"{stem}.{ending}.index.json"}
+    needed |= {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert names == needed
     folder = Paths(tmp_path / "results" / "tiny").base("decoder")
     assert len(pretrained.layers_of(Backbone.load(folder, "decoder").model)) == 2
     assert base(tmp_path, "http://127.0.0.1:9", **asked_for, layers=1)[0] == 0

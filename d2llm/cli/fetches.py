@@ -1,7 +1,7 @@
 """What a config has the hub send: asked of the hub before anything is fetched.
 
 `d2llm doctor` asks. What a model or a data set needs is said where it is fetched (`models.base.pretrained`,
-`data.hub.download`), which ask the same before each download.
+`evaluation.published`, `data.hub.download`), which ask the same before each download.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def ask(config: Config) -> Answer:
 def outstanding(config: Config) -> Iterator[tuple[str, Callable[[], int]]]:
     """(stage, what counts its bytes) of every model and data set of the hub that is not here yet."""
     from d2llm.data.hub import download
+    from d2llm.evaluation import published
     from d2llm.models.base import pretrained
     from d2llm.run.jobs import current
 
@@ -53,6 +54,9 @@ def outstanding(config: Config) -> Iterator[tuple[str, Callable[[], int]]]:
             and not current(config, "base", model=name)
         ):
             yield "base", partial(pretrained.to_come, settings, f"models.{name}.source")
+    for name, row in config.published().items():
+        if row.checkpoint().origin == "hub" and not current(config, "published", row=name):
+            yield "base", partial(published.to_come, row)
     for name, wanted in config.data.files.downloads().items() if config.data.source == "files" else ():
         if not current(config, "download", download=name):
             yield "download", partial(download.to_come, wanted, download.key_of(config, wanted))

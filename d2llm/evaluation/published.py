@@ -11,6 +11,7 @@ import copy
 import difflib
 import json
 import shutil
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,30 +166,37 @@ def place(settings: PublishedModel) -> Path:
 
 def fetched(settings: PublishedModel, known: ModelMeta | None, where: str) -> Path:
     """The hub's files in the local cache, checked against the hub's digests."""
-    from huggingface_hub import snapshot_download
-
-    revision = settings.revision or (known.revision if known else None)
-
-    def fetch() -> Path:
-        folder = snapshot_download(settings.model, revision=revision, allow_patterns=list(patterns(settings)))
-        hub.check(settings.model, "model")
-        return Path(folder)
-
-    return hub.patiently(fetch, f"{settings.model} at {revision}", where)
+    return hub.fetch(repository(settings, known), lambda there: chosen(there, settings), where)
 
 
-def patterns(settings: PublishedModel) -> tuple[str, ...]:
-    """Names of the files that are kept."""
-    return (*SMALL, *WEIGHTS[settings.weights], *(("*.py",) if settings.trust_remote_code else ()))
+def to_come(settings: PublishedModel) -> int:
+    """Bytes that the hub will send of a model. Raises ConfigError for one that cannot be a row, and for what the hub
+    does not have or give.
+    """
+    where, known = check(settings)
+    return hub.ask(repository(settings, known), lambda there: chosen(there, settings), where)
+
+
+def repository(settings: PublishedModel, known: ModelMeta | None) -> hub.Repository:
+    """Where a model of the hub comes from."""
+    return hub.Repository(settings.model, "model", settings.revision or (known.revision if known else None))
+
+
+def chosen(there: hub.Sizes, settings: PublishedModel) -> dict[str, int]:
+    """Of a model's files, {path: bytes}, those that are kept. Raises ConfigError where weights are not among them."""
+    weights = WEIGHTS[settings.weights]
+    wanted = (*SMALL, *weights, *(("*.py",) if settings.trust_remote_code else ()))
+
+    def among(path: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatch(path.rpartition("/")[2], pattern) for pattern in patterns)
+
+    if not any(among(path, weights) for path in there):
+        more = "" if settings.weights == "pytorch" else "; where it has pytorch_model.bin alone: weights: pytorch"
+        raise ConfigError(f"references: {settings.model}: no weights ({', '.join(weights)}){more}")
+    return {path: size for path, size in there.items() if among(path, wanted)}
 
 
 def kept(folder: Path, settings: PublishedModel) -> list[Path]:
     """Its files that are kept. Raises ConfigError where weights are not among them."""
-    wanted = patterns(settings)
-    files = [
-        file for file in sorted(folder.rglob("*")) if file.is_file() and any(fnmatch(file.name, p) for p in wanted)
-    ]
-    if not any(fnmatch(file.name, name) for file in files for name in WEIGHTS[settings.weights]):
-        more = "" if settings.weights == "pytorch" else "; where it has pytorch_model.bin alone: weights: pytorch"
-        raise ConfigError(f"references: {settings.model}: no weights ({', '.join(WEIGHTS[settings.weights])}){more}")
-    return files
+    files = {path.relative_to(folder).as_posix(): 0 for path in sorted(folder.rglob("*")) if path.is_file()}
+    return [folder / path for path in chosen(files, settings)]

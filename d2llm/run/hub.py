@@ -7,6 +7,7 @@ off.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import re
 import shutil
@@ -103,7 +104,35 @@ def refuse_lasting(error: Exception, what: str, where: str) -> None:
     check_cache()
 
 
-def needed(repository: Repository, choose: Callable[[dict[str, int]], Sizes]) -> Sizes:
+# What takes of a repository's files those that are needed, or raises ConfigError where it has them not.
+Choose = Callable[[dict[str, int]], Sizes]
+
+
+def fetch(repository: Repository, choose: Choose, where: str, waits: Sequence[float] | None = None) -> Path:
+    """The folder in the cache of the chosen files of a repository, for which there is room, checked against the hub's
+    digests. Raises as `patiently`.
+    """
+    from huggingface_hub import snapshot_download
+
+    name, kind, revision = repository
+
+    def once() -> Path:
+        sizes = needed(repository, choose)
+        check_room(repository, sizes, where)
+        patterns = [glob.escape(file) for file in sizes]
+        folder = snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns)
+        check(name, kind)
+        return Path(folder)
+
+    return patiently(once, str(repository), where, waits)
+
+
+def ask(repository: Repository, choose: Choose, where: str) -> int:
+    """Bytes of the chosen files that the hub has to send yet. Raises as `patiently`."""
+    return to_come(repository, patiently(lambda: needed(repository, choose), str(repository), where, SHORT))
+
+
+def needed(repository: Repository, choose: Choose) -> Sizes:
     """What `choose` takes of a repository's files, {name: bytes}, and the hub would give. Nothing is asked where all of
     it lies in the cache and the revision is a commit, which stays what it is.
     """

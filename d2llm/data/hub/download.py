@@ -107,8 +107,7 @@ def telling(repository: hub.Repository, where: str) -> Iterator[None]:
 def to_come(wanted: HubTable | MtebSet, where: str) -> int:
     """Bytes that the hub will send of a data set. Raises ConfigError for what it does not have or give."""
     repository = repository_of(wanted, where)
-    sizes = hub.patiently(lambda: needed(wanted, repository, where), str(repository), where, hub.SHORT)
-    return hub.to_come(repository, sizes)
+    return hub.ask(repository, lambda there: chosen(there, wanted, repository, where), where)
 
 
 def repository_of(wanted: HubTable | MtebSet, where: str) -> hub.Repository:
@@ -119,25 +118,21 @@ def repository_of(wanted: HubTable | MtebSet, where: str) -> hub.Repository:
     return hub.Repository(dataset["path"], "dataset", dataset["revision"])
 
 
-def needed(wanted: HubTable | MtebSet, repository: hub.Repository, where: str) -> hub.Sizes:
-    """{file: bytes} of a repository that a download reads. Raises ConfigError for a file, subset or split that is not
-    there.
+def chosen(there: dict[str, int], wanted: HubTable | MtebSet, repository: hub.Repository, where: str) -> dict[str, int]:
+    """Of the files of a repository, {name: bytes}, those that a download reads. Raises ConfigError for a file, subset or
+    split that is not there.
     """
-
-    def choose(there: dict[str, int]) -> hub.Sizes:
-        if isinstance(wanted, HubTable) and wanted.file is not None:
-            if wanted.file not in there:
-                near = "".join(f"; nearest: {name!r}" for name in get_close_matches(wanted.file, there, 1))
-                raise ConfigError(f"{where}: {repository} has no file {wanted.file!r}{near}")
-            names = [wanted.file]
-        elif isinstance(wanted, MtebSet) and (wanted.type == "retrieval" or wanted.subset is not None):
-            # mteb's loaders choose among subsets of their own: all that may be data.
-            names = [name for name in there if not name.endswith((".py", ".md", ".gitattributes"))]
-        else:
-            names = split_files(wanted, repository, where)
-        return {name: there.get(name, 0) for name in names}
-
-    return hub.needed(repository, choose)
+    if isinstance(wanted, HubTable) and wanted.file is not None:
+        if wanted.file not in there:
+            near = "".join(f"; nearest: {name!r}" for name in get_close_matches(wanted.file, there, 1))
+            raise ConfigError(f"{where}: {repository} has no file {wanted.file!r}{near}")
+        names = [wanted.file]
+    elif isinstance(wanted, MtebSet) and (wanted.type == "retrieval" or wanted.subset is not None):
+        # mteb's loaders choose among subsets of their own: all that may be data.
+        names = [name for name in there if not name.endswith((".py", ".md", ".gitattributes"))]
+    else:
+        names = split_files(wanted, repository, where)
+    return {name: there.get(name, 0) for name in names}
 
 
 def split_files(wanted: HubTable | MtebSet, repository: hub.Repository, where: str) -> list[str]:
@@ -180,7 +175,8 @@ def checked(fetch: Callable[[], T], wanted: HubTable | MtebSet, where: str) -> T
     repository = repository_of(wanted, where)
 
     def once() -> T:
-        hub.check_room(repository, needed(wanted, repository, where), where)
+        sizes = hub.needed(repository, lambda there: chosen(there, wanted, repository, where))
+        hub.check_room(repository, sizes, where)
         result = fetch()
         hub.check(repository.name, "dataset")
         return result

@@ -7,7 +7,6 @@ here.
 
 from __future__ import annotations
 
-import glob
 import importlib.util
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -127,31 +126,18 @@ def fetched(settings: PretrainedSettings, where: str, weights: bool = True) -> P
     """The hub's files in the local cache, checked against the hub's digests; without `weights` the small ones, asked
     for once.
     """
-    from huggingface_hub import snapshot_download
-
-    repository = hub.Repository(settings.source, "model", settings.revision)
-
-    def fetch() -> Path:
-        sizes = hub.needed(repository, lambda there: chosen(there, settings, where, weights))
-        hub.check_room(repository, sizes, where)
-        folder = snapshot_download(
-            settings.source, revision=settings.revision, allow_patterns=[glob.escape(name) for name in sizes]
-        )
-        if weights:
-            hub.check(settings.source, "model")
-        return Path(folder)
-
-    return hub.patiently(fetch, str(repository), where, None if weights else ())
+    waits = None if weights else ()
+    return hub.fetch(repository(settings), lambda there: chosen(there, settings, where, weights), where, waits)
 
 
 def to_come(settings: PretrainedSettings, where: str) -> int:
     """Bytes that the hub will send of a model. Raises ConfigError for what it does not have or give."""
-    repository = hub.Repository(settings.source, "model", settings.revision)
+    return hub.ask(repository(settings), lambda there: chosen(there, settings, where), where)
 
-    def ask() -> hub.Sizes:
-        return hub.needed(repository, lambda there: chosen(there, settings, where))
 
-    return hub.to_come(repository, hub.patiently(ask, str(repository), where, hub.SHORT))
+def repository(settings: PretrainedSettings) -> hub.Repository:
+    """Where a model of the hub comes from."""
+    return hub.Repository(settings.source, "model", settings.revision)
 
 
 def chosen(there: hub.Sizes, settings: PretrainedSettings, where: str, weights: bool = True) -> hub.Sizes:
