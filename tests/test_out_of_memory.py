@@ -34,6 +34,7 @@ from d2llm.teacher import tune as teacher_tuning
 from d2llm.teacher.cross_encoder import Teacher
 from d2llm.training.gradient_cache import GradientCache
 from d2llm.training.optimization import accelerate_precision
+from d2llm.training.trackers import Log
 
 TEXTS = ["甲吃书乙看", "乙", "丙给书", "丁吃看日月星云", "山水", "日月星"]  # unequal: so are the parts' shares
 # What runs out of memory, how its arguments count the examples, and for how many there is room (batches are of six
@@ -172,7 +173,7 @@ def tuned(folder: Path, frame: Any) -> tuple[Teacher, list[dict[str, Any]]]:
     teacher = made(seed=3, steps=12, asymmetric_share=0.3, **SHORT)
     folder.mkdir(exist_ok=True)
     torch.manual_seed(5)
-    teacher_tuning.tune(teacher, frame, teacher.settings, folder / "log.jsonl")
+    teacher_tuning.tune(teacher, frame, teacher.settings, Log(folder / "log.jsonl"))
     return teacher, read_jsonl(folder / "log.jsonl")
 
 

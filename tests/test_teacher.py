@@ -36,6 +36,7 @@ from d2llm.teacher import tune as teacher_tuning
 from d2llm.teacher.cross_encoder import PromptIds, Teacher, token_batches
 from d2llm.teacher.prompts import Prompt, prompts
 from d2llm.teacher.targets import read_scores
+from d2llm.training.trackers import Log
 
 SYMMETRIC = (
     "#P和#H将分别描述一种事件或问题，它们可能并无关系。仅使用此描述和您对世界的了解，判断#H是不是一个关于#P中的事件绝对"
@@ -389,7 +390,7 @@ def trivial(n: int, seed: int) -> pd.DataFrame:
 def test_tuning_learns_a_trivial_task(tmp_path: Path) -> None:
     teacher = made(seed=3, steps=60, asymmetric_share=0.3, **SHORT)
     before = teacher_tuning.assess(teacher, trivial(60, 9))
-    teacher_tuning.tune(teacher, trivial(64, 1), teacher.settings, tmp_path / "log.jsonl")
+    teacher_tuning.tune(teacher, trivial(64, 1), teacher.settings, Log(tmp_path / "log.jsonl"))
     after = teacher_tuning.assess(teacher, trivial(60, 9))
     records = read_jsonl(tmp_path / "log.jsonl")
     assert [record["step"] for record in records] == [50, 60]

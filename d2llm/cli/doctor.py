@@ -435,6 +435,8 @@ def asked(config: Config, reachable: bool, texts: Sequence[str]) -> Iterator[Fin
     """
     from d2llm.cli import preflight
 
+    for _, text in preflight.package_problems(config):
+        yield Finding("error", "packages", text)
     problems = list(preflight.model_problems(config, reachable, texts or preflight.sample_texts(config)))
     for level, text in problems:
         if not text.endswith(preflight.AWAY):  # which is said of the hub, once

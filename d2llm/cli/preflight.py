@@ -18,6 +18,7 @@ from d2llm.config.sections import PretrainedSettings
 from d2llm.models.base import remote
 from d2llm.run.errors import ConfigError, D2LLMError
 from d2llm.run.paths import Paths
+from d2llm.training import trackers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -34,6 +35,14 @@ class Outline(NamedTuple):
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
+
+
+def package_problems(config: Config) -> Iterator[Problem]:
+    """What would be refused for want of a package."""
+    try:
+        trackers.check(config.training.trackers)
+    except ConfigError as error:
+        yield Problem("error", str(error))
 
 
 # ---------------------------------------------------------------------------------------------------------- base models

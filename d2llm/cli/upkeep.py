@@ -34,6 +34,7 @@ def check_config(options: Namespace) -> int:
     if options.models:
         from d2llm.cli import preflight
 
+        preflight.raise_first(preflight.package_problems(config))
         preflight.raise_first(preflight.model_problems(config, texts=preflight.sample_texts(config)))
     resolved = dump(config)
     utf_8()

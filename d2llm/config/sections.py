@@ -277,6 +277,8 @@ class TrainingSettings(Section):
     texts_at_once: PositiveInt | None = None
     # Minutes between checkpoints of any training of the run (its base models' and teacher's too); 0 or null: none.
     checkpoint_minutes: Weight | None = 10
+    # Where every training's log.jsonl is told as well, while it runs; the packages are to be installed.
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
     # Updates between lines of log.jsonl.
     log_every: PositiveInt = 20
     # Updates between measurements on a sample of the dev sets, which change no weight; 0: none.

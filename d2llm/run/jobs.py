@@ -19,13 +19,14 @@ from d2llm.run.code import code_digest, packages
 from d2llm.run.errors import ArtifactError, ConfigError
 from d2llm.run.paths import PROVENANCE, Paths
 from d2llm.run.provenance import versions
-from d2llm.run.stages import RUN, STAGES
+from d2llm.run.stages import RUN, STAGES, WATCHING
 
 
 def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
     """The settings a job's result depends on, by their keys; a change of any other makes nothing of it stale."""
     values = config.model_dump(mode="json")
-    del values["training"]["checkpoint_minutes"]  # decides how much is lost by a kill, and no result
+    for key in WATCHING:
+        del values["training"][key]
     keys = [key.format(**arguments) for key in STAGES[stage].settings]
     chosen = {key: reduce(getitem, key.split("."), values) for key in keys} | STAGES[stage].more(config, **arguments)
     return chosen | (precision(config) if STAGES[stage].torch else {})

@@ -174,6 +174,10 @@ class Paths:
         """Folder of a share of an evaluation's tasks: what an evaluation has, of these."""
         return self.root / "evaluations" / "shards" / method / variant / f"seed{seed}" / f"{shard}-of-{shards}"
 
+    def tracked(self, folder: Path) -> Path:
+        """Where the trackers of the training that makes a folder of the results keep what they are told."""
+        return self.root / "trackers" / folder.relative_to(self.root)
+
     # tuning
     def development(self, method: str, variant: str, seed: int | str) -> Path:
         """Folder of an evaluation on the development splits: scores.parquet."""

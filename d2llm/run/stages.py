@@ -36,6 +36,8 @@ FILES = {"model", "revision", "weights", "trust_remote_code"}
 NAMED = {"name", "title"}
 # What decides results: all but where they lie and how many threads make them.
 WHOLE = tuple(name for name in Config.model_fields if name not in ("results", "threads"))
+# Of section `training`: how much is lost by a kill, and where a training is watched; no result.
+WATCHING = ("checkpoint_minutes", "trackers")
 # The pipeline's encoder as a dense retriever (`data.negatives.encoder`): its parts are found by name.
 RETRIEVER = ("d2llm.models.poolings.mean", "d2llm.models.scorers.cosine")
 
@@ -274,8 +276,8 @@ def train_settings(config: Config, method: str, variant: str, **arguments: Any) 
     """The shared budget, and the recipe."""
     training = plain(config.training)
     others = training.pop("steps_of")
-    # Decides how much is lost by a kill, and no result.
-    del training["checkpoint_minutes"]
+    for key in WATCHING:
+        del training[key]
     training["steps"] = others.get(method, training["steps"])
     return {"training": training, "recipe": plain(config.recipe(method, variant))}
 

@@ -22,7 +22,7 @@ from d2llm.methods.parameters import decay_groups
 from d2llm.models.base import remote
 from d2llm.models.lora import add_lora, merge_lora
 from d2llm.models.tokens import encodings
-from d2llm.run.artifacts import append_jsonl, atomic, read_frame, write_json
+from d2llm.run.artifacts import atomic, read_frame, write_json
 from d2llm.run.checkpoint import Resume
 from d2llm.run.errors import TrainingError
 from d2llm.run.logs import get_logger
@@ -33,11 +33,11 @@ from d2llm.teacher.load import load
 from d2llm.training.loop import Rates, fit
 from d2llm.training.memory import InParts
 from d2llm.training.optimization import accelerate_precision
+from d2llm.training.trackers import Log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     import pandas as pd
 
@@ -59,9 +59,9 @@ def run(config: Config, teacher: str, resume: Resume | None = None) -> None:
     torch.manual_seed(settings.seed)
     judge = load(paths.base("teacher"), settings, torch.float32 if settings.steps else "auto")
     log_file, report_file = folder / "log.jsonl", folder / "report.json"
-    log_file.unlink(missing_ok=True)
+    log = Log.of(log_file, resume, config.training.trackers, paths, folder)
     if settings.steps:
-        tune(judge, train, settings, log_file, resume, config.training.precision)
+        tune(judge, train, settings, log, resume, config.training.precision)
     report = assess(judge, dev)
     write_json(report_file, report)
     for mode, scores in report.items():
@@ -145,7 +145,7 @@ class _Examples:
 
 
 def tune(
-    teacher: Teacher, frame: pd.DataFrame, settings: TeacherSettings, log_file: Path, resume: Resume | None = None,
+    teacher: Teacher, frame: pd.DataFrame, settings: TeacherSettings, log: Log, resume: Resume | None = None,
     precision: str = "float32",
 ) -> None:  # fmt: skip
     """Train the teacher in place."""
@@ -161,8 +161,8 @@ def tune(
     context = TrainingContext(
         device=teacher.model.device,
         accelerator=Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=accelerate_precision(precision)),
-        loop=partial((resume or Resume()).loop, log_file=log_file),
-        log=partial(append_jsonl, log_file),
+        loop=partial((resume or Resume()).loop, log_file=log.file),
+        log=log,
         log_every=LOG_EVERY,
     )
     task = _Task(teacher, examples, relation, settings.relation_weight, context.autocast)
@@ -177,6 +177,7 @@ def tune(
         memory=InParts(task.split),
         about=lambda batch: {"mode": batch[0]},
     )
+    log.close()
     teacher.model.eval()
 
 

@@ -16,10 +16,11 @@ import torch
 from d2llm.methods.base import TrainingContext
 from d2llm.methods.registry import method as find_method
 from d2llm.models.backbone import Backbone
-from d2llm.run.artifacts import append_jsonl, atomic, read_frame, write_json
+from d2llm.run.artifacts import atomic, read_frame, write_json
 from d2llm.run.checkpoint import Resume
 from d2llm.run.paths import Paths
 from d2llm.training.optimization import accelerate_precision
+from d2llm.training.trackers import Log
 
 if TYPE_CHECKING:
     from d2llm.config.schema import Config
@@ -43,14 +44,15 @@ def run(config: Config, method: str, variant: str, resume: Resume | None = None)
     student.to(accelerator.device)
     with atomic(paths.pretext(method, variant)) as folder:
         folder.mkdir(parents=True)
+        log = Log.of(folder / "log.jsonl", resume, config.training.trackers, paths, paths.pretext(method, variant))
         # What follows a text, where the source knows it.
         following = texts["next_text"].tolist() if texts["next_text"].astype(bool).any() else None
         context = TrainingContext(
             seed=seed, next_texts=following, device=accelerator.device, accelerator=accelerator,
-            loop=partial(resume.loop, log_file=folder / "log.jsonl"),
-            log=partial(append_jsonl, folder / "log.jsonl"),
+            loop=partial(resume.loop, log_file=log.file), log=log,
         )  # fmt: skip
         chosen.pretext(student, texts["text"].tolist(), recipe, context)
+        log.close()
         student.backbone.save(folder)
         seconds = resume.before + time.perf_counter() - started
         write_json(folder / "summary.json", {"method": method, "seconds": round(seconds, 2)})

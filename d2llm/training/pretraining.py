@@ -29,13 +29,14 @@ from d2llm.methods.parameters import decay_groups
 from d2llm.models.backbone import Backbone, head_of
 from d2llm.models.base.vocabulary import build_tokenizer
 from d2llm.models.tokens import token_ids
-from d2llm.run.artifacts import append_jsonl, atomic, read_frame, write_json
+from d2llm.run.artifacts import atomic, read_frame, write_json
 from d2llm.run.checkpoint import Resume
 from d2llm.run.errors import ConfigError
 from d2llm.run.logs import get_logger
 from d2llm.run.paths import Paths
 from d2llm.run.schemas import PRETRAINING
 from d2llm.training.loop import Rates, fit, means
+from d2llm.training.trackers import Log
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +67,9 @@ def run(config: Config, model: str, resume: Resume | None = None) -> None:
         losses = {}
         if settings.steps:
             name = f"pre-training {model}"
-            losses = pretrain(network, tokenizer, frame, settings, folder / "log.jsonl", name, resume)
+            log_file = folder / "log.jsonl"
+            told = Log.of(log_file, resume, config.training.trackers, paths, paths.base(model))
+            losses = pretrain(network, tokenizer, frame, settings, told, name, resume)
         network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / "summary.json", {"parameters": sum(p.numel() for p in network.parameters()), **losses})
@@ -239,7 +242,7 @@ def mask_tokens(
 
 def pretrain(
     network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, frame: pd.DataFrame, settings: BaseSettings,
-    log_file: Path, name: str, resume: Resume | None = None,
+    log: Log, name: str, resume: Resume | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Train `network` in place; returns the last losses (means over the final tenth)."""
     network.train()
@@ -251,14 +254,13 @@ def pretrain(
         task.loss,
         steps=settings.steps,
         name=name,
-        context=TrainingContext(
-            loop=partial((resume or Resume()).loop, log_file=log_file), log=partial(append_jsonl, log_file)
-        ),
+        context=TrainingContext(loop=partial((resume or Resume()).loop, log_file=log.file), log=log),
         rates=Rates(0.05, betas=(0.9, 0.98)),
         draw=lambda number: (number, task.order.integers(0, len(task.texts), settings.batch_size)),
         generators=(task.generator, task.order),
         about=lambda batch: {"slots_right": float(task.right)},
     )
+    log.close()
     return {key: value for key, value in means(tail).items() if key != "learning_rate"}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -29,6 +29,7 @@ from d2llm.training.monitor import Monitor
 from d2llm.training.optimization import accelerate_precision
 from d2llm.training.pairs import PairData
 from d2llm.training.parallel import Shares
+from d2llm.training.trackers import Log
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,8 +52,7 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
     folder = Paths.of(config).run(method, variant, seed)
     # All processes know the same; the first one tells it.
     log_file = folder / "log.jsonl" if accelerator.is_main_process else None
-    if log_file is not None:
-        log_file.unlink(missing_ok=True)
+    log = Log.of(log_file, resume, config.training.trackers, Paths.of(config), folder)
     chosen, recipe = find_method(method), config.recipe(method, variant)
     data = PairData.load(config, chosen, getattr(recipe, "teacher", "teacher"))
     started = time.perf_counter()
@@ -60,7 +60,8 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
     student.to(accelerator.device)
     counts = student.parameter_counts()
     get_logger(__name__).info("%s/%s seed %d: %s", method, variant, seed, counts)
-    tail = fine_tune(config, Run(method, variant, seed), student, data, accelerator, resume, log_file)
+    tail = fine_tune(config, Run(method, variant, seed), student, data, accelerator, resume, log)
+    log.close()
     if not accelerator.is_main_process:
         return
     with atomic(folder / "model") as place:
@@ -112,7 +113,7 @@ def begin(config: Config, method: str, variant: str, log_file: Path | None) -> t
 
 def fine_tune(
     config: Config, run: Run, student: Student, data: PairData, accelerator: Accelerator, resume: Resume,
-    log_file: Path | None,
+    log: Log,
 ) -> list[Record]:  # fmt: skip
     """Train a student in place on the batches that all methods of a seed share; the records of the last tenth."""
     settings, chosen, recipe = config.training, find_method(run.method), config.recipe(run.method, run.variant)
@@ -124,16 +125,12 @@ def fine_tune(
         student.shares = Shares(accelerator.process_index, settings.processes)
     student.train()
 
-    def write(record: dict[str, Any]) -> None:
-        if log_file is not None:
-            append_jsonl(log_file, record)
-
     def watch(number: int) -> None:
         if monitor.due(number, steps):
-            write({"stage": DEV, "step": number, **monitor.measure(student, f"{label}, step {number}")})
+            log({"stage": DEV, "step": number, **monitor.measure(student, f"{label}, step {number}")})
 
-    loop = partial(resume.loop, log_file=log_file)
-    context = TrainingContext(accelerator=accelerator, loop=loop, log=write, log_every=settings.log_every)
+    loop = partial(resume.loop, log_file=log.file)
+    context = TrainingContext(accelerator=accelerator, loop=loop, log=log, log_every=settings.log_every)
     return fit(
         chosen.parameter_groups(student, recipe),
         lambda done: data.batches(settings.batch_size, steps, run.seed, done),
