@@ -38,6 +38,7 @@ include: "workflow/rules/baselines.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/tune.smk"
 include: "workflow/rules/runtime.smk"
+include: "workflow/rules/corpus.smk"
 include: "workflow/rules/report.smk"
 
 

@@ -38,6 +38,19 @@ def test_iem_scores(tmp_path: Path) -> None:
     assert 1e-4 < off["all of it in bfloat16"] < 0.1
 
 
+@pytest.mark.slow
+def test_recall_of_lists(tmp_path: Path) -> None:
+    small = ["--passages", "6000", "--queries", "3", "--heaps", "9", *SMALL]
+    said = run("search.py", *small, "--json", tmp_path / "search.json")
+    found = json.loads((tmp_path / "search.json").read_text())
+    for what in ("IEM", "cosine"):
+        whole, *rows = [row for row in found["rows"] if row["scores"] == what]
+        assert (
+            whole["recall@10"] == 1 and rows[0]["recall@10"] <= rows[-1]["recall@10"] and rows[-1]["recall@10"] >= 0.9
+        )
+    assert "times as long" in said and found["settings"]["own MB on disk"] > 0
+
+
 @pytest.fixture
 def finished(tiny_scores: Config, tmp_path: Path) -> list[str | Path]:
     """The arguments that name a finished run."""

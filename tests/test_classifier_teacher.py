@@ -20,6 +20,7 @@ from d2llm.run.paths import Paths
 from d2llm.teacher import tune as teacher_tuning
 from d2llm.teacher.classifier import Classifier
 from d2llm.teacher.load import load
+from d2llm.training.trackers import Log
 
 KINDS = [("xlm-roberta", 1), ("bert", 2), ("qwen3", 1)]
 GROUPS = [("甲乙丙", ["甲乙", "丁戊己庚辛壬" * 3, "丙"]), ("山水", ["火木金", "甲"])]
@@ -83,7 +84,7 @@ def test_tuning_teaches_it(tmp_path: Path) -> None:
     settings = TeacherSettings(max_length=24, steps=60, batch_pairs=16, learning_rate=5e-3)
     teacher = load(saved(tmp_path), settings)
     before = teacher_tuning.assess(teacher, trivial(60, 9))
-    teacher_tuning.tune(teacher, trivial(64, 1), settings, tmp_path / "log.jsonl")
+    teacher_tuning.tune(teacher, trivial(64, 1), settings, Log(tmp_path / "log.jsonl"))
     after = teacher_tuning.assess(teacher, trivial(60, 9))
     assert all(after[mode]["ap"] > 0.99 > 0.9 > before[mode]["ap"] for mode in ("symmetric", "asymmetric"))
 

@@ -138,7 +138,16 @@ def test_the_whole_workflow(fresh: Path) -> None:  # noqa: F811
 
     # Every artifact says where it comes from, and a second call finds nothing to do.
     records = [json.loads(path.read_text(encoding="utf-8")) for path in one.rglob("*provenance.json")]
-    elsewhere = {"download", "published", "vectors", "evaluate_dev", "tune", "search_notebook"}
+    elsewhere = {
+        "download",
+        "published",
+        "vectors",
+        "evaluate_dev",
+        "tune",
+        "search_notebook",
+        "corpus_shard",
+        "corpus",
+    }
     assert {record["stage"] for record in records} == set(STAGES) - elsewhere
     again = run(fresh, "-C", "results=one")
     assert again.returncode == 0

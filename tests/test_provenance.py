@@ -115,9 +115,12 @@ def arguments(stage: str) -> dict[str, object]:
 
 # What a stage's modules read of the config that its settings do not name.
 ELSEWHERE = {
-    "base": {"models.of"},  # `base_settings` has the model's
-    "teacher": {"training.precision"},  # `precision` says it where it is not the usual one
-    "pretext": {"training.precision"},
+    # `base_settings` has the model's, `precision` says it where it is not the usual one; trackers decide no result.
+    "base": {"models.of", "training.trackers"},
+    "corpus_shard": {"data"},  # whose module has the type of quotation marks
+    "corpus": {"data"},
+    "teacher": {"training.precision", "training.trackers"},
+    "pretext": {"training.precision", "training.trackers"},
     "download": {"data.files"},  # the one set it is
     # On which conditions the data is accepted; what is written does not depend on them.
     "texts": {"training.pack", "negatives.per_query"},

@@ -18,7 +18,7 @@ from d2llm.models.scorers.iem import IEM
 from d2llm.models.student import Student, TextFormat
 from d2llm.run.errors import ArtifactError, ConfigError
 from d2llm.search import index as search
-from d2llm.search.candidates import RIDGE, Approximation
+from d2llm.search.candidates import RIDGE, Approximation, spread
 from d2llm.search.index import Index
 from d2llm.search.ranking import best, by_id
 
@@ -97,17 +97,12 @@ def test_one_text_is_no_list_of_its_letters():
             call()
 
 
-def test_what_is_not_finite_comes_first_also_among_candidates():
+def test_what_is_not_finite_comes_first():
     model = student(COSINE)
     vectors = model.encode(texts(5, 5), "passage", "asymmetric")
     vectors[3] = np.nan
     rows, scores = Index.of_vectors(model, vectors, range(5)).search(texts(1, 6), 2)[0]
     assert rows[0] == 3 and scores[0] == np.inf
-    vectors = clustered(6000, 32, 1)
-    vectors[7] = np.nan
-    index = Index.of_vectors(Vectors(iem()), vectors, range(6000))
-    rows, scores = index.search_vectors(clustered(1, 32, 2), 3, share=5999 / 6000)[0]
-    assert rows[0] == 7 and scores[0] == np.inf
 
 
 # -------------------------------------------------------------------------------------------------------------- ranking
@@ -130,19 +125,19 @@ def test_the_best_are_those_of_a_full_sort(values: int, depth: int) -> None:
 
 
 @pytest.mark.parametrize("scorer", [("cosine", {}), ("iem", {"hidden": 96})])
-@pytest.mark.parametrize("share", [None, 0.9])
+@pytest.mark.parametrize("candidates", [None, "faiss"])
 def test_a_search_ranks_equal_passages_by_the_rule_at_every_depth(
-    scorer: tuple[str, dict], share: float | None, monkeypatch: pytest.MonkeyPatch
+    scorer: tuple[str, dict], candidates: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Copies of a text score alike to the last bit, although a matrix product may round them differently."""
-    for name, value in (("PASSAGE_BLOCK", 64), ("FEW", 20), ("LEAST_BUDGET", 8)):
+    for name, value in (("PASSAGE_BLOCK", 64), ("FEW", 20)):
         monkeypatch.setattr(search, name, value)
     rng = np.random.default_rng(0)
     distinct = [" ".join(rng.choice(tiny.WORDS[:20], 5)) for _ in range(90)]
     passages = [distinct[place] for place in rng.integers(90, size=500)]
     ties = rng.permutation(500)
-    index, queries = Index.build(student(scorer), passages), distinct[:3]
-    for query, (rows, scores) in zip(queries, index.search(queries, 500, ties=ties), strict=True):
+    index, queries = Index.build(student(scorer), passages, candidates=candidates), distinct[:3]
+    for query, (rows, scores) in zip(queries, index.search(queries, 500, ties), strict=True):
         by_text: dict[str, set[float]] = {}
         for row, score in zip(rows, scores, strict=True):
             by_text.setdefault(passages[row], set()).add(float(score))
@@ -151,9 +146,9 @@ def test_a_search_ranks_equal_passages_by_the_rule_at_every_depth(
         every[rows] = scores
         assert rows.tolist() == plain(every, ties, 500)
         assert index.search([query], 500)[0][0].tolist() == plain(every, np.arange(500), 500)
-    deep = index.search(queries, 20, share, ties)
+    deep = index.search(queries, 20, ties)
     for depth in (1, 2, 6, 19):
-        for (rows, scores), (more, others) in zip(index.search(queries, depth, share, ties), deep, strict=True):
+        for (rows, scores), (more, others) in zip(index.search(queries, depth, ties), deep, strict=True):
             assert rows.tolist() == more[:depth].tolist() and scores.tolist() == others[:depth].tolist()
 
 
@@ -280,37 +275,14 @@ def recall(exact: list, hits: list) -> float:
     return float(np.mean([len({*a.tolist()} & {*b.tolist()}) / 10 for (a, _), (b, _) in zip(exact, hits, strict=True)]))
 
 
-@pytest.mark.parametrize("options", [{"init": "matcher", "activation": "squared_relu"}, {}])
-def test_a_twentieth_of_the_scores_finds_what_all_of_them_find(monkeypatch, options):
-    model = Vectors(iem(**options))
-    index = Index.of_vectors(model, clustered(20_000, 32, 1), range(20_000))
-    queries = clustered(20, 32, 2)
-    exact = index.search_vectors(queries, 10)
-    scored: list[int] = []
-    whole = model.scorer.matrix_cached
-
-    def counted(q: torch.Tensor, p: torch.Tensor, mode: str) -> torch.Tensor:
-        scored.append(len(q) * len(p))
-        return whole(q, p, mode)
-
-    monkeypatch.setattr(model.scorer, "matrix_cached", counted)
-    hits = index.search_vectors(queries, 10, share=0.05)
-    assert sum(scored) <= 0.05 * 20 * 20_000
-    assert recall(exact, hits) >= 0.99
-    table = whole(model.scorer.query_cache(torch.from_numpy(queries)), index.cache, "asymmetric").detach().numpy()
-    for row, (rows, scores) in zip(table, hits, strict=True):
-        np.testing.assert_allclose(scores, row[rows], rtol=1e-4, atol=1e-4)  # what is found has its exact score
-        assert (np.diff(scores) <= 0).all() and len(set(rows.tolist())) == 10
-
-
 def test_the_weights_are_those_of_a_ridge_regression():
     torch.manual_seed(0)
     table = torch.randn(500, 6) * torch.linspace(0.1, 3, 6) + 1
-    fitted = Approximation(lambda rows: table[rows], 500, 200)
-    assert len(fitted.sample) == 100 == len(set(fitted.sample.tolist()))
-    scores, drawn = torch.randn(3, 100), table[fitted.sample]
+    sample = torch.randperm(500)[:100]
+    fitted = Approximation(lambda rows: table[rows], table[sample], *spread(table[sample]))
+    scores, drawn = torch.randn(3, 100), table[sample]
     x = (table - drawn.mean(0)) / drawn.std(0, correction=0)
-    features = torch.cat([x, x**2, torch.ones(500, 1)], 1).double().numpy()
+    features = torch.cat([x, x**2 - 1, torch.ones(500, 1)], 1).double().numpy()
 
     def ridge(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
         """What scikit-learn predicts of all rows, one query a column."""
@@ -318,43 +290,15 @@ def test_the_weights_are_those_of_a_ridge_regression():
         strength = RIDGE * float(np.mean((chosen**2).sum(1)))
         return Ridge(alpha=strength, fit_intercept=False, solver="cholesky").fit(chosen, values).predict(features)
 
-    def same(scan: torch.Tensor, expected: np.ndarray) -> None:
-        # Equal but for a constant of each query, which no ranking sees.
-        scan = scan.numpy() - scan.numpy().mean(1, keepdims=True)
-        np.testing.assert_allclose(scan, expected - expected.mean(1, keepdims=True), atol=2e-3)
+    def same(weights: torch.Tensor, expected: np.ndarray) -> None:
+        np.testing.assert_allclose(
+            fitted.features(table).numpy() @ weights[:-1].numpy() + float(weights[-1]), expected, atol=2e-3
+        )
         assert expected.std() > 0.1
 
-    first = ridge(fitted.sample.numpy(), scores.T.numpy()).T
+    first = ridge(sample.numpy(), scores.T.numpy()).T
     weights = fitted.weights(scores)
-    same(fitted.scan(weights)(table), first)
+    same(weights[0], first[0])
     near, exact = torch.arange(40, 90), torch.randn(50)
     second = first[0] + ridge(near.numpy(), exact.numpy() - first[0][near.numpy()])
-    same(fitted.scan(fitted.corrected(weights[0], table[near], exact)[None])(table), second[None])
-
-
-def test_few_passages_and_plain_scorers_are_searched_whole():
-    index, queries = Index.build(student(PLAIN_IEM), texts(30, 2)), texts(3, 1)
-    assert equal(index.search(queries, 20), index.search(queries, 20, share=0.02))
-    assert index.recall(queries, 20) == 1.0
-    assert Index.build(student(COSINE), texts(300, 2)).recall(queries, 5, share=0.05) == 1.0
-    for share in (0.0, -1.0, 1.5):
-        with pytest.raises(ConfigError, match="share: expected a number above 0 and at most 1"):
-            index.search(queries, 5, share=share)
-    for depth in (0, -1):
-        with pytest.raises(ConfigError, match=f"depth: expected a number of at least 1; found {depth}"):
-            index.search(queries, depth)
-
-
-def test_how_many_are_scored_is_as_documented():
-    """By the number of passages, share and depth; None: all of them. From a million on, the share alone decides."""
-    model = Vectors(iem())
-
-    def budget(count: int, share: float, depth: int = 10) -> int | None:
-        return Index(model, torch.zeros(1, 1).expand(count, 1)).budget(share, depth)
-
-    assert [budget(count, 0.02) for count in (90, 999, 5000)] == [None] * 3
-    assert [budget(count, 0.02) for count in (5001, 50_000, 60_000)] == [1000, 1000, 1200]
-    assert [budget(count, 0.001) for count in (19_999, 20_000)] == [None, 1000]
-    assert [budget(count, 0.02, 100) for count in (9_999, 10_000)] == [None, 1000]
-    assert [budget(1_000_000, share) for share in (0.001, 0.0025, 0.02)] == [1000, 2500, 20_000]
-    assert budget(6000, 1.0) is None
+    same(fitted.corrected(weights[0], table[near], exact), second)

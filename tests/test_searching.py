@@ -98,7 +98,9 @@ FIND = f"search --student STUDENT --index made --query {QUESTION} --depth 3 --fo
 # Command: what it answers.
 REFUSED = {
     "search --student STUDENT --index made": "nothing to search for",
-    f"{FIND} --share 2": "share: expected a number above 0 and at most 1",
+    f"{FIND} --nprobe 0": "nprobe: expected a number of at least 1; found 0",
+    "index --student none --passages corpus.txt --to x --shard 4/4": "--shard: expected I/N, I from 0 to N - 1; found '4/4'",
+    "merge-index --student none --shards made none --to x": "none: no index here (no such folder)",
     "search --student STUDENT --index none --query x": "none: no index here (no such folder); `d2llm index` makes one",
     "search --student STUDENT --index bare --query x": "bare: an index without its texts",
     "search --student STUDENT --index broken --query x": "; build it again (`d2llm index`",

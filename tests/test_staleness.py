@@ -214,6 +214,8 @@ KEYS = [
     ({"statistics": {"subject": "sgpt"}}, {"comparison", "figure leads", "report"} | MAIN_TABLES),
     ({"tuning": {"seed": 2}}, {"tune", "report"}),
     ({"runtime": {"repeats": 5}}, {"runtime", "report"}),
+    ({"training": {"trackers": ["wandb"], "checkpoint_minutes": 1}}, set()),
+    ({"corpus": {"texts": "mine.jsonl", "shards": 2}}, set()),  # but of `snakemake corpus`, no job's
 ]
 
 

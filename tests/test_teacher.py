@@ -399,7 +399,9 @@ def test_tuning_learns_a_trivial_task(tmp_path: Path) -> None:
     for mode in ("symmetric", "asymmetric"):
         assert after[mode]["ap"] > 0.99 > 0.9 > before[mode]["ap"]
     # The relation term can be left out.
-    teacher_tuning.tune(made(**SHORT), trivial(8, 1), small_settings(steps=1, relation_weight=0.0), tmp_path / "other")
+    teacher_tuning.tune(
+        made(**SHORT), trivial(8, 1), small_settings(steps=1, relation_weight=0.0), Log(tmp_path / "other")
+    )
     (record,) = read_jsonl(tmp_path / "other")
     assert "answer" in record and "relation" not in record
 

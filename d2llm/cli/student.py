@@ -1,4 +1,4 @@
-"""`d2llm encode`, `index`, `search` and `export`: a trained student at work, by hand.
+"""`d2llm encode`, `index`, `merge-index`, `search` and `export`: a trained student at work, by hand.
 
 Each reads texts, asks the library, prints or writes; the work itself is in `models.student`, `search` and `export`.
 """
@@ -9,21 +9,21 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2llm.models.text import is_blank, is_text
+from d2llm.models.text import is_text
 from d2llm.run.errors import ArtifactError, ConfigError, DataError
 from d2llm.run.logs import utf_8
 from d2llm.run.paths import EXAMPLE
+from d2llm.search import corpus
+from d2llm.search.corpus import kept_texts, read_texts
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from d2llm.config.data import Quotes
 
-# Texts of an index, beside it.
-TEXTS = "passages.parquet"
 FILE = "JSONL, CSV, TSV or Parquet with a column of texts, or .txt with a text a line"
 
 
@@ -31,6 +31,7 @@ def add_parsers(commands: Any) -> None:
     """The subcommands, each with its `call`."""
     add_encode(commands)
     add_index(commands)
+    add_merge(commands)
     add_search(commands)
     add_export(commands)
 
@@ -67,6 +68,27 @@ def add_index(commands: Any) -> None:
     add_quotes(parser)
     precision = "what a passage is kept in (default: float16)"
     parser.add_argument("--precision", choices=("full", "float16", "int8"), default="float16", help=precision)
+    part = "only the I-th of N parts of the passages, from 0, for `merge-index`: 0/4"
+    parser.add_argument("--shard", metavar="I/N", help=part)
+    add_candidates(parser)
+    parser.add_argument("--to", required=True, metavar="FOLDER", help="an index that is there is replaced")
+
+
+def add_candidates(parser: argparse.ArgumentParser) -> None:
+    """--candidates."""
+    faiss = "make inverted lists besides, by which searches find their candidates (default: every passage is scored)"
+    parser.add_argument("--candidates", choices=("faiss",), help=faiss)
+
+
+def add_merge(commands: Any) -> None:
+    """`merge-index`."""
+    example = f"--student {EXAMPLE} --shards index.0 index.1 --to index"
+    parser = command(commands, "merge-index", "bring the shards of an index together", example, merge)
+    add_student(parser)
+    parser.add_argument(
+        "--shards", required=True, nargs="+", metavar="FOLDER", help="what `index --shard` wrote, in order"
+    )
+    add_candidates(parser)
     parser.add_argument("--to", required=True, metavar="FOLDER", help="an index that is there is replaced")
 
 
@@ -82,8 +104,9 @@ def add_search(commands: Any) -> None:
     parser.add_argument("--id", metavar="COLUMN", help="a column of its ids (default: the number of the query, from 0)")
     add_quotes(parser)
     parser.add_argument("--depth", type=int, default=10, help="passages a query (default: 10)")
-    part = "score only so large a part of the passages exactly, e.g. 0.02 (default: all)"
-    parser.add_argument("--share", type=float, metavar="PART", help=part)
+    lists = "lists to look into, of an index made with --candidates (default: as many as found nearly all then)"
+    parser.add_argument("--nprobe", type=int, metavar="N", help=lists)
+    parser.add_argument("--exact", action="store_true", help="score every passage whatever the index has")
     form = "for people, a JSON object a hit, or the lines of a TREC run, the last two in UTF-8 (default: text)"
     parser.add_argument("--format", choices=tuple(FORMATS), default="text", help=form)
 
@@ -139,57 +162,6 @@ def _quiet() -> None:
     logging.disable_progress_bar()
 
 
-def read_texts(
-    path: str, column: str | None = None, identity: str | None = None, quotes: Quotes | None = None
-) -> pd.DataFrame:
-    """id and text of a file, from its columns (default: `text`, and the number of the row).
-
-    Raises DataError for one that is wrong, an id that is there twice among it, and ConfigError for a column of a text
-    file.
-    """
-    import pandas as pd
-
-    from d2llm.data.files import read as files
-
-    place = Path(path)
-    if place.suffix == ".txt":
-        for option, value in (("--column", column), ("--id", identity), ("--quotes", quotes)):
-            if value:
-                raise ConfigError(f"{option}: {path} holds a text a line and has no columns")
-        lines = read_lines(place)
-        return pd.DataFrame({"id": [str(i) for i in range(len(lines))], "text": lines})
-    frame = files.read_table(path, quotes=quotes)
-    values = files.texts(path, frame, column or "text").tolist()
-    named = (
-        [str(i) for i in range(len(values))] if identity is None else files.unique_ids(path, frame, identity).tolist()
-    )
-    return pd.DataFrame({"id": named, "text": values})
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, a text each: what only an editor takes for the end of one (a form feed, U+2028) stays
-    in it.
-
-    Raises DataError for a file that is missing or not UTF-8, and for a blank line: left out, it would shift the numbers
-    of all that follow.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    content = path.read_bytes()
-    try:
-        whole = content.decode("utf-8-sig")  # with a byte order mark or without
-    except UnicodeDecodeError as error:
-        number = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}: line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
-    if not whole:
-        raise DataError(f"{path}: no lines")
-    lines = [line.removesuffix("\r") for line in whole.removesuffix("\n").split("\n")]
-    for number, line in enumerate(lines, 1):
-        if is_blank(line):
-            raise DataError(f"{path}: line {number}: expected a text; found a blank line")
-    return lines
-
-
 def encode(options: argparse.Namespace) -> int:
     """Embeddings into a .npy file."""
     import numpy as np
@@ -207,48 +179,90 @@ def encode(options: argparse.Namespace) -> int:
 
 
 def index(options: argparse.Namespace) -> int:
-    """An index and the texts it is of, in one folder."""
-    from d2llm.run.artifacts import atomic, write_frame
-    from d2llm.search.index import Index
+    """An index and the texts it is of, in one folder, written as the texts are read."""
+    from d2llm.run.artifacts import atomic
 
-    to = Path(options.to)
-    if to.exists() and not (to / "index.json").is_file():
-        raise ConfigError(
-            f"--to {options.to}: exists and is no index; an index is replaced, anything else is not: choose another "
-            "folder"
-        )
-    passages = read_texts(options.passages, options.column, options.id, options.quotes)
-    built = Index.build(student_of(options), passages["text"].tolist(), mode=options.mode, precision=options.precision)
+    check_to(options.to)
+    number, count = shard_of(options.shard or "0/1")
+    source = (options.passages, options.column, options.id, options.quotes)
+    pieces = corpus.shard_of(lambda: corpus.texts_in(*source), number, count)
+    first = next(pieces, None)  # what is wrong with the file is told before a student is loaded
+    if first is None:
+        raise ConfigError(f"--shard {options.shard}: {options.passages} has fewer passages than that")
     with atomic(options.to) as folder:
-        built.save(folder)
-        write_frame(folder / TEXTS, passages)
-    print(
-        f"{options.to}: {len(built)} passages, {built.bytes_per_passage} bytes each ({options.precision}; an embedding "
-        f"has {built.vector_bytes})"
-    )
+        whole = chain([first], pieces)
+        student = student_of(options)
+        built = corpus.write(student, whole, folder, options.passages, options.mode, options.precision)
+        corpus.add_candidates(built, folder, options.candidates)
+    told(options.to, built)
     return 0
+
+
+def merge(options: argparse.Namespace) -> int:
+    """One index of several, with their texts."""
+    from d2llm.run.artifacts import atomic
+
+    check_to(options.to)
+    shards = list(map(Path, options.shards))
+    for shard in shards:
+        kept_texts(shard)
+    with atomic(options.to) as folder:
+        merged = corpus.merge(student_of(options), shards, folder)
+        corpus.add_candidates(merged, folder, options.candidates)
+    told(options.to, merged)
+    return 0
+
+
+def check_to(to: str) -> None:
+    """Raise ConfigError for a folder that is there and no index."""
+    if Path(to).exists() and not (Path(to) / "index.json").is_file():
+        raise ConfigError(
+            f"--to {to}: exists and is no index; an index is replaced, anything else is not: choose another folder"
+        )
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """ "0/4" → (0, 4). Raises ConfigError for what is none."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ConfigError(f"--shard: expected I/N, I from 0 to N - 1; found {text!r}")
+    return int(number), int(count)
+
+
+def told(to: str, index: Any) -> None:
+    """Say what was made."""
+    kind = str(index.cache.dtype).removeprefix("torch.")
+    print(
+        f"{to}: {len(index)} passages, {index.bytes_per_passage} bytes each ({kind}; an embedding has "
+        f"{index.vector_bytes})"
+    )
+    if index.lists is not None:
+        lists = index.lists
+        print(f"{len(lists.sizes)} lists: {lists.nprobe} of them find {lists.recall:.3f} of the ten best passages")
 
 
 def search(options: argparse.Namespace) -> int:
     """Hits to standard output, best first."""
     from d2llm.search.index import Index
-    from d2llm.search.ranking import by_id
 
-    queries = asked(options)
-    passages = texts_of(Path(options.index))
+    queries, folder = asked(options), Path(options.index)
+    texts = kept_texts(folder)
     if options.format == "trec":
         check_words(options.queries or "--query", queries["id"])
-        check_words(options.index, passages["id"])
-    loaded = Index.load(options.index, student_of(options))
-    if len(loaded) != len(passages):
+    loaded = Index.load(folder, student_of(options))
+    if len(loaded) != texts.metadata.num_rows:
         raise ArtifactError(
-            f"{options.index}: {len(loaded)} passages and {len(passages)} texts; run `d2llm index` again"
+            f"{folder}: {len(loaded)} passages and {texts.metadata.num_rows} texts; run `d2llm index` again"
         )
-    results = loaded.search(queries["text"].tolist(), options.depth, options.share, by_id(passages["id"].tolist()))
+    asking = queries["text"].tolist()
+    results = loaded.search(asking, options.depth, corpus.order_of(folder), options.nprobe, options.exact)
+    passages = corpus.texts_at(texts, [row for rows, _ in results for row in rows])
+    if options.format == "trec":
+        check_words(options.index, passages["id"])
     if options.format != "text":
         utf_8()
     for query, (rows, scores) in zip(queries.itertuples(), results, strict=True):
-        hits = passages.iloc[rows].assign(rank=range(1, len(rows) + 1), score=scores)
+        hits = passages.loc[rows].assign(rank=range(1, len(rows) + 1), score=scores)
         print("\n".join(FORMATS[options.format](query, hits)))
     return 0
 
@@ -315,17 +329,6 @@ def _exact(score: float) -> str:
 
 # How hits are printed: a query (id and text) and its hits → lines.
 FORMATS = {"text": as_text, "json": as_json, "trec": as_trec}
-
-
-def texts_of(folder: Path) -> pd.DataFrame:
-    """id and text of an index's passages. Raises ArtifactError where there is no index, or one without its texts."""
-    from d2llm.run.artifacts import read_frame
-    from d2llm.search.index import AGAIN, check_there
-
-    check_there(folder)
-    if not (folder / TEXTS).is_file():
-        raise ArtifactError(f"{folder}: an index without its texts ({TEXTS} is missing); `d2llm index` writes both")
-    return read_frame(folder / TEXTS, {"id": "str", "text": "str"}, AGAIN)
 
 
 def exported(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The configuration sections `evaluation` and `runtime`, and what a published model is as a reference row."""
+"""The configuration sections `evaluation`, `runtime` and `corpus`, and what a published model is as a reference row."""
 
 from __future__ import annotations
 
@@ -153,3 +153,33 @@ class RuntimeSettings(Section):
         if self.corpus_sizes != sorted(set(self.corpus_sizes)):
             raise ValueError("corpus_sizes that grow, each once")
         return self
+
+
+class CorpusSettings(Section):
+    """What `snakemake corpus` makes ready to be searched, and by which run; no other target reads it."""
+
+    # A file of texts (.txt, JSONL, CSV, TSV, Parquet), seen from where the workflow runs.
+    texts: str | None = None
+    # Its column of texts.
+    column: str = "text"
+    # Its column of ids; null: the number of the row.
+    id: str | None = None
+    # Whose student: a run of this config.
+    method: str = "d2llm"
+    # Its variant.
+    variant: str = "base"
+    # Its seed.
+    seed: Annotated[int, Field(ge=0)] = 1
+    # Questions and what answers them, or sentences of a kind.
+    mode: Literal["asymmetric", "symmetric"] = "asymmetric"
+    # What a passage is kept in.
+    precision: Literal["full", "float16", "int8"] = "float16"
+    # How candidates are found; null: every passage is scored.
+    candidates: Literal["faiss"] | None = "faiss"
+    # Jobs that embed a part each.
+    shards: Annotated[int, Field(ge=1)] = 1
+
+    @property
+    def run(self) -> tuple[str, str, int]:
+        """Method, variant, seed."""
+        return self.method, self.variant, self.seed

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from d2llm.config.catalogue import row_head, row_names
 from d2llm.config.data import DataSettings
-from d2llm.config.evaluation import EvaluationSettings, PublishedModel, RuntimeSettings
+from d2llm.config.evaluation import CorpusSettings, EvaluationSettings, PublishedModel, RuntimeSettings
 from d2llm.config.registry import declared
 from d2llm.config.section import Section
 from d2llm.config.sections import (
@@ -103,6 +103,7 @@ class Config(Section):
     tuning: TuningSettings = TuningSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     gpu: GpuSettings = GpuSettings()
+    corpus: CorpusSettings = CorpusSettings()
 
     def runs(self) -> list[Run]:
         """Every training, in the order tables show them: the methods, then sweeps and variants that are none

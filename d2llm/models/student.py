@@ -405,7 +405,7 @@ class Student(nn.Module):
         return student
 
 
-def check_several(name: str, texts: Sequence[str]) -> None:
+def check_several(name: str, texts: Iterable[str]) -> None:
     """Raise TypeError for one text where several belong: it would pass for a sequence, of its letters."""
     if isinstance(texts, str):
         raise TypeError(f"{name}: expected a list of texts; found one text, {texts[:40]!r}: put it in brackets")

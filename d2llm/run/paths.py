@@ -178,6 +178,16 @@ class Paths:
         """Where the trackers of the training that makes a folder of the results keep what they are told."""
         return self.root / "trackers" / folder.relative_to(self.root)
 
+    # what is searched
+    def corpus_shard(self, shard: int | str, shards: int | str) -> Path:
+        """Folder of the index of a part of the corpus, with its texts."""
+        return self.root / "corpus" / "shards" / f"{shard}-of-{shards}"
+
+    @property
+    def corpus(self) -> Path:
+        """Folder of the index of the whole corpus, with its texts."""
+        return self.root / "corpus" / "index"
+
     # tuning
     def development(self, method: str, variant: str, seed: int | str) -> Path:
         """Folder of an evaluation on the development splits: scores.parquet."""

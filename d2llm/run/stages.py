@@ -34,8 +34,8 @@ ASKED = tuple(f"teacher.{key}" for key in ASKING)
 # Of a published model: which files it is, and what it is called.
 FILES = {"model", "revision", "weights", "trust_remote_code"}
 NAMED = {"name", "title"}
-# What decides results: all but where they lie and how many threads make them.
-WHOLE = tuple(name for name in Config.model_fields if name not in ("results", "threads"))
+# What decides results: all but where they lie, how many threads make them, and what is searched by them.
+WHOLE = tuple(name for name in Config.model_fields if name not in ("results", "threads", "corpus"))
 # Of section `training`: how much is lost by a kill, and where a training is watched; no result.
 WATCHING = ("checkpoint_minutes", "trackers")
 # The pipeline's encoder as a dense retriever (`data.negatives.encoder`): its parts are found by name.
@@ -159,6 +159,16 @@ def tuning_inputs(config: Config, paths: Paths) -> list[Path]:
     return [paths.development(*run) / "scores.parquet" for run in runs] + [
         paths.run(*run) / "summary.json" for run in runs
     ]
+
+
+def corpus_inputs(config: Config, paths: Paths) -> list[Path]:
+    """The texts, and the student they are indexed by. Raises ConfigError without texts, or for a run there is not."""
+    corpus = config.corpus
+    if corpus.texts is None or not Path(corpus.texts).is_file():
+        raise ConfigError(f"corpus.texts: expected a file of texts (seen from {Path.cwd()}); found {corpus.texts!r}")
+    if corpus.run not in config.runs():
+        raise ConfigError(f"corpus: {'/'.join(map(str, corpus.run))} is no run of this config; name one of its own")
+    return [Path(corpus.texts), paths.run(*corpus.run) / "model"]
 
 
 def runtime_inputs(config: Config, paths: Paths) -> list[Path]:
@@ -335,6 +345,17 @@ def headline() -> dict[str, list[str]]:
     return {name: [kind.headline, kind.resampled] for name, kind in TASK_TYPES.items()}
 
 
+def corpus_settings(config: Config, **shard: Any) -> dict[str, Any]:
+    """Which texts, by which student; of the whole, how candidates are found."""
+    settings = plain(config.corpus)
+    return {"corpus": {key: value for key, value in settings.items() if key != "candidates" or not shard}}
+
+
+def corpus_code(config: Config, **shard: Any) -> Sequence[str]:
+    """What the student is made of."""
+    return part_modules(*declared(config.corpus.method).parts(config.recipe(*config.corpus.run[:2])))
+
+
 def comparison_settings(config: Config) -> dict[str, Any]:
     """Who is compared, by what."""
     return methods_settings(config) | subject(config) | {"headline": headline()}
@@ -351,6 +372,8 @@ def rendered_settings(kind: Any) -> Callable[..., dict[str, Any]]:
 
     def more(config: Config, name: str) -> dict[str, Any]:
         values, entry = config.model_dump(mode="json"), entries(kind)[name]
+        for key in WATCHING:
+            del values["training"][key]
         # Two that are no keys of the config, but follow from several.
         values["points"] = {"/".join(point): "/".join(owner) for point, owner in config.points().items()}
         values["recipes"] = {method: plain(config.recipe(method)) for method in config.methods}
@@ -625,6 +648,31 @@ STAGES: dict[str, Stage] = {
             *teacher_code(config),
             *(["d2llm.evaluation.rows.published"] if config.published() else []),
         ],
+        torch=True,
+    ),
+    "corpus_shard": Stage(
+        "d2llm.search.corpus:run_shard",
+        "index a part of the corpus of section `corpus` by a trained student",
+        record=lambda paths, shard, shards: paths.corpus_shard(shard, shards) / PROVENANCE,
+        writes=lambda paths, shard, shards: [paths.corpus_shard(shard, shards)],
+        reads=lambda config, paths, **shard: corpus_inputs(config, paths),
+        more=corpus_settings,
+        code=corpus_code,
+        arguments=("shard", "shards"),
+        example={"shard": "0", "shards": "1"},
+        torch=True,
+    ),
+    "corpus": Stage(
+        "d2llm.search.corpus:run",
+        "bring the parts of the corpus's index together",
+        record=lambda paths: paths.corpus / PROVENANCE,
+        writes=lambda paths: [paths.corpus],
+        reads=lambda config, paths: [
+            corpus_inputs(config, paths)[1],
+            *(paths.corpus_shard(shard, config.corpus.shards) for shard in range(config.corpus.shards)),
+        ],
+        more=corpus_settings,
+        code=corpus_code,
         torch=True,
     ),
     "table": Stage(

@@ -2,15 +2,15 @@
 
 For D2LLM that is Wp·p + b1 of every passage (`passage_cache`), from which its scores follow exactly; for a cosine the
 unit vector. It may be kept in half or eight-bit precision. A search scores every passage, in blocks of both sides that
-bound the memory, or, with `share`, only so large a part of them as inner products say is worth it (`candidates`). A
-saved index is mapped, not read: it may be larger than the memory.
+bound the memory, or, in an index with `candidates`, those that inner products say are worth it. A saved index is
+mapped, not read, and written a block at a time (`store`): it may be larger than the memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -22,9 +22,10 @@ from d2llm.models.device import block_bytes
 from d2llm.models.student import check_several
 from d2llm.run.artifacts import read_json, write_json
 from d2llm.run.errors import ArtifactError, ConfigError
-from d2llm.run.logs import progress
-from d2llm.search.candidates import LEAST_BUDGET, Approximation
-from d2llm.search.ranking import best, kept, ranked
+from d2llm.run.logs import get_logger, progress
+from d2llm.search.candidates import BUDGETS, Lists
+from d2llm.search.ranking import AsGiven, best, kept, ranked
+from d2llm.search.store import Distinct, Store, blocks, digests_of
 
 if TYPE_CHECKING:
     from d2llm.config.recipes import Mode
@@ -32,16 +33,23 @@ if TYPE_CHECKING:
 # On a CPU. A block of 256 queries × 4096 passages is 4 MB of float32 scores.
 QUERY_BLOCK = 256
 PASSAGE_BLOCK = 4096
-# So few passages are searched whole whatever `share` says: candidates would save little, and cost the fit.
-FEW = 5 * LEAST_BUDGET
+# So few passages are searched whole, whatever `candidates` says: lists would save little, and cost the fit.
+FEW = 5000
+# By what lists are judged when they are made: part of the ten best passages of so many queries.
+RECALL, RECALL_DEPTH, RECALL_QUERIES = 0.99, 10, 32
 # Texts embedded at a time while an index is built.
 BUILD_BLOCK = 8192
 # Bump when the layout of a saved index changes; layout 2, which is still read, has a row for every passage.
 LAYOUT = 3
 # What mends a saved index: no rule of the workflow makes one.
 AGAIN = "build it again (`d2llm index`, or Index.build and save)"
+# Of inverted lists: what is small, and what faiss maps.
+LISTS, DATA = "lists.safetensors", "lists.data"
+# Which texts there were, while an index is built.
+SEEN = "seen.sqlite"
 
 Hits = list[tuple[np.ndarray, np.ndarray]]
+Ties = Tensor | AsGiven
 # "full": the type the scorer computes in.
 Precision = Literal["full", "float16", "int8"]
 
@@ -76,37 +84,43 @@ class Index:
     ) -> None:
         self.student, self.cache, self.vector_bytes, self.mode, self.scale = student, cache, vector_bytes, mode, scale
         self.places = places
-        self._approximations: dict[int, Approximation] = {}
+        self.digests: Tensor | None = None
+        self.lists: Lists | None = None
+        self._members: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
     def build(
         cls,
         student: Any,
-        passages: Sequence[str],
+        passages: Iterable[str],
         batch_size: int = 256,
         mode: Mode = "asymmetric",
         precision: Precision = "full",
+        candidates: Literal["faiss"] | None = None,
+        queries: Sequence[str] | None = None,
+        to: str | Path | None = None,
     ) -> Index:
         """Encode passages, each distinct text once, and keep what the student's scorer needs of them.
 
+        `to`: a folder; the index is written there as passages come, of which neither all texts nor all rows need fit
+        into the memory, and is mapped. candidates: "faiss" makes inverted lists besides (`add_lists`).
         Raises ConfigError for a precision there is not, TypeError for one text in place of several.
         """
         check_several("passages", passages)
-        distinct = list(dict.fromkeys(passages))
-        parts = [
-            cls.of_vectors(
-                student, student.encode(chunk, "passage", mode, batch_size), range(len(chunk)), mode, precision
-            )
-            for chunk in (distinct[start : start + BUILD_BLOCK] for start in range(0, len(distinct), BUILD_BLOCK))
-        ] or [cls.of_vectors(student, student.encode([], "passage", mode), [], mode, precision)]
-        places = None
-        if len(distinct) < len(passages):
-            place = {text: row for row, text in enumerate(distinct)}
-            places = torch.tensor([place[text] for text in passages])
-        return cls(
-            student, torch.cat([part.cache for part in parts]), parts[0].vector_bytes, mode,
-            joined([part.scale for part in parts]), places,
-        )  # fmt: skip
+        if candidates is not None:
+            check_candidates(student.scorer, candidates, passages, queries)
+        place = None if to is None else Path(to)
+        if place is not None:
+            place.mkdir(parents=True, exist_ok=True)
+        seen = Distinct(None if place is None else place / SEEN)
+        try:
+            parts = encoded(student, passages, seen, batch_size, mode, precision)
+            index = gathered(parts) if place is None else written(parts, place)
+        finally:
+            seen.close()
+        if candidates is not None:
+            index.add_lists(queries if queries is not None else spread(passages), place)
+        return index
 
     @classmethod
     def of_vectors(
@@ -140,78 +154,115 @@ class Index:
 
     # --------------------------------------------------------------------------------------------------------- search
     def search(
-        self, queries: Sequence[str], depth: int, share: float | None = None, ties: np.ndarray | None = None
+        self,
+        queries: Sequence[str],
+        depth: int,
+        ties: np.ndarray | None = None,
+        nprobe: int | None = None,
+        exact: bool = False,
     ) -> Hits:
         """For every query the numbers of the `depth` best passages and their scores, best first.
 
         `ties` (m,): of passages with equal scores the one with the smaller tie number is first (`ranking.by_id` gives
-        the evaluation's rule); None: the first in the order given. `share`: the part of the passages whose exact score
-        may be computed for a query, e.g. 0.02, of many passages (`budget`); None: all of them. Scores are exact either
-        way, and which passages are found is approximate with it (`recall` measures how much so). Raises ConfigError for
-        a share or a depth there cannot be, TypeError for one text in place of several.
+        the evaluation's rule); None: the first in the order given. An index with candidates looks into its `nprobe`
+        best lists (None: as many as found nearly all when they were made), unless all scores are asked for (`exact`).
+        Scores are exact either way; `recall` measures what is found. Raises ConfigError for a depth or a number of
+        lists there cannot be, TypeError for one text in place of several.
         """
         check_several("queries", queries)
-        return self.search_vectors(self.student.encode(list(queries), "query", self.mode), depth, share, ties)
+        vectors = self.student.encode(list(queries), "query", self.mode)
+        return self.search_vectors(vectors, depth, ties, nprobe, exact)
 
     def search_vectors(
-        self, queries: np.ndarray, depth: int, share: float | None = None, ties: np.ndarray | None = None
+        self,
+        queries: np.ndarray,
+        depth: int,
+        ties: np.ndarray | None = None,
+        nprobe: int | None = None,
+        exact: bool = False,
     ) -> Hits:
         """The same for embedded queries (n, d). Scores that are not finite come as +inf, first, for the caller to
         refuse.
         """
-        if depth < 1:
-            raise ConfigError(f"depth: expected a number of at least 1; found {depth!r}")
+        for name, value in (("depth", depth), ("nprobe", 1 if nprobe is None else nprobe)):
+            if value < 1:
+                raise ConfigError(f"{name}: expected a number of at least 1; found {value!r}")
         q = on_device(self.student, queries)
-        ties = np.arange(len(self)) if ties is None else np.asarray(ties)
-        if len(ties) != len(self):
+        if ties is not None and len(ties) != len(self):
             raise ValueError(f"ties: expected a number for each of the {len(self)} passages; found {len(ties)}")
-        of_rows = on_device(self.student, self._ties_of_rows(ties))
+        # Rows stand in the order in which their first passages came.
+        of_rows = AsGiven() if ties is None else on_device(self.student, self._ties_of_rows(np.asarray(ties)))
         hits: Hits = []
         with torch.inference_mode():
             size, _ = score_block(q.device)
             for first in range(0, len(q), size):
                 block = self.student.scorer.query_cache(q[first : first + size])
-                budget = self.budget(share, depth)
-                scores, rows = (
-                    self._all(block, depth, of_rows) if budget is None else self._some(block, depth, budget, of_rows)
-                )
-                hits.extend(zip(rows.cpu().numpy(), scores.cpu().numpy(), strict=True))
-        return hits if self.places is None else shared(hits, depth, self.places.numpy(), ties)
+                found: Iterable[tuple[Tensor, Tensor]]
+                if self.lists is None or exact:
+                    found = zip(*self._all(block, depth, of_rows), strict=True)
+                else:
+                    found = self._some(block, depth, nprobe, of_rows)
+                hits.extend((rows.cpu().numpy(), scores.cpu().numpy()) for scores, rows in found)
+        return hits if self.places is None else shared(hits, depth, *self.members, ties)
 
     def _ties_of_rows(self, ties: np.ndarray) -> np.ndarray:
         """(m,) tie numbers of passages → (r,) of the cache's rows, the smallest of each."""
         if self.places is None:
             return ties
-        smallest = np.full(len(self.cache), len(self))
+        smallest = np.full(len(self.cache), np.iinfo(np.int64).max)
         np.minimum.at(smallest, self.places.numpy(), ties)
         return smallest
 
-    def recall(self, queries: Sequence[str], depth: int = 10, share: float = 0.02) -> float:
-        """Part of the `depth` best passages that a search with `share` finds, in the mean of some queries."""
+    @property
+    def members(self) -> tuple[np.ndarray, np.ndarray]:
+        """The passages (m,) row by row, and where each row's begin (r + 1,)."""
+        if self._members is None:
+            assert self.places is not None
+            places = self.places.numpy()
+            counts = np.bincount(places, minlength=len(self.cache))
+            self._members = np.argsort(places, kind="stable"), np.append(0, np.cumsum(counts))
+        return self._members
+
+    def recall(self, queries: Sequence[str], depth: int = 10, nprobe: int | None = None) -> float:
+        """Part of the `depth` best passages that a search finds, in the mean of some queries."""
         check_several("queries", queries)
         vectors = self.student.encode(list(queries), "query", self.mode)
-        exact, approximate = self.search_vectors(vectors, depth), self.search_vectors(vectors, depth, share)
-        return float(
-            np.mean([len(set(a) & set(b)) / max(1, len(a)) for (a, _), (b, _) in zip(exact, approximate, strict=True)])
+        return found_of(
+            self.search_vectors(vectors, depth, exact=True), self.search_vectors(vectors, depth, None, nprobe)
         )
 
-    def budget(self, share: float | None, depth: int) -> int | None:
-        """How many distinct passages may be scored exactly for a query, at least `LEAST_BUDGET`; None: all.
+    def add_lists(self, queries: Sequence[str], folder: str | Path | None = None) -> None:
+        """Make inverted lists, by which searches of many passages find their candidates; of few there are none.
 
-        All are where they are few (`FEW`), or where the share has no room for twice the depth. Raises ConfigError for a
-        share there cannot be.
+        A search looks into so few lists, and scores so few passages, as find `RECALL` of the ten best passages of these
+        queries; `lists.recall` says what is found. `folder`: of an index that is saved there; its lists are then written, not held.
         """
-        if share is None:
-            return None
-        if not 0 < share <= 1:
-            raise ConfigError(f"share: expected a number above 0 and at most 1; found {share!r}")
-        count = len(self.cache)
-        if not self.student.scorer.smooth or count <= FEW or share * count < 2 * depth:
-            return None
-        budget = max(int(share * count), LEAST_BUDGET)
-        return None if budget >= count else budget
+        if len(self.cache) <= FEW:
+            get_logger(__name__).info("%d distinct passages: searched whole, without lists", len(self.cache))
+            return
+        place = None if folder is None else Path(folder)
+        with torch.inference_mode():
+            file = None if place is None else place / DATA
+            self.lists = Lists.make(self.student.scorer, self.rows, len(self.cache), file)
+        vectors = self.student.encode(list(queries), "query", self.mode)
+        exact, lists = self.search_vectors(vectors, RECALL_DEPTH, exact=True), self.lists
+        lists.nprobe = 1
+        while (found := found_of(exact, self.search_vectors(vectors, RECALL_DEPTH))) < RECALL:
+            if lists.nprobe >= len(lists.sizes):
+                break
+            lists.nprobe *= 2
+        lists.recall = found
+        for budget in BUDGETS if lists.budget else ():
+            lists.budget = budget
+            lists.recall = found_of(exact, self.search_vectors(vectors, RECALL_DEPTH))
+            if lists.recall >= min(found, RECALL):
+                break
+        said = (len(lists.sizes), lists.nprobe, lists.recall, RECALL_DEPTH, len(queries))
+        get_logger(__name__).info("%d lists: %d of them find %.3f of the %d best passages of %d queries", *said)
+        if place is not None:
+            save_lists(lists, place)
 
-    def _all(self, block: Tensor, depth: int, ties: Tensor) -> tuple[Tensor, Tensor]:
+    def _all(self, block: Tensor, depth: int, ties: Ties) -> tuple[Tensor, Tensor]:
         """(n, c) queries, (r,) tie numbers → scores and rows (n, depth) of the best, all of them scored."""
 
         def scores(rows: Tensor) -> Tensor:
@@ -219,40 +270,22 @@ class Index:
 
         return ranked(*self._best(len(block), depth, scores, ties), ties)
 
-    def _some(self, block: Tensor, depth: int, budget: int, ties: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, with at most `budget` rows scored for a query."""
-        if budget not in self._approximations:
-            self._approximations[budget] = Approximation(self.rows, len(self.cache), budget)
-        fitted = self._approximations[budget]
-        sampled = fitted.sample.to(block.device)
-        known = self._exact(block, fitted.sample)
-        weights = fitted.weights(known.nan_to_num(posinf=0.0))
-        _, near = self._best(len(block), fitted.second, fitted.scan(weights), ties)
-        second = [self._exact(query[None], chosen)[0] for query, chosen in zip(block, near, strict=True)]
-        weights = torch.stack(
-            [
-                fitted.corrected(weight, self.rows(chosen), scores.nan_to_num(posinf=0.0))
-                for weight, chosen, scores in zip(weights, near, second, strict=True)
-            ]
-        )
-        left = budget - len(sampled) - fitted.second
-        _, candidates = self._best(len(block), left, fitted.scan(weights), ties)
-        parts = []
-        for query, drawn, other, chosen, more in zip(block, known, second, near, candidates, strict=True):
-            new = torch.isin(chosen, sampled, invert=True)
-            rows, scores = torch.cat([sampled, chosen[new]]), torch.cat([drawn, other[new]])
-            chosen = more[torch.isin(more, rows, invert=True)]
-            rows, scores = torch.cat([rows, chosen]), torch.cat([scores, self._exact(query[None], chosen)[0]])
-            parts.append(best(scores[None], rows[None], ties, depth))
-        return torch.cat([scores for scores, _ in parts]), torch.cat([rows for _, rows in parts])
+    def _some(self, block: Tensor, depth: int, nprobe: int | None, ties: Ties) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same, query by query, of those rows that the lists say are worth it."""
+        assert self.lists is not None
+        centroids = finite(self.student.scorer.matrix_cached(block, self.lists.centroids, self.mode).float())
+        # Twice what is asked for, as float16 may swap neighbours; the same for usual depths, so that a deeper search
+        # begins with the hits of a shallower one.
+        want = max(100, 2 * depth)
+        for rows, scores in self.lists.search(block, self._exact, centroids, want, nprobe):
+            kept_scores, found = best(scores[None], rows[None], ties, depth)
+            yield kept_scores[0], found[0]
 
     def _exact(self, block: Tensor, which: Tensor) -> Tensor:
         """(n, c) queries → (n, k) scores of these passages."""
         return finite(self.student.scorer.matrix_cached(block, self.rows(which), self.mode).float())
 
-    def _best(
-        self, count: int, depth: int, scores_of: Callable[[Tensor], Tensor], ties: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _best(self, count: int, depth: int, scores_of: Callable[[Tensor], Tensor], ties: Ties) -> tuple[Tensor, Tensor]:
         """Scores and rows (count, depth) of what `scores_of` finds best, equal scores in any order; a block of the
         cache at a time.
         """
@@ -301,9 +334,38 @@ class Index:
         parts = {"cache": self.cache, "scale": self.scale, "places": self.places}
         held = {name: part.cpu().contiguous() for name, part in parts.items() if part is not None}
         save_file(held, str(folder / "index.safetensors"))
+        self._describe(folder)
+        if self.lists is not None:
+            self.lists.save(folder / DATA)
+            save_lists(self.lists, folder)
+
+    def _describe(self, folder: Path) -> None:
+        """Write `index.json`."""
         about: dict[str, Any] = {"layout": LAYOUT, "mode": self.mode, "vector_bytes": self.vector_bytes}
         about |= {"student": weights(self.student), "settings": settings(self.student)}
         write_json(folder / "index.json", about | {"shape": list(self.cache.shape)})
+
+    @classmethod
+    def merge(cls, student: Any, shards: Sequence[str | Path], to: str | Path) -> Index:
+        """The index of all passages of some shards, one after the other, as `build` would have made it, without lists.
+
+        Raises ConfigError for shards that were not built with `to`, or differ in mode or precision.
+        """
+        place, first = Path(to), cls.load(shards[0], student)
+        place.mkdir(parents=True, exist_ok=True)
+        store, seen = Store(place), Distinct(place / SEEN)
+        try:
+            for folder in shards:
+                shard = cls.load(folder, student)
+                if shard.digests is None or (shard.mode, shard.cache.dtype) != (first.mode, first.cache.dtype):
+                    raise ConfigError(
+                        f"{folder}: expected a shard that `d2llm index`, or Index.build with `to`, wrote, of the mode and "
+                        f"precision of {shards[0]}"
+                    )
+                append(store, shard, seen)
+        finally:
+            seen.close()
+        return finished(store, first)
 
     @classmethod
     def load(cls, folder: str | Path, student: Any, mapped: bool = True) -> Index:
@@ -320,9 +382,9 @@ class Index:
         try:
             with safe_open(str(folder / "index.safetensors"), framework="pt") as parts:
                 cache = parts.get_tensor("cache")
-                scale, places = (
+                scale, places, digests = (
                     parts.get_tensor(name) if name in parts.keys() else None  # noqa: SIM118 - not a dict
-                    for name in ("scale", "places")
+                    for name in ("scale", "places", "digests")
                 )
             fits = about["layout"] in (2, LAYOUT) and about["shape"] == list(cache.shape)
             mode, vector_bytes, owner = about["mode"], int(about["vector_bytes"]), about["student"]
@@ -331,19 +393,129 @@ class Index:
             raise ArtifactError(f"{folder}: not a saved index ({type(error).__name__}: {error}); {AGAIN}") from error
         if not fits:
             raise ArtifactError(f"{folder}: index.json is not of index.safetensors or of another layout; {AGAIN}")
-        own = settings(student)
-        other = [name for name, value in held.items() if value != own.get(name)]
-        if other:
-            raise ArtifactError(
-                f"{folder}: the index of another student (not the same {', '.join(other)}); {AGAIN}, with this one"
-            )
-        if owner != weights(student):
-            raise ArtifactError(f"{folder}: the index of another student; {AGAIN}, with this one")
+        check_owner(folder, held, owner, student)
         if not mapped:
             cache = on_device(student, cache.clone())
             scale = None if scale is None else on_device(student, scale.clone())
             places = None if places is None else places.clone()
-        return cls(student, cache, vector_bytes, mode, scale, places)
+        index = cls(student, cache, vector_bytes, mode, scale, places)
+        index.digests = digests
+        if (folder / LISTS).is_file():
+            index.lists = load_lists(index, folder)
+        return index
+
+
+# ------------------------------------------------------------------------------------------------------------- building
+# A part of an index: rows (None: none yet), their digests, and the rows of the passages read.
+Part = tuple[Index | None, Tensor, Tensor]
+
+
+def check_candidates(scorer: Any, candidates: str, passages: Any, queries: Sequence[str] | None) -> None:
+    """Raise ConfigError for candidates there cannot be."""
+    if candidates != "faiss":
+        raise ConfigError(f"candidates: expected faiss or none; found {candidates!r}")
+    if not (scorer.smooth or scorer.inner):
+        raise ConfigError(f"scorer {scorer.name}: inner products find no candidates for it; leave candidates out")
+    if queries is None and not isinstance(passages, Sequence):
+        raise ConfigError("queries: give some, by which candidates are judged; passages that come once cannot be asked")
+
+
+def spread(passages: Any) -> list[Any]:
+    """Some passages from everywhere, which stand for queries."""
+    return list(passages[:: max(1, len(passages) // RECALL_QUERIES)][:RECALL_QUERIES])
+
+
+def encoded(
+    student: Any, passages: Iterable[str], seen: Distinct, batch_size: int, mode: Mode, precision: Precision
+) -> Iterator[Part]:
+    """Passages as parts of their index; the first has rows, if only none of them."""
+    waiting = True
+    for texts, keys, places in blocks(passages, BUILD_BLOCK, seen):
+        part = None
+        if texts or waiting:
+            vectors = student.encode(texts, "passage", mode, batch_size)
+            part = Index.of_vectors(student, vectors, range(len(texts)), mode, precision)
+            waiting = False
+        yield part, digests_of(keys), torch.tensor(places, dtype=torch.int64)
+
+
+def gathered(parts: Iterable[Part]) -> Index:
+    """All parts in memory."""
+    made, _, places = zip(*parts, strict=True)
+    held = [part for part in made if part is not None]
+    index, rows = held[0], torch.cat(places)
+    index.cache = torch.cat([part.cache for part in held])
+    index.scale = joined([part.scale for part in held])
+    index.places = rows if len(index.cache) < len(rows) else None
+    return index
+
+
+def written(parts: Iterable[Part], folder: Path) -> Index:
+    """All parts in a folder, of which none but the present one is held."""
+    store, first = Store(folder), None
+    for part, digests, places in parts:
+        if part is not None:
+            first = first or part
+            store.add("cache", part.cache)
+            if part.scale is not None:
+                store.add("scale", part.scale)
+            store.add("digests", digests)
+        store.add("places", places)
+    assert first is not None
+    return finished(store, first)
+
+
+def append(store: Store, shard: Index, seen: Distinct) -> None:
+    """The rows of a shard whose texts no shard before it had, and the rows of all its passages."""
+    assert shard.digests is not None
+    rows = np.empty(len(shard.cache), dtype=np.int64)
+    for start in range(0, max(1, len(rows)), BUILD_BLOCK):
+        block = slice(start, start + BUILD_BLOCK)
+        numbers = [seen.number(key.tobytes()) for key in shard.digests[block].numpy()]
+        rows[block] = [number for number, _ in numbers]
+        new = torch.tensor([new for _, new in numbers], dtype=torch.bool)
+        for name in ("cache", "scale", "digests"):
+            part = getattr(shard, name)
+            if part is not None:
+                store.add(name, part[block][new])
+    places = torch.arange(len(rows)) if shard.places is None else shard.places
+    for start in range(0, len(places), BUILD_BLOCK):
+        store.add("places", torch.from_numpy(rows[places[start : start + BUILD_BLOCK].numpy()]))
+
+
+def finished(store: Store, like: Index) -> Index:
+    """What was written, as an index like another."""
+    counts = {name: shape[0] for name, (_, shape) in store.shapes.items()}
+    store.close(without=["places"] if counts["cache"] == counts["places"] else [])
+    shell = Index(like.student, torch.empty(counts["cache"], like.cache.shape[1]), like.vector_bytes, like.mode)
+    shell._describe(store.folder)
+    return Index.load(store.folder, like.student)
+
+
+def save_lists(lists: Lists, folder: Path) -> None:
+    """Write what is small of inverted lists."""
+    from safetensors.torch import save_file
+
+    about = {"nprobe": str(lists.nprobe), "recall": str(lists.recall), "budget": str(lists.budget or 0)}
+    save_file({name: part.contiguous() for name, part in lists.kept.items()}, str(folder / LISTS), metadata=about)
+
+
+def load_lists(index: Index, folder: Path) -> Lists:
+    """The inverted lists of a saved index. Raises ArtifactError for damaged ones."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(folder / LISTS), framework="pt") as parts:
+            kept = {name: parts.get_tensor(name) for name in ("centroids", "sizes", "mean", "scale")}
+            about = parts.metadata()
+        with torch.inference_mode():
+            lists = Lists.load(index.student.scorer, index.rows, kept, folder / DATA)
+        lists.nprobe, lists.recall, lists.budget = int(about["nprobe"]), float(about["recall"]), int(about["budget"])
+    except ArtifactError:
+        raise
+    except Exception as error:  # noqa: BLE001 - any way a file can be broken ends in the same advice
+        raise ArtifactError(f"{folder / LISTS}: damaged ({type(error).__name__}: {error}); {AGAIN}") from error
+    return lists
 
 
 def check_there(folder: Path) -> None:
@@ -351,6 +523,18 @@ def check_there(folder: Path) -> None:
     if not (folder / "index.json").is_file():
         why = "index.json is missing" if folder.is_dir() else "no such folder"
         raise ArtifactError(f"{folder}: no index here ({why}); `d2llm index` makes one")
+
+
+def check_owner(folder: Path, held: dict[str, Any], owner: str, student: Any) -> None:
+    """Raise ArtifactError unless a student has the settings and the digest that an index tells."""
+    own = settings(student)
+    other = [name for name, value in held.items() if value != own.get(name)]
+    if other:
+        raise ArtifactError(
+            f"{folder}: the index of another student (not the same {', '.join(other)}); {AGAIN}, with this one"
+        )
+    if owner != weights(student):
+        raise ArtifactError(f"{folder}: the index of another student; {AGAIN}, with this one")
 
 
 def stored(scorer: Any, vectors: Tensor, precision: Precision) -> tuple[Tensor, Tensor | None]:
@@ -376,20 +560,25 @@ def joined(scales: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(held) if held else None
 
 
-def shared(hits: Hits, depth: int, places: np.ndarray, ties: np.ndarray) -> Hits:
-    """Hits of rows → hits of the passages that share them; places, ties (m,): the row and the tie number of each
-    passage.
+def shared(hits: Hits, depth: int, members: np.ndarray, starts: np.ndarray, ties: np.ndarray | None) -> Hits:
+    """Hits of rows → hits of the passages that share them; members (m,), starts (r + 1,): the passages of each row,
+    ties (m,) the tie number of each passage.
 
     The best `depth` rows suffice: every passage of another row ranks below one passage of each of them.
     """
-    members, starts = np.lexsort((ties, places)), np.append(0, np.cumsum(np.bincount(places)))
     out: Hits = []
     for rows, scores in hits:
-        parts = [members[starts[row] : starts[row + 1]][:depth] for row in rows]
+        parts = [members[starts[row] : starts[row + 1]] for row in rows]
         passages, repeated = np.concatenate(parts), np.repeat(scores, [len(part) for part in parts])
-        order = np.lexsort((ties[passages], -repeated))[:depth]
+        order = np.lexsort((passages if ties is None else np.asarray(ties)[passages], -repeated))[:depth]
         out.append((passages[order], repeated[order]))
     return out
+
+
+def found_of(exact: Hits, hits: Hits) -> float:
+    """Part of the exact hits that others have, in the mean of the queries."""
+    parts = [len({*a.tolist()} & {*b.tolist()}) / max(1, len(a)) for (a, _), (b, _) in zip(exact, hits, strict=True)]
+    return float(np.mean(parts))
 
 
 def finite(scores: Tensor) -> Tensor:

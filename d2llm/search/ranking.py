@@ -25,7 +25,14 @@ def by_id(ids: Sequence[str]) -> np.ndarray:
     return ties
 
 
-def best(scores: Tensor, rows: Tensor, ties: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+class AsGiven:
+    """Tie numbers of rows that keep the order they stand in."""
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return rows
+
+
+def best(scores: Tensor, rows: Tensor, ties: Tensor | AsGiven, depth: int) -> tuple[Tensor, Tensor]:
     """The `depth` best of each query, best first: scores (n, depth) and the rows they are of.
 
     scores, rows (n, m): row `rows[i, j]` has `scores[i, j]` for query i; ties: the tie number of every row.
@@ -33,7 +40,7 @@ def best(scores: Tensor, rows: Tensor, ties: Tensor, depth: int) -> tuple[Tensor
     return ranked(*kept(scores, rows, ties, depth), ties)
 
 
-def kept(scores: Tensor, rows: Tensor, ties: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+def kept(scores: Tensor, rows: Tensor, ties: Tensor | AsGiven, depth: int) -> tuple[Tensor, Tensor]:
     """The same, equal scores in any order: which of them are among the best is decided, which stands first is not."""
     depth = min(depth, scores.shape[1])
     # One more than is asked for tells whether the last place is tied: a full sort would cost more than the scores.
@@ -47,7 +54,7 @@ def kept(scores: Tensor, rows: Tensor, ties: Tensor, depth: int) -> tuple[Tensor
     return scores.gather(1, columns), rows.gather(1, columns)
 
 
-def ranked(scores: Tensor, rows: Tensor, ties: Tensor) -> tuple[Tensor, Tensor]:
+def ranked(scores: Tensor, rows: Tensor, ties: Tensor | AsGiven) -> tuple[Tensor, Tensor]:
     """Scores and rows (n, m), best first."""
     order = ties[rows].argsort(dim=1)
     scores, again = scores.gather(1, order).sort(dim=1, descending=True, stable=True)

@@ -72,8 +72,10 @@ class Log:
 
     def _started(self, kind: str, loop: str, step: int) -> Any:
         """A tracker of accelerate for one loop: the run it had where the loop goes on, otherwise a new one."""
+        from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+        PartialState()  # which they log by, and not every training has made
         assert self.place is not None
         name = re.sub(r"[^a-z0-9]+", "-", loop.lower()).strip("-")
         folder, known = self.place / name, self.place / f"{name}.json"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,21 @@ def read_table(
 
     Raises DataError for one that is missing, damaged or of no known format.
     """
+    (frame,) = read_pieces(path, None, columns, kind, keep, quotes)
+    return frame
+
+
+def read_pieces(
+    path: str | Path,
+    size: int | None,
+    columns: Sequence[str] | None = None,
+    kind: str | None = None,
+    keep: Sequence[str] | None = None,
+    quotes: Quotes | None = None,
+) -> Iterator[pd.DataFrame]:
+    """The same in frames of `size` rows (None: one of all), of which a JSONL or Parquet file has one in memory; a CSV
+    or TSV file comes whole.
+    """
     quotes = quotes or getattr(path, "quotes", None)
     path = Path(path)
     kind = f".{kind}" if kind else path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
@@ -54,24 +70,37 @@ def read_table(
         raise DataError(f"{path}: quotes is for CSV and TSV; leave it out")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
+    count = 0
     try:
-        if kind in delimited.SEPARATORS:
-            frame = delimited.read(path, kind, columns, keep, quotes)
-        elif kind == ".jsonl":
-            frame = _read_jsonl(path, keep)
-        else:
-            frame = _read_parquet(path, keep)
+        for frame in _pieces(path, kind, size, columns, keep, quotes):
+            count += len(frame)
+            if count:
+                yield frame
     except DataError:
         raise
     except Exception as error:  # pandas and pyarrow raise many kinds for a damaged file
         raise DataError(f"{path}: cannot be read as {kind[1:]} ({first_line(error)})") from error
-    if not len(frame):
+    if not count:
         raise DataError(f"{path}: no rows")
-    return frame
 
 
-def _read_jsonl(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
-    rows, lines = [], []
+def _pieces(
+    path: Path, kind: str, size: int | None, columns: Sequence[str] | None, keep: Sequence[str] | None,
+    quotes: Quotes | None,
+) -> Iterator[pd.DataFrame]:  # fmt: skip
+    if kind in delimited.SEPARATORS:
+        yield delimited.read(path, kind, columns, keep, quotes)
+    elif kind == ".jsonl":
+        rows = _jsonl_rows(path, keep)
+        while piece := list(islice(rows, size)):
+            values = pd.Series([row for _, row in piece], dtype=object).tolist()
+            yield pd.DataFrame(values, index=[number for number, _ in piece], dtype=object)
+    else:
+        yield from _parquet_pieces(path, keep, size)
+
+
+def _jsonl_rows(path: Path, keep: Sequence[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with their lines."""
     for number, line in enumerate(_read_lines(path), 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -84,9 +113,7 @@ def _read_jsonl(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
             raise DataError(f"{path}: line {number}: not JSON ({first_line(error)})") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}: line {number}: expected an object of columns and values; found {str(row)[:60]!r}")
-        rows.append(row if keep is None else {name: row[name] for name in keep if name in row})
-        lines.append(number)
-    return pd.DataFrame(pd.Series(rows, dtype=object).tolist(), index=lines, dtype=object)
+        yield number, row if keep is None else {name: row[name] for name in keep if name in row}
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -106,7 +133,8 @@ def _read_lines(path: Path) -> Iterator[bytes]:
         yield from stream
 
 
-def _read_parquet(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
+def _parquet_pieces(path: Path, keep: Sequence[str] | None, size: int | None) -> Iterator[pd.DataFrame]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)
@@ -114,8 +142,16 @@ def _read_parquet(path: Path, keep: Sequence[str] | None) -> pd.DataFrame:
     again = next((name for name in names if names.count(name) > 1), None)
     if again is not None:
         raise DataError(f"{path}: expected every column once; found two of the name {again!r}")
-    frame = from_arrow(file.read(None if keep is None else [name for name in names if name in keep]))
-    return frame.set_axis(range(1, len(frame) + 1))
+    chosen = None if keep is None else [name for name in names if name in keep]
+    if size is None:
+        frame = from_arrow(file.read(chosen))
+        yield frame.set_axis(range(1, len(frame) + 1))
+        return
+    start = 1
+    for batch in file.iter_batches(size, columns=chosen):
+        frame = from_arrow(pa.Table.from_batches([batch]))
+        yield frame.set_axis(range(start, start + len(frame)))
+        start += len(frame)
 
 
 def from_arrow(table: pa.Table) -> pd.DataFrame:

@@ -30,6 +30,8 @@ class Scorer(nn.Module):
     # Whether its logit changes smoothly with what an index stores of a passage, so that candidates can be found by its
     # slope (`search.candidates`).
     smooth: ClassVar[bool] = False
+    # Whether its logit is the inner product of both caches.
+    inner: ClassVar[bool] = False
 
     @property
     def token_size(self) -> int | None:

@@ -17,6 +17,7 @@ class Bilinear(Scorer):
     """
 
     name = "bilinear"
+    inner = True
     sized = True
 
     def __init__(self, size: int, scale: float = 10.0) -> None:

@@ -15,6 +15,7 @@ class Cosine(Scorer):
     """q · p / (‖q‖ ‖p‖); a zero vector has cosine 0 with everything. Without temperature: that is the loss's."""
 
     name = "cosine"
+    inner = True
 
     def query_cache(self, q: Tensor) -> Tensor:
         return F.normalize(wide(q), dim=-1)

@@ -11,6 +11,7 @@ class Dot(Scorer):
     """q · p."""
 
     name = "dot"
+    inner = True
 
 
 SCORER = Dot
