@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from d2llm.models.added_rows import added_rows, train_rows
 from d2llm.models.base import remote
 from d2llm.models.fast.last_layer import only_at
-from d2llm.models.fast.packing import layout, packs, padding_mask
+from d2llm.models.fast.packing import end_to_end, layout, packs, padding_mask
 from d2llm.models.lora import adapters, add_lora, merge_lora
 from d2llm.models.positions import first_position, position_table
 from d2llm.models.tokens import framing, pad_id, rows_of, token_ids, unknown_to_the_model
@@ -198,7 +198,7 @@ class Backbone(nn.Module):
         """Ids (n, t) and mask (n, t), int64, of token id rows, padded to the longest on one side."""
         mask = padding_mask([len(row) for row in rows], padding)
         ids = torch.full_like(mask, self.pad_id)
-        ids[mask.bool()] = torch.tensor([token for row in rows for token in row])
+        ids[mask.bool()] = end_to_end(rows)
         return ids.to(self._device), mask.to(self._device)
 
     @property
@@ -237,7 +237,7 @@ class Backbone(nn.Module):
                 return self(ids, mask, left), mask
             groups, positions = layout(lengths, self._first_position)
             outputs = self.model(
-                input_ids=torch.tensor([token for row in rows for token in row])[None],
+                input_ids=end_to_end(rows)[None],
                 position_ids=positions,
                 # Four dimensions: taken as it is, so that no mask is made; the packed attention reads none.
                 attention_mask=torch.ones(1, 1, 1, 1),

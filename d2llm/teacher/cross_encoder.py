@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from d2llm.models.base import remote
 from d2llm.models.device import default_device
 from d2llm.models.fast.last_layer import only_at
-from d2llm.models.fast.packing import padding_mask
+from d2llm.models.fast.packing import end_to_end, padding_mask
 from d2llm.models.positions import position_table
 from d2llm.models.precision import as_given, wide
 from d2llm.models.tokens import framing, pad_id, rows_of, token_ids, unknown_to_the_model
@@ -218,7 +218,7 @@ def padded(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
     """Ids and mask (n, t) of rows of one candidate each, as any decoder takes them."""
     mask = padding_mask([len(row.ids) for row in rows], "right")
     ids = torch.full_like(mask, pad_id)
-    ids[mask.bool()] = torch.tensor([token for row in rows for token in row.ids])
+    ids[mask.bool()] = end_to_end([row.ids for row in rows])
     return {"input_ids": ids, "attention_mask": mask}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -195,6 +195,11 @@ def layout(lengths: Sequence[int], first_position: int = 0) -> tuple[Groups, Ten
     sizes = np.asarray(lengths)
     first = sizes.cumsum() - sizes
     return groups, torch.from_numpy(first_position + np.arange(sizes.sum()) - first.repeat(sizes))[None]
+
+
+def end_to_end(rows: Sequence[Sequence[int]]) -> Tensor:
+    """(T,) int64: the tokens of all rows."""
+    return torch.from_numpy(np.fromiter(chain.from_iterable(rows), np.int64, sum(map(len, rows))))
 
 
 def padding_mask(lengths: Sequence[int], side: Literal["right", "left"]) -> Tensor:
