@@ -18,7 +18,7 @@ import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
-ALIASES = {"matplotlib-base": "matplotlib", "pytorch-cpu": "torch"}
+ALIASES = {"matplotlib-base": "matplotlib", "pytorch": "torch"}
 
 
 def version(requirement: str) -> tuple[str, str]:
@@ -56,7 +56,14 @@ def test_linux_gets_the_cpu_build_and_a_librarys_user_any() -> None:
 
 
 def test_no_registry_is_named() -> None:
-    for name in ("requirements.lock", "requirements.hashes.lock", "pyproject.toml", "environment.yml", "Makefile"):
+    for name in (
+        "requirements.lock",
+        "requirements.hashes.lock",
+        "pyproject.toml",
+        "environment.yml",
+        "Makefile",
+        "Dockerfile",
+    ):
         assert "://" not in (ROOT / name).read_text(encoding="utf-8"), name
 
 
