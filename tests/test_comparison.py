@@ -89,7 +89,8 @@ def scores_of(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def compared(frame: pd.DataFrame, seed: int = 1) -> pd.DataFrame:
-    return comparison.compare(frame, TASKS, METHODS, 400, 0.95, seed)
+    seeds = sorted(frame["seed"].unique().tolist())
+    return comparison.compare(lambda task: frame[frame["task"] == task], TASKS, METHODS, seeds, 400, 0.95, seed)
 
 
 def test_values_are_the_metrics_and_leads_are_found_where_there_are_some() -> None:

@@ -9,8 +9,9 @@ judged after Holm's correction over all of them. How it is computed is in `d2llm
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,8 @@ from d2llm.run.paths import Paths
 from d2llm.run.schemas import AVERAGE, COMPARISONS, PREDICTIONS, SCORES, SUBJECT
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from d2llm.config.schema import Config
 
 # Resamples computed at once: bounds the memory.
@@ -45,12 +48,19 @@ def run(config: Config) -> None:
     paths, settings = Paths.of(config), config.statistics
     scores = read_frame(paths.scores, _SCORES)
     where = {"variant": "base", "method": list(config.methods)}
-    predictions = read_predictions(paths.predictions, _PREDICTIONS, where)
+    seeds = scores.loc[(scores["variant"] == "base") & scores["method"].isin(config.methods), "seed"]
     tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
     columns = len(tasks) + int((tasks.groupby("group").size() > 1).sum())
     count = max(settings.resamples, least((len(config.methods) - 1) * columns, settings.level))
     comparisons = compare(
-        predictions, tasks, list(config.methods), count, settings.level, settings.seed, settings.subject
+        partial(_read, paths.predictions, where),
+        tasks,
+        list(config.methods),
+        sorted(seeds.unique().tolist()),
+        count,
+        settings.level,
+        settings.seed,
+        settings.subject,
     )
     check(comparisons, scores)
     with atomic(paths.comparisons) as temporary:
@@ -74,16 +84,15 @@ def run_ablations(config: Config) -> None:
     variants = {method: names for method, names in variants.items() if names}
     scores = read_frame(paths.scores, _SCORES)
     tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
-    seeds = config.seeds_of_variants()
+    seeds = sorted(config.seeds_of_variants())
     judged = judged_columns(tasks)
     differences = sum(map(len, variants.values())) * len(judged)
     count = max(settings.resamples, least(differences, settings.level))
     parts = [pd.DataFrame(columns=list(COMPARISONS))]
     for method, names in variants.items():
         where = {"method": method, "seed": seeds, "variant": [*names, "base"]}
-        predictions = read_predictions(paths.predictions, _PREDICTIONS, where)
-        predictions = predictions.assign(method=predictions["variant"])
-        part = compare(predictions, tasks, [*names, "base"], count, settings.level, settings.seed, "base", judged)
+        read = partial(_read, paths.predictions, where, named_by="variant")
+        part = compare(read, tasks, [*names, "base"], seeds, count, settings.level, settings.seed, "base", judged)
         of_method = scores[(scores["method"] == method) & scores["seed"].isin(seeds)]
         check(part, of_method.assign(method=of_method["variant"], variant="base"))
         parts.append(part if method == SUBJECT else part.assign(method=method))
@@ -95,6 +104,12 @@ def run_ablations(config: Config) -> None:
     get_logger(__name__).info("%d ablations on %d columns", differences // len(judged), len(judged))
 
 
+def _read(file: Path, where: Mapping[str, Any], task: str, named_by: str = "method") -> pd.DataFrame:
+    """The predictions of one task, each under what it is compared by."""
+    predictions = read_predictions(file, _PREDICTIONS, {**where, "task": task})
+    return predictions.assign(method=predictions[named_by])
+
+
 def least(differences: int, level: float) -> int:
     """Resamples below which not even the clearest of so many corrected differences could be significant; a tenth to
     spare.
@@ -103,9 +118,10 @@ def least(differences: int, level: float) -> int:
 
 
 def compare(
-    predictions: pd.DataFrame,
+    read: Callable[[str], pd.DataFrame],
     tasks: pd.DataFrame,
     methods: list[str],
+    seeds: list[int],
     count: int,
     level: float,
     seed: int,
@@ -114,18 +130,18 @@ def compare(
 ) -> pd.DataFrame:
     """One row a baseline and task (or average of a group of tasks): columns `COMPARISONS`.
 
-    `tasks` is indexed by task with columns task_type and group; `methods` holds the subject and the baselines. With
-    `judged`, (group, task) pairs, only those rows are kept, and corrected for.
+    `read` gives the predictions of a task, which are let go before the next one's; `tasks` is indexed by task with
+    columns task_type and group; `methods` holds the subject and the baselines. With `judged`, (group, task) pairs, only
+    those rows are kept, and corrected for.
     """
     baselines = [name for name in methods if name != subject]
     if subject not in methods or not baselines:
         return pd.DataFrame(columns=list(COMPARISONS))
-    seeds = sorted(predictions["seed"].unique().tolist())
     rows = []
     for group, members in tasks.groupby("group", sort=False):
         parts = []
         for task, kind in members["task_type"].items():
-            sides = _collect_sides(predictions[predictions["task"] == task], task, kind, methods, seeds)
+            sides = _collect_sides(read(task), task, kind, methods, seeds)
             parts.append(_measure(sides, kind, methods, seeds, count, np.random.default_rng([seed, *task.encode()])))
             rows += _rows(task, group, HEADLINE[kind], parts[-1], subject, baselines, level, seed)
         if len(parts) > 1:

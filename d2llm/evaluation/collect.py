@@ -5,6 +5,7 @@ Computes no score; what is behind the scores is put together by `about` and `cur
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import pandas as pd
 
 from d2llm.evaluation.about import behind
 from d2llm.evaluation.curves import curves, trainings
-from d2llm.run.artifacts import MEND, atomic, read_frame, write_frame, write_json
+from d2llm.run.artifacts import MEND, atomic, read_frame, write_frame, write_frames, write_json
 from d2llm.run.errors import ArtifactError
 from d2llm.run.logs import get_logger
 from d2llm.run.paths import Paths
@@ -35,10 +36,11 @@ def run(config: Config) -> None:
     folders = {
         (r.method, r.variant, r.seed): paths.evaluation(r.method, r.variant, r.seed) for r in config.evaluations()
     }
-    scores = collected(config.tier, folders, "scores", SCORES, SCORE_KEY)
+    scores = pd.concat(collected(config.tier, folders, "scores", SCORES, SCORE_KEY), ignore_index=True)
     _check_same_measure({key: folder / "scores.parquet" for key, folder in folders.items()}, scores)
+    # Run by run, and task by task, as they are read: of a large tier they are hundreds of millions.
     predictions = collected(config.tier, folders, "predictions", PREDICTIONS, PREDICTION_KEY)
-    write_frame(paths.predictions, predictions)
+    write_frames(paths.predictions, (part for run in predictions for _, part in run.groupby("task", sort=False)))
     runs = {r: paths.run(*r) for r in config.runs()}
     trained = trainings(runs)
     logs = {r: [folder / "log.jsonl"] for r, folder in runs.items()}
@@ -58,9 +60,10 @@ def _write_csv(path: Path, frame: pd.DataFrame) -> None:
 
 def collected(
     tier: str, folders: dict[tuple[str, str, int], Path], name: str, columns: dict[str, str], key: list[str]
-) -> pd.DataFrame:
-    """The tables `<name>.parquet` of all folders, each checked to hold its own run, in the order of `key`."""
-    frames = []
+) -> Iterator[pd.DataFrame]:
+    """The tables `<name>.parquet` of all folders one after the other, each checked to hold its own run, in the order of
+    `key`.
+    """
     # Each is sorted by itself: of millions of rows together that would take minutes.
     for run_key, folder in sorted(folders.items()):
         path = folder / f"{name}.parquet"
@@ -77,8 +80,7 @@ def collected(
         if double.any():
             row = frame.loc[double, key].iloc[0].to_dict()
             raise ArtifactError(f"{path}: the same row twice: {row}; {MEND}")
-        frames.append(frame[list(columns)].sort_values(key, kind="stable"))
-    return pd.concat(frames, ignore_index=True)
+        yield frame[list(columns)].sort_values(key, kind="stable")
 
 
 def _check_same_measure(files: dict[tuple[str, str, int], Path], scores: pd.DataFrame) -> None:

@@ -7,7 +7,9 @@ come about is `d2llm.analysis.comparison`'s; whether a fresh run may be called t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +88,21 @@ def two_runs(
         if not both:
             rows.append(plain_differences(scores, tasks).assign(method=method, variant=variant, seeds=len(seeds)))
             continue
-        where = {"method": method, "variant": variant, "seed": seeds, "task": list(tasks.index)}
-        predictions = pd.concat(
-            read_predictions(file, _PREDICTIONS, where).assign(method=name) for name, file in files.items()
-        )
-        comparisons = compare(predictions, tasks, [A, B], count, level, seed, subject=B)
+        read = partial(_predictions_of, files, {"method": method, "variant": variant, "seed": seeds})
+        comparisons = compare(read, tasks, [A, B], seeds, count, level, seed, subject=B)
         check(comparisons, scores)
         comparisons = comparisons.rename(columns={"value": "b"})
         rows.append(comparisons.assign(a=comparisons["b"] - comparisons["difference"], method=method, variant=variant))
     table = pd.concat(rows, ignore_index=True)
     return table.assign(p_holm=holm(table["p"]) if both else float("nan"))[list(COLUMNS)]
+
+
+def _predictions_of(files: Mapping[str, Path], where: Mapping[str, Any], task: str) -> pd.DataFrame:
+    """Those of both runs on a task, as of methods of the runs' names."""
+    return pd.concat(
+        read_predictions(file, _PREDICTIONS, {**where, "task": task}).assign(method=name)
+        for name, file in files.items()
+    )
 
 
 def _scores_of(scores: pd.DataFrame, method: str, variant: str, seeds: list[int], name: str) -> pd.DataFrame:

@@ -12,8 +12,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +157,25 @@ def write_frame(path: str | Path, frame: pandas.DataFrame) -> None:
     """Write a table as Parquet (zstd, no index)."""
     with atomic(path) as temporary:
         frame.to_parquet(temporary, index=False, compression="zstd", engine="pyarrow")
+
+
+def write_frames(path: str | Path, frames: Iterable[pandas.DataFrame]) -> None:
+    """Write tables of the same columns one after the other as one, each as soon as it comes, as a row group of its own;
+    types are the first one's. Raises ValueError for none.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    with atomic(path) as temporary, ExitStack() as stack:
+        writer = None
+        for frame in frames:
+            schema = None if writer is None else writer.schema
+            table = pyarrow.Table.from_pandas(frame, schema=schema, preserve_index=False)
+            if writer is None:
+                writer = stack.enter_context(pyarrow.parquet.ParquetWriter(temporary, table.schema, compression="zstd"))
+            writer.write_table(table)
+        if writer is None:
+            raise ValueError(f"{path}: no table to write")
 
 
 def read_frame(path: str | Path, columns: Mapping[str, str] | None = None, mend: str = MEND) -> pandas.DataFrame:

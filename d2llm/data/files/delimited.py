@@ -40,9 +40,10 @@ def read(
     columns: Sequence[str] | None = None,
     keep: Sequence[str] | None = None,
     quotes: Quotes | None = None,
-) -> pd.DataFrame:
-    """The fields of a file as texts; its index holds the line each row begins in, as an editor counts. `columns` names
-    those of a file without a header.
+    size: int = CHUNK,
+) -> Iterator[pd.DataFrame]:
+    """The fields of a file as texts, `size` rows at a time; the index holds the line each row begins in, as an editor counts.
+    `columns` names those of a file without a header.
 
     quotes: with "format", a field in quotation marks is read without them and may hold separators and line breaks, and
         marks in it are written twice (RFC 4180, what spreadsheets and pandas write); with "text", every mark is text
@@ -60,9 +61,8 @@ def read(
         )
         try:
             rows = lines.rows()
-            if columns is None:
-                return table(lines, rows, header(path, next(filter(None, rows), []), lines.separator), keep)
-            return table(lines, rows, list(columns), keep)
+            names = header(path, next(filter(None, rows), []), lines.separator) if columns is None else list(columns)
+            yield from pieces(lines, rows, names, keep, size)
         except csv.Error as error:
             raise DataError(f"{path}: line {lines.start}: {explain(error)}; {TEXT}") from None
         except UnicodeDecodeError as error:
@@ -147,20 +147,27 @@ class Lines:
             raise DataError(f"{where}: expected {width} fields, a column each; found {len(row)}: {why}")
 
 
-def table(lines: Lines, rows: Iterator[list[str]], names: list[str], keep: Sequence[str] | None) -> pd.DataFrame:
-    """All rows after the header. Blank lines are no rows, but in a file of one column, where they are empty fields
-    unless nothing follows.
+def pieces(
+    lines: Lines, rows: Iterator[list[str]], names: list[str], keep: Sequence[str] | None, size: int
+) -> Iterator[pd.DataFrame]:
+    """All rows after the header, `size` at a time; one frame at least. Blank lines are no rows, but in a file of one
+    column, where they are empty fields unless nothing follows.
     """
     width, numbers, blank = len(names), array("q"), []
     chosen = [place for place, name in enumerate(names) if keep is None or name in keep]
-    columns: list[list[pa.Array]] = [[] for _ in chosen]
     chunk: list[list[str]] = []
 
-    def flush() -> None:
-        for column, place in zip(columns, chosen, strict=True):
-            column.append(pa.array([row[place] for row in chunk], pa.large_string()))
+    def flush() -> pd.DataFrame:
+        series = {
+            names[place]: pd.Series(pa.array([row[place] for row in chunk], pa.large_string()).to_pandas(), dtype="str")
+            for place in chosen
+        }
+        frame = pd.DataFrame(series, index=None if chosen else range(len(chunk))).set_axis(np.array(numbers))
         chunk.clear()
+        del numbers[:]
+        return frame
 
+    some = False
     for row in rows:
         if not row:
             blank.append(lines.start)
@@ -172,14 +179,11 @@ def table(lines: Lines, rows: Iterator[list[str]], names: list[str], keep: Seque
         lines.check(row, width)
         numbers.append(lines.start)
         chunk.append(row)
-        if len(chunk) >= CHUNK:
-            flush()
-    flush()
-    series = {
-        names[place]: pd.Series(pa.chunked_array(column).to_pandas(), dtype="str")
-        for column, place in zip(columns, chosen, strict=True)
-    }
-    return pd.DataFrame(series).set_axis(np.asarray(numbers))
+        if len(chunk) >= size:
+            some = True
+            yield flush()
+    if chunk or not some:
+        yield flush()
 
 
 def header(path: Path, row: list[str], separator: str) -> list[str]:

@@ -58,9 +58,7 @@ def read_pieces(
     keep: Sequence[str] | None = None,
     quotes: Quotes | None = None,
 ) -> Iterator[pd.DataFrame]:
-    """The same in frames of `size` rows (None: one of all), of which a JSONL or Parquet file has one in memory; a CSV
-    or TSV file comes whole.
-    """
+    """The same in frames of `size` rows (None: one of all), of which one is in memory."""
     quotes = quotes or getattr(path, "quotes", None)
     path = Path(path)
     kind = f".{kind}" if kind else path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
@@ -89,7 +87,8 @@ def _pieces(
     quotes: Quotes | None,
 ) -> Iterator[pd.DataFrame]:  # fmt: skip
     if kind in delimited.SEPARATORS:
-        yield delimited.read(path, kind, columns, keep, quotes)
+        pieces = delimited.read(path, kind, columns, keep, quotes, size or delimited.CHUNK)
+        yield from pieces if size else [pd.concat(list(pieces))]
     elif kind == ".jsonl":
         rows = _jsonl_rows(path, keep)
         while piece := list(islice(rows, size)):

@@ -19,7 +19,9 @@ import pandas as pd
 
 from d2llm.config.data import SOURCE, TABLE, HubTable, MtebSet
 from d2llm.config.task_types import BY_MTEB_TYPE
-from d2llm.data.files.read import from_arrow, read_table
+from d2llm.data.files.delimited import CHUNK
+from d2llm.data.files.read import from_arrow, read_pieces
+from d2llm.data.hub.parts import write_parts
 from d2llm.run import hub
 from d2llm.run.artifacts import atomic, remove, write_frame, write_json
 from d2llm.run.errors import ConfigError, first_line
@@ -43,18 +45,20 @@ def run(config: Config, download: str) -> None:
     remove(scratch)  # of a job that was killed; no other does this one
     scratch.mkdir()
     try:
-        if isinstance(wanted, HubTable):
-            frames, description = {TABLE: table(wanted, scratch, where)}, wanted.model_dump(mode="json")
-        else:
-            frames, description = mteb_set(wanted, scratch, where)
+        with atomic(place) as folder:
+            folder.mkdir()
+            if isinstance(wanted, HubTable):
+                rows, description = table(wanted, folder / TABLE, scratch, where), wanted.model_dump(mode="json")
+                description |= {"rows": {TABLE: rows}}
+            else:
+                frames, description = mteb_set(wanted, scratch, where)
+                for name, frame in frames.items():
+                    write_frame(folder / name, frame)
+                description |= {"rows": {name: len(frame) for name, frame in frames.items()}}
+            get_logger(__name__).info("%s: %s", download, description)
+            write_json(folder / SOURCE, description)
     finally:
         remove(scratch)
-    description |= {"rows": {name: len(frame) for name, frame in frames.items()}}
-    get_logger(__name__).info("%s: %s", download, description)
-    with atomic(place) as folder:
-        for name, frame in frames.items():
-            write_frame(folder / name, frame)
-        write_json(folder / SOURCE, description)
 
 
 def key_of(config: Config, wanted: HubTable | MtebSet) -> str:
@@ -66,29 +70,37 @@ def key_of(config: Config, wanted: HubTable | MtebSet) -> str:
     )
 
 
-def table(wanted: HubTable, scratch: Path, where: str) -> pd.DataFrame:
-    """A table as the hub has it. Raises ConfigError for a subset, split or file it has not, ArtifactError for a hub
-    that stays away.
+def table(wanted: HubTable, file: Path, scratch: Path, where: str) -> int:
+    """Write a table as the hub has it, piece by piece; how many rows there are. Raises ConfigError for a subset, split,
+    file or column it has not, ArtifactError for a hub that stays away.
     """
-    if (file := wanted.file) is not None:
+    if (name := wanted.file) is not None:
         from huggingface_hub import hf_hub_download
 
         def fetch() -> str:
-            return hf_hub_download(wanted.repo, file, repo_type="dataset", revision=wanted.revision)
+            return hf_hub_download(wanted.repo, name, repo_type="dataset", revision=wanted.revision)
 
-        frame = read_table(checked(fetch, wanted, where), wanted.columns, wanted.format, wanted.keep, wanted.quotes)
-        return kept(frame, wanted, where)
+        path = checked(fetch, wanted, where)
+        pieces = read_pieces(path, CHUNK, wanted.columns, wanted.format, wanted.keep, wanted.quotes)
+    else:
+        loaded = checked(lambda: load(wanted, scratch, where), wanted, where)
+        pieces = map(from_arrow, loaded.with_format("arrow").iter(CHUNK))
+    try:
+        return write_parts(pieces, file, scratch, wanted.keep)
+    except KeyError as error:
+        column, there = error.args
+        raise ConfigError(f"{where}: keep: {wanted.repo} has no column {column!r}; it has {', '.join(there)}") from None
+
+
+def load(wanted: HubTable, scratch: Path, where: str) -> Any:
+    """A split as the library datasets has it."""
     from datasets import load_dataset
 
-    def load() -> pd.DataFrame:
-        # A cache of its own: the libraries' shared one may hold another revision under the same name.
-        with telling(repository_of(wanted, where), where):
-            dataset = load_dataset(
-                wanted.repo, wanted.subset, split=wanted.split, revision=wanted.revision, cache_dir=str(scratch)
-            )
-        return from_arrow(dataset.with_format("arrow")[:])
-
-    return kept(checked(load, wanted, where), wanted, where)
+    # A cache of its own: the libraries' shared one may hold another revision under the same name.
+    with telling(repository_of(wanted, where), where):
+        return load_dataset(
+            wanted.repo, wanted.subset, split=wanted.split, revision=wanted.revision, cache_dir=str(scratch)
+        )
 
 
 @contextmanager
@@ -154,18 +166,6 @@ def split_files(wanted: HubTable | MtebSet, repository: hub.Repository, where: s
     read = asked if isinstance(wanted, HubTable) else splits
     urls = [str(url) for name in read for url in splits.get(name, ())]
     return [url.partition(f"{repository.name}@")[2].partition("/")[2] for url in urls]
-
-
-def kept(frame: pd.DataFrame, wanted: HubTable, where: str) -> pd.DataFrame:
-    """Keep the wanted columns, and of rows that are then equal the first."""
-    if wanted.keep is not None:
-        missing = [column for column in wanted.keep if column not in frame]
-        if missing:
-            raise ConfigError(f"{where}: keep: {wanted.repo} has no column {missing[0]!r}; it has {', '.join(frame)}")
-        frame = frame[list(wanted.keep)]
-        plain = frame.map(lambda value: value if isinstance(value, str | int | float) else repr(value))
-        frame = frame[~plain.duplicated()]
-    return frame.reset_index(drop=True)
 
 
 def checked(fetch: Callable[[], T], wanted: HubTable | MtebSet, where: str) -> T:
