@@ -11,6 +11,20 @@ include: "workflow/rules/common.smk"
 report: "workflow/report/workflow.rst"
 
 
+# Where Snakemake runs, whatever runs the others: what needs the internet, and what takes seconds.
+localrules:
+    all,
+    tables,
+    figures,
+    download,
+    table,
+    figure,
+    examples,
+    report,
+    notebook,
+    tune,
+
+
 rule all:
     input:
         PATHS.scores,

@@ -31,7 +31,6 @@ ELSEWHERE = {
     "pip install snakemake-executor-plugin-slurm": "changes the environment",
     "pre-commit install": "changes the clone's git",
     "d2llm plan --config config/paper.yaml": "reads sizes on the hub; tests/test_plan.py has them",
-    "d2llm plan --config config/paper.yaml --device h100": "the same",
     "snakemake --profile profiles/slurm --configfile config/paper.yaml": "needs that executor; tests/test_profiles.py",
     "snakemake --report run.html": "tests/test_workflow.py: of a run that counts as made",
     "d2llm why --config results/mini/config.yaml": "needs the clone's git history; tests/test_why.py",

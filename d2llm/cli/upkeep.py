@@ -158,7 +158,7 @@ COMMANDS: dict[str, Command] = {
         "d2llm plan --config config/paper.yaml --device a100",
         plan,
         {
-            "--device": {"default": "h100", "help": "h100, a100, l40s, rtx4090 or cpu (default: h100)"},
+            "--device": {"help": "h100, a100, l40s, rtx4090 or cpu (default: the config's)"},
             "--queries": {
                 "type": int,
                 "default": 50_000,

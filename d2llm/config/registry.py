@@ -62,6 +62,10 @@ class Declaration(Generic[R]):
         """
         return 2.0 * width
 
+    def text_flops(self, recipe: R, width: int, length: float) -> float:
+        """Of what becomes of a text's states beside the model: pooling, and what its scorer stores of a vector."""
+        return 2.0 * width * length
+
     def indexed_width(self, recipe: R, width: int, longest: int) -> int:
         """Numbers that an index holds of a passage, at most."""
         return max(width, 512)

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from d2llm.config.recipes import Recipe
 
 
+# What computes; `cpu` asks for no GPU.
+DeviceName = Literal["cpu", "h100", "a100", "l40s", "rtx4090"]
+
+
 class Run(NamedTuple):
     """What is trained and evaluated once."""
 
@@ -78,6 +82,9 @@ class Config(Section):
     seeds: Annotated[list[Count], Field(min_length=1)] = [1]
     # Threads of a job.
     threads: PositiveInt = 1
+    # What it is meant for: `d2llm plan` reckons with it, and a cluster is asked for GPUs unless it is cpu. A job computes
+    # on the GPU it finds, whatever it says.
+    device: DeviceName = "cpu"
     # What is trained: method: {keys that change its published recipe} (below).
     methods: dict[Name, dict[str, Any]] = {}
     # Rows that frame the methods, files of d2llm/evaluation/rows: the teacher (upper) and BM25 (lower); and models as

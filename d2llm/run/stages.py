@@ -34,8 +34,8 @@ ASKED = tuple(f"teacher.{key}" for key in ASKING)
 # Of a published model: which files it is, and what it is called.
 FILES = {"model", "revision", "weights", "trust_remote_code"}
 NAMED = {"name", "title"}
-# What decides results: all but where they lie, how many threads make them, and what is searched by them.
-WHOLE = tuple(name for name in Config.model_fields if name not in ("results", "threads", "corpus"))
+# What decides results: all but where they lie, how many threads make them, what a cluster is asked for, and what is searched by them.
+WHOLE = tuple(name for name in Config.model_fields if name not in ("results", "threads", "corpus", "device"))
 # Of section `training`: how much is lost by a kill, and where a training is watched; no result.
 WATCHING = ("checkpoint_minutes", "trackers")
 # The pipeline's encoder as a dense retriever (`data.negatives.encoder`): its parts are found by name.
@@ -63,7 +63,7 @@ class Stage:
     accept: str | None = (
         None  # "module:name", called like the function when that is done; refuses what later stages would
     )
-    memory_mb: int = 4000  # what a cluster is asked for where a profile says nothing
+    memory_mb: int = 4000  # what a cluster is asked for at least
     fetches: bool = False  # whether it uses the network
 
 

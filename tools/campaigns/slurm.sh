@@ -60,9 +60,8 @@ done
 cd "$clone"
 # The machine is small, its jobs smaller still, and there is no accounting database.
 small=$(python -c "
-import yaml
-rules = yaml.safe_load(open('profiles/slurm/config.yaml'))['set-resources']
-print(' '.join(f'{name}:mem_mb=2000' for name in rules))")
+from d2llm.run.stages import STAGES
+print(' '.join(f'{name}:mem_mb=2000' for name in STAGES))")
 PYTHONPATH="$folder/plugins" python -m snakemake --profile profiles/slurm --configfile config/tiny.yaml \
     --slurm-status-command squeue \
     --jobs 4 --latency-wait 5 --default-resources mem_mb=2000 runtime=20 --set-resources $small \

@@ -17,6 +17,7 @@ for variable, folder in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", P
     os.environ[variable] = os.pathsep.join([str(folder), *others])
 sys.path.insert(0, workflow.basedir)
 
+from d2llm.cli.plan.requests import Requests
 from d2llm.config.catalogue import entries
 from d2llm.config.load import dump, load, read
 from d2llm.config.registry import modules
@@ -201,12 +202,28 @@ def launcher(stage):
     return f"python -m torch.distributed.run --standalone --nproc_per_node {count}" if shared else "python"
 
 
-def resources(stage):
-    """For `resources`: those of the stage, under what a profile's `set-resources` gives its rule. Rules that inherit
-    from it (`use rule train as …`) thus do
-    so from the profile as well, which names `train` alone."""
-    given = workflow.resource_settings.overwrite_resources.get(stage, {})
-    return {"mem_mb": STAGES[stage].memory_mb} | {name: getattr(value, "value", value) for name, value in given.items()}
+REQUESTS = Requests(CONFIG)
+
+
+def resources(stage, like=None):
+    """For `resources`: what `d2llm plan` reckons a job takes, times the attempt, under what a profile's `set-resources`
+    gives the stage's rule. Rules that inherit from it (`use rule train as …`) thus do so from the profile as well, which
+    names `train` alone; a share of a stage does from what it gives that one, `like`. A GPU is asked for where the
+    config's `device` is one, nowhere else.
+    """
+
+    def asked(name):
+        def value(wildcards, attempt):
+            amount = refusing(REQUESTS.of, stage, **dict(wildcards.items())).get(name)
+            return amount if amount is None or name == "gpu" else amount * attempt
+
+        return value
+
+    given = workflow.resource_settings.overwrite_resources.get(like or stage, {})
+    names = REQUESTS.names(stage)
+    return {name: asked(name) for name in names} | {
+        name: getattr(value, "value", value) for name, value in given.items()
+    }
 
 
 def base_priority(usual, *names):

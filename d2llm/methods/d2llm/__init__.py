@@ -43,6 +43,11 @@ class D2LLM(Method[D2LLMRecipe]):
         hidden = recipe.interaction.hidden
         return 2.0 * (hidden**2 + 2 * hidden)
 
+    def text_flops(self, recipe: D2LLMRecipe, width: int, length: float) -> float:
+        """The pooling's attention, its two products of a vector, and the IEM's side of a pair."""
+        pooling = 4.0 * length * width * recipe.pooling.heads + 4.0 * width**2
+        return pooling + 2.0 * width * recipe.interaction.hidden
+
     def make_student(self, backbone: Backbone, recipe: D2LLMRecipe) -> Student:
         """Raw text begun as the checkpoint begins it, no prompt. The pooling reads all that is fed, but for a sink."""
         from d2llm.models.student import Student, same_formats
