@@ -130,6 +130,10 @@ def test_a_model_made_for_prompts_is_not_fed_without(folder: Path, tmp_path: Pat
     bare = tmp_path / "multilingual-e5-small-bare"
     bare.mkdir()
     (bare / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"not in sentence-transformers' format: no modules\.json"):
+        published.check(config_of(tmp_path, model=str(bare)).published()["tiny_model"])
+    (bare / "modules.json").write_text("[]")
+    (bare / "model.safetensors").touch()
     for known in ({}, {"prompts": {"query": "", "document": ""}}):
         (bare / published.PROMPTS).write_text(json.dumps(known))
         with pytest.raises(ConfigError, match=r'none registered .* \(prompts: \{"query": "query: ", "document": "pass'):

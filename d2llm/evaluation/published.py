@@ -33,6 +33,8 @@ SMALL = ("*.json", "*.txt", "*.model", "*.jinja")
 WEIGHTS = {"safetensors": ("*model*.safetensors",), "pytorch": ("*model*.safetensors", "*pytorch_model*.bin")}
 # Where sentence-transformers keeps the prompts of a model.
 PROMPTS = "config_sentence_transformers.json"
+# What makes a folder one of its own: without it, it would take the mean of whatever states there are.
+MODULES = "modules.json"
 
 
 def run(config: Config, row: str) -> None:
@@ -45,7 +47,7 @@ def run(config: Config, row: str) -> None:
     source = fetched(settings, known, where) if settings.checkpoint().origin == "hub" else place(settings)
     check_prompts(settings, known, source, where)
     with atomic(Paths.of(config).published(row)) as folder:
-        for file in kept(source, settings):
+        for file in kept(source, settings, known):
             target = folder / file.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
@@ -160,13 +162,15 @@ def relative(name: str) -> ModelMeta | None:
 
 # ------------------------------------------------------------------------------------------------------------ its files
 def place(settings: PublishedModel) -> Path:
-    """The folder of a model that is here. Raises ConfigError where there is none."""
-    return located(settings.checkpoint(), f"references: {settings.model}", weights=False)[0]
+    """The folder of a model that is here, with all that a row needs. Raises ConfigError where there is none."""
+    folder = located(settings.checkpoint(), f"references: {settings.model}", weights=False)[0]
+    kept(folder, settings, None)
+    return folder
 
 
 def fetched(settings: PublishedModel, known: ModelMeta | None, where: str) -> Path:
     """The hub's files in the local cache, checked against the hub's digests."""
-    return hub.fetch(repository(settings, known), lambda there: chosen(there, settings), where)
+    return hub.fetch(repository(settings, known), lambda there: chosen(there, settings, known), where)
 
 
 def to_come(settings: PublishedModel) -> int:
@@ -174,7 +178,7 @@ def to_come(settings: PublishedModel) -> int:
     does not have or give.
     """
     where, known = check(settings)
-    return hub.ask(repository(settings, known), lambda there: chosen(there, settings), where)
+    return hub.ask(repository(settings, known), lambda there: chosen(there, settings, known), where)
 
 
 def repository(settings: PublishedModel, known: ModelMeta | None) -> hub.Repository:
@@ -182,8 +186,12 @@ def repository(settings: PublishedModel, known: ModelMeta | None) -> hub.Reposit
     return hub.Repository(settings.model, "model", settings.revision or (known.revision if known else None))
 
 
-def chosen(there: hub.Sizes, settings: PublishedModel) -> dict[str, int]:
-    """Of a model's files, {path: bytes}, those that are kept. Raises ConfigError where weights are not among them."""
+def chosen(there: hub.Sizes, settings: PublishedModel, known: ModelMeta | None) -> dict[str, int]:
+    """Of a model's files, {path: bytes}, those that are kept. Raises ConfigError where weights are not among them, and
+    where nobody says how its states are pooled.
+    """
+    if known is None and MODULES not in there:
+        raise ConfigError(f"references: {settings.model}: not in sentence-transformers' format: no {MODULES}")
     weights = WEIGHTS[settings.weights]
     wanted = (*SMALL, *weights, *(("*.py",) if settings.trust_remote_code else ()))
 
@@ -196,7 +204,7 @@ def chosen(there: hub.Sizes, settings: PublishedModel) -> dict[str, int]:
     return {path: size for path, size in there.items() if among(path, wanted)}
 
 
-def kept(folder: Path, settings: PublishedModel) -> list[Path]:
-    """Its files that are kept. Raises ConfigError where weights are not among them."""
+def kept(folder: Path, settings: PublishedModel, known: ModelMeta | None) -> list[Path]:
+    """Its files that are kept. Raises ConfigError as `chosen` does."""
     files = {path.relative_to(folder).as_posix(): 0 for path in sorted(folder.rglob("*")) if path.is_file()}
-    return [folder / path for path in chosen(files, settings)]
+    return [folder / path for path in chosen(files, settings, known)]
