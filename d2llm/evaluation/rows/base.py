@@ -1,10 +1,34 @@
-"""What reference rows share that have no vectors of texts."""
+"""What rows share: vectors of texts that are remembered, and what stands for them where there are none."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
+
+
+class Remembered:
+    """Vectors of texts by side (any key), each text embedded once until `clear`: a pair task repeats its premises, and
+    both orders need the same texts twice.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, tuple[dict[str, int], np.ndarray]] = {}
+
+    def of(self, side: Hashable, texts: Sequence[str], embed: Callable[[list[str]], np.ndarray]) -> np.ndarray:
+        """(n, d) vectors; `embed` is given those texts that are new."""
+        place, table = self._known.get(side, (dict[str, int](), None))
+        new = [text for text in dict.fromkeys(texts) if text not in place]
+        if new or table is None:
+            fresh = embed(new)
+            table = fresh if table is None else np.concatenate([table, fresh])
+            place |= zip(new, range(len(place), len(place) + len(new)), strict=True)
+            self._known[side] = place, table
+        return table[np.fromiter(map(place.__getitem__, texts), np.int64, len(texts))]
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._known.clear()
 
 
 class TextOnly:

@@ -16,6 +16,7 @@ from mteb.types import PromptType
 from torch.utils.data import DataLoader
 
 from d2llm.evaluation import published
+from d2llm.evaluation.rows.base import Remembered
 from d2llm.run.artifacts import require
 from d2llm.run.paths import Paths
 from d2llm.search.ranking import best
@@ -48,7 +49,7 @@ class PublishedScorer:
         self.model, self.batch_size = model, batch_size
         self.kind = str(getattr(model.model.similarity_fn_name, "value", model.model.similarity_fn_name))
         self.task: Any = None
-        self._known: dict[PromptType | None, dict[str, np.ndarray]] = {}
+        self._known = Remembered()
 
     def begin(self, task: Any) -> None:
         self.task = task
@@ -75,11 +76,7 @@ class PublishedScorer:
     def vectors(self, texts: Sequence[str], role: str, mode: str) -> np.ndarray:
         """(n, d) float32 vectors, remembered until `forget`."""
         side = self.side(role, mode)
-        known = self._known.setdefault(side, {})
-        new = [text for text in dict.fromkeys(texts) if text not in known]
-        if new:
-            known.update(zip(new, self.encode(new, side), strict=True))
-        return np.stack([known[text] for text in texts])
+        return self._known.of(side, texts, lambda new: self.encode(new, side))
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]], mode: str) -> np.ndarray:
         left, right = (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from d2llm.evaluation.rows.base import Remembered
 from d2llm.run.errors import ArtifactError
 from d2llm.run.paths import Paths
 
@@ -40,23 +41,18 @@ class StudentScorer:
         self.batch_size = batch_size
         scorer = student.scorer
         self.kind = getattr(scorer, "name", None) or type(scorer).__name__.lower()
-        # Per (role, mode) the row of each text, and the rows: a pair task repeats its premises, and both orders need the
-        # same texts twice.
-        self._known: dict[tuple[str, str], tuple[dict[str, int], np.ndarray]] = {}
+        self._known = Remembered()
 
     def begin(self, task: object) -> None:
         """The mode says all that it needs."""
 
     def vectors(self, texts: Sequence[str], role: str, mode: str) -> np.ndarray:
         """(n, d) float32 embeddings, remembered until `forget`."""
-        key = (self._merge_role(role, mode), mode)
-        place, table = self._known.get(key, (dict[str, int](), np.zeros((0, self.student.width), dtype=np.float32)))
-        new = [text for text in dict.fromkeys(texts) if text not in place]
-        if new:
-            place |= zip(new, range(len(place), len(place) + len(new)), strict=True)
-            table = np.concatenate([table, self.student.encode(new, role, mode, self.batch_size)])
-            self._known[key] = place, table
-        return table[np.fromiter(map(place.__getitem__, texts), np.int64, len(texts))]
+        return self._known.of(
+            (self._merge_role(role, mode), mode),
+            texts,
+            lambda new: self.student.encode(new, role, mode, self.batch_size),
+        )
 
     def forget(self) -> None:
         """Drops the vectors: tasks share few texts."""
