@@ -19,12 +19,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 NAME = "counted"
 aten = torch.ops.aten
 # Operators whose result the host has to know before it goes on.
 WAITING = (aten._local_scalar_dense.default, aten.nonzero.default, aten._unique2.default, aten.masked_select.default)
+
+# Operators that take tensors of both devices.
+MIXED = (aten._to_copy.default, aten.copy_.default, aten.index.Tensor, aten.index_put_.default)
 
 
 @dataclass
@@ -71,6 +74,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     there = target(kwargs)
     if func is aten._fused_sdp_choice.default:
         return 0  # in plain products: no kernel of its own is known for this device
+    if func not in MIXED:
+        check_together(func, args, kwargs)
     held_args, held_kwargs = tree_map_only(Counted, lambda x: x.held, (args, kwargs))
     if there is not None:
         held_kwargs["device"] = torch.device("cpu")
@@ -95,6 +100,13 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     wrapped = tree_map_only(Tensor, Counted, out)
     aliasing = func.is_view or func._schema.is_mutable
     return return_and_correct_aliasing(func, args, kwargs, wrapped) if aliasing else wrapped
+
+
+def check_together(func: Any, args: Any, kwargs: Any) -> None:
+    """Raise RuntimeError for numbers of both devices, as a GPU does; a single number may come from the host."""
+    found = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    if len({isinstance(x, Counted) for x in found if isinstance(x, Counted) or x.ndim}) > 1:
+        raise RuntimeError(f"{func}: tensors of the host and of the device")
 
 
 def target(kwargs: dict[str, Any]) -> torch.device | None:

@@ -199,7 +199,8 @@ class Index:
                 block = self.student.scorer.query_cache(q[first : first + size])
                 found: Iterable[tuple[Tensor, Tensor]]
                 if self.lists is None or exact:
-                    found = zip(*self._all(block, depth, of_rows), strict=True)
+                    # Brought together: a query at a time would wait for the GPU as often as there are queries.
+                    found = zip(*(side.cpu() for side in self._all(block, depth, of_rows)), strict=True)
                 else:
                     found = self._some(block, depth, nprobe, of_rows)
                 hits.extend((rows.cpu().numpy(), scores.cpu().numpy()) for scores, rows in found)
