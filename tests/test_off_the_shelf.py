@@ -110,6 +110,7 @@ def test_scores_are_those_of_mtebs_own_evaluation(folder: Path, tmp_path: Path) 
         ({"model": "nomic-ai/nomic-embed-text-v1.5"}, "runs Python code|one vector a text"),
         ({"model": "./nowhere"}, r"no model in nowhere \(config\.json is missing\)"),
         ({"model": "no model"}, "source as org/name on the hub"),
+        ({"model": "./甲"}, r"a name for it \(name: …\)"),
         ({"model": "./here", "revision": "main"}, "revision for a model on the hub only"),
         ({"model": "org/model", "name": "bge"}, "its name 'bge' is taken"),
         ({"model": "org/bm25"}, "expected each once|its name 'bm25' is taken"),

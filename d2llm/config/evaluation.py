@@ -87,6 +87,8 @@ class PublishedModel(Section):
     @model_validator(mode="after")
     def _found(self) -> PublishedModel:
         self.checkpoint()
+        if not 0 < len(self.key) <= 100:
+            raise ValueError("a name for it (name: …): its own gives none of 1 to 100 letters a-z and digits")
         return self
 
     def checkpoint(self, revision: str | None = None) -> PretrainedSettings:
