@@ -110,13 +110,6 @@ def test_flops_of_pooling_and_scoring_are_what_torch_counts() -> None:
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.05)
 
 
-def test_adapters_are_counted_as_peft_makes_them(tmp_path: Path) -> None:
-    backbone = tiny.backbone("decoder", tmp_path, num_hidden_layers=3)
-    tuning = TunedWeights(kind="lora", r=4, first_layer=1)
-    backbone.tune(tuning)
-    assert sizes_of(tmp_path).trainable(tuning) == backbone.trained_count()
-
-
 def paper(folder: Path, **training: object) -> Config:
     """The paper tier with models of this machine."""
     for kind in ("decoder", "encoder"):
@@ -299,12 +292,8 @@ def test_a_batch_is_as_long_as_its_longest_text() -> None:
 
 # Of the models' own config.json, as their pages show them: family, whether embeddings are tied, and these sizes.
 SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-    "vocab_size",
+    *("hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "intermediate_size", "vocab_size"),
 )
 PUBLIC = {
     "Qwen/Qwen1.5-7B-Chat": ("qwen2", False, 4096, 32, 32, 32, 11008, 151936),

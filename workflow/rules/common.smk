@@ -205,11 +205,11 @@ def launcher(stage):
 REQUESTS = Requests(CONFIG)
 
 
-def resources(stage, like=None):
+def resources(stage):
     """For `resources`: what `d2llm plan` reckons a job takes, times the attempt, under what a profile's `set-resources`
     gives the stage's rule. Rules that inherit from it (`use rule train as …`) thus do so from the profile as well, which
-    names `train` alone; a share of a stage does from what it gives that one, `like`. A GPU is asked for where the
-    config's `device` is one, nowhere else.
+    names `train` alone; `evaluate_shard` does from what it gives `evaluate`. A GPU is asked for where the config's
+    `device` is one, nowhere else.
     """
 
     def asked(name):
@@ -219,7 +219,7 @@ def resources(stage, like=None):
 
         return value
 
-    given = workflow.resource_settings.overwrite_resources.get(like or stage, {})
+    given = workflow.resource_settings.overwrite_resources.get(stage.removesuffix("_shard"), {})
     names = REQUESTS.names(stage)
     return {name: asked(name) for name in names} | {
         name: getattr(value, "value", value) for name, value in given.items()

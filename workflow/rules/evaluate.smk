@@ -65,7 +65,7 @@ rule evaluate_shard:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        **resources("evaluate_shard", "evaluate"),
+        **resources("evaluate_shard"),
     params:
         **job("evaluate_shard"),
     shell:

@@ -29,7 +29,9 @@ ROOM, BESIDE = 3.0, 30
 USUAL_QUERIES = 50_000
 # MB for reading a table of the hub that is not here yet; and times its bytes on disk for one that is.
 UNKNOWN_TABLE, READ = 12_000, 8
-READERS = ("texts", "data")
+READERS, COMPARERS = ("texts", "data"), ("comparison", "ablations")
+# Bytes of a prediction in memory.
+PREDICTION = 500
 
 
 class Requests:
@@ -67,11 +69,18 @@ class Requests:
     def of(self, stage: str, **arguments: Any) -> dict[str, int]:
         """{"mem_mb", "runtime" (minutes), "gpu"} of a job; what is not asked for is not there."""
         if stage not in JOBS:
-            return {"mem_mb": max(STAGES[stage].memory_mb, _read(self.config) if stage in READERS else 0)}
+            held = _read(self.config) if stage in READERS else self._compared() if stage in COMPARERS else 0
+            return {"mem_mb": max(STAGES[stage].memory_mb, held)}
         given, key = self.given, (stage, *sorted(arguments.items()))
         if key not in self._asked:
             self._asked[key] = request(given, stage, **arguments)
         return self._asked[key]
+
+    def _compared(self) -> int:
+        """MB for the predictions of all trainings on the largest set."""
+        config, sets = self.config, self.given.amount.split(self.config.evaluation.split)
+        kept = [part.queries.count * (config.evaluation.keep if part.type == "retrieval" else 1) for part in sets]
+        return _up(PROCESS + PREDICTION * len(config.runs()) * max(kept, default=0) / MEGA, 1000)
 
 
 def request(given: Given, stage: str, **arguments: Any) -> dict[str, int]:
