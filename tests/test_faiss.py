@@ -18,7 +18,7 @@ from d2llm.models.scorers.cosine import Cosine
 from d2llm.models.scorers.dot import Dot
 from d2llm.run.errors import ArtifactError, ConfigError, DataError
 from d2llm.run.paths import Paths
-from d2llm.search import corpus
+from d2llm.search import candidates, corpus
 from d2llm.search import index as search
 from d2llm.search.candidates import BUDGETS
 from d2llm.search.index import Index
@@ -40,6 +40,8 @@ def listed(scorer: torch.nn.Module, vectors: np.ndarray) -> Index:
 
 @pytest.mark.parametrize("scorer", [*(iem(**options) for options in IEMS), Cosine(), Dot()], ids=lambda s: s.name)
 def test_lists_find_what_all_scores_find(scorer: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SAMPLED", "ROUTED"):  # of 128 centroids; by default all are scored
+        monkeypatch.setattr(candidates, name, 48)
     index = listed(scorer, clustered(20_000, 32, 1))
     queries, scored = clustered(20, 32, 2), []
     exact = index.search_vectors(queries, 10, exact=True)

@@ -274,11 +274,14 @@ class Index:
     def _some(self, block: Tensor, depth: int, nprobe: int | None, ties: Ties) -> Iterator[tuple[Tensor, Tensor]]:
         """The same, query by query, of those rows that the lists say are worth it."""
         assert self.lists is not None
-        centroids = finite(self.student.scorer.matrix_cached(block, self.lists.centroids, self.mode).float())
+
+        def score(rows: Tensor) -> Tensor:
+            return finite(self.student.scorer.matrix_cached(block, rows, self.mode).float())
+
         # Twice what is asked for, as float16 may swap neighbours; the same for usual depths, so that a deeper search
         # begins with the hits of a shallower one.
         want = max(100, 2 * depth)
-        for rows, scores in self.lists.search(block, self._exact, centroids, want, nprobe):
+        for rows, scores in self.lists.search(block, self._exact, score, want, nprobe):
             kept_scores, found = best(scores[None], rows[None], ties, depth)
             yield kept_scores[0], found[0]
 
