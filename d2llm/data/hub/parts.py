@@ -37,7 +37,12 @@ def write_parts(parts: Iterable[pd.DataFrame], file: Path, scratch: Path, keep: 
     if keep is not None and (missing := [name for name in keep if name not in there]):
         raise KeyError(missing[0], list(there))
     schema, rows = pa.unify_schemas(schemas, promote_options="permissive"), 0
-    first = None if keep is None else _first(np.concatenate(digests))
+    first = None
+    if keep is not None:
+        whole = np.concatenate(digests)
+        digests.clear()
+        first = _first(whole)
+        del whole
     with pq.ParquetWriter(file, schema.with_metadata(schemas[0].metadata), compression="zstd") as writer:
         for name in names:
             table = pq.read_table(name)
@@ -73,7 +78,12 @@ def _spelled(value: Any) -> str:
 
 
 def _first(digests: np.ndarray) -> np.ndarray:
-    """(n,) whether a row is the first of its digests."""
-    first = np.zeros(len(digests), dtype=bool)
-    first[np.unique(digests.view([("a", "u8"), ("b", "u8")]).ravel(), return_index=True)[1]] = True
+    """(n,) whether a row is the first of its digests (n, 2)."""
+    order = np.lexsort(digests.T)  # stable: of equal rows the first comes first
+    again = np.ones(len(digests) - 1, dtype=bool)
+    for column in digests.T:
+        values = column[order]
+        again &= values[1:] == values[:-1]
+    first = np.ones(len(digests), dtype=bool)
+    first[order[1:]] = ~again
     return first
