@@ -60,8 +60,6 @@ Nearest = Callable[[Tensor, int], Iterator[Tensor]]
 class InnerProduct:
     """What a scorer that is an inner product needs: the stored vector itself, and no fit."""
 
-    second = 0
-
     def route(self, centroids: Tensor, score: Score) -> tuple[Tensor, Tensor]:
         """Of all centroids (k, c) their order for every query (n, k), best first, and the queries' scores with the
         sample (n, s).
@@ -97,7 +95,7 @@ class Approximation(InnerProduct):
         self.fit = ridge(features.double(), eye).float()
 
     @property
-    def second(self) -> int:  # type: ignore[override]  # it follows from the budget here
+    def second(self) -> int:
         """How many rows the second fit takes."""
         return int(self.budget * SECOND_SHARE)
 
@@ -203,7 +201,7 @@ class Lists:
         """
         order, known = self.fit.route(self.centroids, score)
         held = self.sizes.to(order.device)[order].cumsum(1)
-        enough = min(int(held[0, -1]), max(want, self.fit.second))
+        enough = min(int(held[0, -1]), want)
         chosen = max(nprobe or self.nprobe, int((held < enough).sum(1).max()) + 1)
         lists = order[:, : min(chosen, order.shape[1])].cpu().numpy()
 
