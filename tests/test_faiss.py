@@ -57,6 +57,9 @@ def test_lists_find_what_all_scores_find(scorer: torch.nn.Module, monkeypatch: p
     every, index.lists.budget = len(index.lists.sizes), BUDGETS[-1]
     assert recall(exact, index.search_vectors(queries, 10, nprobe=every)) >= 0.99
     assert len(index.search_vectors(queries[:1], 700)[0][0]) == 700  # more than the lists it would look into hold
+    alone = [index.search_vectors(queries[i : i + 1], 200, nprobe=1)[0] for i in range(20)]
+    for (rows, _), (same, _) in zip(index.search_vectors(queries, 200, nprobe=1), alone, strict=True):
+        assert set(rows) == set(same)  # whatever is searched beside a query
 
 
 def test_lists_in_a_file_are_those_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +104,28 @@ def test_shards_merged_are_the_whole(precision: str, tmp_path: Path, monkeypatch
     whole.save(tmp_path / "saved")
     with pytest.raises(ConfigError, match="expected a shard that `d2llm index`, or Index.build with `to`, wrote"):
         Index.merge(model, [parts[0], tmp_path / "saved"], tmp_path / "no")
+
+
+def test_nothing_of_an_index_that_was_stays_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor of a build that was killed. An index with lists is saved where it was loaded from, and searched on."""
+    monkeypatch.setattr(search, "BUILD_BLOCK", 50)
+    monkeypatch.setattr(search, "FEW", 100)
+    model, passages, others = student(COSINE), texts(200, 2), texts(200, 5)
+
+    def killed() -> Iterator[str]:
+        yield from passages[:120]
+        (tmp_path / "lists.data").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Index.build(model, killed(), to=tmp_path)
+    (tmp_path / "seen.sqlite").write_bytes(b"of a process that could not clean up")
+    built = Index.build(model, iter(passages), candidates="faiss", queries=passages[:9], to=tmp_path)
+    hits = built.search(others[:5], 5)
+    Index.load(tmp_path, model).save(tmp_path)
+    assert equal(hits, built.search(others[:5], 5)) and equal(hits, Index.load(tmp_path, model).search(others[:5], 5))
+    Index.build(model, others).save(tmp_path)
+    assert Index.load(tmp_path, model).lists is None
 
 
 def test_what_there_cannot_be_is_refused() -> None:
@@ -172,6 +197,11 @@ def test_a_corpus_by_shards_is_the_corpus(tmp_path: Path, monkeypatch: pytest.Mo
             np.testing.assert_allclose(scores, exact, rtol=1e-5, atol=1e-6)
         kept = corpus.texts_at(corpus.kept_texts(folder), [48, 0, 13, 48])
         assert kept.loc[[48, 13], "text"].tolist() == [passages[48], passages[13]] and kept.loc[0, "id"] == "n0"
+    few = load([ROOT / "config" / "mini.yaml"], {"results": str(tmp_path), "corpus": {**settings, "shards": 50}})
+    for shard in range(50):  # one part is empty
+        corpus.run_shard(few, shard, 50)
+    corpus.run(few)
+    assert len(Index.load(Paths.of(few).corpus, model)) == 49
     frame["nr"] = [f"n{i % 30}" for i in range(49)]
     frame.to_parquet(tmp_path / "twice.parquet")
     pieces = corpus.texts_in(str(tmp_path / "twice.parquet"), "says", "nr")

@@ -202,8 +202,11 @@ class Lists:
         order, known = self.fit.route(self.centroids, score)
         held = self.sizes.to(order.device)[order].cumsum(1)
         enough = min(int(held[0, -1]), want)
-        chosen = max(nprobe or self.nprobe, int((held < enough).sum(1).max()) + 1)
-        lists = order[:, : min(chosen, order.shape[1])].cpu().numpy()
+        # Of each query by itself, whatever is searched with it; faiss passes over lists of number -1.
+        chosen = ((held < enough).sum(1) + 1).clamp(min=nprobe or self.nprobe)
+        order = order[:, : int(chosen.max())]
+        unasked = torch.arange(order.shape[1], device=order.device) >= chosen[:, None]
+        lists = order.masked_fill(unasked, -1).cpu().numpy()
 
         def nearest(weights: Tensor, count: int) -> Iterator[Tensor]:
             for found in self._nearest(array(weights), lists, count):

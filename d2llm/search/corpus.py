@@ -209,10 +209,14 @@ class Corpus:
             yield from piece["text"]
 
     def close(self) -> None:
-        """All texts are there."""
+        """All texts are there; of a part of fewer texts than parts, none."""
+        import pandas as pd
+
         from d2llm.search.store import order_file
 
-        if self.writer is not None:
+        if self.writer is None:
+            pd.DataFrame({"id": [], "text": []}, dtype="str").to_parquet(self.folder / TEXTS)
+        else:
             self.writer.close()
         order_file(self.folder / ORDER, self.ids.descending(), self.count)
         self.ids.close()

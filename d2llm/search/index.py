@@ -109,9 +109,7 @@ class Index:
         check_several("passages", passages)
         if candidates is not None:
             check_candidates(student.scorer, candidates, passages, queries)
-        place = None if to is None else Path(to)
-        if place is not None:
-            place.mkdir(parents=True, exist_ok=True)
+        place = None if to is None else emptied(Path(to))
         seen = Distinct(None if place is None else place / SEEN)
         try:
             parts = encoded(student, passages, seen, batch_size, mode, precision)
@@ -238,10 +236,10 @@ class Index:
         A search looks into so few lists, and scores so few passages, as find `RECALL` of the ten best passages of these
         queries; `lists.recall` says what is found. `folder`: of an index that is saved there; its lists are then written, not held.
         """
+        place = None if folder is None else emptied(Path(folder), (LISTS, DATA))
         if len(self.cache) <= FEW:
             get_logger(__name__).info("%d distinct passages: searched whole, without lists", len(self.cache))
             return
-        place = None if folder is None else Path(folder)
         with torch.inference_mode():
             file = None if place is None else place / DATA
             self.lists = Lists.make(self.student.scorer, self.rows, len(self.cache), file)
@@ -333,8 +331,7 @@ class Index:
         """
         from safetensors.torch import save_file
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = emptied(Path(folder))
         parts = {"cache": self.cache, "scale": self.scale, "places": self.places}
         held = {name: part.cpu().contiguous() for name, part in parts.items() if part is not None}
         save_file(held, str(folder / "index.safetensors"))
@@ -355,8 +352,7 @@ class Index:
 
         Raises ConfigError for shards that were not built with `to`, or differ in mode or precision.
         """
-        place, first = Path(to), cls.load(shards[0], student)
-        place.mkdir(parents=True, exist_ok=True)
+        first, place = cls.load(shards[0], student), emptied(Path(to))
         store, seen = Store(place), Distinct(place / SEEN)
         try:
             for folder in shards:
@@ -422,6 +418,16 @@ def check_candidates(scorer: Any, candidates: str, passages: Any, queries: Seque
         raise ConfigError(f"scorer {scorer.name}: inner products find no candidates for it; leave candidates out")
     if queries is None and not isinstance(passages, Sequence):
         raise ConfigError("queries: give some, by which candidates are judged; passages that come once cannot be asked")
+
+
+def emptied(folder: Path, names: Sequence[str] = ("index.json", "index.safetensors", LISTS, DATA, SEEN)) -> Path:
+    """A folder, made where it is not there, without files of an index that was, which would pass for the next one's, and
+    without what a killed build left. Removed, not written over: an index that is open has them mapped.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (*map(folder.joinpath, names), *folder.glob("*.part")):
+        file.unlink(missing_ok=True)
+    return folder
 
 
 def spread(passages: Any) -> list[Any]:
