@@ -14,17 +14,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from d2llm.config.data import HubTable
 from d2llm.data.files.read import read_pieces
+from d2llm.data.hub import download
 from d2llm.data.hub.parts import write_parts
 from d2llm.evaluation import collect
 from d2llm.evaluation.predictions import read_predictions
 from d2llm.run.artifacts import write_frame, write_frames
+from d2llm.run.errors import ConfigError
 from d2llm.run.schemas import PREDICTION_KEY, PREDICTIONS
 
 ROWS = [
     *({"id": n, "text": f"t{n % 4}", "more": None if n < 7 else n} for n in range(9)),
     *({"id": n / 2, "text": f"t{n % 4}", "late": ["a"]} for n in range(9)),
-    {"text": "t0", "id": 1, "late": []},
+    {"text": "t0", "id": 1, "late": [], "rare": "r"},
+    {"text": "t0", "id": 1, "rare": None},
 ]
 
 
@@ -40,13 +44,13 @@ def written(tmp_path: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("keep", [None, ["text", "id"]])
+@pytest.mark.parametrize("keep", [None, ["text", "id"], ["text", "rare"]])
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
 def test_parts_are_the_table(kind: str, keep: list[str] | None, tmp_path: Path) -> None:
     path = written(tmp_path, kind)
     [whole] = read_pieces(path, None)
     parts = list(read_pieces(path, 4))
-    assert [len(part) for part in parts] == [4, 4, 4, 4, 3]
+    assert [len(part) for part in parts] == [4, 4, 4, 4, 4]
     assert [*np.concatenate([part.index for part in parts])] == [*whole.index]
     count = write_parts(iter(parts), tmp_path / "out.parquet", tmp_path, keep)
     if keep is not None:  # the first of equal rows
@@ -61,6 +65,15 @@ def test_a_column_nobody_has_is_named(tmp_path: Path) -> None:
     with pytest.raises(KeyError) as error:
         write_parts(iter([pd.DataFrame({"a": ["x"]})]), tmp_path / "out.parquet", tmp_path, ["b"])
     assert error.value.args == ("b", ["a"])
+
+
+def test_a_column_of_several_types_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t.jsonl").write_text('{"a": 1}\n{"a": "x"}\n')
+    monkeypatch.setattr(download, "checked", lambda *_: tmp_path / "t.jsonl")
+    monkeypatch.setattr(download, "CHUNK", 1)
+    wanted = HubTable.model_validate({"repo": "a/b", "revision": "x", "file": "t.jsonl"})
+    with pytest.raises(ConfigError, match="train.mine: a/b: .*Field a has incompatible types: .*; keep the columns"):
+        download.table(wanted, tmp_path / "out.parquet", tmp_path, "train.mine")
 
 
 def most(rows: int, folder: Path) -> float:

@@ -30,6 +30,7 @@ from d2llm.evaluation.mteb import mteb_task
 from d2llm.evaluation.rows.published import load as load_row
 from d2llm.evaluation.runtime import Texts, published_timings
 from d2llm.reporting.context import context
+from d2llm.run import jobs
 from d2llm.run.errors import ConfigError, D2LLMError
 from d2llm.run.paths import Paths
 from d2llm.teacher.prompts import prompts
@@ -180,6 +181,9 @@ def test_the_modern_tier_asks_as_mteb_does_and_has_rows_that_mteb_knows(monkeypa
         assert (prompt.yes, prompt.no) == ("yes", "no")
     pinned = {name: published.check(model)[1].revision for name, model in config.published().items()}
     assert len(pinned) == 3 and all(len(revision) == 40 for revision in pinned.values())
+    # What encodes their texts is among the versions that make their scores stale.
+    versions = [jobs.versions_line(config, "evaluate", method=row, variant="base", seed=1) for row in (*pinned, "bm25")]
+    assert ["sentence-transformers" in line for line in versions] == [True, True, True, False]
 
 
 def test_rows_without_training_are_marked(tmp_path: Path) -> None:

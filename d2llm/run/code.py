@@ -33,11 +33,15 @@ RECORDED = (
     "safetensors",
     "scikit-learn",
     "scipy",
+    "sentence-transformers",
     "snakemake",
     "tokenizers",
     "torch",
     "transformers",
 )
+
+# Their names in import statements, where these are others.
+IMPORTED = {"sklearn": "scikit-learn", "sentence_transformers": "sentence-transformers"}
 
 # Of them, those a training's bits depend on.
 COMPUTING = ("accelerate", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
@@ -127,7 +131,7 @@ def third_parties(module: str, root: Path) -> frozenset[str]:
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add((node.module or "").partition(".")[0])
-    return frozenset("scikit-learn" if name == "sklearn" else name for name in names) & frozenset(RECORDED)
+    return frozenset(IMPORTED.get(name, name) for name in names) & frozenset(RECORDED)
 
 
 def imported_names(module: str, tree: ast.Module, root: Path) -> Iterator[str]:

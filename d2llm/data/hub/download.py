@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
+import pyarrow as pa
 
 from d2llm.config.data import SOURCE, TABLE, HubTable, MtebSet
 from d2llm.config.task_types import BY_MTEB_TYPE
@@ -90,6 +91,9 @@ def table(wanted: HubTable, file: Path, scratch: Path, where: str) -> int:
     except KeyError as error:
         column, there = error.args
         raise ConfigError(f"{where}: keep: {wanted.repo} has no column {column!r}; it has {', '.join(there)}") from None
+    except pa.ArrowException as error:
+        fix = "keep the columns that hold values of one type (keep: […])"
+        raise ConfigError(f"{where}: {wanted.repo}: {first_line(error)}; {fix}") from error
 
 
 def load(wanted: HubTable, scratch: Path, where: str) -> Any:

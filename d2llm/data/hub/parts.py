@@ -28,7 +28,8 @@ def write_parts(parts: Iterable[pd.DataFrame], file: Path, scratch: Path, keep: 
     schemas, digests, names, there = [], [], [], dict[str, None]()
     for number, part in enumerate(parts):
         there |= dict.fromkeys(part.columns)
-        part = part if keep is None else part.reindex(columns=list(keep))
+        if keep is not None:  # what a part lacks has no type of its own
+            part = part.assign(**{name: None for name in keep if name not in part.columns})[list(keep)]
         table = pa.Table.from_pandas(part, preserve_index=False)
         names.append(scratch / f"part-{number}.parquet")
         pq.write_table(table, names[-1], compression="zstd")
@@ -70,9 +71,13 @@ def _digests(part: pd.DataFrame) -> np.ndarray:
 
 
 def _spelled(value: Any) -> str:
-    """A value as a text, another for every other value; a whole number is the same with and without a point."""
+    """A value as a text, another for every other value; a whole number is the same with and without a point, and what
+    is missing in whatever way.
+    """
     if isinstance(value, str):
         return f"s{value}"
+    if value is None or (isinstance(value, float) and value != value):
+        return "n"
     whole = isinstance(value, float) and value.is_integer()
     return f"n{int(value) if whole or isinstance(value, bool) else value!r}"
 
