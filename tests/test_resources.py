@@ -72,6 +72,8 @@ def test_a_teacher_of_seven_billion_gets_room_and_time_for_its_weights_and_its_r
     assert row["mem_mb"] > 14_000 and row["runtime"] > 10 * 60  # two bytes a weight; 85 candidates of 39,740 queries
     assert requests.of("data")["mem_mb"] > 30_000  # T2Ranking's and mMARCO's passages
     assert requests.of("comparison")["mem_mb"] > 500 * 35 * 20 * 22_812 / 1e6  # all trainings' predictions on T2
+    corpus = requests.of("corpus")  # its student of 1.8 billion weights, four bytes each
+    assert corpus["mem_mb"] > 7300 and corpus["gpu"] == 1 and "runtime" in corpus
     shared = load([ROOT / "config/paper.yaml"], {"training": {"processes": 4, "precision": "bfloat16"}})
     asked = Requests(shared).of("train", method="d2llm", variant="base", seed="1")
     alone = requests.of("train", method="d2llm", variant="base", seed="1")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Tokens between a passage and the next one of a packed prompt: what stands between the texts, and the cue.
 BETWEEN = 8.0
+# Queries by which an index's lists are judged (`search.index`).
+JUDGES = 32
 # Share of the teacher's candidates that only one of its two retrievers finds.
 APART = 0.85
 
@@ -399,6 +401,17 @@ def corpus_shard(given: Given, shard: str, shards: str) -> Cost:
     return Cost("corpus, a shard", 1, tokens, flops, memory, given.device.hours(flops, given.half), host)
 
 
+def corpus(given: Given) -> Cost:
+    """The shards brought together. What the lists find is judged by the scores of some queries with every passage."""
+    settings = given.config.corpus
+    chosen, recipe = declared(settings.method), given.config.recipe(settings.method, settings.variant)
+    whole, size = corpus_shard(given, "0", "1"), given.models[chosen.base(recipe)]
+    length = given.limit(512)
+    flops = JUDGES * whole.tokens / 100 * chosen.pair_flops(recipe, size.hidden, length) if settings.candidates else 0.0
+    hours = given.device.hours(flops, False)
+    return replace(whole, stage="corpus, shards together", tokens=0.0, flops=flops, hours=hours)
+
+
 def runtime(given: Given) -> Cost:
     """Every method of the first seed and the teacher, one after another: the largest corpus embedded and searched."""
     config, sets = given.config, given.amount.split(given.config.evaluation.split)
@@ -441,7 +454,7 @@ JOBS: dict[str, Callable[..., Cost]] = {
     job.__name__: job
     for job in (
         *(base, published, vectors, negatives, teacher, teacher_scores, pretext, train),
-        *(evaluate_shard, evaluate, evaluate_dev, runtime, search_notebook, corpus_shard),
+        *(evaluate_shard, evaluate, evaluate_dev, runtime, search_notebook, corpus_shard, corpus),
     )
 }
 
