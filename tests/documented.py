@@ -26,8 +26,6 @@ FORM = re.compile(r"<|…|\b(NAME|FOLDER|STAGE|COMMAND)\b|compare A B")
 # What is not run here, and where it is or why it cannot be.
 ELSEWHERE = {
     ".ci/run": "runs this very test",
-    "conda activate d2llm": "conda is not at hand; tests/test_packaging.py compares environment.yml with the lock",
-    "conda env create --file environment.yml": "the same",
     "pip install snakemake-executor-plugin-slurm": "changes the environment",
     "pre-commit install": "changes the clone's git",
     "d2llm plan --config config/paper.yaml": "reads sizes on the hub; tests/test_plan.py has them",
