@@ -27,6 +27,7 @@ from d2llm.config.load import load
 from d2llm.config.schema import Config, Run
 from d2llm.evaluation import evaluate, published, tasks
 from d2llm.evaluation.mteb import mteb_task
+from d2llm.evaluation.rows.published import PublishedScorer
 from d2llm.evaluation.rows.published import load as load_row
 from d2llm.evaluation.runtime import Texts, published_timings
 from d2llm.reporting.context import context
@@ -165,6 +166,16 @@ def test_it_is_fetched_from_a_hub_with_a_pickle_only_where_that_is_asked_for(fol
     np.testing.assert_array_equal(
         given.encode(["问题"]), SentenceTransformer(str(folder), device="cpu").encode(["问题"])
     )
+
+
+def test_equal_passages_have_equal_scores() -> None:
+    """Whatever batches their texts would come in: here every encoding rounds in its own way."""
+    rng = np.random.default_rng(0)
+    model = MagicMock(encode=lambda batches, **_: rng.random((sum(len(b["text"]) for b in batches), 4), np.float32))
+    model.model.device, model.similarity = torch.device("cpu"), lambda a, b: a @ b.T
+    ((rows, scores),) = PublishedScorer(model, 2).search(["问"], ["甲", "乙", "甲", "甲"], 4, np.arange(4)[::-1].copy())
+    places = [rows.tolist().index(row) for row in (3, 2, 0)]
+    assert len(set(scores[places])) == 1 and places == sorted(places)
 
 
 def test_the_modern_tier_asks_as_mteb_does_and_has_rows_that_mteb_knows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,12 +88,12 @@ class Resume:
                 return _read_part(file, self.job)
             except ArtifactError as error:
                 get_logger(__name__).warning("%s; computing it again", error)
-        found = compute()
+        arrays = compute()
         try:
-            _write_part(file, self.job, found)
+            _write_part(file, self.job, arrays)
         except Exception as error:  # noqa: BLE001 - a full disk is told in many ways; what was computed is sound
             get_logger(__name__).warning("%s could not be kept (%s); going on without", file, first_line(error))
-        return found
+        return arrays
 
     @property
     def spent(self) -> float:

@@ -246,18 +246,18 @@ class Index:
         vectors = self.student.encode(list(queries), "query", self.mode)
         exact, lists = self.search_vectors(vectors, RECALL_DEPTH, exact=True), self.lists
         lists.nprobe = 1
-        while (found := found_of(exact, self.search_vectors(vectors, RECALL_DEPTH))) < RECALL:
+        while (recall := found_of(exact, self.search_vectors(vectors, RECALL_DEPTH))) < RECALL:
             if lists.nprobe >= len(lists.sizes):
                 break
             lists.nprobe *= 2
-        lists.recall = found
+        lists.recall = recall
         for budget in BUDGETS if lists.budget else ():
             lists.budget = budget
             lists.recall = found_of(exact, self.search_vectors(vectors, RECALL_DEPTH))
-            if lists.recall >= min(found, RECALL):
+            if lists.recall >= min(recall, RECALL):
                 break
-        said = (len(lists.sizes), lists.nprobe, lists.recall, RECALL_DEPTH, len(queries))
-        get_logger(__name__).info("%d lists: %d of them find %.3f of the %d best passages of %d queries", *said)
+        about = (len(lists.sizes), lists.nprobe, lists.recall, RECALL_DEPTH, len(queries))
+        get_logger(__name__).info("%d lists: %d of them find %.3f of the %d best passages of %d queries", *about)
         if place is not None:
             save_lists(lists, place)
 

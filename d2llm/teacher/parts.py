@@ -43,12 +43,12 @@ def parts(teacher: Teacher, groups: Sequence[Group], mode: str) -> Iterator[Sequ
 
 def digest(groups: Sequence[Group], mode: str) -> str:
     """What tells a part by its content."""
-    found = hashlib.sha256(mode.encode())
+    content = hashlib.sha256(mode.encode())
     for query, candidates in groups:
         for text in (query, *candidates):
-            found.update(f"{len(text)} {text}".encode())
-        found.update(b"|")
-    return found.hexdigest()[:40]
+            content.update(f"{len(text)} {text}".encode())
+        content.update(b"|")
+    return content.hexdigest()[:40]
 
 
 def logits_of(teacher: Teacher, groups: Sequence[Group], mode: str, resume: Resume) -> list[np.ndarray]:

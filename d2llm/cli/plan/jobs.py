@@ -371,10 +371,10 @@ def _reference(given: Given, sets: tuple[Evaluated, ...]) -> Cost:
     """The teacher's row: it reads every pair, and of retrieval what BM25 and the encoder find."""
     config, encoder = given.config, given.models["encoder"]
     depths, orders = config.evaluation.teacher_candidates, config.evaluation.symmetric_order
-    found = (APART if depths.bm25 and depths.dense else 1.0) * (depths.bm25 + depths.dense)
+    most_read = (APART if depths.bm25 and depths.dense else 1.0) * (depths.bm25 + depths.dense)
     tokens, flops, dense = 0.0, 0.0, 0.0
     for part in sets:
-        candidates = min(found, part.passages.count) if part.type == "retrieval" else 1.0
+        candidates = min(most_read, part.passages.count) if part.type == "retrieval" else 1.0
         read, passed = _asked(given, part.mode, part.queries, part.passages, candidates)
         twice = 2 if part.type != "retrieval" and orders.of(part.type) == "average" else 1
         tokens, flops = tokens + twice * read, flops + twice * passed

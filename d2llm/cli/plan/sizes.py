@@ -167,10 +167,10 @@ def _by_name(settings: BaseSettings | PretrainedSettings, name: str) -> Sizes:
     is ("-1.5B").
     """
     usual = USUAL["encoder" if name == "encoder" else "decoder"]
-    said = re.search(r"(\d+(?:\.\d+)?)B\b", getattr(settings, "source", ""))
-    if not said:
+    billions = re.search(r"(\d+(?:\.\d+)?)B\b", getattr(settings, "source", ""))
+    if not billions:
         return usual
-    scale = math.sqrt(float(said[1]) * 1e9 / usual.parameters)
+    scale = math.sqrt(float(billions[1]) * 1e9 / usual.parameters)
     widths = ("hidden", "query_width", "kv_width", "intermediate")
     return replace(usual, **{width: round(scale * getattr(usual, width)) for width in widths})
 

@@ -88,11 +88,16 @@ class PublishedScorer:
     def search(self, queries: Sequence[str], passages: Sequence[str], depth: int, ties: np.ndarray) -> Hits:
         device = self.device
         asked = torch.from_numpy(self.vectors(queries, "query", "asymmetric")).to(device)
-        there = torch.from_numpy(self.encode(passages, PromptType.document)).to(device)
+        # Each text once: in two batches, rounding could tell equal passages apart.
+        distinct = {text: row for row, text in enumerate(dict.fromkeys(passages))}
+        there = torch.from_numpy(self.encode(list(distinct), PromptType.document)).to(device)
+        copies = len(distinct) < len(passages)
+        places = torch.tensor([distinct[text] for text in passages], device=device) if copies else None
         rows, order = torch.arange(len(passages), device=device), torch.from_numpy(ties).to(device)
         hits: Hits = []
         for part in asked.split(max(1, BLOCK // len(passages))):
             scores = torch.as_tensor(self.model.similarity(part, there)).float()
-            found = best(scores, rows.expand(len(part), -1), order, depth)
-            hits += [(row, score) for score, row in zip(*(side.cpu().numpy() for side in found), strict=True)]
+            scores = scores if places is None else scores[:, places]
+            top = best(scores, rows.expand(len(part), -1), order, depth)
+            hits += [(row, score) for score, row in zip(*(side.cpu().numpy() for side in top), strict=True)]
         return hits
