@@ -129,6 +129,8 @@ def test_nothing_of_an_index_that_was_stays_in_its_folder(tmp_path: Path, monkey
 
 
 def test_what_there_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match="float16 holds numbers up to 65504; found 70000; choose full or int8"):
+        Index.of_vectors(Vectors(Dot()), np.full((3, 4), 7e4, np.float32), range(3), precision="float16")
     model = student(PLAIN_IEM)
     for scorer, passages, options, message in (
         (TOKENS, texts(3, 1), {"candidates": "faiss"}, "scorer maxsim: inner products find no candidates for it"),

@@ -551,13 +551,19 @@ def stored(scorer: Any, vectors: Tensor, precision: Precision) -> tuple[Tensor, 
     """(m, d) → the scorer's (m, c) as kept in a precision, and (m, parts), by which int8 is multiplied (the largest
     entry of a part becomes 127).
 
-    Raises ConfigError for a precision there is not.
+    Raises ConfigError for a precision there is not, and for float16 where an entry is too large for it.
     """
     if precision not in get_args(Precision):
         raise ConfigError(f"precision: expected one of {', '.join(get_args(Precision))}; found {precision!r}")
     cache = scorer.passage_cache(vectors)
-    if precision != "int8":
-        return cache.to(torch.float16) if precision == "float16" else cache, None
+    if precision == "float16":
+        half = cache.to(torch.float16)
+        if (half.isinf() & cache.isfinite()).any():
+            largest = cache.abs().masked_fill(~cache.isfinite(), 0).max()
+            raise ConfigError(f"precision: float16 holds numbers up to 65504; found {largest:.0f}; choose full or int8")
+        return half, None
+    if precision == "full":
+        return cache, None
     parts = cache.float().split(list(scorer.cache_parts(cache.shape[1])), dim=1)
     scales = [(part.abs().amax(1, keepdim=True) / 127).clamp(min=1e-12) for part in parts]
     rounded = [(part / scale).round().to(torch.int8) for part, scale in zip(parts, scales, strict=True)]
