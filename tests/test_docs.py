@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
 import shlex
@@ -146,3 +147,19 @@ def test_the_check_of_commands_can_fail() -> None:
     for wrong in ("d2llm train --config a.yaml", "d2llm nosuch", "make no-such", "snakemake no_such_rule"):
         with pytest.raises((SystemExit, AssertionError)):
             checked(wrong)
+
+
+# ---------------------------------------------------------------------------------------------------------- error lines
+def test_error_lines_are_the_codes() -> None:
+    """Each is a text of the code, with anything in the places of an f-string."""
+    lines = re.findall(r"^```text\nerror: (.*?)\n```", text(ROOT / "docs" / "troubleshooting.md"), re.S | re.M)
+    sources = [text(file) for file in [*ROOT.glob("d2llm/**/*.py"), *ROOT.glob("baselines/*.py")]]
+    sources += re.findall(r'sys\.exit\((f".*")\)', text(ROOT / "workflow/rules/common.smk"))
+    patterns = []
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+        parts = [getattr(part, "value", None) for part in (node.values if isinstance(node, ast.JoinedStr) else [node])]
+        if len("".join(part for part in parts if isinstance(part, str)).strip()) >= 15:
+            pattern = "".join(re.escape(part) if isinstance(part, str) else ".*" for part in parts)
+            patterns.append(re.compile(pattern, re.S))
+    wrong = [line for line in lines if not any(pattern.search(f"error: {line}") for pattern in patterns)]
+    assert len(lines) > 20 and not wrong
