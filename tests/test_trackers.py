@@ -96,6 +96,22 @@ def test_a_run_of_a_service_goes_on_under_its_name(tmp_path: Path, monkeypatch: 
     assert begun[0]["name"] == begun[2]["name"] != begun[1]["name"] and begun[0]["project"] == "d2llm"
 
 
+@pytest.mark.parametrize("fails", ["init", "finish"])
+def test_a_service_that_is_away_ends_no_training(fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither when a run begins, nor at its end, before the model is saved."""
+
+    def away(**_: Any) -> None:
+        raise OSError("the service is away")
+
+    run = SimpleNamespace(log=lambda values, step: None, finish=away)
+    spec = SimpleNamespace(init=away if fails == "init" else lambda **_: run, __spec__=SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "wandb", spec)
+    log = Log(tmp_path / "log.jsonl", Resume(), ["wandb"], tmp_path / "runs")
+    log({"stage": "a", "step": 1, "loss": 0.5})
+    log.close()
+    assert not log.open and len(read_jsonl(tmp_path / "log.jsonl")) == 1
+
+
 def test_a_package_that_is_missing_is_told_before_the_first_job(tiny_scores: Config, tmp_path: Path) -> None:
     config = place(tiny_scores, tmp_path, training={"trackers": ["trackio"]})
     message = "training.trackers: trackio is not installed; `python -m pip install trackio`, or leave it out"

@@ -11,7 +11,8 @@ from __future__ import annotations
 import importlib.util
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +62,14 @@ class Log:
         if loop != self.loop:
             self.close()
             self.loop = loop
-            self.open = [self._started(kind, loop, step) for kind in self.kinds]
+            for kind in self.kinds:
+                tracker = self._tracker(kind, loop, step)
+                if reached(kind, tracker.start):
+                    self.open.append(tracker)
         numbers = {f"{stage}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
-        for tracker in list(self.open):
-            try:
-                tracker.log(numbers, step=step)
-            except Exception as error:  # noqa: BLE001 - of a service; the training itself is sound
-                self.open.remove(tracker)
-                get_logger(__name__).warning("%s: no longer told (%s)", tracker.name, first_line(error))
+        self.open = [one for one in self.open if reached(one.name, partial(one.log, numbers, step=step))]
 
-    def _started(self, kind: str, loop: str, step: int) -> Any:
+    def _tracker(self, kind: str, loop: str, step: int) -> Any:
         """A tracker of accelerate for one loop: the run it had where the loop goes on, otherwise a new one."""
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -90,14 +89,23 @@ class Log:
             title = "/".join((*self.place.parts[-4:], name, identity[:6]))
             more = {"id": identity, "dir": str(self.place)} if kind == "wandb" else {}
             tracker = LOGGER_TYPE_TO_CLASS[kind](PROJECT, name=title, resume="allow", **more)
-        tracker.start()
         return tracker
 
     def close(self) -> None:
         """The loop is done."""
         for tracker in self.open:
-            tracker.finish()
+            reached(tracker.name, tracker.finish)
         self.open = []
+
+
+def reached(name: str, call: Callable[[], Any]) -> bool:
+    """Call a tracker; whether it went well. What a service fails in is no fault of the training, and ends none."""
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - services raise many kinds
+        get_logger(__name__).warning("%s: no longer told (%s)", name, first_line(error))
+        return False
+    return True
 
 
 def check(trackers: Sequence[str]) -> None:
