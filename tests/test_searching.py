@@ -148,6 +148,13 @@ def test_an_index_on_the_command_line(folder, call):
     assert Path("corpus.csv").exists()
 
 
+def test_a_score_that_is_not_finite_is_no_hit(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("corpus.txt").write_text("\n".join(PASSAGES), encoding="utf-8")
+    assert call("index --student STUDENT --passages corpus.txt --to made")[0] == 0
+    monkeypatch.setattr(d2llm.Index, "search", lambda *_: [(np.array([1, 0]), np.array([np.inf, 0.5]))])
+    assert "made: the score of passage 1 is not finite; train the student again" in call(FIND)[1]
+
+
 def test_a_search_has_the_mode_of_its_index(folder, call):
     Path("corpus.txt").write_text("\n".join(PASSAGES), encoding="utf-8")
     assert call("index --student STUDENT --passages corpus.txt --to made --mode symmetric")[0] == 0

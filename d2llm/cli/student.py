@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from itertools import chain
@@ -257,6 +258,10 @@ def search(options: argparse.Namespace) -> int:
     asking = queries["text"].tolist()
     results = loaded.search(asking, options.depth, corpus.order_of(folder), options.nprobe, options.exact)
     passages = corpus.texts_at(texts, [row for rows, _ in results for row in rows])
+    first = (rows[0] for rows, scores in results if not math.isfinite(scores[0]))  # such a score comes first
+    if (wrong := next(first, None)) is not None:
+        name = passages.loc[wrong, "id"]
+        raise ArtifactError(f"{folder}: the score of passage {name} is not finite; train the student again")
     if options.format == "trec":
         check_words(options.index, passages["id"])
     if options.format != "text":
