@@ -148,6 +148,23 @@ def test_an_index_on_the_command_line(folder, call):
     assert Path("corpus.csv").exists()
 
 
+def test_lists_are_judged_by_the_queries_that_are_given(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passages that stand for queries find themselves; that they were asked is said."""
+    monkeypatch.setattr("d2llm.search.index.FEW", 1)
+    judged: list[list[str]] = []
+    add = d2llm.Index.add_lists
+    monkeypatch.setattr(d2llm.Index, "add_lists", lambda index, q, to: judged.append(list(q)) or add(index, q, to))
+    Path("corpus.txt").write_text("\n".join(PASSAGES), encoding="utf-8")
+    Path("asked.txt").write_text(f"{QUESTION}\n谁看书？", encoding="utf-8")
+    line = "index --student STUDENT --passages corpus.txt --to made"
+    assert "of the ten best of some passages asked as queries" in call(f"{line} --candidates faiss")[1]
+    assert "of the ten best of 2 queries" in call(f"{line} --candidates faiss --queries asked.txt")[1]
+    merge = "merge-index --student STUDENT --shards made --to whole --candidates faiss --queries asked.txt"
+    assert "of the ten best of 2 queries" in call(merge)[1]
+    assert judged == [PASSAGES, [QUESTION, "谁看书？"], [QUESTION, "谁看书？"]]
+    assert "--queries: they judge lists" in call(f"{line} --queries asked.txt")[1]
+
+
 def test_a_score_that_is_not_finite_is_no_hit(call, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("corpus.txt").write_text("\n".join(PASSAGES), encoding="utf-8")
     assert call("index --student STUDENT --passages corpus.txt --to made")[0] == 0

@@ -76,9 +76,11 @@ def add_index(commands: Any) -> None:
 
 
 def add_candidates(parser: argparse.ArgumentParser) -> None:
-    """--candidates."""
+    """--candidates and --queries."""
     faiss = "make inverted lists besides, by which searches find their candidates (default: every passage is scored)"
     parser.add_argument("--candidates", choices=("faiss",), help=faiss)
+    judged = "some queries as they will be asked, by which the lists are judged (default: passages): " + FILE
+    parser.add_argument("--queries", metavar="FILE", help=judged)
 
 
 def add_merge(commands: Any) -> None:
@@ -184,6 +186,7 @@ def index(options: argparse.Namespace) -> int:
     from d2llm.run.artifacts import atomic
 
     check_to(options.to)
+    queries = judges(options)
     number, count = shard_of(options.shard or "0/1")
     source = (options.passages, options.column, options.id, options.quotes)
     pieces = corpus.shard_of(lambda: corpus.texts_in(*source), number, count)
@@ -194,8 +197,8 @@ def index(options: argparse.Namespace) -> int:
         whole = chain([first], pieces)
         student = student_of(options)
         built = corpus.write(student, whole, folder, options.passages, options.mode, options.precision)
-        corpus.add_candidates(built, folder, options.candidates)
-    told(options.to, built)
+        corpus.add_candidates(built, folder, options.candidates, queries)
+    told(options.to, built, queries)
     return 0
 
 
@@ -204,13 +207,14 @@ def merge(options: argparse.Namespace) -> int:
     from d2llm.run.artifacts import atomic
 
     check_to(options.to)
+    queries = judges(options)
     shards = list(map(Path, options.shards))
     for shard in shards:
         kept_texts(shard)
     with atomic(options.to) as folder:
         merged = corpus.merge(student_of(options), shards, folder)
-        corpus.add_candidates(merged, folder, options.candidates)
-    told(options.to, merged)
+        corpus.add_candidates(merged, folder, options.candidates, queries)
+    told(options.to, merged, queries)
     return 0
 
 
@@ -230,7 +234,14 @@ def shard_of(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def told(to: str, index: Any) -> None:
+def judges(options: argparse.Namespace) -> list[str] | None:
+    """The queries by which lists are judged. Raises ConfigError where there will be no lists."""
+    if options.queries and not options.candidates:
+        raise ConfigError("--queries: they judge lists, and there are none without --candidates faiss; give both")
+    return read_texts(options.queries)["text"].tolist() if options.queries else None
+
+
+def told(to: str, index: Any, queries: list[str] | None) -> None:
     """Say what was made."""
     kind = str(index.cache.dtype).removeprefix("torch.")
     print(
@@ -239,7 +250,8 @@ def told(to: str, index: Any) -> None:
     )
     if index.lists is not None:
         lists = index.lists
-        print(f"{len(lists.sizes)} lists: {lists.nprobe} of them find {lists.recall:.3f} of the ten best passages")
+        asked_by = f"{len(queries)} queries" if queries else "some passages asked as queries; --queries judges by yours"
+        print(f"{len(lists.sizes)} lists: {lists.nprobe} of them find {lists.recall:.3f} of the ten best of {asked_by}")
 
 
 def search(options: argparse.Namespace) -> int:

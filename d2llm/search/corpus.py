@@ -86,13 +86,17 @@ def merge(student: Any, shards: Sequence[Path], folder: Path) -> Index:
     return Index.merge(student, shards, folder)
 
 
-def add_candidates(index: Index, folder: Path, candidates: str | None) -> None:
-    """Give an index lists where they are asked for, judged by passages from everywhere."""
+def add_candidates(index: Index, folder: Path, candidates: str | None, queries: Sequence[str] | None = None) -> None:
+    """Give an index lists where they are asked for, judged by queries; None: by passages from everywhere, which find
+    themselves and their like more easily than what people ask.
+    """
     from d2llm.search.index import check_candidates, spread
 
     if candidates is not None:
         check_candidates(index.student.scorer, candidates, [], None)
-        index.add_lists(texts_at(kept_texts(folder), spread(range(len(index))))["text"].tolist(), folder)
+        if queries is None:
+            queries = texts_at(kept_texts(folder), spread(range(len(index))))["text"].tolist()
+        index.add_lists(queries, folder)
 
 
 def shard_of(pieces: Callable[[], Iterator[pd.DataFrame]], number: int, count: int) -> Iterator[pd.DataFrame]:
