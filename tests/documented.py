@@ -13,11 +13,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import yaml
-from test_docs import checked, commands, words_of
+from test_docs import checked, commands, rules, words_of
 from test_extending import carry_out
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +53,7 @@ def to_run() -> list[str]:
 
 def prepare(clone: Path, run: Path) -> None:
     """What the pages take for granted: a finished run by the names they use, its reference, files to read, a config."""
-    for name in ("results/mini", "trial/mini", "results/one", "results/other"):
+    for name in ("trial/mini", "results/one", "results/other"):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         (clone / name).symlink_to(run.resolve())
     for name in ("docs", "tools"):
@@ -79,36 +80,52 @@ def prepare(clone: Path, run: Path) -> None:
     call(clone, [sys.executable, "-m", "d2llm.cli", *keep])
 
 
-def call(clone: Path, command: list[str]) -> str:
+def call(clone: Path, command: list[str], given: str = "") -> str:
     """What a command says; AssertionError where it fails."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    environment["PYTHONPATH"] = os.pathsep.join([str(clone), environment.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, cwd=clone, env=environment, input=given, capture_output=True, text=True, timeout=900, check=False
+    )
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
     return done.stdout + done.stderr
 
 
-def real(command: str) -> list[str]:
-    """The command as it is run here."""
+def real(command: str) -> list[str] | None:
+    """The command as it is run here; None for one that only names what test_docs knows: a subcommand, rules."""
     tool, *words = words_of(command.replace("python -m d2llm.cli", "d2llm"))
     if tool == "snakemake":
         # With one core and as a dry run, whatever is said of either: what is asked for twice is then planned once.
         words = shlex.split(re.sub(r"--(cores \S+|dry-run)", "", shlex.join(words)))
-        return [sys.executable, "-m", tool, *words, "--dry-run", "--cores", "1"]
-    return ["make", "--dry-run", *words] if tool == "make" else [sys.executable, "-m", "d2llm.cli", *words]
+        planned = [sys.executable, "-m", tool, *words, "--dry-run", "--cores", "1"]
+        return None if set(words) <= rules() else planned
+    if tool == "make":
+        return ["make", "--dry-run", *words]
+    return ["d2llm", *words] if len(words) > 1 or words == ["doctor"] else None
+
+
+# A line of standard input a command; one process, which imports torch once.
+EACH = """
+import json, sys
+from d2llm.cli.main import main
+for line in sys.stdin:
+    assert main(json.loads(line)) == 0, line
+"""
 
 
 def run_all(clone: Path, run: Path) -> None:
-    """Run them all. `run` is a finished run's folder of the tiny tier, made in `clone`."""
+    """Run them all. `run` is the folder of a finished run of the tiny settings, results/mini of the clone."""
     assert set(ELSEWHERE) <= {command for _, command in commands()}, "a command that no page has any more"
     prepare(clone, run)
-    done: set[tuple[str, ...]] = set()
-    for command in to_run():
-        assert checked(command), f"{command}: neither run nor listed with a reason"
-        words = real(command)
-        # A subcommand that is only named is no call: test_docs knows its name.
-        named = words[1:3] == ["-m", "d2llm.cli"] and len(words) < 5 and words[3:] != ["doctor"]
-        if tuple(words) not in done and not named:
-            call(clone, words)
-        done.add(tuple(words))
-        if command.startswith("d2llm new-baseline mymethod"):
-            carry_out(clone)
+    chosen = to_run()
+    assert all(map(checked, chosen)), "neither run nor listed with a reason"
+    first, *others = dict.fromkeys(tuple(words) for command in chosen if (words := real(command)))
+    assert first[:2] == ("d2llm", "new-baseline")
+    call(clone, [sys.executable, "-m", "d2llm.cli", *first[1:]])
+    carry_out(clone)
+    ours = "".join(json.dumps(words) + "\n" for tool, *words in others if tool == "d2llm")
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(call, clone, [sys.executable, "-c", EACH], ours)]
+        waiting += [pool.submit(call, clone, list(words)) for words in others if words[0] != "d2llm"]
+        for one in waiting:
+            one.result()

@@ -1,6 +1,7 @@
 """The whole suite in miniature: Snakemake runs every stage for every method, without network.
 
-Models and teacher's scores once more in another clone, with one core, to the same bytes.
+Models and teacher's scores once more in another clone, with one core, to the same bytes. The run itself may be there:
+.ci/run names a clone that has finished it, in FINISHED.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +22,7 @@ import pytest
 import yaml
 from offline import offline
 from test_workflow import FIGURES, TABLES, fresh  # noqa: F401 - fresh is a fixture
-from tiny_run import BASE, tiny_settings
+from tiny_run import BASE
 
 from d2llm.run.paths import Paths
 from d2llm.run.provenance import file_digest
@@ -30,16 +32,17 @@ from d2llm.run.stages import STAGES
 def run(
     folder: Path, *arguments: str, target: str | Sequence[str] = "all", cores: int = 2, network: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    files = [] if "--configfile" in arguments else ["--configfile", "tiny.yaml"]
     targets = [target] if isinstance(target, str) else target
-    command = [sys.executable, "-m", "snakemake", *targets, "--cores", str(cores), *files, *arguments]
+    command = [sys.executable, "-m", "snakemake", *targets, "--cores", str(cores), *arguments]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     command = command if network else offline(command)
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
-RATES = {name: {"learning_rate": 1e-3} for name in ("d2llm", "bge", "retromae", "llara", "sgpt", "udever")}
-
+# The tiny tier where all look by default: what the miniature of .ci/run has to be, too.
+TINY = ("--configfile", "config/tiny.yaml", "-C", "tier=mini", "include=[]")
 STUDY = {
     "sweeps": {"d2llm": {"gamma": [0.1, 1.0]}},
     "variants": {
@@ -56,9 +59,8 @@ def study(fresh: Path, one: Path) -> None:  # noqa: F811
     """A study goes on from a finished run: another teacher, another base, a sweep, whose centre costs nothing."""
     before = pd.read_csv(one / "scores.csv")
     (fresh / "study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
-    files = ("--configfile", "tiny.yaml", "study.yaml", "-C", "results=one")
-    done = run(fresh, *files, target="one/tiny/tables/ablation.md")
-    assert done.returncode == 0, done.stdout + done.stderr
+    files = ("--configfile", "config/tiny.yaml", "study.yaml", "-C", "tier=mini")
+    done = run(fresh, *files, target="results/mini/tables/ablation.md")
     rules = r"rule (texts|data|base\w*|negatives|teacher\w*|pretext|train\w*|evaluate\w*):"
     again = Counter(re.findall(rules, done.stdout + done.stderr))
     assert again == Counter({"base_other": 1, "teacher": 1, "teacher_scores": 1, "train": 3, "evaluate": 3})
@@ -96,40 +98,35 @@ def summary(side: Path, name: str) -> dict[str, object]:
 
 @pytest.mark.slow
 def test_the_whole_workflow(fresh: Path) -> None:  # noqa: F811
-    tuned = tiny_settings(Path("one"), methods=RATES)
-    (fresh / "tiny.yaml").write_text(yaml.safe_dump(tuned, allow_unicode=True), encoding="utf-8")
-    other = fresh.parent / "another"
-    shutil.copytree(fresh, other)
-    one, two = fresh / "one" / "tiny", other / "two" / "tiny"
-    done = run(fresh, "-C", "results=one", network=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    other = Path(shutil.copytree(fresh, fresh.parent / "another"))
+    one, two = fresh / "results" / "mini", other / "two" / "mini"
+    if finished := os.environ.get("FINISHED"):
+        for part in ("results/mini", ".snakemake"):
+            shutil.copytree(Path(finished) / part, fresh / part)
+    run(fresh, *TINY, network=False)
 
     # Another clone, one job at a time: the same bytes. A decoder trained by LoRA with all of D2LLM, an encoder in full
     # after two stages of pre-training. That tables and figures of the same scores are the same, their own tests say.
-    paths, trained = Paths(Path("two/tiny")), ("d2llm", "bge")
+    paths = Paths(Path("two/mini"))
     wanted = [paths.run("bge", "base", 1) / "provenance.json", paths.evaluation("d2llm", "base", 1) / "scores.parquet"]
-    done = run(other, "-C", "results=two", target=[str(path) for path in wanted], cores=1)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(other, *TINY, "results=two", target=[str(path) for path in wanted], cores=1)
     assert same_artifacts(one, two) == {
         *("texts", "data", "base", "negatives", "teacher", "teacher_scores", "pretext", "train", "evaluate")
     }
-    assert all(summary(one, name) == summary(two, name) for name in trained)
+    assert all(summary(one, name) == summary(two, name) for name in ("d2llm", "bge"))
 
     page = (one / "report.html").read_text(encoding="utf-8")
-    for name in TABLES:
-        for ext in ("csv", "md", "tex", "html"):
-            table = (one / "tables" / f"{name}.{ext}").read_text(encoding="utf-8")
-            assert "d2llm" in table.lower() or name == "ablation"  # this run has no variant
+    for name, ext in product(TABLES, ("csv", "md", "tex", "html")):
+        table = (one / "tables" / f"{name}.{ext}").read_text(encoding="utf-8")
+        assert "d2llm" in table.lower() or name == "ablation"  # this run has no variant
     shown = [f"table-{name}" for name in TABLES] + [f"figure-{name}" for name in FIGURES]
     assert all(f'id="{name}"' in page for name in shown)
-    assert (one / "results.ipynb").is_file()
 
     scores = pd.read_csv(one / "scores.csv")
     methods = {"d2llm", "bge", "retromae", "llara", "sgpt", "udever", "teacher", "bm25"}
     tasks = {path.name for path in (one / "data" / "tasks").iterdir() if path.is_dir()}
-    assert len(tasks) == 8
     counted = scores[scores["phenomenon"] == "all"].groupby(["method", "task"]).size()
-    assert set(counted.index) == {(method, task) for method in methods for task in tasks}
+    assert len(tasks) == 8 and set(counted.index) == set(product(methods, tasks))
     assert scores["value"].notna().all()
     # Students of different methods are different models.
     graded = scores[(scores["phenomenon"] == "all") & (scores["task_type"] == "sts")]
@@ -149,13 +146,11 @@ def test_the_whole_workflow(fresh: Path) -> None:  # noqa: F811
         "corpus",
     }
     assert {record["stage"] for record in records} == set(STAGES) - elsewhere
-    again = run(fresh, "-C", "results=one")
-    assert again.returncode == 0
+    again = run(fresh, *TINY)
     assert "Nothing to be done" in again.stdout + again.stderr
 
     # Students at work: every cell of notebooks/search.ipynb runs on what was trained.
-    done = run(fresh, "-C", "results=one", target="search_notebook")
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(fresh, *TINY, target="search_notebook")
     cells = json.loads((one / "search.ipynb").read_text(encoding="utf-8"))["cells"]
     assert all(cell["outputs"] for cell in cells if cell["cell_type"] == "code")
 
