@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -145,7 +146,8 @@ def tuning(fresh: Path, out: Path) -> None:  # noqa: F811
         assert chosen[name] == {"learning_rate": max(means, key=means.get)}
     before = yaml.safe_load((fresh / "own.yaml").read_text(encoding="utf-8"))
     shutil.copy(fresh / "own.yaml", fresh / "adopted.yaml")
-    assert cli.main(["adopt", "--config", str(out / "config.yaml"), "--to", str(fresh / "adopted.yaml")]) == 0
+    with contextlib.chdir(fresh):  # by which results are found
+        assert cli.main(["adopt", "--config", "out/own/config.yaml", "--to", "adopted.yaml"]) == 0
     adopted = yaml.safe_load((fresh / "adopted.yaml").read_text(encoding="utf-8"))
     assert {name: settings["learning_rate"] for name, settings in adopted["methods"].items()} == {
         name: settings["learning_rate"] for name, settings in chosen.items()

@@ -139,6 +139,7 @@ def test_the_whole_workflow(fresh: Path) -> None:  # noqa: F811
         "download",
         "published",
         "vectors",
+        "evaluate_shard",
         "evaluate_dev",
         "tune",
         "search_notebook",
