@@ -115,7 +115,8 @@ for line in sys.stdin:
 
 def run_all(clone: Path, run: Path) -> None:
     """Run them all. `run` is the folder of a finished run of the tiny settings, results/mini of the clone."""
-    assert set(ELSEWHERE) <= {command for _, command in commands()}, "a command that no page has any more"
+    gone = set(ELSEWHERE) - {command for _, command in commands()}
+    assert not gone, f"no page has them any more: {gone}"
     prepare(clone, run)
     chosen = to_run()
     assert all(map(checked, chosen)), "neither run nor listed with a reason"

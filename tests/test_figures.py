@@ -14,6 +14,7 @@ import pytest
 from fontTools.ttLib import TTFont
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from scipy import stats
 
@@ -60,7 +61,9 @@ def test_a_settled_figure_stays_where_it_is_in_every_format() -> None:
     places = [axes.get_position(original=True).bounds for axes in figure.axes]
     assert len(places) > 1 and all(abs(side - round(side, 6)) < 1e-15 for place in places for side in place)
     figure.axes[0].title.set_fontsize(30)  # which a layout would make room for
+    figure.set_dpi(220)
     figure.draw_without_rendering()
+    assert not isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine)  # as the style sheet asks for
     assert [axes.get_position(original=True).bounds for axes in figure.axes] == places
 
 
