@@ -16,8 +16,10 @@ from test_search import COSINE, PLAIN_IEM, SKIP, TOKENS, Vectors, clustered, equ
 from d2llm.config.load import load
 from d2llm.models.scorers.cosine import Cosine
 from d2llm.models.scorers.dot import Dot
+from d2llm.run import jobs
 from d2llm.run.errors import ArtifactError, ConfigError, DataError
 from d2llm.run.paths import Paths
+from d2llm.run.stages import judging_queries
 from d2llm.search import candidates, corpus
 from d2llm.search import index as search
 from d2llm.search.candidates import BUDGETS
@@ -199,11 +201,20 @@ def test_a_corpus_by_shards_is_the_corpus(tmp_path: Path, monkeypatch: pytest.Mo
             np.testing.assert_allclose(scores, exact, rtol=1e-5, atol=1e-6)
         kept = corpus.texts_at(corpus.kept_texts(folder), [48, 0, 13, 48])
         assert kept.loc[[48, 13], "text"].tolist() == [passages[48], passages[13]] and kept.loc[0, "id"] == "n0"
-    few = load([ROOT / "config" / "mini.yaml"], {"results": str(tmp_path), "corpus": {**settings, "shards": 50}})
+    (tmp_path / "asked.txt").write_text("甲乙\n丙")
+    more = {"shards": 50, "queries": str(tmp_path / "asked.txt")}
+    few = load([ROOT / "config" / "mini.yaml"], {"results": str(tmp_path), "corpus": {**settings, **more}})
+    plain = load([ROOT / "config" / "mini.yaml"], {"results": str(tmp_path), "corpus": {**settings, "shards": 50}})
+    part = {"shard": 0, "shards": 50}
+    assert jobs.settings(few, "corpus_shard", **part) == jobs.settings(plain, "corpus_shard", **part)
+    assert jobs.settings(few, "corpus") != jobs.settings(plain, "corpus")
+    assert judging_queries(few) == [tmp_path / "asked.txt"]
+    judged, add = [], Index.add_lists
+    monkeypatch.setattr(Index, "add_lists", lambda index, asked, to: judged.append(asked) or add(index, asked, to))
     for shard in range(50):  # one part is empty
         corpus.run_shard(few, shard, 50)
     corpus.run(few)
-    assert len(Index.load(Paths.of(few).corpus, model)) == 49
+    assert len(Index.load(Paths.of(few).corpus, model)) == 49 and judged == [["甲乙", "丙"]]
     frame["nr"] = [f"n{i % 30}" for i in range(49)]
     frame.to_parquet(tmp_path / "twice.parquet")
     pieces = corpus.texts_in(str(tmp_path / "twice.parquet"), "says", "nr")

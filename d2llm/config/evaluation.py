@@ -178,6 +178,8 @@ class CorpusSettings(Section):
     precision: Literal["full", "float16", "int8"] = "float16"
     # How candidates are found; null: every passage is scored.
     candidates: Literal["faiss"] | None = "faiss"
+    # A file of some queries as they will be asked, by which candidates are judged; null: by passages.
+    queries: str | None = None
     # Jobs that embed a part each.
     shards: Annotated[int, Field(ge=1)] = 1
 

@@ -171,6 +171,14 @@ def corpus_inputs(config: Config, paths: Paths) -> list[Path]:
     return [Path(corpus.texts), paths.run(*corpus.run) / "model"]
 
 
+def judging_queries(config: Config) -> list[Path]:
+    """The queries by which a corpus's candidates are judged. Raises ConfigError for a file that is not there."""
+    queries = config.corpus.queries
+    if queries is not None and not Path(queries).is_file():
+        raise ConfigError(f"corpus.queries: expected a file of texts (seen from {Path.cwd()}); found {queries!r}")
+    return [] if queries is None else [Path(queries)]
+
+
 def runtime_inputs(config: Config, paths: Paths) -> list[Path]:
     """The texts, and everything that is timed."""
     models = [paths.run(method, "base", config.seeds[0]) / "model" for method in config.methods]
@@ -346,9 +354,11 @@ def headline() -> dict[str, list[str]]:
 
 
 def corpus_settings(config: Config, **shard: Any) -> dict[str, Any]:
-    """Which texts, by which student; of the whole, how candidates are found."""
+    """Which texts, by which student; of the whole, how candidates are found and judged."""
     settings = plain(config.corpus)
-    return {"corpus": {key: value for key, value in settings.items() if key != "candidates" or not shard}}
+    return {
+        "corpus": {key: value for key, value in settings.items() if key not in ("candidates", "queries") or not shard}
+    }
 
 
 def corpus_code(config: Config, **shard: Any) -> Sequence[str]:
@@ -670,6 +680,7 @@ STAGES: dict[str, Stage] = {
         reads=lambda config, paths: [
             corpus_inputs(config, paths)[1],
             *(paths.corpus_shard(shard, config.corpus.shards) for shard in range(config.corpus.shards)),
+            *judging_queries(config),
         ],
         more=corpus_settings,
         code=corpus_code,

@@ -50,7 +50,9 @@ def run(config: Config) -> None:
     parts = [paths.corpus_shard(shard, shards) for shard in range(shards)]
     with atomic(paths.corpus) as folder:
         merged = merge(student_of(config), parts, folder)
-        add_candidates(merged, folder, config.corpus.candidates)
+        judges = config.corpus.queries
+        queries = read_texts(judges)["text"].tolist() if judges else None
+        add_candidates(merged, folder, config.corpus.candidates, queries)
 
 
 def student_of(config: Config) -> Any:
