@@ -65,6 +65,9 @@ def test_a_gpu_computes_as_the_config_says(
     precision.settle(half, tf32=not half)
     assert precision.half_type(torch.device("cuda")) == expected
     assert [flag.allow_tf32 for flag in flags] == [not half] * 2
+    with precision.scoring():
+        assert not flags[0].allow_tf32 and torch.is_inference_mode_enabled()
+    assert flags[0].allow_tf32 is not half
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     assert precision.half_type(torch.device("cuda")) == (torch.float16 if half else None)
 

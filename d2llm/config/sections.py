@@ -35,7 +35,7 @@ class GpuSettings(Section):
     # Texts are embedded in bfloat16, or float16 where the GPU lacks it; their scores are formed in float32. Not while
     # they train: that is training.precision.
     half: bool = True
-    # Products of float32 by TF32, which has 10 bits of a fraction's 23.
+    # Products of float32 by TF32, which has 10 bits of a fraction's 23; not those of scores.
     tf32: bool = True
 
 

@@ -161,8 +161,7 @@ def clock(call: Callable[[Any], Any], arguments: Sequence[Any], settings: Runtim
 # ------------------------------------------------------------------------------------------------------------- systems
 def student_timings(student: Any, texts: Texts, settings: RuntimeSettings, batch: int) -> Iterator[Timing]:
     """A bi-encoder: queries one at a time, passages in batches, one query with a batch of passages, whole searches."""
-    import torch
-
+    from d2llm.models.precision import scoring
     from d2llm.search.index import Index, on_device
 
     timed_queries = texts.queries[: settings.repeats + 1]
@@ -178,7 +177,7 @@ def student_timings(student: Any, texts: Texts, settings: RuntimeSettings, batch
 
     vectors, scorer = np.concatenate(encoded), student.scorer
     queries = on_device(student, student.encode(timed_queries, "query", "asymmetric", batch))
-    with torch.inference_mode():
+    with scoring():
         left = scorer.query_cache(queries)
         right = Index.of_vectors(student, vectors, np.arange(batch) % len(vectors)).cache
         lines = [left[number : number + 1] for number in range(len(left))]

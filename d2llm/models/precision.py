@@ -1,13 +1,14 @@
 """What numbers are computed in: the one place that decides it for everything but training, where accelerate does.
 
-Texts are embedded in half precision on a GPU (`embedding`), float32 products there may use TF32 (`settle`); a CPU
-computes in float32. Numbers that are compared are formed in float32 at least, whatever the model computes in: bfloat16
+Texts are embedded in half precision on a GPU (`embedding`). Float32 products there may use TF32 (`settle`), but not
+those of scores (`scoring`). A CPU computes in float32. Numbers that are compared are formed in float32 at least, whatever the model computes in: bfloat16
 has steps of 1/8 between 16 and 32, hence ties.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -37,6 +38,19 @@ def embedding(weight: Tensor) -> AbstractContextManager:
     """
     kind = half_type(weight.device) if weight.dtype == torch.float32 else None
     return nullcontext() if kind is None else torch.autocast(weight.device.type, dtype=kind)
+
+
+@contextmanager
+def scoring() -> Iterator[None]:
+    """A context in which embeddings are scored: without gradients, by exact float32 products whatever `gpu.tf32` says."""
+    products = torch.backends.cuda.matmul
+    before = products.allow_tf32
+    products.allow_tf32 = False
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        products.allow_tf32 = before
 
 
 def wide(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from d2llm.config.registry import Spec
 from d2llm.models.backbone import Backbone
 from d2llm.models.batch import Batch, Embedded
 from d2llm.models.parts import build_pooling, build_scorer
-from d2llm.models.precision import embedding, wide
+from d2llm.models.precision import embedding, scoring, wide
 from d2llm.run.artifacts import write_json
 from d2llm.run.errors import ArtifactError, ConfigError, TrainingError
 from d2llm.run.logs import progress
@@ -290,9 +290,11 @@ class Student(nn.Module):
             place = {text: row for row, text in enumerate(distinct)}
             vectors = torch.from_numpy(self.encode(distinct, role, mode, batch_size)).to(self.device)
             rows = torch.tensor([place[text] for text in texts], device=self.device)
-            parts.append(part(vectors).index_select(0, rows))
+            with scoring():
+                parts.append(part(vectors).index_select(0, rows))
         left, right = parts
-        return self.scorer.pairs_cached(left, right, mode).float().cpu().numpy()
+        with scoring():
+            return self.scorer.pairs_cached(left, right, mode).float().cpu().numpy()
 
     @torch.inference_mode()
     def attention(self, text: str, role: Role = "query", mode: Mode = "asymmetric") -> tuple[list[str], np.ndarray]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from d2llm.models.device import block_bytes
+from d2llm.models.precision import scoring
 from d2llm.models.student import check_several
 from d2llm.run.artifacts import read_json, write_json
 from d2llm.run.errors import ArtifactError, ConfigError
@@ -132,7 +133,7 @@ class Index:
         """An index whose passage i has the embedding `vectors[rows[i]]`; vectors (n, d) as the student encodes them."""
         table = on_device(student, vectors)
         chosen = torch.as_tensor(np.asarray(rows, dtype=np.int64), device=table.device)
-        with torch.inference_mode():
+        with scoring():
             parts = [
                 stored(student.scorer, table[chosen[start : start + PASSAGE_BLOCK]], precision)
                 for start in range(0, max(1, len(chosen)), PASSAGE_BLOCK)
@@ -191,7 +192,7 @@ class Index:
         # Rows stand in the order in which their first passages came.
         of_rows = AsGiven() if ties is None else on_device(self.student, self._ties_of_rows(np.asarray(ties)))
         hits: Hits = []
-        with torch.inference_mode():
+        with scoring():
             size, _ = score_block(q.device)
             for first in range(0, len(q), size):
                 block = self.student.scorer.query_cache(q[first : first + size])
@@ -240,7 +241,7 @@ class Index:
         if len(self.cache) <= FEW:
             get_logger(__name__).info("%d distinct passages: searched whole, without lists", len(self.cache))
             return
-        with torch.inference_mode():
+        with scoring():
             file = None if place is None else place / DATA
             self.lists = Lists.make(self.student.scorer, self.rows, len(self.cache), file)
         vectors = self.student.encode(list(queries), "query", self.mode)
@@ -518,7 +519,7 @@ def load_lists(index: Index, folder: Path) -> Lists:
         with safe_open(str(folder / LISTS), framework="pt") as parts:
             kept = {name: parts.get_tensor(name) for name in ("centroids", "sizes", "mean", "scale")}
             about = parts.metadata()
-        with torch.inference_mode():
+        with scoring():
             lists = Lists.load(index.student.scorer, index.rows, kept, folder / DATA)
         lists.nprobe, lists.recall, lists.budget = int(about["nprobe"]), float(about["recall"]), int(about["budget"])
     except ArtifactError:

@@ -62,6 +62,7 @@ class StudentScorer:
         import torch
 
         from d2llm.models.device import block_bytes
+        from d2llm.models.precision import scoring
         from d2llm.search.index import on_device
 
         q, p = (
@@ -71,7 +72,7 @@ class StudentScorer:
         device = on_device(self.student, q[:0]).device
         # A pair's two vectors and what the scorer keeps of each.
         size = max(PAIR_BLOCK, block_bytes(device, 0) // (4 * q[0].nbytes))
-        with torch.inference_mode():
+        with scoring():
             parts = [
                 self.student.scorer.pairs(
                     *(on_device(self.student, side[start : start + size]) for side in (q, p)), mode
