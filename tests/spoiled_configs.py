@@ -145,6 +145,9 @@ def every_job(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from jobs(config)
     yield from (("examples", {}), ("search_notebook", {}))
     yield "vectors", {"shard": 0, "shards": config.negatives.shards}
+    yield from (("published", {"row": row}) for row in config.published())
+    yield from (("evaluate_shard", {**run._asdict(), "shard": 0, "shards": 2}) for run in config.evaluations())
+    yield from (("corpus_shard", {"shard": 0, "shards": 2}), ("corpus", {}))
     yield from (("evaluate_dev", trial.run._asdict()) for trial in config.trials())
 
 

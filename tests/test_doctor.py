@@ -14,8 +14,9 @@ import pytest
 import tiny
 from own_files import jsonl, rows
 
-from d2llm.cli import doctor, plan
+from d2llm.cli import doctor
 from d2llm.cli import main as cli
+from d2llm.cli.plan.amounts import count_texts
 from d2llm.config.load import load
 from d2llm.config.schema import Config
 from d2llm.data import build
@@ -100,8 +101,11 @@ def test_the_template_serves_files_and_models_of_ones_own(tmp_path: Path, monkey
     tiny.backbone("encoder", tmp_path / "models/my-encoder", LETTERS)
     assert errors() == []
     # Counted from the files, none of which was prepared: 60 of 90 pairs mean yes, 40 questions have an answer.
-    amounts = plan.amounts(load([template]), 50_000)
-    assert (amounts.queries, amounts.pairs, amounts.asked, amounts.assumed) == (60 + 40, 30 + 30, 15, ())
+    amounts = count_texts(load([template]), 50_000)
+    assert amounts.queries == 60 + 40 and not amounts.assumed
+    assert sorted((one.type, one.queries.count) for one in amounts.test) == [
+        ("pair_classification", 30), ("retrieval", 15), ("sts", 30),
+    ]  # fmt: skip
     tiny.backbone("decoder", tmp_path / "models/my-decoder", LETTERS, num_hidden_layers=4, hidden_size=48)
     [wrong] = errors()
     assert wrong.startswith(

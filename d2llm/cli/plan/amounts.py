@@ -156,7 +156,7 @@ def _counted(
         test=tuple(map(_evaluated, tasks.get("test", ()))),
         dev=tuple(map(_evaluated, tasks.get("dev", ()))),
         unlabelled=_texts(plain),
-        longest=tokens_of(plain.loc[plain.str.len().idxmax()]),
+        longest=tokens_of(plain.iloc[int(plain.str.len().argmax())]),
         examples=tuple(_sample(plain)),
     )
 
