@@ -317,3 +317,12 @@ def test_a_gguf_file_becomes_an_ordinary_model(tmp_path: Path) -> None:
         with torch.no_grad():
             alone = loaded(input_ids=torch.tensor([[tokens.index(letter) for letter in text]])).logits[0, -1]
         np.testing.assert_allclose(score, alone[[tokens.index("d"), tokens.index("e")]], atol=1e-4)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"weight_map": {}}', '{"weight_map": ["a"]}'])
+def test_an_index_that_names_no_weights_is_named(content: str, tmp_path: Path) -> None:
+    name = "model.safetensors.index.json"
+    (tmp_path / name).write_text(content)
+    settings = pretrained.PretrainedSettings(source="./model")
+    with pytest.raises(ConfigError, match=rf"models\.decoder\.source: '\./model': {name} names no weights"):
+        pretrained.weight_files({name}, settings, "models.decoder.source", tmp_path.joinpath)

@@ -105,7 +105,11 @@ def weight_files(
         return [whole]
     source = f"{where}: {settings.source!r}"
     if whole + INDEX in names:
-        parts = sorted(set(read_json(place(whole + INDEX))["weight_map"].values()))
+        index = read_json(place(whole + INDEX))
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ConfigError(f"{source}: {whole}{INDEX} names no weights (weight_map); get the checkpoint again")
+        parts = sorted(set(weight_map.values()))
         missing = next((part for part in parts if part not in names), None)
         if missing is not None:
             raise ConfigError(f"{source}: {whole}{INDEX} names {missing}, which is not there; get the checkpoint again")
