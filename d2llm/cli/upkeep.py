@@ -70,7 +70,7 @@ def keep(options: Namespace) -> int:
     """Copy a run's small files."""
     from d2llm.reporting.reference import keep as copy
 
-    files = copy(load(options.config), Path(options.to))
+    files = copy(load(options.config), Path(options.to), options.texts)
     print(f"{len(files)} files in {options.to}")
     return 0
 
@@ -236,6 +236,12 @@ COMMANDS: dict[str, Command] = {
         "copy the small files of a finished run to a folder, as results/reference/<tier> holds them",
         "d2llm keep --config results/mini/config.yaml --to results/reference/mini",
         keep,
-        {"--to": {"required": True, "metavar": "FOLDER", "help": "replaced whole"}},
+        {
+            "--to": {"required": True, "metavar": "FOLDER", "help": "replaced whole"},
+            "--texts": {
+                "action": "store_true",
+                "help": "keep texts of files too (examples, cards), where you may publish them; without it none is kept",
+            },
+        },
     ),
 }

@@ -7,14 +7,16 @@ generated is left to `world/generate.py`, how one's own files become examples to
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 
-from d2llm.config.data import SOURCE, TASKS, MtebSet
+from d2llm.config.data import SOURCE, TASKS, HubTable, MtebSet
 from d2llm.data import card, enough, leaks
 from d2llm.data.files import examples
 from d2llm.data.world import generate as world
@@ -22,10 +24,9 @@ from d2llm.data.world import surface
 from d2llm.run.artifacts import atomic, read_frame, read_json, write_frame, write_json, write_text
 from d2llm.run.logs import get_logger
 from d2llm.run.paths import Paths
+from d2llm.run.provenance import content_digest, contents
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from d2llm.config.data import FilesSettings, TaskSet, WorldSettings
     from d2llm.config.schema import Config
     from d2llm.data.files.examples import Dropped
@@ -91,6 +92,8 @@ def run(config: Config) -> None:
     summary = card.summarise(
         content.train, content.pool, content.tasks, content.teacher, content.leaks, content.counts, content.dropped
     )
+    if config.data.source == "files":
+        summary["files"] = read_files(config)
     write_json(paths.card_json, summary)
     write_text(paths.card_md, card.markdown(summary))
 
@@ -144,6 +147,26 @@ def from_files(config: Config) -> Made:
         for name, part in remaining.groupby("dataset", sort=False)
     }
     return Made(train, pool, groups, tasks, headers, report, counts, dropped)
+
+
+def read_files(config: Config) -> list[dict[str, Any]]:
+    """Every file of one's own and every download that the data is made of, with its size and SHA-256, so that two runs
+    can be seen to have read the same text. A file is named as the config names it, without the folder.
+    """
+    settings, downloads = config.data.files, Paths.of(config).downloads
+    rows = []
+    for key, path in settings.paths().items():
+        shown = os.path.relpath(path, settings.folder)
+        rows.append({"key": ".".join(key), "file": Path(path).name if shown.startswith("..") else shown, **sized(path)})
+    for name, table in settings.downloads().items():
+        about = f"{table.repo} {table.revision}" if isinstance(table, HubTable) else f"mteb {table.mteb}"
+        rows.append({"key": name, "file": about, **sized(downloads / name)})
+    return rows
+
+
+def sized(path: str | Path) -> dict[str, Any]:
+    """Bytes and digest of a file, or of all files of a folder."""
+    return {"bytes": sum(file.stat().st_size for file in contents(Path(path))), "sha256": content_digest(path)}
 
 
 def lost(dropped: Dropped) -> int:

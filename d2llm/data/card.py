@@ -5,7 +5,7 @@ Markdown.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import pandas as pd
@@ -16,14 +16,15 @@ EXAMPLES = 2  # shown per phenomenon or data set
 
 
 class Card(TypedDict):
-    """The card: a row a training set, a split of a task, a split and mode of the teacher's examples; and the leak
-    check's report.
+    """The card: a row a training set, a split of a task, a split and mode of the teacher's examples; the leak check's
+    report; and of a run on files a row a file that was read (`build.read_files`).
     """
 
     training: list[dict[str, Any]]
     evaluation: list[dict[str, Any]]
     teacher: list[dict[str, Any]]
     leaks: Report
+    files: NotRequired[list[dict[str, Any]]]
 
 
 def summarise(
@@ -94,6 +95,19 @@ def _describe_training(name: str, part: pd.DataFrame, pool: pd.DataFrame) -> dic
     }
 
 
+def without_examples(card: Card) -> Card:
+    """The card without a text: counts, lengths and digests alone."""
+
+    def stripped(value: Any) -> Any:
+        if isinstance(value, list):
+            return [stripped(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        return {key: stripped(item) for key, item in value.items() if key not in ("example", "examples")}
+
+    return cast("Card", {key: stripped(value) if key != "leaks" else value for key, value in card.items()})
+
+
 def _describe_task(frames: Frames) -> dict[str, object]:
     return _describe_pairs(frames["pairs"]) if "pairs" in frames else _describe_retrieval(frames)
 
@@ -158,6 +172,9 @@ def markdown(card: Card) -> str:
         f"| {name} | {', '.join(f'{key.replace(chr(95), chr(32))} {value}' for key, value in row.items())} |"
         for name, row in leaks["tasks"].items()
     ]
+    if card.get("files"):
+        lines += ["", *_write_table("## Files read", ("key", "file", "bytes", "SHA-256"))]
+        lines += [f"| {row['key']} | {row['file']} | {row['bytes']} | {row['sha256']} |" for row in card["files"]]
     return "\n".join(lines) + "\n"
 
 
@@ -169,13 +186,14 @@ def _write_table(title: str, columns: Sequence[str]) -> list[str]:
 def _write_training(rows: list[dict[str, Any]]) -> list[str]:
     """The training sets, and what was left out of them, contradicts itself or was removed."""
     lines = ["# Data card", ""]
-    lines += _write_table("## Training pairs", ("set", "mode", "pairs", "queries", "pool", "example"))
+    shown = any("examples" in row for row in rows)
+    columns = ("set", "mode", "pairs", "queries", "pool")
+    lines += _write_table("## Training pairs", (*columns, "example") if shown else columns)
     for row in rows:
-        shown = row["examples"][0]
-        lines.append(
-            f"| {row['dataset']} | {row['mode']} | {row['pairs']} | {row['queries']} | {row['pool']} | "
-            f"{shown['query']} → {shown['positive']} |"
-        )
+        line = f"| {row['dataset']} | {row['mode']} | {row['pairs']} | {row['queries']} | {row['pool']} |"
+        for example in row.get("examples", ())[:1]:
+            line += f" {example['query']} → {example['positive']} |"
+        lines.append(line)
     left_out = {row["dataset"]: row["dropped"] for row in rows if row.get("dropped")}
     if left_out:
         lines += ["", *(f"Left out of {name}: {counted(reasons)}." for name, reasons in left_out.items())]
@@ -202,9 +220,11 @@ def _write_task(row: dict[str, Any]) -> list[str]:
     size += f", {row['without_relevant']} queries without a relevant passage" if "without_relevant" in row else ""
     lines = [f"### {row['task']}, {row['split']}: {size}", ""]
     lines += [f"Left out: {counted(row['dropped'])}.", ""] if "dropped" in row else []
-    lines += ["| phenomenon | n | example |", "| --- | --- | --- |"]
-    lines += [
-        f"| {name} | {entry['n']} | {' / '.join(map(str, entry['example']))} |"
-        for name, entry in row["phenomena"].items()
-    ]
+    shown = any("example" in entry for entry in row["phenomena"].values())
+    lines += (
+        ["| phenomenon | n | example |", "| --- | --- | --- |"] if shown else ["| phenomenon | n |", "| --- | --- |"]
+    )
+    for name, entry in row["phenomena"].items():
+        example = f" {' / '.join(map(str, entry['example']))} |" if shown else ""
+        lines.append(f"| {name} | {entry['n']} |{example}")
     return [*lines, ""]

@@ -1,5 +1,5 @@
 """Keeps the small files of a finished run as its committed reference: scores, tables, figures, cards, provenance; no
-weights.
+weights, and of a run on files no texts (`withheld`).
 
 Copies only, and each thing once: figures as SVG, and no summaries of single trainings, which `runs.csv` and
 `curves.parquet` hold. What is copied is what a reader needs to check a number and a later run is compared with.
@@ -11,7 +11,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2llm.run.artifacts import atomic, read_json, require, write_json
+from d2llm.reporting import withheld
+from d2llm.run.artifacts import atomic, read_json, require, write_json, write_text
 from d2llm.run.errors import ArtifactError, ConfigError
 from d2llm.run.paths import PROVENANCE, Paths, provenance_of
 from d2llm.run.provenance import SEAL, records
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     from d2llm.config.schema import Config
 
 
-def keep(config: Config, folder: Path) -> list[Path]:
+def keep(config: Config, folder: Path, texts: bool = False) -> list[Path]:
     """Copy a run's small files to `folder` (replaced whole) and return what was written.
 
-    All provenance records go into one file, keyed by the path of the record. Raises ArtifactError when the run is not
-    finished.
+    All provenance records go into one file, keyed by the path of the record. Texts of files stay away, unless `texts`.
+    Raises ArtifactError when the run is not finished, or a file would hold such a text.
     """
     if folder.exists() and not (folder / "scores.csv").is_file():
         raise ConfigError(
@@ -33,17 +34,25 @@ def keep(config: Config, folder: Path) -> list[Path]:
     paths = Paths.of(config)
     require(paths.scores)
     files = small_files(config, paths)
+    withhold = config.data.source == "files" and not texts
+    instead = withheld.rewritten(paths) if withhold else {}
     with atomic(folder) as place:
         for source in files:
             target = place / source.relative_to(paths.root)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+            if source not in instead:
+                shutil.copyfile(source, target)
+            elif (content := instead[source]) is not None:
+                write_text(target, content)
         # What is kept is small: digests of files that are not are left out, and the record's own with them.
         small = {
             name: {k: v for k, v in record.items() if k not in ("outputs", SEAL)}
             for name, record in records(paths.root).items()
         }
         write_json(place / PROVENANCE, small)
+        if withhold:
+            withheld.without_places(place, config)
+            withheld.check(place, paths)
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
