@@ -28,7 +28,7 @@ SIZES |= {"num_hidden_layers": 2, "num_attention_heads": 4}
 
 def body(family: str, **changes: object) -> torch.nn.Module:
     """A random transformers body of another family, attention heads shared in groups where it has that."""
-    grouped = {"num_key_value_heads": 2} if family in ("Qwen2", "Llama", "Mistral", "Gemma2") else {}
+    grouped = {"num_key_value_heads": 2} if family in ("Qwen2", "Llama", "Mistral", "Gemma2", "Gemma3Text") else {}
     config = getattr(transformers, f"{family}Config")(**(SIZES | grouped | changes))
     torch.manual_seed(0)
     model = getattr(transformers, f"{family}Model")(config).eval()
@@ -52,15 +52,28 @@ def check_gradients(own: dict[str, torch.Tensor], expected: dict[str, torch.Tens
         torch.testing.assert_close(own[name], gradient, rtol=1e-3, atol=1e-5 * largest, msg=name)
 
 
+# Two kinds of layers, which count positions by rotary bases of their own.
+GEMMA = {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"], "num_key_value_heads": 1}
+
+
 @pytest.mark.parametrize(
-    ("family", "kind"),
-    [("Qwen2", "decoder"), ("Llama", "decoder"), ("GPT2", "decoder"), ("Bert", "encoder"), ("Roberta", "encoder")],
+    ("family", "kind", "changes"),
+    [
+        *[(family, "decoder", {}) for family in ("Qwen2", "Llama", "GPT2")],
+        *[(family, "encoder", {}) for family in ("Bert", "Roberta")],
+        ("Mistral", "decoder", {"sliding_window": 9}),  # as long as the longest text: each token sees all before it
+        ("Gemma3Text", "decoder", GEMMA | {"sliding_window": 9}),
+        ("Gemma3Text", "decoder", GEMMA | {"sliding_window": 8}),  # a text is longer
+        ("Gemma3Text", "decoder", GEMMA | {"sliding_window": 512}),
+    ],
 )
 @pytest.mark.parametrize("padding", ["right", "left"])
 # A fused projection's query, key and value of a single token are parts of one memory.
 @pytest.mark.parametrize("rows", [ROWS, [(7,)]], ids=["several", "one token"])
-def test_states_and_gradients_are_those_of_texts_alone(family: str, kind: str, padding: str, rows: list) -> None:
-    model = body(family)  # RoBERTa's positions begin behind the padding index
+def test_states_and_gradients_are_those_of_texts_alone(
+    family: str, kind: str, changes: dict, padding: str, rows: list
+) -> None:
+    model = body(family, **changes)  # RoBERTa's positions begin behind the padding index
     backbone = Backbone(model, tiny.tokenizer(), kind)
     assert backbone.packs and model.config._attn_implementation == NAME
     states, mask = backbone.states(rows, padding)
@@ -76,9 +89,25 @@ def test_states_and_gradients_are_those_of_texts_alone(family: str, kind: str, p
     check_gradients(together, gradients(model))
 
 
+def test_texts_longer_than_the_window_are_padded_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = body("Gemma3Text", **(GEMMA | {"sliding_window": 4}))
+    student = Student(
+        Backbone(model, tiny.tokenizer(), "decoder"), ("mean", {}), ("cosine", {}), same_formats(MaxLengths())
+    )
+    whole, fed = model.forward, []
+    monkeypatch.setattr(model, "forward", lambda **given: fed.append(given["input_ids"].shape) or whole(**given))
+    with torch.no_grad():
+        vectors = student.passes([*ROWS, tuple(range(7, 18))])
+        assert fed == [(1, sum(len(row) for row in ROWS[:-1])), (2, 11)]
+        for row, vector in zip([*ROWS, tuple(range(7, 18))], vectors, strict=True):
+            alone = whole(input_ids=torch.tensor([row])).last_hidden_state[0]
+            torch.testing.assert_close(vector, alone.mean(0), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
+        ("Gemma2", {"head_dim": 8}),  # caps attention's scores
         ("Nemotron", {"num_key_value_heads": 4}),  # says that its attention may be replaced, and goes on with its own
         ("Mistral", {"sliding_window": 3}),
         ("Gemma2", {"sliding_window": 3, "head_dim": 8}),

@@ -16,7 +16,7 @@ from d2llm.models.base import remote
 from d2llm.models.fast.last_layer import only_at
 from d2llm.models.fast.packing import end_to_end, layout, packs, padding_mask
 from d2llm.models.lora import adapters, add_lora, merge_lora
-from d2llm.models.positions import first_position, position_table
+from d2llm.models.positions import first_position, position_table, reach
 from d2llm.models.tokens import framing, pad_id, rows_of, token_ids, unknown_to_the_model
 from d2llm.run.errors import ArtifactError, ConfigError, TrainingError
 
@@ -27,6 +27,8 @@ Kind = Literal["decoder", "encoder"]
 Side = Literal["right", "left"]
 # Texts remembered by `tokenize`; beyond it texts are tokenised anew, so that memory stays bounded on large data.
 CACHED_TEXTS = 400_000
+# Tokens of the longest text by which packing is tried.
+TRIED = 4
 
 
 class Backbone(nn.Module):
@@ -52,7 +54,9 @@ class Backbone(nn.Module):
         self._cache: dict[str, tuple[int, ...]] = {}
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._first_position = first_position(model)
-        self.packs = packs(model)
+        # Longest text that a pass without padding takes.
+        self.reach = reach(model.config)
+        self.packs = self.reach >= TRIED and packs(model)
         self.packs = self.packs and self._packs_rightly()
 
     # -------------------------------------------------------------------------------------------------- load and save
@@ -207,7 +211,9 @@ class Backbone(nn.Module):
 
     @property
     def unpadded(self) -> bool:
-        """Whether a pass has no padding here: on a CPU, where the model `packs`; a GPU prefers one large call."""
+        """Whether a pass has no padding here, unless a text is longer than the window (`reach`): on a CPU, where the
+        model `packs`; a GPU prefers one large call.
+        """
         return self.packs and self._device.type == "cpu"
 
     def states(
@@ -225,7 +231,7 @@ class Backbone(nn.Module):
         # What is read follows from the lengths: found on the CPU, so that no GPU is waited for.
         mask = padding_mask(lengths, padding)
         wanted = None if read is None else read(mask)
-        real = mask.flatten().nonzero()[:, 0] if self.unpadded else None
+        real = mask.flatten().nonzero()[:, 0] if self.unpadded and max(lengths) <= self.reach else None
         places = None
         if wanted is not None:
             flat = wanted.flatten()
@@ -255,7 +261,7 @@ class Backbone(nn.Module):
         """
         other = {self.pad_id, self.model.config.pad_token_id}
         tokens = [token for token in range(min(self.rows, 16)) if token not in other]
-        rows, training = [tuple(tokens[:1]), tuple(tokens[1:3]), tuple(tokens[2:6])], self.model.training
+        rows, training = [tuple(tokens[:1]), tuple(tokens[1:3]), tuple(tokens[2 : 2 + TRIED])], self.model.training
         self.model.eval()
         try:
             together, mask = self.states(rows)

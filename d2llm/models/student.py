@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -212,8 +213,13 @@ class Student(nn.Module):
         return vectors.index_select(0, index)
 
     def passes(self, rows: list[tuple[int, ...]]) -> Tensor:
-        """Embeddings (n, d) of rows sorted by length, in as many forward passes as cost least."""
-        ends = [len(rows)] if self.backbone.unpadded else split_by_length([len(row) for row in rows])
+        """Embeddings (n, d) of rows sorted by length: those that need no padding in one forward pass, others in as many
+        as cost least.
+        """
+        lengths = [len(row) for row in rows]
+        whole = bisect_right(lengths, self.backbone.reach) if self.backbone.unpadded else 0
+        padded = [whole + end for end in split_by_length(lengths[whole:])] if whole < len(rows) else []
+        ends = [whole, *padded] if whole else padded
         return torch.cat([self.pool(rows[start:end]) for start, end in zip([0, *ends], ends, strict=False)])
 
     def embed(self, texts: list[str], role: Role, mode: Mode) -> Tensor:

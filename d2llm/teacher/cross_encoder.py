@@ -11,7 +11,6 @@ of them is alone. Tuning is in `tune`, the stage that stores scores in `score`.
 from __future__ import annotations
 
 import inspect
-import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,7 +27,7 @@ from d2llm.models.base import remote
 from d2llm.models.device import default_device
 from d2llm.models.fast.last_layer import only_at
 from d2llm.models.fast.packing import end_to_end, padding_mask
-from d2llm.models.positions import position_table
+from d2llm.models.positions import position_table, reach
 from d2llm.models.precision import as_given, wide
 from d2llm.models.tokens import framing, pad_id, rows_of, token_ids, unknown_to_the_model
 from d2llm.run.artifacts import MEND
@@ -45,8 +44,6 @@ Group = tuple[str, Sequence[str]]  # a query and its candidates
 TEXTS_AT_ONCE = 65536
 # Fewer tokens of instruction than this are computed with every row: handing them on costs as much.
 SHORTEST = 8
-# How configurations call a reach of attention. A packed row has a mask of its own, which knows of none.
-WINDOWS = ("sliding_window", "sliding_window_size", "window_size", "attention_chunk_size")
 
 
 @dataclass(frozen=True)
@@ -312,9 +309,9 @@ class Teacher:
 
     @torch.no_grad()
     def _keeps_apart(self) -> bool:
-        config, prompt = self.model.config.get_text_config(), self.prompts["symmetric"]
-        if any((getattr(config, name, None) or math.inf) < self.settings.max_length for name in WINDOWS):
-            return False
+        prompt = self.prompts["symmetric"]
+        if reach(self.model.config) < self.settings.max_length:
+            return False  # the mask of a packed row knows of no window
         if "position_ids" not in inspect.signature(self.model.forward).parameters:
             return False  # it counts distances in the row itself
         half = min(prompt.room // 2, 32)

@@ -2,8 +2,8 @@
 
 Everything in a transformer but attention treats tokens one by one, so a pass over T real tokens costs T, not rows ×
 longest row. Attention runs once for each group of texts of equal length. Works for every architecture of transformers
-that takes its attention from outside (`_supports_attention_backend`); others, and devices whose kernels prefer one
-large call, are padded (`Backbone`).
+that takes its attention from outside (`_supports_attention_backend`); others, devices whose kernels prefer one large
+call, and texts longer than a model's window are padded (`Backbone`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "packed_sdpa"
+# What some architectures do to attention's scores (Gemma 2, gpt-oss, T5).
+OTHERS = ("softcap", "s_aux", "position_bias")
 
 Groups = tuple[tuple[int, int], ...]
 
@@ -41,6 +43,8 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **options
         )
+    if any(options.get(name) is not None for name in OTHERS):
+        raise ValueError(f"attention without padding knows none of {', '.join(OTHERS)}")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     if _one_node(query, key, value, dropout):
         return _PackedAttention.apply(query, key, value, packed_groups, causal, scaling), None
@@ -177,11 +181,8 @@ def packs(model: PreTrainedModel) -> bool:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    config = model.config
-    kinds = getattr(config, "layer_types", None)
-    windows = any(kind != "full_attention" for kind in kinds) if kinds else getattr(config, "sliding_window", None)
-    able = getattr(model, "_supports_attention_backend", False) and config._attn_implementation in ("sdpa", NAME)
-    if not able or windows:
+    able = getattr(model, "_supports_attention_backend", False)
+    if not able or model.config._attn_implementation not in ("sdpa", NAME):
         return False
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
