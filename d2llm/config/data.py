@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
@@ -28,6 +28,9 @@ Incomplete = Literal["refuse", "drop"]
 # (`d2llm.data.files.delimited`).
 Quotes = Literal["format", "text"]
 Key = tuple[str, ...]
+# Groups that are computed of any text (`d2llm.data.files.groups`).
+Breakdown = Literal["overlap", "length", "negation"]
+BREAKDOWNS: tuple[Breakdown, ...] = get_args(Breakdown)
 # The generated world's evaluation sets: title, type, group, description.
 TASKS = {
     "nli_indomain": (
@@ -345,6 +348,9 @@ class TaskSet(Section):
     scores: Pair = (0.0, 1.0)
     # What the breakdowns are by; null: whether the pair's texts occur in training.
     phenomenon: Text | None = None
+    # Further columns whose values group the pairs (of retrieval: columns of the queries), such as a genre; each group
+    # is scored by itself.
+    phenomena: Names = ()
     # Pairs or queries of a split used, drawn at random and said so in every output; null: all.
     sample: Annotated[int, Field(ge=2)] | None = None
     # Rows without a text, a score or a label that is named (of retrieval: texts, and what qrels say of them): refused,
@@ -366,6 +372,8 @@ class TaskSet(Section):
             raise ValueError("dev_part and test_part with files of pairs only, not with retrieval")
         if self.type != "retrieval" and self.ignore_identical_ids:
             raise ValueError("ignore_identical_ids with retrieval only")
+        if taken := {*self.phenomena} & {*BREAKDOWNS, "direction"}:
+            raise ValueError(f"phenomena of other names than {', '.join(sorted(taken))}, which the suite computes")
         return self
 
     def tables(self) -> dict[str, Table]:
@@ -459,6 +467,11 @@ class FilesSettings(Section):
     train: dict[Name, TrainingSet] = {}
     # Evaluation sets by name: files, or sets that mteb knows.
     tasks: dict[Name, AnyTask] = {}
+    # What further groups of every evaluation set are computed by: overlap (thirds by shared character bigrams), length
+    # (thirds by characters), negation (pairs of which one text denies, the other does not).
+    breakdowns: list[Breakdown] = list(BREAKDOWNS)
+    # Words by which a text denies; null: those known of the set's language (Chinese, English; others have none).
+    negation: Names | None = None
     # Wrong passages drawn at random for a query of a set that names none, for the teacher to learn from.
     teacher_negatives: Annotated[int, Field(ge=1)] = 4
     # Share of the queries kept from the teacher to judge it by.

@@ -122,6 +122,9 @@ class EvaluationSettings(Section):
     batch_size: Annotated[int, Field(ge=1)] = 256
     # Documents of a query that are kept in the predictions; metrics need 10.
     keep: Annotated[int, Field(ge=10)] = 100
+    # Right pairs of a pair classification set that are scored in reverse as well, drawn at random, to test whether a
+    # score knows direction; 0: none.
+    direction: Annotated[int, Field(ge=0)] = 0
     # Jobs that share the tasks of an evaluation; one: no job of its own for a share.
     shards: Annotated[int, Field(ge=1)] = 1
     # How pairs of like texts are scored.

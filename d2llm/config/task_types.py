@@ -27,6 +27,7 @@ METRIC_TITLES: dict[str, str] = {
     "mrr_at_10": "MRR@10",
     "recall_at_10": "Recall@10",
     "ndcg_at_10": "nDCG@10",
+    "forward": "Forward share",
 }
 
 

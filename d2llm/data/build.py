@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from d2llm.config.data import FilesSettings, TaskSet, WorldSettings
     from d2llm.config.schema import Config
     from d2llm.data.files.examples import Dropped
+    from d2llm.data.files.groups import Bounds
     from d2llm.data.leaks import Report
 
 # Score from which a graded pair is a training positive (as NLI-zh takes its STS-B pairs).
@@ -47,7 +48,7 @@ class Made:
 
     `counts`: by training set, how many pairs it judges right and wrong (`contradictions`) and how many evaluation sets
     took (`removed`); None where labels are made, not read. `dropped`: what was left out of a training set
-    ("train/<set>") or of a split of an evaluation set ("<set>/<split>"), and how often.
+    ("train/<set>") or of a split of an evaluation set ("<set>/<split>"), and how often. `bounds`: by "<set>/<split>", where its thirds end.
     """
 
     train: pd.DataFrame
@@ -58,6 +59,7 @@ class Made:
     leaks: Report
     counts: dict[str, dict[str, int]] | None = None
     dropped: dict[str, Dropped] = field(default_factory=dict)
+    bounds: dict[str, Bounds] = field(default_factory=dict)
 
 
 def run(config: Config) -> None:
@@ -90,7 +92,8 @@ def run(config: Config) -> None:
         if reasons:
             log.warning("%s: left out: %s", name, card.counted(reasons))
     summary = card.summarise(
-        content.train, content.pool, content.tasks, content.teacher, content.leaks, content.counts, content.dropped
+        *(content.train, content.pool, content.tasks, content.teacher, content.leaks),
+        *(content.counts, content.dropped, content.bounds),
     )
     if config.data.source == "files":
         summary["files"] = read_files(config)
@@ -132,6 +135,7 @@ def from_files(config: Config) -> Made:
         row["removed"] = 0
     report["removed"], report["removed_from"] = len(everything) - len(remaining), "training"
     tasks = examples.with_familiarity(tasks, examples.seen(remaining, passages))
+    tasks, bounds = examples.with_groups(tasks, local_tasks(settings), settings.breakdowns, settings.negation)
     headers = {name: header(name, task) for name, task in local_tasks(settings).items()}
     for name, task in config.data.files.tasks.items():
         if isinstance(task, MtebSet):
@@ -146,7 +150,7 @@ def from_files(config: Config) -> Made:
         }
         for name, part in remaining.groupby("dataset", sort=False)
     }
-    return Made(train, pool, groups, tasks, headers, report, counts, dropped)
+    return Made(train, pool, groups, tasks, headers, report, counts, dropped, bounds)
 
 
 def read_files(config: Config) -> list[dict[str, Any]]:

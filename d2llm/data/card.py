@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from d2llm.data.leaks import Frames, Report, Tasks
+from d2llm.run.schemas import GROUPED_BY
 
 EXAMPLES = 2  # shown per phenomenon or data set
 
@@ -35,8 +36,9 @@ def summarise(
     leaks: Report,
     counts: Mapping[str, Mapping[str, int]] | None = None,
     dropped: Mapping[str, Mapping[str, int]] | None = None,
+    bounds: Mapping[str, Mapping[str, list[float]]] | None = None,
 ) -> Card:
-    """The card as plain values; `counts` and `dropped` as the source gives them (`build.Made`)."""
+    """The card as plain values; `counts`, `dropped` and `bounds` as the source gives them (`build.Made`)."""
 
     def left_out(name: str) -> dict[str, Any]:
         reasons = (dropped or {}).get(name)
@@ -51,6 +53,7 @@ def summarise(
         ],
         "evaluation": [
             {"task": name, "split": split, **_describe_task(frames), **left_out(f"{name}/{split}")}
+            | _describe_groups_of(frames, (bounds or {}).get(f"{name}/{split}", {}))
             for split, sets in tasks.items()
             for name, frames in sets.items()
         ],
@@ -106,6 +109,19 @@ def without_examples(card: Card) -> Card:
         return {key: stripped(item) for key, item in value.items() if key not in ("example", "examples")}
 
     return cast("Card", {key: stripped(value) if key != "leaks" else value for key, value in card.items()})
+
+
+def _describe_groups_of(frames: Frames, bounds: Mapping[str, list[float]]) -> dict[str, Any]:
+    """By way of grouping: how many examples each group has, and where the lower two thirds end."""
+    frame = frames["pairs"] if "pairs" in frames else frames["queries"]
+    groups: dict[str, dict[str, Any]] = {}
+    for column in frame.columns[frame.columns.str.startswith(GROUPED_BY)]:
+        name = column.removeprefix(GROUPED_BY)
+        counts = frame.loc[frame[column] != "", column].value_counts(sort=False).sort_index()
+        groups[name] = {"n": {str(key): int(count) for key, count in counts.items()}}
+        if name in bounds:
+            groups[name]["thirds_end_at"] = bounds[name]
+    return {"groups": groups} if groups else {}
 
 
 def _describe_task(frames: Frames) -> dict[str, object]:
@@ -227,4 +243,8 @@ def _write_task(row: dict[str, Any]) -> list[str]:
     for name, entry in row["phenomena"].items():
         example = f" {' / '.join(map(str, entry['example']))} |" if shown else ""
         lines.append(f"| {name} | {entry['n']} |{example}")
+    for name, group in row.get("groups", {}).items():
+        counts = ", ".join(f"{key} {count}" for key, count in group["n"].items())
+        ends = " and ".join(f"{end:g}" for end in group.get("thirds_end_at", ()))
+        lines += ["", f"By {name}: {counts}{f' (thirds end at {ends})' if ends else ''}."]
     return [*lines, ""]

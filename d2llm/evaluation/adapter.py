@@ -122,6 +122,11 @@ class SearchModel:
             raise RuntimeError("similarity_pairwise scores the two sides that were encoded last, and was given others")
         pairs = list(zip(self._sides[0][0], self._sides[1][0], strict=True))
         self._sides = []
+        self.predictions = self.score(pairs)
+        return self.predictions
+
+    def score(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+        """(n,) float64 scores of pairs, in the order, or orders, of the task begun last."""
         scores = self._require_finite(
             np.asarray(self.scorer.score_pairs(pairs, "symmetric"), dtype=np.float64), "scores"
         )
@@ -129,7 +134,6 @@ class SearchModel:
             turned = [(second, first) for first, second in pairs]
             other = np.asarray(self.scorer.score_pairs(turned, "symmetric"), dtype=np.float64)
             scores = (scores + self._require_finite(other, "scores")) / 2
-        self.predictions = scores
         return scores
 
     def similarity(self, embeddings1: np.ndarray, embeddings2: np.ndarray) -> np.ndarray:

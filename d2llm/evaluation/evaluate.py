@@ -27,6 +27,7 @@ from d2llm.run.artifacts import read_frame, write_frame, write_json
 from d2llm.run.errors import ArtifactError
 from d2llm.run.logs import get_logger, progress
 from d2llm.run.paths import Paths
+from d2llm.run.schemas import DIRECTION, FORWARD, GROUPED_BY
 
 if TYPE_CHECKING:
     from mteb.types import EncodeKwargs
@@ -139,6 +140,7 @@ def evaluate(
     for task in progress(list(read), f"evaluate {label}"):
         measured, rules = _measure_by_mteb(model, task, settings.batch_size, results)
         rows, predicted = _break_down(model, task, measured, rules, settings.keep)
+        rows += _test_direction(model, task, settings.direction if task.split == settings.split else 0)
         columns = {"split": task.split, "task": task.name, "task_title": task.title, "task_type": task.type}
         columns |= {"group": task.group, "scorer": scorer.kind}
         columns |= {"candidates": scorer.candidates if task.type == "retrieval" else ""}
@@ -208,22 +210,57 @@ def _break_down(
         ("all", name, _check_defined(model, task, name, measured[key]), count)
         for name, key in TASK_TYPES[task.type].metrics.items()
     ]
-    return rows + list(breakdown), predictions
+    return [*rows, *breakdown, *_break_down_groups(model, task, rules, keep)], predictions
+
+
+def _break_down_groups(model: SearchModel, task: Task, rules: Any, keep: int) -> Iterator[metrics.Row]:
+    """Score rows of the groups that a set's columns name, as "<column>: <value>"."""
+    frame = task.searched().queries if task.type == "retrieval" else task.paired()
+    columns = [column for column in frame.columns if column.startswith(GROUPED_BY)]
+    ranks = metrics.per_query(*_best(model, task, rules, keep)) if columns and task.type == "retrieval" else None
+    for column in columns:
+        groups = frame[column].tolist()
+        if ranks is None:
+            rows = metrics.grouped_breakdown(model.predictions, frame[task.target].to_numpy(), groups)
+        else:
+            names = {query: group for query, group in zip(frame["id"], groups, strict=True) if group}
+            rows = metrics.retrieval_breakdown(ranks[ranks.index.isin(list(names))], names)
+        for name, metric, value, n in rows:
+            yield f"{column.removeprefix(GROUPED_BY)}: {name}", metric, value, n
+
+
+def _test_direction(model: SearchModel, task: Task, count: int) -> list[metrics.Row]:
+    """How often a pair that is right outscores its own reverse, on at most `count` of them, drawn by the set's name."""
+    if task.type != "pair_classification" or not count:
+        return []
+    pairs = task.paired()
+    rows = np.flatnonzero(pairs["label"].to_numpy() == 1)
+    if count < len(rows):
+        rows = np.sort(np.random.default_rng([*task.name.encode()]).permutation(rows)[:count])
+    turned = list(zip(pairs["passage"].iloc[rows], pairs["query"].iloc[rows], strict=True))
+    return [(DIRECTION, FORWARD, metrics.forward(model.predictions[rows], model.score(turned)), len(rows))]
+
+
+def _best(
+    model: SearchModel, task: Task, rules: Any, keep: int
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """(the best documents of every query with their scores, the judgements)."""
+    qrels: dict[str, dict[str, float]] = {}
+    for row in task.searched().qrels.itertuples():
+        qrels.setdefault(row.query_id, {})[row.doc_id] = row.relevance
+    # Best first, and metrics look at 10: the rest of a thousand is not touched again.
+    return {query: dict(islice(docs.items(), keep)) for query, docs in _ranked(model.predictions, rules).items()}, qrels
 
 
 def _break_down_queries(
     model: SearchModel, task: Task, rules: Any, keep: int
 ) -> tuple[Iterator[metrics.Row], pd.DataFrame]:
     """(breakdown, predictions) of a retrieval task."""
-    _, queries, judged = task.searched()
-    qrels: dict[str, dict[str, float]] = {}
-    for row in judged.itertuples():
-        qrels.setdefault(row.query_id, {})[row.doc_id] = row.relevance
+    queries = task.searched().queries
+    best, qrels = _best(model, task, rules, keep)
     # Relevant documents, retrieved or not: what recall and nDCG from the predictions alone need.
     relevant = {query: sum(relevance > 0 for relevance in docs.values()) for query, docs in qrels.items()}
     phenomena = dict(zip(queries["id"], queries["phenomenon"], strict=True))
-    # Best first, and metrics look at 10: the rest of a thousand is not touched again.
-    best = {query: dict(islice(docs.items(), keep)) for query, docs in _ranked(model.predictions, rules).items()}
     breakdown = metrics.retrieval_breakdown(metrics.per_query(best, qrels), phenomena)
     counts = [len(docs) for docs in best.values()]
     names = np.array(list(best), dtype=object)

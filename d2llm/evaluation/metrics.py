@@ -81,6 +81,33 @@ def sts_breakdown(scores: np.ndarray, targets: np.ndarray, phenomena: Sequence[s
         yield name, "spearman", float(spearmanr(targets[members], scores[members])[0]), int(members.sum())
 
 
+def grouped_breakdown(scores: np.ndarray, targets: np.ndarray, groups: Sequence[str]) -> Iterator[Row]:
+    """Each group of pairs by itself: AP and AUC of its own positives against its own negatives where targets have two
+    values, else Pearson and Spearman correlation. "" is no group.
+    """
+    group_of, values = np.asarray(groups), np.unique(targets)
+    for name in sorted(set(group_of.tolist()) - {""}):
+        members = group_of == name
+        target, score, count = targets[members], scores[members], int(members.sum())
+        if len(np.unique(target)) < 2:
+            continue
+        if len(values) == 2:
+            label = (target == values[1]).astype(int)
+            yield name, "ap", float(average_precision_score(label, score)), count
+            yield name, "auc", float(roc_auc_score(label, score)), count
+        elif count >= 3 and len(np.unique(score)) > 1:
+            yield name, "pearson", float(pearsonr(target, score)[0]), count
+            yield name, "spearman", float(spearmanr(target, score)[0]), count
+
+
+def forward(scores: np.ndarray, reversed_scores: np.ndarray) -> float:
+    """The share of pairs whose score is above that of the same pair read the other way; what rounding may part is a
+    tie, and counts half.
+    """
+    tied = np.isclose(scores, reversed_scores, rtol=1e-5, atol=1e-6)
+    return float(np.where(tied, 0.5, scores > reversed_scores).mean())
+
+
 def retrieval_breakdown(queries: pd.DataFrame, phenomena: Mapping[str, str]) -> Iterator[Row]:
     """Means of the per-query metrics (`per_query`'s frame) over the queries of each phenomenon."""
     grouped = queries.groupby(queries.index.map(phenomena), sort=True)

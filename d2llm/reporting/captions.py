@@ -66,8 +66,8 @@ def caption(kind: Kind, name: str, context: Context) -> Caption:
     """The texts of a table or figure, filled in for a run; for one that has none, its name as a title."""
     entry = entries(kind).get(name)
     head = dict(entry.caption) if entry else {"section": "more", "title": name.replace("_", " ").capitalize()}
-    added = head.pop("generated", "")
-    if added and context.generated:
+    added = {True: head.pop("generated", ""), False: head.pop("files", "")}[context.generated]
+    if added:
         head["text"] += f" {added}"
     words = {"subject": context.subject} | sets(context)
     return Caption(**{key: text.format_map(words) if key != "section" else text for key, text in head.items()})

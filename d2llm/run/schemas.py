@@ -37,6 +37,10 @@ TEACHER_PAIRS = {
 # Of an evaluation set: pairs (beside them their target, label or score), corpus and queries, and what is relevant.
 TASK_PAIRS = {"id": "str", "query": "str", "passage": "str"}
 TASK_TEXTS = {"id": "str", "text": "str"}
+# Further columns of pairs and queries, each a way of grouping them: `by_genre`.
+GROUPED_BY = "by_"
+# The phenomenon, and the metric, of pairs set against their own reverse.
+DIRECTION, FORWARD = "direction", "forward"
 TASK_QRELS = {"query_id": "str", "doc_id": "str"}
 TEACHER_SCORES = {"qid": "str", "yes": "list", "no": "list", "easy_yes": "list", "easy_no": "list", "features": "list"}
 # Columns of the collected tables, in order, with their kinds; others are refused, so that none is lost silently.

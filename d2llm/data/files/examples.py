@@ -17,10 +17,23 @@ import numpy as np
 import pandas as pd
 
 from d2llm.data.conditions import check_pairs, check_qrels
-from d2llm.data.files.read import complete, ids, labels, lists, numbers, other_labels, read_table, texts, unique_ids
+from d2llm.data.files import groups
+from d2llm.data.files.read import (
+    categories,
+    complete,
+    ids,
+    labels,
+    lists,
+    numbers,
+    other_labels,
+    read_table,
+    texts,
+    unique_ids,
+)
 from d2llm.data.leaks import Frames, Seen, Tasks, unordered
 from d2llm.models.normal_form import distinct, normal_form
 from d2llm.run.errors import DataError
+from d2llm.run.schemas import GROUPED_BY
 
 if TYPE_CHECKING:
     from d2llm.config.data import Retrieval, Table, TaskSet, TrainingSet
@@ -165,11 +178,11 @@ def target(score: pd.Series, scores: tuple[float, float], yes_from: float) -> pd
 
 
 def retrieval(
-    settings: Retrieval, drop: bool = False
+    settings: Retrieval, drop: bool = False, phenomena: Sequence[str] = ()
 ) -> tuple[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame], Dropped]:
     """((queries, corpus with id and text, qrels with query_id, doc_id and relevance of at least 0), what was left out).
 
-    With `drop`, what lacks a text goes, and what the qrels say of it. Relevance is whole numbers where the file has
+    With `drop`, what lacks a text goes, and what the qrels say of it. Queries keep their columns `phenomena`. Relevance is whole numbers where the file has
     nothing else. The index of the qrels holds their lines. Raises DataError for ids that do not fit.
     """
     tables, dropped = [], {}
@@ -180,6 +193,8 @@ def retrieval(
         whole = complete(frame, [key, settings.text]) if drop else frame
         dropped[f"{'queries' if name == 'queries' else 'passages'} without an id or a text"] = len(frame) - len(whole)
         table = pd.DataFrame({"id": unique_ids(path, whole, key), "text": texts(path, whole, settings.text)})
+        if name == "queries":
+            table = table.assign(**group_columns(path, whole, phenomena))
         tables.append(table.reset_index(drop=True))
     queries, corpus = tables
     path = paths["qrels"]
@@ -328,6 +343,7 @@ def evaluation_set(name: str, settings: TaskSet, split: str, rng: np.random.Gene
     pairs = pd.DataFrame({side: texts(source, frame, getattr(settings, side)) for side in ("query", "passage")})
     pairs.insert(0, "id", [f"{name}-{split}-{line}" for line in pairs.index])
     pairs["phenomenon"] = texts(source, frame, settings.phenomenon) if settings.phenomenon else ""
+    pairs = pairs.assign(**group_columns(source, frame, settings.phenomena))
     if label is None:
         pairs["score"] = numbers(source, frame, settings.score, *settings.scores)
     else:
@@ -342,7 +358,7 @@ def _read_retrieval_set(settings: TaskSet, source: Retrieval, rng: np.random.Gen
     """A retrieval set. As in mteb, every query that is judged counts, also one without a relevant passage; others do
     not.
     """
-    (queries, corpus, qrels), dropped = retrieval(source, settings.incomplete == "drop")
+    (queries, corpus, qrels), dropped = retrieval(source, settings.incomplete == "drop", settings.phenomena)
     check_qrels(_require_path(source.qrels), qrels, source.relevance)
     judged_ids = set(qrels["query_id"])
     judged_queries = queries[queries["id"].isin(judged_ids)]
@@ -353,6 +369,28 @@ def _read_retrieval_set(settings: TaskSet, source: Retrieval, rng: np.random.Gen
     if settings.sample is not None:
         check_qrels(f"{_require_path(source.qrels)}: sample of {settings.sample} queries", qrels, source.relevance)
     return EvaluationSet({"queries": judged_queries, "corpus": corpus, "qrels": qrels.reset_index(drop=True)}, dropped)
+
+
+def group_columns(path: str, frame: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.Series]:
+    """The values of these columns as texts, by the name of a column of groups; "" where a row has none.
+
+    Raises DataError for a column that is not there or has too many values to group by.
+    """
+    return {GROUPED_BY + name: categories(path, frame, name, groups.MOST) for name in names}
+
+
+def with_groups(
+    tasks: Tasks, settings: Mapping[str, TaskSet], names: Sequence[str], negation: Sequence[str] | None
+) -> tuple[Tasks, dict[str, groups.Bounds]]:
+    """(the sets with the groups `names`, by "<set>/<split>" the bounds of thirds)."""
+    out: Tasks = {}
+    bounds: dict[str, groups.Bounds] = {}
+    for split, sets in tasks.items():
+        out[split] = {}
+        for name, frames in sets.items():
+            computed = groups.grouped(frames, names, settings[name].language, negation)
+            out[split][name], bounds[f"{name}/{split}"] = computed
+    return out, bounds
 
 
 def within(pairs: pd.DataFrame, part: tuple[float, float] | None, one: str, two: str) -> pd.DataFrame:

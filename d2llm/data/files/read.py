@@ -212,6 +212,19 @@ def labels(
     return positive
 
 
+def categories(path: str | Path, frame: pd.DataFrame, column: str, most: int) -> pd.Series:
+    """A column's values to group rows by, in one spelling each; "" where a row has none. Raises DataError for more
+    than `most`.
+    """
+    values = _get_column(path, frame, column)
+    keys = values.map(lambda value: "" if _is_missing(value) else label_key(value))
+    if keys.nunique() > most:
+        raise DataError(
+            f"{path}: column {column!r}: expected at most {most} values to group by; found {keys.nunique()}"
+        )
+    return keys
+
+
 def ids(path: str | Path, frame: pd.DataFrame, column: str) -> pd.Series:
     """A column of ids as texts, none missing; 1, 1.0 and "1" are one id, as formats differ in what they keep."""
     values = _get_column(path, frame, column)

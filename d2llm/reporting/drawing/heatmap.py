@@ -33,7 +33,8 @@ class Breakdown:
 
     `metrics`: a task is shown by the first of these that it has, with the lower end of its colours; None is the lowest
     score drawn, rounded down to a tenth. The upper end is 1. `shared`: all tasks have the same phenomena, so their maps
-    stand side by side with one order of rows, that of the first. `counted` names what a number is computed on.
+    stand side by side with one order of rows. `counted` names what a number is computed on. `beside`: a metric whose
+    rows stand below the others, on the same scale, and what it says.
     """
 
     task_type: str
@@ -43,18 +44,20 @@ class Breakdown:
     labels: Mapping[str, str]
     shared: bool = False
     counted: str = "the examples"
+    beside: tuple[str, str] | None = None
 
 
 def draw(data: Data, breakdown: Breakdown) -> Figure:
     """Draw a map for each task: phenomena, easiest for the methods first, by methods; means over seeds."""
     scores = data.scores
     used = scores[(scores["task_type"] == breakdown.task_type) & (scores["phenomenon"] != "all")]
+    beside = used[used["metric"] == (breakdown.beside or [""])[0]]
     used = used[used["metric"].isin(breakdown.metrics)]
     if used.empty:
         return empty(f"No {breakdown.kind} task with phenomena was evaluated.")
     chosen = _choose_metrics(used, breakdown)
     names = [*data.context.methods, *(name for name in data.context.references if name in set(used["method"]))]
-    tables = _make_tables(used, chosen, names, data.context.methods, breakdown.shared)
+    tables = _make_tables(used, chosen, names, data.context.methods, breakdown.shared, beside)
     figure, axes = _make_panels(tables, breakdown.shared)
     lows = {
         metric: _find_lowest(breakdown.metrics[metric], [tables[task] for task in tables if chosen[task] == metric])
@@ -64,7 +67,7 @@ def draw(data: Data, breakdown: Breakdown) -> Figure:
     for (task, table), axis in zip(tables.items(), axes, strict=True):
         shown = used[(used["task"] == task) & (used["metric"] == chosen[task])]
         images.setdefault(chosen[task], []).append(_draw_map(axis, table, lows[chosen[task]]))
-        counts = shown.groupby("phenomenon")["n"].max()
+        counts = pd.concat([shown, beside[beside["task"] == task]]).groupby("phenomenon")["n"].max()
         rows = list(table.index) if breakdown.shared else [f"{name} ({counts[name]})" for name in table.index]
         axis.set_yticks(range(len(table)), rows)
         axis.set_title(shown["task_title"].iloc[0])
@@ -76,13 +79,25 @@ def draw(data: Data, breakdown: Breakdown) -> Figure:
             axis.set_xticks(range(len(names)), titles)
     for metric, drawn in images.items():
         _draw_colorbar(figure, drawn, lows[metric], breakdown.labels.get(metric, METRIC_TITLES.get(metric, metric)))
-    text = (
-        breakdown.said
-        if breakdown.shared
-        else f"{breakdown.said} In brackets: {breakdown.counted} they are computed on."
-    )
-    note(figure, data, text)
+    note(figure, data, _write_note(breakdown, used, beside))
     return figure
+
+
+def _write_note(breakdown: Breakdown, used: pd.DataFrame, beside: pd.DataFrame) -> str:
+    """What the numbers are, by what the run has: phenomena, groups (name: value), pairs against their reverse."""
+    grouped = used["phenomenon"].str.contains(": ")
+    sentences = [breakdown.said] if not grouped.all() else []
+    if grouped.any():
+        sentences.append(
+            "A group (name: value) is measured by itself, its own right pairs against its own wrong ones."
+            if breakdown.task_type != "retrieval"
+            else "A group (name: value) is of its own queries."
+        )
+    if breakdown.beside and len(beside):
+        sentences.append(breakdown.beside[1])
+    if not breakdown.shared:
+        sentences.append(f"In brackets: {breakdown.counted} they are computed on.")
+    return " ".join(sentences)
 
 
 def _choose_metrics(used: pd.DataFrame, breakdown: Breakdown) -> dict[str, str]:
@@ -97,18 +112,35 @@ def _choose_metrics(used: pd.DataFrame, breakdown: Breakdown) -> dict[str, str]:
 
 
 def _make_tables(
-    used: pd.DataFrame, chosen: Mapping[str, str], names: list[str], methods: Sequence[str], shared: bool
+    used: pd.DataFrame,
+    chosen: Mapping[str, str],
+    names: list[str],
+    methods: Sequence[str],
+    shared: bool,
+    beside: pd.DataFrame,
 ) -> dict[str, pd.DataFrame]:
-    """(phenomenon × method) scores of every task."""
+    """(phenomenon × method) scores of every task; tasks that share their rows have all rows of any, in one order."""
     tables: dict[str, pd.DataFrame] = {}
-    order = None
+    order: list[str] = []
     for task, metric in chosen.items():
-        shown = used[(used["task"] == task) & (used["metric"] == metric)]
+        shown = pd.concat([used[(used["task"] == task) & (used["metric"] == metric)], beside[beside["task"] == task]])
         table = shown.pivot_table(index="phenomenon", columns="method", values="value").reindex(columns=names)
-        if order is None or not shared:
-            order = table[list(methods)].mean(axis=1).sort_values(ascending=False, kind="stable").index
-        tables[task] = table.reindex(order)
-    return tables
+        easiest = table[list(methods)].mean(axis=1).sort_values(ascending=False, kind="stable").index
+        order = [*order, *(name for name in easiest if name not in order)] if shared else list(easiest)
+        tables[task] = table.loc[_by_family(order, beside) if not shared else list(easiest)]
+    rows = _by_family(order, beside)
+    return {task: table.reindex(rows) for task, table in tables.items()} if shared else tables
+
+
+def _by_family(rows: Sequence[str], beside: pd.DataFrame) -> list[str]:
+    """Phenomena first, then the groups of each name together, then what stands beside them; else in their order."""
+    families = list(dict.fromkeys(row.partition(": ")[0] for row in rows if ": " in row))
+    last = set(beside["phenomenon"])
+
+    def place(row: str) -> int:
+        return len(families) + 1 if row in last else families.index(row.partition(": ")[0]) + 1 if ": " in row else 0
+
+    return sorted(rows, key=place)
 
 
 def _make_panels(tables: Mapping[str, pd.DataFrame], shared: bool) -> tuple[Figure, list[Axes]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from d2llm.reporting.drawing import heatmap
+from d2llm.run.schemas import FORWARD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +25,10 @@ CAPTION = {
     "generated": (
         "Phenomena are what the generator changed: a word replaced by a more general one, roles exchanged, a denial, …"
     ),
+    "files": (
+        "Groups of the data (by a column such as genre, by word overlap, length or negation) are measured each by "
+        "itself; direction is the share of right pairs that score higher than their own reverse."
+    ),
 }
 
 BREAKDOWN = heatmap.Breakdown(
@@ -35,6 +40,10 @@ BREAKDOWN = heatmap.Breakdown(
     said="AUC, area under the ROC curve, by phenomenon. A phenomenon of pairs that are not entailed is set against "
     "all that are, and the other way round.",
     shared=True,
+    beside=(
+        FORWARD,
+        "Direction: the share of right pairs that score higher than their own reverse; 0.5 for a score without direction.",
+    ),
 )
 
 

@@ -23,6 +23,7 @@ CAPTION = {
         " or different, Spearman's rank correlation within the phenomenon where it is graded."
     ),
     "alt": ("Heat map, a panel a task, with a row a phenomenon and a column a method; every cell shows its number."),
+    "files": ("Groups of the data (by a column, by word overlap, length or negation) are measured each by itself."),
 }
 
 BREAKDOWN = heatmap.Breakdown(
