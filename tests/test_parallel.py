@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from test_resume import job
 from test_training import prepared, train, tuned
 
 from d2llm.config.schema import Config
+from d2llm.models.student import Student
 from d2llm.run.artifacts import read_json
 from d2llm.run.errors import ConfigError
 from d2llm.run.paths import Paths
@@ -39,11 +39,7 @@ def test_two_processes_train_as_one(method: str, changes: dict, tiny_scores: Con
     for expected, record in zip(first, second, strict=True):
         numbers = {key: value for key, value in expected.items() if isinstance(value, float)}
         assert record == expected | {key: pytest.approx(value, rel=2e-4, abs=1e-6) for key, value in numbers.items()}
-    weights = [
-        load_file(folder / "model" / "student.safetensors")
-        | load_file(folder / "model" / "backbone" / "model.safetensors")
-        for folder in folders
-    ]
+    weights = [Student.load(folder / "model").state_dict() for folder in folders]
     for name, expected in weights[0].items():
         torch.testing.assert_close(weights[1][name], expected, rtol=1e-3, atol=2e-4, msg=name)
     assert read_json(folders[1] / "provenance.json")["settings"]["training"]["processes"] == 2

@@ -16,12 +16,15 @@ import spoiled_configs
 
 from d2llm.config.catalogue import entries
 from d2llm.config.load import load
-from d2llm.config.schema import Config
+from d2llm.config.schema import Config, Run
 from d2llm.run import jobs, provenance
 from d2llm.run.code import closure
 from d2llm.run.jobs import find_stage
+from d2llm.run.paths import Paths
+from d2llm.run.stages import STAGES
 
-MINI = Path(__file__).resolve().parent.parent / "config" / "mini.yaml"
+CONFIGS = Path(__file__).resolve().parent.parent / "config"
+MINI, PAPER = CONFIGS / "mini.yaml", CONFIGS / "paper.yaml"
 METHODS = {"d2llm", "bge", "retromae", "llara", "sgpt", "udever"}
 TRAIN = {f"train {name}" for name in METHODS}
 PRETEXT = {f"pretext {name}" for name in ("bge", "retromae", "llara")}
@@ -157,6 +160,39 @@ def test_a_checkpoint_depends_on_what_brings_it_and_on_no_prompt() -> None:
         assert {name for name in all_makers if f"d2llm.{name}" in found} == makers
         lines = [jobs.settings_line(config, "base", model=model) for config in (plain, asked)]
         assert (lines[0] == lines[1]) == (model == "brought")
+
+
+def downstream(config: Config, changed: dict[str, Any]) -> set[tuple[str, ...]]:
+    """(stage, argument, …) of the jobs of a config that some changed keys make again: those whose settings differ, and
+    those that read what such a job writes.
+    """
+    other, paths = load([PAPER], changed), Paths.of(config)
+    jobs_of = {(stage, *map(str, own.values())): (stage, own) for stage, own in spoiled_configs.jobs(config)}
+    jobs_of = {key: job for key, job in jobs_of.items() if key != ("tune",)}  # for which this tier has no grids
+    lines = [
+        {key: jobs.settings_line(one, stage, **own) for key, (stage, own) in jobs_of.items()} for one in (config, other)
+    ]
+    stale = {key for key in jobs_of if lines[0][key] != lines[1][key]}
+    while True:
+        remade = {path for key in stale for path in jobs.outputs(jobs_of[key][0], paths, **jobs_of[key][1])}
+        reads = {key: STAGES[stage].reads(config, paths, **own) for key, (stage, own) in jobs_of.items()}
+        more = {key for key, files in reads.items() if any({file, *file.parents} & remade for file in files)} - stale
+        if not more:
+            return stale
+        stale |= more
+
+
+def test_a_prompt_of_checkpoints_makes_the_teacher_and_what_imitates_it_again() -> None:
+    """Neither a base model nor negatives, baselines, or a variant of plain contrast, which reads no teacher's scores."""
+    plain = {"ci_weighting": "none", "alpha": 0.0, "beta": 0.0, "gamma": 0.0}
+    variants = {"variants": {"plain": {"method": "d2llm", "settings": plain}}, "references": ["teacher", "bm25"]}
+    config = load([PAPER], variants)
+    stale = downstream(config, variants | {"teacher": {"symmetric": WORDS}})
+    models = ("base", "negatives", "pretext", "teacher", "teacher_scores", "train", "evaluate")
+    found = {" ".join(key[:2]) for key in stale if key[0] in models}
+    assert found == TEACHER | {"train d2llm", "evaluate d2llm"}
+    assert {("train", "d2llm", "base", "1"), ("runtime",), ("collect",)} <= stale
+    assert Run("d2llm", "plain", 1) in config.runs() and not any("plain" in key for key in stale)
 
 
 LOADING = {"negatives", "teacher teacher"} | USING | BASE | PRETEXT | TRAIN | STUDENTS | {"evaluate teacher"}  # models

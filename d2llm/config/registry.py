@@ -52,6 +52,10 @@ class Declaration(Generic[R]):
         """Pooling and scorer of its students; to be overridden where the recipe chooses them."""
         return self.pooling, self.scorer
 
+    def imitates(self, recipe: R) -> bool:
+        """Whether a training by this recipe reads the teacher's scores."""
+        return self.uses_teacher
+
     def modules(self, recipe: R) -> tuple[str, ...]:
         """What else it computes with that no import statement names."""
         return ()

@@ -266,10 +266,17 @@ class Config(Section):
         used = {declared(name).base(self.recipe(name, variant)) for name, variant in runs} | (
             {"encoder"} if runs else set()
         )
-        if "teacher" in self.references or any(declared(name).uses_teacher for name, _ in runs):
+        imitating = (declared(name).imitates(self.recipe(name, variant)) for name, variant in runs)
+        if "teacher" in self.references or any(imitating):
             used |= {"teacher", "encoder"}
         used |= {source for name in used if (source := self.models.of(name).grown_from)}
         return [name for name in self.models.names() if name in used]
+
+    def imitated(self) -> list[str]:
+        """The teachers that runs read the scores of, by name."""
+        recipes = [(declared(run.method), self.recipe(run.method, run.variant)) for run in self.runs()]
+        names = (getattr(recipe, "teacher", "teacher") for chosen, recipe in recipes if chosen.imitates(recipe))
+        return list(dict.fromkeys(names))
 
     def phrases(self) -> list[str]:
         """What methods feed besides the texts (instructions, brackets); a vocabulary made in the pipeline holds it."""

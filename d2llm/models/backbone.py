@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from d2llm.models.added_rows import added_rows, train_rows
-from d2llm.models.base import remote
+from d2llm.models.base import remote, shared
 from d2llm.models.fast.last_layer import only_at
 from d2llm.models.fast.packing import end_to_end, layout, packs, padding_mask
 from d2llm.models.lora import adapters, add_lora, merge_lora
@@ -84,12 +84,10 @@ class Backbone(nn.Module):
         if revision is not None:
             options["revision"] = revision
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
+            tokenizer = AutoTokenizer.from_pretrained(str(shared.tokenizer_folder(folder)), **options)
             if attention is not None:
                 options["attn_implementation"] = attention
-            model = AutoModel.from_pretrained(
-                str(folder), dtype=dtype, use_safetensors=True, **_body_options(str(folder), options), **options
-            )
+            model = shared.opened(AutoModel, folder, dtype=dtype, **_body_options(str(folder), options), **options)
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ArtifactError(f"{folder}: cannot load the {kind} model: {first}") from error
@@ -98,12 +96,11 @@ class Backbone(nn.Module):
             raise ArtifactError(f"{folder}: {wrong}")
         return cls(model, tokenizer, kind, source=str(folder))
 
-    def save(self, folder: str | Path) -> None:
-        """Write body (LoRA merged into the weights, the live model untouched) and tokenizer in Hugging Face's
-        format.
+    def save(self, folder: str | Path, base: str | Path | None = None) -> None:
+        """Write body (LoRA merged into the weights, the live model untouched) and tokenizer in Hugging Face's format;
+        with the `base` it started from, what differs from that (`models.base.shared`).
         """
-        self.model.save_pretrained(str(folder), state_dict=merge_lora(self.model))
-        self.tokenizer.save_pretrained(str(folder))
+        shared.save(self.model, self.tokenizer, merge_lora(self.model), folder, base)
 
     # ------------------------------------------------------------------------------------------------------ tokenizer
     @property
@@ -369,7 +366,7 @@ class Backbone(nn.Module):
                 full = auto.from_config(self.model.config)
             else:
                 options = {"use_safetensors": True, "dtype": self.model.dtype, "trust_remote_code": remote.allowed()}
-                full = auto.from_pretrained(self.source, **options)
+                full = auto.from_pretrained(str(shared.root_of(self.source)), **options)
             rows = self.model.get_input_embeddings().num_embeddings
             if full.get_input_embeddings().num_embeddings != rows:
                 full.resize_token_embeddings(rows, mean_resizing=False)

@@ -79,10 +79,12 @@ def adapters(model: nn.Module) -> dict[str, Any]:
 def merge_lora(model: nn.Module) -> dict[str, Tensor]:
     """The model's weights under their original names, with added rows in their matrix and every LoRA product added to
     the one it adapts.
+
+    Of the matrix no copy is made: its own rows of these tokens, which nothing looks up, are set to what they are now.
     """
     adapted, held = adapters(model), model.state_dict()
     for name, added in added_rows(model).items():
-        held[f"{name}.weight"] = added.merge(held[f"{name}.weight"].clone())
+        added.merge(held[f"{name}.weight"])
         held = {key: value for key, value in held.items() if not key.startswith(f"{name}.{NAME}.")}
     state = {}
     for name, value in held.items():

@@ -333,16 +333,18 @@ class Student(nn.Module):
         }
 
     # -------------------------------------------------------------------------------------------------- save and load
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, base: str | Path | None = None) -> None:
         """Write `backbone/` (Hugging Face format, LoRA merged), `student.safetensors` and `student.json`.
 
-        The folder must exist and be private to the caller (write below `artifacts.atomic`).
+        With the folder of the `base` its backbone started from, `backbone/` is what differs from that: it then needs
+        the base where it is, seen from there. The folder must exist and be private to the caller (write below
+        `artifacts.atomic`).
         """
         from safetensors.torch import save_file
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.backbone.save(folder / "backbone")
+        self.backbone.save(folder / "backbone", base)
         head = {
             f"{part}.{name}": value.detach().cpu().contiguous()
             for part in ("pooling", "scorer")

@@ -101,7 +101,7 @@ def vector_shards(config: Config, paths: Paths) -> list[Path]:
 
 
 def training_inputs(config: Config, paths: Paths, method: str, variant: str, seed: Any) -> list[Path]:
-    """Training pairs, a base model, and dev sets to watch it by; the teacher's scores only for a method that imitates
+    """Training pairs, a base model, and dev sets to watch it by; the teacher's scores only for a run that imitates
     one.
     """
     chosen, recipe, owner = declared(method), config.recipe(method, variant), config.pretext_of(method, variant)
@@ -109,17 +109,36 @@ def training_inputs(config: Config, paths: Paths, method: str, variant: str, see
     inputs += [paths.tasks] if config.training.dev_every else []
     shards = config.teacher.shards
     scores = [paths.teacher_scores(shard, shards, getattr(recipe, "teacher", "")) for shard in range(shards)]
-    return inputs + (scores if chosen.uses_teacher else [])
+    return inputs + (scores if chosen.imitates(recipe) else [])
+
+
+def started_from(config: Config, paths: Paths, method: str, variant: str) -> list[Path]:
+    """What a run's model folder leaves to others, as it holds what training changed: the base model, and what a
+    pre-training made of it.
+    """
+    owner = config.pretext_of(method, variant)
+    pretext = [paths.pretext(method, owner)] if owner else []
+    return [*pretext, paths.base(declared(method).base(config.recipe(method, variant)))]
+
+
+def trained(config: Config, paths: Paths, method: str, variant: str, seed: Any) -> list[Path]:
+    """All that a run's student is read from."""
+    return [paths.run(method, variant, seed) / "model", *started_from(config, paths, method, variant)]
+
+
+def judging(paths: Paths, name: str = "teacher") -> list[Path]:
+    """All that a teacher is read from: likewise."""
+    return [paths.teacher(name) / "model", paths.base("teacher")]
 
 
 def evaluation_inputs(config: Config, paths: Paths, method: str, variant: str, seed: Any) -> list[Path]:
     """The evaluation sets, and what is evaluated."""
     if method in modules():
-        return [paths.tasks, paths.run(method, variant, seed) / "model"]
+        return [paths.tasks, *trained(config, paths, method, variant, seed)]
     if method in config.published():
         return [paths.tasks, paths.published(method)]
-    needed = {"teacher": paths.teacher_model, "encoder": paths.base("encoder")}
-    return [paths.tasks, *(needed[name] for name in row_head(method).get("NEEDS", ()))]
+    needed = {"teacher": judging(paths), "encoder": [paths.base("encoder")]}
+    return [paths.tasks, *(place for name in row_head(method).get("NEEDS", ()) for place in needed[name])]
 
 
 def scored_inputs(config: Config, paths: Paths, method: str, variant: str, seed: Any) -> list[Path]:
@@ -138,9 +157,7 @@ def collected_inputs(config: Config, paths: Paths) -> list[Path]:
     teacher.smk).
     """
     evaluations, runs = [paths.evaluation(*run) for run in config.evaluations()], config.runs()
-    imitating = [config.recipe(run.method, run.variant) for run in runs if declared(run.method).uses_teacher]
-    teachers = [getattr(recipe, "teacher", "teacher") for recipe in imitating]
-    teachers += ["teacher"] if "teacher" in config.references else []
+    teachers = [*config.imitated(), *(["teacher"] if "teacher" in config.references else [])]
     return [
         *(place / "scores.parquet" for place in evaluations),
         *(place / "predictions.parquet" for place in evaluations),
@@ -168,7 +185,7 @@ def corpus_inputs(config: Config, paths: Paths) -> list[Path]:
         raise ConfigError(f"corpus.texts: expected a file of texts (seen from {Path.cwd()}); found {corpus.texts!r}")
     if corpus.run not in config.runs():
         raise ConfigError(f"corpus: {'/'.join(map(str, corpus.run))} is no run of this config; name one of its own")
-    return [Path(corpus.texts), paths.run(*corpus.run) / "model"]
+    return [Path(corpus.texts), *trained(config, paths, *corpus.run)]
 
 
 def judging_queries(config: Config) -> list[Path]:
@@ -181,11 +198,11 @@ def judging_queries(config: Config) -> list[Path]:
 
 def runtime_inputs(config: Config, paths: Paths) -> list[Path]:
     """The texts, and everything that is timed."""
-    models = [paths.run(method, "base", config.seeds[0]) / "model" for method in config.methods]
+    models = [place for method in config.methods for place in trained(config, paths, method, "base", config.seeds[0])]
+    models += [*judging(paths), paths.base("encoder")] if "teacher" in config.references else []
     return [
         paths.tasks,
-        *models,
-        *([paths.teacher_model, paths.base("encoder")] if "teacher" in config.references else []),
+        *dict.fromkeys(models),
         *map(paths.published, config.published()),
     ]
 
@@ -506,7 +523,7 @@ STAGES: dict[str, Stage] = {
             paths.teacher_scores(shard, shards, teacher),
             provenance_of(paths.teacher_scores(shard, shards, teacher)),
         ],
-        reads=lambda config, paths, teacher, **shard: [paths.pairs, paths.teacher(teacher) / "model"],
+        reads=lambda config, paths, teacher, **shard: [paths.pairs, *judging(paths, teacher)],
         settings=("teacher.shards",),
         more=teacher_settings,
         code=teacher_code,
@@ -678,7 +695,7 @@ STAGES: dict[str, Stage] = {
         record=lambda paths: paths.corpus / PROVENANCE,
         writes=lambda paths: [paths.corpus],
         reads=lambda config, paths: [
-            corpus_inputs(config, paths)[1],
+            *corpus_inputs(config, paths)[1:],
             *(paths.corpus_shard(shard, config.corpus.shards) for shard in range(config.corpus.shards)),
             *judging_queries(config),
         ],
@@ -755,6 +772,7 @@ STAGES: dict[str, Stage] = {
             paths.tasks,
             # Trained students at work: D2LLM's of the first seed, and a baseline's to compare with.
             *(paths.run(method, "base", config.seeds[0]) / "summary.json" for method in config.methods),
+            *dict.fromkeys(p for method in config.methods for p in started_from(config, paths, method, "base")),
         ],
         code=lambda config: ["d2llm.search.index", *students_code(config)],
     ),

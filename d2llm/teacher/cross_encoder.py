@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2llm.models.base import remote
+from d2llm.models.base import remote, shared
 from d2llm.models.device import default_device
 from d2llm.models.fast.last_layer import only_at
 from d2llm.models.fast.packing import end_to_end, padding_mask
@@ -246,8 +246,11 @@ class Teacher:
         if settings.quantization != "none":
             options["quantization_config"] = quantized(settings.quantization)
         try:
-            model = getattr(transformers, cls.auto).from_pretrained(folder, use_safetensors=True, **options)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=remote.allowed())
+            model = shared.opened(getattr(transformers, cls.auto), folder, **options)
+            place = shared.tokenizer_folder(folder)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=remote.allowed())
+        except ArtifactError:  # its base's
+            raise
         except Exception as error:  # transformers and safetensors raise many kinds for a damaged folder
             raise ArtifactError(f"{folder}: cannot load the teacher ({str(error).splitlines()[0]}); {MEND}") from error
         wrong = unknown_to_the_model(tokenizer, rows_of(model))

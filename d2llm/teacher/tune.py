@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from d2llm.methods.base import TrainingContext
 from d2llm.methods.parameters import decay_groups
-from d2llm.models.base import remote
+from d2llm.models.base import remote, shared
 from d2llm.models.lora import add_lora, merge_lora
 from d2llm.models.tokens import encodings
 from d2llm.run.artifacts import atomic, read_frame, write_json
@@ -80,9 +80,10 @@ def run(config: Config, teacher: str, resume: Resume | None = None) -> None:
     with atomic(folder / "model") as place:
         stored_dtype = AutoConfig.from_pretrained(paths.base("teacher"), trust_remote_code=remote.allowed()).dtype
         state = {name: value.to(stored_dtype) for name, value in merge_lora(judge.model).items()}
-        # The model itself as well: what `Teacher.load` computes in is what the saved config says of it.
-        judge.model.to(stored_dtype).save_pretrained(place, state_dict=state)
-        judge.tokenizer.save_pretrained(place)
+        # The model itself as well: what `Teacher.load` computes in is what the saved config says of it. One that is
+        # quantised anew is read whole, unless nothing of it was tuned.
+        base = None if settings.quantization != "none" and settings.steps else paths.base("teacher")
+        shared.save(judge.model.to(stored_dtype), judge.tokenizer, state, place, base)
 
 
 def relation_labels(

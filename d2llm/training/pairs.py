@@ -21,6 +21,7 @@ from d2llm.run.schemas import PAIRS
 if TYPE_CHECKING:
     import pandas as pd
 
+    from d2llm.config.recipes import Recipe
     from d2llm.config.schema import Config
     from d2llm.methods.base import Method
 
@@ -50,14 +51,17 @@ class PairData:
         self.modes = pairs.groupby("dataset")["mode"].first().to_dict()
 
     @classmethod
-    def load(cls, config: Config, method: Method, teacher: str = "teacher") -> PairData:
-        """Read what the run needs; a method that does not use a teacher never sees any scores."""
+    def load(cls, config: Config, method: Method, recipe: Recipe | None = None) -> PairData:
+        """Read what a run needs, of the method itself or by another recipe; one that does not imitate a teacher never
+        sees any scores.
+        """
+        recipe = config.recipe(method.name) if recipe is None else recipe
         pairs = read_frame(Paths.of(config).pairs, PAIRS)
         scores = None
-        if method.uses_teacher:
+        if method.imitates(recipe):
             from d2llm.teacher.targets import read_scores
 
-            scores = read_scores(config, pairs["qid"].tolist(), teacher)
+            scores = read_scores(config, pairs["qid"].tolist(), getattr(recipe, "teacher", "teacher"))
         return cls(pairs, scores)
 
     def plan(self, size: int, steps: int, seed: int) -> list[tuple[str, list[int]]]:

@@ -39,7 +39,8 @@ def run(config: Config, method: str, variant: str, resume: Resume | None = None)
     set_seed(seed)
     texts = read_frame(paths.pretraining, {"text": "str", "next_text": "str"})
     started = time.perf_counter()
-    student = chosen.build(Backbone.load(paths.base(chosen.base(recipe)), chosen.kind), recipe)
+    base = paths.base(chosen.base(recipe))
+    student = chosen.build(Backbone.load(base, chosen.kind), recipe)
     student.limit_length(config.training.max_length)
     student.to(accelerator.device)
     with atomic(paths.pretext(method, variant)) as folder:
@@ -53,6 +54,6 @@ def run(config: Config, method: str, variant: str, resume: Resume | None = None)
         )  # fmt: skip
         chosen.pretext(student, texts["text"].tolist(), recipe, context)
         log.close()
-        student.backbone.save(folder)
+        student.backbone.save(folder, base)
         seconds = resume.before + time.perf_counter() - started
         write_json(folder / "summary.json", {"method": method, "seconds": round(seconds, 2)})

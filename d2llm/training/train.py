@@ -54,7 +54,7 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
     log_file = folder / "log.jsonl" if accelerator.is_main_process else None
     log = Log.of(log_file, resume, config.training.trackers, Paths.of(config), folder)
     chosen, recipe = find_method(method), config.recipe(method, variant)
-    data = PairData.load(config, chosen, getattr(recipe, "teacher", "teacher"))
+    data = PairData.load(config, chosen, recipe)
     started = time.perf_counter()
     student, pretext_seconds = begin(config, method, variant, log_file)
     student.to(accelerator.device)
@@ -65,7 +65,7 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
     if not accelerator.is_main_process:
         return
     with atomic(folder / "model") as place:
-        student.save(place)
+        student.save(place, start(config, method, variant))
     used = data.width if recipe.hard_negatives is None else min(data.width, recipe.hard_negatives)
     steps = config.training.updates(method)
     write_json(

@@ -20,6 +20,8 @@ from d2llm.config.registry import declared
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from d2llm.cli.plan.sizes import Sizes
+    from d2llm.config.recipes import TunedWeights
     from d2llm.config.schema import Config
     from d2llm.data.build import Made
 
@@ -51,8 +53,7 @@ def all_jobs(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
     if runs:
         yield from (("vectors", {"shard": str(i), "shards": str(shards)}) for i in range(shards) if shards > 1)
         yield "negatives", {}
-    imitating = [config.recipe(run.method, run.variant) for run in runs if declared(run.method).uses_teacher]
-    scoring = dict.fromkeys(getattr(recipe, "teacher", "teacher") for recipe in imitating)
+    scoring = config.imitated()
     for name in dict.fromkeys([*scoring, *(["teacher"] if "teacher" in config.references else [])]):
         yield "teacher", {"teacher": name}
     for name in scoring:
@@ -90,8 +91,12 @@ def disk(given: Given) -> dict[str, float]:
     """Bytes by what they hold."""
     config, models, amount = given.config, given.models, given.amount
     bases = sum(size.parameters * given.kept(name) for name, size in models.items())
-    started = [models[declared(run.method).base(config.recipe(run.method, run.variant))] for run in config.runs()]
-    students = sum(4 * size.body + 2 * size.embeddings for size in started)
+    recipes = [(declared(run.method), config.recipe(run.method, run.variant)) for run in config.runs()]
+    students = sum(4 * models[chosen.base(recipe)].changed(recipe.tuning) for chosen, recipe in recipes)
+    owners = {(run.method, config.pretext_of(run.method, run.variant)) for run in config.runs()}
+    bodies = [models[declared(name).base(config.recipe(name, own))] for name, own in owners if own is not None]
+    asked = {arguments["teacher"] for stage, arguments in all_jobs(config) if stage == "teacher"}
+    tuned = [config.teacher_of(name).tuning for name in asked if config.teacher_of(name).steps]
     count = config.negatives.per_query
     scores = amount.queries * 4 * (2 * (count + config.training.pack) + (count + 1) ** 2)
     keep = config.evaluation.keep
@@ -99,11 +104,18 @@ def disk(given: Given) -> dict[str, float]:
     rows = sum(part.queries.count * (30 * keep if part.type == "retrieval" else 40) for part in sets)
     fetched = any(isinstance(table, HubTable) for table in config.data.files.downloads().values())
     return {
-        "base models": bases + models["teacher"].parameters * given.kept("teacher"),
+        "base models": bases,
+        "tuned teachers": sum(_tuned(models["teacher"], tuning) for tuning in tuned) * given.kept("teacher"),
+        "models pre-trained by methods": sum(4 * (size.body + size.vocabulary * size.hidden) for size in bodies),
         "trained students": students,
         "teacher scores": scores,
         "predictions": len(config.evaluations()) * rows,
     } | ({"downloads of the hub, not known before they are there": 0.0} if fetched else {})
+
+
+def _tuned(size: Sizes, tuning: TunedWeights) -> int:
+    """Weights that a tuned teacher has of its own, its head among them."""
+    return size.parameters if tuning.kind == "full" else size.changed(tuning)
 
 
 # ---------------------------------------------------------------------------------------------------------------- words

@@ -137,7 +137,9 @@ def negatives(given: Given) -> Cost:
 
 # ------------------------------------------------------------------------------------------------------------- teacher
 def _prompt(given: Given, mode: Mode) -> float:
-    """Tokens of what stands before the texts of a prompt."""
+    """Tokens of what stands before the texts of a prompt; a classifier has none."""
+    if given.models["teacher"].pairwise:
+        return 0.0
     template = getattr(given.config.teacher, mode).template
     return given.models["teacher"].ratio * tokens_of(template.partition("{a}")[0])
 
@@ -189,9 +191,10 @@ def _asked(given: Given, mode: Mode, queries: Texts, passages: Texts, candidates
     settings, size = given.config.teacher, given.models["teacher"]
     query = queries.mean(size.ratio, settings.max_length)
     passage = passages.mean(size.ratio, max(1.0, settings.max_length - _prompt(given, mode) - query)) + BETWEEN
-    rows = queries.count * -(-candidates // settings.pack_size)
+    together = 1 if size.pairwise else settings.pack_size
+    rows = queries.count * -(-candidates // together)
     tokens = rows * query + queries.count * candidates * passage
-    return tokens, size.forward(tokens, _prompt(given, mode) + query + min(settings.pack_size, candidates) * passage)
+    return tokens, size.forward(tokens, _prompt(given, mode) + query + min(together, candidates) * passage)
 
 
 def teacher_scores(given: Given, teacher: str, shard: str, shards: str) -> Cost:

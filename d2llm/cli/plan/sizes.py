@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from d2llm.config.recipes import TunedWeights, tokens_of
 from d2llm.config.sections import BaseSettings, PretrainedSettings
+from d2llm.models.base.classifier import classifies
 from d2llm.models.base.pretrained import check_layers, located
 from d2llm.run.errors import ConfigError, first_line
 from d2llm.run.hub import patiently
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sizes:
-    """A transformer's sizes, and how many tokens of its tokenizer one of `tokens_of` is."""
+    """A transformer's sizes, how many tokens of its tokenizer one of `tokens_of` is, and whether it is a classifier of
+    pairs, which reads each on its own.
+    """
 
     hidden: int
     layers: int
@@ -42,6 +45,7 @@ class Sizes:
     gated: bool
     tied: bool
     ratio: float = 1.0
+    pairwise: bool = False
 
     @property
     def layer(self) -> int:
@@ -93,6 +97,14 @@ class Sizes:
         if tuning.kind == "bitfit":
             return 10 * self.hidden * self.layers
         return self.lora(tuning.r, tuning.first_layer)
+
+    def changed(self, tuning: TunedWeights) -> int:
+        """Weights that a tuned body has of its own: those that train, or that adapters are merged into. Rows of new
+        tokens are too few to count.
+        """
+        if tuning.kind == "lora":
+            return self.layer * max(0, self.layers - tuning.first_layer)
+        return self.trainable(tuning) if tuning.kind == "bitfit" else self.body + self.vocabulary * self.hidden
 
     def lora(self, rank: int, first: int = 0) -> int:
         """Weights of adapters on every matrix from a layer on."""
@@ -213,6 +225,7 @@ def of_config(config: Mapping[str, Any]) -> Sizes:
         vocabulary=config["vocab_size"],
         gated=gated,
         tied=bool(config.get("tie_word_embeddings", not gated)),
+        pairwise=classifies(config.get("architectures")),
     )
 
 

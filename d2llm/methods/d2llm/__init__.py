@@ -34,6 +34,10 @@ class D2LLM(Method[D2LLMRecipe]):
         """Those the recipe names."""
         return recipe.pooling.spec(), recipe.interaction.spec()
 
+    def imitates(self, recipe: D2LLMRecipe) -> bool:
+        """Not where only plain contrast is left."""
+        return bool(recipe.imitating())
+
     def modules(self, recipe: D2LLMRecipe) -> tuple[str, ...]:
         """The losses whose weight is not 0."""
         return tuple(f"d2llm.methods.d2llm.losses.{name}" for name, weight in recipe.weights().items() if weight)

@@ -30,7 +30,7 @@ def objective(scorer: Scorer, embedded: Embedded, batch: Batch, recipe: D2LLMRec
 
     Raises TrainingError for a batch without teacher scores where a term imitates the teacher.
     """
-    imitating = [key for key in ("ci", "alpha", "beta", "gamma") if getattr(recipe, key) > 0]
+    imitating = [key for key in recipe.imitating() if not key.startswith("losses.")]
     if batch.teacher is None and imitating:
         raise TrainingError(
             f"d2llm: {', '.join(imitating)} need teacher scores and this batch ({batch.dataset}) has none"

@@ -138,6 +138,12 @@ class D2LLMRecipe(Recipe):
             raise ValueError(f"losses among the further files ({', '.join(further) or 'none'}), not {unknown[0]}{why}")
         return self
 
+    def imitating(self) -> list[str]:
+        """The keys of the terms that read the teacher's scores; of further losses nothing is known, so they may."""
+        read = {"ci": self.ci_weighting == "teacher", "alpha": True, "beta": True, "gamma": True}
+        own = [key for key, reads in read.items() if reads and getattr(self, key) > 0]
+        return own + [f"losses.{name}" for name, weight in self.losses.items() if weight > 0]
+
     def weights(self) -> dict[str, float]:
         """The weight of every term of the loss, by its file in `losses/`, in the order of the paper."""
         return {

@@ -45,10 +45,11 @@ def contrastive_imitation(
 
 def term(scores: Scores) -> Tensor:
     """Over each query's positive and hard negatives; with `in_batch: joint` over the batch's passages as well."""
-    probability = scores.hard_probability
     if scores.recipe.ci_weighting == "none":  # as if the teacher were sure
-        probability = torch.zeros_like(probability)
+        probability = torch.zeros_like(scores.hard, dtype=torch.float32)
         probability[:, 0] = 1.0
+    else:
+        probability = scores.hard_probability
     others, others_mask = scores.in_batch if scores.recipe.in_batch == "joint" else (None, None)
     return contrastive_imitation(
         scores.hard[:, 0],
