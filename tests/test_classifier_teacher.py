@@ -4,6 +4,7 @@ architecture and whoever shares its batch; it is brought, told apart and tuned.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,15 @@ import tiny
 import torch
 from test_pretrained import config as with_models
 from test_teacher import trivial
+from transformers import BertConfig
 
 from d2llm.config.sections import TeacherSettings
 from d2llm.models.base import pretrained
+from d2llm.models.base.classifier import check_labels
+from d2llm.run.checkpoint import Resume
 from d2llm.run.errors import ConfigError
 from d2llm.run.paths import Paths
+from d2llm.teacher import parts as teacher_parts
 from d2llm.teacher import tune as teacher_tuning
 from d2llm.teacher.classifier import Classifier
 from d2llm.teacher.load import load
@@ -103,3 +108,35 @@ def test_it_is_brought_as_it_is_and_by_its_architecture(tmp_path: Path) -> None:
     saved(source, labels=3)
     with pytest.raises(ConfigError, match=r"one label .* or two .*; found 3"):
         pretrained.run(config, "teacher")
+
+
+NAMES = "expected two labels named as no and yes, in this order; its config.json has "
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("no", "yes"), None),
+        (("not_entailment", "entailment"), None),
+        (("Irrelevant", "Relevant"), None),
+        (("0", "1"), None),
+        (("LABEL_0",), None),  # one logit is a score of yes, whatever its name
+        (("LABEL_0", "LABEL_1"), NAMES + 'LABEL_0, LABEL_1; say which is which: "id2label"'),
+        (("entailment", "not_entailment"), NAMES + "entailment, not_entailment; take a checkpoint with no before yes"),
+        (("yes", "yes"), NAMES + "yes, yes; say which"),
+    ],
+)
+def test_two_labels_have_to_say_which_is_yes(labels: tuple[str, ...], message: str | None) -> None:
+    config = BertConfig(id2label=dict(enumerate(labels)))
+    with nullcontext() if message is None else pytest.raises(ConfigError, match=f"^models.teacher: {message}"):
+        check_labels(config, "models.teacher")
+
+
+def test_what_another_device_scored_is_scored_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that was killed on one machine and goes on upon another."""
+    teacher, scored = load(saved(tmp_path / "model"), TeacherSettings(max_length=24)), list[str]()
+    for device in ("one", "one", "two"):
+        monkeypatch.setattr(teacher_parts, "name_of", lambda _, device=device: device)
+        judge = lambda part, device=device: scored.append(device) or {"x": np.zeros(len(part))}  # noqa: E731
+        list(teacher_parts.in_parts(teacher, GROUPS, "symmetric", Resume(tmp_path / "state", {}, 1.0), judge))
+    assert scored == ["one", "two"]

@@ -15,12 +15,14 @@ import hub
 import hub_sets
 import pandas as pd
 import pytest
+from datasets import Dataset
 from plain_mteb import PlainScorer
 
 from d2llm.config.data import HubTable, MtebSet
 from d2llm.config.evaluation import EvaluationSettings
 from d2llm.config.load import load
 from d2llm.data import build
+from d2llm.data.hub import download
 from d2llm.evaluation import tasks
 from d2llm.evaluation.evaluate import evaluate
 from d2llm.run import hub as library
@@ -188,6 +190,16 @@ def test_only_what_the_config_says_is_fetched_and_nothing_else_runs_online() -> 
     revisions = [one.revision for one in downloads if isinstance(one, HubTable)]
     revisions += [config.models.of(name).revision for name in config.models.names()]
     assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in revisions)  # commits, that do not move
+
+
+def test_a_split_without_rows_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {"repo": "org/set", "revision": "x", "split": "test", "keep": ["query", "passage"]}
+    config = load([], settings({"nli": {"file": table}}) | {"results": str(tmp_path)})
+    monkeypatch.setattr(download, "checked", lambda *_: Dataset.from_dict({"query": []}))
+    (name,) = [name for name, one in config.data.files.downloads().items() if isinstance(one, HubTable)]
+    with pytest.raises(ConfigError, match=r"train\.nli: data set org/set at x: its split 'test' has no rows"):
+        download.run(config, name)
+    assert not Paths.of(config).download(name).exists()
 
 
 # --------------------------------------------------------------------------------------------------------- persistence

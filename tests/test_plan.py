@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -65,6 +66,19 @@ def test_sizes_are_those_of_the_model(family: str, config: dict[str, int], tmp_p
     known = sizes_of(tmp_path)
     assert (known.body, known.layers, known.hidden) == (matrices(model), 2, 32)
     assert known.embeddings == 50 * 32 * (1 if known.tied else 2)
+
+
+def test_a_classifier_of_pairs_reads_each_pair_alone(tmp_path: Path) -> None:
+    """Three candidates of each of ten queries of five tokens, of seven tokens each; no prompt, no row that they share."""
+    from test_classifier_teacher import saved
+
+    config = load([ROOT / "config/mini.yaml"])
+    size = sizes_of(saved(tmp_path))
+    given = SimpleNamespace(config=config, models={"teacher": size})
+    texts = amounts.Texts(10, {5.0: 1.0}), amounts.Texts(30, {7.0: 1.0})
+    tokens, flops = jobs._asked(given, "symmetric", *texts, 3)  # type: ignore[arg-type]
+    pair = 5 + 7 + jobs.BETWEEN
+    assert tokens == 10 * 3 * pair and flops == size.forward(tokens, pair)
 
 
 def test_layers_that_are_cut_are_not_counted(tmp_path: Path) -> None:

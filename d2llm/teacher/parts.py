@@ -1,6 +1,7 @@
 """Scores many groups part by part, each kept when it is done, so that a killed job goes on where it was.
 
-A part is some minutes of work: a small run has one alone. How a part is scored is the teacher's.
+A part is some minutes of work: a small run has one alone. One of another device is scored again, as devices round in
+their own ways. How a part is scored is the teacher's.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+
+from d2llm.run.provenance import processor
 
 if TYPE_CHECKING:
     from d2llm.run.checkpoint import Resume
@@ -25,7 +29,8 @@ def in_parts(
 ) -> Iterator[tuple[Sequence[Group], Arrays]]:
     """Consecutive parts of the groups, each with what `judge` says of it, or has said before this job was killed."""
     for part in parts(teacher, groups, mode):
-        yield part, resume.kept(digest(part, mode), lambda part=part: judge(part))  # type: ignore[misc]
+        key = digest(part, mode, name_of(teacher.model.device))
+        yield part, resume.kept(key, lambda part=part: judge(part))  # type: ignore[misc]
 
 
 def parts(teacher: Teacher, groups: Sequence[Group], mode: str) -> Iterator[Sequence[Group]]:
@@ -41,9 +46,14 @@ def parts(teacher: Teacher, groups: Sequence[Group], mode: str) -> Iterator[Sequ
         yield groups[start:]
 
 
-def digest(groups: Sequence[Group], mode: str) -> str:
-    """What tells a part by its content."""
-    content = hashlib.sha256(mode.encode())
+def name_of(device: torch.device) -> str:
+    """A device as the records name it: the processor, or the GPU's model."""
+    return processor() if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
+def digest(groups: Sequence[Group], mode: str, device: str) -> str:
+    """What tells a part by its content and by the device it is scored on."""
+    content = hashlib.sha256(f"{mode} {device} ".encode())
     for query, candidates in groups:
         for text in (query, *candidates):
             content.update(f"{len(text)} {text}".encode())

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,17 +50,34 @@ def run(config: Config, download: str) -> None:
         with atomic(place) as folder:
             folder.mkdir()
             if isinstance(wanted, HubTable):
-                rows, description = table(wanted, folder / TABLE, scratch, where), wanted.model_dump(mode="json")
-                description |= {"rows": {TABLE: rows}}
+                rows, description = (
+                    {TABLE: table(wanted, folder / TABLE, scratch, where)},
+                    wanted.model_dump(mode="json"),
+                )
             else:
                 frames, description = mteb_set(wanted, scratch, where)
                 for name, frame in frames.items():
                     write_frame(folder / name, frame)
-                description |= {"rows": {name: len(frame) for name, frame in frames.items()}}
+                rows = {name: len(frame) for name, frame in frames.items()}
+            check_rows(rows, wanted, where)
+            description |= {"rows": rows}
             get_logger(__name__).info("%s: %s", download, description)
             write_json(folder / SOURCE, description)
     finally:
         remove(scratch)
+
+
+def check_rows(rows: dict[str, int], wanted: HubTable | MtebSet, where: str) -> None:
+    """Raise ConfigError for a file or split that the hub has and that holds nothing."""
+    empty = next((name for name, count in rows.items() if not count), None)
+    if empty is None:
+        return
+    if isinstance(wanted, HubTable):
+        asked = f"file {wanted.file!r}" if wanted.file is not None else f"split {wanted.split!r}"
+        raise ConfigError(f"{where}: {repository_of(wanted, where)}: its {asked} has no rows; name another")
+    raise ConfigError(
+        f"{where}: mteb's {wanted.mteb} has no rows in {empty.removesuffix('.parquet')}; name another split"
+    )
 
 
 def key_of(config: Config, wanted: HubTable | MtebSet) -> str:
@@ -86,8 +104,11 @@ def table(wanted: HubTable, file: Path, scratch: Path, where: str) -> int:
     else:
         loaded = checked(lambda: load(wanted, scratch, where), wanted, where)
         pieces = map(from_arrow, loaded.with_format("arrow").iter(CHUNK))
+    pieces = iter(pieces)
+    if (first := next(pieces, None)) is None:  # a split without rows; a file has a piece at least
+        return 0
     try:
-        return write_parts(pieces, file, scratch, wanted.keep)
+        return write_parts(chain([first], pieces), file, scratch, wanted.keep)
     except KeyError as error:
         column, there = error.args
         raise ConfigError(f"{where}: keep: {wanted.repo} has no column {column!r}; it has {', '.join(there)}") from None
