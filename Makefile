@@ -110,8 +110,8 @@ lint: $(READY) ## check style and types of Python, and style of the workflow
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
-reference: $(READY) ## keep the small files of the finished mini run in results/reference/mini, and their tables in the README
-	$(BIN)/python -m d2llm.cli keep --config results/mini/config.yaml --to results/reference/mini
+reference: $(READY) ## keep the small files of a finished run in results/reference (TIER=zh; mini without it), and what the pages say of it
+	$(BIN)/python -m d2llm.cli keep --config results/$(TIER)/config.yaml --to results/reference/$(TIER)
 	$(BIN)/python tools/readme_results.py
 
 clean: ## remove the results of all tiers (not the reference results) and Snakemake's records

@@ -21,7 +21,9 @@ from sklearn.metrics import average_precision_score
 from training_records import write_collected
 
 from d2llm.analysis import comparison, statistics
+from d2llm.analysis.verdicts import verdict
 from d2llm.config.catalogue import entries
+from d2llm.config.load import load
 from d2llm.config.schema import Config
 from d2llm.reporting.collected import Collected, collected
 from d2llm.reporting.drawing import figures
@@ -31,7 +33,7 @@ from d2llm.reporting.figures import sweep_nli as figure_sweep_nli
 from d2llm.reporting.layout import tables
 from d2llm.reporting.tables.ablation import TABLE
 from d2llm.run.artifacts import read_csv, write_frame
-from d2llm.run.errors import ArtifactError
+from d2llm.run.errors import ArtifactError, ConfigError
 from d2llm.run.paths import Paths
 from d2llm.run.schemas import COMPARISONS, RUNTIME
 
@@ -400,3 +402,59 @@ def test_every_score_is_drawn_in_its_panel(styled: None) -> None:
     for axis, (group, names) in zip(figure.axes, rows.items(), strict=True):
         assert {round(value, 9) for value in means[group]} <= {x for x, _ in marks(axis)}
         assert [label.get_text() for label in axis.get_yticklabels()] == names
+
+
+# ------------------------------------------------------------------------------------- any row against any, verdicts
+def test_any_rows_are_contrasted_over_the_seeds_they_share(tmp_path: Path) -> None:
+    pairs = [["d2llm/other", "bge/colder"], ["d2llm", "teacher"], ["d2llm/other", "gone"]]
+    named = {"methods": {"bge": {}, "d2llm": {}}, "variants": {"other": OTHER, "colder": COLDER}}
+    with pytest.raises(ConfigError, match=r"statistics\.contrasts: expected a method.*found 'gone'"):
+        load([], named | {"statistics": {"contrasts": pairs}})
+    stated = named | {
+        "seeds": [1, 2],
+        "references": ["teacher"],
+        "statistics": {"resamples": 500, "contrasts": pairs[:2]},
+    }
+    config = Config(results=str(tmp_path), **stated)
+    paths, frame = Paths.of(config), predictions((1, 2))
+    for path, whole in ((paths.predictions, frame), (paths.scores, scores_of(frame))):
+        one = whole[whole["seed"] == 1]
+        parts = [whole[whole["method"] != "sgpt"], one[one["method"] == "sgpt"].assign(method="teacher")]
+        parts += [one[one["method"] == name].assign(method=of, variant=variant)
+                  for name, of, variant in (("bge", "d2llm", "other"), ("d2llm", "bge", "colder"))]  # fmt: skip
+        write_frame(path, pd.concat(parts, ignore_index=True))
+    comparison.run_ablations(config)
+    table = read_csv(paths.contrasts, COMPARISONS)
+    rows = table.set_index(["method", "task"])
+    assert len(table) == 8 and table["p_holm"].to_numpy() == pytest.approx(statistics.holm(table["p"]))
+    # Of one seed the variants are BGE and D2LLM themselves; the teacher's one evaluation stands beside both seeds.
+    leads = leads_of_bge()
+    value = scores_of(frame).query("phenomenon == 'all'").groupby(["method", "task", "seed"])["value"].mean()
+    for task in KINDS:
+        assert rows.loc[("d2llm/other", task), "difference"] == pytest.approx(-leads[task], abs=1e-6)
+        expected = value["d2llm", task].mean() - value["sgpt", task, 1]
+        assert rows.loc[("d2llm", task), "difference"] == pytest.approx(expected, abs=1e-6)
+    assert rows.loc["d2llm/other", "seeds"].tolist() == [1] * 4 and rows.loc["d2llm", "seeds"].tolist() == [2] * 4
+    tables.run(config, "contrasts")
+    text = paths.table("contrasts", "md").read_text(encoding="utf-8")
+    assert "| D2LLM, Other − BGE, colder |" in text and "| D2LLM − Teacher (cross-encoder) |" in text
+    without = Config(results=str(tmp_path), **(stated | {"include": []}))
+    comparison.run_ablations(without)
+    assert set(read_csv(paths.contrasts, COMPARISONS)["method"]) == {"d2llm"}
+
+
+@pytest.mark.parametrize(
+    ("difference", "low", "high", "p", "threshold", "expected"),
+    [
+        (0.09, 0.07, 0.11, 0.001, 0.0, "holds"),
+        (0.09, 0.07, 0.11, 0.2, 0.0, "not shown"),  # after correction
+        (-0.09, -0.11, -0.07, 0.001, 0.0, "refuted"),
+        (0.09, 0.07, 0.11, 0.001, 0.0645, "holds"),
+        (0.09, 0.06, 0.12, 0.001, 0.0645, "not shown"),
+        (0.02, 0.01, 0.03, 0.001, 0.0645, "refuted"),
+        (0.09, 0.07, 0.11, None, 0.0, "holds"),
+        (0.0, float("nan"), float("nan"), None, 0.0, "not shown"),
+    ],
+)
+def test_the_rule_of_claims(difference, low, high, p, threshold, expected) -> None:
+    assert verdict(difference, low, high, p, 0.95, threshold) == expected

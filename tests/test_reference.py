@@ -5,6 +5,7 @@ it. Which method or ablation wins is asserted nowhere.
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -45,7 +46,7 @@ def tool(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("name", sorted(entries("table")))
 def test_tables_follow_from_the_scores(name: str, scores: pd.DataFrame) -> None:
     config = load([REFERENCE / "config.yaml"])
-    kept = collected(Paths(REFERENCE), {"comparisons", "ablations", "trainings", "curves", "card_json"})
+    kept = collected(Paths(REFERENCE), {"comparisons", "ablations", "contrasts", "trainings", "curves", "card_json"})
     spec = import_module(entries("table")[name].module).TABLE
     table = spec.build(replace(kept, scores=scores), context(config), config)
     for extension, render in (("csv", layout.to_csv), ("md", layout.to_markdown), ("tex", layout.to_latex)):
@@ -56,7 +57,40 @@ def test_pages_say_what_the_tool_writes(tool) -> None:
     assert tool.outdated() == [], "run `python tools/readme_results.py`"
 
 
-@pytest.mark.parametrize(("sign", "verdict", "word"), [(1, "holds", "ahead of"), (-1, "does not hold", "behind")])
+def test_real_text_stands_before_generated_and_either_may_be_missing(tool, tmp_path: Path) -> None:
+    for tier in ("mini", "zh"):
+        shutil.copytree(REFERENCE, tmp_path / tier)
+        text = tool.first_page(tool.kept(tmp_path))
+        assert text.count("![") == (1 if tier == "mini" else 2)
+    assert text.index("results/reference/zh/") < text.index("results/reference/mini/")
+    # The same scores in both: the paper's claims get the same answers, D2LLM's number stands beside the paper's.
+    for line in tool.claimed(tool.kept(tmp_path)).splitlines()[2:]:
+        claim, zh, mini = line.strip("| ").split(" | ")
+        assert zh == mini and "holds" in zh
+    scores = pd.read_csv(tmp_path / "zh/scores.csv", keep_default_na=False).replace({"NLI-A": "OCNLI (sample of 9)"})
+    scores.to_csv(tmp_path / "zh/scores.csv", index=False)
+    own = scores.query("method == 'd2llm' and variant == 'base' and metric == 'accuracy' and phenomenon == 'all'")
+    mean = own[own["task_title"].str.startswith("OCNLI")]["value"].mean()
+    shutil.rmtree(tmp_path / "mini")
+    pages = {mark: text for (_, mark), text in tool.blocks(tmp_path).items()}
+    assert f"| OCNLI | ACC | 0.789 | {mean:.3f} |" in pages["real"] and set(pages) == {"headlines", "claims", "real"}
+
+
+def test_direction_and_contrasts_are_told(tool) -> None:
+    run = tool.Reference.read(REFERENCE)
+    row = run.scores.iloc[0].to_dict() | {"task_title": "N", "phenomenon": "direction", "metric": "forward"}
+    scores = pd.DataFrame([row | {"method": name, "value": x} for name, x in (("bge", 0.5), ("d2llm", 0.875))])
+    assert list(tool.direction(replace(run, scores=scores)))[0].endswith(": D2LLM 0.88 and BGE 0.50.")
+    lead = (
+        run.comparisons[run.comparisons["task"] == "average"]
+        .iloc[[0]]
+        .assign(method="d2llm", difference=0.02, low=0.01)
+    )
+    [text] = tool.contrasts(replace(run, contrasts=lead.assign(baseline="bge", high=0.03, p_holm=0.01)))
+    assert text.startswith("**D2LLM above BGE?** ") and text.endswith("average +0.020 [+0.010, +0.030] (holds).")
+
+
+@pytest.mark.parametrize(("sign", "verdict", "word"), [(1, "holds", "ahead of"), (-1, "refuted", "behind")])
 def test_what_is_told_follows_the_numbers(sign: int, verdict: str, word: str, tool) -> None:
     run = tool.Reference.read(REFERENCE)
     points = list(tool.leads(replace(run, comparisons=run.comparisons.assign(difference=sign * 0.0213, p_holm=0.001))))

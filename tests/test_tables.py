@@ -144,12 +144,13 @@ def test_every_form_of_every_table_is_written(tmp_path: Path):
     paths, values = Paths.of(config), scores()
     write_frame(paths.scores, values[values.method != "sgpt"])
     comparisons().to_csv(paths.comparisons, index=False)
-    comparisons().head(0).to_csv(paths.ablations, index=False)
+    for empty in (paths.ablations, paths.contrasts):
+        comparisons().head(0).to_csv(empty, index=False)
     write_collected(config)
     for name in entries("table"):
         tables.run(config, name)
     files = [paths.table(name, extension) for name in entries("table") for extension in ("csv", "md", "tex", "html")]
-    assert len(files) == 20 and all(file.stat().st_size > 0 for file in files)
+    assert len(files) == 24 and all(file.stat().st_size > 0 for file in files)
     text = paths.table("sts", "md").read_text(encoding="utf-8")
     # Whatever the order in the configuration, D2LLM comes last; titles are the methods' own.
     assert text.index("| *Teacher (cross-encoder)* |") < text.index("| BGE") < text.index("| D2LLM")

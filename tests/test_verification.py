@@ -106,7 +106,7 @@ def run_and_reference(tmp_path: Path) -> tuple[Config, Path]:
     figures = [paths.figure("main", ext) for ext in ("pdf", "png", "svg")]
     summaries = [paths.run(*run) / "summary.json" for run in config.runs()]
     figures[0].parent.mkdir()
-    for file in (paths.card_md, paths.ablations, paths.curves, paths.runtime, *figures, *summaries):
+    for file in (paths.card_md, paths.ablations, paths.contrasts, paths.curves, paths.runtime, *figures, *summaries):
         file.write_text("copied, not read")
     shutil.rmtree(paths.trials.parent)
     keep(config, tmp_path / "kept")
@@ -119,7 +119,7 @@ def test_what_is_kept_is_kept_once_and_replaces_nothing_else(run_and_reference, 
     paths = Paths.of(config)
     files = {file.relative_to(kept).as_posix() for file in kept.rglob("*") if file.is_file()}
     tables = {f"tables/{name}.{ext}" for name in ("nli", "sts", "ir") for ext in ("csv", "md", "tex")}
-    single = ("scores", "comparisons", "ablations", "runs", "runtime")
+    single = ("scores", "comparisons", "ablations", "contrasts", "runs", "runtime")
     assert files == tables | {f"{name}.csv" for name in single} | {
         "figures/main.svg", "config.yaml", "curves.parquet", "examples.json", "provenance.json", "data/card.json",
         "data/card.md", "data/leaks.json", "pairs/report.json", "teacher/report.json",

@@ -41,6 +41,7 @@ def finished(tmp_path: Path) -> Config:
     for file in (
         figure,
         paths.ablations,
+        paths.contrasts,
         paths.curves,
         paths.runtime,
         paths.search_notebook,

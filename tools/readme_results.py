@@ -1,5 +1,7 @@
-"""Writes what README.md, docs/results.md and docs/tuning.md say of the reference run, from results/reference/mini: the
-headlines, the table of results, the sentences on what it shows, the table of trials.
+"""Writes what README.md, docs/results.md and docs/tuning.md say of the reference runs, from results/reference/<tier>: the
+headlines, the paper's claims, tables of results, the sentences on what they show, the table of trials.
+
+Real text (zh) stands first and generated text (mini) second; a tier whose run is not kept is left out.
 
     python tools/readme_results.py          (part of `make reference`)
 
@@ -11,30 +13,35 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import yaml
 
-from d2llm.config.data import TASKS
+from d2llm.analysis.verdicts import verdict
 from d2llm.config.load import load
 from d2llm.config.schema import Config
-from d2llm.config.task_types import HEADLINE
+from d2llm.config.task_types import HEADLINE, METRIC_TITLES
 from d2llm.config.values import plain
 from d2llm.reporting.captions import listed
 from d2llm.reporting.collected import Collected
 from d2llm.reporting.context import Context, context
 from d2llm.reporting.layout.formats import Column, Row, Table
-from d2llm.reporting.page.claims import claims, sentence
+from d2llm.reporting.page.claims import Claim, by_kind, claims, sentence
 from d2llm.reporting.style import GROUP_TITLES, duration
 from d2llm.reporting.tables.ablation import TABLE
+from d2llm.reporting.tables.contrasts import title as row_title
 from d2llm.run.paths import Paths
-from d2llm.run.schemas import AVERAGE, SUBJECT
+from d2llm.run.provenance import records
+from d2llm.run.schemas import AVERAGE, FORWARD, SUBJECT
 
 ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = ROOT / "results" / "reference" / "mini"
-# Titles of columns by task, in their order: by kind of task as in the tables, then by name.
-COLUMNS = {
-    name: TASKS[name][0] for name in sorted(TASKS, key=lambda name: (list(GROUP_TITLES).index(TASKS[name][2]), name))
-}
+REFERENCES = ROOT / "results" / "reference"
+REFERENCE = REFERENCES / "mini"
+# What is known of the paper's results.
+PAPER = ROOT / "docs" / "paper.yaml"
+# Tiers with a reference run, in the order of the pages, and what each is.
+TIERS = {"zh": "Real Chinese text and pretrained weights", "mini": "Generated text, models made in the pipeline"}
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Phenomena named at either end.
 NAMED = 3
@@ -50,14 +57,32 @@ class Reference:
     comparisons: pd.DataFrame
     ablations: pd.DataFrame
     runtime: pd.DataFrame
+    contrasts: pd.DataFrame
+    commit: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> Reference:
         config = load([folder / "config.yaml"])
-        names = ("scores", "comparisons", "ablations", "runtime")
-        return cls(
-            config, context(config), *(pd.read_csv(folder / f"{name}.csv", keep_default_na=False) for name in names)
-        )
+        names = ("scores", "comparisons", "ablations", "runtime", "contrasts")
+        tables = (pd.read_csv(folder / f"{name}.csv", keep_default_na=False) for name in names)
+        commits = [str(record.get("commit", "")) for record in records(folder).values() if record["stage"] == "train"]
+        return cls(config, context(config), *tables, commit=max(commits, key=commits.count, default="")[:7])
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Titles of tasks by name, by kind of task as in the tables, then by name."""
+        tasks = self.scores.drop_duplicates("task").set_index("task")
+        place = {group: number for number, group in enumerate(GROUP_TITLES)}
+        return {
+            name: tasks.loc[name, "task_title"]
+            for name in sorted(tasks.index, key=lambda n: (place[tasks.loc[n, "group"]], n))
+        }
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds, in words."""
+        count = self.scores.loc[self.scores["method"].isin(self.about.methods), "seed"].nunique()
+        return f"{NUMBERS[count]} seed{'' if count == 1 else 's'}"
 
     def title(self, method: str) -> str:
         return self.about.titles.get(method, method).split(" (")[0]
@@ -77,21 +102,21 @@ def results(run: Reference) -> str:
     own = own[own["metric"] == own["task_type"].map(HEADLINE)]
     values = own.groupby(["method", "task"])["value"].mean().unstack().round(3)
     best = values.loc[methods].max()
-    seeds = own.loc[own["method"].isin(methods), "seed"].nunique()
+    columns = run.columns
     lines = [
-        f"Average precision on NLI, Spearman on STS, MRR@10 on retrieval; test sets, mean over {NUMBERS[seeds]} "
-        f"seed{'' if seeds == 1 else 's'} (spread: Tables 1–3); bold is the highest of the {NUMBERS[len(methods)]} "
+        f"Average precision on NLI, Spearman on STS, MRR@10 on retrieval; test sets, mean over {run.seeds} "
+        f"(spread: Tables 1–3); bold is the highest of the {NUMBERS[len(methods)]} "
         "methods, at three digits and so sometimes of several, not a claim of significance (that is in the figure, "
         f"and in the tables). {run.about.note}".rstrip(),
         "",
-        f"| | {' | '.join(COLUMNS.values())} |",
-        f"| --- |{' ---: |' * len(COLUMNS)}",
+        f"| | {' | '.join(columns.values())} |",
+        f"| --- |{' ---: |' * len(columns)}",
     ]
     for name in [*references, *methods]:
         title = f"*{run.about.label(name)}*" if name in references else run.about.label(name)
         cells = [
             f"**{value:.3f}**" if name in methods and value == best[task] else f"{value:.3f}"
-            for task, value in values.loc[name, list(COLUMNS)].items()
+            for task, value in values.loc[name, list(columns)].items()
         ]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -134,7 +159,8 @@ def parts(run: Reference) -> Iterator[str]:
 
 def findings(run: Reference) -> str:
     """What the run shows, a point a question."""
-    points = [*leads(run), *ablations(run), *sweeps(run), *phenomena(run), *runtimes(run)]
+    points = [*leads(run), *kinds(run), *ablations(run), *contrasts(run), *sweeps(run), *phenomena(run)]
+    points += [*direction(run), *runtimes(run)]
     return "\n".join(f"- {point}" for point in points)
 
 
@@ -149,6 +175,49 @@ def leads(run: Reference) -> Iterator[str]:
             if not claim.average
         ]
         yield f"**{kind}: {verdict.lower()}.** {text} Against the strongest baseline of each: {listed(tasks)}."
+
+
+def kinds(run: Reference) -> Iterator[str]:
+    """The subject against the strongest baseline on a decoder, and on an encoder, by kind of task."""
+    texts = []
+    for group, title in GROUP_TITLES.items():
+        against = by_kind(run.comparisons, group, {}, run.about)
+        parts = [
+            f"{kind} ({claim.baseline}) {interval(claim)}: {claim.holds(run.about.level)}"
+            for kind, claim in against.items()
+        ]
+        texts += [f"{title}: {'; '.join(parts)}"] if parts else []
+    if texts:
+        yield f"**Against the strongest baseline on a decoder and on an encoder**, on average: {'. '.join(texts)}."
+
+
+def interval(claim: Claim) -> str:
+    """A difference with its interval."""
+    return f"{claim.difference:+.3f} [{claim.low:+.3f}, {claim.high:+.3f}]".replace("-", "−")
+
+
+def contrasts(run: Reference) -> Iterator[str]:
+    """What `statistics.contrasts` asked."""
+    table = run.contrasts
+    titles = run.columns | {AVERAGE: "average"}
+    for (one, two), part in table.groupby(["method", "baseline"], sort=False):
+        cells = [
+            f"{GROUP_TITLES[row.group] + ' ' if row.task == AVERAGE else ''}{titles[row.task]} "
+            + f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]".replace("-", "−")
+            + f" ({verdict(row.difference, row.low, row.high, row.p_holm, run.about.level)})"
+            for row in part.itertuples()
+        ]
+        names = [row_title(str(name), run.about, run.config) for name in (one, two)]
+        yield f"**{names[0]} above {names[1]}?** {', '.join(cells)}."
+
+
+def direction(run: Reference) -> Iterator[str]:
+    """How often a right pair outscores its own reverse, by NLI set."""
+    own = run.scores[(run.scores["metric"] == FORWARD) & (run.scores["variant"] == "base")]
+    for name, part in own.groupby("task_title"):
+        share = part.groupby("method")["value"].mean().sort_values(ascending=False, kind="stable")
+        listed_rows = listed([f"{run.title(method)} {value:.2f}" for method, value in share.items()])
+        yield f"**{name}, direction** (right pairs that score higher than their own reverse; 0.5 without direction): {listed_rows}."
 
 
 def ablated(run: Reference) -> tuple[Table, list[Row]]:
@@ -251,8 +320,9 @@ def phenomena(run: Reference) -> Iterator[str]:
 
         ahead, behind = lead[lead > 0].index[::-1], lead[lead < 0].index
         yield (
-            f"**{name} by what makes a pair hard** (AUC; the best baseline's beside it): D2LLM is ahead of every "
-            f"baseline on {len(ahead)} of {len(lead)} phenomena, most on {most(ahead)}; behind the best on {len(behind)}, "
+            f"**{name} by {'what makes a pair hard' if run.about.generated else 'group'}** (AUC; the best baseline's "
+            "beside it): D2LLM is ahead of every "
+            f"baseline on {len(ahead)} of {len(lead)} {'phenomena' if run.about.generated else 'groups'}, most on {most(ahead)}; behind the best on {len(behind)}, "
             f"most on {most(behind)}."
         )
 
@@ -290,15 +360,104 @@ def runtimes(run: Reference) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------- the pages
-def blocks(folder: Path = REFERENCE) -> dict[tuple[Path, str], str]:
+def kept(folder: Path = REFERENCES) -> dict[str, Reference]:
+    """The reference runs that are kept, by tier, in the order of the pages."""
+    return {tier: Reference.read(folder / tier) for tier in TIERS if (folder / tier / "scores.csv").is_file()}
+
+
+def first_page(runs: dict[str, Reference]) -> str:
+    """README's results: of every tier its figure and its headlines."""
+    parts = []
+    for tier, run in runs.items():
+        metrics = "average precision on NLI, Spearman on STS, MRR@10 on retrieval"
+        made = f"{TIERS[tier]} ([`{tier}` tier](docs/tiers.md)), {run.seeds}, test sets"
+        parts.append(f"![Every method on every task of the {tier} tier](results/reference/{tier}/figures/main.svg)")
+        parts.append(f"**{made}**, commit `{run.commit}`; {metrics}:")
+        parts.append(headlines(run))
+    return "\n\n".join(parts)
+
+
+def claimed(runs: dict[str, Reference]) -> str:
+    """The paper's claims beside what every tier finds."""
+    lines = [f"| the paper | {' | '.join(f'{tier} tier' for tier in runs)} |", f"| --- |{' --- |' * len(runs)}"]
+    for claim in load_paper()["claims"]:
+        found = [answer(claim, run) for run in runs.values()]
+        lines.append(f"| {claim['text']} ({claim['source']}) | {' | '.join(found)} |")
+    return "\n".join(lines)
+
+
+def answer(claim: dict[str, Any], run: Reference) -> str:
+    """What a run says of a claim: by kind of task, or against one baseline, with a margin where one is claimed."""
+    titles = run.columns
+    if "group" not in claim:
+        verdicts = [
+            f"{kind} {sentence(kind, own, run.about)[0].lower()}"
+            for kind, own in claims(run.comparisons, titles, run.about).items()
+        ]
+        return ", ".join(verdicts)
+    rows = run.comparisons[run.comparisons["group"] == claim["group"]]
+    rows = rows[rows["baseline"] == claim["baseline"]] if "baseline" in claim else rows
+    against = by_kind(rows, claim["group"], titles, run.about)
+    parts = []
+    for one in against.values():
+        text = f"over {one.baseline} {one.metric} {interval(one)}: {one.holds(run.about.level)}"
+        if margin := claim.get("threshold"):
+            text += f", by more than {margin:g} {one.holds(run.about.level, margin)}"
+        parts.append(text)
+    return "; ".join(parts) or "not compared"
+
+
+def load_paper() -> dict[str, Any]:
+    """What is known of the paper's results."""
+    return yaml.safe_load(PAPER.read_text(encoding="utf-8"))
+
+
+def beside_paper(run: Reference) -> str:
+    """The paper's scores of D2LLM beside ours, on the sets that both have; nothing where there are none."""
+    known = load_paper()["cells"]
+    own = run.scores[(run.scores["method"] == SUBJECT) & (run.scores["variant"] == "base")]
+    own = own[own["phenomenon"] == "all"].assign(set=own["task_title"].str.split(" (", regex=False).str[0])
+    means = own.groupby(["set", "metric"])["value"].mean()
+    rows = [
+        f"| {cell['set']} | {METRIC_TITLES[cell['metric']]} | {cell['value']:.3f} | {short(means[cell['set'], cell['metric']])} |"
+        for cell in known["values"]
+        if (cell["set"], cell["metric"]) in means
+    ]
+    if not rows:
+        return ""
+    head = (
+        f"D2LLM's scores in the paper, as [a third party]({known['source']}) transcribed them and unchecked, beside "
+        "ours. Models, training data and their sizes differ: no number here is a repetition of the one beside it."
+    )
+    return "\n".join([head, "", "| set | metric | paper | here |", "| --- | --- | ---: | ---: |", *rows])
+
+
+def real_text(run: Reference | None) -> str:
+    """Results on real text, or that none are kept."""
+    if run is None:
+        return "No run on real text is kept yet ([tiers.md](tiers.md))."
+    folder = f"../results/reference/{run.config.tier}"
+    links = f"[Scores]({folder}/scores.csv), [figures]({folder}/figures), [tables]({folder}/tables), [data card]({folder}/data/card.md)."
+    return "\n\n".join(filter(None, [results(run), beside_paper(run), findings(run), links]))
+
+
+def blocks(folder: Path = REFERENCES) -> dict[tuple[Path, str], str]:
     """What stands between `<!-- mark -->` and `<!-- /mark -->` of a page, by page and mark."""
-    run = Reference.read(folder)
-    return {
-        (ROOT / "README.md", "headlines"): headlines(run),
-        (ROOT / "docs" / "results.md", "results"): results(run),
-        (ROOT / "docs" / "results.md", "findings"): findings(run),
-        (ROOT / "docs" / "tuning.md", "trials"): Paths(folder).trials_md.read_text(encoding="utf-8").strip(),
+    runs = kept(folder)
+    results_page = ROOT / "docs" / "results.md"
+    pages = {
+        (ROOT / "README.md", "headlines"): first_page(runs),
+        (results_page, "claims"): claimed(runs),
+        (results_page, "real"): real_text(runs.get("zh")),
     }
+    if "mini" in runs:
+        trials = Paths(folder / "mini").trials_md.read_text(encoding="utf-8").strip()
+        pages |= {
+            (results_page, "results"): results(runs["mini"]),
+            (results_page, "findings"): findings(runs["mini"]),
+            (ROOT / "docs" / "tuning.md", "trials"): trials,
+        }
+    return pages
 
 
 def block(page: Path, mark: str) -> tuple[str, str, str]:

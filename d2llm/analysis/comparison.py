@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from d2llm.analysis import statistics
+from d2llm.analysis import contrasts, statistics
 from d2llm.analysis.variants import judged_columns, varied
 from d2llm.config.task_types import HEADLINE, TASK_TYPES
 from d2llm.evaluation.predictions import read_predictions
@@ -63,8 +63,7 @@ def run(config: Config) -> None:
         settings.subject,
     )
     check(comparisons, scores)
-    with atomic(paths.comparisons) as temporary:
-        comparisons.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+    _write(paths.comparisons, comparisons)
     get_logger(__name__).info(
         "%d comparisons, %d significant", len(comparisons), int((comparisons["p_holm"] < 1 - settings.level).sum())
     )
@@ -99,9 +98,32 @@ def run_ablations(config: Config) -> None:
     ablations = pd.concat(parts[1:] or parts, ignore_index=True)
     if len(parts) > 2:
         ablations = ablations.assign(p_holm=statistics.holm(ablations["p"]))
-    with atomic(paths.ablations) as temporary:
-        ablations.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+    _write(paths.ablations, ablations)
+    _write(paths.contrasts, run_contrasts(config, tasks, judged, scores))
     get_logger(__name__).info("%d ablations on %d columns", differences // len(judged), len(judged))
+
+
+def run_contrasts(
+    config: Config, tasks: pd.DataFrame, judged: list[tuple[str, str]], scores: pd.DataFrame
+) -> pd.DataFrame:
+    """The rows of `contrasts.csv`. Raises ArtifactError when predictions do not fit each other or the scores."""
+    paths, settings = Paths.of(config), config.statistics
+    count = max(settings.resamples, least(len(contrasts.wanted(config)) * len(judged), settings.level))
+
+    def read(task: str, method: str, variant: str, seeds: list[int] | None) -> pd.DataFrame:
+        where = {"method": method, "variant": variant} | ({} if seeds is None else {"seed": seeds})
+        return _read(paths.predictions, where, task)
+
+    own = partial(compare, count=count, level=settings.level, seed=settings.seed)
+    table = contrasts.contrasts(config, tasks, judged, read, own)
+    for (one, two), part in table.groupby(["method", "baseline"]):
+        check(part, contrasts.scores_of(config, scores, (str(one), str(two))))
+    return table
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    with atomic(path) as temporary:
+        table.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
 
 
 def _read(file: Path, where: Mapping[str, Any], task: str, named_by: str = "method") -> pd.DataFrame:

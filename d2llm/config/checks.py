@@ -128,6 +128,22 @@ def check_sweeps(config: Config, origin: Callable[[Key], str]) -> None:
                 )
 
 
+def check_contrasts(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse a contrast of a row with itself, or of one that no setting of the config makes."""
+    key: Key = ("statistics", "contrasts")
+    known = [*config.methods, *config.rows(), *(f"{one.method}/{name}" for name, one in config.variants.items())]
+    known += [f"{method}/{point}" for method in config.sweeps for point in config.sweep(method)]
+    for pair in config.statistics.contrasts:
+        for name in pair:
+            if name not in known:
+                raise ConfigError(
+                    f"{origin(key)}: {dotted(key)}: expected a method, method/variant or reference row, such as "
+                    f"{', '.join(known[:12])}; found {name!r}"
+                )
+        if pair[0] == pair[1]:
+            raise ConfigError(f"{origin(key)}: {dotted(key)}: {pair[0]!r} against itself; name two rows")
+
+
 def check_point(config: Config, point: str, origin: Callable[[Key], str], key: Key) -> None:
     """Refuse a point of a grid or sweep whose name cannot be one of a folder, or is taken."""
     if not re.fullmatch(NAME, point):

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from d2llm.config.checks import (
+    check_contrasts,
     check_files,
     check_grids,
     check_methods,
@@ -48,6 +49,7 @@ def load(files: Iterable[str | Path], overrides: Mapping[str, Any] | None = None
     check_seeds(config, origin)
     check_methods(config, origin)
     check_sweeps(config, origin)
+    check_contrasts(config, origin)
     check_grids(config, origin)
     check_models(config, origin)
     check_tasks(config, origin)

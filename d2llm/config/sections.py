@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from d2llm.config.recipes import TunedWeights
-from d2llm.config.section import Section, has
+from d2llm.config.section import Names, Section, has
 from d2llm.run.errors import ConfigError
 
 Count = Annotated[int, Field(ge=0)]
@@ -331,3 +331,6 @@ class StatisticsSettings(Section):
     level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     # Of the resamples.
     seed: Count = 1
+    # Pairs of rows that are compared with each other, beside D2LLM with every baseline and with its variants: a method,
+    # "method/variant" or a reference row each, in `contrasts.csv` and its table.
+    contrasts: list[Annotated[Names, Field(min_length=2, max_length=2)]] = []

@@ -32,6 +32,7 @@ class Collected:
     predictions: pd.DataFrame | None = None
     comparisons: pd.DataFrame | None = None
     ablations: pd.DataFrame | None = None
+    contrasts: pd.DataFrame | None = None
     runtime: pd.DataFrame | None = None
     card_json: dict[str, Any] | None = None
     trainings: pd.DataFrame | None = None
@@ -45,6 +46,7 @@ _READ = {
     "predictions": lambda path: read_predictions(path, _PREDICTIONS, {"variant": "base"}, coded=True),
     "comparisons": lambda path: read_csv(path, COMPARISONS),
     "ablations": lambda path: read_csv(path, COMPARISONS),
+    "contrasts": lambda path: read_csv(path, COMPARISONS),
     "runtime": runtime_table.read,
     "card_json": read_json,
     "trainings": lambda path: read_csv(path, RUNS),

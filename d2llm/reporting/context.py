@@ -41,6 +41,8 @@ class Context:
     level: float = 0.95
     # The title of the method whose leads are judged.
     subject: str = "D2LLM"
+    # What each method stands on: decoder or encoder.
+    kinds: Mapping[str, str] = field(default_factory=dict)
     # Title and description of the evaluation sets of each group.
     sets: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
@@ -71,6 +73,7 @@ def context(config: Config) -> Context:
         averaged=frozenset(kind for kind, order in orders.items() if order == "average"),
         level=config.statistics.level,
         subject=declared(config.statistics.subject).title,
+        kinds={name: declared(name).kind for name in methods},
         sets=evaluation_sets(config),
     )
 

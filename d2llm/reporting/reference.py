@@ -65,6 +65,7 @@ def small_files(config: Config, paths: Paths) -> list[Path]:
         paths.scores_csv,
         paths.comparisons,
         paths.ablations,
+        paths.contrasts,
         paths.trainings,
         paths.curves,
         paths.examples,

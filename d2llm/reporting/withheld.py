@@ -86,12 +86,12 @@ def check(folder: Path, paths: Paths) -> None:
             wanted.setdefault(text[:first], set()).add(text[:whole])
     for file in readable(folder):
         for content in spellings(file):
-            text = search(content, wanted)
-            if text is not None:
+            held = search(content, wanted)
+            if held is not None:
                 place = file.relative_to(folder).as_posix()
-                digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+                digest = hashlib.sha256(held.encode()).hexdigest()[:16]
                 raise ArtifactError(
-                    f"{place}: would hold a text of the data ({len(text)} characters with SHA-256 {digest}), and "
+                    f"{place}: would hold a text of the data ({len(held)} characters with SHA-256 {digest}), and "
                     "nothing was kept; `d2llm keep --texts` keeps texts where you may publish them"
                 )
 

@@ -246,6 +246,11 @@ class Paths:
         return self.root / "runtime.csv"
 
     @property
+    def contrasts(self) -> Path:
+        """Rows of the run against each other, as `statistics.contrasts` names them."""
+        return self.root / "contrasts.csv"
+
+    @property
     def ablations(self) -> Path:
         """D2LLM as configured against each of its variants, like `comparisons`."""
         return self.root / "ablations.csv"

@@ -391,7 +391,8 @@ def comparison_settings(config: Config) -> dict[str, Any]:
 def ablation_settings(config: Config) -> dict[str, Any]:
     """Which training stands for which variant."""
     points = {"/".join(point): "/".join(owner) for point, owner in config.points().items()}
-    return methods_settings(config) | {"points": points, "headline": headline()}
+    rows = {"rows": list(config.rows())} if config.statistics.contrasts else {}
+    return methods_settings(config) | {"points": points, "headline": headline()} | rows
 
 
 def rendered_settings(kind: Any) -> Callable[..., dict[str, Any]]:
@@ -645,12 +646,12 @@ STAGES: dict[str, Stage] = {
     ),
     "ablations": Stage(
         "d2llm.analysis.comparison:run_ablations",
-        "compare D2LLM with each of its variants, by paired bootstrap",
+        "compare methods with each of their variants, and what `statistics.contrasts` names, by paired bootstrap",
         record=lambda paths: provenance_of(paths.ablations),
-        writes=lambda paths: [paths.ablations, provenance_of(paths.ablations)],
+        writes=lambda paths: [paths.ablations, paths.contrasts, provenance_of(paths.ablations)],
         reads=lambda config, paths: [paths.scores, paths.predictions],
         settings=(
-            *("statistics.resamples", "statistics.level", "statistics.seed"),
+            *("statistics.resamples", "statistics.level", "statistics.seed", "statistics.contrasts"),
             *("seeds", "variant_seeds", "include", "variants", "sweeps"),
         ),
         more=ablation_settings,

@@ -5,7 +5,7 @@ A figure is a module of `reporting/figures/`: a head (`config.catalogue`) and `d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -109,6 +109,36 @@ def empty(message: str) -> Figure:
     figure = pyplot.figure(figsize=(6.9, 0.8))
     figure.text(0.5, 0.5, message, ha="center", va="center")
     return figure
+
+
+# Characters of a legend's line, with what a mark takes.
+LEGEND, MARK = 100, 5
+
+
+def columns_of(labels: Sequence[str]) -> int:
+    """How many of a legend's columns fit, each as wide as its longest label."""
+    for columns in range(len(labels), 1, -1):
+        rows = -(-len(labels) // columns)
+        widths = [max(map(len, labels[start : start + rows])) + MARK for start in range(0, len(labels), rows)]
+        if sum(widths) <= LEGEND:
+            return columns
+    return 1
+
+
+def in_short(title: str) -> str:
+    """A set's title as an axis has room for it; `sampled` says what the number is.
+
+    >>> in_short("ATEC (sample of 600)")
+    'ATEC (600)'
+    """
+    return title.replace(" (sample of ", " (")
+
+
+def sampled(titles: Iterable[str]) -> str:
+    """What a number in brackets after a title is; nothing where no title has one."""
+    return (
+        " In brackets behind a set: a sample of that many." if any("(sample of " in title for title in titles) else ""
+    )
 
 
 def note(figure: Figure, data: Data, text: str) -> None:

@@ -6,6 +6,7 @@ has is decided in d2llm/evaluation/metrics.py.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from d2llm.config.task_types import METRIC_TITLES
-from d2llm.reporting.drawing.figures import empty, note
+from d2llm.reporting.drawing.figures import empty, in_short, note, sampled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
     from d2llm.reporting.drawing.figures import Data
 
+# More tasks than these do not stand below each other, each with its own rows; more methods than these crowd three maps
+# side by side.
+STACKED, CROWDED = 3, 6
+# Values of a group that have an order of their own, from the least on.
+ORDINAL = ("low", "short", "easy", "middle", "medium", "high", "long", "hard")
 # Above this share of the colour range a cell is light and its number black.
 LIGHT = 0.6
 
@@ -33,7 +39,7 @@ class Breakdown:
 
     `metrics`: a task is shown by the first of these that it has, with the lower end of its colours; None is the lowest
     score drawn, rounded down to a tenth. The upper end is 1. `shared`: all tasks have the same phenomena, so their maps
-    stand side by side with one order of rows. `counted` names what a number is computed on. `beside`: a metric whose
+    stand side by side with one order of rows; so do more than `STACKED` tasks. `counted` names what a number is computed on. `beside`: a metric whose
     rows stand below the others, on the same scale, and what it says.
     """
 
@@ -57,8 +63,9 @@ def draw(data: Data, breakdown: Breakdown) -> Figure:
         return empty(f"No {breakdown.kind} task with phenomena was evaluated.")
     chosen = _choose_metrics(used, breakdown)
     names = [*data.context.methods, *(name for name in data.context.references if name in set(used["method"]))]
-    tables = _make_tables(used, chosen, names, data.context.methods, breakdown.shared, beside)
-    figure, axes = _make_panels(tables, breakdown.shared)
+    shared = breakdown.shared or len(chosen) > STACKED
+    tables = _make_tables(used, chosen, names, data.context.methods, shared, beside)
+    figure, axes, down = _make_panels(tables, shared, len(names))
     lows = {
         metric: _find_lowest(breakdown.metrics[metric], [tables[task] for task in tables if chosen[task] == metric])
         for metric in dict.fromkeys(chosen.values())
@@ -66,24 +73,33 @@ def draw(data: Data, breakdown: Breakdown) -> Figure:
     images: dict[str, list[AxesImage]] = {}
     for (task, table), axis in zip(tables.items(), axes, strict=True):
         shown = used[(used["task"] == task) & (used["metric"] == chosen[task])]
-        images.setdefault(chosen[task], []).append(_draw_map(axis, table, lows[chosen[task]]))
+        images.setdefault(chosen[task], []).append(_draw_map(axis, table, lows[chosen[task]], 6 if down > 1 else 7))
         counts = pd.concat([shown, beside[beside["task"] == task]]).groupby("phenomenon")["n"].max()
-        rows = list(table.index) if breakdown.shared else [f"{name} ({counts[name]})" for name in table.index]
+        rows = list(table.index) if shared else [f"{name} ({counts[name]})" for name in table.index]
         axis.set_yticks(range(len(table)), rows)
-        axis.set_title(shown["task_title"].iloc[0])
-    titles = [data.context.titles.get(name, name).split(" (")[0] for name in names]
+        axis.set_title(in_short(shown["task_title"].iloc[0]))
+    titles = [column_title(data.context.titles.get(name, name)) for name in names]
     for axis in axes:
-        if breakdown.shared or len(names) > 9:
+        if breakdown.shared or len(axes) > STACKED or len(names) > 9 or max(map(len, titles)) > 9:
             axis.set_xticks(range(len(names)), titles, rotation=45, ha="right", rotation_mode="anchor")
         else:
             axis.set_xticks(range(len(names)), titles)
-    for metric, drawn in images.items():
-        _draw_colorbar(figure, drawn, lows[metric], breakdown.labels.get(metric, METRIC_TITLES.get(metric, metric)))
-    note(figure, data, _write_note(breakdown, used, beside))
+    for place, (metric, drawn) in enumerate(images.items()):
+        label = breakdown.labels.get(metric, METRIC_TITLES.get(metric, metric))
+        if down == 1:
+            _draw_colorbar(figure, drawn, lows[metric], label)
+        elif place == 0:
+            _draw_colorbar(figure, drawn, lows[metric], label, axes, 30)
+        else:  # no room for a bar of its own
+            for image in drawn:
+                image.axes.set_title(
+                    f"{image.axes.get_title(loc='left')}: {METRIC_TITLES[metric]}, {lows[metric]:g} to 1"
+                )
+    note(figure, data, _write_note(breakdown, used, beside, shared) + sampled(used["task_title"]))
     return figure
 
 
-def _write_note(breakdown: Breakdown, used: pd.DataFrame, beside: pd.DataFrame) -> str:
+def _write_note(breakdown: Breakdown, used: pd.DataFrame, beside: pd.DataFrame, shared: bool) -> str:
     """What the numbers are, by what the run has: phenomena, groups (name: value), pairs against their reverse."""
     grouped = used["phenomenon"].str.contains(": ")
     sentences = [breakdown.said] if not grouped.all() else []
@@ -95,7 +111,7 @@ def _write_note(breakdown: Breakdown, used: pd.DataFrame, beside: pd.DataFrame) 
         )
     if breakdown.beside and len(beside):
         sentences.append(breakdown.beside[1])
-    if not breakdown.shared:
+    if not shared:
         sentences.append(f"In brackets: {breakdown.counted} they are computed on.")
     return " ".join(sentences)
 
@@ -137,25 +153,39 @@ def _by_family(rows: Sequence[str], beside: pd.DataFrame) -> list[str]:
     families = list(dict.fromkeys(row.partition(": ")[0] for row in rows if ": " in row))
     last = set(beside["phenomenon"])
 
-    def place(row: str) -> int:
-        return len(families) + 1 if row in last else families.index(row.partition(": ")[0]) + 1 if ": " in row else 0
+    def place(row: str) -> tuple[int, int]:
+        family, _, value = row.partition(": ")
+        if not value:
+            return (len(families) + 1 if row in last else 0), 0
+        return families.index(family) + 1, ORDINAL.index(value) if value in ORDINAL else 0
 
     return sorted(rows, key=place)
 
 
-def _make_panels(tables: Mapping[str, pd.DataFrame], shared: bool) -> tuple[Figure, list[Axes]]:
+def column_title(title: str) -> str:
+    """A row's title as a column has room for it: without what stands in brackets, long ones on two lines."""
+    return "\n".join(textwrap.wrap(title.split(" (")[0], 12)[:2])
+
+
+def _make_panels(tables: Mapping[str, pd.DataFrame], shared: bool, names: int) -> tuple[Figure, list[Axes], int]:
+    """(figure, a panel a task, how many rows of panels share a grid)."""
     from matplotlib import pyplot
 
     rows = [len(table) for table in tables.values()]
     if shared:
-        size = (6.9, 0.2 * max(rows) + 1.15)
-        figure, axes = pyplot.subplots(1, len(rows), figsize=size, squeeze=False, sharey=True)
-        return figure, list(axes[0])
+        # As many panels in a row as leave a number its width.
+        across = min(len(rows), STACKED - 1 if names > CROWDED else STACKED)
+        down = -(-len(rows) // across)
+        size = (6.9, 0.2 * max(rows) * down + 0.3 * (down - 1) + 1.15)
+        figure, axes = pyplot.subplots(down, across, figsize=size, squeeze=False, sharey=True, sharex=True)
+        for unused in axes.flat[len(rows) :]:
+            unused.remove()
+        return figure, list(axes.flat[: len(rows)]), down
     size = (6.9, 0.2 * sum(rows) + 0.24 * len(rows) + 0.75)
     figure, axes = pyplot.subplots(
         len(rows), 1, figsize=size, squeeze=False, sharex=True, gridspec_kw={"height_ratios": rows}
     )
-    return figure, list(axes[:, 0])
+    return figure, list(axes[:, 0]), 1
 
 
 def _find_lowest(low: float | None, tables: list[pd.DataFrame]) -> float:
@@ -166,22 +196,31 @@ def _find_lowest(low: float | None, tables: list[pd.DataFrame]) -> float:
     return min(floor(lowest * 10) / 10, 0.9)
 
 
-def _draw_map(axis: Axes, table: pd.DataFrame, low: float) -> AxesImage:
+def _draw_map(axis: Axes, table: pd.DataFrame, low: float, fontsize: int) -> AxesImage:
     image = axis.imshow(table.to_numpy(), aspect="auto", cmap="cividis", vmin=low, vmax=1.0)
     for row, column in ((r, c) for r in range(table.shape[0]) for c in range(table.shape[1])):
         value = table.iat[row, column]
         if value == value:
             color = "white" if (value - low) / (1.0 - low) < LIGHT else "black"
-            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=fontsize, color=color)
     axis.tick_params(length=0)
     axis.grid(False)
     axis.spines[:].set_visible(False)
     return image
 
 
-def _draw_colorbar(figure: Figure, images: list[AxesImage], low: float, label: str) -> None:
-    """Draw one bar beside all maps of a metric, with an arrow at its end where scores lie below its colours."""
+def _draw_colorbar(
+    figure: Figure,
+    images: list[AxesImage],
+    low: float,
+    label: str,
+    beside: Sequence[Axes] | None = None,
+    aspect: int = 12,
+) -> None:
+    """Draw one bar beside all maps of a metric, or all that are drawn, with an arrow at its end where scores lie below
+    its colours.
+    """
     drawn = [values for image in images if (values := image.get_array()) is not None]
     beyond = "min" if any(float(values.min()) < low for values in drawn) else "neither"
-    axes = [image.axes for image in images]
-    figure.colorbar(images[0], ax=axes, shrink=0.8, pad=0.01, aspect=12, extend=beyond, label=label)
+    axes = [image.axes for image in images] if beside is None else list(beside)
+    figure.colorbar(images[0], ax=axes, shrink=0.8, pad=0.01, aspect=aspect, extend=beyond, label=label)

@@ -197,7 +197,7 @@ def _draw_towers(
     for (side, x), text, vector in zip(SIDES.items(), ("a", "b"), ("i", "j"), strict=True):
         source, tower, pool = Box(x, 0.26, 1.32, 0.26), Box(x, 0.85, 1.32, 0.4), Box(x, 1.41, 1.32, 0.36)
         _draw_box(axis, source, f"{side.capitalize()}: text {text}", TEXT)
-        _draw_box(axis, tower, f"Decoder\n{size(decoder, ', ')}", STUDENT)
+        _draw_box(axis, tower, "Decoder\n" + size(decoder, ", ").replace(", lowest", ",\nlowest"), STUDENT)
         _draw_box(axis, pool, _describe_pooling(recipe, width(decoder, known=known_width)), STUDENT)
         _draw_arrow(axis, source.top, tower.bottom)
         _draw_arrow(axis, tower.top, pool.bottom)

@@ -7,11 +7,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from d2llm.config.task_types import METRIC_TITLES
-from d2llm.reporting.drawing.figures import empty, note
+from d2llm.reporting.drawing.figures import empty, in_short, note, sampled
 from d2llm.reporting.style import AVERAGE_TITLE, BAND, BAND_AVERAGE, GROUP_TITLES, look
 from d2llm.run.schemas import AVERAGE
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from d2llm.reporting.drawing.figures import Data
@@ -32,9 +33,25 @@ CAPTION = {
 }
 
 
+# Sets of a panel, and characters of a title, that leave room for panels side by side.
+SETS, CHARACTERS = 4, 10
+
+
+def _make_panels(counts: list[int], longest: int) -> tuple[Figure, list[Axes]]:
+    """A panel a kind of task: side by side where titles and sets are few, else below each other."""
+    from matplotlib import pyplot
+
+    if max(counts) <= SETS and longest <= CHARACTERS:
+        figure, axes = pyplot.subplots(1, len(counts), figsize=(6.9, 3.6), squeeze=False)
+        return figure, list(axes[0])
+    heights = [count + 1.2 for count in counts]
+    size = (6.9, 0.42 * sum(heights) + 1.1)
+    figure, axes = pyplot.subplots(len(counts), 1, figsize=size, squeeze=False, gridspec_kw={"height_ratios": heights})
+    return figure, list(axes[:, 0])
+
+
 def draw(data: Data) -> Figure:
     """Draw a panel for each kind of task. Filled marks are significant after correction, open ones are not."""
-    from matplotlib import pyplot
     from matplotlib.lines import Line2D
 
     comparisons = data.comparisons
@@ -42,11 +59,13 @@ def draw(data: Data) -> Figure:
         return empty(
             f"Nothing to compare: this needs {data.config.statistics.subject} and a baseline among the methods."
         )
-    titles = data.scores.drop_duplicates("task").set_index("task")["task_title"].to_dict() | {AVERAGE: AVERAGE_TITLE}
+    own = data.scores.drop_duplicates("task").set_index("task")["task_title"]
+    titles = own.map(in_short).to_dict() | {AVERAGE: AVERAGE_TITLE}
     groups = [group for group in GROUP_TITLES if group in set(comparisons["group"])]
     baselines = [name for name in data.context.methods if name in set(comparisons["baseline"])]
-    figure, axes = pyplot.subplots(1, len(groups), figsize=(6.9, 3.6), squeeze=False)
-    for axis, group in zip(axes[0], groups, strict=True):
+    counts = [comparisons.loc[comparisons["group"] == group, "task"].nunique() for group in groups]
+    figure, axes = _make_panels(counts, max(map(len, titles.values())))
+    for axis, group in zip(axes, groups, strict=True):
         shown = comparisons[comparisons["group"] == group]
         tasks = [*sorted(set(shown["task"]) - {AVERAGE}), *({AVERAGE} & set(shown["task"]))]
         axis.axvline(0, color="#333333", linewidth=0.8, zorder=1)
@@ -82,6 +101,6 @@ def draw(data: Data) -> Figure:
         f"{subject} minus the baseline; right of 0 {subject} is better. Bars: {data.context.level:.0%} intervals, "
         "paired bootstrap over "
         f"examples{' and spread of seeds' if seeds > 1 else '; one seed, so the spread of training is not in them'}. "
-        f"Filled marks: significant after Holm's correction over {len(comparisons)} comparisons.",
+        f"Filled marks: significant after Holm's correction over {len(comparisons)} comparisons.{sampled(own)}",
     )
     return figure

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from d2llm.config.task_types import HEADLINE, METRIC_TITLES
-from d2llm.reporting.drawing.figures import note
+from d2llm.reporting.drawing.figures import columns_of, in_short, note, sampled
 from d2llm.reporting.style import AVERAGE_TITLE, BAND, BAND_AVERAGE, GROUP_TITLES, look
 from d2llm.run.schemas import AVERAGE, SUBJECT
 
@@ -50,22 +50,21 @@ def draw(data: Data) -> Figure:
     for axis, group in zip(axes[:, 0], groups, strict=True):
         _draw_panel(axis, scores[scores["group"] == group], group, data)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=min(8, len(labels)), handletextpad=0.2, columnspacing=1.1
-    )
+    columns = columns_of(labels)
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, handletextpad=0.2, columnspacing=1.1)
     seeds = scores.loc[scores["method"].isin(data.context.methods), "seed"].nunique()
     many = f"mean of {seeds} seeds, bars from lowest to highest" if seeds > 1 else "one seed"
     note(
         figure,
         data,
         f"Tier {data.context.tier}, {'/'.join(sorted(set(scores['split'])))} split, {many}. Higher is better; scales "
-        "differ.",
+        f"differ.{sampled(scores['task_title'])}",
     )
     return figure
 
 
 def _draw_panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> None:
-    titles = scores.drop_duplicates("task").set_index("task")["task_title"].sort_index()
+    titles = scores.drop_duplicates("task").set_index("task")["task_title"].map(in_short).sort_index()
     table = scores.pivot_table(index=["method", "seed"], columns="task", values="value")[titles.index]
     if len(titles) > 1:
         table[AVERAGE] = table.mean(axis=1)
@@ -105,7 +104,7 @@ def _draw_panel(axis: Axes, scores: pd.DataFrame, group: str, data: Data) -> Non
                     color=color,
                     label=label,
                     linestyle="none",
-                    markersize=15,
+                    markersize=15 if marker == "|" else 9,
                     markeredgewidth=1.6,
                     zorder=2,
                 )

@@ -228,6 +228,8 @@ def _write_plain_csv(table: PlainTable) -> str:
 
 
 def _write_plain_html(table: PlainTable) -> str:
+    if not table.blocks:
+        return f"<p><strong>{_escape_html(table.heading)}</strong> {_escape_html(table.caption)}</p>\n"
     lines = []
     for place, block in enumerate(table.blocks):
         heading = f"<strong>{_escape_html(table.heading)}</strong> {_escape_html(table.caption)} " if place == 0 else ""

@@ -92,7 +92,7 @@ class MainTable:
             f"Tier {context.tier}, {'/'.join(sorted(used['split'].unique()))} split, "
             + (f"mean ± standard deviation over {len(seeds)} seeds." if many else "one seed.")
         ]
-        if many:
+        if many and used["task"].nunique() > 1:
             sentences.append("Average: the tasks are averaged within a seed.")
         sentences.append(
             f"Best in bold, runner-up underlined among the {len(context.methods)} trained methods; "

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from d2llm.analysis.verdicts import Verdict, verdict
 from d2llm.config.task_types import METRIC_TITLES
 from d2llm.reporting.style import AVERAGE_TITLE, DECIMALS, GROUP_TITLES, number, signed
 from d2llm.run.schemas import AVERAGE
@@ -49,6 +50,10 @@ class Claim:
     def significant(self) -> bool:
         return self.verdict in ("ahead", "behind")
 
+    def holds(self, level: float, threshold: float = 0.0) -> Verdict:
+        """Whether the subject is ahead by more than `threshold`."""
+        return verdict(self.difference, self.low, self.high, self.p, level, threshold)
+
 
 def claims(comparisons: pd.DataFrame, task_titles: dict[str, str], context: Context) -> dict[str, list[Claim]]:
     """The claims of each group by its title, tasks in order and their average last."""
@@ -86,6 +91,19 @@ def _judge(row, group: str, task_titles: dict[str, str], context: Context) -> Cl
     )
 
 
+def by_kind(comparisons: pd.DataFrame, group: str, task_titles: dict[str, str], context: Context) -> dict[str, Claim]:
+    """The subject against the strongest baseline of each kind (decoder, encoder), on a group's average or only task."""
+    own = comparisons[comparisons["group"] == group]
+    whole = own[own["task"] == AVERAGE] if AVERAGE in set(own["task"]) else own
+    out = {}
+    for kind in sorted(set(context.kinds.values())):
+        members = whole[whole["baseline"].map(context.kinds) == kind]
+        if len(members) and whole["task"].nunique() == 1:
+            row = next(members.loc[[members["difference"].idxmin()]].itertuples())
+            out[kind] = _judge(row, GROUP_TITLES.get(group, group), task_titles, context)
+    return out
+
+
 def sentence(group: str, group_claims: list[Claim], context: Context) -> tuple[str, str]:
     """What a group's claims come to: a verdict in a word or two, and a sentence with the numbers.
 
@@ -95,10 +113,10 @@ def sentence(group: str, group_claims: list[Claim], context: Context) -> tuple[s
     tasks = [claim for claim in group_claims if not claim.average]
     where = "on average over the tasks" if whole.average else f"on {whole.task}"
     if whole.verdict == "level":
-        verdict, text = "Level", f"{context.subject} is level with the strongest baseline, {whole.baseline}, {where}"
+        word, text = "Level", f"{context.subject} is level with the strongest baseline, {whole.baseline}, {where}"
     else:
         side = "ahead of" if whole.difference > 0 else "behind"
-        verdict = {"ahead": "Holds", "behind": "Does not hold"}.get(whole.verdict, "Not shown")
+        word = whole.holds(context.level).capitalize()
         text = (
             f"{context.subject} is {side} the strongest baseline, {whole.baseline}, by "
             f"{number(abs(whole.difference))} {where}"
@@ -116,4 +134,4 @@ def sentence(group: str, group_claims: list[Claim], context: Context) -> tuple[s
             f" Task by task: significantly ahead on {ahead} of {len(tasks)}, significantly behind on {behind}, "
             f"undecided on {len(tasks) - ahead - behind}."
         )
-    return verdict, text
+    return word, text
