@@ -94,6 +94,10 @@ def test_one_that_shares_little_is_kept_whole_and_its_own_runs_share_it(base: Pa
     student, pretext = trained(base, tuning={"kind": "full"}), tmp_path / "results" / "models" / "pretext"
     student.backbone.save(pretext, base)
     assert (pretext / "model.safetensors").is_file() and not (pretext / shared.BASE).exists()
+    other = trained(base)  # and where the configuration would compute otherwise
+    other.backbone.model.config.rms_norm_eps = 0.1
+    other.backbone.save(tmp_path / "other", base)
+    assert not (tmp_path / "other" / shared.BASE).exists()
     one, two = tmp_path / "results" / "one", tmp_path / "results" / "two"
     first = trained(pretext)
     first.backbone.save(one, pretext)
@@ -131,6 +135,7 @@ def test_zeros_of_either_sign_differ_and_a_nan_does_not_from_itself() -> None:
     value = held.clone()
     assert shared._changed("w", value, held) == {}
     value[0, 0] = -0.0
+    assert list(shared._changed("b", value[0], held[0])) == ["b"] and not shared._changed("b", value[1], held[1])
     kept = shared._changed("w", value, held)
     assert kept["w#places"].tolist() == [0] and kept["w#rows"][0].signbit().tolist() == [True, False]
 
