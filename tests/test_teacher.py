@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -404,6 +405,40 @@ def test_tuning_learns_a_trivial_task(tmp_path: Path) -> None:
     )
     (record,) = read_jsonl(tmp_path / "other")
     assert "answer" in record and "relation" not in record
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma3_text", "bloom"])
+@pytest.mark.parametrize("weight", [1.0, 0.0])  # without relations the last layer runs at the answers alone
+def test_an_update_that_shares_the_instruction_learns_what_others_do(
+    kind: str, weight: float, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores are those of plain prompts, loss and gradients those of rows that share nothing but the query; what
+    announces a passage stands once a row. A model that cannot keep candidates apart goes on as before.
+    """
+    frame, found, lengths = trivial(6, 1), [], []
+    for shared_from in (0, 1 << 40):
+        monkeypatch.setattr("d2llm.teacher.cross_encoder.SHARED_FROM", shared_from)
+        more = {"head_dim": 8, "sliding_window": 200} if kind.startswith("gemma") else {}
+        judge = of_architecture(kind, teacher, more, **SHORT)
+        assert judge.shares is (shared_from == 0 and kind != "bloom")
+        check_scores(judge)
+        examples = teacher_tuning._Examples(judge, frame)
+        torch.manual_seed(1)
+        relation = torch.nn.Linear(32, teacher_tuning.RELATIONS)
+        task = teacher_tuning._Task(judge, examples, relation, weight, nullcontext)
+        terms = task.loss(("symmetric", np.arange(4)))
+        sum(terms.values()).backward()
+        lengths.append(next(judge.plan([("甲", ["乙"] * 3)], "symmetric")).length)
+        found.append((terms, {name: p.grad for name, p in judge.model.named_parameters()}))
+    (one, own), (two, expected) = found
+    middle = len(judge.prompts["symmetric"].middle)
+    assert lengths[1] - lengths[0] == (0 if kind == "bloom" else 2 * middle)
+    assert set(one) == set(two) == ({"answer", "relation"} if weight else {"answer"})
+    for name, value in two.items():
+        torch.testing.assert_close(one[name], value, rtol=1e-4, atol=1e-6)
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(own[name], gradient, rtol=1e-3, atol=1e-5 * largest, msg=name)
 
 
 def test_relations_are_read_at_the_words_of_the_candidates(teacher: Teacher) -> None:

@@ -30,7 +30,7 @@ class Classifier(Teacher):
     """A model of transformers for the classification of sequences, used as a cross-encoder of both modes alike."""
 
     auto = "AutoModelForSequenceClassification"
-    packs = False  # of decoders a matter of trying; here a row is a pair
+    packs = shares = False  # of decoders a matter of trying; here a row is a pair
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: TeacherSettings) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings

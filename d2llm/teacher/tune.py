@@ -200,17 +200,21 @@ class _Task:
         """The loss terms of a batch."""
         mode, index = batch
         rows, device = [self.examples.rows[mode][i] for i in index], self.teacher.model.device
+        labels = [self.examples.relations[mode][i] for i in index] if self.weight else []
+        shares = self.teacher.shares
         with self.autocast():
-            logits, _, states = self.teacher.forward(rows, mode)
+            begun = self.teacher.instruction(mode) if shares else []
+            known = begun[0][0].shape[2] if begun else 0
+            width = max(len(row.ids) for row in rows) - known
+            at, digits = marked(rows, labels, width, known)
+            logits, _, states = self.teacher.forward(rows, mode, begun, only_answers=shares and not digits)
         wanted = torch.from_numpy(np.concatenate([self.examples.targets[mode][i] for i in index])).to(device)
         logits = logits.float()
         terms = {"answer": F.binary_cross_entropy_with_logits(logits[:, 0] - logits[:, 1], wanted)}
-        if self.weight:
-            at, digits = marked(rows, [self.examples.relations[mode][i] for i in index], states.shape[1])
-            if digits:  # only some sources know any
-                picked = states.flatten(0, 1)[torch.tensor(at, device=device)].float()
-                right = torch.tensor(digits, device=device)
-                terms["relation"] = self.weight * F.cross_entropy(self.relation(picked), right)
+        if digits:  # only some sources know any
+            picked = states.flatten(0, 1)[torch.tensor(at, device=device)].float()
+            right = torch.tensor(digits, device=device)
+            terms["relation"] = self.weight * F.cross_entropy(self.relation(picked), right)
         return terms
 
     def split(self, batch: _Batch, parts: int) -> list[tuple[_Batch, dict[str, float]]]:
@@ -229,16 +233,16 @@ class _Task:
         return sum(len(row.answers) for row in rows), len(words)
 
 
-def marked(rows: list[Row], labels: list[list[list[int]]], width: int) -> tuple[list[int], list[int]]:
-    """Where the candidates' words that have a relation stand in rows of so many tokens laid end to end, and the
-    relations.
+def marked(rows: list[Row], labels: list[list[list[int]]], width: int, known: int = 0) -> tuple[list[int], list[int]]:
+    """Where the candidates' words that have a relation stand in rows of so many tokens laid end to end, the first `known`
+    of each left out, and the relations; nothing without `labels`.
     """
-    at, digits = [], []
-    for i, (row, spans) in enumerate(zip(rows, labels, strict=True)):
+    at, digits = list[int](), list[int]()
+    for i, (row, spans) in enumerate(zip(rows, labels, strict=bool(labels))):
         for (start, end), own in zip(row.text_spans, spans, strict=True):
             for offset, digit in enumerate(own[: end - start]):
                 if digit != -100:
-                    at.append(i * width + start + offset)
+                    at.append(i * width + start + offset - known)
                     digits.append(digit)
     return at, digits
 
