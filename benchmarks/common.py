@@ -30,8 +30,8 @@ class Timed:
 
     def ratio(self, slow: str, fast: str) -> tuple[float, float, float]:
         """How many times longer `slow` takes than `fast`: (least, median, most) over the rounds."""
-        found = sorted(a / b for a, b in zip(self.seconds[slow], self.seconds[fast], strict=True))
-        return found[0], statistics.median(found), found[-1]
+        ratios = sorted(a / b for a, b in zip(self.seconds[slow], self.seconds[fast], strict=True))
+        return ratios[0], statistics.median(ratios), ratios[-1]
 
 
 def rounds(alternatives: dict[str, Callable[[], Any]], count: int, warm: bool = True) -> Timed:
@@ -76,12 +76,12 @@ def arguments(description: str, **options: dict[str, Any]) -> argparse.Namespace
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     for name, option in options.items():
         parser.add_argument(f"--{name}", **option)
-    found = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(found.threads)
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
     import torch
 
-    torch.set_num_threads(found.threads)
-    return found
+    torch.set_num_threads(options.threads)
+    return options
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -54,12 +54,12 @@ class Counted(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> Counted:
-        made = Tensor._make_wrapper_subclass(
+        tensor = Tensor._make_wrapper_subclass(
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
             device=torch.device(NAME, 0), requires_grad=held.requires_grad,
         )  # fmt: skip
-        made.held = held
-        return made
+        tensor.held = held
+        return tensor
 
     def __repr__(self) -> str:
         return f"Counted({self.held!r})"
@@ -104,8 +104,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 def check_together(func: Any, args: Any, kwargs: Any) -> None:
     """Raise RuntimeError for numbers of both devices, as a GPU does; a single number may come from the host."""
-    found = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-    if len({isinstance(x, Counted) for x in found if isinstance(x, Counted) or x.ndim}) > 1:
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    if len({isinstance(x, Counted) for x in tensors if isinstance(x, Counted) or x.ndim}) > 1:
         raise RuntimeError(f"{func}: tensors of the host and of the device")
 
 

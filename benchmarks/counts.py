@@ -79,8 +79,8 @@ def main() -> None:
     rows = []
     with counting() as there, torch.no_grad():
         for name, (count, call) in cases(options, there).items():
-            found = counted(call)
-            rows.append({"what": name, "of": count} | {key: 1000 * n / count for key, n in vars(found).items()})
+            counts = counted(call)
+            rows.append({"what": name, "of": count} | {key: 1000 * n / count for key, n in vars(counts).items()})
     settings = {key: getattr(options, key) for key in ("texts", "queries", "passages", "hidden", "block")}
     publish("counts per thousand", rows, settings, options.json)
 

@@ -23,12 +23,12 @@ from d2llm.run.stages import STAGES
 
 def fresh(*command: str) -> float:
     """Seconds of a command, output thrown away; the median of three."""
-    found = []
+    times = []
     for _ in range(3):
         started = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
-        found.append(time.perf_counter() - started)
-    return statistics.median(found)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
 
 
 def main() -> None:

@@ -33,13 +33,13 @@ def seconds(call: Callable[[], Any], least: float, repeats: int = 5) -> float:
     started = time.perf_counter()
     call()
     count = max(1, int(least / max(1e-9, time.perf_counter() - started)))
-    found = []
+    times = []
     for _ in range(repeats):
         started = time.perf_counter()
         for _ in range(count):
             call()
-        found.append((time.perf_counter() - started) / count)
-    return float(np.median(found))
+        times.append((time.perf_counter() - started) / count)
+    return float(np.median(times))
 
 
 class Vectors:
@@ -89,11 +89,11 @@ def training(path: str, results: Paths, name: str, batch_size: int, negatives: i
     student = chosen.build(Backbone.load(results.base(chosen.base(recipe)), chosen.kind), recipe)
     student.limit_length(config.training.max_length)
     student.train()
-    made = optimizer(chosen.parameter_groups(student, recipe), recipe.betas, recipe.epsilon)
-    plan = schedule(made, "constant", 0, 1000)
+    adam = optimizer(chosen.parameter_groups(student, recipe), recipe.betas, recipe.epsilon)
+    plan = schedule(adam, "constant", 0, 1000)
     batch = next(iter(PairData.load(config, chosen).batches(batch_size, 1, 1))).narrowed(negatives)
     return lambda: step(
-        None, [chosen.objective(student, student(batch), batch, recipe)], made, plan, recipe.clip, "benchmark"
+        None, [chosen.objective(student, student(batch), batch, recipe)], adam, plan, recipe.clip, "benchmark"
     )
 
 

@@ -84,8 +84,8 @@ def main() -> None:
             options.rounds,
         )
         fastest = min(("product", "product, blocked"), key=timed.median)
-        found = iem.matrix_cached(iem.query_cache(q), cache, "asymmetric")[0]
-        error = float((found - exact).abs().max() / exact.abs().max())
+        computed = iem.matrix_cached(iem.query_cache(q), cache, "asymmetric")[0]
+        error = float((computed - exact).abs().max() / exact.abs().max())
         rough = {"all of it in bfloat16": narrow.matrix_cached(short_q, short, "asymmetric")[0].float()}
         for precision in ("float16", "int8"):
             kept, scale = stored(iem, p, precision)

@@ -131,7 +131,7 @@ def interpreted(stacks: Iterable[str]) -> tuple[float, list[tuple[str, float]]]:
         total += int(count)
         names = frames.split(";")
         if re.search(r"\.py:\d+\)$|\((libpython|python)[^)]*\)$", names[-1]):
-            lines[next((found for found in reversed(names) if re.search(r"\.py:\d+\)$", found)), "?")] += int(count)
+            lines[next((frame for frame in reversed(names) if re.search(r"\.py:\d+\)$", frame)), "?")] += int(count)
     return sum(lines.values()) / max(total, 1), [(line, count / total) for line, count in lines.most_common(10)]
 
 

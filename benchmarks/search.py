@@ -107,8 +107,8 @@ def trained(options: Any, file: Path) -> tuple[Any, Iterator[str], list[str]]:
         for seed in itertools.count(1):
             yield from world.pretraining(np.random.default_rng([7, seed]), 20_000)["text"]
 
-    made = world.retrieval(np.random.default_rng(3), "test", "keyword", options.queries + 32)
-    asked = made["queries"]["text"].tolist()[: options.queries + 32]
+    retrieval = world.retrieval(np.random.default_rng(3), "test", "keyword", options.queries + 32)
+    asked = retrieval["queries"]["text"].tolist()[: options.queries + 32]
     return Kept(Student.load(options.student), file), itertools.islice(texts(), options.passages), asked
 
 
@@ -187,10 +187,10 @@ def main() -> None:
         settings |= {f"{what} {name}": round(value, 1) for name, value in spent.items()}
     settings |= {"seconds of encoding": round(student.seconds, 1)} if options.student else {}
     publish("search", rows, settings, options.json)
-    found = [next((row for row in rows if row["scores"] == what and row["lists"] != "all scored" and row["recall@10"] >= ENOUGH), None)
+    enough = [next((row for row in rows if row["scores"] == what and row["lists"] != "all scored" and row["recall@10"] >= ENOUGH), None)
              for what in (rows[0]["scores"], "cosine")]  # fmt: skip
-    if None not in found:
-        own, cosine = (row["ms a query"] for row in found if row)
+    if None not in enough:
+        own, cosine = (row["ms a query"] for row in enough if row)
         print(
             f"at recall {ENOUGH}: {own:.1f} ms a query, a cosine's lists {cosine:.1f} ms: {own / cosine:.2f} times as long"
         )

@@ -34,7 +34,7 @@ def prompts(teacher: Teacher, pairs: list[tuple[str, str]]) -> list[list[int]]:
 @torch.inference_mode()
 def release(teacher: Teacher, rows: list[list[int]], length: int = 500, batch: int = 8) -> np.ndarray:
     """(n, 2): padded to a maximum, the whole vocabulary at every position."""
-    prompt, found = teacher.prompts["symmetric"], []
+    prompt, parts = teacher.prompts["symmetric"], []
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
         ids = torch.full((len(part), length), teacher.tokenizer.pad_token_id)
@@ -44,8 +44,8 @@ def release(teacher: Teacher, rows: list[list[int]], length: int = 500, batch: i
             mask[i, length - len(row) :] = 1
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         logits = teacher.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-        found.append(logits[:, -1, [prompt.yes, prompt.no]])
-    return torch.cat(found).float().numpy()
+        parts.append(logits[:, -1, [prompt.yes, prompt.no]])
+    return torch.cat(parts).float().numpy()
 
 
 @torch.inference_mode()
@@ -53,7 +53,7 @@ def plain(teacher: Teacher, rows: list[list[int]], batch: int = 16) -> np.ndarra
     """(n, 2): sorted by length, padded to the longest of a batch, two rows of the head at the last position."""
     prompt = teacher.prompts["symmetric"]
     weight = teacher.model.get_output_embeddings().weight[[prompt.yes, prompt.no]]
-    order, found = np.argsort([len(row) for row in rows], kind="stable"), np.zeros((len(rows), 2), dtype=np.float32)
+    order, logits = np.argsort([len(row) for row in rows], kind="stable"), np.zeros((len(rows), 2), dtype=np.float32)
     for start in range(0, len(rows), batch):
         members = order[start : start + batch]
         part = [rows[i] for i in members]
@@ -62,8 +62,8 @@ def plain(teacher: Teacher, rows: list[list[int]], batch: int = 16) -> np.ndarra
             ids[i, : len(row)] = torch.tensor(row)
         states = teacher.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         last = states[torch.arange(len(part)), [len(row) - 1 for row in part]]
-        found[members] = (last @ weight.T).float().numpy()
-    return found
+        logits[members] = (last @ weight.T).float().numpy()
+    return logits
 
 
 def main() -> None:
@@ -107,8 +107,8 @@ def main() -> None:
     slow, middle = release(teacher, [rows[i] for i in by_length]), plain(teacher, rows)
     own = {
         (a, b): score
-        for (a, cs), found in zip(groups.items(), suite(), strict=True)
-        for b, score in zip(cs, found, strict=True)
+        for (a, cs), scores in zip(groups.items(), suite(), strict=True)
+        for b, score in zip(cs, scores, strict=True)
     }
     fast = np.array([own[pair] for pair in pairs])
     each = {name: timed.median(name) / (len(by_length) if name == "release" else len(pairs)) for name in timed.seconds}

@@ -104,7 +104,9 @@ def reference(config: Config, name: str, seed: int) -> tuple[float, Student]:
     plain = chosen.build(Backbone.load(Paths.of(config).base(chosen.kind), chosen.kind), recipe)
     rows: list[dict[str, str]] = []
     for batch in data.batches(settings.batch_size, settings.steps, seed):
-        passages = [[positive, *found] for positive, found in zip(batch.positives, batch.negatives, strict=True)]
+        passages = [
+            [positive, *negatives] for positive, negatives in zip(batch.positives, batch.negatives, strict=True)
+        ]
         queries = frame(batch.queries, "query", batch.mode)
         if not rows:  # both sides read the same tokens
             there = words.tokenizer(queries)["input_ids"]
@@ -173,12 +175,12 @@ def overhead(config: Config, name: str, seed: int, steps: int = 40) -> tuple[flo
     student = chosen.build(Backbone.load(Paths.of(config).base(chosen.kind), chosen.kind), recipe)
     student.limit_length(settings.max_length)
     student.train()
-    made = optimizer(chosen.parameter_groups(student, recipe), recipe.betas, recipe.epsilon)
-    plan = schedule(made, recipe.schedule, recipe.warmup, steps)
+    adam = optimizer(chosen.parameter_groups(student, recipe), recipe.betas, recipe.epsilon)
+    plan = schedule(adam, recipe.schedule, recipe.warmup, steps)
     batches = list(PairData.load(config, chosen).batches(settings.batch_size, steps, seed))
 
     def go(batch: Any) -> None:
-        step(None, [chosen.objective(student, student(batch), batch, recipe)], made, plan, recipe.clip, "benchmark")
+        step(None, [chosen.objective(student, student(batch), batch, recipe)], adam, plan, recipe.clip, "benchmark")
 
     for batch in batches[:5]:
         go(batch)
@@ -186,13 +188,13 @@ def overhead(config: Config, name: str, seed: int, steps: int = 40) -> tuple[flo
     for batch in batches[5:]:
         go(batch)
     plain = time.perf_counter() - started
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for batch in batches[5:]:
             go(batch)
     inside = (
         sum(
             event.self_cpu_time_total
-            for event in found.key_averages()
+            for event in profiled.key_averages()
             if event.key.startswith(("aten::", "torch::")) or "Backward" in event.key
         )
         / 1e6
@@ -216,16 +218,16 @@ def main() -> None:
         config = config_of(options, Path(place))
         watch = Monitor.load(load([options.config], {"include": [], "results": str(place)}))
         for name in options.methods:
-            found: dict[str, list[tuple[float, float]]] = {"sentence-transformers": [], "suite": []}
+            runs: dict[str, list[tuple[float, float]]] = {"sentence-transformers": [], "suite": []}
             for seed in range(1, options.rounds + 1):
                 for side, call in (("sentence-transformers", reference), ("suite", suite)):
                     seconds, student = call(config, name, seed)
                     student.limit_length(config.training.max_length)
-                    found[side].append((seconds, float(np.mean(list(watch.measure(student, side).values())))))
+                    runs[side].append((seconds, float(np.mean(list(watch.measure(student, side).values())))))
             python, each = overhead(config, name, 1)
             print(f"{name}: outside torch's operators: {python:.1%} of {1000 * each:.1f} ms a step")
-            base = [seconds for seconds, _ in found["sentence-transformers"]]
-            for side, values in found.items():
+            base = [seconds for seconds, _ in runs["sentence-transformers"]]
+            for side, values in runs.items():
                 ratios = sorted(a / b for a, (b, _) in zip(base, values, strict=True))
                 rows.append(
                     {"method": name, "what": side, "ms an update": 1000 * float(np.median([s for s, _ in values])) / options.steps,

@@ -49,10 +49,10 @@ def test_versions_are_compared_with_the_pins() -> None:
 
     wanted = ["a==1.2+cu128", "b==2.1", "gone==1", "c>=1; python_version < '3'", "d>=3,<4", "d>=2,<3"]
     b, gone, d, total = doctor.packages(lambda: wanted, version)
-    assert (b.level, b.found) == ("warning", "b 2.0, asked for is ==2.1")
-    assert (gone.level, gone.found) == ("error", "gone is not installed") and "pip install 'gone==1'" in gone.fix
-    assert d.level == "warning" and d.found.startswith("d 3.1, asked for is ")
-    assert (total.level, total.found) == ("ok", "2 of 5 as asked for")
+    assert (b.level, b.state) == ("warning", "b 2.0, asked for is ==2.1")
+    assert (gone.level, gone.state) == ("error", "gone is not installed") and "pip install 'gone==1'" in gone.fix
+    assert d.level == "warning" and d.state.startswith("d 3.1, asked for is ")
+    assert (total.level, total.state) == ("ok", "2 of 5 as asked for")
 
 
 def test_a_clone_is_held_to_the_lock() -> None:
@@ -90,7 +90,7 @@ def test_the_template_serves_files_and_models_of_ones_own(tmp_path: Path, monkey
 
     def errors() -> list[str]:
         findings = [one for one in doctor.of_config(load([template])) if one.level == "error"]
-        return [f"{one.subject}: {one.found}; {one.fix}" for one in findings]
+        return [f"{one.subject}: {one.state}; {one.fix}" for one in findings]
 
     away = errors()
     assert len(away) == 3 and all("no model in models/my-" in line for line in away)  # and nothing about sizes
@@ -126,7 +126,7 @@ def test_files_are_read_again_after_the_data_stage(tmp_path: Path, monkeypatch: 
     build.run(config)
 
     def lines(level: str) -> list[str]:
-        return [one.found for one in doctor.of_config(config) if (one.level, one.subject) == (level, "files")]
+        return [one.state for one in doctor.of_config(config) if (one.level, one.subject) == (level, "files")]
 
     assert lines("error") == [] and lines("ok") == ["all 12 are there", "the rows of 5 of 5 sets can be used"]
     (tmp_path / "my/sts_dev.csv").write_text("sentence1,sentence_2,score\na,b,3\n")
@@ -160,7 +160,7 @@ def write_own_files(folder: Path) -> None:
 def test_what_needs_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(methods={"bge": {}}, training={"precision": "float16"})
     monkeypatch.setattr(doctor, "gpus", list)
-    assert [one.found for one in doctor.extras(config)] == ["none, and training.precision float16 need one"]
+    assert [one.state for one in doctor.extras(config)] == ["none, and training.precision float16 need one"]
     monkeypatch.setattr(doctor, "gpus", lambda: [("one", 24e9)])
     assert not list(doctor.extras(config))
 

@@ -426,7 +426,7 @@ def test_a_set_that_cannot_be_trained_on_is_refused_at_once(
     for stage in (build.run, *(() if "negatives" in message else (build.run_texts,))):  # unlabelled text needs no pool
         with pytest.raises(DataError, match=message):
             stage(config)
-    [error] = [one.found for one in doctor.of_config(config) if one.level == "error" and one.subject != "hub"]
+    [error] = [one.state for one in doctor.of_config(config) if one.level == "error" and one.subject != "hub"]
     assert re.search(message, error)
 
 

@@ -31,7 +31,7 @@ for files, free in json.loads(sys.argv[1]):
     if free is not None:
         shutil.disk_usage = lambda place: namedtuple("Usage", "free")(free)
     findings, coming = doctor.sent(load(files))
-    print("said", json.dumps([[f"{one.level}: {one.subject}: {one.found}; {one.fix}" for one in findings], coming]))
+    print("said", json.dumps([[f"{one.level}: {one.subject}: {one.state}; {one.fix}" for one in findings], coming]))
 name = next(one for one in load(files).data.files.downloads() if "collection.tsv" in one)
 sys.exit(cli.main(["download", "--download", name, "--config", *files]) != 2)
 """
@@ -132,5 +132,5 @@ def test_without_a_network_it_is_said_once(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     findings = doctor.of_config(load([PAPER], {"results": str(tmp_path)}))
     [away] = [one for one in findings if one.level != "ok"]
-    assert (away.level, away.subject) == ("error", "hub") and "127.0.0.1:9 cannot be reached (" in away.found
-    assert "nothing of models and data sets there is asked, no sizes are estimated" in away.found
+    assert (away.level, away.subject) == ("error", "hub") and "127.0.0.1:9 cannot be reached (" in away.state
+    assert "nothing of models and data sets there is asked, no sizes are estimated" in away.state

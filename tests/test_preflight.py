@@ -221,7 +221,7 @@ def test_what_a_model_cannot_do_is_refused_at_every_door(
 ) -> None:
     CHECKPOINTS[checkpoint](tmp_path / "given")
     config = load([], settings(tmp_path, model, changes))
-    [message] = [one.found for one in doctor.of_config(config) if one.level == "error"]
+    [message] = [one.state for one in doctor.of_config(config) if one.level == "error"]
     assert re.match(expected, message), message
     if "grows" not in message and "texts" not in message:  # of these the stage asks later
         with pytest.raises(D2LLMError, match=re.escape(message)):

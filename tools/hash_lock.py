@@ -34,14 +34,14 @@ HEAD = """\
 
 def pins(text: str) -> list[tuple[str, str, str]]:
     """(name, version, rest of the line) of every pin. Raises ValueError for any other line."""
-    found = []
+    entries = []
     for line in text.splitlines():
         if line and not line.startswith("#"):
             match = PIN.fullmatch(line)
             if match is None:
                 raise ValueError(f"requirements.lock: {line!r}: expected name==version; pin it")
-            found.append((match[1], match[2], match[3] or ""))
-    return found
+            entries.append((match[1], match[2], match[3] or ""))
+    return entries
 
 
 def is_of(file: str, name: str, version: str) -> bool:
@@ -80,24 +80,24 @@ def digest(file: Path) -> str:
 
 def hashes(files: Iterator[tuple[str, str | None]], name: str, version: str) -> dict[str, str]:
     """File to SHA-256, of one version. Raises ValueError where there is none, or not one of a file."""
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for file, told in files:
         if not is_of(file, name, version):
             continue
         if told is None:
             raise ValueError(f"{file}: listed without a SHA-256; use an index that tells it")
-        if found.setdefault(file, told) != told:
+        if digests.setdefault(file, told) != told:
             raise ValueError(f"{file}: two indexes list different bytes; give pip the true one alone")
-    if not found:
+    if not digests:
         raise ValueError(f"requirements.lock: {name}=={version}: no file where pip looks; correct the pin, or name the index to pip")  # fmt: skip
-    return found
+    return digests
 
 
-def written(found: dict[tuple[str, str, str], dict[str, str]]) -> str:
+def written(digests: dict[tuple[str, str, str], dict[str, str]]) -> str:
     """The text of the file: pins in the order of the lock, digests sorted."""
-    local = sorted(file for (_, version, _), files in found.items() if "+" in version for file in files)
+    local = sorted(file for (_, version, _), files in digests.items() if "+" in version for file in files)
     lines = [f"#   {file}" for file in local]
-    for (name, version, rest), files in found.items():
+    for (name, version, rest), files in digests.items():
         lines.append(" \\\n    ".join([f"{name}=={version}{rest}", *(f"--hash=sha256:{one}" for one in sorted(set(files.values())))]))  # fmt: skip
     return HEAD + "\n".join(lines) + "\n"
 
@@ -109,12 +109,12 @@ def main() -> int:
         finder = command._build_package_finder(options, command.get_default_session(options))
         try:
             wanted = pins(LOCK.read_text(encoding="utf-8"))
-            found = {pin: hashes(listed(finder, pin[0]), pin[0], pin[1]) for pin in wanted}
+            digests = {pin: hashes(listed(finder, pin[0]), pin[0], pin[1]) for pin in wanted}
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-    HASHED.write_text(written(found), encoding="utf-8")
-    print(f"{HASHED.name}: {len(found)} pins, {sum(map(len, found.values()))} files")
+    HASHED.write_text(written(digests), encoding="utf-8")
+    print(f"{HASHED.name}: {len(digests)} pins, {sum(map(len, digests.values()))} files")
     return 0
 
 

@@ -167,11 +167,11 @@ def findings(run: Reference) -> str:
 def leads(run: Reference) -> Iterator[str]:
     """The subject against the strongest baseline, by kind of task."""
     titles = run.scores.drop_duplicates("task").set_index("task")["task_title"].to_dict()
-    for kind, found in claims(run.comparisons, titles, run.about).items():
-        verdict, text = sentence(kind, found, run.about)
+    for kind, group in claims(run.comparisons, titles, run.about).items():
+        verdict, text = sentence(kind, group, run.about)
         tasks = [
             f"{claim.task} {claim.difference:+.3f} ({claim.baseline}; {claim.verdict})".replace("-0.", "−0.")
-            for claim in found
+            for claim in group
             if not claim.average
         ]
         yield f"**{kind}: {verdict.lower()}.** {text} Against the strongest baseline of each: {listed(tasks)}."

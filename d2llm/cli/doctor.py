@@ -48,11 +48,11 @@ class Finding:
 
     level: Level
     subject: str
-    found: str
+    state: str
     fix: str = ""
 
     def __str__(self) -> str:
-        return f"{self.level:8} {self.subject:12} {self.found}" + (f"; {self.fix}" if self.fix else "")
+        return f"{self.level:8} {self.subject:12} {self.state}" + (f"; {self.fix}" if self.fix else "")
 
 
 def examine(files: Sequence[str | Path] = ()) -> list[Finding]:
@@ -192,13 +192,13 @@ def memory_bytes(
     return min(total, limit), min(free, limit)
 
 
-def memory(found: tuple[float, float] | None | Literal["look"] = "look") -> Iterator[Finding]:
+def memory(measured: tuple[float, float] | None | Literal["look"] = "look") -> Iterator[Finding]:
     """Whether the mini tier's jobs fit into memory."""
-    found = memory_bytes() if found == "look" else found
-    if found is None:
+    measured = memory_bytes() if measured == "look" else measured
+    if measured is None:
         yield Finding("warning", "memory", "this system does not tell", "a job of the mini tier takes 4 GB at most")
         return
-    total, free = found
+    total, free = measured
     amount = f"{total / GIGA:.1f} GB, {free / GIGA:.1f} free"
     if total < JOB:
         yield Finding("error", "memory", amount, "a job of the mini tier takes up to 4 GB; use a larger machine")
@@ -268,10 +268,10 @@ def of_config(config: Config) -> Iterator[Finding]:
     yield from files(config)
     texts: list[str] = []
     read = list(rows(config, texts))
-    made: Made | None = None
+    data: Made | None = None
     if not any(one.level == "error" for one in read):
         try:
-            made = own(config)
+            data = own(config)
         except DataError as error:  # of the sets together
             read.append(Finding("error", "files", str(error)))
     yield from read
@@ -293,7 +293,7 @@ def of_config(config: Config) -> Iterator[Finding]:
         yield from asked_of
     from_hub = any(getattr(config.models.of(name), "origin", "") == "hub" for name in config.models.names())
     if not any(one.level == "error" for one in [*read, *models]) and (hub_here or not from_hub):
-        yield from sizes(config, made, coming=coming)
+        yield from sizes(config, data, coming=coming)
 
 
 class Coming(NamedTuple):
@@ -414,8 +414,8 @@ def hub(otherwise: str = "") -> Iterator[Finding]:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        found = f"HF_HUB_OFFLINE is set, and this config needs the hub{otherwise}"
-        yield Finding("error", "hub", found, "unset HF_HUB_OFFLINE")
+        state = f"HF_HUB_OFFLINE is set, and this config needs the hub{otherwise}"
+        yield Finding("error", "hub", state, "unset HF_HUB_OFFLINE")
         return
     try:
         with urllib.request.urlopen(constants.ENDPOINT, timeout=SECONDS):
@@ -455,23 +455,23 @@ def own(config: Config) -> Made | None:
     settings = config.data.files
     if config.data.source != "files" or settings.downloads() or not all(map(os.path.isfile, settings.paths().values())):
         return None
-    made = build.from_files(config)
+    data = build.from_files(config)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            build.write_tasks(Path(folder), made)
+            build.write_tasks(Path(folder), data)
             preflight.check_data(config, Path(folder))
         except D2LLMError as error:
             raise DataError(str(error).replace(folder, str(Paths.of(config).tasks))) from None
-    return made
+    return data
 
 
 def sizes(
     config: Config,
-    made: Made | None = None,
-    found: tuple[float, float] | None | Literal["look"] = "look",
+    data: Made | None = None,
+    measured: tuple[float, float] | None | Literal["look"] = "look",
     coming: Coming | None = None,
 ) -> Iterator[Finding]:
-    """Whether the estimated memory of each job, and the disk of all, are there (`d2llm plan`, which is rough); `made`:
+    """Whether the estimated memory of each job, and the disk of all, are there (`d2llm plan`, which is rough); `data`:
     by `own`, `coming`: by `sent`.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -479,7 +479,7 @@ def sizes(
     from d2llm.cli.plan import plan, smaller
 
     try:
-        planned = plan(config, "cpu", made=made)
+        planned = plan(config, "cpu", data=data)
     except (D2LLMError, OSError) as error:
         yield Finding("error", "sizes", f"cannot be estimated: {error}")
         return
@@ -488,7 +488,7 @@ def sizes(
     devices = gpus()
     room = min(size for _, size in devices) if devices else None
     if room is None:
-        look = memory_bytes() if found == "look" else found
+        look = memory_bytes() if measured == "look" else measured
         room = look[0] if look else None
     place = "its GPU" if devices else "this machine"
     if room is not None and most.memory > room:

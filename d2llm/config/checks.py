@@ -35,8 +35,8 @@ def check_seeds(config: Config, origin: Callable[[Key], str]) -> None:
         if len(set(seeds)) < len(seeds):
             raise ConfigError(f"{origin((name,))}: {name}: expected each seed once; found {show(seeds)}")
     if not set(config.seeds_of_variants()) <= set(config.seeds):
-        found = f"expected some of seeds {show(config.seeds)}; found {show(config.variant_seeds)}"
-        raise ConfigError(f"{origin(('variant_seeds',))}: variant_seeds: {found}")
+        message = f"expected some of seeds {show(config.seeds)}; found {show(config.variant_seeds)}"
+        raise ConfigError(f"{origin(('variant_seeds',))}: variant_seeds: {message}")
 
 
 def check_methods(config: Config, origin: Callable[[Key], str]) -> None:

@@ -62,8 +62,8 @@ def page(root: Path = ROOT) -> str:
         first, *others = keys
         level = "#" * min(4, 2 + first.count("."))
         also = f" The same keys at {', '.join(f'`{key}`' for key in others)}." if others else ""
-        said = described(section) + also
-        parts.append(f"{level} {escaped(first)}\n\n{said}\n\n{table(section, first, beside)}")
+        text = described(section) + also
+        parts.append(f"{level} {escaped(first)}\n\n{text}\n\n{table(section, first, beside)}")
     parts += recipes(beside)
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
@@ -104,14 +104,14 @@ def recipes(beside: dict[str, str]) -> Iterator[str]:
         for key in own.model_fields:
             if key in Recipe.model_fields:
                 continue
-            for inner_key, found in inner(own.model_fields[key].annotation, f"methods.{name}.{key}"):
+            for inner_key, stage in inner(own.model_fields[key].annotation, f"methods.{name}.{key}"):
                 only = {
                     k
-                    for k in found.model_fields
+                    for k in stage.model_fields
                     if k not in PretextStage.model_fields
-                    or found.model_fields[k].default != PretextStage.model_fields[k].default
+                    or stage.model_fields[k].default != PretextStage.model_fields[k].default
                 }
-                yield f"#### {inner_key}\n\n{described(found)}\n\n{table(found, inner_key, beside, only=only if issubclass(found, PretextStage) else None)}"
+                yield f"#### {inner_key}\n\n{described(stage)}\n\n{table(stage, inner_key, beside, only=only if issubclass(stage, PretextStage) else None)}"
 
 
 def described(section: type[Section]) -> str:

@@ -93,12 +93,12 @@ class PublishedModel(Section):
 
     def checkpoint(self, revision: str | None = None) -> PretrainedSettings:
         """Where its files lie, as of a base model. `revision` is what holds without one."""
-        found = PretrainedSettings(source=self.model, trust_remote_code=self.trust_remote_code)
-        if found.origin == "hub":
-            return found.model_copy(update={"revision": self.revision or revision})
+        settings = PretrainedSettings(source=self.model, trust_remote_code=self.trust_remote_code)
+        if settings.origin == "hub":
+            return settings.model_copy(update={"revision": self.revision or revision})
         if self.revision is not None:
             raise ValueError("revision for a model on the hub only")
-        return found
+        return settings
 
     @property
     def short(self) -> str:

@@ -132,8 +132,8 @@ def check_prompts(settings: PublishedModel, known: ModelMeta | None, folder: Pat
     """Raise ConfigError for a model that is made for prompts, as mteb knows it or one whose name its own holds, and
     that has none.
     """
-    made = known or relative(settings.short)
-    if settings.prompts is not None or made is None or not made.use_instructions:
+    meta = known or relative(settings.short)
+    if settings.prompts is not None or meta is None or not meta.use_instructions:
         return
     if known is not None and known.loader_kwargs.get("model_prompts"):
         return
@@ -145,10 +145,10 @@ def check_prompts(settings: PublishedModel, known: ModelMeta | None, folder: Pat
     named = json.loads(file.read_text(encoding="utf-8")).get("prompts") if file.is_file() else None
     if any((named or {}).values()):
         return
-    usual = made.loader_kwargs.get("model_prompts")
+    usual = meta.loader_kwargs.get("model_prompts")
     example = json.dumps(usual, ensure_ascii=False) if usual else '{"query": …, "document": …}'
     raise ConfigError(
-        f"{where}: {made.name} is fed prompts, and this has none registered (none in {PROMPTS}); give them as its card "
+        f"{where}: {meta.name} is fed prompts, and this has none registered (none in {PROMPTS}); give them as its card "
         f"says (prompts: {example}), or none knowingly (prompts: {{}})"
     )
 

@@ -172,8 +172,8 @@ class Backbone(nn.Module):
             with torch.no_grad():
                 known = weight[: fresh[0]].float()
                 noise = torch.randn((len(fresh), weight.shape[1]), generator=torch.Generator().manual_seed(fresh[0]))
-                made = known.mean(0) + 0.1 * known.std(0) * noise.to(known.device)
-                weight[torch.tensor(fresh, device=weight.device)] = made.to(weight.dtype)
+                rows = known.mean(0) + 0.1 * known.std(0) * noise.to(known.device)
+                weight[torch.tensor(fresh, device=weight.device)] = rows.to(weight.dtype)
             self._cache.clear()
         return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in tokens]
 

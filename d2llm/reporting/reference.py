@@ -90,8 +90,8 @@ def tuning_record(config: Config, paths: Paths) -> list[Path]:
     """
     if not paths.trials.exists():
         return []
-    made = read_json(provenance_of(paths.trials))["settings"]["tuning"]
-    if made != config.tuning.model_dump(mode="json"):
+    grids = read_json(provenance_of(paths.trials))["settings"]["tuning"]
+    if grids != config.tuning.model_dump(mode="json"):
         raise ArtifactError(
             f"{paths.trials}: of other grids than the config's; remove the folder or run `snakemake tune` again"
         )

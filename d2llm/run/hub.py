@@ -168,8 +168,8 @@ def listed(repository: Repository) -> dict[str, int]:
         folder = Path(
             snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True, allow_patterns=[])
         )
-        found = (file for file in folder.rglob("*") if file.is_file())
-        return {file.relative_to(folder).as_posix(): file.stat().st_size for file in found}
+        files = (file for file in folder.rglob("*") if file.is_file())
+        return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
     there = {file.rfilename: file.size or 0 for file in about.siblings or ()}
     if about.gated and there:  # anybody may see what there is, not everybody have it: a file's head tells
         hf_hub_download(name, max(there, key=there.__getitem__), repo_type=kind, revision=revision, dry_run=True)

@@ -196,13 +196,13 @@ class Index:
             size, _ = score_block(q.device)
             for first in range(0, len(q), size):
                 block = self.student.scorer.query_cache(q[first : first + size])
-                found: Iterable[tuple[Tensor, Tensor]]
+                best_rows: Iterable[tuple[Tensor, Tensor]]
                 if self.lists is None or exact:
                     # Brought together: a query at a time would wait for the GPU as often as there are queries.
-                    found = zip(*(side.cpu() for side in self._all(block, depth, of_rows)), strict=True)
+                    best_rows = zip(*(side.cpu() for side in self._all(block, depth, of_rows)), strict=True)
                 else:
-                    found = self._some(block, depth, nprobe, of_rows)
-                hits.extend((rows.cpu().numpy(), scores.cpu().numpy()) for scores, rows in found)
+                    best_rows = self._some(block, depth, nprobe, of_rows)
+                hits.extend((rows.cpu().numpy(), scores.cpu().numpy()) for scores, rows in best_rows)
         return hits if self.places is None else shared(hits, depth, *self.members, ties)
 
     def _ties_of_rows(self, ties: np.ndarray) -> np.ndarray:
@@ -281,8 +281,8 @@ class Index:
         # begins with the hits of a shallower one.
         want = max(100, 2 * depth)
         for rows, scores in self.lists.search(block, self._exact, score, want, nprobe):
-            kept_scores, found = best(scores[None], rows[None], ties, depth)
-            yield kept_scores[0], found[0]
+            kept_scores, kept_rows = best(scores[None], rows[None], ties, depth)
+            yield kept_scores[0], kept_rows[0]
 
     def _exact(self, block: Tensor, which: Tensor) -> Tensor:
         """(n, c) queries → (n, k) scores of these passages."""
@@ -452,8 +452,8 @@ def encoded(
 
 def gathered(parts: Iterable[Part]) -> Index:
     """All parts in memory."""
-    made, _, places = zip(*parts, strict=True)
-    held = [part for part in made if part is not None]
+    indexes, _, places = zip(*parts, strict=True)
+    held = [part for part in indexes if part is not None]
     index, rows = held[0], torch.cat(places)
     index.cache = torch.cat([part.cache for part in held])
     index.scale = joined([part.scale for part in held])

@@ -40,8 +40,8 @@ class Distinct:
         done = self.table.execute("INSERT OR IGNORE INTO seen (key) VALUES (?)", (key,))
         if done.rowcount:
             return int(done.lastrowid or 0) - 1, True
-        (found,) = self.table.execute("SELECT number FROM seen WHERE key = ?", (key,)).fetchone()
-        return found - 1, False
+        (rowid,) = self.table.execute("SELECT number FROM seen WHERE key = ?", (key,)).fetchone()
+        return rowid - 1, False
 
     def descending(self) -> Iterator[int]:
         """The numbers of all keys, in descending order of the keys: by code points, as Python compares texts."""

@@ -425,8 +425,8 @@ class Teacher:
     ) -> tuple[Tensor, Tensor, Tensor]:
         device = self.model.device
         known = begun[0][0].shape[2] if begun else 0
-        made = collate(rows, self.pad_id, known, device) if packed else padded(rows, self.pad_id)
-        batch: dict[str, Any] = {key: value.to(device) for key, value in made.items()}
+        tensors = collate(rows, self.pad_id, known, device) if packed else padded(rows, self.pad_id)
+        batch: dict[str, Any] = {key: value.to(device) for key, value in tensors.items()}
         if packed and self.model.config._attn_implementation != "sdpa":
             # Other implementations add the mask to their scores, as numbers.
             hidden = ~batch["attention_mask"]

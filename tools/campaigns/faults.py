@@ -84,13 +84,13 @@ class Told:
     """A row of the table."""
 
     case: str
-    said: str
+    message: str
     kept: str
     mended: str
 
     def row(self) -> str:
-        said = self.said.replace(str(ROOT), "").replace("|", "\\|")
-        return f"| {self.case} | {said} | {self.kept} | {self.mended} |"
+        message = self.message.replace(str(ROOT), "").replace("|", "\\|")
+        return f"| {self.case} | {message} | {self.kept} | {self.mended} |"
 
 
 def snakemake(
@@ -182,8 +182,8 @@ def harmed(base: Path, copy: Path, artifact: str, target: str, how: str) -> Told
     if done.returncode == 0:
         right = "made good by the run" if same(base, copy, target) else "NOT NOTICED"
         return Told(f"{artifact}, {how}", right, kept, "–")
-    said = "; ".join(lines) or "NO LINE"
-    remove = re.search(r"error: (\S+): .*?remove (\S+?),? and run", said)
+    message = "; ".join(lines) or "NO LINE"
+    remove = re.search(r"error: (\S+): .*?remove (\S+?),? and run", message)
     names = [remove[1 if remove[2] == "it" else 2]] if remove else []
     if target == "verify":
         names = [f"{RUN}/{artifact}"]
@@ -194,7 +194,7 @@ def harmed(base: Path, copy: Path, artifact: str, target: str, how: str) -> Told
     again = snakemake(copy, goal)
     good = again.returncode == 0 and (target == "verify" or same(base, copy, target))
     mended = "yes" if good else "NO: " + "; ".join(errors(again))[:200]
-    return Told(f"{artifact}, {how}", said, kept, mended)
+    return Told(f"{artifact}, {how}", message, kept, mended)
 
 
 TRAINED = "runs/d2llm/base/seed1/summary.json"
@@ -230,12 +230,12 @@ def machine(base: Path, copy: Path, name: str, script: str) -> Told:
         text=True,
         timeout=1200,
     )
-    said = "no failure" if done.returncode == 0 else "; ".join(errors(done)) or f"NO LINE: {done.stderr[-300:]!r}"
+    message = "no failure" if done.returncode == 0 else "; ".join(errors(done)) or f"NO LINE: {done.stderr[-300:]!r}"
     kept = "yes" if other.exists() and other.stat().st_mtime_ns == stamp else "LOST"
     mend = snakemake(copy, f"{RUN}/{TRAINED}")
     model = "runs/d2llm/base/seed1/model/student.safetensors"
     good = mend.returncode == 0 and same(base, copy, model)
-    return Told(name, said, kept, "yes" if good else "NO: " + "; ".join(errors(mend))[:200])
+    return Told(name, message, kept, "yes" if good else "NO: " + "; ".join(errors(mend))[:200])
 
 
 HUB = {
@@ -339,12 +339,15 @@ def hubs(base: Path, copy: Path) -> Iterator[tuple[str, object]]:
         with hub.serving(sets) as (address, _):
             again = fetch(address, home)
         left = [path.name for path in (copy / RUN / "downloads").iterdir() if path.name.startswith(".")]
-        said = (
+        message = (
             f"killed while a file came: {caught}; half a data set under its name: {half}; "
             f"scratch left after the second call: {len(left)}"
         )
         return Told(
-            "killed in the middle of a download", said, "yes", "yes" if again.returncode == 0 and rows() == 24 else "NO"
+            "killed in the middle of a download",
+            message,
+            "yes",
+            "yes" if again.returncode == 0 and rows() == 24 else "NO",
         )
 
     def harmed_download() -> Told:
@@ -358,14 +361,14 @@ def hubs(base: Path, copy: Path) -> Iterator[tuple[str, object]]:
             os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
             (copy / RUN / "data/pretraining.parquet").unlink()
             done = fetch(address, home, f"{RUN}/data/pretraining.parquet")
-            said = "; ".join(errors(done)) or "NOT NOTICED"
-            remove = re.search(r"remove (\S+) and run", said)
+            message = "; ".join(errors(done)) or "NOT NOTICED"
+            remove = re.search(r"remove (\S+) and run", message)
             if remove:
                 shutil.rmtree(copy / remove[1])
             again = fetch(address, home, f"{RUN}/data/pretraining.parquet")
         return Told(
             "finished download, one bit flipped",
-            said,
+            message,
             "yes",
             "yes" if again.returncode == 0 else "NO: " + "; ".join(errors(again)),
         )
@@ -418,12 +421,12 @@ def together(base: Path, copy: Path) -> Iterator[tuple[str, object]]:
     # Of finished work: a record says when it was made, so one that was made again is another.
     others = ("runs/bge/base/seed1", "models/decoder", "teacher", "evaluations/bge/base/seed1")
 
-    def told(name: str, said: str, good: bool) -> Told:
+    def told(name: str, message: str, good: bool) -> Told:
         records = [f"{RUN}/{other}/provenance.json" for other in others]
         kept = all(
             (copy / path).exists() and (copy / path).read_bytes() == (base / path).read_bytes() for path in records
         )
-        return Told(name, said, "yes" if kept else "LOST", "yes" if good and same(base, copy, model) else "NO")
+        return Told(name, message, "yes" if kept else "LOST", "yes" if good and same(base, copy, model) else "NO")
 
     def nothing(goal: str) -> bool:
         done = snakemake(copy, goal)
@@ -434,11 +437,11 @@ def together(base: Path, copy: Path) -> Iterator[tuple[str, object]]:
         run = begun(copy)
         moved(copy, seconds)
         text, _ = run.communicate(timeout=600)
-        said = "the run ends" if run.returncode == 0 else "; ".join(re.findall(r"error: .*", text)) or "NO LINE"
+        message = "the run ends" if run.returncode == 0 else "; ".join(re.findall(r"error: .*", text)) or "NO LINE"
         logs = [log.read_text() for log in (copy / RUN / "logs").rglob("*.log")]
         lines = [line for log in logs for line in log.splitlines() if "of the future" in line]
-        said += "".join(f"; its log: {line}" for line in dict.fromkeys(lines))
-        return told(name, said, run.returncode == 0 and nothing(f"{RUN}/{TRAINED}"))
+        message += "".join(f"; its log: {line}" for line in dict.fromkeys(lines))
+        return told(name, message, run.returncode == 0 and nothing(f"{RUN}/{TRAINED}"))
 
     def two() -> Told:
         copied(base, copy)
@@ -466,8 +469,8 @@ def together(base: Path, copy: Path) -> Iterator[tuple[str, object]]:
         again = snakemake(copy, f"{RUN}/{TRAINED}")
         logs = [log.read_text() for log in (copy / RUN / "logs").rglob("*.log")]
         waited = [line for log in logs for line in log.splitlines() if "another process" in line]
-        said = f"orphan at work when called again: {alive}; the job's log: {waited[0] if waited else 'NO LINE'}"
-        return told("an orphan still at work", said, again.returncode == 0 and not ghost.is_running())
+        message = f"orphan at work when called again: {alive}; the job's log: {waited[0] if waited else 'NO LINE'}"
+        return told("an orphan still at work", message, again.returncode == 0 and not ghost.is_running())
 
     yield "clock set back", lambda: clock("clock set back by an hour while a training works", 3600)
     yield "clock set forward", lambda: clock("clock set forward by an hour while a training works", -3600)
@@ -531,13 +534,16 @@ def rows(base: Path, copy: Path, name: str, line: str) -> Told:
     (copy / "own.yaml").write_text(yaml.safe_dump(FILES))
     goal = f"{RUN}/data/train.parquet"
     done = snakemake(copy, goal, files=("own.yaml",))
-    said = "; ".join(errors(done)) or "NOT NOTICED"
+    message = "; ".join(errors(done)) or "NOT NOTICED"
     kept = (copy / RUN / "runs/bge/base/seed1/summary.json").stat().st_mtime_ns == stamp
     (copy / "mine.jsonl").write_text("\n".join(texts) + "\n")
     again = snakemake(copy, goal, files=("own.yaml",))
-    good = again.returncode == 0 and "mine.jsonl: line 7" in said
+    good = again.returncode == 0 and "mine.jsonl: line 7" in message
     return Told(
-        f"own data: {name}", said, "yes" if kept else "LOST", "yes" if good else "NO: " + "; ".join(errors(again))[:200]
+        f"own data: {name}",
+        message,
+        "yes" if kept else "LOST",
+        "yes" if good else "NO: " + "; ".join(errors(again))[:200],
     )
 
 

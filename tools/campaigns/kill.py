@@ -85,7 +85,6 @@ class Campaign:
     def __init__(self, folder: Path) -> None:
         self.folder, self.repository = folder, folder / "repository"
         self.starts = 0
-        self.said: list[str] = []
         shutil.rmtree(folder, ignore_errors=True)
         copy_repository(self.repository)
         settings = tiny_settings(Path("results"), **LONGER)
@@ -114,7 +113,7 @@ class Campaign:
         """Jobs that are running, of a Snakemake or, without one, of this folder, orphans included: their command lines
         by process.
         """
-        found = {}
+        commands = {}
         try:
             processes = psutil.process_iter() if main is None else psutil.Process(main.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -127,10 +126,10 @@ class Campaign:
                     and Path(process.cwd()) == self.repository
                     and Path(line[0]).name.startswith("python")
                 ):
-                    found[process.pid] = line[line.index("d2llm.cli") + 1 :]
+                    commands[process.pid] = line[line.index("d2llm.cli") + 1 :]
             except (psutil.Error, OSError):
                 continue
-        return found
+        return commands
 
     def wait_for(self, stages: set[str], main: subprocess.Popen[bytes], patience: float) -> tuple[int, str] | None:
         """A job of one of the stages and which, as soon as there is one; after so many seconds any job; None when
@@ -156,11 +155,11 @@ class Campaign:
         """
         main, started = self.start(), time.monotonic()
         while True:
-            found = self.wait_for({plan.stage for plan in plans}, main, patience)
-            if found is None:
+            running_job = self.wait_for({plan.stage for plan in plans}, main, patience)
+            if running_job is None:
                 plans[0].outcome = f"the run ended before, exit code {main.wait()}"
                 return plans[0]
-            job, stage = found
+            job, stage = running_job
             plan = next((plan for plan in plans if plan.stage == stage), plans[0])
             time.sleep(plan.delay)
             running = self.jobs(main)
@@ -243,12 +242,12 @@ def plans(count: int, seed: int, among: list[str]) -> list[Kill]:
     most = max(weights, key=weights.get)
     while len(stages) < count:
         stages.insert(stages.index(most), most)
-    made, order = [], []
+    kills, order = [], []
     for stage in stages:
         order = order or rng.sample(kinds, len(kinds))
         name, target = order.pop()
         # Start-up takes some seconds; a third of the kills falls into it.
-        made.append(
+        kills.append(
             Kill(
                 0.0,
                 stage,
@@ -257,7 +256,7 @@ def plans(count: int, seed: int, among: list[str]) -> list[Kill]:
                 target,
             )
         )
-    return made
+    return kills
 
 
 def aims(stages: list[str], seed: int) -> dict[str, list[Kill]]:
@@ -344,8 +343,8 @@ def main() -> int:
     if end != 0:
         problems.append(f"the last, undisturbed start ended with {end}")
     started, again = history(cut)
-    found, expected = digests(cut.results), digests(whole)
-    differing = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
+    files, expected = digests(cut.results), digests(whole)
+    differing = [name for name in {**files, **expected} if files.get(name) != expected.get(name)]
     resumed = {
         str(file.parent.relative_to(cut.results)): told["resumed"]
         for file in sorted(cut.results.rglob("provenance.json"))

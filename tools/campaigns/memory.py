@@ -55,7 +55,7 @@ def training(folder: Path, at: Sequence[int]) -> dict[int, float]:
 
     settings: dict[str, Any] = {"steps": max(at), "dev_every": max(1, max(at) // 8), "checkpoint_minutes": 0.05}
     config = changed(tiny_config(folder), training=settings)
-    found: dict[int, float] = {}
+    held: dict[int, float] = {}
     plain = loop.progress
 
     class Watched:
@@ -68,13 +68,13 @@ def training(folder: Path, at: Sequence[int]) -> dict[int, float]:
         def __iter__(self) -> Iterator[Any]:
             for number in self.bar:  # the update that comes
                 if number - 1 in at:
-                    found[number - 1] = memory_mb()
+                    held[number - 1] = memory_mb()
                 yield number
-            found[max(at)] = memory_mb()
+            held[max(at)] = memory_mb()
 
     loop.progress = Watched  # type: ignore[assignment,misc]
     train.run(config, "d2llm", "base", 1, Resume(folder / "state", {}, config.training.checkpoint_minutes))
-    return found
+    return held
 
 
 def evaluation(folder: Path, passages: int) -> dict[str, float]:
@@ -121,7 +121,7 @@ def main(folder: Path) -> None:
     corpora = [apart(folder, "evaluation", count) for count in PASSAGES]
     print("| passages | " + " | ".join(f"{count:,}" for count in PASSAGES) + " |\n|---|" + "---:|" * len(PASSAGES))
     for key in corpora[0]:
-        print(f"| MB {key} | " + " | ".join(f"{found[key]:.0f}" for found in corpora) + " |")
+        print(f"| MB {key} | " + " | ".join(f"{corpus[key]:.0f}" for corpus in corpora) + " |")
 
 
 if __name__ == "__main__":

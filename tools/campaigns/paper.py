@@ -64,11 +64,11 @@ def snakemake(clone: Path, files: list[str], environment: dict[str, str]) -> str
     """A whole call; ends the campaign with what it said where it fails."""
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", *files]
     done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
-    said = done.stdout + done.stderr
-    (clone / "said.txt").write_text(said, encoding="utf-8")
+    output = done.stdout + done.stderr
+    (clone / "output.txt").write_text(output, encoding="utf-8")
     if done.returncode:
-        sys.exit(f"{said[-4000:]}\nsnakemake ended with {done.returncode}; {clone / 'said.txt'} has all of it")
-    return said
+        sys.exit(f"{output[-4000:]}\nsnakemake ended with {done.returncode}; {clone / 'output.txt'} has all of it")
+    return output
 
 
 def main(folder: Path, tier: str) -> None:
@@ -84,14 +84,14 @@ def main(folder: Path, tier: str) -> None:
     environment |= {"OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "home")}
     clock = time.monotonic()
     with hub.serving(folder / "hub", failures=1, cuts=1) as (address, asked):
-        said = snakemake(clone, files, environment | {"HF_ENDPOINT": address})
+        output = snakemake(clone, files, environment | {"HF_ENDPOINT": address})
     seconds = time.monotonic() - clock
     gets = Counter("resolve" if "/resolve/" in path else "api" for method, path in asked.elements() if method == "GET")
     os.chdir(clone)
     config = load(files)
     paths = Paths.of(config)
     scores = pd.read_csv(paths.scores_csv, keep_default_na=False)
-    print(f"{tier}: {said.count('Finished jobid')} jobs in {seconds:.0f} s; of the hub {dict(gets)}")
+    print(f"{tier}: {output.count('Finished jobid')} jobs in {seconds:.0f} s; of the hub {dict(gets)}")
     wanted = {name: set(config.methods) | set(config.rows()) for name in config.data.files.tasks}
     whole = scores[(scores["phenomenon"] == "all") & (scores["variant"] == "base")]
     missing = {name: sorted(rows - set(whole.loc[whole["task"] == name, "method"])) for name, rows in wanted.items()}

@@ -45,17 +45,17 @@ def campaign(name: str, strategy: Any, judge: Callable[[Any, Path], str], count:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(made=strategy)
-    def each(made: Any) -> None:
+    @given(case=strategy)
+    def each(case: Any) -> None:
         try:
-            told = judge(made, folder)
+            told = judge(case, folder)
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
             own = [frame for frame in frames if "/d2llm/" in frame.filename or "spoiled" in frame.filename]
             last = (own or frames)[-1]
             where = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
             kinds[f"WRONG: {where}"] += 1
-            wrong.setdefault(where, f"{error}\n{made}"[:1500])
+            wrong.setdefault(where, f"{error}\n{case}"[:1500])
             return
         kinds[kind(told)] += 1
 
@@ -86,11 +86,11 @@ def dry_run(below: list[Path], text: str, folder: Path) -> str:
         [*command, "--cores", "1", "--dry-run", "--quiet", "--configfile", *files],
         cwd=ROOT, capture_output=True, text=True, errors="replace", check=False,
     )  # fmt: skip
-    said = done.stdout + done.stderr
+    output = done.stdout + done.stderr
     if done.returncode == 0:
         return "planned by Snakemake"
-    lines = re.findall(r"error: (.*)", said)
-    assert len(set(lines)) == 1 and "Traceback" not in said, said[-1500:]
+    lines = re.findall(r"error: (.*)", output)
+    assert len(set(lines)) == 1 and "Traceback" not in output, output[-1500:]
     return f"Snakemake: {lines[0]}"
 
 
@@ -118,6 +118,6 @@ if __name__ == "__main__":
     numbers = [value for value in sys.argv[1:] if value != "--dry-run"]
     configs, data, start = (int(value) for value in [*numbers, *("2000", "2000", "1")[len(numbers) :]])
     judge = dry_run if "--dry-run" in sys.argv else config_outcome
-    bad = campaign("configs", spoiled_config(), lambda made, folder: judge(*made, folder), configs, start)
+    bad = campaign("configs", spoiled_config(), lambda case, folder: judge(*case, folder), configs, start)
     bad += campaign("data files", spoiled_data(), data_outcome, data, start)
     sys.exit(1 if bad else 0)

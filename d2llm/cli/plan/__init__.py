@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from d2llm.data.build import Made
 
 
-def plan(config: Config, device: str | None = None, usual: int = 50_000, made: Made | None = None) -> dict[str, Any]:
+def plan(config: Config, device: str | None = None, usual: int = 50_000, data: Made | None = None) -> dict[str, Any]:
     """{"device", "models", "amounts", "costs", "disk", "assumed"} of a configuration on a device; None: the one it is
     meant for. Raises ConfigError for an unknown one, and for a model whose configuration cannot be read.
     """
-    amount = count_texts(config, usual, made)
+    amount = count_texts(config, usual, data)
     chosen = device_of(device or config.device)
     models, guesses = all_sizes(config, amount.examples, online=True)
     rows, of_rows = row_sizes(config, online=True)
@@ -78,13 +78,13 @@ def together(costs: Iterator[Cost]) -> list[Cost]:
     lines: dict[str, list[Cost]] = {}
     for each in costs:
         lines.setdefault(each.stage, []).append(each)
-    found = []
+    summary = []
     for jobs in lines.values():
         mean = {key: sum(getattr(job, key) for job in jobs) / len(jobs) for key in ("tokens", "flops", "hours")}
         most = {key: max(getattr(job, key) for job in jobs) for key in ("memory", "host")}
         if most["memory"] and mean["hours"]:
-            found.append(replace(jobs[0], jobs=len(jobs), **mean, **most))
-    return found
+            summary.append(replace(jobs[0], jobs=len(jobs), **mean, **most))
+    return summary
 
 
 def disk(given: Given) -> dict[str, float]:

@@ -97,21 +97,21 @@ class Amounts:
         return self.test if name == "test" else self.dev
 
 
-def count_texts(config: Config, usual: int, made: Made | None = None, whole: bool = True) -> Amounts:
+def count_texts(config: Config, usual: int, data: Made | None = None, whole: bool = True) -> Amounts:
     """From what the data stage makes where that is given; from its files where it has run by these settings; from one's
     own where they are there and `whole` asks to read them; else `usual` queries a training set without a sample.
 
     Raises DataError for a file that is wrong.
     """
-    if made is None and current(config, "data"):
+    if data is None and current(config, "data"):
         return _measured(Paths.of(config))
     own = config.data.source == "files" and not config.data.files.downloads()
-    if made is None and whole and own and all(map(os.path.isfile, config.data.files.paths().values())):
+    if data is None and whole and own and all(map(os.path.isfile, config.data.files.paths().values())):
         from d2llm.data import build
 
-        made = build.from_files(config)
-    if made is not None:
-        return _counted(made.train, made.pool, {split: list(sets.values()) for split, sets in made.tasks.items()})
+        data = build.from_files(config)
+    if data is not None:
+        return _counted(data.train, data.pool, {split: list(sets.values()) for split, sets in data.tasks.items()})
     return _generated(config.data.world) if config.data.source == "world" else _assumed(config, usual)
 
 
@@ -192,8 +192,8 @@ def _generated(settings: WorldSettings) -> Amounts:
     )
 
     def sets(pairs: int, queries: int) -> tuple[Evaluated, ...]:
-        found = _alike(queries, 12), _alike(2 * queries, 20)
-        return (*[Evaluated("sts", _alike(pairs, 12), _alike(pairs, 12))] * 5, *[Evaluated("retrieval", *found)] * 3)
+        texts = _alike(queries, 12), _alike(2 * queries, 20)
+        return (*[Evaluated("sts", _alike(pairs, 12), _alike(pairs, 12))] * 5, *[Evaluated("retrieval", *texts)] * 3)
 
     test = sets(settings.test_pairs, settings.test_queries)
     dev = sets(settings.dev_pairs, settings.dev_queries)
@@ -213,8 +213,8 @@ def _assumed(config: Config, usual: int) -> Amounts:
         for split in ("test", "dev")
     }
     # Passages to train on are taken to be like those that are evaluated.
-    found = [part.passages.mean() for part in tasks["test"] if part.type == "retrieval"]
-    passage = sum(found) / len(found) if found else PASSAGE
+    lengths = [part.passages.mean() for part in tasks["test"] if part.type == "retrieval"]
+    passage = sum(lengths) / len(lengths) if lengths else PASSAGE
     train, plain = [], Counter[float]()
     for name, files in config.data.files.train.items():
         part, guessed = _training(name, files, usual, passage)

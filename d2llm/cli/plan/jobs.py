@@ -291,17 +291,17 @@ def _of_training(given: Given, size: Sizes, recipe: Recipe, passages: int) -> fl
 # ----------------------------------------------------------------------------------------------------------- evaluation
 def evaluate(given: Given, method: str, variant: str, seed: str) -> Cost:
     """A run or a reference row on every evaluation set; where jobs of their own have done so, bringing them together."""
-    found = _evaluate(given, method, variant, given.config.evaluation.split)
+    cost = _evaluate(given, method, variant, given.config.evaluation.split)
     if given.config.evaluation.shards == 1:
-        return found
-    return Cost(f"{found.stage}, shards together", 1, 0, 0, 0, 0, found.host)
+        return cost
+    return Cost(f"{cost.stage}, shards together", 1, 0, 0, 0, 0, cost.host)
 
 
 def evaluate_shard(given: Given, method: str, variant: str, seed: str, shard: str, shards: str) -> Cost:
     """A share of the sets; memory is reckoned for the largest of all."""
-    found = _evaluate(given, method, variant, given.config.evaluation.split)
-    part = {key: getattr(found, key) / int(shards) for key in ("tokens", "flops", "hours")}
-    return replace(found, stage=f"{found.stage}, a shard", **part)
+    cost = _evaluate(given, method, variant, given.config.evaluation.split)
+    part = {key: getattr(cost, key) / int(shards) for key in ("tokens", "flops", "hours")}
+    return replace(cost, stage=f"{cost.stage}, a shard", **part)
 
 
 def _evaluate(given: Given, method: str, variant: str, split: str) -> Cost:
@@ -311,20 +311,20 @@ def _evaluate(given: Given, method: str, variant: str, split: str) -> Cost:
     texts = sum(part.queries.count + part.passages.count for part in sets)
     title, tables = f"evaluate {method}", 1000.0 * (rows + texts)
     if method in given.rows:
-        found = _published(given, method, sets)
+        cost = _published(given, method, sets)
     elif method in modules():
-        found = _student(given, declared(method), given.config.recipe(method, variant), sets)
+        cost = _student(given, declared(method), given.config.recipe(method, variant), sets)
     elif "teacher" in row_head(method).get("NEEDS", ()):
-        found = _reference(given, sets)
+        cost = _reference(given, sets)
     else:
         return Cost(title, 1, 0, 0, 0, 0, host=tables)
-    return replace(found, stage=title, host=found.host + tables)
+    return replace(cost, stage=title, host=cost.host + tables)
 
 
 def evaluate_dev(given: Given, method: str, variant: str, seed: str) -> Cost:
     """The same on development splits."""
-    found = _evaluate(given, method, variant, "dev")
-    return replace(found, stage=f"{found.stage} on dev")
+    cost = _evaluate(given, method, variant, "dev")
+    return replace(cost, stage=f"{cost.stage} on dev")
 
 
 def _student(given: Given, chosen: Declaration, recipe: Recipe, sets: tuple[Evaluated, ...]) -> Cost:

@@ -138,7 +138,7 @@ def all_sizes(config: Config, texts: Sequence[str], online: bool) -> tuple[dict[
 
     Raises ConfigError or ArtifactError where the configuration of a model that is named cannot be had.
     """
-    found, guesses = {}, []
+    by_name, guesses = {}, []
     for name in config.models.names():
         settings, where = config.models.of(name), f"models.{name}.source"
         try:
@@ -150,15 +150,15 @@ def all_sizes(config: Config, texts: Sequence[str], online: bool) -> tuple[dict[
                 known = _by_name(settings, name)
                 guesses.append(f"the size of {name}, {known.parameters / 1e9:.1f} G parameters")
         ratio = _ratio(config, name, texts, online)
-        found[name] = replace(known, ratio=ratio) if ratio else known
-    return found, guesses
+        by_name[name] = replace(known, ratio=ratio) if ratio else known
+    return by_name, guesses
 
 
 def row_sizes(config: Config, online: bool) -> tuple[dict[str, Sizes], list[str]]:
     """The sizes of the published models among the reference rows, by name, and what was assumed: of what is here or, where
     it may be asked, on the hub, else by the model's name.
     """
-    found, guesses = {}, []
+    by_name, guesses = {}, []
     for name, row in config.published().items():
         folder = Paths.of(config).published(name) if current(config, "published", row=name) else None
         try:
@@ -167,11 +167,11 @@ def row_sizes(config: Config, online: bool) -> tuple[dict[str, Sizes], list[str]
 
                 where, known = published.check(row)
                 folder = _asked(row.checkpoint(known.revision if known else None), where)
-            found[name] = sizes(row.checkpoint(), f"references.{name}.model", folder)
+            by_name[name] = sizes(row.checkpoint(), f"references.{name}.model", folder)
         except (LookupError, ConfigError):  # modules of sentence-transformers may lie in folders of any name
-            found[name] = _by_name(row.checkpoint(), "encoder")
-            guesses.append(f"the size of {name}, {found[name].parameters / 1e9:.1f} G parameters")
-    return found, guesses
+            by_name[name] = _by_name(row.checkpoint(), "encoder")
+            guesses.append(f"the size of {name}, {by_name[name].parameters / 1e9:.1f} G parameters")
+    return by_name, guesses
 
 
 def _by_name(settings: BaseSettings | PretrainedSettings, name: str) -> Sizes:

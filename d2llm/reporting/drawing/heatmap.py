@@ -46,7 +46,7 @@ class Breakdown:
     task_type: str
     kind: str
     metrics: Mapping[str, float | None]
-    said: str
+    note: str
     labels: Mapping[str, str]
     shared: bool = False
     counted: str = "the examples"
@@ -102,7 +102,7 @@ def draw(data: Data, breakdown: Breakdown) -> Figure:
 def _write_note(breakdown: Breakdown, used: pd.DataFrame, beside: pd.DataFrame, shared: bool) -> str:
     """What the numbers are, by what the run has: phenomena, groups (name: value), pairs against their reverse."""
     grouped = used["phenomenon"].str.contains(": ")
-    sentences = [breakdown.said] if not grouped.all() else []
+    sentences = [breakdown.note] if not grouped.all() else []
     if grouped.any():
         sentences.append(
             "A group (name: value) is measured by itself, its own right pairs against its own wrong ones."

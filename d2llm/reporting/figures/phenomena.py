@@ -37,7 +37,7 @@ BREAKDOWN = heatmap.Breakdown(
     # A method whose score has no direction falls below chance where only the direction differs.
     metrics={"auc": 0.0},
     labels={"auc": "AUC (0.5: chance)"},
-    said="AUC, area under the ROC curve, by phenomenon. A phenomenon of pairs that are not entailed is set against "
+    note="AUC, area under the ROC curve, by phenomenon. A phenomenon of pairs that are not entailed is set against "
     "all that are, and the other way round.",
     shared=True,
     beside=(

@@ -27,7 +27,7 @@ BREAKDOWN = heatmap.Breakdown(
     kind="retrieval",
     metrics={HEADLINE["retrieval"]: None},
     labels={},
-    said="MRR@10 over the queries of a phenomenon; the teacher re-ranks candidates only.",
+    note="MRR@10 over the queries of a phenomenon; the teacher re-ranks candidates only.",
     counted="the queries",
 )
 

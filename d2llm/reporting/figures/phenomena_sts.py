@@ -32,7 +32,7 @@ BREAKDOWN = heatmap.Breakdown(
     # Tasks of two targets have an AUC only, graded ones a correlation only; both scales run from chance to perfect.
     metrics={"auc": 0.5, "spearman": 0.0},
     labels={"auc": "AUC (0.5: chance)", "spearman": "Spearman\n(0: chance)"},
-    said="Where pairs are alike or not: AUC of a phenomenon's pairs against all pairs of the other label. Where "
+    note="Where pairs are alike or not: AUC of a phenomenon's pairs against all pairs of the other label. Where "
     "likeness is graded: Spearman's correlation of scores and targets within the phenomenon, whose targets span "
     "a part of the scale only.",
     counted="the pairs",

@@ -219,16 +219,16 @@ def sections(config: Config, paths: Paths, about: Context) -> list[dict[str, Any
                 "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode(),
             )
     return [
-        {"key": key, "title": captions.SECTIONS[key][0], "intro": captions.SECTIONS[key][1], "members": found}
-        for key, found in members.items()
-        if found
+        {"key": key, "title": captions.SECTIONS[key][0], "intro": captions.SECTIONS[key][1], "members": shown}
+        for key, shown in members.items()
+        if shown
     ]
 
 
 def add(members: dict[str, list[dict[str, Any]]], kind: Kind, name: str, about: Context, content: str) -> None:
     """Put one table or figure with its texts into its section."""
-    said = captions.caption(kind, name, about)
-    members[said.section].append({"kind": kind, "name": name, "said": said, "content": content})
+    caption = captions.caption(kind, name, about)
+    members[caption.section].append({"kind": kind, "name": name, "caption": caption, "content": content})
 
 
 def current(config: Config, stage: str, name: str, path: Path, paths: Paths) -> bool:
