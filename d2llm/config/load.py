@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from functools import cache
+from copy import deepcopy
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def typed(value: Any) -> Any:
 def read(file: Path) -> dict[str, Any]:
     """One YAML file of settings, or a ConfigError that names the file and the line."""
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=loader())
+        values = deepcopy(parse_yaml(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -107,6 +108,12 @@ def read(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected keys and values; found {show(values)}")
     return values
+
+
+@lru_cache(maxsize=32)
+def parse_yaml(text: str) -> Any:
+    """What a text of YAML holds, shared by all who ask: a process may read one file many times."""
+    return yaml.load(text, Loader=loader())
 
 
 @cache

@@ -12,6 +12,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from d2llm.config.recipes import Recipe
@@ -92,6 +93,7 @@ def names() -> list[str]:
     return list(modules())
 
 
+@cache
 def modules() -> dict[str, str]:
     """The module of every method by the method's name: packages in `d2llm/methods/`, then files in `baselines/`."""
     own, others = (

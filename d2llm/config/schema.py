@@ -5,7 +5,9 @@ without torch.
 """
 
 import itertools
+import json
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
@@ -62,6 +64,12 @@ def _known_row(name: str) -> str:
     if name not in row_names():
         raise ValueError(f"one of {', '.join(row_names())}")
     return name
+
+
+@lru_cache(maxsize=4096)
+def _recipe(schema: type["Recipe"], overrides: str, prefix: Key) -> "Recipe":
+    """A recipe of these overrides, as JSON. Planning asks for each hundreds of times; it is frozen."""
+    return validate(schema, json.loads(overrides), lambda key: "config", prefix)
 
 
 # A reference row: a file's name, or what a published model is.
@@ -247,7 +255,8 @@ class Config(Section):
         """The resolved recipe of a method: as published, with this config's overrides."""
 
         prefix = self.place(method, variant)
-        return validate(declared(method).Recipe, self.overrides(method, variant), lambda key: "config", prefix)
+        overrides = json.dumps(self.overrides(method, variant), default=str)
+        return _recipe(declared(method).Recipe, overrides, prefix)  # type: ignore[arg-type]
 
     def place(self, method: str, variant: str) -> Key:
         """The key of the settings that make a recipe what it is."""

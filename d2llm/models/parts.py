@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from d2llm.run.errors import ConfigError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 Kind = Literal["pooling", "scorer"]
 
 
+@cache
 def names(kind: Kind) -> list[str]:
     """The parts of a kind, by the alphabet."""
     package = importlib.import_module(f"d2llm.models.{kind}s")

@@ -5,7 +5,7 @@ and `losses/`.
 from __future__ import annotations
 
 import pkgutil
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -75,6 +75,13 @@ class InteractionSettings(Section):
 PAPER = ("ci", "cl", "ri_phn", "ri_ehn", "fi", "p2q")
 
 
+@cache
+def further_losses() -> list[str]:
+    """The losses that are not the paper's, each a file of `losses/`."""
+    files = {file.name for file in pkgutil.iter_modules([str(Path(__file__).with_name("losses"))])}
+    return sorted(files - set(PAPER))
+
+
 class D2LLMRecipe(Recipe):
     """As released (facts: settings); what neither paper nor release settles is marked (A), our assumption."""
 
@@ -131,8 +138,7 @@ class D2LLMRecipe(Recipe):
             )
         if not any(self.weights().values()):
             raise ValueError("a term of the loss with a weight above 0")
-        files = {file.name for file in pkgutil.iter_modules([str(Path(__file__).with_name("losses"))])}
-        further = sorted(files - set(PAPER))
+        further = further_losses()
         if unknown := sorted(set(self.losses) - set(further)):
             why = ", which has a weight of its own" if unknown[0] in PAPER else ""
             raise ValueError(f"losses among the further files ({', '.join(further) or 'none'}), not {unknown[0]}{why}")
