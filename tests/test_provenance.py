@@ -12,7 +12,7 @@ from d2llm.config.load import load
 from d2llm.config.schema import Config
 from d2llm.run import jobs
 from d2llm.run.artifacts import read_json, write_json
-from d2llm.run.code import closure, code_digest, imports, module_digest, parsed
+from d2llm.run.code import closure, code_digest, import_statements, imports, module_digest, parsed, source
 from d2llm.run.errors import ArtifactError
 from d2llm.run.paths import Paths, provenance_of
 from d2llm.run.provenance import altered, checked_inputs, commit, content_digest, damaged, output_digests, sealed
@@ -55,7 +55,7 @@ def project(tmp_path: Path) -> Path:
 
 def digests(project: Path) -> dict[str, str]:
     """The code digest of each baseline's training."""
-    for cached in (parsed, imports, module_digest):
+    for cached in (source, parsed, import_statements, imports, module_digest):
         cached.cache_clear()
     return {name: code_digest(["d2llm.training.train", f"baselines.{name}"], project) for name in BASELINES}
 

@@ -87,7 +87,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in PARTS:
         source = ROOT / part
         if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, folder / part)  # with what Python has compiled
         else:
             folder.mkdir(exist_ok=True)
             shutil.copy2(source, folder / part)

@@ -117,7 +117,7 @@ def module_digest(module: str, root: Path) -> str:
 @cache
 def imports(module: str, root: Path) -> frozenset[str]:
     """This project's modules that a module's import statements name, wherever in it they stand."""
-    return frozenset(name for name in imported_names(module, parsed(module, root), root) if source(name, root))
+    return frozenset(name for name in imported_names(module, root) if source(name, root))
 
 
 @cache
@@ -126,28 +126,32 @@ def third_parties(module: str, root: Path) -> frozenset[str]:
     installed by.
     """
     names = set()
-    for node in ast.walk(parsed(module, root)):
+    for node in import_statements(module, root):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
+        elif not node.level:
             names.add((node.module or "").partition(".")[0])
     return frozenset(IMPORTED.get(name, name) for name in names) & frozenset(RECORDED)
 
 
-def imported_names(module: str, tree: ast.Module, root: Path) -> Iterator[str]:
+@cache
+def import_statements(module: str, root: Path) -> list[ast.Import | ast.ImportFrom]:
+    """A module's import statements, wherever in it they stand."""
+    return [node for node in ast.walk(parsed(module, root)) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+def imported_names(module: str, root: Path) -> Iterator[str]:
     """Every name of this project's an import statement could mean as a module, with the packages that hold it."""
     path = source(module, root)
     package = module.split(".") if path and path.name == "__init__.py" else module.split(".")[:-1]
-    for node in ast.walk(tree):
+    for node in import_statements(module, root):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = node.module or ""
             if node.level:
                 base = ".".join([*package[: len(package) - node.level + 1], *([base] if base else [])])
             names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        else:
-            continue
         for name in names:
             if name.split(".")[0] in PACKAGES:
                 parts = name.split(".")
@@ -171,6 +175,7 @@ class _Running(ast.NodeTransformer):
         return node.orelse if name == "TYPE_CHECKING" else node
 
 
+@cache
 def source(module: str, root: Path) -> Path | None:
     """The file of a module of this project."""
     stem = root.joinpath(*module.split("."))
