@@ -76,12 +76,12 @@ def arguments(description: str, **options: dict[str, Any]) -> argparse.Namespace
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     for name, option in options.items():
         parser.add_argument(f"--{name}", **option)
-    options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    chosen = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
     import torch
 
-    torch.set_num_threads(options.threads)
-    return options
+    torch.set_num_threads(chosen.threads)
+    return chosen
 
 
 def table(rows: list[dict[str, Any]]) -> str:

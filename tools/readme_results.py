@@ -370,9 +370,9 @@ def first_page(runs: dict[str, Reference]) -> str:
     parts = []
     for tier, run in runs.items():
         metrics = "average precision on NLI, Spearman on STS, MRR@10 on retrieval"
-        made = f"{TIERS[tier]} ([`{tier}` tier](docs/tiers.md)), {run.seeds}, test sets"
+        opening = f"{TIERS[tier]} ([`{tier}` tier](docs/tiers.md)), {run.seeds}, test sets"
         parts.append(f"![Every method on every task of the {tier} tier](results/reference/{tier}/figures/main.svg)")
-        parts.append(f"**{made}**, commit `{run.commit}`; {metrics}:")
+        parts.append(f"**{opening}**, commit `{run.commit}`; {metrics}:")
         parts.append(headlines(run))
     return "\n\n".join(parts)
 
@@ -381,8 +381,8 @@ def claimed(runs: dict[str, Reference]) -> str:
     """The paper's claims beside what every tier finds."""
     lines = [f"| the paper | {' | '.join(f'{tier} tier' for tier in runs)} |", f"| --- |{' --- |' * len(runs)}"]
     for claim in load_paper()["claims"]:
-        found = [answer(claim, run) for run in runs.values()]
-        lines.append(f"| {claim['text']} ({claim['source']}) | {' | '.join(found)} |")
+        answers = [answer(claim, run) for run in runs.values()]
+        lines.append(f"| {claim['text']} ({claim['source']}) | {' | '.join(answers)} |")
     return "\n".join(lines)
 
 

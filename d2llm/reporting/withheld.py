@@ -114,10 +114,10 @@ def readable(folder: Path) -> Iterator[Path]:
 def spellings(file: Path) -> Iterable[str]:
     """A file's content, and what it means to a reader of its kind where that is spelled otherwise."""
     raw = file.read_text(encoding="utf-8")
-    found = {raw, html.unescape(raw)}
+    forms = {raw, html.unescape(raw)}
     if file.suffix in (".json", ".ipynb"):
-        found.add(json.dumps(json.loads(raw), ensure_ascii=False))
-    return found
+        forms.add(json.dumps(json.loads(raw), ensure_ascii=False))
+    return forms
 
 
 def texts_of(paths: Paths) -> Iterator[str]:

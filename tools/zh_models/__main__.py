@@ -126,10 +126,10 @@ def complete(folder: Path) -> bool:
 def check_files(folder: Path, digests: dict[str, str], message: str) -> None:
     """Raise ArtifactError where a file is missing or has another digest."""
     for name, digest in digests.items():
-        found = sha256([folder / name]) if (folder / name).is_file() else "no such file"
-        if found != digest:
+        actual = sha256([folder / name]) if (folder / name).is_file() else "no such file"
+        if actual != digest:
             raise ArtifactError(
-                f"{message} ({name}: expected SHA-256 {digest}, found {found}); remove the folder and call it again, "
+                f"{message} ({name}: expected SHA-256 {digest}, found {actual}); remove the folder and call it again, "
                 "with the versions of requirements.lock; or name another by models.<name>.source in the config"
             )
 

@@ -213,8 +213,8 @@ def _assumed(config: Config, usual: int) -> Amounts:
         for split in ("test", "dev")
     }
     # Passages to train on are taken to be like those that are evaluated.
-    lengths = [part.passages.mean() for part in tasks["test"] if part.type == "retrieval"]
-    passage = sum(lengths) / len(lengths) if lengths else PASSAGE
+    means = [part.passages.mean() for part in tasks["test"] if part.type == "retrieval"]
+    passage = sum(means) / len(means) if means else PASSAGE
     train, plain = [], Counter[float]()
     for name, files in config.data.files.train.items():
         part, guessed = _training(name, files, usual, passage)
