@@ -27,8 +27,8 @@ from d2llm.run.stages import STAGES
 
 FOLDER = Path(__file__).parent.parent / "config"
 FILES = sorted(FOLDER.glob("*.yaml"))
-# Laid over another, as it has no tier of its own.
-BELOW = {"study": FOLDER / "mini.yaml"}
+# Laid over another, as they do not stand alone.
+BELOW = {"study": FOLDER / "mini.yaml", "zh_hub": FOLDER / "zh.yaml"}
 
 STRANGE = [
     "", "\n", "a\nb", "x" * 5000, "../up", "a/b", "a b", "$(touch pwned)", "`id`", "'", "{method}", "{", "%s", "\x00",

@@ -273,6 +273,16 @@ def test_a_users_error_or_a_fault_of_the_machine_is_one_line_and_exit_2(
     assert not (tmp_path / "results/mini/data/provenance.json").exists()
 
 
+def test_values_of_the_command_line_are_laid_over_the_files(capsys: pytest.CaptureFixture[str]) -> None:
+    values = ["data={files: {folder: ../elsewhere}}", "seeds=[7]"]
+    assert cli.main(["check-config", "--config", str(ROOT / "config/mini.yaml"), "-C", *values]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "    folder: ../elsewhere" in lines and lines[lines.index("seeds:") + 1] == "- 7"
+    with pytest.raises(SystemExit):
+        cli.main(["doctor", "-C", "seeds"])
+    assert "argument -C: expected KEY=VALUE; found 'seeds'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "gb18030"])
 def test_what_a_terminal_lacks_is_escaped_and_what_programs_read_is_utf_8(encoding: str, monkeypatch) -> None:
     """Python would end with UnicodeEncodeError."""

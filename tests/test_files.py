@@ -14,15 +14,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from own_files import jsonl, rows, search_files
+from spoiled_configs import BELOW
 from tiny_run import tiny_settings
 
 from d2llm.cli import doctor
-from d2llm.config.data import Retrieval, TrainingSet
+from d2llm.config.data import FilesSettings, Retrieval, TrainingSet
 from d2llm.config.load import load
 from d2llm.config.values import merged
 from d2llm.data import build
 from d2llm.data.files import examples
 from d2llm.data.files import read as files
+from d2llm.data.leaks import Held
 from d2llm.evaluation import tasks as evaluation_tasks
 from d2llm.models.text import is_text
 from d2llm.run.artifacts import read_json
@@ -323,17 +325,41 @@ def test_what_an_evaluation_set_holds_in_any_spelling_leaves_training() -> None:
     symmetric = pairs_of([("a", "b", True), ("c", "d", True), ("a", "d", True)])
     pairs = pd.concat([symmetric, pairs_of([("asked", "x", True), ("y", "x", True)], "asymmetric")])
     both = rows("query passage phenomenon", ("B ", "\uff21", ""), ("d", "e", "own"))
-    queries = rows("text phenomenon", ("Asked\u200b", ""), ("new", ""))
+    queries = rows("text phenomenon", ("Asked\u200b?", ""), ("new", ""))
     tasks = {"test": {"t": {"pairs": pd.DataFrame(both)}, "r": {"queries": pd.DataFrame(queries)}}}
-    left = examples.without(pairs, tasks)
+    held = [Held.of(frames) for frames in tasks["test"].values()]
+    left = examples.without(pairs, held[0] | held[1])
     assert left[["query", "passage"]].values.tolist() == [
         ["c", "d"],
         ["a", "d"],
         ["y", "x"],
     ]  # (a, b) is there as (b, a)
+    # Up to the order of words and punctuation too; a text of punctuation alone is itself.
+    close = pairs_of([("!", "b a", True), ("?", "a b", True), ("!", "b c", True)])
+    tested = pd.DataFrame(rows("query passage", ("a, b!", "!")))
+    assert examples.without(close, Held.of({"pairs": tested}))["query"].tolist() == ["?", "!"]
     marked = examples.with_familiarity(tasks, examples.seen(left, {"s": pd.Series(["b"])}))["test"]
     assert marked["t"]["pairs"]["phenomenon"].tolist() == [examples.BOTH, "own"]
     assert marked["r"]["queries"]["phenomenon"].tolist() == [examples.NEW, examples.NEW]
+
+
+def test_a_dev_set_is_without_what_any_test_set_holds_and_samples_hold_what_their_file_does(tmp_path: Path) -> None:
+    def file(name: str, *texts: str) -> str:
+        lines = [{"sentence1": a, "sentence2": b, "score": i / 9} for i, (a, b) in enumerate(map(tuple, texts))]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        return str(tmp_path / f"{name}.jsonl")
+
+    shared = {"type": "sts", "group": "sts", "sample": 2}
+    test, dev = file("test", "ab", "cd", "ef", "gh"), file("dev", "ij", "BA", "kl", "xh")
+    sets = {"one": shared | {"dev": dev}, "two": shared | {"test": test}}
+    tasks, dropped, held = build.files_tasks(FilesSettings(tasks=sets))
+    pairs = tasks["dev"]["one"]["pairs"]
+    assert set(pairs["query"]) < {"i", "k", "x"} and len(pairs) == 2 == len(tasks["test"]["two"]["pairs"])
+    assert dropped == {"one/dev": {examples.IN_TEST: 1}, "two/test": {}}
+    whole = {"ab", "cd", "ef", "gh", "ij", "kl", "xh"}
+    assert {"".join(sorted(pair)) for pair in held.pairs} == {"".join(sorted(pair)) for pair in whole}
+    with pytest.raises(DataError, match="all 4 pairs of this dev set are in a test set; give it other rows"):
+        build.files_tasks(FilesSettings(tasks={"one": shared | {"dev": test, "test": test}}))
 
 
 # ------------------------------------------------------------------------------------------------------------ the stage
@@ -503,8 +529,26 @@ def test_paths_are_seen_from_the_folder(tmp_path: Path) -> None:
     assert settings.located("a/b.csv") == "../x/a/b.csv" and settings.located("/a.csv") == "/a.csv"
 
 
+def test_a_set_of_another_kind_takes_the_place_of_one_below_and_null_leaves_it_out() -> None:
+    import mteb
+
+    config = load([ROOT / "config/zh.yaml", ROOT / "config/zh_hub.yaml"])
+    files, below = config.data.files, load([ROOT / "config/zh.yaml"]).data.files
+    assert not files.paths() and set(below.train) - set(files.train) == {"snli_zh_test", "squad_zh"}
+    assert {
+        name: mteb.get_task(task.mteb).metadata.type for name, task in files.tasks.items()
+    }.keys() == below.tasks.keys()
+    pinned = {mteb.get_task(task.mteb).metadata.dataset["revision"] for task in files.tasks.values()}
+    of_cmteb = {
+        table.revision for table in files.downloads().values() if getattr(table, "repo", "").startswith("C-MTEB")
+    }
+    assert len(of_cmteb & pinned) == 3  # of the sets that mteb takes from there, the training splits at its commits
+    laid = merged({"a": {"file": {"path": "x.csv", "quotes": "text"}}}, {"a": {"file": {"repo": "o/n"}}})
+    assert laid == {"a": {"file": {"repo": "o/n"}}}
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "config").glob("*.yaml")))
 def test_every_tier_of_the_repository_is_valid(name: str) -> None:
     file = ROOT / "config" / name
-    config = load([file] if "\ntier:" in file.read_text(encoding="utf-8") else [ROOT / "config/mini.yaml", file])
+    config = load([BELOW[file.stem], file] if file.stem in BELOW else [file])
     assert config.runs() and len({len(config.grid(method)) for method in config.tuning.grids} | {0}) <= 2

@@ -49,7 +49,7 @@ def read(folder: Path, **changes: object) -> tuple[dict, dict]:
     }
     find = {"type": "retrieval", "group": "ir", "language": "cmn-Hans", "test": search, "phenomena": ["kind"]}
     settings = FilesSettings(tasks={"e": entail | changes, "f": find})
-    sets, _ = build.files_tasks(settings)
+    sets, _, _ = build.files_tasks(settings)
     return examples.with_groups(sets, settings.tasks, settings.breakdowns, settings.negation)
 
 

@@ -103,6 +103,24 @@ def test_scores_are_those_of_mtebs_own_evaluation(folder: Path, tmp_path: Path) 
     np.testing.assert_allclose(vectors, alone.encode(["乙 段落1号"]), atol=1e-6)
 
 
+def test_a_plain_checkpoint_of_some_layers_is_a_row(folder: Path, tmp_path: Path) -> None:
+    decoder = tiny.backbone("decoder", tmp_path / "plain")
+    row = {"model": str(tmp_path / "plain"), "pooling": "mean", "layers": 1}
+    config = config_of(tmp_path, **row)
+    published.run(config, "tiny_model")
+    scorer = load_row(config, Run("tiny_model", "base", 1))
+    with torch.no_grad():
+        inner = decoder.model
+        inner.layers = inner.layers[:1]
+        states = inner(input_ids=torch.tensor([decoder.tokenizer("甲乙")["input_ids"]])).last_hidden_state
+    scorer.begin(MagicMock())
+    np.testing.assert_allclose(scorer.model.model.encode(["甲乙"])[0], states[0].mean(0), atol=1e-6)
+    with pytest.raises(ConfigError, match="layers: expected at most the 2 layers the checkpoint has; found 3"):
+        published.run(config_of(tmp_path, **row | {"layers": 3}), "tiny_model")
+    with pytest.raises(ConfigError, match=r"no modules.json; say how .* one vector \(pooling: mean\)"):
+        published.run(config_of(tmp_path, model=row["model"]), "tiny_model")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -18,10 +18,10 @@ import tempfile
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from d2llm.config.load import load
 from d2llm.config.sections import PretrainedSettings
@@ -55,13 +55,13 @@ class Finding:
         return f"{self.level:8} {self.subject:12} {self.state}" + (f"; {self.fix}" if self.fix else "")
 
 
-def examine(files: Sequence[str | Path] = ()) -> list[Finding]:
-    """Every finding about the machine, and about the config of these files."""
+def examine(files: Sequence[str | Path] = (), overrides: Mapping[str, Any] | None = None) -> list[Finding]:
+    """Every finding about the machine, and about the config of these files with `overrides` laid over them."""
     findings = [*python(), *packages(), *workflow(), *caches(), *cores(), *memory(), *gpu(), *fonts()]
     if not files:
         return [*findings, *disk(Path("results"), DISK, "the mini tier with its environment")]
     try:
-        config = load(files)
+        config = load(files, overrides)
     except D2LLMError as error:
         return [*findings, Finding("error", "config", str(error), "correct the file")]
     summary = f"tier {config.tier}, {len(config.methods)} methods, {len(config.runs())} trainings"

@@ -73,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
         command = subcommand(commands, name, entry.help, entry.example)
         if entry.config != "none":
             add_config(command, required=entry.config == "needed")
+            add_values(command)
         for argument, options in entry.arguments.items():
             command.add_argument(argument, **options)
         command.set_defaults(call=entry.run)
@@ -103,6 +104,20 @@ def subcommand(commands: Any, name: str, help_line: str, example: str, more: str
     return commands.add_parser(
         name, help=help_line, description=help_line, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def add_values(command: argparse.ArgumentParser) -> None:
+    """-C, as of snakemake."""
+    given = {"nargs": "+", "default": [], "type": assigned, "metavar": "KEY=VALUE", "help": "laid over the files"}
+    command.add_argument("-C", dest="values", **given)
+
+
+def assigned(text: str) -> tuple[str, str]:
+    """KEY=VALUE as a pair. Raises argparse's error for another text."""
+    key, sign, value = text.partition("=")
+    if not key or not sign:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE; found {text!r}")
+    return key, value
 
 
 def add_config(command: argparse.ArgumentParser, required: bool) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from d2llm.config.load import dump, load
+from d2llm.config.schema import Config
 from d2llm.run.logs import utf_8
 
 
@@ -28,9 +29,14 @@ class Command:
     config: Literal["needed", "optional", "none"] = "needed"
 
 
+def configured(options: Namespace) -> Config:
+    """The config of --config, with the values of -C laid over it."""
+    return load(options.config, dict(options.values))
+
+
 def check_config(options: Namespace) -> int:
     """Print the resolved settings; refuse, where that is asked for, what base models cannot do."""
-    config = load(options.config)
+    config = configured(options)
     if options.models:
         from d2llm.cli import preflight
 
@@ -46,7 +52,7 @@ def plan(options: Namespace) -> int:
     """Print the estimate."""
     from d2llm.cli.plan import run
 
-    print(run(load(options.config), options.device, options.queries))
+    print(run(configured(options), options.device, options.queries))
     return 0
 
 
@@ -54,7 +60,7 @@ def why(options: Namespace) -> int:
     """Print which files make jobs stale."""
     from d2llm.cli.why import run
 
-    print(run(load(options.config)))
+    print(run(configured(options)))
     return 0
 
 
@@ -62,7 +68,7 @@ def adopt(options: Namespace) -> int:
     """Write the settings chosen."""
     from d2llm.analysis.hyperparameters import adopt_file
 
-    print(f"{options.to}: {adopt_file(load(options.config), Path(options.to))}")
+    print(f"{options.to}: {adopt_file(configured(options), Path(options.to))}")
     return 0
 
 
@@ -70,7 +76,7 @@ def keep(options: Namespace) -> int:
     """Copy a run's small files."""
     from d2llm.reporting.reference import keep as copy
 
-    files = copy(load(options.config), Path(options.to), options.texts)
+    files = copy(configured(options), Path(options.to), options.texts)
     print(f"{len(files)} files in {options.to}")
     return 0
 
@@ -79,7 +85,7 @@ def verify(options: Namespace) -> int:
     """Print what differs; 1 where it is too much."""
     from d2llm.reporting.verify import verify as check
 
-    verdict = check(load(options.config), Path(options.against), options.exact, options.tolerance)
+    verdict = check(configured(options), Path(options.against), options.exact, options.tolerance)
     print(verdict.text())
     return 0 if verdict.passed else 1
 
@@ -88,7 +94,7 @@ def doctor(options: Namespace) -> int:
     """Print every finding; 1 where one is an error."""
     from d2llm.cli.doctor import examine
 
-    findings = examine(options.config or ())
+    findings = examine(options.config or (), dict(options.values))
     for finding in findings:
         print(finding)
     return int(any(finding.level == "error" for finding in findings))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -463,9 +463,9 @@ class FilesSettings(Section):
 
     # What relative paths below are seen from; itself seen from where Snakemake is started.
     folder: FilePath = "."
-    # Training sets by name.
+    # Training sets by name; null in a later file leaves one out.
     train: dict[Name, TrainingSet] = {}
-    # Evaluation sets by name: files, or sets that mteb knows.
+    # Evaluation sets by name: files, or sets that mteb knows; null in a later file leaves one out.
     tasks: dict[Name, AnyTask] = {}
     # What further groups of every evaluation set are computed by: overlap (thirds by shared character bigrams), length
     # (thirds by characters), negation (pairs of which one text denies, the other does not).
@@ -478,6 +478,18 @@ class FilesSettings(Section):
     teacher_dev: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
     # Of what is drawn at random.
     seed: Count = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _left_out(cls, values: Any) -> Any:
+        """A set that a later file lays null over is none."""
+        if not isinstance(values, Mapping):
+            return values
+        return dict(values) | {
+            part: {name: files for name, files in values[part].items() if files is not None}
+            for part in ("train", "tasks")
+            if isinstance(values.get(part), Mapping)
+        }
 
     @model_validator(mode="after")
     def _each_once(self) -> FilesSettings:

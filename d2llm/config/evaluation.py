@@ -76,6 +76,10 @@ class PublishedModel(Section):
     prompts: dict[str, str] | None = None
     # Tokens of a text; null: as published.
     max_length: Annotated[int, Field(ge=1)] | None = None
+    # How many of its lowest layers are kept; null: all.
+    layers: Annotated[int, Field(ge=1)] | None = None
+    # How the states of a plain checkpoint become one vector; null: as its files in sentence-transformers' format say.
+    pooling: Literal["cls", "mean", "weightedmean", "lasttoken"] | None = None
     # Texts encoded at once; null: evaluation.batch_size.
     batch_size: Annotated[int, Field(ge=1)] | None = None
     # The files its weights are read from: safetensors, or pytorch_model.bin where it has no other (a pickle; no code of

@@ -29,12 +29,20 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
+# A section with one of these keys, laid over one without it, is of another kind and takes its place: a set of mteb's
+# over one of files, a table of the hub over a file.
+KINDS = ("mteb", "repo")
+
+
 def merged(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """`extra` laid over `base`, section by section. An empty section in `extra` adds nothing and removes nothing."""
     result = dict(base)
     for name, value in extra.items():
-        if isinstance(result.get(name), Mapping) and isinstance(value, Mapping):
-            result[name] = merged(result[name], value)
-        else:
+        below = result.get(name)
+        if not isinstance(below, Mapping) or not isinstance(value, Mapping):
             result[name] = value
+        elif any(kind in value and kind not in below for kind in KINDS):
+            result[name] = dict(value)
+        else:
+            result[name] = merged(below, value)
     return result

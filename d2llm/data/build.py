@@ -123,10 +123,10 @@ def from_files(config: Config) -> Made:
     stays whole.
     """
     settings = local_files(config)
-    tasks, dropped = files_tasks(settings)
+    tasks, dropped, held = files_tasks(settings)
     everything, passages, dropped_of_training = judged_pairs(settings, config.training.pack)
     dropped |= dropped_of_training
-    remaining = left_pairs(everything, tasks, config.training.pack)
+    remaining = left_pairs(everything, held, config.training.pack)
     train, pool = examples.training_pairs(remaining, passages)
     enough.check(train, pool, config.training.pack, config.negatives.per_query)
     groups = examples.teacher_groups(remaining, pool, settings.teacher_negatives, settings.teacher_dev, settings.seed)
@@ -216,16 +216,22 @@ def local_tasks(settings: FilesSettings) -> dict[str, TaskSet]:
     return cast("dict[str, TaskSet]", settings.tasks)
 
 
-def files_tasks(settings: FilesSettings) -> tuple[leaks.Tasks, dict[str, Dropped]]:
-    """The evaluation sets of the files, by split and name; and what was left out of each."""
+def files_tasks(settings: FilesSettings) -> tuple[leaks.Tasks, dict[str, Dropped], leaks.Held]:
+    """The evaluation sets of the files, by split and name; what was left out of each; what all of them hold, in their
+    samples or not. A dev set is without what any test set holds.
+    """
     tasks: leaks.Tasks = {"dev": {}, "test": {}}
     dropped: dict[str, Dropped] = {}
-    for split, sets in tasks.items():
+    held: dict[str, leaks.Held] = {"dev": leaks.Held(), "test": leaks.Held()}
+    for split in ("test", "dev"):
+        tested = held["test"] if split == "dev" else None
         for name, task in local_tasks(settings).items():
-            loaded = examples.evaluation_set(name, task, split, files_rng(settings, f"{split} {name}"))
+            loaded = examples.evaluation_set(name, task, split, files_rng(settings, f"{split} {name}"), tested)
             if loaded is not None:
-                sets[name], dropped[f"{name}/{split}"] = loaded
-    return tasks, dropped
+                tasks[split][name], dropped[f"{name}/{split}"] = loaded.frames, loaded.dropped
+                held[split] |= loaded.held
+    order = [key for split in tasks for name in tasks[split] if (key := f"{name}/{split}") in dropped]
+    return tasks, {key: dropped[key] for key in order}, held["dev"] | held["test"]
 
 
 def judged_pairs(settings: FilesSettings, pack: int) -> tuple[pd.DataFrame, dict[str, pd.Series], dict[str, Dropped]]:
@@ -242,11 +248,11 @@ def judged_pairs(settings: FilesSettings, pack: int) -> tuple[pd.DataFrame, dict
     return pd.concat(parts, ignore_index=True), passages, dropped
 
 
-def left_pairs(judged: pd.DataFrame, tasks: leaks.Tasks, pack: int) -> pd.DataFrame:
+def left_pairs(judged: pd.DataFrame, held: leaks.Held, pack: int) -> pd.DataFrame:
     """The judged pairs that no evaluation set holds. Raises DataError for a set whose right pairs are then
     fewer than a pack.
     """
-    left = examples.without(judged, tasks)
+    left = examples.without(judged, held)
     for name, part in judged.groupby("dataset", sort=False):
         right = int(left.loc[left["dataset"] == name, "label"].sum())
         enough.check_pack(f"data.files.train.{name}", right, pack, int(part["label"].sum()) - right)
@@ -261,7 +267,7 @@ def run_texts(config: Config) -> None:
     if config.data.source == "files":
         files = local_files(config)
         pairs, passages, _ = judged_pairs(files, config.training.pack)
-        pairs = left_pairs(pairs, files_tasks(files)[0], config.training.pack)
+        pairs = left_pairs(pairs, files_tasks(files)[2], config.training.pack)
         texts = (
             pd.concat([pairs["query"], pairs["passage"], *passages.values()]).drop_duplicates().reset_index(drop=True)
         )

@@ -216,7 +216,10 @@ def _write_training(rows: list[dict[str, Any]]) -> list[str]:
     if torn := _list_counts(rows, "contradictions"):
         lines += ["", f"Pairs that a set judges right and wrong, of which the first row counts: {torn}."]
     if removed := _list_counts(rows, "removed"):
-        lines += ["", f"Judged pairs that evaluation sets hold, which are removed from training: {removed}."]
+        lines += [
+            "",
+            f"Judged pairs that evaluation sets hold, or near copies of them, removed from training: {removed}.",
+        ]
     return lines
 
 

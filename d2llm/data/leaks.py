@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NotRequired, TypedDict
 
+import numpy as np
 import pandas as pd
 
 from d2llm.models.normal_form import normal_form
@@ -57,6 +58,41 @@ def unordered(first: str, second: str) -> frozenset[str]:
 def bag(form: str) -> str:
     """The characters of a text in normal form in sorted order, without punctuation."""
     return "".join(sorted(character for character in form if character.isalnum()))
+
+
+def near_form(text: str) -> str:
+    """What near copies of a text share: its letters and digits in any order; of punctuation alone its normal form."""
+    form = normal_form(text)
+    return bag(form) or form
+
+
+@dataclass(frozen=True)
+class Held:
+    """What evaluation sets hold, by `near_form`: unordered pairs of texts, and queries of retrieval."""
+
+    pairs: frozenset[frozenset[str]] = frozenset()
+    queries: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, frames: Frames) -> Held:
+        """What one set holds."""
+        if "pairs" in frames:
+            return cls(pairs=frozenset(near_pairs(frames["pairs"])))
+        return cls(queries=frozenset(frames["queries"]["text"].map(near_form)))
+
+    def __or__(self, other: Held) -> Held:
+        return Held(self.pairs | other.pairs, self.queries | other.queries)
+
+    def holds(self, frames: Frames) -> np.ndarray:
+        """(n,) whether it holds each pair, or query, of a set."""
+        if "pairs" in frames:
+            return np.array([pair in self.pairs for pair in near_pairs(frames["pairs"])], dtype=bool)
+        return np.array([near_form(text) in self.queries for text in frames["queries"]["text"]], dtype=bool)
+
+
+def near_pairs(frame: pd.DataFrame) -> list[frozenset[str]]:
+    """The pairs of a frame up to order and near copies."""
+    return [frozenset(map(near_form, pair)) for pair in zip(frame["query"], frame["passage"], strict=True)]
 
 
 def seen_texts(train: pd.DataFrame, pool: pd.DataFrame, teacher: pd.DataFrame, unlabelled: pd.DataFrame) -> Seen:

@@ -14,9 +14,9 @@ import shutil
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from d2llm.models.base.pretrained import located
+from d2llm.models.base.pretrained import cut, located
 from d2llm.run import hub
 from d2llm.run.artifacts import atomic
 from d2llm.run.errors import ArtifactError, ConfigError, first_line
@@ -71,7 +71,12 @@ def load(folder: Path, settings: PublishedModel, known: ModelMeta | None, where:
     prompts = {"query": "", "document": ""} if settings.prompts == {} else settings.prompts
     try:
         if known is None:
-            plain = SentenceTransformer(str(folder), device=device, local_files_only=True, trust_remote_code=trusted)
+            if settings.pooling is not None:
+                plain = SentenceTransformer(modules=pooled(folder, settings, settings.pooling), device=device)
+            else:
+                plain = SentenceTransformer(
+                    str(folder), device=device, local_files_only=True, trust_remote_code=trusted
+                )
             wrapper = SentenceTransformerEncoderWrapper(plain, model_prompts=prompts)
         else:
             options = copy.deepcopy(known.loader_kwargs) | {"trust_remote_code": trusted}
@@ -84,9 +89,22 @@ def load(folder: Path, settings: PublishedModel, known: ModelMeta | None, where:
         raise ConfigError(f"{where}: needs a package: {first_line(error)}") from error
     except Exception as error:  # sentence-transformers and the modules of a folder raise many kinds
         raise ArtifactError(f"{where}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
+    if settings.layers is not None:
+        cut(wrapper.model[0].auto_model, settings.layers, f"{where}: layers")
     if settings.max_length is not None:
         wrapper.model.max_seq_length = settings.max_length
     return wrapper
+
+
+def pooled(
+    folder: Path, settings: PublishedModel, pooling: Literal["cls", "mean", "weightedmean", "lasttoken"]
+) -> list[Any]:
+    """sentence-transformers' modules of a plain checkpoint: its states, and what makes one vector of them."""
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": settings.trust_remote_code}
+    body = Transformer(str(folder), model_kwargs=local, processor_kwargs=local, config_kwargs=local)
+    return [body, Pooling(body.get_embedding_dimension(), pooling)]
 
 
 # --------------------------------------------------------------------------------------------------- what can be a row
@@ -190,8 +208,11 @@ def chosen(there: hub.Sizes, settings: PublishedModel, known: ModelMeta | None) 
     """Of a model's files, {path: bytes}, those that are kept. Raises ConfigError where weights are not among them, and
     where nobody says how its states are pooled.
     """
-    if known is None and MODULES not in there:
-        raise ConfigError(f"references: {settings.model}: not in sentence-transformers' format: no {MODULES}")
+    if known is None and MODULES not in there and settings.pooling is None:
+        raise ConfigError(
+            f"references: {settings.model}: not in sentence-transformers' format: no {MODULES}; say how the states of a "
+            "plain checkpoint become one vector (pooling: mean)"
+        )
     weights = WEIGHTS[settings.weights]
     wanted = (*SMALL, *weights, *(("*.py",) if settings.trust_remote_code else ()))
 

@@ -30,7 +30,7 @@ from d2llm.data.files.read import (
     texts,
     unique_ids,
 )
-from d2llm.data.leaks import Frames, Seen, Tasks, unordered
+from d2llm.data.leaks import Frames, Held, Seen, Tasks, unordered
 from d2llm.models.normal_form import distinct, normal_form
 from d2llm.run.errors import DataError
 from d2llm.run.schemas import GROUPED_BY
@@ -45,6 +45,7 @@ ONE, BOTH = "one text in training", "both texts in training"
 # Labels that are counted by name where rows are left out.
 LABELS_NAMED = 10
 UNJUDGED = "queries without a judgement"
+IN_TEST = "examples that test sets hold"
 # What was left out of a set, and how often.
 Dropped = dict[str, int]
 
@@ -58,10 +59,13 @@ class Judged(NamedTuple):
 
 
 class EvaluationSet(NamedTuple):
-    """One split of an evaluation set, {"pairs"} or {"queries", "corpus", "qrels"}, and what was left out."""
+    """One split of an evaluation set, {"pairs"} or {"queries", "corpus", "qrels"}, what was left out, and what the
+    split holds, in a sample or not.
+    """
 
     frames: Frames
     dropped: Dropped
+    held: Held
 
 
 def judged(name: str, settings: TrainingSet, rng: np.random.Generator) -> Judged:
@@ -323,8 +327,11 @@ def share(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
-def evaluation_set(name: str, settings: TaskSet, split: str, rng: np.random.Generator) -> EvaluationSet | None:
-    """One split; None where there is no file for it. Its phenomenon is the named column, or empty.
+def evaluation_set(
+    name: str, settings: TaskSet, split: str, rng: np.random.Generator, tested: Held | None = None
+) -> EvaluationSet | None:
+    """One split, without what is `tested`; None where there is no file for it. Its phenomenon is the named column, or
+    empty.
 
     Raises DataError for a file that is wrong, or from which nothing can be measured.
     """
@@ -332,7 +339,31 @@ def evaluation_set(name: str, settings: TaskSet, split: str, rng: np.random.Gene
     if source is None:
         return None
     if settings.type == "retrieval":
-        return _read_retrieval_set(settings, source, rng)
+        return _read_retrieval_set(settings, source, rng, tested)
+    pairs, dropped = _read_pairs(name, settings, split, source)
+    held = Held.of({"pairs": pairs})
+    pairs, dropped = _apart("pairs", pairs, dropped, tested, source)
+    pairs = sampled(pairs, settings.sample, rng)
+    target = "score" if settings.type == "sts" else "label"
+    check_pairs(source, pairs, target, getattr(settings, target))
+    return EvaluationSet({"pairs": pairs}, dropped, held)
+
+
+def _apart(
+    kind: str, frame: pd.DataFrame, dropped: Dropped, tested: Held | None, source: str
+) -> tuple[pd.DataFrame, Dropped]:
+    """(the pairs, or queries, that are not tested, what was left out). Raises DataError where all of them are."""
+    is_tested = tested.holds({kind: frame}) if tested is not None else np.zeros(len(frame), dtype=bool)
+    if len(frame) and is_tested.all():
+        raise DataError(
+            f"{source}: all {len(frame)} {kind} of this dev set are in a test set; give it other rows (dev_part and "
+            "test_part share one file of pairs), or leave dev out"
+        )
+    return frame[~is_tested], dropped | ({IN_TEST: int(is_tested.sum())} if is_tested.any() else {})
+
+
+def _read_pairs(name: str, settings: TaskSet, split: str, source: str) -> tuple[pd.DataFrame, Dropped]:
+    """(all pairs of a split, what was left out)."""
     frame = read_table(source)
     target = "score" if settings.type == "sts" else "label"
     label = settings.label if target == "label" else None
@@ -348,13 +379,12 @@ def evaluation_set(name: str, settings: TaskSet, split: str, rng: np.random.Gene
         pairs["score"] = numbers(source, frame, settings.score, *settings.scores)
     else:
         pairs["label"] = labels(source, frame, label, settings.yes, settings.no).astype(int)
-    pairs = within(pairs, getattr(settings, f"{split}_part"), "query", "passage")
-    pairs = sampled(pairs, settings.sample, rng)
-    check_pairs(source, pairs, target, getattr(settings, target))
-    return EvaluationSet({"pairs": pairs}, dropped)
+    return within(pairs, getattr(settings, f"{split}_part"), "query", "passage"), dropped
 
 
-def _read_retrieval_set(settings: TaskSet, source: Retrieval, rng: np.random.Generator) -> EvaluationSet:
+def _read_retrieval_set(
+    settings: TaskSet, source: Retrieval, rng: np.random.Generator, tested: Held | None
+) -> EvaluationSet:
     """A retrieval set. As in mteb, every query that is judged counts, also one without a relevant passage; others do
     not.
     """
@@ -364,11 +394,14 @@ def _read_retrieval_set(settings: TaskSet, source: Retrieval, rng: np.random.Gen
     judged_queries = queries[queries["id"].isin(judged_ids)]
     if len(judged_queries) < len(queries):
         dropped |= {UNJUDGED: len(queries) - len(judged_queries)}
+    held = Held.of({"queries": judged_queries})
+    judged_queries, dropped = _apart("queries", judged_queries, dropped, tested, _require_path(source.queries))
     judged_queries = sampled(judged_queries, settings.sample, rng).assign(phenomenon="")
     qrels = qrels[qrels["query_id"].isin(set(judged_queries["id"]))]
     if settings.sample is not None:
         check_qrels(f"{_require_path(source.qrels)}: sample of {settings.sample} queries", qrels, source.relevance)
-    return EvaluationSet({"queries": judged_queries, "corpus": corpus, "qrels": qrels.reset_index(drop=True)}, dropped)
+    frames = {"queries": judged_queries, "corpus": corpus, "qrels": qrels.reset_index(drop=True)}
+    return EvaluationSet(frames, dropped, held)
 
 
 def group_columns(path: str, frame: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.Series]:
@@ -412,24 +445,12 @@ def sampled(frame: pd.DataFrame, size: int | None, rng: np.random.Generator) -> 
     return frame.reset_index(drop=True)
 
 
-def without(pairs: pd.DataFrame, tasks: Tasks) -> pd.DataFrame:
+def without(pairs: pd.DataFrame, held: Held) -> pd.DataFrame:
     """Judged pairs that no evaluation set holds: neither the pair, in any order, nor the query of a retrieval set, nor
     near copies.
     """
-    evaluated_pairs: set[frozenset[str]] = set()
-    evaluated_queries: set[str] = set()
-    for sets in tasks.values():
-        for frames in sets.values():
-            if "pairs" in frames:
-                both = zip(frames["pairs"]["query"], frames["pairs"]["passage"], strict=True)
-                evaluated_pairs.update(unordered(*pair) for pair in both)
-            else:
-                evaluated_queries.update(frames["queries"]["text"].map(normal_form))
-    is_held = [
-        unordered(a, b) in evaluated_pairs or (mode == "asymmetric" and normal_form(a) in evaluated_queries)
-        for a, b, mode in zip(pairs["query"], pairs["passage"], pairs["mode"], strict=True)
-    ]
-    return pairs[~np.array(is_held, dtype=bool)].reset_index(drop=True)
+    searched = (pairs["mode"] == "asymmetric") & held.holds({"queries": pairs[["query"]].set_axis(["text"], axis=1)})
+    return pairs[~(held.holds({"pairs": pairs}) | searched.to_numpy())].reset_index(drop=True)
 
 
 def seen(pairs: pd.DataFrame, passages: Mapping[str, pd.Series]) -> Seen:
