@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from made_up_run import TASKS as TASKS_MADE_UP
 from made_up_run import make, value
 from matplotlib import pyplot
 from matplotlib.axes import Axes
@@ -460,3 +461,24 @@ def test_any_rows_are_contrasted_over_the_seeds_they_share(tmp_path: Path) -> No
 )
 def test_the_rule_of_claims(difference, low, high, p, threshold, expected) -> None:
     assert verdict(difference, low, high, p, 0.95, threshold) == expected
+
+
+def test_nothing_is_cut_where_sets_are_many_and_titles_long(tmp_path: Path) -> None:
+    more = [(f"s{n}", f"Similarity {n} (sample of 600)", "sts", "sts", ("pearson", "spearman")) for n in range(5)]
+    config = make(tmp_path, tasks=[*TASKS_MADE_UP, *more])
+    files = collected(Paths.of(config), ["scores", "comparisons"])
+    data = figures.Data(files, figures.context(config), config)
+    with pyplot.style.context(figures.STYLE):
+        for module in (figure_main, figure_leads):
+            figure = module.draw(data)
+            figures.settle(figure)
+            texts = [text for legend in figure.legends for text in legend.get_texts()]
+            texts += [label for axis in figure.axes for label in axis.get_yticklabels()]
+            for text in texts:
+                box = text.get_window_extent()
+                assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, text.get_text()
+            labels = {label.get_text() for axis in figure.axes for label in axis.get_yticklabels()}
+            assert not any("sample of" in label for label in labels)
+            assert "sample of that many" in figure.get_supxlabel().replace("\n", " ")
+    assert figures.columns_of(["a" * 90, "b" * 90]) == 1 and figures.columns_of(["a"] * 8) == 8
+    assert figures.columns_of(["a" * 21, "b" * 21, "c" * 21, "d" * 21, "e" * 21]) == 3

@@ -226,7 +226,7 @@ KEYS = [
     ({"device": "h100"}, set()),
     ({"gpu": {"half": False}}, BASE | PRETEXT | TRAIN | TEACHER | EVALUATE | {"negatives", "runtime", "report"}),
     ({"seeds": [1, 2]}, POINTS),  # and the trainings of seed 2, which are new
-    ({"variants": {"more": {"method": "d2llm", "settings": {"gamma": 0.7}}}}, POINTS),
+    ({"variants": {"more": {"method": "d2llm", "settings": {"gamma": 0.7}}}}, POINTS | {"table contrasts"}),
     ({"include": []}, POINTS),
     ({"data": {"world": {"seed": 9}}}, {"texts", "data", "report"}),
     ({"data": {"world": {"test_seed": 9}}}, {"data", "report"}),

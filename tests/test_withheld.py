@@ -77,7 +77,15 @@ def test_no_kept_file_holds_a_text(finished: Config, tmp_path: Path) -> None:
     assert keep(finished, folder, texts=True) and MARK in (folder / "data/card.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("text", [f"a,{MARK}第5句话,b", json.dumps(f"<i>{MARK}第5句话"), f"x {ENGLISH[:40]}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"a,{MARK}第5句话,b",
+        json.dumps(f"<i>{MARK}第5句话"),
+        "".join(f"&#{ord(letter)};" for letter in f"{MARK}第5句话"),
+        f"x {ENGLISH[:40]}",
+    ],
+)
 def test_a_text_that_came_another_way_stops_it(text: str, finished: Config, tmp_path: Path) -> None:
     file = Paths.of(finished).table("nli", "md")
     keep(finished, tmp_path / "kept")

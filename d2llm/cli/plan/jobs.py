@@ -379,8 +379,10 @@ def _reference(given: Given, sets: tuple[Evaluated, ...]) -> Cost:
     for part in sets:
         candidates = min(most_read, part.passages.count) if part.type == "retrieval" else 1.0
         read, passed = _asked(given, part.mode, part.queries, part.passages, candidates)
-        twice = 2 if part.type != "retrieval" and orders.of(part.type) == "average" else 1
-        tokens, flops = tokens + twice * read, flops + twice * passed
+        times = 2.0 if part.type != "retrieval" and orders.of(part.type) == "average" else 1.0
+        if part.type == "pair_classification":  # right pairs, at most all of them, that are read in reverse too
+            times *= 1 + min(config.evaluation.direction, part.queries.count) / part.queries.count
+        tokens, flops = tokens + times * read, flops + times * passed
         if part.type == "retrieval" and depths.dense:
             dense += _read(encoder, [part.queries, part.passages], given.limit(512))[1]
     hours = given.device.hours(flops, given.kept("teacher") == 2) + given.device.hours(dense, given.half)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,8 +119,9 @@ LEGEND, MARK = 100, 5
 def columns_of(labels: Sequence[str]) -> int:
     """How many of a legend's columns fit, each as wide as its longest label."""
     for columns in range(len(labels), 1, -1):
-        rows = -(-len(labels) // columns)
-        widths = [max(map(len, labels[start : start + rows])) + MARK for start in range(0, len(labels), rows)]
+        rows, longer = divmod(len(labels), columns)  # matplotlib's columns: the first ones are longer by one
+        ends = [rows * place + min(place, longer) for place in range(columns + 1)]
+        widths = [max(map(len, labels[start:end])) + MARK for start, end in pairwise(ends)]
         if sum(widths) <= LEGEND:
             return columns
     return 1
