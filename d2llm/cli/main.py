@@ -108,8 +108,8 @@ def subcommand(commands: Any, name: str, help_line: str, example: str, more: str
 
 def add_values(command: argparse.ArgumentParser) -> None:
     """-C, as of snakemake."""
-    given = {"nargs": "+", "default": [], "type": assigned, "metavar": "KEY=VALUE", "help": "laid over the files"}
-    command.add_argument("-C", dest="values", **given)
+    given: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "KEY=VALUE", "help": "laid over the files"}
+    command.add_argument("-C", dest="values", type=assigned, **given)
 
 
 def assigned(text: str) -> tuple[str, str]:
