@@ -20,7 +20,7 @@ from d2llm.run import jobs
 from d2llm.run.errors import ArtifactError, ConfigError, DataError
 from d2llm.run.paths import Paths
 from d2llm.run.stages import judging_queries
-from d2llm.search import candidates, corpus
+from d2llm.search import corpus
 from d2llm.search import index as search
 from d2llm.search.candidates import BUDGETS
 from d2llm.search.index import Index
@@ -42,8 +42,6 @@ def listed(scorer: torch.nn.Module, vectors: np.ndarray) -> Index:
 
 @pytest.mark.parametrize("scorer", [*(iem(**options) for options in IEMS), Cosine(), Dot()], ids=lambda s: s.name)
 def test_lists_find_what_all_scores_find(scorer: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SAMPLED", "ROUTED"):  # of 128 centroids; by default all are scored
-        monkeypatch.setattr(candidates, name, 48)
     index = listed(scorer, clustered(20_000, 32, 1))
     queries, scored = clustered(20, 32, 2), []
     exact = index.search_vectors(queries, 10, exact=True)
@@ -51,7 +49,7 @@ def test_lists_find_what_all_scores_find(scorer: torch.nn.Module, monkeypatch: p
     whole = scorer.matrix_cached
     monkeypatch.setattr(scorer, "matrix_cached", lambda q, p, m: scored.append(len(q) * len(p)) or whole(q, p, m))
     hits = index.search_vectors(queries, 10)
-    assert recall(exact, hits) >= 0.95 and sum(scored) <= 20 * (48 + 128 + 100 + (index.lists.budget or 0))
+    assert recall(exact, hits) >= 0.97 and sum(scored) <= 20 * index.lists.budget
     rows = whole(scorer.query_cache(torch.from_numpy(queries)), index.rows(slice(0, 20_000)), "asymmetric").detach()
     for row, (found, scores) in zip(rows.numpy(), hits, strict=True):
         np.testing.assert_allclose(scores, row[found], rtol=1e-4, atol=1e-4)  # what is found has its exact score
@@ -70,8 +68,8 @@ def test_lists_in_a_file_are_those_in_memory(tmp_path: Path, monkeypatch: pytest
     for number, scorer in enumerate((COSINE, PLAIN_IEM, SKIP)):
         model, folder = student(scorer), tmp_path / str(number)
         held = Index.build(model, passages, precision="float16", candidates="faiss")
-        written = Index.build(model, iter(passages), 256, "asymmetric", "float16", "faiss", passages[::103], folder)
-        assert held.lists is not None and written.lists is not None and held.lists.recall >= 0.99
+        written = Index.build(model, iter(passages), 256, "asymmetric", "float16", "faiss", passages[::51][:64], folder)
+        assert held.lists is not None and written.lists is not None and held.lists.recall >= 0.95
         held.save(tmp_path / f"{number} saved")
         again = Index.load(tmp_path / f"{number} saved", model)
         assert str(folder / "lists.data") in Path("/proc/self/maps").read_text()

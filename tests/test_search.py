@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from sklearn.linear_model import Ridge
 
 from d2llm.models.scorers.iem import IEM
 from d2llm.models.student import Student, TextFormat
 from d2llm.run.errors import ArtifactError, ConfigError
+from d2llm.search import candidates
 from d2llm.search import index as search
-from d2llm.search.candidates import RIDGE, Approximation, spread
+from d2llm.search.candidates import Approximation, spread
 from d2llm.search.index import Index
 from d2llm.search.ranking import best, by_id
 
@@ -275,30 +275,36 @@ def recall(exact: list, hits: list) -> float:
     return float(np.mean([len({*a.tolist()} & {*b.tolist()}) / 10 for (a, _), (b, _) in zip(exact, hits, strict=True)]))
 
 
-def test_the_weights_are_those_of_a_ridge_regression():
+@pytest.mark.parametrize("skip", ["none", "cosine"])
+@pytest.mark.parametrize("activation", ["relu", "squared_relu"])
+@torch.no_grad()
+def test_slopes_are_those_of_a_linear_regression(activation: str, skip: str) -> None:
+    """Of the logits of many normal passages on their features, where every unit of the branch is positive."""
     torch.manual_seed(0)
-    table = torch.randn(500, 6) * torch.linspace(0.1, 3, 6) + 1
-    sample = torch.randperm(500)[:100]
-    fitted = Approximation(lambda rows: table[rows], table[sample], *spread(table[sample]))
-    scores, drawn = torch.randn(3, 100), table[sample]
-    x = (table - drawn.mean(0)) / drawn.std(0, correction=0)
-    features = torch.cat([x, x**2 - 1, torch.ones(500, 1)], 1).double().numpy()
+    scorer = IEM(5, 6, activation, skip=skip)
+    scorer.branches["asymmetric"].bias.fill_(100)
+    width = sum(scorer.cache_parts(11 if skip == "cosine" else 6))
+    mean, deviation = torch.randn(width), torch.rand(width) + 0.2
+    e, queries = torch.randn(200_000, width), torch.randn(3, width)
+    logits = scorer.matrix_cached(queries, mean + deviation * e, "asymmetric").double()
+    features = torch.cat([e, e**2 - 1, torch.ones(len(e), 1)], 1).double()
+    expected = np.linalg.lstsq(features.numpy(), logits.T.numpy())[0][:-1].T
+    slopes = scorer.slopes(mean, deviation, "asymmetric")(queries).numpy()
+    np.testing.assert_allclose(slopes, expected, atol=0.02 * np.abs(expected).max())
 
-    def ridge(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """What scikit-learn predicts of all rows, one query a column."""
-        chosen = features[rows]
-        strength = RIDGE * float(np.mean((chosen**2).sum(1)))
-        return Ridge(alpha=strength, fit_intercept=False, solver="cholesky").fit(chosen, values).predict(features)
 
-    def same(weights: torch.Tensor, expected: np.ndarray) -> None:
-        np.testing.assert_allclose(
-            fitted.features(table).numpy() @ weights[:-1].numpy() + float(weights[-1]), expected, atol=2e-3
-        )
-        assert expected.std() > 0.1
-
-    first = ridge(sample.numpy(), scores.T.numpy()).T
-    weights = fitted.weights(scores)
-    same(weights[0], first[0])
-    near, exact = torch.arange(40, 90), torch.randn(50)
-    second = first[0] + ridge(near.numpy(), exact.numpy() - first[0][near.numpy()])
-    same(fitted.corrected(weights[0], table[near], exact), second)
+@torch.no_grad()
+def test_few_features_stand_for_all() -> None:
+    """Passages of twenty dimensions in 64 numbers: inner products lose at most the part of the variance they may."""
+    scorer = iem(init="matcher", activation="squared_relu")
+    rows = scorer.passage_cache(torch.randn(3000, 20) @ torch.randn(20, 32) / 4)
+    queries = scorer.query_cache(torch.randn(60, 32))
+    whole = Approximation(scorer, "asymmetric", *spread(rows))
+    few = Approximation(scorer, "asymmetric", *spread(rows))
+    few.reduce(rows, rows.mean(0).expand_as(rows), queries[:30])
+    assert few.features(rows).shape[1] == 48 and whole.features(rows).shape[1] == 128
+    expected = whole.weights(queries[30:]) @ whole.features(rows).T
+    lost = few.weights(queries[30:]) @ few.features(rows).T - expected
+    assert float(lost.var(1).sum() / expected.var(1).sum()) < candidates.LOST
+    whole.reduce(rows, rows, queries[:3])  # three queries tell too little
+    assert len(whole.kept) == 2

@@ -36,8 +36,8 @@ QUERY_BLOCK = 256
 PASSAGE_BLOCK = 4096
 # So few passages are searched whole, whatever `candidates` says: lists would save little, and cost the fit.
 FEW = 5000
-# By what lists are judged when they are made: part of the ten best passages of so many queries.
-RECALL, RECALL_DEPTH, RECALL_QUERIES = 0.99, 10, 32
+# By what lists are chosen and judged when they are made: part of the ten best passages of so many queries.
+RECALL, RECALL_DEPTH, RECALL_QUERIES = 0.99, 10, 64
 # Texts embedded at a time while an index is built.
 BUILD_BLOCK = 8192
 # Bump when the layout of a saved index changes; layout 2, which is still read, has a row for every passage.
@@ -234,33 +234,47 @@ class Index:
     def add_lists(self, queries: Sequence[str], folder: str | Path | None = None) -> None:
         """Make inverted lists, by which searches of many passages find their candidates; of few there are none.
 
-        A search looks into so few lists, and scores so few passages, as find `RECALL` of the ten best passages of these
-        queries; `lists.recall` says what is found. `folder`: of an index that is saved there; its lists are then written, not held.
+        One half of the queries chooses how many lists a search looks into and how many passages it scores: as few as
+        find `RECALL` of their ten best passages. The other half measures what is then found, `lists.recall`. `folder`:
+        of an index that is saved there; its lists are then written, not held.
         """
         place = None if folder is None else emptied(Path(folder), (LISTS, DATA))
         if len(self.cache) <= FEW:
             get_logger(__name__).info("%d distinct passages: searched whole, without lists", len(self.cache))
             return
-        with scoring():
-            file = None if place is None else place / DATA
-            self.lists = Lists.make(self.student.scorer, self.rows, len(self.cache), file)
         vectors = self.student.encode(list(queries), "query", self.mode)
-        exact, lists = self.search_vectors(vectors, RECALL_DEPTH, exact=True), self.lists
-        lists.nprobe = 1
-        while (recall := found_of(exact, self.search_vectors(vectors, RECALL_DEPTH))) < RECALL:
-            if lists.nprobe >= len(lists.sizes):
-                break
-            lists.nprobe *= 2
-        lists.recall = recall
-        for budget in BUDGETS if lists.budget else ():
-            lists.budget = budget
-            lists.recall = found_of(exact, self.search_vectors(vectors, RECALL_DEPTH))
-            if lists.recall >= min(recall, RECALL):
-                break
-        about = (len(lists.sizes), lists.nprobe, lists.recall, RECALL_DEPTH, len(queries))
+        choosing, judging = vectors[::2], vectors[1::2] if len(vectors) > 1 else vectors
+        with scoring():
+            file, cached = None if place is None else place / DATA, self._cached(choosing)
+            self.lists = Lists.make(self.student.scorer, self.rows, len(self.cache), file, cached, self.mode)
+        self._choose(self.lists, choosing)
+        exact = self.search_vectors(judging, RECALL_DEPTH, exact=True)
+        self.lists.recall = found_of(exact, self.search_vectors(judging, RECALL_DEPTH))
+        about = (len(self.lists.sizes), self.lists.nprobe, self.lists.recall, RECALL_DEPTH, len(judging))
         get_logger(__name__).info("%d lists: %d of them find %.3f of the %d best passages of %d queries", *about)
         if place is not None:
-            save_lists(lists, place)
+            save_lists(self.lists, place)
+
+    def _choose(self, lists: Lists, vectors: np.ndarray) -> None:
+        """Set how many lists are looked into, then how many passages are scored."""
+        exact = self.search_vectors(vectors, RECALL_DEPTH, exact=True)
+        lists.nprobe, enough = 1, RECALL
+        while (recall := found_of(exact, self.search_vectors(vectors, RECALL_DEPTH))) < enough:
+            if lists.nprobe >= len(lists.sizes):
+                enough = recall
+                break
+            lists.nprobe = min(2 * lists.nprobe, len(lists.sizes))
+        if not self.student.scorer.smooth:
+            return
+        for budget in BUDGETS:
+            lists.budget = budget
+            if found_of(exact, self.search_vectors(vectors, RECALL_DEPTH)) >= enough:
+                lists.budget = 2 * budget
+                return
+
+    def _cached(self, vectors: np.ndarray) -> Tensor:
+        """Embedded queries (n, d) → (n, c), where the scorer computes."""
+        return self.student.scorer.query_cache(on_device(self.student, vectors))
 
     def _all(self, block: Tensor, depth: int, ties: Ties) -> tuple[Tensor, Tensor]:
         """(n, c) queries, (r,) tie numbers → scores and rows (n, depth) of the best, all of them scored."""
@@ -274,13 +288,8 @@ class Index:
         """The same, query by query, of those rows that the lists say are worth it."""
         assert self.lists is not None
 
-        def score(rows: Tensor) -> Tensor:
-            return finite(self.student.scorer.matrix_cached(block, rows, self.mode).float())
-
-        # Twice what is asked for, as float16 may swap neighbours; the same for usual depths, so that a deeper search
-        # begins with the hits of a shallower one.
-        want = max(100, 2 * depth)
-        for rows, scores in self.lists.search(block, self._exact, score, want, nprobe):
+        # Twice what is asked for, as float16 may swap neighbours.
+        for rows, scores in self.lists.search(block, self._exact, 2 * depth, nprobe):
             kept_scores, kept_rows = best(scores[None], rows[None], ties, depth)
             yield kept_scores[0], kept_rows[0]
 
@@ -507,7 +516,7 @@ def save_lists(lists: Lists, folder: Path) -> None:
     """Write what is small of inverted lists."""
     from safetensors.torch import save_file
 
-    about = {"nprobe": str(lists.nprobe), "recall": str(lists.recall), "budget": str(lists.budget or 0)}
+    about = {"nprobe": str(lists.nprobe), "recall": str(lists.recall), "budget": str(lists.budget)}
     save_file({name: part.contiguous() for name, part in lists.kept.items()}, str(folder / LISTS), metadata=about)
 
 
@@ -517,11 +526,12 @@ def load_lists(index: Index, folder: Path) -> Lists:
 
     try:
         with safe_open(str(folder / LISTS), framework="pt") as parts:
-            kept = {name: parts.get_tensor(name) for name in ("centroids", "sizes", "mean", "scale")}
+            kept = {name: parts.get_tensor(name) for name in parts.keys()}  # noqa: SIM118 - not a dict
             about = parts.metadata()
         with scoring():
-            lists = Lists.load(index.student.scorer, index.rows, kept, folder / DATA)
-        lists.nprobe, lists.recall, lists.budget = int(about["nprobe"]), float(about["recall"]), int(about["budget"])
+            lists = Lists.load(index.student.scorer, index.mode, index.rows, kept, folder / DATA)
+        lists.nprobe, lists.recall = int(about["nprobe"]), float(about["recall"])
+        lists.budget = int(about["budget"]) or lists.budget  # 0: an inner product's, of older indexes
     except ArtifactError:
         raise
     except Exception as error:  # noqa: BLE001 - any way a file can be broken ends in the same advice

@@ -1,7 +1,7 @@
 """An index as a Vespa application: `python examples/vespa/make.py --student MODEL --index INDEX --to FOLDER`.
 
 Writes FOLDER/app (the package, with the student's scorer as ONNX), FOLDER/feed.jsonl (a document a passage) and
-FOLDER/client.safetensors (the sample by which `query.py` makes a query's weights). `--index` is what `d2llm index` wrote.
+FOLDER/client.safetensors (the passages' spread, by which `query.py` makes a query's weights). `--index` is what `d2llm index` wrote.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from d2llm.search import corpus, onnx
 from d2llm.search.candidates import Approximation, InnerProduct, spread
 
 HERE = Path(__file__).parent
-# Passages whose exact scores give a query's weights.
+# Passages whose spread is measured.
 SAMPLE = 1000
 
 
@@ -34,12 +34,13 @@ def package(index: Any, to: Path) -> InnerProduct:
     onnx_file.parent.mkdir()
     onnx.export(scorer, width, index.mode, onnx_file)
     sample = index.rows(torch.randperm(count, generator=torch.Generator().manual_seed(0))[:SAMPLE]).contiguous()
-    fit = Approximation(index.rows, sample, *spread(sample)) if scorer.smooth else InnerProduct()
+    mean, scale = spread(sample)
+    fit = Approximation(scorer, index.mode, mean, scale) if scorer.smooth else InnerProduct()
     features = fit.features(sample[:1]).shape[1]
     schema = to / "app" / "schemas" / "passage.sd"
     text = Template(schema.read_text(encoding="utf-8")).substitute(width=width, features=features)
     schema.write_text(text, encoding="utf-8")
-    save_file({"sample": sample}, str(to / "client.safetensors"), {"mode": index.mode})
+    save_file({"mean": mean, "scale": scale}, str(to / "client.safetensors"), {"mode": index.mode})
     return fit
 
 

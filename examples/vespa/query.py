@@ -16,19 +16,18 @@ import torch
 from safetensors import safe_open
 
 import d2llm
-from d2llm.search.candidates import Approximation, spread
+from d2llm.search.candidates import Approximation
 
 
 def request(student: Any, client: Path, query: str, hits: int = 10, candidates: int = 1000) -> dict[str, Any]:
     """The body of a search for one query."""
     with safe_open(str(client), framework="pt") as parts:
-        sample, mode = parts.get_tensor("sample"), parts.metadata()["mode"]
+        mean, scale, mode = parts.get_tensor("mean"), parts.get_tensor("scale"), parts.metadata()["mode"]
     with torch.inference_mode():
         cached = student.scorer.query_cache(torch.from_numpy(student.encode([query], "query", mode)))
         weights = cached
         if student.scorer.smooth:
-            fit = Approximation(lambda rows: sample[rows], sample, *spread(sample))
-            weights = fit.weights(student.scorer.matrix_cached(cached, sample, mode).float())[:, :-1]
+            weights = Approximation(student.scorer, mode, mean, scale).weights(cached)
     nearest = f"{{targetHits:{candidates}}}nearestNeighbor(features, weights)"
     return {
         "yql": f"select id, text from passage where {nearest}",

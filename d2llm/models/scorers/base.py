@@ -7,6 +7,7 @@ logit comes, is formed in float32 at least. Nothing here knows texts or losses.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, get_args
 
 from torch import Tensor, nn
@@ -27,8 +28,7 @@ class Scorer(nn.Module):
 
     name: ClassVar[str]
     sized: ClassVar[bool] = False
-    # Whether its logit changes smoothly with what an index stores of a passage, so that candidates can be found by its
-    # slope (`search.candidates`).
+    # Whether it has `slopes`, by which candidates can be found (`search.candidates`).
     smooth: ClassVar[bool] = False
     # Whether its logit is the inner product of both caches.
     inner: ClassVar[bool] = False
@@ -63,6 +63,12 @@ class Scorer(nn.Module):
     def passage_cache(self, p: Tensor) -> Tensor:
         """(m, d) → (m, c): what an index stores."""
         return p
+
+    def slopes(self, mean: Tensor, deviation: Tensor, mode: Mode) -> Callable[[Tensor], Tensor]:
+        """mean, deviation (c,) of passage caches p′ → a function from query caches (n, c) to weights (n, 2c) of [e, e² − 1],
+        e = (p′ − mean) / deviation, that fit the logit best, up to a constant, where the e are independent and normal.
+        """
+        raise NotImplementedError(f"scorer {self.name} has no slopes")
 
     def cache_parts(self, width: int) -> tuple[int, ...]:
         """How many of the `width` numbers of a cached row belong together: parts differ in their range."""

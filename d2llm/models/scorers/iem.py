@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -171,6 +171,32 @@ class IEM(Scorer):
                 logits = logits + self.skip_weight * (wide(query[:, h:]) @ wide(passage[:, h:]).T)
         return logits
 
+    @torch.no_grad()
+    def slopes(self, mean: Tensor, deviation: Tensor, mode: Mode) -> Callable[[Tensor], Tensor]:
+        """The base's, unit by unit. An activation of a normal variable is fitted best by its Hermite coefficients, here
+        E act′ · s and E act″ · s² / 2. A unit of the branch, which sums many of them, is taken as normal as well: it passes
+        on its slope as often as it is positive.
+        """
+        branch: Any = self.branches[mode if mode in self.branches else "shared"]
+        weight, bias, head = branch.weight.float(), branch.bias.float(), self.head.weight[0].float()
+        h, squares = self.hidden, branch.weight.float().square()
+        mean, deviation = mean.float(), deviation.float()
+        centre, s = mean[:h], deviation[:h]
+
+        def weights(query: Tensor) -> Tensor:
+            query = query.float()
+            expected, variance, first, second = moments(query[:, :h] + centre, s, self.squared)
+            spread = (variance @ squares.T).sqrt_().clamp_(min=1e-6)
+            passing = torch.special.ndtr(torch.addmm(bias, expected, weight.T).div_(spread))
+            slope = passing.mul_(head) @ weight
+            parts = [slope * first, slope * second]
+            if self.skip_weight is not None:
+                linear = self.skip_weight * query[:, h:] * deviation[h:]
+                parts = [parts[0], linear, parts[1], torch.zeros_like(linear)]
+            return torch.cat(parts, dim=1)
+
+        return weights
+
     def _bytes(self, query: Tensor) -> int:
         return block_of(query.device, IN_CACHE) if self.block_bytes is None else self.block_bytes
 
@@ -202,6 +228,21 @@ class IEM(Scorer):
         if self.squared:
             x.square_()
         return (branch(x) if out is None else torch.addmm(branch.bias, x, branch.weight.T, out=out)).relu_()
+
+
+def moments(m: Tensor, s: Tensor, squared: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of ReLU(x), or its square, for a normal x of mean m and deviation s: mean, variance, and coefficients of e and
+    e² − 1, e = (x − m) / s.
+    """
+    z = m / s
+    below = torch.special.ndtr(z)
+    density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    linear = m * below + s * density  # E ReLU(x)
+    square = (m * m + s * s) * below + m * s * density  # E ReLU(x)²
+    if not squared:
+        return linear, (square - linear * linear).clamp_(min=0), s * below, 0.5 * s * density
+    fourth = (m**4 + 6 * (m * s) ** 2 + 3 * s**4) * below + m * s * (m * m + 5 * s * s) * density  # E ReLU(x)⁴
+    return square, (fourth - square * square).clamp_(min=0), 2 * s * linear, s * s * below
 
 
 SCORER = IEM
