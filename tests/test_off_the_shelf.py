@@ -116,7 +116,7 @@ def test_a_plain_checkpoint_of_some_layers_is_a_row(folder: Path, tmp_path: Path
     scorer.begin(MagicMock())
     np.testing.assert_allclose(scorer.model.model.encode(["甲乙"])[0], states[0].mean(0), atol=1e-6)
     with pytest.raises(ConfigError, match="layers: expected at most the 2 layers the checkpoint has; found 3"):
-        published.run(config_of(tmp_path, **row | {"layers": 3}), "tiny_model")
+        published.check(config_of(tmp_path, **row | {"layers": 3}).published()["tiny_model"])
     with pytest.raises(ConfigError, match=r"no modules.json; say how .* one vector \(pooling: mean\)"):
         published.run(config_of(tmp_path, model=row["model"]), "tiny_model")
 

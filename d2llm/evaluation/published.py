@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from d2llm.models.base.pretrained import cut, located
+from d2llm.models.base.pretrained import check_layers, cut, located
 from d2llm.run import hub
 from d2llm.run.artifacts import atomic
 from d2llm.run.errors import ArtifactError, ConfigError, first_line
@@ -182,6 +182,9 @@ def relative(name: str) -> ModelMeta | None:
 def place(settings: PublishedModel) -> Path:
     """The folder of a model that is here, with all that a row needs. Raises ConfigError where there is none."""
     folder = located(settings.checkpoint(), f"references: {settings.model}", weights=False)[0]
+    there = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("num_hidden_layers")
+    if settings.layers is not None and isinstance(there, int):
+        check_layers(settings.layers, there, f"references: {settings.model}: layers")
     kept(folder, settings, None)
     return folder
 
