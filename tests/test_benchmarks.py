@@ -29,11 +29,13 @@ def run(script: str, *arguments: str | Path) -> str:
 
 @pytest.mark.slow
 def test_iem_scores(tmp_path: Path) -> None:
-    said = run("iem.py", "--passages", "2000", *SMALL, "--rounds", "2", "--json", tmp_path / "iem.json")
+    output = run("iem.py", "--passages", "2000", *SMALL, "--rounds", "2", "--json", tmp_path / "iem.json")
     rows = {row["what"]: row for row in json.loads((tmp_path / "iem.json").read_text())["rows"]}
     assert rows["release"]["times faster than the release"] == 1
     assert rows["suite"]["GFLOP/s"] == pytest.approx(2 * 2000 * 16 * 16 / rows["suite"]["seconds"] / 1e9)
-    off = {line.split(":")[0]: float(line.split()[-1]) for line in said.splitlines() if ": largest difference " in line}
+    off = {
+        line.split(":")[0]: float(line.split()[-1]) for line in output.splitlines() if ": largest difference " in line
+    }
     assert 0 < off["an index in float16"] < off["an index in int8"] < 0.05
     assert 1e-4 < off["all of it in bfloat16"] < 0.1
 
@@ -41,14 +43,14 @@ def test_iem_scores(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_recall_of_lists(tmp_path: Path) -> None:
     small = ["--passages", "6000", "--queries", "3", "--heaps", "9", *SMALL]
-    said = run("search.py", *small, "--json", tmp_path / "search.json")
-    found = json.loads((tmp_path / "search.json").read_text())
+    output = run("search.py", *small, "--json", tmp_path / "search.json")
+    table = json.loads((tmp_path / "search.json").read_text())
     for what in ("IEM", "cosine"):
-        whole, *rows = [row for row in found["rows"] if row["scores"] == what]
+        whole, *rows = [row for row in table["rows"] if row["scores"] == what]
         assert (
             whole["recall@10"] == 1 and rows[0]["recall@10"] <= rows[-1]["recall@10"] and rows[-1]["recall@10"] >= 0.9
         )
-    assert "times as long" in said and found["settings"]["own MB on disk"] > 0
+    assert "times as long" in output and table["settings"]["own MB on disk"] > 0
 
 
 @pytest.fixture

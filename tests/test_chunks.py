@@ -126,5 +126,5 @@ def test_predictions_are_collected_one_run_at_a_time(tmp_path: Path, monkeypatch
     expected = pd.concat(map(run_of, (1, 2, 3))).sort_values(PREDICTION_KEY, kind="stable", ignore_index=True)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "all.parquet"), expected)
     assert pq.ParquetFile(tmp_path / "all.parquet").num_row_groups == 6  # of which a reader of one task opens three
-    found = read_predictions(tmp_path / "all.parquet", PREDICTIONS, {"task": "task1"})
-    pd.testing.assert_frame_equal(found, expected[expected["task"] == "task1"].reset_index(drop=True))
+    whole = read_predictions(tmp_path / "all.parquet", PREDICTIONS, {"task": "task1"})
+    pd.testing.assert_frame_equal(whole, expected[expected["task"] == "task1"].reset_index(drop=True))

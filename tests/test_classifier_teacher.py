@@ -79,9 +79,9 @@ def test_scores_are_those_of_one_pair_at_a_time(kind: str, labels: int, tmp_path
     teacher = load(saved(tmp_path, kind, labels), TeacherSettings(max_length=24))
     logits, states = teacher.score(GROUPS, "symmetric", features=True)
     for (query, passages), group, features in zip(GROUPS, logits, states, strict=True):
-        for passage, found, feature in zip(passages, group, features, strict=True):
+        for passage, score, feature in zip(passages, group, features, strict=True):
             expected, pooled = alone(teacher, query, passage)
-            np.testing.assert_allclose(found, expected, atol=1e-5)
+            np.testing.assert_allclose(score, expected, atol=1e-5)
             np.testing.assert_allclose(feature, pooled, atol=1e-5)
 
 

@@ -64,9 +64,9 @@ def test_a_clone_is_held_to_the_lock() -> None:
 def test_memory_is_the_containers_where_that_is_less(tmp_path: Path) -> None:
     info, group = tmp_path / "meminfo", tmp_path / "memory.max"
     info.write_text("MemTotal:       16000000 kB\nMemFree: 1 kB\nMemAvailable:    8000000 kB\n")
-    for limit, found in (("max\n", (16_000_000 * 1024, 8_000_000 * 1024)), ("2000000000\n", (2e9, 2e9))):
+    for limit, sizes in (("max\n", (16_000_000 * 1024, 8_000_000 * 1024)), ("2000000000\n", (2e9, 2e9))):
         group.write_text(limit)
-        assert doctor.memory_bytes(info, group) == found
+        assert doctor.memory_bytes(info, group) == sizes
     assert doctor.memory_bytes(tmp_path / "no") is None
 
 

@@ -65,8 +65,8 @@ def fetch(
     """(exit code, the line before it) of each."""
     (folder / "place.yaml").write_text(f"results: {folder / 'results'}\n")
     home = {"HF_HOME": str(folder / "home")} if home is None else home
-    _, said = python(ROOT, "-c", CODE, str(PAPER), str(folder), json.dumps(wanted), HF_ENDPOINT=address, **home)
-    lines = said.strip().splitlines()
+    _, output = python(ROOT, "-c", CODE, str(PAPER), str(folder), json.dumps(wanted), HF_ENDPOINT=address, **home)
+    lines = output.strip().splitlines()
     return [(int(line.split()[1]), lines[at - 1]) for at, line in enumerate(lines) if line.startswith("code ")]
 
 

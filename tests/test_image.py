@@ -27,14 +27,16 @@ def test_the_image_is_made_from_the_lock_by_make_and_runs_as_nobody_in_particula
     setup = re.search(r"^\$\(READY\): (.*)\n", (ROOT / "Makefile").read_text(), re.M)[1]
     assert set(setup.replace("$(LOCK)", "requirements.lock").split()) <= set(first)
     assert all((ROOT / name).exists() for name in first) and copied[1][-2:] == [".", "."]
-    [made] = [rest for word, rest in steps if word == "RUN" and "make " in rest and "apt-get" not in rest]
-    assert 'make setup TORCH_INDEX="$TORCH_INDEX"' in made and "pip" not in " ".join(rest for _, rest in steps)
+    [commands] = [rest for word, rest in steps if word == "RUN" and "make " in rest and "apt-get" not in rest]
+    assert 'make setup TORCH_INDEX="$TORCH_INDEX"' in commands and "pip" not in " ".join(rest for _, rest in steps)
     assert [rest for word, rest in steps if word == "USER"][-1] == "d2llm"
 
 
 def test_cuda_is_the_locks_version_without_its_cpu_build() -> None:
     [edit] = {
-        found for _, rest in instructions() for found in re.findall(r"sed '([^']*)' requirements.lock > gpu", rest)
+        replacement
+        for _, rest in instructions()
+        for replacement in re.findall(r"sed '([^']*)' requirements.lock > gpu", rest)
     }
     assert (
         f"sed '{edit}' requirements.lock > gpu.lock && make setup LOCK=gpu.lock"

@@ -79,8 +79,8 @@ def test_scores_are_those_of_mtebs_own_evaluation(folder: Path, tmp_path: Path) 
     spread = []
     for task in read:
         known, split, subset = mteb_task(task)
-        found = mteb.evaluate(alone, known, cache=None, show_progress_bar=False, co2_tracker=False)
-        expected = found.task_results[0].scores[split][0]
+        result = mteb.evaluate(alone, known, cache=None, show_progress_bar=False, co2_tracker=False)
+        expected = result.task_results[0].scores[split][0]
         own = scores[(scores["task"] == task.name) & (scores["phenomenon"] == "all")].set_index("metric")["value"]
         for metric, key in metrics.get(task.type, {"mrr_at_10": "mrr_at_10", "ndcg_at_10": "ndcg_at_10"}).items():
             assert own[metric] == pytest.approx(expected[key], abs=1e-6), (task.name, metric)

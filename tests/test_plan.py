@@ -294,8 +294,8 @@ def test_seeds_and_variants_share_a_pretext_stage() -> None:
         "short": {"method": "retromae", "settings": {"pretraining": {"steps": 5}}},
         "other": {"method": "retromae", "settings": {"pretraining": {"steps": 5, "learning_rate": 1e-3}}},
     }
-    found = pretexts({"retromae": {"pretraining": TEN}, "sgpt": {}}, seeds=[1, 2, 3], variants=variants)
-    assert [(cost.jobs, cost.tokens) for cost in found] == [(3, (720 + 2 * 360) / 3)]
+    shared = pretexts({"retromae": {"pretraining": TEN}, "sgpt": {}}, seeds=[1, 2, 3], variants=variants)
+    assert [(cost.jobs, cost.tokens) for cost in shared] == [(3, (720 + 2 * 360) / 3)]
 
 
 def test_a_batch_is_as_long_as_its_longest_text() -> None:

@@ -180,8 +180,8 @@ def test_the_page_reads_nothing_that_its_rule_does_not_name(whole, tmp_path: Pat
 def test_a_bare_run_is_shown_too(tmp_path: Path) -> None:
     config = make(tmp_path, methods=("bge",), seeds=(1, 2))
     page = Page(report.html(config))
-    for said in ("Nothing is claimed", "no record of tuning", "no data card", "2 seeds", "no provenance records"):
-        assert said in page.text
+    for phrase in ("Nothing is claimed", "no record of tuning", "no data card", "2 seeds", "no provenance records"):
+        assert phrase in page.text
     means = [sum(value("bge", seed, t, m) for seed in (1, 2)) / 2 for t, m in ((0, 1), (1, 1), (2, 1), (3, 0))]
     assert next(row for row in page.rows if row[0] == "BGE")[1:] == [f"{mean:.4f}" for mean in means]
     Paths.of(config).scores_csv.unlink()
@@ -278,16 +278,18 @@ LOOK = """
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_browser_shows_it_whole_sorts_and_filters(width: int, whole, browser: str, tmp_path: Path) -> None:
-    found = probe(browser, whole, tmp_path, f"width:{width}px;height:2000px", LOOK)
-    assert found["width"][0] == width >= found["width"][1] and found["hidden"] == 0
-    assert found["mode"] == "CSS1Compat" and found["images"] == [690] * len(entries("figure"))
-    assert found["first"] == ["NLI <A> AP all", "NLI-B AP all", "STS-A Spearman all", "IR-A MRR@10 all"]
-    assert found["one"] == ["IR-A MRR@10 all", "IR-A nDCG@10 all", "IR-A Recall@10 all"]
-    assert found["hard"] == ["NLI <A> AUC role swap", "NLI-B AUC role swap"] and found["off"] == 0
-    numbers = sorted(map(float, found["down"]))
-    assert [float(text) for text in found["down"]] == numbers[::-1] and [float(text) for text in found["up"]] == numbers
-    assert found["sorted"] == "descending" and found["examples"] == 1
+    measured = probe(browser, whole, tmp_path, f"width:{width}px;height:2000px", LOOK)
+    assert measured["width"][0] == width >= measured["width"][1] and measured["hidden"] == 0
+    assert measured["mode"] == "CSS1Compat" and measured["images"] == [690] * len(entries("figure"))
+    assert measured["first"] == ["NLI <A> AP all", "NLI-B AP all", "STS-A Spearman all", "IR-A MRR@10 all"]
+    assert measured["one"] == ["IR-A MRR@10 all", "IR-A nDCG@10 all", "IR-A Recall@10 all"]
+    assert measured["hard"] == ["NLI <A> AUC role swap", "NLI-B AUC role swap"] and measured["off"] == 0
+    numbers = sorted(map(float, measured["down"]))
+    assert [float(text) for text in measured["down"]] == numbers[::-1] and [
+        float(text) for text in measured["up"]
+    ] == numbers
+    assert measured["sorted"] == "descending" and measured["examples"] == 1
     # A sorted table with heads over several columns: reference rows stay a block of their own.
-    assert [len(block) for block in found["blocks"]] == [2, 3]
-    for block in found["blocks"]:
+    assert [len(block) for block in measured["blocks"]] == [2, 3]
+    for block in measured["blocks"]:
         assert block == sorted(block, key=lambda text: -float(re.split("[↑↓]", text)[0]))

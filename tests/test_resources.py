@@ -22,15 +22,15 @@ TIERS = [("paper", "slurm"), ("small", "kubernetes"), ("modern", "slurm")]
 
 def jobs_of(text: str) -> list[tuple[str, dict[str, str], dict[str, str]]]:
     """(rule, wildcards, resources) of the jobs of a dry run."""
-    found = []
+    listed = []
     for block in re.split(r"\n(?=rule \w+:)", text)[1:]:
         lines = dict(re.findall(r"^    (wildcards|resources): (.*)$", block, flags=re.M))
         values = [
             dict(part.split("=", 1) for part in lines.get(k, "").split(", ") if part)
             for k in ("wildcards", "resources")
         ]
-        found.append((re.match(r"rule (\w+)", block)[1], *values))
-    return found
+        listed.append((re.match(r"rule (\w+)", block)[1], *values))
+    return listed
 
 
 @pytest.mark.slow

@@ -85,10 +85,10 @@ def test_rules_run_no_python_of_their_own_and_quote_what_the_shell_reads() -> No
         text = file.read_text(encoding="utf-8")
         assert not re.search(r"^\s+(run|script|notebook|wrapper):", text, re.M), file
         assert not re.search(r"\b(eval|exec|os\.system|os\.popen|shell)\(|shell=True|import pickle", text), file
-        shells, made = (
+        shells, values = (
             len(re.findall(words, text)) for words in (r"\n    shell:\n", r"\n    shell:\n        command\(")
         )
-        assert shells == made, f"{file.name}: a rule with a command of its own"
+        assert shells == values, f"{file.name}: a rule with a command of its own"
     [body] = re.findall(r"^def command\(.*?(?=^def )", COMMON.read_text(encoding="utf-8"), re.M | re.S)
     fields = re.findall(
         r"\{\{([^{}]*)\}\}", body.replace("{name}", "NAME")

@@ -90,9 +90,9 @@ def test_a_killed_scoring_goes_on_after_its_last_part(
     monkeypatch.setattr(teacher, "score", killed)
     with pytest.raises(KeyboardInterrupt):
         parts.logits_of(teacher, GROUPS, "symmetric", resume(tmp_path))
-    found = parts.logits_of(teacher, GROUPS, "symmetric", resume(tmp_path))
+    logits = parts.logits_of(teacher, GROUPS, "symmetric", resume(tmp_path))
     assert calls == cut[:3] + cut[2:]
-    for own, same, like in zip(found, never_killed, alone, strict=True):
+    for own, same, like in zip(logits, never_killed, alone, strict=True):
         np.testing.assert_array_equal(own, same)
         np.testing.assert_allclose(own, like, atol=1e-5)
     # A batch's rows are laid out when their turn comes.

@@ -45,9 +45,9 @@ def test_texts_are_embedded_in_half_precision_and_scored_in_float32(
     scorer = StudentScorer(student)
     rough = scorer.vectors(TEXTS, "query", "symmetric")
     assert rough.dtype == np.float32 and 1e-4 < np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
-    found = scorer.score_pairs([(a, b) for a in TEXTS for b in TEXTS], "symmetric").reshape(matrix.shape)
+    scored = scorer.score_pairs([(a, b) for a in TEXTS for b in TEXTS], "symmetric").reshape(matrix.shape)
     assert seen and set(seen) == {(torch.float32, False)}
-    np.testing.assert_allclose(found, matrix, atol=0.1 * float(matrix.abs().max()))
+    np.testing.assert_allclose(scored, matrix, atol=0.1 * float(matrix.abs().max()))
     # Weights that are in half precision already stay what they are.
     assert isinstance(precision.embedding(torch.zeros(1, dtype=torch.float16)), nullcontext)
 
@@ -113,15 +113,15 @@ def test_a_padded_step_is_split_by_length(student: Student, monkeypatch: pytest.
 @pytest.mark.slow
 def test_operators_grow_with_the_blocks_and_not_with_the_pairs(tmp_path: Path) -> None:
     """Counted by benchmarks/counts.py, of which a size and its fourfold are one block each; a batch is waited for, not its texts."""
-    found = []
+    counts = []
     for times in (1, 4):
         sizes = {"texts": 100 * times, "queries": 20, "passages": 50 * times, "hidden": 16, "json": tmp_path / "counts"}
         script = Path(__file__).resolve().parent.parent / "benchmarks" / "counts.py"
         options = [str(word) for key, value in sizes.items() for word in (f"--{key}", value)]
         subprocess.run([sys.executable, script, *options], check=True, capture_output=True)
         rows = json.loads((tmp_path / "counts").read_text())["rows"]
-        found.append({row["what"]: {key: row[key] * row["of"] / 1000 for key in ("kernels", "waits")} for row in rows})
-    few, many = found
+        counts.append({row["what"]: {key: row[key] * row["of"] / 1000 for key in ("kernels", "waits")} for row in rows})
+    few, many = counts
     for what in ("searching, pairs", "scoring pairs, pairs"):
         assert many[what] == pytest.approx(few[what]) and few[what]["waits"] < 10
     batches = -(-400 // 256)

@@ -144,7 +144,7 @@ MODULES = {
 @pytest.mark.parametrize(("module", "stale"), MODULES.items(), ids=MODULES.keys())
 def test_an_edited_module(module: str, stale: set[str]) -> None:
     full = module if module.startswith("baselines.") else f"d2llm.{module}"
-    assert {name for name, found in modules().items() if full in found} == stale
+    assert {name for name, reached in modules().items() if full in reached} == stale
 
 
 def test_a_checkpoint_depends_on_what_brings_it_and_on_no_prompt() -> None:
@@ -156,8 +156,8 @@ def test_a_checkpoint_depends_on_what_brings_it_and_on_no_prompt() -> None:
         ("brought", {"models.base.pretrained"}),
         ("encoder", all_makers - {"models.base.pretrained"}),
     ):
-        found = closure(jobs.modules(plain, "base", model=model))
-        assert {name for name in all_makers if f"d2llm.{name}" in found} == makers
+        reached = closure(jobs.modules(plain, "base", model=model))
+        assert {name for name in all_makers if f"d2llm.{name}" in reached} == makers
         lines = [jobs.settings_line(config, "base", model=model) for config in (plain, asked)]
         assert (lines[0] == lines[1]) == (model == "brought")
 

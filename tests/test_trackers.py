@@ -24,12 +24,12 @@ from d2llm.training.trackers import Log, check
 
 def expected(records: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
     """What a log says, by stage and name."""
-    found: dict[str, list[tuple[int, float]]] = {}
+    curves: dict[str, list[tuple[int, float]]] = {}
     for record in records:
         for name, value in record.items():
             if isinstance(value, (int, float)) and name != "step":
-                found.setdefault(f"{record['stage']}/{name}", []).append((record["step"], value))
-    return found
+                curves.setdefault(f"{record['stage']}/{name}", []).append((record["step"], value))
+    return curves
 
 
 @pytest.mark.slow

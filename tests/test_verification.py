@@ -23,8 +23,8 @@ ONE = scores(METHODS, (1,))
 NLI, SWAP = {"method": "bge", "task": "nli_a"}, {"phenomenon": "role swap"}
 
 
-def judged(reference: pd.DataFrame, found: pd.DataFrame) -> Verdict:
-    return compare(reference, found, exact=1e-6, tolerance=0.02)
+def judged(reference: pd.DataFrame, fresh: pd.DataFrame) -> Verdict:
+    return compare(reference, fresh, exact=1e-6, tolerance=0.02)
 
 
 def moved(frame: pd.DataFrame, by: float, **where: str) -> pd.DataFrame:
@@ -142,8 +142,8 @@ def test_the_command_line(run_and_reference: tuple[Config, Path], capsys: pytest
     paths = Paths.of(config)
     command = ["verify", "--config", str(paths.config), "--against", str(kept)]
     assert cli.main(command) == 0 and capsys.readouterr().out.startswith("identical: ")
-    found = moved(pd.read_csv(paths.scores_csv, keep_default_na=False), 0.03, method="bge", metric="ap")
-    found.to_csv(paths.scores_csv, index=False)
+    collected = moved(pd.read_csv(paths.scores_csv, keep_default_na=False), 0.03, method="bge", metric="ap")
+    collected.to_csv(paths.scores_csv, index=False)
     record = paths.run("bge", "base", 1) / "provenance.json"
     write_json(record, read_json(record) | {"threads": 2})
     assert cli.main(command) == 1 and "- threads: 1 → 2 (train)" in capsys.readouterr().out

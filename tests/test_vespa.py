@@ -47,9 +47,9 @@ def test_onnx_gives_the_librarys_logits(spec: tuple[str, dict], mode: str, tmp_p
         query, passage = scorer.query_cache(torch.randn(9, 32)), scorer.passage_cache(torch.randn(9, 32))
         expected = scorer.pairs_cached(query, passage, mode).numpy()
     onnx.export(scorer, query.shape[1], mode, tmp_path / "scorer.onnx")
-    found = logits(tmp_path / "scorer.onnx", query, passage)
-    assert found.shape == (9, 1) and expected.std() > 1e-3
-    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    computed = logits(tmp_path / "scorer.onnx", query, passage)
+    assert computed.shape == (9, 1) and expected.std() > 1e-3
+    np.testing.assert_allclose(computed[:, 0], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
 def test_late_interaction_has_no_such_form(tmp_path: Path) -> None:

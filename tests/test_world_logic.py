@@ -35,8 +35,8 @@ def event(negative: bool = False, **slots: str) -> np.ndarray:
 
 def reading_of(row: np.ndarray) -> Reading:
     """An event as the reader would read it."""
-    said = ((SLOTS[slot], LEX.forms[row[slot]][0]) for slot in range(len(SLOTS)) if row[slot])
-    return Reading(tuple(said), bool(row[ev.POLARITY]))
+    words = ((SLOTS[slot], LEX.forms[row[slot]][0]) for slot in range(len(SLOTS)) if row[slot])
+    return Reading(tuple(words), bool(row[ev.POLARITY]))
 
 
 # -------------------------------------------------------------------------------------------------------------- lexicon
