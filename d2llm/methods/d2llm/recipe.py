@@ -5,7 +5,7 @@ and `losses/`.
 from __future__ import annotations
 
 import pkgutil
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -75,7 +75,6 @@ class InteractionSettings(Section):
 PAPER = ("ci", "cl", "ri_phn", "ri_ehn", "fi", "p2q")
 
 
-@cache
 def further_losses() -> list[str]:
     """The losses that are not the paper's, each a file of `losses/`."""
     files = {file.name for file in pkgutil.iter_modules([str(Path(__file__).with_name("losses"))])}
