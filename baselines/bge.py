@@ -151,7 +151,7 @@ def contrast_pairs(
         scores = student.scorer.matrix(a, b, "symmetric")
         return {"info_nce": in_batch_contrast(scores, stage.temperature, allowed.to(scores.device))}
 
-    with student.backbone.all_trainable():
+    with student.backbone.all_trainable(stage.embeddings):
         fit(
             decay_groups(student.backbone.named_parameters(), stage.learning_rate, stage.weight_decay),
             partial(batches, len(pairs), stage.batch_size, steps, context.seed + 1),

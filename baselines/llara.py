@@ -190,7 +190,8 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
             with context.autocast():
                 return adaptation_loss(backbone, head, layout, chosen, stage, special)
 
-        with backbone.all_trainable():
+        own = backbone.tokenizer.convert_tokens_to_ids([*SUMMARY_TOKENS, *PREDICTION_TOKENS])
+        with backbone.all_trainable(stage.embeddings, own):
             named = [(key, value) for key, value in full.named_parameters() if "lora_" not in key]
             fit(
                 decay_groups(named, stage.learning_rate, stage.weight_decay),
@@ -252,7 +253,7 @@ def adaptation_loss(
     special: set[int],
 ) -> dict[str, Tensor]:
     """Terms language_model, ebae, ebar; the last two are halved when a batch has both, as their mean is meant."""
-    import torch.nn.functional as F
+    from d2llm.models.fast.token_loss import token_loss
 
     texts, following = [text for text, _ in chosen], [after for _, after in chosen]
     device = next(backbone.parameters()).device
@@ -262,8 +263,8 @@ def adaptation_loss(
     if stage.language_model > 0:
         read = is_text[:, 1:]
         if read.any():
-            logits = head(states[:, :-1][read]).float()
-            terms["language_model"] = stage.language_model * F.cross_entropy(logits, ids[:, 1:][read])
+            mean = token_loss(head, states[:, :-1][read], ids[:, 1:][read], backbone.rows)
+            terms["language_model"] = stage.language_model * mean
     if stage.bag_of_words > 0:
         eight, end = len(PREDICTION_TOKENS), ids.shape[1]
         places = {"ebae": (end - len(layout.prediction), texts), "ebar": (end, following)}

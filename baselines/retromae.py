@@ -160,7 +160,7 @@ def autoencode(student: Student, texts: list[str], stage: Autoencoding, context:
         with context.autocast():
             return autoencoding_loss(backbone, head, decoder, batch)
 
-    with backbone.all_trainable():
+    with backbone.all_trainable(stage.embeddings):
         named = [*full.named_parameters(), *((f"decoder.{key}", value) for key, value in decoder.named_parameters())]
         fit(
             decay_groups(named, stage.learning_rate, stage.weight_decay),
@@ -264,18 +264,19 @@ def autoencoding_loss(
     embeddings of the unmasked text; it predicts all but the first and the last token. One head serves both.
     """
     import torch
-    import torch.nn.functional as F
+
+    from d2llm.models.fast.token_loss import token_loss
 
     ids, hidden, inner = batch.ids, batch.hidden, batch.inner
     states = backbone(batch.corrupted, batch.mask)
-    encoder = F.cross_entropy(head(states[hidden]).float(), ids[hidden])
+    encoder = token_loss(head, states[hidden], ids[hidden], backbone.rows)
 
     embed = backbone.model.embeddings
     sentence = states[:, :1]
     query = embed(inputs_embeds=sentence.expand(-1, ids.shape[1], -1))
     memory = torch.cat([sentence, embed(input_ids=ids)[:, 1:]], dim=1)
     rebuilt = decoder(query, memory, batch.visible)
-    return {"encoder_mlm": encoder, "decoder_mlm": F.cross_entropy(head(rebuilt[inner]).float(), ids[inner])}
+    return {"encoder_mlm": encoder, "decoder_mlm": token_loss(head, rebuilt[inner], ids[inner], backbone.rows)}
 
 
 def visible_positions(inner: Tensor, real: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,28 @@ def test_a_stage_that_trains_every_weight_trains_these_rows_in_their_matrix(tmp_
     assert rows.requires_grad and not weight.requires_grad
     assert torch.equal(rows, weight[new])
     assert torch.equal(merge_lora(backbone.model)["embed_tokens.weight"], weight)
+
+
+@pytest.mark.parametrize("stage", [True, False])  # a pretext stage, or a tuning of all weights
+def test_all_weights_train_but_for_the_matrix_of_which_new_rows_do(stage: bool) -> None:
+    backbone = gemma()
+    new = backbone.add_tokens(TOKENS)
+    weight = backbone.model.get_input_embeddings().weight
+    before = weight.detach().clone()
+    names = [name for name, _ in backbone.model.named_parameters()]
+    backbone.tune(TunedWeights(kind="full", embeddings=stage), new_tokens=new)
+    ids = torch.tensor(backbone.tokenize(["[BOQ]甲乙[EOQ]"]))
+    with backbone.all_trainable(False, new) if stage else nullcontext():
+        trained = {name for name, p in backbone.model.named_parameters() if p.requires_grad}
+        assert trained == {*names, "embed_tokens.added.rows.weight"} - {"embed_tokens.weight"}
+        backbone.model(ids).last_hidden_state.square().sum().backward()
+        assert weight.grad is None
+        with torch.no_grad():
+            backbone.added_rows().sub_(backbone.added_rows().grad)
+        after = backbone.model(ids).last_hidden_state
+    if stage:  # what they have learned is in the matrix
+        assert [name for name, _ in backbone.model.named_parameters()] == names and weight.requires_grad
+        torch.testing.assert_close(backbone.model(ids).last_hidden_state, after)
+    state = merge_lora(backbone.model)["embed_tokens.weight"]
+    changed = (state != before).any(1).nonzero()[:, 0].tolist()
+    assert changed == sorted(set(new) & set(ids[0].tolist()))

@@ -12,6 +12,7 @@ from d2llm.methods.d2llm.losses.fi import cosine_matrix, feature_imitation
 from d2llm.methods.d2llm.losses.ri_ehn import rank_imitation_easy
 from d2llm.methods.d2llm.losses.ri_phn import rank_imitation_hard
 from d2llm.methods.losses import in_batch_contrast, info_nce, off_diagonal, weighted_total
+from d2llm.models.fast import token_loss
 
 B, K, E, H = 5, 4, 3, 6
 HARD = tensor([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 0, 1]]).bool()
@@ -294,3 +295,19 @@ def test_weight_zero_removes_exactly_its_term():
 def test_weighted_total_refuses(terms, weights, message):
     with pytest.raises(ValueError, match=message):
         weighted_total(dict.fromkeys(terms, tensor(1.0)), weights)
+
+
+def test_a_loss_over_a_large_vocabulary_is_the_same_in_parts(monkeypatch) -> None:
+    head, targets = torch.nn.Linear(8, 50), torch.arange(23) * 2
+    states = torch.randn(23, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    expected = torch.nn.functional.cross_entropy(head(states), targets)
+    gradients = torch.autograd.grad(expected, [states, head.weight])
+    monkeypatch.setattr(token_loss, "AT_ONCE", 100)
+    monkeypatch.setattr(token_loss, "PART", 250)
+    seen = []
+    head.register_forward_hook(lambda _, __, logits: seen.append(len(logits)))
+    loss = token_loss.token_loss(head, states, targets, 50)
+    torch.testing.assert_close(loss, expected)
+    for own, other in zip(torch.autograd.grad(loss, [states, head.weight]), gradients, strict=True):
+        torch.testing.assert_close(own, other)
+    assert max(seen) == 5 and sum(seen) == 2 * 23

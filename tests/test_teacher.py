@@ -415,6 +415,7 @@ def test_an_update_that_shares_the_instruction_learns_what_others_do(
     """Scores are those of plain prompts, loss and gradients those of rows that share nothing but the query; what
     announces a passage stands once a row. A model that cannot keep candidates apart goes on as before.
     """
+    monkeypatch.setattr("d2llm.teacher.cross_encoder.SHORTEST", 1)
     frame, found, lengths = trivial(6, 1), [], []
     for shared_from in (0, 1 << 40):
         monkeypatch.setattr("d2llm.teacher.cross_encoder.SHARED_FROM", shared_from)

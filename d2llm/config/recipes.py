@@ -51,6 +51,9 @@ class TunedWeights(Section):
     targets: Literal["auto"] | Names = "auto"
     # Layers below it, counted from 0, stay as they are.
     first_layer: Annotated[int, Field(ge=0)] = 0
+    # Where all weights train: whether the embedding matrix does. Of large vocabularies it is most of the memory; rows of
+    # a method's own tokens always train.
+    embeddings: bool = True
 
 
 class MaxLengths(Section):
@@ -106,6 +109,9 @@ class PretextStage(Section):
     schedule: Schedule = "linear"
     # Tokens of a text.
     max_length: Annotated[int, Field(ge=4)] = 512
+    # Whether the embedding matrix trains. Of large vocabularies it is most of the memory; rows of a method's own tokens
+    # always train.
+    embeddings: bool = True
 
     @property
     def trains(self) -> bool:

@@ -9,11 +9,13 @@ rows start, is the backbone's business.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 # The name of the module inside the embedding it belongs to.
 NAME = "added"
@@ -59,12 +61,29 @@ class AddedRows(nn.Module):
         self.weight.copy_(weight[self.ids])
 
 
-def train_rows(embedding: Any, ids: Sequence[int]) -> None:
-    """Let rows `ids` of an embedding train, and no other."""
+def train_rows(embedding: Any, ids: Sequence[int]) -> RemovableHandle:
+    """Let rows `ids` of an embedding train, and no other. The handle takes the hook away."""
     embedding.weight.requires_grad_(False)
     added = AddedRows(embedding, ids)
     embedding.add_module(NAME, added)
-    embedding.register_forward_hook(_look_up)
+    return embedding.register_forward_hook(_look_up)
+
+
+@contextmanager
+def only_rows(embedding: Any, ids: Sequence[int]) -> Iterator[None]:
+    """The same for a while; what they have learned is then in the matrix. None of one whose rows stand apart already."""
+    base = getattr(embedding, "base_layer", embedding)
+    base.weight.requires_grad_(False)
+    if not ids or hasattr(base, NAME):
+        yield
+        return
+    hook = train_rows(base, ids)
+    try:
+        yield
+    finally:
+        getattr(base, NAME).merge(base.weight.detach())
+        hook.remove()
+        delattr(base, NAME)
 
 
 def _look_up(embedding: Any, inputs: tuple[Tensor, ...], states: Tensor) -> Tensor:

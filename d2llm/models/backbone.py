@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from d2llm.models.added_rows import added_rows, train_rows
+from d2llm.models.added_rows import added_rows, only_rows, train_rows
 from d2llm.models.base import remote, shared
 from d2llm.models.fast.last_layer import only_at
 from d2llm.models.fast.packing import end_to_end, layout, packs, padding_mask
@@ -292,10 +292,10 @@ class Backbone(nn.Module):
         `new_tokens` are embedding rows that train besides (`added_rows`). Raises TrainingError when nothing would
         train.
         """
-        if tuning.kind == "full":
-            self.model.requires_grad_(True)
+        self.model.requires_grad_(tuning.kind == "full")
+        if tuning.kind == "full" and tuning.embeddings:
             return
-        self.model.requires_grad_(False)
+        self.model.get_input_embeddings().weight.requires_grad_(False)
         if tuning.kind == "bitfit":
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_("bias" in name)
@@ -321,8 +321,9 @@ class Backbone(nn.Module):
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     @contextmanager
-    def all_trainable(self) -> Iterator[None]:
-        """Train every weight for a while (pretext stages), then restore what was marked.
+    def all_trainable(self, embeddings: bool = True, rows: Sequence[int] = ()) -> Iterator[None]:
+        """Train every weight for a while (pretext stages), then restore what was marked. Without `embeddings` the matrix
+        stays, but for these `rows` of it.
 
         LoRA adapters are switched off: fresh ones add nothing, and the stage trains the base weights they will adapt.
         Added rows are put into their matrix for that time.
@@ -335,11 +336,12 @@ class Backbone(nn.Module):
         for weight, added in apart:
             added.merge(weight.detach())
             added.enabled = False
-        rows = {id(added.weight) for _, added in apart}
+        merged = {id(added.weight) for _, added in apart}
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_("lora_" not in name and id(parameter) not in rows)
+            parameter.requires_grad_("lora_" not in name and id(parameter) not in merged)
         try:
-            yield
+            with nullcontext() if embeddings else only_rows(self.model.get_input_embeddings(), rows):
+                yield
         finally:
             for module in adapted:
                 module.enable_adapters(True)
