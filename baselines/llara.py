@@ -190,8 +190,7 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
             with context.autocast():
                 return adaptation_loss(backbone, head, layout, chosen, stage, special)
 
-        own = backbone.tokenizer.convert_tokens_to_ids([*SUMMARY_TOKENS, *PREDICTION_TOKENS])
-        with backbone.all_trainable(stage.embeddings, own):
+        with backbone.all_trainable(stage.embeddings, backbone.add_tokens([*SUMMARY_TOKENS, *PREDICTION_TOKENS])):
             named = [(key, value) for key, value in full.named_parameters() if "lora_" not in key]
             fit(
                 decay_groups(named, stage.learning_rate, stage.weight_decay),
