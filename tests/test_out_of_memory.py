@@ -183,7 +183,7 @@ def test_the_teacher_in_parts_is_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(teacher_tuning, "LOG_EVERY", 1)
     frame["relations"] = [["10", "50"] if i % 3 else ["00", "00"] for i in range(40)]
     whole, log = tuned(tmp_path / "whole", frame)
-    seen = narrow(monkeypatch, Teacher, "forward", lambda teacher, rows, mode: len(rows), 2)
+    seen = narrow(monkeypatch, Teacher, "forward", lambda teacher, rows, *_: len(rows), 2)
     parts, again = tuned(tmp_path / "parts", frame)
     assert len(log) == 12 and seen and max(seen) <= 2
     assert [record["mode"] for record in log] == [record["mode"] for record in again]
