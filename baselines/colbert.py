@@ -52,6 +52,7 @@ class ColBERT(ContrastiveMethod[ColBERTRecipe]):
         "over BERT"
     )
     kind = "encoder"
+    new_tokens = 2
     Recipe = ColBERTRecipe
 
     def parts(self, recipe: ColBERTRecipe) -> tuple[Spec, Spec]:

@@ -121,6 +121,7 @@ class LLaRA(ContrastiveMethod[LLaRARecipe]):
     kind = "decoder"
     pooling = ("last_token", {"k": len(SUMMARY_TOKENS)})
     scorer = ("cosine", {})
+    new_tokens = len(SUMMARY_TOKENS + PREDICTION_TOKENS)
     Recipe = LLaRARecipe
     pretext_keys = ("adaptation", "prompts")
 

@@ -55,6 +55,7 @@ class Udever(ContrastiveMethod[UdeverRecipe]):
     kind = "decoder"
     pooling = ("last_token", {"k": 1})
     scorer = ("cosine", {})
+    new_tokens = len(QUERY_TOKENS + DOCUMENT_TOKENS)
     Recipe = UdeverRecipe
 
     def make_student(self, backbone: Backbone, recipe: UdeverRecipe) -> Student:

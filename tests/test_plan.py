@@ -216,12 +216,12 @@ SMALL = {"hidden_size": 8, "layers": 2, "heads": 2, "intermediate_size": 16}
 TEN = {"steps": 10, "batch_size": 4}
 
 
-def costs(methods: dict, **more: object) -> list[jobs.Cost]:
+def costs(methods: dict, device: str = "a100", **more: object) -> list[jobs.Cost]:
     """The costs of a run of the generated world with these methods."""
     models = dict.fromkeys(("teacher", "decoder", "encoder"), SMALL)
     world = {"source": "world", "world": {"pretraining_texts": 100}}
     config = load([], {"data": world, "models": models, "methods": methods} | more)
-    return plan.plan(config, "a100")["costs"]
+    return plan.plan(config, device)["costs"]
 
 
 def pretexts(methods: dict, **more: object) -> list[jobs.Cost]:
@@ -243,6 +243,21 @@ def test_autoencoding_by_hand() -> None:
     [spared] = pretexts({"retromae": {"pretraining": TEN, "gradient_checkpointing": True}})
     assert spared.flops == pytest.approx(4 * body + 3 * head)
     assert cost.memory - spared.memory == pytest.approx(states / 2)
+
+
+def test_a_matrix_that_stays_or_is_made_anew_is_reckoned_with() -> None:
+    """And on a CPU the libraries, and of a pre-training the head that is read beside the model."""
+    matrix, full = 2000 * 8, {"udever": {"tuning": {"kind": "full"}}}
+    memory = {device: {c.stage: c.memory for c in costs(full, device)} for device in ("a100", "cpu")}
+    stage = "train udever"
+    assert memory["cpu"][stage] - memory["a100"][stage] == pytest.approx(0.5e9 + 4 * matrix)
+    assert memory["cpu"]["teacher, tuning"] - memory["a100"]["teacher, tuning"] == pytest.approx(0.5e9)
+    full["udever"]["tuning"]["embeddings"] = False
+    (spared,) = (cost.memory for cost in costs(full) if cost.stage == stage)
+    assert memory["a100"][stage] - spared == pytest.approx(12 * matrix)
+    stages = [{"retromae": {"pretraining": TEN | {"embeddings": kept}}} for kept in (True, False)]
+    (whole,), (part,) = map(pretexts, stages)
+    assert whole.memory - part.memory == pytest.approx(12 * matrix)
 
 
 def test_half_precision_is_reckoned_with() -> None:

@@ -36,6 +36,8 @@ class Declaration(Generic[R]):
     # Name and options of the pooling and of the scorer of its students.
     pooling: ClassVar[Spec]
     scorer: ClassVar[Spec]
+    # Tokens that it adds to the vocabulary.
+    new_tokens: ClassVar[int] = 0
     # Keys of the recipe that decide its pre-training stage; none: it has no such stage.
     pretext_keys: ClassVar[tuple[str, ...]] = ()
     # Of the class, like the others; ClassVar may not name a type variable.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from d2llm.cli.plan.amounts import Amounts, Evaluated, Texts, longest_of
+from d2llm.cli.plan.amounts import Amounts, Evaluated, Texts, Training, longest_of
 from d2llm.cli.plan.devices import Device
 from d2llm.cli.plan.sizes import Sizes
 from d2llm.config.catalogue import row_head
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 # Tokens between a passage and the next one of a packed prompt: what stands between the texts, and the cue.
 BETWEEN = 8.0
+# Logits of a pre-training that are there at once, by a few losses (`models.fast.token_loss` parts each).
+AT_ONCE = 1 << 27
+# Bytes of Python with the libraries: on a CPU a job holds them in the memory that it computes in.
+LIBRARIES = 0.5e9
 # Queries by which an index's lists are judged (`search.index`).
 JUDGES = 32
 # Share of the teacher's candidates that only one of its two retrievers finds.
@@ -149,15 +153,25 @@ def teacher(given: Given, teacher: str) -> Cost:
     settings, size, sets = given.config.teacher_of(teacher), given.models["teacher"], given.amount.train
     if not settings.steps:
         return _as_it_is(given)
-    means = [_prompt(given, part.mode) + _mean_pair(given, part.queries, part.passages) for part in sets]
-    length = min(settings.max_length, sum(means) / max(1, len(means)))
-    batch = settings.batch_pairs * length
+    rows = [_tuning_row(given, part) for part in sets]
+    length = sum(rows) / max(1, len(rows))
+    batch = settings.batch_pairs / (1 + given.config.data.files.teacher_negatives) * length
     flops = settings.steps * size.update(settings.tuning, batch, length)
     memory = (
         4 * size.parameters + 12 * size.trainable(settings.tuning) + size.activations(batch, 2 if given.mixed else 4)
     )
     hours = given.device.hours(flops, given.mixed)
     return Cost("teacher, tuning", 1, settings.steps * batch, flops, memory, hours, host=4 * size.parameters)
+
+
+def _tuning_row(given: Given, part: Training) -> float:
+    """Tokens of a query and the passages that share a row with it; a classifier's, of as many pairs."""
+    together, size = 1 + given.config.data.files.teacher_negatives, given.models["teacher"]
+    before, pair = _prompt(given, part.mode), _mean_pair(given, part.queries, part.passages)
+    if size.pairwise:
+        return together * min(given.config.teacher.max_length, pair)
+    query = part.queries.mean(size.ratio, given.config.teacher.max_length)
+    return before + query + together * min(given.config.teacher.max_length - before - query, pair - query)
 
 
 def _as_it_is(given: Given) -> Cost:
@@ -214,7 +228,7 @@ def pretext(given: Given, method: str, variant: str) -> Cost:
     model = declared(method).base(recipe)
     stages = (getattr(recipe, key) for key in declared(method).pretext_keys)
     costs = [
-        pretext_stage(given, f"pretext {method}", given.models[model], recipe, stage)
+        pretext_stage(given, f"pretext {method}", given.models[model], recipe, stage, declared(method).new_tokens)
         for stage in stages
         if isinstance(stage, PretextStage) and stage.updates(given.amount.unlabelled.count)
     ]
@@ -225,11 +239,20 @@ def pretext(given: Given, method: str, variant: str) -> Cost:
 
 
 def _host(given: Given, model: str) -> float:
-    """Bytes of the host while a student is made: its weights, and those of a checkpoint."""
-    return 8.0 * given.models[model].parameters
+    """Bytes of the host while a student is made for a GPU: its weights, and those of a checkpoint. A CPU computes with
+    the file's own pages.
+    """
+    return 8.0 * given.models[model].parameters if given.gpu else 0.0
 
 
-def pretext_stage(given: Given, title: str, size: Sizes, recipe: Recipe, stage: PretextStage) -> Cost:
+def _resized(given: Given, size: Sizes, tokens: int) -> float:
+    """Bytes of the host beside a model's weights where a method adds tokens to it: its matrix is made anew."""
+    return 4.0 * size.vocabulary * size.hidden if tokens and not given.gpu else 0.0
+
+
+def pretext_stage(
+    given: Given, title: str, size: Sizes, recipe: Recipe, stage: PretextStage, new_tokens: int = 0
+) -> Cost:
     """One stage of one job. A batch is padded to its longest text; memory is what it takes in one part, which training
     makes more where that does not fit.
     """
@@ -250,8 +273,13 @@ def pretext_stage(given: Given, title: str, size: Sizes, recipe: Recipe, stage: 
     # The widest batch: of texts as long as they may be, with the head's logits and their gradient beside each other.
     widest = min(amount.longest * size.ratio, room)
     stored = deeper.activations(count * read.sequences * (read.around + widest), 2 if given.mixed else 4)
-    logits = 2 * 4 * size.vocabulary * count * (read.predicted * widest + read.besides)
+    predictions = count * (read.predicted * widest + read.besides)
+    # Of a large vocabulary a part of the tokens at a time.
+    logits = 2 * 4 * (min(size.vocabulary * predictions, AT_ONCE) if predictions else 0)
     memory = 16 * size.parameters + stored / (size.layers if again else 1) + logits
+    memory -= 0 if stage.embeddings else 12 * size.embeddings
+    # Beside it a CPU has the checkpoint's own matrix, read for the head, and one made anew for new tokens.
+    memory += _resized(given, size, new_tokens) + (0 if given.gpu else 4 * size.embeddings)
     return Cost(title, 1, steps * tokens, flops, memory, given.device.hours(flops, given.mixed))
 
 
@@ -269,7 +297,7 @@ def train(given: Given, method: str, variant: str, seed: str) -> Cost:
     update = size.update(recipe.tuning, tokens, length) + again * size.forward(tokens, length) + 3 * heads
     flops = settings.updates(method) * update / settings.processes
     stored = size.activations(min(texts, settings.texts_at_once or texts) * length, 2 if given.mixed else 4)
-    memory = 4.0 * size.parameters + 12 * size.trainable(recipe.tuning)
+    memory = 4.0 * size.parameters + 12 * size.trainable(recipe.tuning) + _resized(given, size, chosen.new_tokens)
     memory += stored / (size.layers if recipe.gradient_checkpointing else 1)
     read = config.training.updates(method) * tokens / settings.processes
     hours = given.device.hours(flops, given.mixed)
@@ -466,7 +494,8 @@ JOBS: dict[str, Callable[..., Cost]] = {
 
 def cost(given: Given, stage: str, **arguments: Any) -> Cost:
     """What a job of a stage takes."""
-    return JOBS[stage](given, **arguments)
+    job = JOBS[stage](given, **arguments)
+    return replace(job, memory=job.memory + LIBRARIES) if job.memory and not given.gpu else job
 
 
 def computes(given: Given, stage: str, **arguments: Any) -> bool:

@@ -88,7 +88,8 @@ def request(given: Given, stage: str, **arguments: Any) -> dict[str, int]:
     config, job = given.config, cost(given, stage, **arguments)
     gpu = given.gpu and computes(given, stage, **arguments)
     held = job.host + (0 if gpu else job.memory)
-    memory = max(STAGES[stage].memory_mb, (PROCESS_GPU if gpu else PROCESS) + 1.2 * held / MEGA)
+    computing = job.memory and not given.gpu  # the libraries are reckoned in then
+    memory = max(STAGES[stage].memory_mb, (PROCESS_GPU if gpu else 0 if computing else PROCESS) + 1.2 * held / MEGA)
     cores = 1 if given.gpu else config.threads
     asked = {"mem_mb": _up(memory, 1000), "runtime": _up(BESIDE + ROOM * 60 * job.hours / cores, 10)}
     return asked | ({"gpu": config.training.processes if stage == "train" else 1} if gpu else {})

@@ -93,7 +93,7 @@ class Sizes:
     def trainable(self, tuning: TunedWeights) -> int:
         """Weights that train."""
         if tuning.kind == "full":
-            return self.parameters
+            return self.parameters - (0 if tuning.embeddings else self.vocabulary * self.hidden)
         if tuning.kind == "bitfit":
             return 10 * self.hidden * self.layers
         return self.lora(tuning.r, tuning.first_layer)
