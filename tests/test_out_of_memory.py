@@ -212,7 +212,10 @@ def test_precision_is_a_setting_of_these_stages_where_it_is_not_the_usual(tiny_s
         assert jobs.settings(half, stage, **arguments)["training.precision"] == "bfloat16"
 
 
-@pytest.mark.parametrize("case", ["d2llm", "d2llm by parts", "bge, own", "llara, own", "teacher"])
+MORE = [pytest.param(case, marks=pytest.mark.slow) for case in ("d2llm by parts", "llara, own")]
+
+
+@pytest.mark.parametrize("case", ["d2llm", "bge, own", "teacher", *MORE])
 def test_a_stage_computes_in_the_configured_precision(
     case: str, tiny_scores: Config, tmp_path: Path, fresh: Callable[[], None]
 ) -> None:

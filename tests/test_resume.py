@@ -142,7 +142,11 @@ def place(config: Config, folder: Path, **changes: Any) -> Config:
     return copy
 
 
-@pytest.mark.parametrize("case", CASES)
+# The quick ones have a case of each stage, of LoRA and of all weights; the loop itself is in test_loop.
+MORE = {"d2llm by parts", "udever", "retromae", "encoder", "llara, own"}
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in MORE)) for c in CASES])
 def test_stopped_anywhere_the_same_bytes(
     case: str, tiny_scores: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
