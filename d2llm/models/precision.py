@@ -1,8 +1,8 @@
 """What numbers are computed in: the one place that decides it for everything but training, where accelerate does.
 
 Texts are embedded in half precision on a GPU (`embedding`). Float32 products there may use TF32 (`settle`), but not
-those of scores (`scoring`). A CPU computes in float32. Numbers that are compared are formed in float32 at least, whatever the model computes in: bfloat16
-has steps of 1/8 between 16 and 32, hence ties.
+those of scores (`scoring`). A CPU computes in float32. Numbers that are compared are formed in float32 at least,
+whatever the model computes in: bfloat16 has steps of 1/8 between 16 and 32, hence ties.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def embedding(weight: Tensor) -> AbstractContextManager:
 
 @contextmanager
 def scoring() -> Iterator[None]:
-    """A context in which embeddings are scored: without gradients, by exact float32 products whatever `gpu.tf32` says."""
+    """A context that scores embeddings: without gradients, by exact float32 products whatever `gpu.tf32` says."""
     products = torch.backends.cuda.matmul
     before = products.allow_tf32
     products.allow_tf32 = False

@@ -1,12 +1,11 @@
 """The teacher: a decoder that reads a prompt with both texts and answers yes or no (paper, section on the teacher
 model).
 
-Scores many candidates of one query in one row: the candidates share the prompt's beginning and do not see each other,
-which gives the logits of separate prompts with the shared part computed once; what all rows begin with, the
-instruction, is computed once a call, and of larger models once an update as well (`shares`). Of a model that cannot keep
-them apart every candidate has a row of its own. Only
-the answer positions reach the two rows of the LM head that matter; candidates share a row only where it is cut as each
-of them is alone. Tuning is in `tune`, the stage that stores scores in `score`.
+Scores many candidates of one query in one row. The candidates share the prompt's beginning and do not see each other:
+the logits are those of separate prompts, and the shared part is computed once. What all rows begin with, the
+instruction, is computed once a call, and with larger models once an update as well (`shares`). A model that cannot keep
+candidates apart gets a row for each. Only the answer positions reach the two rows of the LM head that matter.
+Candidates share a row only where it is cut as each of them is alone. Tuning is in `tune`, the stage that stores scores in `score`.
 """
 
 from __future__ import annotations
@@ -135,7 +134,7 @@ class PromptIds:
 
     @property
     def _announced(self) -> tuple[list[int], list[int]]:
-        """What announces a passage, as the end of the shared part and as the beginning of a candidate's: one is empty."""
+        """What announces a passage: as the end of the shared part, and as a candidate's beginning; one is empty."""
         return (self.middle, []) if self.shares else ([], self.middle)
 
     def rows(

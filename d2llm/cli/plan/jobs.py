@@ -126,7 +126,7 @@ def _read(size: Sizes, piles: list[Texts], limit: int) -> tuple[float, float]:
 
 
 def negatives(given: Given) -> Cost:
-    """Dense mining: every query of a set against all its passages; the embedding too where no job of its own does it."""
+    """Dense mining: every query of a set against all its passages; their embedding too where no other job does it."""
     size, sets = given.models["encoder"], given.amount.train
     flops = sum(2.0 * part.queries.count * part.passages.count * size.hidden for part in sets)
     whole = _embedded(given)
@@ -318,7 +318,7 @@ def _of_training(given: Given, size: Sizes, recipe: Recipe, passages: int) -> fl
 
 # ----------------------------------------------------------------------------------------------------------- evaluation
 def evaluate(given: Given, method: str, variant: str, seed: str) -> Cost:
-    """A run or a reference row on every evaluation set; where jobs of their own have done so, bringing them together."""
+    """A run or a reference row on every evaluation set, or the joining of shards where other jobs evaluate."""
     cost = _evaluate(given, method, variant, given.config.evaluation.split)
     if given.config.evaluation.shards == 1:
         return cost

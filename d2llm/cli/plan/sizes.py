@@ -155,8 +155,9 @@ def all_sizes(config: Config, texts: Sequence[str], online: bool) -> tuple[dict[
 
 
 def row_sizes(config: Config, online: bool) -> tuple[dict[str, Sizes], list[str]]:
-    """The sizes of the published models among the reference rows, by name, and what was assumed: of what is here or, where
-    it may be asked, on the hub, else by the model's name.
+    """The sizes of the published models among the reference rows, by name, and what was assumed.
+
+    Read from what is here or, where it may be asked, on the hub; else judged by the model's name.
     """
     by_name, guesses = {}, []
     for name, row in config.published().items():
@@ -175,8 +176,8 @@ def row_sizes(config: Config, online: bool) -> tuple[dict[str, Sizes], list[str]
 
 
 def _by_name(settings: BaseSettings | PretrainedSettings, name: str) -> Sizes:
-    """The sizes of a model of which nothing is here: of a usual one, as many times smaller or larger as its name says it
-    is ("-1.5B").
+    """The sizes of a model of which nothing is here: those of a usual one, scaled to the size that its name gives
+    ("-1.5B").
     """
     usual = USUAL["encoder" if name == "encoder" else "decoder"]
     billions = re.search(r"(\d+(?:\.\d+)?)B\b", getattr(settings, "source", ""))
@@ -188,8 +189,9 @@ def _by_name(settings: BaseSettings | PretrainedSettings, name: str) -> Sizes:
 
 
 def sizes(settings: BaseSettings | PretrainedSettings, where: str, folder: Path | None = None) -> Sizes:
-    """The sizes of a base model, of a checkpoint by its configuration in `folder`, else where it lies. Raises LookupError
-    for one of the hub of which nothing is here, ConfigError for what is not there or cannot be.
+    """The sizes of a base model; of a checkpoint by its configuration in `folder`, else where it lies.
+
+    Raises LookupError for one of the hub of which nothing is here, ConfigError for what is not there or cannot be.
     """
     if isinstance(settings, BaseSettings):
         width, inner = settings.hidden_size, settings.intermediate_size
@@ -261,7 +263,7 @@ def located_gguf(settings: PretrainedSettings, where: str) -> Path | None:
 
 
 def _folder(settings: PretrainedSettings, where: str) -> Path:
-    """Where the small files of a checkpoint lie on this machine. Raises LookupError for one of the hub that does not."""
+    """Where a checkpoint's small files lie on this machine. Raises LookupError for one of the hub that does not."""
     if settings.origin != "hub":
         return located(settings, where, weights=False)[0]
     from huggingface_hub import try_to_load_from_cache

@@ -57,11 +57,11 @@ class ContrastsTable:
         metrics = contrasts.drop_duplicates(["group", "task"]).set_index(["group", "task"])["metric"]
         header = ("Contrast", *(column(*key, metrics[key], titles) for key in keys))
         seeds = sorted(contrasts["seeds"].unique().tolist())
+        spread = ", spread of seeds" if max(seeds) > 1 else "; one training a side, whose luck is in no interval"
         caption = (
             f"Tier {context.tier}. First row minus second, with its {context.level:.0%} interval (paired bootstrap over "
-            f"examples{', spread of seeds' if max(seeds) > 1 else '; one training a side, whose luck is in no interval'}), "
-            f"{' or '.join(map(str, seeds))} seed{'' if seeds == [1] else 's'}. ↑ ↓: significant after Holm's correction "
-            f"over {len(contrasts)} contrasts. {context.note}"
+            f"examples{spread}), {' or '.join(map(str, seeds))} seed{'' if seeds == [1] else 's'}. "
+            f"↑ ↓: significant after Holm's correction over {len(contrasts)} contrasts. {context.note}"
         )
         return PlainTable(
             self.name, self.heading, caption.strip(), (Block("contrasts", "Differences", header, tuple(rows)),)
