@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # Passages that are scored exactly for a query of the IEM: the choices, of which an index takes twice the least that
 # finds enough of the passages of some queries, as others may need more; and those of an inner product.
-BUDGETS, RESCORED = (32, 64, 128, 256, 512, 1024, 2048, 4096), 100
+BUDGETS, RESCORED = (64, 128, 256, 512, 1024, 2048, 4096), 100
 # What may be lost of u·ψ's variance within lists; with fewer queries than these, all features are kept.
 LOST, FEWEST = 0.03, 8
 # Faiss multiplies so many numbers at a time, or one by one where their count is no multiple.
