@@ -12,7 +12,7 @@ HASHED ?=
 ARGS ?=
 OFFLINE ?=
 # A file's tests stay together, as they share what is made for them.
-PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 BIN := .venv/bin
 READY := .venv/.ready

@@ -100,9 +100,10 @@ def test_the_template_serves_files_and_models_of_ones_own(tmp_path: Path, monkey
     tiny.backbone("decoder", tmp_path / "models/my-decoder", LETTERS, num_hidden_layers=4)
     tiny.backbone("encoder", tmp_path / "models/my-encoder", LETTERS)
     assert errors() == []
-    # Counted from the files, none of which was prepared: 60 of 90 pairs mean yes, 40 questions have an answer.
+    # Counted from the files, none of which was prepared: 60 of 90 pairs mean yes, 40 questions have an answer. 9 of
+    # these (14, 15, 16, 24 and so on) are near copies of evaluated ones (41, 51, 61, 42), so they do not train.
     amounts = count_texts(load([template]), 50_000)
-    assert amounts.queries == 60 + 40 and not amounts.assumed
+    assert amounts.queries == 60 + 40 - 9 and not amounts.assumed
     assert sorted((one.type, one.queries.count) for one in amounts.test) == [
         ("pair_classification", 30), ("retrieval", 15), ("sts", 30),
     ]  # fmt: skip

@@ -118,7 +118,7 @@ def test_the_whole_workflow(fresh: Path) -> None:  # noqa: F811
     page = (one / "report.html").read_text(encoding="utf-8")
     for name, ext in product(TABLES, ("csv", "md", "tex", "html")):
         table = (one / "tables" / f"{name}.{ext}").read_text(encoding="utf-8")
-        assert "d2llm" in table.lower() or name == "ablation"  # this run has no variant
+        assert "d2llm" in table.lower() or name in ("ablation", "contrasts")  # this run has no variant
     shown = [f"table-{name}" for name in TABLES] + [f"figure-{name}" for name in FIGURES]
     assert all(f'id="{name}"' in page for name in shown)
 

@@ -59,11 +59,12 @@ def test_a_gpu_computes_as_the_config_says(
     flags = SimpleNamespace(), SimpleNamespace()
     monkeypatch.setattr(torch.backends.cuda, "matmul", flags[0])
     monkeypatch.setattr(torch.backends, "cudnn", flags[1])
-    monkeypatch.setattr(precision, "_half", True)
+    monkeypatch.setattr(precision, "_half", dict(precision._half))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    precision.settle(half, tf32=not half)
+    precision.settle(half, tf32=not half, half_on_cpu=not half)
     assert precision.half_type(torch.device("cuda")) == expected
+    assert precision.half_type(torch.device("cpu")) == (None if half else torch.bfloat16)
     assert [flag.allow_tf32 for flag in flags] == [not half] * 2
     with precision.scoring():
         assert not flags[0].allow_tf32 and torch.is_inference_mode_enabled()

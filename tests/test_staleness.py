@@ -224,6 +224,7 @@ KEYS = [
     ({"results": "elsewhere"}, set()),
     ({"threads": 2}, {"runtime"}),
     ({"device": "h100"}, set()),
+    ({"cpu": {"half": True}}, BASE | PRETEXT | TRAIN | TEACHER | EVALUATE | {"negatives", "runtime", "report"}),
     ({"gpu": {"half": False}}, BASE | PRETEXT | TRAIN | TEACHER | EVALUATE | {"negatives", "runtime", "report"}),
     ({"seeds": [1, 2]}, POINTS),  # and the trainings of seed 2, which are new
     ({"variants": {"more": {"method": "d2llm", "settings": {"gamma": 0.7}}}}, POINTS | {"table contrasts"}),

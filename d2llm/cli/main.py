@@ -170,7 +170,7 @@ def run_stage(config: Config, stage: str, arguments: dict[str, Any], inputs: lis
     if entry.torch:
         from d2llm.models import precision
 
-        precision.settle(config.gpu.half, config.gpu.tf32)
+        precision.settle(config.gpu.half, config.gpu.tf32, config.cpu.half)
     job = " ".join([stage, *(f"{name}={value}" for name, value in arguments.items())])
     get_logger("cli").info(job)
     # Without inputs named, nothing would tell whether a checkpoint is of the same ones.

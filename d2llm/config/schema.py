@@ -19,6 +19,7 @@ from d2llm.config.registry import declared
 from d2llm.config.section import Section
 from d2llm.config.sections import (
     Count,
+    CpuSettings,
     Folder,
     GpuSettings,
     ModelsSettings,
@@ -117,6 +118,7 @@ class Config(Section):
     statistics: StatisticsSettings = StatisticsSettings()
     tuning: TuningSettings = TuningSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    cpu: CpuSettings = CpuSettings()
     gpu: GpuSettings = GpuSettings()
     corpus: CorpusSettings = CorpusSettings()
 

@@ -29,8 +29,16 @@ Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 Folder = Annotated[str, Field(pattern=r"^[\w./=+,@][\w./=+,@-]*$", max_length=500)]
 
 
+class CpuSettings(Section):
+    """What a CPU computes in; training has a key of its own, `training.precision`."""
+
+    # Whether texts are embedded in bfloat16 and their scores formed in float32, as on a GPU. Faster by half or more on
+    # a processor with AMX or AVX512-BF16, slower on any other.
+    half: bool = False
+
+
 class GpuSettings(Section):
-    """What a GPU computes in; a CPU computes in float32 whatever stands here."""
+    """What a GPU computes in."""
 
     # Texts are embedded in bfloat16, or float16 where the GPU lacks it; their scores are formed in float32. Not while
     # they train: that is training.precision.

@@ -1,7 +1,7 @@
 """What numbers are computed in: the one place that decides it for everything but training, where accelerate does.
 
-Texts are embedded in half precision on a GPU (`embedding`). Float32 products there may use TF32 (`settle`), but not
-those of scores (`scoring`). A CPU computes in float32. Numbers that are compared are formed in float32 at least,
+Texts are embedded in half precision on a GPU, and on a CPU that is told to (`embedding`). Float32 products of a GPU may
+use TF32 (`settle`), but not those of scores (`scoring`). Numbers that are compared are formed in float32 at least,
 whatever the model computes in: bfloat16 has steps of 1/8 between 16 and 32, hence ties.
 """
 
@@ -13,13 +13,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-_half = True
+# Whether a kind of device embeds in half precision.
+_half = {"cuda": True, "cpu": False}
 
 
-def settle(half: bool, tf32: bool) -> None:
-    """Set by the command line from the configuration (`gpu`), once a process."""
-    global _half
-    _half = half
+def settle(half: bool, tf32: bool, half_on_cpu: bool = False) -> None:
+    """Set by the command line from the configuration (`gpu`, `cpu`), once a process."""
+    _half.update(cuda=half, cpu=half_on_cpu)
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32
@@ -27,8 +27,10 @@ def settle(half: bool, tf32: bool) -> None:
 
 def half_type(device: torch.device) -> torch.dtype | None:
     """What texts are embedded in on a device: bfloat16, float16 where a GPU lacks it; None: the type of the weights."""
-    if device.type != "cuda" or not _half:
+    if not _half.get(device.type, False):
         return None
+    if device.type == "cpu":
+        return torch.bfloat16
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 

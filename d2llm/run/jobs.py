@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from d2llm.config.schema import Config, Run
-from d2llm.config.sections import GpuSettings
+from d2llm.config.sections import CpuSettings, GpuSettings
 from d2llm.config.values import canonical
 from d2llm.run.artifacts import read_json
 from d2llm.run.code import code_digest, packages
@@ -33,8 +33,10 @@ def settings(config: Config, stage: str, **arguments: Any) -> dict[str, Any]:
 
 
 def precision(config: Config) -> dict[str, Any]:
-    """What a GPU computes in, for all that computes with torch; the usual goes unsaid."""
-    return {} if config.gpu == GpuSettings() else {"gpu": config.gpu.model_dump(mode="json")}
+    """What processors compute in, for all that computes with torch; the usual goes unsaid."""
+    usual = {"cpu": CpuSettings(), "gpu": GpuSettings()}
+    chosen = {name: getattr(config, name) for name in usual}
+    return {name: value.model_dump(mode="json") for name, value in chosen.items() if value != usual[name]}
 
 
 def settings_line(config: Config, stage: str, **arguments: Any) -> str:
