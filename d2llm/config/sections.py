@@ -32,8 +32,8 @@ Folder = Annotated[str, Field(pattern=r"^[\w./=+,@][\w./=+,@-]*$", max_length=50
 class CpuSettings(Section):
     """What a CPU computes in; training has a key of its own, `training.precision`."""
 
-    # Whether texts are embedded in bfloat16 and their scores formed in float32, as on a GPU. Faster by half or more on
-    # a processor with AMX or AVX512-BF16, slower on any other.
+    # Whether texts are embedded in bfloat16 and their scores formed in float32, as on a GPU. Meant for a processor with
+    # instructions for bfloat16 (AMX).
     half: bool = False
 
 

@@ -224,7 +224,8 @@ def base_of(folder: str | Path) -> Path | None:
         if file.stat().st_size != expected["bytes"] or _digest(file) != expected["sha256"]:
             raise ArtifactError(
                 f"{folder}: {os.path.normpath(file)} is not of the base it was trained from (sha256 "
-                f"{_digest(file)[:12]}…, expected {expected['sha256'][:12]}…); bring that back, or run `snakemake --cores all` to train anew"
+                f"{_digest(file)[:12]}…, expected {expected['sha256'][:12]}…); bring that back, or run "
+                "`snakemake --cores all` to train anew"
             )
     return place
 
