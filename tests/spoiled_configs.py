@@ -28,7 +28,7 @@ from d2llm.run.stages import STAGES
 FOLDER = Path(__file__).parent.parent / "config"
 FILES = sorted(FOLDER.glob("*.yaml"))
 # Laid over another, as they do not stand alone.
-BELOW = {"study": FOLDER / "mini.yaml", "zh_hub": FOLDER / "zh.yaml"}
+BELOW = {"controls": FOLDER / "mini.yaml", "study": FOLDER / "mini.yaml", "zh_hub": FOLDER / "zh.yaml"}
 
 STRANGE = [
     "", "\n", "a\nb", "x" * 5000, "../up", "a/b", "a b", "$(touch pwned)", "`id`", "'", "{method}", "{", "%s", "\x00",

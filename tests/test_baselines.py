@@ -165,9 +165,10 @@ def test_a_student_has_the_parts_its_method_declares(name):
 
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("marked", [[["天"], ["山", "地"], []], None], ids=["marked", "by hand"])
-def test_objective_by_loops(name, marked):
+@pytest.mark.parametrize("others", ["all", "positives"])
+def test_objective_by_loops(name, marked, others):
     """Every query against all positives and all hard negatives of the batch; what is right for its text left out."""
-    method, recipe, student = built(name, **({"token_size": 8} if name == "colbert" else {}))
+    method, recipe, student = built(name, in_batch_passages=others, **({"token_size": 8} if name == "colbert" else {}))
     generator = torch.Generator().manual_seed(1)
     q, p, n = (torch.randn(*shape, 32, generator=generator) * 0.3 for shape in ((3,), (3,), (3, 3)))
     mask = torch.tensor([[True, True, True], [True, False, True], [True, True, True]])
@@ -188,10 +189,11 @@ def test_objective_by_loops(name, marked):
 
     losses = []
     for i in range(3):
-        others = [(p[j], batch.positives[j]) for j in range(3) if j != i]
-        others += [(n[j, k], batch.negatives[j][k]) for j in range(3) for k in range(2) if j != i and mask[j, k]]
+        met = [(p[j], batch.positives[j]) for j in range(3) if j != i]
+        far = [(n[j, k], batch.negatives[j][k]) for j in range(3) for k in range(2) if j != i and mask[j, k]]
         passages = [p[i], *(n[i, k] for k in range(2) if mask[i, k])]
-        passages += [vector for vector, text in others if text not in right[i]]
+        met += far if others == "all" else []
+        passages += [vector for vector, text in met if text not in right[i]]
         logits = [score(q[i], vector) for vector in passages]
         losses.append(np.logaddexp.reduce(logits) - logits[0])
     terms = method.objective(student, Embedded(q, p, n[:, :2]), batch.narrowed(2), recipe)

@@ -19,6 +19,7 @@ KINDS = [
     ("cosine", {}),
     ("dot", {}),
     ("bilinear", {}),
+    ("bilinear_modes", {}),
     ("maxsim", {"size": 2}),
     # Blocks of so many pairs: the caches of an IEM are 9 numbers wide, a pair of texts has 9 products of tokens.
     *(("iem", {"hidden": 9, "skip": "cosine", "block_bytes": 8 * 2 * 9 * pairs}) for pairs in (0, 3, 8, 17)),
@@ -62,6 +63,8 @@ def naive(scorer, q, p, mode):
         return logit if skip is None else logit + skip * (q @ p) / (q.norm() * p.norm())
     if scorer.name == "bilinear":
         return q @ scorer.weight @ p
+    if scorer.name == "bilinear_modes":
+        return q @ scorer.weights[mode] @ p
     if scorer.name == "maxsim":
         left, right = ([token for token in side.split(scorer.size) if token.any()] for side in (q, p))
         return sum((max(a @ b for b in right) for a in left if right), torch.zeros(()))

@@ -49,7 +49,10 @@ def test_points_of_one_recipe_share_a_training(tmp_path: Path) -> None:
 def test_what_is_included_is_trained_with_seeds_of_its_own(tmp_path: Path) -> None:
     changes = {"sweeps": SWEEP, "variants": VARIANTS, "seeds": [1, 7, 9], "variant_seeds": [7, 9]}
     plain = {("base", seed) for seed in (1, 7, 9)}
-    for include, names in (([], ()), (["sweeps"], ("alpha=0",)), (["variants"], ("no_rank", "plain"))):
+    grouped = {name: settings | {"group": "One" if name == "plain" else "Two"} for name, settings in VARIANTS.items()}
+    changes["variants"] = grouped
+    cases = ([], ()), (["sweeps"], ("alpha=0",)), (["variants"], ("no_rank", "plain")), (["One"], ("plain",))
+    for include, names in cases:
         runs = tiny_config(tmp_path, include=include, **changes).runs()
         assert {(run.variant, run.seed) for run in runs} == plain | {(name, seed) for name in names for seed in (7, 9)}
 
@@ -70,6 +73,7 @@ def test_what_is_included_is_trained_with_seeds_of_its_own(tmp_path: Path) -> No
         ({"teachers": {"teacher-weak": {"shards": 3}}}, "teachers.teacher-weak.shards: the same for all teachers"),
         ({"teachers": WEAK, "methods": {"d2llm": {"teacher": "teacher-weak"}}}, "d2llm.teacher: for variants only"),
         ({"methods": {"d2llm": {"base": "teacher"}}}, "methods.d2llm.base: for variants only"),
+        ({"include": ["Onne"]}, "include: expected some of sweeps, variants; found 'Onne'"),
         ({"seeds": [1, 1]}, "seeds: expected each seed once; found [1, 1]"),
         ({"seeds": [1, 2], "variant_seeds": [3]}, "variant_seeds: expected some of seeds [1, 2]"),
     ],
@@ -111,6 +115,23 @@ def test_a_pretext_stage_that_would_never_run_is_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr(RetroMAE, "pretext_keys", ())
     with pytest.raises(ConfigError, match="method retromae: it has a pretext stage, and no pretext_keys"):
         tiny_config(tmp_path)
+
+
+def test_a_control_differs_from_its_counterpart_in_what_it_is_for() -> None:
+    config = load([CONFIG / "mini.yaml", CONFIG / "controls.yaml"])
+    recipes = {
+        name: config.recipe("d2llm", name).model_dump()
+        for name, one in config.variants.items()
+        if one.method == "d2llm"
+    }
+
+    def differing(one: str, two: str) -> set[str]:
+        return {key for key, value in recipes[one].items() if value != recipes[two][key]}
+
+    for part in ("cosine", "dot", "bilinear", "shared", "mean", "weighted", "last"):
+        assert differing(f"plain_{part}", f"ci_{part}") == {"ci_weighting"}
+        own = {"interaction"} if config.variants[f"ci_{part}"].group == "Interaction" else {"pooling"}
+        assert differing("ci", f"ci_{part}") == own | ({"temperature"} if part in ("cosine", "dot") else set())
 
 
 def test_the_study_goes_on_from_a_plain_run() -> None:

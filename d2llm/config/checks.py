@@ -39,6 +39,15 @@ def check_seeds(config: Config, origin: Callable[[Key], str]) -> None:
         raise ConfigError(f"{origin(('variant_seeds',))}: variant_seeds: {message}")
 
 
+def check_include(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse what is neither `sweeps`, `variants` nor a group of variants."""
+    groups = dict.fromkeys(variant.group for variant in config.variants.values() if variant.group)
+    for name in config.include:
+        if name not in ("sweeps", "variants", *groups):
+            known = ", ".join(["sweeps", "variants", *groups])
+            raise ConfigError(f"{origin(('include',))}: include: expected some of {known}; found {show(name)}")
+
+
 def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
     """Refuse methods nobody knows, overrides their recipes lack, and variants that name neither."""
     if not config.methods:

@@ -15,6 +15,7 @@ from d2llm.config.checks import (
     check_grids,
     check_methods,
     check_models,
+    check_include,
     check_seeds,
     check_sweeps,
     check_tasks,
@@ -49,6 +50,7 @@ def load(files: Iterable[str | Path], overrides: Mapping[str, Any] | None = None
     config = validate(Config, values, origin)
     check_seeds(config, origin)
     check_methods(config, origin)
+    check_include(config, origin)
     check_sweeps(config, origin)
     check_contrasts(config, origin)
     check_grids(config, origin)

@@ -103,8 +103,8 @@ class Config(Section):
     variants: dict[Name, VariantSettings] = {}
     # Method: {key of its recipe, dotted within sections: values}. One key at a time is changed.
     sweeps: dict[Name, dict[str, Annotated[list[Any], Field(min_length=2)]]] = {}
-    # Which of variants and sweeps are trained.
-    include: list[Literal["variants", "sweeps"]] = ["variants", "sweeps"]
+    # Which of variants and sweeps are trained: all variants, those of a group by its name, the sweeps.
+    include: list[str] = ["variants", "sweeps"]
     # Seeds of variants and sweeps, among seeds; null: the first.
     variant_seeds: Annotated[list[Count], Field(min_length=1)] | None = None
     data: DataSettings = DataSettings()
@@ -163,8 +163,11 @@ class Config(Section):
         names: list[tuple[str, str]] = []
         if "sweeps" in self.include:
             names += [(method, name) for method in self.sweeps for name in self.sweep(method)]
-        if "variants" in self.include:
-            names += [(variant.method, name) for name, variant in self.variants.items()]
+        names += [
+            (variant.method, name)
+            for name, variant in self.variants.items()
+            if {"variants", variant.group} & set(self.include)
+        ]
         known = {(method, canonical(self.recipe(method))): "base" for method, _ in names}
         owners = {}
         for method, name in names:

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class ContrastiveMethod(Method[R]):
-    """A method trained by InfoNCE: every query against all positives and all hard negatives of the batch."""
+    """A method trained by InfoNCE: every query against all positives and, as a rule, all hard negatives of the batch."""
 
     def objective(self, student: Student, embedded: Embedded, batch: Batch, recipe: R) -> dict[str, Tensor]:
-        """−log softmax over [own positive, all other passages of the batch] / τ at the positive, mean over queries."""
+        """−log softmax over [own positive, other passages of the batch] / τ at the positive, mean over queries."""
         import torch
 
         from d2llm.methods.losses import info_nce, off_diagonal
@@ -35,15 +35,11 @@ class ContrastiveMethod(Method[R]):
         positives, hard = matrix.split([size, size * count], dim=1)
         hard = hard.view(size, size, count)
         own = torch.arange(size, device=q.device)
-        far, far_mask = of_others(hard, mask, batch)
-        loss = info_nce(
-            positives.diagonal(),
-            hard[own, own],
-            torch.cat([off_diagonal(positives), far], dim=1),
-            recipe.temperature,
-            mask,
-            torch.cat([off_diagonal(allowed_positives(batch, q.device)), far_mask], dim=1),
-        )
+        others, allowed = off_diagonal(positives), off_diagonal(allowed_positives(batch, q.device))
+        if recipe.in_batch_passages == "all":
+            far, far_mask = of_others(hard, mask, batch)
+            others, allowed = torch.cat([others, far], dim=1), torch.cat([allowed, far_mask], dim=1)
+        loss = info_nce(positives.diagonal(), hard[own, own], others, recipe.temperature, mask, allowed)
         return {"info_nce": loss}
 
 
