@@ -1,4 +1,4 @@
-"""The five baselines and the examples of further ones, against naive computations: exact inputs, trained parameters,
+"""The five baselines, the examples of further ones and the rivals, against naive computations: exact inputs, trained parameters,
 pooling, objective and pretext tasks."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from d2llm.methods.base import TrainingContext
 from d2llm.methods.registry import method as find_method
 from d2llm.methods.text_ids import PairTextIds
 from d2llm.models.backbone import head_of
-from d2llm.models.batch import Batch, Embedded
+from d2llm.models.batch import Batch, Embedded, TeacherTargets
 from d2llm.models.enhanced_decoder import EnhancedDecoder
 from d2llm.models.lora import merge_lora
 from d2llm.run.errors import ConfigError, TrainingError
@@ -29,8 +29,13 @@ OVERRIDES = {
     "bge": {"instruction": "给书看"},
     "llara": {"prompts": {"prefix": '"', "summary": "吃，", "prediction": "看，"}},
     "d2llm": {"pooling": {"heads": 4}, "interaction": {"hidden": 16}},
+    "pma": {"pooling": {"heads": 4}},
+    "kd": {"pooling": {"heads": 4}},
+    "multi": {"heads": 4},
+    "hypencoder": {"layers": 2},
 }
-BASELINES = ["bge", "colbert", "llara", "retromae", "sgpt", "simcse", "udever"]
+CONTRASTIVE = ["bge", "colbert", "llara", "multi", "pma", "retromae", "sgpt", "simcse", "udever"]
+BASELINES = [*CONTRASTIVE, "hypencoder", "kd"]
 Q, P = "甲乙", "山水火"
 
 
@@ -56,7 +61,7 @@ def test_the_published_phrases():
             '", summarize the above passage within eight words: ',
             '", predict the following passage within eight words: ',
         ),
-    } | dict.fromkeys(("udever", "retromae", "simcse", "colbert"), ())
+    } | dict.fromkeys({*BASELINES} - {"bge", "sgpt", "llara"}, ())
     assert (*llara.SUMMARY_TOKENS, *llara.PREDICTION_TOKENS) == tuple(f"<s{n}>" for n in range(1, 17))
 
 
@@ -83,9 +88,9 @@ def test_the_token_ids_fed(framed):
             ),
         }.items()
     }
-    around["retromae"] = around["simcse"] = dict.fromkeys(around["bge"], ((cls,), (sep,)))
+    around |= dict.fromkeys(("retromae", "simcse", "hypencoder"), dict.fromkeys(around["bge"], ((cls,), (sep,))))
     around["colbert"] = {key: ((cls, new[0 if key[0] == "query" else 1]), (sep,)) for key in around["bge"]}
-    around["d2llm"] = dict.fromkeys(around["bge"], (first, ()))
+    around |= dict.fromkeys(("d2llm", "pma", "kd", "multi"), dict.fromkeys(around["bge"], (first, ())))
     for name, expected in around.items():
         _, _, student = built(name, framed=framed)
         assert set(student.formats) == set(expected)
@@ -118,21 +123,35 @@ def test_trained_parameters():
     projections += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
     everywhere = [f"backbone.model.layers.{layer}.{part}" for layer in (0, 1) for part in projections]
     biases = [f"{place}.bias" for place in everywhere]
+    adapters = [f"{place}.lora_{side}.default.weight" for place in everywhere for side in "AB"]
     for name, expected in {
-        **dict.fromkeys(("bge", "colbert", "retromae", "simcse"), None),  # all there are
+        **dict.fromkeys(("bge", "colbert", "retromae", "simcse", "hypencoder"), None),  # all there are
         "sgpt": biases,
         "udever": [*biases, "backbone.model.embed_tokens.added.rows.weight"],
-        "llara": [f"{place}.lora_{side}.default.weight" for place in everywhere for side in "AB"],
+        **dict.fromkeys(("pma", "kd", "multi", "llara"), adapters),
     }.items():
         student = built(name)[2]
         every = [key for key, _ in student.named_parameters()]
-        assert sorted(student.trainable()) == sorted(expected or every) and not any("pooler" in key for key in every)
+        heads = [] if expected is None else [f"pooling.{key}" for key, _ in student.pooling.named_parameters()]
+        expected = every if expected is None else [*expected, *heads]
+        assert sorted(student.trainable()) == sorted(expected) and not any("pooler" in key for key in every)
+    # A query's network: two layers of 32 rows and a bias each, and the last row, by two learned rows and three linear
+    # layers.
+    numbers = sum(p.numel() for p in built("hypencoder")[2].scorer.parameters())
+    assert numbers == 2 * 32 * (2 * 33 + 1) + 5 * 3 * (32 * 32 + 32)
+    student = built("llara")[2]
     layer = student.backbone.model.layers[0].mlp.up_proj
     assert (layer.r["default"], layer.scaling["default"], layer.lora_dropout["default"].p) == (64, 16 / 64, 0.1)
 
 
+PMA = ("pma", {"heads": 4, "scale": "model", "init": "random"})
+MULTI = ("multi_pma", {"vectors": 8, "size": 128, "heads": 4})
 PUBLISHED = {  # pooling, scorer, padding, unit length; rate, temperature, hard negatives, what trains
     "bge": (("cls", {}), ("cosine", {}), "right", True, 1e-5, 0.02, 1, "full"),
+    "hypencoder": (("states", {"count": 64}), ("hypernetwork", {"layers": 2}), "right", False, 2e-5, 1.0, 7, "full"),
+    "kd": (PMA, ("cosine", {}), "right", False, 1e-4, 0.05, 1, "lora"),
+    "multi": (MULTI, ("maxsim", {"size": 128}), "right", False, 1e-4, 0.4, None, "lora"),
+    "pma": (PMA, ("cosine", {}), "right", False, 1e-4, 0.05, None, "lora"),
     "colbert": (("tokens", {"size": 128}), ("maxsim", {"size": 128}), "right", False, 3e-6, 1.0, 1, "full"),
     "llara": (("last_token", {"k": 8}), ("cosine", {}), "left", True, 3e-4, 0.01, 15, "lora"),
     "retromae": (("cls", {}), ("dot", {}), "right", False, 2e-5, 1.0, 15, "full"),
@@ -163,12 +182,13 @@ def test_a_student_has_the_parts_its_method_declares(name):
     assert student.method == name and student.backbone.kind == method.kind
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", CONTRASTIVE)
 @pytest.mark.parametrize("marked", [[["天"], ["山", "地"], []], None], ids=["marked", "by hand"])
 @pytest.mark.parametrize("others", ["all", "positives"])
 def test_objective_by_loops(name, marked, others):
     """Every query against all positives and all hard negatives of the batch; what is right for its text left out."""
-    method, recipe, student = built(name, in_batch_passages=others, **({"token_size": 8} if name == "colbert" else {}))
+    eight = {"colbert": {"token_size": 8}, "multi": {"vectors": 4, "vector_size": 8, "heads": 4}}
+    method, recipe, student = built(name, in_batch_passages=others, **eight.get(name, {}))
     generator = torch.Generator().manual_seed(1)
     q, p, n = (torch.randn(*shape, 32, generator=generator) * 0.3 for shape in ((3,), (3,), (3, 3)))
     mask = torch.tensor([[True, True, True], [True, False, True], [True, True, True]])
@@ -183,7 +203,7 @@ def test_objective_by_loops(name, marked, others):
 
     def score(a, b):
         a, b = a.double().numpy(), b.double().numpy()
-        if name == "colbert":  # four tokens each
+        if name in eight:  # four vectors each
             return (a.reshape(4, 8) @ b.reshape(4, 8).T).max(1).sum() / recipe.temperature
         return a @ b / (1 if name == "retromae" else np.linalg.norm(a) * np.linalg.norm(b)) / recipe.temperature
 
@@ -198,6 +218,42 @@ def test_objective_by_loops(name, marked, others):
         losses.append(np.logaddexp.reduce(logits) - logits[0])
     terms = method.objective(student, Embedded(q, p, n[:, :2]), batch.narrowed(2), recipe)
     assert {key: value.item() for key, value in terms.items()} == pytest.approx({"info_nce": np.mean(losses)}, rel=1e-4)
+
+
+@pytest.mark.parametrize(("loss", "easy"), [("margin_mse", True), ("margin_mse", False), ("kl", True)])
+def test_distillation_by_loops(loss, easy):
+    """Of each query its positive, the hard negatives there are and, if asked for, positives of its pack that are not
+    right for it."""
+    method, recipe, student = built("kd", loss=loss, easy_negatives=easy, contrast=0.5, teacher_temperature=2.0)
+    generator = torch.Generator().manual_seed(1)
+    q, p, n = (torch.randn(*shape, 32, generator=generator) for shape in ((3,), (3,), (3, 2)))
+    teacher = [torch.randn(*shape, 2, generator=generator) * 3 for shape in ((3,), (3, 2), (3, 2))]
+    place = [[1, 2], [0, 2], [0, 1]]
+    targets = TeacherTargets(*teacher, torch.tensor(place), torch.zeros(3, 3, 3))
+    mask = torch.tensor([[True, True], [True, False], [True, True]])
+    batch = Batch("d", "symmetric", list("甲乙甲"), list("山水火"), [["日", "月"]] * 3, targets, mask)
+    values, gaps = [], []
+    for i in range(3):
+        passages, logits = [p[i]], [teacher[0][i]]
+        chosen = [k for k in range(2) if mask[i, k]]
+        passages += [n[i, k] for k in chosen]
+        logits += [teacher[1][i, k] for k in chosen]
+        if easy:  # the first and the last query are one text: either positive is right for both
+            chosen = [e for e in range(2) if {i, place[i][e]} != {0, 2}]
+            passages += [p[place[i][e]] for e in chosen]
+            logits += [teacher[2][i, e] for e in chosen]
+        s = np.array([torch.cosine_similarity(q[i], x, dim=0).item() / 0.05 for x in passages])
+        t = np.array([(yes - no).item() / 2 for yes, no in logits])
+        gaps += [((s[0] - s[k]) - (t[0] - t[k])) ** 2 for k in range(1, len(s))]
+        log_s, log_t = s - np.logaddexp.reduce(s), t - np.logaddexp.reduce(t)
+        values.append((np.exp(log_t) * (log_t - log_s)).sum())
+    terms = method.objective(student, Embedded(q, p, n), batch, recipe)
+    plain, other, same = built("pma")
+    expected = {loss: np.mean(gaps if loss == "margin_mse" else values)}
+    expected["info_nce"] = plain.objective(same, Embedded(q, p, n), batch, other)["info_nce"].item() / 2
+    assert {key: value.item() for key, value in terms.items()} == pytest.approx(expected, rel=1e-4)
+    assert set(method.objective(student, Embedded(q, p, n), batch, method.recipe())) == {"margin_mse"}
+    assert find_method("hypencoder").recipe().contrast == 1 and find_method("hypencoder").uses_teacher
 
 
 # ------------------------------------------------------------------------------------------------------------- RetroMAE

@@ -21,6 +21,8 @@ KINDS = [
     ("bilinear", {}),
     ("bilinear_modes", {}),
     ("maxsim", {"size": 2}),
+    ("hypernetwork", {"layers": 2}),
+    ("hypernetwork", {"layers": 1, "block_bytes": 0}),
     # Blocks of so many pairs: the caches of an IEM are 9 numbers wide, a pair of texts has 9 products of tokens.
     *(("iem", {"hidden": 9, "skip": "cosine", "block_bytes": 8 * 2 * 9 * pairs}) for pairs in (0, 3, 8, 17)),
     ("maxsim", {"size": 2, "block_bytes": 8 * 9 * 3}),
@@ -57,6 +59,21 @@ def branch_of(iem, mode, q, p):
     return torch.relu(iem.branches["shared" if "shared" in iem.branches else mode](x * x if iem.squared else x))
 
 
+def hyper_score(scorer, states, p):
+    """The released code's network of one query, a row of weights at a time."""
+
+    def row(rows, k):
+        shares = torch.stack([rows.query[k] @ rows.key(x) / math.sqrt(D) for x in states]).softmax(0)
+        context = torch.relu(sum(share * rows.value(x) for share, x in zip(shares, states, strict=True)))
+        return rows.output(nn.functional.layer_norm(context, (D,))) + rows.base[k]
+
+    for number, (weights, bias) in enumerate(zip(scorer.weights, scorer.biases, strict=True), 1):
+        y = torch.stack([row(weights, k) @ p + row(bias, 0)[k] for k in range(D)])
+        y = nn.functional.layer_norm(torch.relu(y), (D,))
+        p = y if number == len(scorer.weights) else y + p
+    return row(scorer.last, 0) @ p
+
+
 def naive(scorer, q, p, mode):
     if scorer.name == "iem":
         logit, skip = scorer.head(branch_of(scorer, mode, q, p))[0], scorer.skip_weight
@@ -65,6 +82,8 @@ def naive(scorer, q, p, mode):
         return q @ scorer.weight @ p
     if scorer.name == "bilinear_modes":
         return q @ scorer.weights[mode] @ p
+    if scorer.name == "hypernetwork":
+        return hyper_score(scorer, [state for state in q.split(D) if state.any()], p[:D])
     if scorer.name == "maxsim":
         left, right = ([token for token in side.split(scorer.size) if token.any()] for side in (q, p))
         return sum((max(a @ b for b in right) for a in left if right), torch.zeros(()))
@@ -113,6 +132,16 @@ def test_tokens_that_are_not_there_match_nothing(pairs_a_block):
     (gradient,) = torch.autograd.grad(matrix.square().sum(), q)
     assert gradient.isfinite().all() and gradient[2:].any()
     assert scorer.cache_parts(D) == (2, 2, 2)
+
+
+@pytest.mark.parametrize("block_bytes", [0, None])
+def test_a_network_reads_the_states_that_there_are(block_bytes):
+    """Of queries of three, two and one states; of a passage its first state alone, which is all an index keeps."""
+    scorer = built("hypernetwork", layers=2, block_bytes=block_bytes)
+    q, p = vectors(3 * D, 3, 4)
+    q[1, 2 * D :] = q[2, D:] = 0
+    torch.testing.assert_close(scorer.matrix(q, p, "symmetric"), naive_matrix(scorer, q, p), rtol=1e-9, atol=1e-9)
+    assert torch.equal(scorer.passage_cache(p), p[:, :D])
 
 
 def test_blocks_bound_the_memory():
@@ -256,6 +285,7 @@ def test_logits_of_half_precision_vectors_are_formed_in_float32(name, settings, 
         ("iem", {"hidden": 1, "init": "matcher"}, "at least 2, found 1"),
         ("iem", {"width": 3}, "iem.*'width'"),
         ("maxsim", {"size": 0}, "size must be at least 1"),
+        ("hypernetwork", {"layers": 0}, "layers must be at least 1"),
         ("cosin", {}, "unknown 'cosin'.*nearest: cosine"),
     ],
 )

@@ -111,16 +111,23 @@ def test_flops_of_a_model_are_what_torch_counts(kind: str, tuning: dict | None) 
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.03)
 
 
-def test_flops_of_pooling_and_scoring_are_what_torch_counts() -> None:
-    chosen, texts, length = method("d2llm"), 6, 96
-    recipe = chosen.recipe({"pooling": {"heads": 8}, "interaction": {"hidden": 64}})
+@pytest.mark.parametrize(
+    ("name", "settings", "counted"),
+    [
+        ("d2llm", {"pooling": {"heads": 8}, "interaction": {"hidden": 64}}, 6),
+        ("multi", {"vectors": 4, "vector_size": 16, "heads": 8}, 6),
+        ("hypencoder", {"layers": 2, "max_lengths": {"query": 96}}, 2),  # of a query alone
+    ],
+)
+def test_flops_of_pooling_and_scoring_are_what_torch_counts(name: str, settings: dict, counted: int) -> None:
+    chosen, texts, length = method(name), 6, 96
+    recipe = chosen.recipe(settings)
     student = chosen.build(tiny.backbone(chosen.kind, hidden_size=64), recipe)
-    pooling, scorer = student.pooling.to("meta"), student.scorer.to("meta")
-    hidden, mask = torch.ones(texts, length, 64, device="meta"), torch.ones(texts, length, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        vectors = pooling(hidden, mask)
-        scorer.matrix(vectors[:2], vectors[2:], "symmetric")
-    expected = texts * chosen.text_flops(recipe, 64, length) + 2 * 4 * chosen.pair_flops(recipe, 64, length)
+    hidden, mask = torch.ones(texts, length, 64), torch.ones(texts, length)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        vectors = student.pooling(hidden, mask)
+        student.scorer.matrix(vectors[:2], vectors[2:], "symmetric")
+    expected = counted * chosen.text_flops(recipe, 64, length) + 2 * 4 * chosen.pair_flops(recipe, 64, length)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.05)
 
 

@@ -14,6 +14,8 @@ D, T = 12, 7
 LENGTHS = [7, 1, 4, 2]
 PLAIN = [("mean", {}), ("weighted_mean", {}), ("last_token", {}), ("last_token", {"k": 3}), ("cls", {})]
 LEARNED = [("cls_mlp", {}), ("tokens", {"size": 5}), ("pma", {"heads": 3}), ("pma", {"heads": 3, "init": "mean"})]
+LEARNED += [("multi_pma", {"vectors": 2, "size": 5, "heads": 3})]
+STATES = ("states", {"count": 3})
 both_sides = pytest.mark.parametrize("side", ["left", "right"])
 
 
@@ -41,6 +43,8 @@ def naive(name, pooling, text):
         return sum((i + 1) * token for i, token in enumerate(tokens)) / sum(range(1, len(tokens) + 1))
     if name == "last_token":
         return sum(tokens[-pooling.k :]) / min(pooling.k, len(tokens))
+    if name == "states":
+        return torch.cat([*tokens[:3], torch.zeros(D * (3 - len(tokens[:3])))])
     if name == "tokens":
         vectors = [pooling.project.weight @ token for token in tokens]
         return torch.cat([vector / vector.norm() for vector in vectors])
@@ -48,7 +52,7 @@ def naive(name, pooling, text):
 
 
 @both_sides
-@pytest.mark.parametrize(("name", "settings"), [*PLAIN, *LEARNED[:2]])
+@pytest.mark.parametrize(("name", "settings"), [*PLAIN, *LEARNED[:2], STATES])
 def test_matches_its_definition(name, settings, side):
     pooling, (texts, hidden, mask) = build_pooling(name, D, **settings), padded(side, math.nan)
     for layer in (part for part in pooling.modules() if isinstance(part, nn.Linear)):  # made with BERT's weights
@@ -61,7 +65,7 @@ def test_matches_its_definition(name, settings, side):
             padding = torch.zeros(5 * (T - len(text)))
             expected = torch.cat([expected, padding] if side == "right" else [padding, expected])
         torch.testing.assert_close(row, expected, rtol=1e-5, atol=1e-6)
-    assert pooling.width(D, T) == (T * 5 if name == "tokens" else D)
+    assert pooling.width(D, T) == {"tokens": T * 5, "states": 3 * D}.get(name, D)
 
 
 def test_weighted_mean_of_a_long_half_precision_text():
@@ -72,7 +76,7 @@ def test_weighted_mean_of_a_long_half_precision_text():
 
 @pytest.mark.parametrize("junk", [math.inf, math.nan])
 @both_sides
-@pytest.mark.parametrize(("name", "settings"), [*PLAIN, *LEARNED])
+@pytest.mark.parametrize(("name", "settings"), [*PLAIN, *LEARNED, STATES])
 def test_padding_contributes_nothing(name, settings, side, junk):
     pooling = build_pooling(name, D, **settings)
     results, gradients = [], []
@@ -84,7 +88,7 @@ def test_padding_contributes_nothing(name, settings, side, junk):
     assert torch.equal(*results) and torch.equal(*gradients)
 
 
-@pytest.mark.parametrize(("name", "settings"), [*PLAIN, *LEARNED])
+@pytest.mark.parametrize(("name", "settings"), [*PLAIN, *LEARNED, STATES])
 def test_a_text_without_tokens_is_finite(name, settings):
     _, hidden, mask = padded()
     mask[2] = 0
@@ -124,6 +128,24 @@ def test_pma_matches_torch_multihead_attention(heads, scale, side):
     out = out + torch.relu(nn.functional.linear(out, pma.output.weight, pma.output.bias))
     out = nn.functional.layer_norm(out, (D,), pma.norm1.weight, pma.norm1.bias)
     torch.testing.assert_close(pma(hidden, mask), out, rtol=1e-10, atol=1e-10)
+
+
+def test_several_seeds_are_as_many_poolings_by_one_attention():
+    """Each vector is that of a PMA with one of the seeds and the same weights, projected, of unit length."""
+    several = build_pooling("multi_pma", D, vectors=2, size=5, heads=3)
+    with torch.no_grad():
+        for parameter in several.parameters():
+            parameter.normal_(0, 0.5)
+    _, hidden, mask = padded("left", math.nan)
+    for i, vectors in enumerate(several(hidden, mask).split(5, dim=1)):
+        single = PMA(D, heads=3, scale="head")
+        weights = {
+            name: value for name, value in several.state_dict().items() if name not in ("seeds", "project.weight")
+        }
+        single.load_state_dict(weights | {"seed": several.seeds[i]})
+        expected = nn.functional.normalize(single(hidden, mask) @ several.project.weight.T, dim=-1)
+        torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)
+    assert several.width(D, T) == 10 and several.token_size == 5
 
 
 @pytest.mark.parametrize("init", ["random", "mean"])

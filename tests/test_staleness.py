@@ -77,7 +77,7 @@ MODULES = {
     | {f"{stage} {name}" for name in ("bge", "llara", "sgpt", "udever") for stage in ("train", "evaluate")}
     | {"pretext bge", "pretext llara"},
     "models.scorers.bilinear": set(),
-    "models.scorers.maxsim": set(),
+    **dict.fromkeys(("models.scorers.maxsim", "models.scorers.hypernetwork", "models.poolings.states"), set()),
     "models.poolings.pma": {"train d2llm", "evaluate d2llm", *USING},
     "models.poolings.weighted_mean": {"train sgpt", "evaluate sgpt", *USING},
     "models.poolings.mean": DENSE,
@@ -92,7 +92,7 @@ MODULES = {
     "baselines.bge": {"train bge", "pretext bge"},
     "baselines.llara": {"train llara", "pretext llara"},
     "baselines.retromae": {f"{stage} {name}" for stage in ("train", "pretext") for name in ("retromae", "bge")},
-    "baselines.simcse": set(),
+    **dict.fromkeys(("baselines.simcse", "baselines.kd", "baselines.hypencoder"), set()),
     # teacher
     "teacher.cross_encoder": TEACHER | {"runtime"},
     "teacher.load": TEACHER | {"runtime"},

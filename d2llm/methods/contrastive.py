@@ -15,6 +15,7 @@ from d2llm.methods.base import Method
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from d2llm.config.recipes import Recipe
     from d2llm.models.batch import Batch, Embedded, TextIds
     from d2llm.models.student import Student
 
@@ -24,23 +25,32 @@ class ContrastiveMethod(Method[R]):
 
     def objective(self, student: Student, embedded: Embedded, batch: Batch, recipe: R) -> dict[str, Tensor]:
         """−log softmax over [own positive, other passages of the batch] / τ at the positive, mean over queries."""
-        import torch
+        return {"info_nce": contrast(*all_logits(student, embedded, batch), batch, recipe)}
 
-        from d2llm.methods.losses import info_nce, off_diagonal
 
-        q, p, n = embedded.q, embedded.p, embedded.n
-        mask = negative_mask(batch, q.device)
-        size, count = n.shape[:2]
-        matrix = student.scorer.matrix(q, torch.cat([p, n.flatten(0, 1)]), batch.mode)
-        positives, hard = matrix.split([size, size * count], dim=1)
-        hard = hard.view(size, size, count)
-        own = torch.arange(size, device=q.device)
-        others, allowed = off_diagonal(positives), off_diagonal(allowed_positives(batch, q.device))
-        if recipe.in_batch_passages == "all":
-            far, far_mask = of_others(hard, mask, batch)
-            others, allowed = torch.cat([others, far], dim=1), torch.cat([allowed, far_mask], dim=1)
-        loss = info_nce(positives.diagonal(), hard[own, own], others, recipe.temperature, mask, allowed)
-        return {"info_nce": loss}
+def all_logits(student: Student, embedded: Embedded, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits of query i with the positive of query j (B, B), and with each hard negative of query j (B, B, K)."""
+    import torch
+
+    q, p, n = embedded.q, embedded.p, embedded.n
+    size, count = n.shape[:2]
+    matrix = student.scorer.matrix(q, torch.cat([p, n.flatten(0, 1)]), batch.mode)
+    positives, hard = matrix.split([size, size * count], dim=1)
+    return positives, hard.view(size, size, count)
+
+
+def contrast(positives: Tensor, hard: Tensor, batch: Batch, recipe: Recipe) -> Tensor:
+    """InfoNCE of each query over the passages of the batch that a recipe names, of the logits of `all_logits`."""
+    import torch
+
+    from d2llm.methods.losses import info_nce, off_diagonal
+
+    own, mask = torch.arange(len(positives), device=positives.device), negative_mask(batch, positives.device)
+    others, allowed = off_diagonal(positives), off_diagonal(allowed_positives(batch, positives.device))
+    if recipe.in_batch_passages == "all":
+        far, far_mask = of_others(hard, mask, batch)
+        others, allowed = torch.cat([others, far], dim=1), torch.cat([allowed, far_mask], dim=1)
+    return info_nce(positives.diagonal(), hard[own, own], others, recipe.temperature, mask, allowed)
 
 
 def negative_mask(batch: Batch, device: Any = None) -> Tensor:

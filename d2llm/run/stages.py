@@ -108,7 +108,7 @@ def training_inputs(config: Config, paths: Paths, method: str, variant: str, see
     inputs = [paths.pairs, paths.pretext(method, owner) if owner else paths.base(chosen.base(recipe))]
     inputs += [paths.tasks] if config.training.dev_every else []
     shards = config.teacher.shards
-    scores = [paths.teacher_scores(shard, shards, getattr(recipe, "teacher", "")) for shard in range(shards)]
+    scores = [paths.teacher_scores(shard, shards, getattr(recipe, "teacher", "teacher")) for shard in range(shards)]
     return inputs + (scores if chosen.imitates(recipe) else [])
 
 

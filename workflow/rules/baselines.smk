@@ -1,8 +1,8 @@
 """The baselines: each one is the training rule for another method. To add one: a stanza here, a file in baselines/, a
 line in the config.
 
-They need no teacher, so they are trained beside it, and after whatever the teacher waits for; the longest first, so
-that none is left over at the end.
+Those that need no teacher are trained beside it, and after whatever the teacher waits for; the longest first, so that
+none is left over at the end.
 """
 
 
@@ -48,3 +48,28 @@ use rule train as train_colbert with:
     wildcard_constraints:
         method="colbert",
     priority: 10
+
+
+# The rivals of config/rivals.yaml. Two read the teacher's scores and wait for them, as D2LLM does.
+use rule train as train_pma with:
+    wildcard_constraints:
+        method="pma",
+    priority: 10
+
+
+use rule train as train_multi with:
+    wildcard_constraints:
+        method="multi",
+    priority: 10
+
+
+use rule train as train_kd with:
+    wildcard_constraints:
+        method="kd",
+    priority: 70
+
+
+use rule train as train_hypencoder with:
+    wildcard_constraints:
+        method="hypencoder",
+    priority: 70
