@@ -6,7 +6,7 @@ Source: Killingback et al. 2025 (arXiv 2502.05364) and its code. docs/baselines.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -32,6 +32,7 @@ class HypencoderRecipe(DistilledRecipe):
     temperature: PositiveFloat = 1.0
     hard_negatives: Count | None = 7
     contrast: Weight = 1.0
+    in_batch_passages: Literal["positives", "all"] = "positives"
     # Not published: queries as BGE's. A first sentence has the query's limit, as its states are kept apart.
     max_lengths: MaxLengths = MaxLengths(query=64, passage=256, symmetric=256)
     # Hidden layers of the network that a query becomes (published: 2, 4, 6 and 8).

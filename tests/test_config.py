@@ -87,6 +87,11 @@ def test_mini_spells_out_every_key_of_the_schema(tmp_path: Path) -> None:
         ("statistics: {subject: simcse}", "statistics.subject: expected one of d2llm, bge"),
         ("variants: {hot: {method: bgee}}", "variants.hot.method: expected one of d2llm, bge"),
         ("variants: {hot: {method: bge, settings: {temprature: 1}}}", "variants.hot.settings.temprature: unknown key"),
+        (
+            "methods: {bge: {hard_negatives: null, negatives: {stratified: true}}}",
+            "methods.bge.negatives.stratified: chooses some of the 4 mined negatives (negatives.per_query); set "
+            "hard_negatives to a number from 2 to 3; found null, all of them",
+        ),
         ("variants: {base: {method: bge}}", "variants.base: this name is taken"),
     ],
 )

@@ -182,15 +182,21 @@ def downstream(config: Config, changed: dict[str, Any]) -> set[tuple[str, ...]]:
         stale |= more
 
 
-def test_a_prompt_of_checkpoints_makes_the_teacher_and_what_imitates_it_again() -> None:
-    """Neither a base model nor negatives, baselines, or a variant of plain contrast, which reads no teacher's scores."""
+def test_a_prompt_of_checkpoints_makes_the_teacher_and_what_reads_its_scores_again() -> None:
+    """Rivals that imitate it and a baseline that chooses its negatives by it; neither a base model nor negatives, other
+    baselines, or a variant of plain contrast.
+    """
     plain = {"ci_weighting": "none", "alpha": 0.0, "beta": 0.0, "gamma": 0.0}
-    variants = {"variants": {"plain": {"method": "d2llm", "settings": plain}}, "references": ["teacher", "bm25"]}
+    chosen = {"method": "sgpt", "settings": {"negatives": {"below": 0.95}}}
+    variants: dict[str, Any] = {"references": ["teacher", "bm25"], "methods": {"kd": {}, "hypencoder": {}, "pma": {}}}
+    variants["variants"] = {"plain": {"method": "d2llm", "settings": plain}, "chosen": chosen}
     config = load([PAPER], variants)
     stale = downstream(config, variants | {"teacher": {"symmetric": WORDS}})
     models = ("base", "negatives", "pretext", "teacher", "teacher_scores", "train", "evaluate")
     found = {" ".join(key[:2]) for key in stale if key[0] in models}
-    assert found == TEACHER | {"train d2llm", "evaluate d2llm"}
+    reading = ("d2llm", "kd", "hypencoder", "sgpt")
+    assert found == TEACHER | {f"{stage} {name}" for stage in ("train", "evaluate") for name in reading}
+    assert {key[2] for key in stale if key[:2] == ("train", "sgpt")} == {"chosen"}
     assert {("train", "d2llm", "base", "1"), ("runtime",), ("collect",)} <= stale
     assert Run("d2llm", "plain", 1) in config.runs() and not any("plain" in key for key in stale)
 

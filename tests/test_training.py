@@ -113,6 +113,44 @@ def test_the_teachers_targets_belong_to_their_texts() -> None:
                 assert targets.easy_logits[i, e].tolist() == [1000.0 * row + mate, -mate]  # of this very positive
 
 
+@pytest.mark.parametrize(
+    ("settings", "taken"),
+    [
+        # Probabilities of yes: the positive 0.9; the negatives 0.88, 0.1, 0.5, 0.2, 0.4 in the order of the mining.
+        ({"below": 0.95}, [1, 2, 3, 4, None]),
+        ({"below": 1.0}, [0, 1, 2, 3, 4]),
+        ({"below": 0.05}, [None] * 5),
+        ({"stratified": True}, [0, 1, 2]),  # logits 2, −2.2, 0, −1.4, −0.4: nearest to −2.2, −0.1 and 2
+        ({"stratified": True, "below": 0.95}, [1, 2, 3]),  # nearest to −2.2, −1.1 and 0
+    ],
+)
+def test_negatives_are_chosen_by_the_teachers_scores(settings: dict[str, Any], taken: list[int | None]) -> None:
+    """Texts, numbers, scores and features move together; a method that imitates nobody is given no score."""
+    count = 3 if "stratified" in settings else None
+    recipe = method("bge").recipe({"negatives": settings, "hard_negatives": count})
+    frame = pairs()
+    frame["negatives"] = [[f"n {qid} {k}" for k in range(5)] for qid in frame["qid"]]
+    yes = np.log(np.divide(*np.array([[0.9, 0.1], [0.88, 0.12], [0.1, 0.9], [0.5, 0.5], [0.2, 0.8], [0.4, 0.6]]).T))
+    known = scores(frame).assign(
+        yes=[yes] * len(frame), no=[0 * yes] * len(frame), features=[np.arange(36.0)] * len(frame)
+    )
+    batch = PairData(frame, known, recipe).batch("nli", [0, 1]).narrowed(count)
+    blind = PairData(frame, known, recipe, imitates=False).batch("nli", [0, 1]).narrowed(count)
+    assert blind.teacher is None and blind.negatives == batch.negatives and batch.teacher is not None
+    assert batch.negative_mask is not None and batch.text_ids is not None
+    plain = PairData(frame, None).text_ids
+    for i, row in enumerate(frame.index[:8]):
+        kept = [k for k in taken if k is not None]
+        assert batch.negative_mask[i].tolist() == [k is not None for k in taken]
+        assert batch.negatives[i][: len(kept)] == [frame["negatives"][row][k] for k in kept]
+        assert batch.text_ids.negatives[i, : len(kept)].tolist() == plain.negatives[row, kept].tolist()
+        assert batch.teacher.negative_logits[i, : len(kept), 0].tolist() == pytest.approx(yes[[k + 1 for k in kept]])
+        places = [0, *(k + 1 for k in kept)]
+        expected = np.arange(36.0).reshape(6, 6)[np.ix_(places, places)]
+        assert np.array_equal(batch.teacher.features[i, : len(places), : len(places)], expected)
+    assert not method("bge").reads_scores(method("bge").recipe()) and method("bge").reads_scores(recipe)
+
+
 def test_uneven_pairs_and_scores_of_other_pairs_are_refused() -> None:
     frame = pairs()
     uneven = frame.copy()

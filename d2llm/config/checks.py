@@ -102,6 +102,12 @@ def check_recipe(config: Config, method: str, variant: str, origin: Callable[[Ke
         raise ConfigError(f"{origin(prefix)}: {dotted(prefix)}: {error}") from None
     recipe = validate(chosen.Recipe, config.overrides(method, variant), origin, prefix)
     check_parts(config, chosen.kind, recipe, origin, prefix)
+    used, mined, where = recipe.hard_negatives, config.negatives.per_query, (*prefix, "negatives", "stratified")
+    if recipe.negatives.stratified and (used is None or used >= mined or used < 2):
+        raise ConfigError(
+            f"{origin(where)}: {dotted(where)}: chooses some of the {mined} mined negatives (negatives.per_query); set "
+            f"hard_negatives to a number from 2 to {mined - 1}; found {'null, all of them' if used is None else used}"
+        )
     return recipe
 
 

@@ -130,6 +130,24 @@ class PretextStage(Section):
         return -(-round(self.epochs * texts) // self.batch_size)
 
 
+class NegativeChoice(Section):
+    """Which of its mined negatives a query is trained with, by the teacher's scores of them; all keys off: none are
+    read.
+    """
+
+    # Negatives whose probability of yes is above this share of the positive's are left out (NV-Retriever: 0.95); null:
+    # none are.
+    below: Annotated[float, Field(gt=0.0)] | None = None
+    # Whether the hard_negatives that are used lie evenly between the lowest and the highest score (TAS-B); false: the
+    # first are used, which the mining draws at random.
+    stratified: bool = False
+
+    @property
+    def reads(self) -> bool:
+        """Whether it reads the teacher's scores."""
+        return self != NegativeChoice()
+
+
 class Recipe(Section):
     """Settings every method has. Subclasses set the published values as defaults and add their own keys.
 
@@ -164,6 +182,8 @@ class Recipe(Section):
     hard_negatives: Count | None = None
     # Which passages of other queries a query meets in a batch: their positives and hard negatives, or their positives.
     in_batch_passages: Literal["positives", "all"] = "all"
+    # Which of them, by the teacher's scores.
+    negatives: NegativeChoice = NegativeChoice()
     # Forget activations and compute them again: less memory, more time.
     gradient_checkpointing: bool = False
 

@@ -56,8 +56,12 @@ class Declaration(Generic[R]):
         return self.pooling, self.scorer
 
     def imitates(self, recipe: R) -> bool:
-        """Whether a training by this recipe reads the teacher's scores."""
+        """Whether a loss of this recipe reads the teacher's scores."""
         return self.uses_teacher
+
+    def reads_scores(self, recipe: R) -> bool:
+        """Whether a training by this recipe does: its loss, or the choice of its negatives."""
+        return self.imitates(recipe) or recipe.negatives.reads
 
     def modules(self, recipe: R) -> tuple[str, ...]:
         """What else it computes with that no import statement names."""

@@ -280,8 +280,8 @@ class Config(Section):
         used = {declared(name).base(self.recipe(name, variant)) for name, variant in runs} | (
             {"encoder"} if runs else set()
         )
-        imitating = (declared(name).imitates(self.recipe(name, variant)) for name, variant in runs)
-        if "teacher" in self.references or any(imitating):
+        reading = (declared(name).reads_scores(self.recipe(name, variant)) for name, variant in runs)
+        if "teacher" in self.references or any(reading):
             used |= {"teacher", "encoder"}
         used |= {source for name in used if (source := self.models.of(name).grown_from)}
         return [name for name in self.models.names() if name in used]
@@ -289,7 +289,7 @@ class Config(Section):
     def imitated(self) -> list[str]:
         """The teachers that runs read the scores of, by name."""
         recipes = [(declared(run.method), self.recipe(run.method, run.variant)) for run in self.runs()]
-        names = (getattr(recipe, "teacher", "teacher") for chosen, recipe in recipes if chosen.imitates(recipe))
+        names = (getattr(recipe, "teacher", "teacher") for chosen, recipe in recipes if chosen.reads_scores(recipe))
         return list(dict.fromkeys(names))
 
     def phrases(self) -> list[str]:

@@ -101,15 +101,15 @@ def vector_shards(config: Config, paths: Paths) -> list[Path]:
 
 
 def training_inputs(config: Config, paths: Paths, method: str, variant: str, seed: Any) -> list[Path]:
-    """Training pairs, a base model, and dev sets to watch it by; the teacher's scores only for a run that imitates
-    one.
+    """Training pairs, a base model, and dev sets to watch it by; the teacher's scores only for a run that reads
+    them.
     """
     chosen, recipe, owner = declared(method), config.recipe(method, variant), config.pretext_of(method, variant)
     inputs = [paths.pairs, paths.pretext(method, owner) if owner else paths.base(chosen.base(recipe))]
     inputs += [paths.tasks] if config.training.dev_every else []
     shards = config.teacher.shards
     scores = [paths.teacher_scores(shard, shards, getattr(recipe, "teacher", "teacher")) for shard in range(shards)]
-    return inputs + (scores if chosen.imitates(recipe) else [])
+    return inputs + (scores if chosen.reads_scores(recipe) else [])
 
 
 def started_from(config: Config, paths: Paths, method: str, variant: str) -> list[Path]:
@@ -314,7 +314,9 @@ def train_settings(config: Config, method: str, variant: str, **arguments: Any) 
     for key in WATCHING:
         del training[key]
     training["steps"] = others.get(method, training["steps"])
-    return {"training": training, "recipe": plain(config.recipe(method, variant))}
+    recipe = config.recipe(method, variant)
+    unsaid = () if recipe.negatives.reads else ("negatives",)  # the usual choice goes unsaid
+    return {"training": training, "recipe": {key: value for key, value in plain(recipe).items() if key not in unsaid}}
 
 
 def evaluate_settings(config: Config, method: str, **arguments: Any) -> dict[str, Any]:

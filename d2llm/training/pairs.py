@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 class PairData:
     """The training pairs with, for methods that use it, the teacher's scores."""
 
-    def __init__(self, pairs: pd.DataFrame, scores: pd.DataFrame | None) -> None:
+    def __init__(
+        self, pairs: pd.DataFrame, scores: pd.DataFrame | None, recipe: Recipe | None = None, imitates: bool = True
+    ) -> None:
+        """`recipe`: whose choice of negatives is made by the scores; `imitates`: whether batches hold them."""
         self.pairs = pairs
         self.queries, self.positives = pairs["query"].tolist(), pairs["positive"].tolist()
         self.negatives = [list(texts) for texts in pairs["negatives"]]
@@ -43,7 +46,11 @@ class PairData:
         self.text_ids = PairTextIds(
             pairs["dataset"].tolist(), self.queries, self.positives, self.negatives, pairs["marked"].tolist()
         )
-        self.scores = None if scores is None else _Scores(scores, self.width)
+        known = None if scores is None else _Scores(scores, self.width)
+        self.negative_mask: np.ndarray | None = None
+        if known is not None and recipe is not None and recipe.negatives.reads:
+            self._choose(known, recipe)
+        self.scores = known if imitates else None
         # Rows of every pack, packs of every data set (one mode each).
         self.packs = [rows.to_numpy() for _, rows in pairs.groupby("pack", sort=True).groups.items()]
         owner = pairs.groupby("pack", sort=True)["dataset"].first().to_numpy()
@@ -52,17 +59,24 @@ class PairData:
 
     @classmethod
     def load(cls, config: Config, method: Method, recipe: Recipe | None = None) -> PairData:
-        """Read what a run needs, of the method itself or by another recipe; one that does not imitate a teacher never
-        sees any scores.
+        """Read what a run needs, of the method itself or by another recipe; batches of one that does not imitate a
+        teacher hold no scores.
         """
         recipe = config.recipe(method.name) if recipe is None else recipe
         pairs = read_frame(Paths.of(config).pairs, PAIRS)
         scores = None
-        if method.imitates(recipe):
+        if method.reads_scores(recipe):
             from d2llm.teacher.targets import read_scores
 
             scores = read_scores(config, pairs["qid"].tolist(), getattr(recipe, "teacher", "teacher"))
-        return cls(pairs, scores)
+        return cls(pairs, scores, recipe, method.imitates(recipe))
+
+    def _choose(self, scores: _Scores, recipe: Recipe) -> None:
+        """Put each query's negatives in the order in which the recipe takes them, and mark those it leaves out."""
+        order, self.negative_mask = chosen_negatives(scores.hard, recipe)
+        self.negatives = [[texts[k] for k in row] for texts, row in zip(self.negatives, order, strict=True)]
+        self.text_ids.negatives = np.take_along_axis(self.text_ids.negatives, order, axis=1)
+        scores.reorder(order)
 
     def plan(self, size: int, steps: int, seed: int) -> list[tuple[str, list[int]]]:
         """`steps` batches of one data set each, as (data set, pack numbers): the same for every method of a seed.
@@ -100,8 +114,42 @@ class PairData:
             positives=[self.positives[i] for i in rows],
             negatives=[self.negatives[i] for i in rows],
             teacher=teacher,
+            negative_mask=None if self.negative_mask is None else torch.from_numpy(self.negative_mask[rows]),
             text_ids=self.text_ids.of(rows),
         )
+
+
+def chosen_negatives(hard: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """(n, K) the order in which a recipe takes the negatives of n queries, and (n, K) which of them, so ordered, it may
+    take. hard (n, 1 + K, 2): the teacher's logits, yes and no, the positive first.
+
+    `below`: NV-Retriever's TopK-PercPos (Moreira et al. 2024, arXiv 2407.15831), by the probability of yes.
+    `stratified`: as TAS-B balances margins (Hofstätter et al. 2021, arXiv 2104.06967), without a draw: of a query's
+    negatives those nearest to so many even steps between its lowest and its highest logit.
+    """
+    logits = hard[..., 0] - hard[..., 1]
+    probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    choice, count = recipe.negatives, recipe.hard_negatives
+    keep = np.ones((len(hard), hard.shape[1] - 1), dtype=bool)
+    if choice.below is not None:
+        keep = probability[:, 1:] <= choice.below * probability[:, :1]
+    order = np.argsort(~keep, axis=1, kind="stable")
+    if choice.stratified and count:
+        for row in np.flatnonzero(keep.sum(1) > count):
+            taken = spread_evenly(logits[row, 1:], np.flatnonzero(keep[row]), count)
+            order[row] = [*taken, *(k for k in order[row] if k not in taken)]
+    return order, np.take_along_axis(keep, order, axis=1)
+
+
+def spread_evenly(values: np.ndarray, places: np.ndarray, count: int) -> list[int]:
+    """`count` of the places, in their order: for each of so many even steps the nearest value that is left."""
+    left = [int(place) for place in places]
+    taken = []
+    for step in np.linspace(values[places].min(), values[places].max(), count):
+        nearest = min(left, key=lambda place: (abs(values[place] - step), place))
+        taken.append(nearest)
+        left.remove(nearest)
+    return sorted(taken)
 
 
 class Batches:
@@ -133,6 +181,13 @@ class _Scores:
         self.hard = np.stack([stack["yes"], stack["no"]], axis=-1)
         self.easy = np.stack([stack["easy_yes"], stack["easy_no"]], axis=-1)
         self.features = stack["features"].reshape(-1, width + 1, width + 1)
+
+    def reorder(self, order: np.ndarray) -> None:
+        """Bring the negatives into another order (n, K)."""
+        whole = np.concatenate([np.zeros_like(order[:, :1]), 1 + order], axis=1)
+        self.hard = np.take_along_axis(self.hard, whole[..., None], axis=1)
+        rows = np.take_along_axis(self.features, whole[:, :, None], axis=1)
+        self.features = np.take_along_axis(rows, whole[:, None, :], axis=2)
 
     def targets(self, rows: np.ndarray, sizes: list[int]) -> TeacherTargets:
         packs = torch.arange(len(rows)).split(sizes)

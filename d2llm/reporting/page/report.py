@@ -253,7 +253,7 @@ def described(config: Config, name: str, about: Context) -> dict[str, Any]:
         "title": about.titles.get(name, name),
         "citation": method.citation,
         "kind": method.kind,
-        "teacher": method.uses_teacher,
+        "teacher": method.reads_scores(config.recipe(name)),
         "changed": [(key, plain(value)) for key, value in changed.items()],
     }
 

@@ -122,7 +122,7 @@ def described(name: str, config: Config, run: pd.Series, logged: list[str]) -> d
         "Scorer": renamed("scorer", run["scorer"].partition(" (")[0]),
         "Loss": " + ".join(TERM_TITLES.get(term, term) for term in logged if term != "loss"),
         "Loss weights": weights(recipe),
-        "Teacher's scores": "yes" if chosen.uses_teacher else "no",
+        "Teacher's scores": "yes" if chosen.reads_scores(recipe) else "no",
         "Temperature": f"{recipe.temperature:g}",
         "Learning rate": f"{recipe.learning_rate:g}",
         "Learning rate of pooling and scorer": f"{recipe.head_learning_rate or recipe.learning_rate:g}"
