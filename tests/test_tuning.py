@@ -67,9 +67,8 @@ def test_the_mini_tier_gives_every_method_the_same_number_of_trials() -> None:
     # What the main run uses is a point of the grid it was chosen from.
     for method in config.methods:
         assert sum(trial.run == Run(method, "base", 1) for trial in config.trials()) == 1, method
-    for name in ("simcse", "colbert", "rivals"):  # more methods: loading refuses grids of another size
-        more = load([MINI, MINI.parent / f"{name}.yaml"])
-        assert set(more.tuning.grids) == set(more.methods) > set(config.methods)
+    for name in ("simcse", "colbert"):  # the examples of more methods
+        assert len(load([MINI, MINI.parent / f"{name}.yaml"]).grid(name)) == counts["bge"]
 
 
 SCORES = pd.DataFrame(
