@@ -180,10 +180,10 @@ class Recipe(Section):
     base: str | None = None
     # Hard negatives used per query; null: all that the batch holds.
     hard_negatives: Count | None = None
-    # Which passages of other queries a query meets in a batch: their positives and hard negatives, or their positives.
-    in_batch_passages: Literal["positives", "all"] = "all"
     # Which of them, by the teacher's scores.
     negatives: NegativeChoice = NegativeChoice()
+    # Which passages of other queries a query meets in a batch: their positives and hard negatives, or their positives.
+    in_batch_passages: Literal["positives", "all"] = "all"
     # Forget activations and compute them again: less memory, more time.
     gradient_checkpointing: bool = False
 
