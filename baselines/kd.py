@@ -59,7 +59,8 @@ class Distilled(ContrastiveMethod[R]):
             mask = torch.cat([mask, allowed_positives(batch, mask.device).gather(1, teacher.easy_index)], dim=1)
         loss = {"margin_mse": margin_mse, "kl": kl_divergence}[recipe.loss]
         student_logits = torch.cat(candidates, dim=1) / recipe.temperature
-        terms = {recipe.loss: loss(student_logits, torch.cat(wanted, dim=1) / recipe.teacher_temperature, mask)}
+        teacher_logits = torch.cat(wanted, dim=1) / recipe.teacher_temperature
+        terms: dict[str, Tensor] = {recipe.loss: loss(student_logits, teacher_logits, mask)}
         if recipe.contrast:
             terms["info_nce"] = recipe.contrast * contrast(positives, hard, batch, recipe)
         return terms
