@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2llm.config.recipes import MaxLengths
 from d2llm.evaluation.rows.student import StudentScorer
@@ -50,6 +52,34 @@ def test_texts_are_embedded_in_half_precision_and_scored_in_float32(
     np.testing.assert_allclose(scored, matrix, atol=0.1 * float(matrix.abs().max()))
     # Weights that are in half precision already stay what they are.
     assert isinstance(precision.embedding(torch.zeros(1, dtype=torch.float16)), nullcontext)
+
+
+def test_linear_layers_of_a_cpu_in_half_precision_meet_few_shapes() -> None:
+    """Rows are filled up to a multiple of 64 and cut again: values and gradients are those of the layer itself."""
+    layer, shapes = torch.nn.Linear(32, 48), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN202
+            if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+                shapes.extend(n for x in args if isinstance(x, torch.Tensor) for n in x.shape if n not in (32, 48))
+            return function(*args, **(kwargs or {}))
+
+    def gradients(x: torch.Tensor, even: bool) -> tuple[torch.Tensor, ...]:
+        x = x.clone().requires_grad_()
+        with precision.even_rows(even), torch.autocast("cpu", dtype=torch.bfloat16):
+            out = layer(x)
+        return out, *torch.autograd.grad(out.float().square().sum(), [x, *layer.parameters()])
+
+    for rows in (65, 100, 128, 130, 190):
+        x = torch.randn(1, rows, 32)
+        with Watch():
+            filled = gradients(x, True)
+        for own, plain in zip(filled, gradients(x, False), strict=True):
+            torch.testing.assert_close(own, plain, rtol=0.02, atol=0.02 * float(plain.detach().abs().max()))
+    assert set(shapes) == {128, 192}
+    with precision.even_rows(True):  # whoever computes in float32 keeps his bits
+        x = torch.randn(70, 32)
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
 @pytest.mark.parametrize(("half", "expected"), [(True, torch.bfloat16), (False, None)])

@@ -301,3 +301,5 @@ def fix_randomness(threads: int, seed: int, use_torch: bool) -> None:
         # What use_deterministic_algorithms(True) does, without the import of the compiler it configures besides (1.3 s
         # a job).
         torch.set_deterministic_debug_mode("error")
+        # Nor is fresh memory written before it is used, which finds faults in kernels and takes a tenth of a training.
+        torch.utils.deterministic.fill_uninitialized_memory = False

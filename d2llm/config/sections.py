@@ -32,16 +32,16 @@ Folder = Annotated[str, Field(pattern=r"^[\w./=+,@][\w./=+,@-]*$", max_length=50
 class CpuSettings(Section):
     """What a CPU computes in; training has a key of its own, `training.precision`."""
 
-    # Whether texts are embedded in bfloat16 and their scores formed in float32, as on a GPU. Meant for a processor with
-    # instructions for bfloat16 (AMX).
+    # Whether texts are embedded, and pairs read by a teacher, in bfloat16 and their scores formed in float32, as on a
+    # GPU. Meant for a processor with instructions for bfloat16 (AMX).
     half: bool = False
 
 
 class GpuSettings(Section):
     """What a GPU computes in."""
 
-    # Texts are embedded in bfloat16, or float16 where the GPU lacks it; their scores are formed in float32. Not while
-    # they train: that is training.precision.
+    # Texts are embedded, and pairs read by a teacher, in bfloat16, or float16 where the GPU lacks it; their scores are
+    # formed in float32. Not while models train: that is training.precision.
     half: bool = True
     # Products of float32 by TF32, which has 10 bits of a fraction's 23; not those of scores.
     tf32: bool = True

@@ -7,18 +7,17 @@ and the evaluation are the same for all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from d2llm.config.registry import Declaration, R
+from d2llm.models.precision import even_rows
 from d2llm.run.checkpoint import Resume
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     import torch
     from torch import Tensor
 
@@ -46,11 +45,16 @@ class TrainingContext:
     log_every: int = 50
     loop: Callable[..., Loop] = field(default=partial(Resume().loop, log_file=None))
 
-    def autocast(self) -> AbstractContextManager:
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
         """The precision that the config's trainings compute in: around forward passes, not around what needs all
         digits.
         """
-        return nullcontext() if self.accelerator is None else self.accelerator.autocast()
+        if self.accelerator is None:
+            yield
+        else:
+            with even_rows(self.accelerator.mixed_precision == "bf16"), self.accelerator.autocast():
+                yield
 
 
 class Method(Declaration[R]):

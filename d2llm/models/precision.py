@@ -9,9 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+# Rows a linear layer takes at a time are a multiple of this in a CPU's bfloat16, whose kernels are compiled for each
+# shape: that takes longer than the product of a thousand tokens, and memory.
+ROWS = 64
 
 # Whether a kind of device embeds in half precision.
 _half = {"cuda": True, "cpu": False}
@@ -35,11 +42,40 @@ def half_type(device: torch.device) -> torch.dtype | None:
 
 
 def embedding(weight: Tensor) -> AbstractContextManager:
-    """A context in which texts are embedded, without gradients, by a model with this weight: half precision for one of
-    float32, where the device is quicker in it. What is scored leaves it first.
+    """A context in which texts are embedded, or a teacher reads pairs, without gradients, by a model with this weight:
+    half precision for one of float32, where the device is quicker in it. What is scored leaves it first.
     """
     kind = half_type(weight.device) if weight.dtype == torch.float32 else None
-    return nullcontext() if kind is None else torch.autocast(weight.device.type, dtype=kind)
+    return nullcontext() if kind is None else _mixed(weight.device.type, kind)
+
+
+@contextmanager
+def _mixed(device: str, kind: torch.dtype) -> Iterator[None]:
+    with even_rows(device == "cpu"), torch.autocast(device, dtype=kind):
+        yield
+
+
+def even_rows(half: bool) -> AbstractContextManager:
+    """A context in which the linear layers of a CPU's autocast, where `half` says that there is one, take their rows in
+    multiples of `ROWS`: the filling is zeros, and is cut off.
+    """
+    return _EvenRows() if half and not torch.cuda.is_available() else nullcontext()
+
+
+class _EvenRows(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and torch.is_autocast_enabled("cpu"):
+            return _even_linear(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _even_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    rows = x.numel() // x.shape[-1]
+    missing = -rows % ROWS
+    if rows < ROWS or not missing:
+        return F.linear(x, weight, bias)
+    filled = F.pad(x.reshape(rows, -1), (0, 0, 0, missing))
+    return F.linear(filled, weight, bias)[:rows].view(*x.shape[:-1], -1)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from d2llm.models.device import default_device
 from d2llm.models.fast.last_layer import only_at
 from d2llm.models.fast.packing import end_to_end, padding_mask
 from d2llm.models.positions import position_table, reach
-from d2llm.models.precision import as_given, wide
+from d2llm.models.precision import as_given, embedding, wide
 from d2llm.models.tokens import framing, pad_id, rows_of, token_ids, unknown_to_the_model
 from d2llm.run.artifacts import MEND
 from d2llm.run.errors import ArtifactError, ConfigError, TrainingError
@@ -470,11 +470,14 @@ class Teacher:
         order = np.argsort(lengths, kind="stable").tolist()
         out = [np.zeros((len(candidates), 2), dtype=np.float32) for _, candidates in groups]
         states: list[np.ndarray] = []
-        begun = self.instruction(mode) if len(planned) > 1 else []
+        weight = next(self.model.parameters())
+        with embedding(weight):
+            begun = self.instruction(mode) if len(planned) > 1 else []
         for batch in progress(list(token_batches(order, lengths, self.settings.batch_tokens)), description):
             # Laid out when their turn comes: all at once took tens of gigabytes.
             rows = self.lay_out([planned[i] for i in batch], groups, mode)
-            logits, answer, _ = self.forward(rows, mode, begun, only_answers=True)
+            with embedding(weight):
+                logits, answer, _ = self.forward(rows, mode, begun, only_answers=True)
             judged = logits.float().cpu().numpy()
             if not np.isfinite(judged).all():
                 raise TrainingError(

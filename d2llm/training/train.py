@@ -17,6 +17,7 @@ from d2llm.config.schema import Run
 from d2llm.methods.base import TrainingContext
 from d2llm.methods.registry import method as find_method
 from d2llm.models.backbone import Backbone
+from d2llm.models.precision import even_rows
 from d2llm.run.artifacts import append_jsonl, atomic, read_json, read_jsonl, write_json
 from d2llm.run.checkpoint import Resume
 from d2llm.run.errors import ConfigError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from accelerate import Accelerator
+    from torch import Tensor
 
     from d2llm.config.schema import Config
     from d2llm.config.sections import TrainingSettings
@@ -125,6 +127,11 @@ def fine_tune(
         student.shares = Shares(accelerator.process_index, settings.processes)
     student.train()
 
+    def objective(batch: Batch) -> dict[str, Tensor]:
+        with even_rows(accelerator.mixed_precision == "bf16"):  # the wrapping has the rest of `context.autocast`
+            embedded = wrapped(batch)
+        return chosen.objective(student, embedded, batch, recipe)
+
     def watch(number: int) -> None:
         if monitor.due(number, steps):
             log({"stage": DEV, "step": number, **monitor.measure(student, f"{label}, step {number}")})
@@ -134,13 +141,13 @@ def fine_tune(
     return fit(
         chosen.parameter_groups(student, recipe),
         lambda done: data.batches(settings.batch_size, steps, run.seed, done),
-        lambda batch: chosen.objective(student, wrapped(batch), batch, recipe),
+        objective,
         steps=steps,
         name=FINE_TUNING,
         label=label,
         context=context,
         rates=Rates(recipe.warmup, recipe.schedule, recipe.clip, recipe.betas, recipe.epsilon),
-        memory=FewerTexts(student, texts_of, accelerator.autocast, settings.texts_at_once),
+        memory=FewerTexts(student, texts_of, context.autocast, settings.texts_at_once),
         # What the method does not use is not embedded either.
         draw=lambda batch: batch.narrowed(recipe.hard_negatives),
         about=lambda batch: {"dataset": batch.dataset},
