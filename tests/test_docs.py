@@ -64,6 +64,24 @@ def test_what_a_page_names_is_there(page: Path) -> None:
         assert f"| `{last}` |" in KEYS or f".{last}\n" in KEYS or key.split(".")[-2] in NAMED or last in FILES, key
 
 
+def test_map_and_site_have_every_page() -> None:
+    """docs/README.md and the navigation of mkdocs.yml, each page once, under the same headings."""
+    there = sorted(page.name for page in ROOT.glob("docs/*.md"))
+    headings, nav = re.findall(r"^## (.+)$", text(ROOT / "docs" / "README.md"), re.M), text(ROOT / "mkdocs.yml")
+    assert sorted(re.findall(r"^ +- (\S+\.md)$", nav, re.M)) == there
+    parts = re.split(r"^## .+$", text(ROOT / "docs" / "README.md"), flags=re.M)[1:]
+    of_map = [
+        (name, page)
+        for name, part in zip(headings, parts, strict=True)
+        for page in re.findall(r"^\| \[[^]]+\]\((\S+)\)", part, re.M)
+    ]
+    of_nav, heading = [], ""
+    for line in nav.split("nav:\n")[-1].splitlines()[1:]:
+        heading = line.strip("- :") if line.endswith(":") else heading
+        of_nav += [] if line.endswith(":") else [(heading, line.strip("- "))]
+    assert of_map == of_nav
+
+
 # ------------------------------------------------------------------------------------------------------------- commands
 def commands() -> list[tuple[str, str]]:
     """(page, command) of every shell block and every command quoted in a line."""

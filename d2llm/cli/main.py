@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"d2llm {__version__}")
+    top.set_defaults(parser=top)  # which the page of all commands is made of
     commands = top.add_subparsers(dest="stage", required=True, metavar="COMMAND")
     for name, entry in COMMANDS.items():
         command = subcommand(commands, name, entry.help, entry.example)
@@ -108,7 +109,7 @@ def subcommand(commands: Any, name: str, help_line: str, example: str, more: str
 
 def add_values(command: argparse.ArgumentParser) -> None:
     """-C, as of snakemake."""
-    given: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "KEY=VALUE", "help": "laid over the files"}
+    given: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "KEY=VALUE", "help": "values laid over the files"}
     command.add_argument("-C", dest="values", type=assigned, **given)
 
 
@@ -122,7 +123,9 @@ def assigned(text: str) -> tuple[str, str]:
 
 def add_config(command: argparse.ArgumentParser, required: bool) -> None:
     """--config, one file or several."""
-    command.add_argument("--config", required=required, nargs="+", metavar="FILE", help="later files win, key by key")
+    command.add_argument(
+        "--config", required=required, nargs="+", metavar="FILE", help="config files; later ones win, key by key"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

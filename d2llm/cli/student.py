@@ -67,12 +67,14 @@ def add_index(commands: Any) -> None:
     parser.add_argument("--column", help="its column (default: text)")
     parser.add_argument("--id", metavar="COLUMN", help="a column of ids (default: the number of the row, from 0)")
     add_quotes(parser)
-    precision = "what a passage is kept in (default: float16)"
+    precision = "number format of the stored passages (default: float16)"
     parser.add_argument("--precision", choices=("full", "float16", "int8"), default="float16", help=precision)
     part = "only the I-th of N parts of the passages, from 0, for `merge-index`: 0/4"
     parser.add_argument("--shard", metavar="I/N", help=part)
     add_candidates(parser)
-    parser.add_argument("--to", required=True, metavar="FOLDER", help="an index that is there is replaced")
+    parser.add_argument(
+        "--to", required=True, metavar="FOLDER", help="folder of the index; one that is there is replaced"
+    )
 
 
 def add_candidates(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +94,9 @@ def add_merge(commands: Any) -> None:
         "--shards", required=True, nargs="+", metavar="FOLDER", help="what `index --shard` wrote, in order"
     )
     add_candidates(parser)
-    parser.add_argument("--to", required=True, metavar="FOLDER", help="an index that is there is replaced")
+    parser.add_argument(
+        "--to", required=True, metavar="FOLDER", help="folder of the index; one that is there is replaced"
+    )
 
 
 def add_search(commands: Any) -> None:

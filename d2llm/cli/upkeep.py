@@ -128,15 +128,17 @@ def new_baseline(options: Namespace) -> int:
 
 
 def config_docs(options: Namespace) -> int:
-    """Print the page of all keys, or write it."""
-    from d2llm.config.docs import page
+    """Print the page of all keys, or of all commands, or write it."""
+    from d2llm.cli.commands_page import page as commands
+    from d2llm.config.docs import page as keys
     from d2llm.run.artifacts import write_text
 
+    text = commands(options.parser) if options.of == "commands" else keys()
     if options.to:
-        write_text(options.to, page())
+        write_text(options.to, text)
     else:
         utf_8()
-        sys.stdout.write(page())
+        sys.stdout.write(text)
     return 0
 
 
@@ -164,12 +166,12 @@ COMMANDS: dict[str, Command] = {
         "d2llm plan --config config/paper.yaml --device a100",
         plan,
         {
-            "--device": {"help": "h100, a100, l40s, rtx4090 or cpu (default: the config's)"},
+            "--device": {"help": "device to reckon with: h100, a100, l40s, rtx4090 or cpu (default: the config's)"},
             "--queries": {
                 "type": int,
                 "default": 50_000,
                 "metavar": "N",
-                "help": "assumed of a training set without a sample (default: 50000)",
+                "help": "queries assumed of a training set without a sample (default: 50000)",
             },
         },
     ),
@@ -188,10 +190,15 @@ COMMANDS: dict[str, Command] = {
                 "metavar": "B",
                 "help": "another; differences are B − A, intervals need predictions.parquet beside both scores.csv",
             },
-            "--csv": {"metavar": "FILE", "help": "write the rows there as well, in full precision"},
+            "--csv": {"metavar": "FILE", "help": "file for the rows, in full precision"},
             "--variants": {"action": "store_true", "help": "compare variants and points of sweeps too"},
-            "--resamples": {"type": int, "default": 2500, "metavar": "N", "help": "at least (default: 2500)"},
-            "--level": {"type": float, "default": 0.95, "metavar": "X", "help": "of confidence (default: 0.95)"},
+            "--resamples": {
+                "type": int,
+                "default": 2500,
+                "metavar": "N",
+                "help": "least number of resamples (default: 2500)",
+            },
+            "--level": {"type": float, "default": 0.95, "metavar": "X", "help": "level of confidence (default: 0.95)"},
         },
         config="none",
     ),
@@ -200,14 +207,23 @@ COMMANDS: dict[str, Command] = {
         "d2llm verify --config results/mini/config.yaml --against results/reference/mini",
         verify,
         {
-            "--against": {"required": True, "metavar": "FOLDER", "help": "e.g. results/reference/mini"},
+            "--against": {
+                "required": True,
+                "metavar": "FOLDER",
+                "help": "folder of the reference run, e.g. results/reference/mini",
+            },
             "--exact": {
                 "type": float,
                 "default": 1e-6,
                 "metavar": "X",
-                "help": "for rows without training (default: 1e-6)",
+                "help": "tolerance for rows without training (default: 1e-6)",
             },
-            "--tolerance": {"type": float, "default": 0.02, "metavar": "X", "help": "for trained rows (default: 0.02)"},
+            "--tolerance": {
+                "type": float,
+                "default": 0.02,
+                "metavar": "X",
+                "help": "tolerance for trained rows (default: 0.02)",
+            },
         },
     ),
     "new-baseline": Command(
@@ -215,12 +231,12 @@ COMMANDS: dict[str, Command] = {
         "d2llm new-baseline mymethod --title MyMethod --kind encoder",
         new_baseline,
         {
-            "name": {"metavar": "NAME", "help": "of the file and in configs: lower case, e.g. mymethod"},
-            "--title": {"help": "in tables (default: the name)"},
+            "name": {"metavar": "NAME", "help": "name of the file and in configs: lower case, e.g. mymethod"},
+            "--title": {"help": "name in tables (default: NAME)"},
             "--kind": {
                 "choices": ["decoder", "encoder"],
                 "default": "decoder",
-                "help": "of its base model (default: decoder)",
+                "help": "kind of its base model (default: decoder)",
             },
         },
         config="none",
@@ -232,10 +248,13 @@ COMMANDS: dict[str, Command] = {
         {"--to": {"required": True, "metavar": "FILE", "help": "the tier's file; its comments stay"}},
     ),
     "config-docs": Command(
-        "print every config key with its type, default and meaning, or write docs/configuration.md",
+        "print every config key with its type, default and meaning, or every command; or write the page",
         "d2llm config-docs --to docs/configuration.md",
         config_docs,
-        {"--to": {"metavar": "FILE", "help": "write it there"}},
+        {
+            "--of": {"choices": ["keys", "commands"], "default": "keys", "help": "which page (default: keys)"},
+            "--to": {"metavar": "FILE", "help": "file to write (default: standard output)"},
+        },
         config="none",
     ),
     "keep": Command(
@@ -243,7 +262,11 @@ COMMANDS: dict[str, Command] = {
         "d2llm keep --config results/mini/config.yaml --to results/reference/mini",
         keep,
         {
-            "--to": {"required": True, "metavar": "FOLDER", "help": "replaced whole"},
+            "--to": {
+                "required": True,
+                "metavar": "FOLDER",
+                "help": "folder of the copy; one that is there is replaced whole",
+            },
             "--texts": {
                 "action": "store_true",
                 "help": "keep texts of files too (examples, cards), where you may publish them; without it none is kept",
