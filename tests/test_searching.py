@@ -22,6 +22,7 @@ import tiny
 import torch
 from sentence_transformers import SentenceTransformer
 from tiny_run import changed
+from transformers import AutoModel
 
 import d2llm
 from d2llm import sentence_transformer
@@ -32,7 +33,9 @@ from d2llm.config.schema import Config
 from d2llm.models.student import Student, TextFormat
 from d2llm.run.errors import ArtifactError, ConfigError, DataError
 from d2llm.run.paths import STUDENT, Paths
-from d2llm.search.export import export, scores
+from d2llm.search import model_card
+from d2llm.search.export import export
+from d2llm.search.model_card import scores
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "searching.md"
 NAMED = "results/mini/runs/d2llm/base/seed1/model"
@@ -246,6 +249,11 @@ def test_the_export_in_sentence_transformers(trained, folder, tmp_path):
     card = (place / "README.md").read_text(encoding="utf-8")
     record = json.loads((folder.parent / "provenance.json").read_text())
     assert record["code"] in card and f"torch {record['packages']['torch']}" in card and "Not evaluated." in card
+    assert "license: apache-2.0" in card and "| nli | symmetric |" in card
+    readme = (DOCUMENT.parent.parent / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"```bibtex\n.*?```", readme, re.S)[0] in card
+    # Whole: it is read where nothing else of the run is.
+    assert AutoModel.from_pretrained(place / "0_Embedder" / "backbone").config.hidden_size == 32
     model = SentenceTransformer(str(place), trust_remote_code=True, device="cpu")
     queries, documents = model.encode_query(PASSAGES), model.encode_document(PASSAGES)
     np.testing.assert_array_equal(sentence_transformer.load(place, "cpu").encode_query(PASSAGES), queries)
@@ -265,6 +273,16 @@ def test_the_export_in_sentence_transformers(trained, folder, tmp_path):
         export(trained, "d2llm", "base", 1, place)
     with pytest.raises(ConfigError, match="^--method d2llm --variant base --seed 77: not a run of this config"):
         export(trained, "d2llm", "base", 77, tmp_path / "none")
+
+
+def test_the_terms_of_a_base_model_go_along(trained: Config, tmp_path: Path) -> None:
+    for name in ("config.json", "GEMMA_TERMS.html", "NOTICE.md", "model.txt"):
+        (tmp_path / name).write_text("{}")
+    settings = {"models": trained.models.model_dump() | {"decoder": {"source": str(tmp_path)}}}
+    config = trained.model_copy(update={"models": type(trained.models)(**settings["models"])})
+    assert [file.name for file in model_card.terms(config, "sgpt", "base")] == ["GEMMA_TERMS.html", "NOTICE.md"]
+    tag, text = model_card.licence(config, "sgpt", "base")
+    assert tag == "other" and tmp_path.name in text and "`NOTICE.md`" in text and str(tmp_path) not in text
 
 
 FROM_A_HUB = """

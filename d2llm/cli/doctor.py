@@ -83,9 +83,8 @@ def requirements() -> list[str]:
     project = ROOT / "pyproject.toml"
     if not project.is_file():
         return [line for line in importlib.metadata.requires("d2llm") or [] if "extra ==" not in line]
-    direct = {
-        Requirement(line).name for line in tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
-    }
+    about = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+    direct = {Requirement(line).name for line in about["dependencies"] + about["optional-dependencies"]["suite"]}
     lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line and not line.startswith("#") and Requirement(line).name in direct]
 

@@ -120,14 +120,14 @@ def add_search(commands: Any) -> None:
 
 def add_export(commands: Any) -> None:
     """`export`."""
-    text = "write a student as sentence-transformers loads it, with a model card"
+    text = "write a trained student as a whole folder for sentence-transformers, with a model card"
     example = "--config results/mini/config.yaml --method d2llm --seed 1 --to exported"
     parser = command(commands, "export", text, example, exported)
     parser.add_argument("--config", required=True, nargs="+", metavar="FILE", help="the run's resolved config")
-    parser.add_argument("--method", required=True)
-    parser.add_argument("--variant", default="base")
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--to", required=True, metavar="FOLDER", help="must not exist")
+    parser.add_argument("--method", required=True, help="method of the run")
+    parser.add_argument("--variant", default="base", help="variant of the run (default: base, the method itself)")
+    parser.add_argument("--seed", type=int, required=True, help="seed of the run")
+    parser.add_argument("--to", required=True, metavar="FOLDER", help="folder to make; it must not exist")
 
 
 def add_student(parser: argparse.ArgumentParser) -> None:
