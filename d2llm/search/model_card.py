@@ -168,8 +168,8 @@ def licence(config: Config, method: str, variant: str) -> tuple[str, str]:
     """(the card's tag, a paragraph) on the terms of the base model, which hold for what was trained from it."""
     name, settings = base_of(config, method, variant)
     if not isinstance(settings, PretrainedSettings):
-        made = f"The base model `{name}` was made by the suite itself, from generated text: Apache License 2.0."
-        return "apache-2.0", made
+        text = f"The base model `{name}` was made by the suite itself, from generated text: Apache License 2.0."
+        return "apache-2.0", text
     source = settings.source if settings.origin == "hub" else Path(settings.source).name
     files = ", ".join(f"`{file.name}`" for file in terms(config, method, variant))
     where = f"They are in this folder: {files}." if files else "Read them where it was published."
