@@ -130,7 +130,8 @@ def test_comparisons_are_of_these_scores(scores: pd.DataFrame) -> None:
 
 def test_the_reference_is_the_full_study(scores: pd.DataFrame) -> None:
     config = load([ROOT / "config" / "mini.yaml", ROOT / "config" / "study.yaml"])
-    assert load([REFERENCE / "config.yaml"]) == config
+    kept = load([REFERENCE / "config.yaml"])  # how differences are judged has changed since
+    assert kept == config.model_copy(update={"statistics": kept.statistics})
     trained = scores[~scores["method"].isin(config.references)]
     runs = set(trained[["method", "variant", "seed"]].itertuples(index=False, name=None))
     assert runs == set(map(tuple, config.runs()))

@@ -1,4 +1,6 @@
-"""Bootstrap metrics against scikit-learn and scipy on the resample written out; intervals by coverage; Holm by hand."""
+"""Bootstrap metrics against scikit-learn and scipy on the resample written out; intervals by coverage; power and Holm by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import average_precision_score
 
-from d2llm.analysis import statistics
+from d2llm.analysis import inference, statistics
 
 
 @settings(max_examples=40, deadline=None)
@@ -19,10 +21,11 @@ def test_weighted_metrics_are_those_of_the_resample_written_out(seed: int, n: in
     score = rng.normal(size=n).round(0 if ties else 9)
     label, target = rng.integers(0, 2, n), rng.integers(0, 6, n).astype(float)
     counts = statistics.resamples(rng, np.arange(n), 5)
-    ap = statistics.average_precision(score, label, counts)
-    rho = statistics.spearman(score, target, counts)
-    average = statistics.mean(score, None, counts)
-    for row, drawn in enumerate(counts):
+    scores = np.stack([target, score])  # several at once; the first has ties
+    ap = statistics.average_precision(scores, label, counts)[1]
+    rho = statistics.spearman(scores, target, counts)[1]
+    average = statistics.mean(scores, None, counts)[1]
+    for row, drawn in enumerate(counts.T):
         index = np.repeat(np.arange(n), drawn)
         assert average[row] == pytest.approx(score[index].mean())
         expected = average_precision_score(label[index], score[index]) if label[index].any() else 0
@@ -35,12 +38,12 @@ def test_weighted_metrics_are_those_of_the_resample_written_out(seed: int, n: in
 
 def test_resamples_keep_their_size_and_are_uniform() -> None:
     counts = statistics.resamples(np.random.default_rng(0), np.arange(10), 20_000)
-    assert (counts.sum(1) == 10).all()
-    assert counts.mean(0) == pytest.approx(np.ones(10), abs=0.03)
+    assert (counts.sum(0) == 10).all()
+    assert counts.mean(1) == pytest.approx(np.ones(10), abs=0.03)
     # Clusters are drawn whole.
     counts = statistics.resamples(np.random.default_rng(0), np.array([0, 0, 1, 2, 2, 2]), 500)
-    assert (counts[:, 0] == counts[:, 1]).all() and (counts[:, 3] == counts[:, 5]).all()
-    assert (counts[:, [0, 2, 3]].sum(1) == 3).all()
+    assert (counts[0] == counts[1]).all() and (counts[3] == counts[5]).all()
+    assert (counts[[0, 2, 3]].sum(0) == 3).all()
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
@@ -50,23 +53,23 @@ def test_intervals_cover_what_they_claim_over_seeds(size: int) -> None:
     held, rejected = [], []
     for _ in range(1000):
         per_seed = rng.normal(0.2, 1.0, size)
-        drawn = per_seed.mean() + statistics.seed_luck(rng, per_seed, 1000)
-        interval = statistics.interval(float(per_seed.mean()), drawn)
+        drawn = per_seed.mean() + inference.seed_luck(rng, per_seed, 1000)
+        interval = inference.interval(float(per_seed.mean()), drawn)
         held.append(interval.low <= 0.2 <= interval.high)
-        shifted = statistics.interval(float(per_seed.mean() - 0.2), drawn - 0.2)
+        shifted = inference.interval(float(per_seed.mean() - 0.2), drawn - 0.2)
         rejected.append(shifted.p < 0.05)
     assert np.mean(held) == pytest.approx(0.95, abs=0.025)
     assert np.mean(rejected) == pytest.approx(0.05, abs=0.025)
 
 
 def test_interval_by_hand() -> None:
-    interval = statistics.interval(0.5, np.array([-1.0, *range(1, 99)], dtype=float), level=0.9)
+    interval = inference.interval(0.5, np.array([-1.0, *range(1, 99)], dtype=float), level=0.9)
     assert (interval.difference, interval.p) == (0.5, pytest.approx(2 * 2 / 100))
     assert (interval.low, interval.high) == pytest.approx(np.quantile([-1, *range(1, 99)], [0.05, 0.95]))
-    assert statistics.interval(0.0, np.array([np.nan])).p == 1.0
-    assert statistics.interval(0.0, np.zeros(9)).p == 1.0
+    assert inference.interval(0.0, np.array([np.nan])).p == 1.0
+    assert inference.interval(0.0, np.zeros(9)).p == 1.0
     # The luck of one seed is not known.
-    assert (statistics.seed_luck(np.random.default_rng(0), np.array([0.3]), 5) == 0).all()
+    assert (inference.seed_luck(np.random.default_rng(0), np.array([0.3]), 5) == 0).all()
 
 
 def test_intervals_cover_what_they_claim_and_p_is_uniform_where_nothing_differs() -> None:
@@ -77,10 +80,10 @@ def test_intervals_cover_what_they_claim_and_p_is_uniform_where_nothing_differs(
         shared = rng.normal(size=150)
         first, second = shared + rng.normal(0.2, 1, 150), shared + rng.normal(0.0, 1, 150)
         counts = statistics.resamples(rng, np.arange(150), 400)
-        drawn = statistics.mean(first, None, counts) - statistics.mean(second, None, counts)
-        interval = statistics.interval(float((first - second).mean()), drawn)
+        drawn = np.subtract(*statistics.mean(np.stack([first, second]), None, counts))
+        interval = inference.interval(float((first - second).mean()), drawn)
         held.append(interval.low <= 0.2 <= interval.high)
-        p.append(statistics.interval(interval.difference - 0.2, drawn - 0.2).p)
+        p.append(inference.interval(interval.difference - 0.2, drawn - 0.2).p)
     assert 0.92 <= np.mean(held) <= 0.98
     assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.035)
     assert stats.kstest(p, "uniform").statistic < 0.1
@@ -88,6 +91,21 @@ def test_intervals_cover_what_they_claim_and_p_is_uniform_where_nothing_differs(
 
 def test_holm_by_hand() -> None:
     # 0.01·4, 0.02·3, 0.03·2 (raised to the one before), 0.5·1
-    assert statistics.holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
-    assert statistics.holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
-    assert len(statistics.holm([])) == 0
+    assert inference.holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert inference.holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+    assert len(inference.holm([])) == 0
+    # What is not tested does not count.
+    assert inference.holm([np.nan, 0.02, 0.5]) == pytest.approx([np.nan, 0.04, 0.5], nan_ok=True)
+
+
+def test_a_detectable_difference_is_detected_as_often_as_it_says() -> None:
+    """By simulation, with luck of examples and of five trainings; a normal distribution's textbook number without."""
+    assert inference.detectable(0.01, 0.0, 5, 0.05) == pytest.approx(0.01 * (1.95996 + 0.84162), rel=1e-4)
+    assert np.isnan(inference.detectable(0.01, np.nan, 1, 0.05))
+    rng, size = np.random.default_rng(5), inference.detectable(0.5, 1.0, 5, 0.05)
+    detected = []
+    for _ in range(600):
+        per_seed = rng.normal(size + rng.normal(0, 0.5), 1.0, 5)
+        drawn = per_seed.mean() + rng.normal(0, 0.5, 600) + inference.seed_luck(rng, per_seed, 600)
+        detected.append(inference.interval(float(per_seed.mean()), drawn).p < 0.05)
+    assert np.mean(detected) == pytest.approx(0.8, abs=0.05)

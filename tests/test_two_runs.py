@@ -52,13 +52,14 @@ def test_differences_and_intervals(tmp_path: Path) -> None:
     for key in a.index:
         assert table.loc[key, ["a", "difference"]].tolist() == pytest.approx([a[key], b[key] - a[key]])
     better = table.loc["bge"]
-    assert (better["low"] > 0).all() and (better["p_holm"] >= better["p"]).all() and (better["seeds"] == 2).all()
-    ordered = table.sort_values("p", kind="stable")  # Holm's: the smallest times 8, the next times 7, …, never falling
-    stepped = np.maximum.accumulate(ordered["p"].to_numpy() * np.arange(8, 0, -1))
-    assert ordered["p_holm"].tolist() == pytest.approx(np.minimum(stepped, 1).tolist())
+    # Tested are whole kinds of task, and what has several trainings.
+    tested = better.loc[["nli", "average"]]
+    assert (tested["low"] > 0).all() and (tested["verdict"] == "better").all() and (better["seeds"] == 2).all()
+    assert tested["p_holm"].tolist() == pytest.approx([2 * tested["p"].min(), max(2 * tested["p"].min(), *tested["p"])])
+    assert table["p_holm"].notna().sum() == 2 and better.loc["sts", "low"] < 0 < better.loc["sts", "high"]
+    assert better.loc["sts", "verdict"] == "undecided" and (table.loc["bm25", "verdict"] == "equivalent").all()
     assert better.loc["average", "difference"] == pytest.approx(better.loc[["sts", "sts2"], "difference"].mean())
     assert (table.loc["bm25", ["difference", "low", "high"]] == 0).all(axis=None)  # the same scores in both
-    assert (table.loc["bm25", "p_holm"] == 1).all()
     # Without predictions there are differences alone.
     bare = two_runs(one, side(write(tmp_path / "bare", 0.2, predictions=False) / "scores.csv"))
     same = ["method", "task", "metric", "a", "b", "difference", "n"]
@@ -91,11 +92,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, predictions: bool) -
 
 
 def test_the_command_prints_a_table_and_writes_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folders = [str(write(tmp_path / name, noise, seeds=(1,))) for name, noise in (("one", 2.0), ("two", 0.1))]
-    assert cli.main(["compare", *folders, "--csv", str(tmp_path / "out.csv"), "--resamples", "400"]) == 0
+    folders = [str(write(tmp_path / name, noise)) for name, noise in (("one", 2.0), ("two", 0.1))]
+    options = ["--csv", str(tmp_path / "out.csv"), "--resamples", "400", "--level", "0.5"]
+    assert cli.main(["compare", *folders, *options, "--equivalent", "0.9"]) == 0
+    assert "equivalent" in capsys.readouterr().out and cli.main(["compare", *folders, *options]) == 0
     text = capsys.readouterr().out
     line = next(line for line in text.splitlines() if line.startswith("bge") and " nli " in line)
-    assert line.endswith("↑") and "AP" in line and "95% interval" in text
+    assert line.endswith("better  ↑") and "AP" in line and "50% interval" in text
     assert not next(line for line in text.splitlines() if line.startswith("bm25")).endswith("↑")
     written = pd.read_csv(tmp_path / "out.csv").set_index(["method", "task"])
     assert f"{written.loc[('bge', 'nli'), 'difference']:+.4f}" in line and len(written) == 8

@@ -204,7 +204,7 @@ def contrasts(run: Reference) -> Iterator[str]:
         cells = [
             f"{GROUP_TITLES[row.group] + ' ' if row.task == AVERAGE else ''}{titles[row.task]} "
             + f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]".replace("-", "−")
-            + f" ({verdict(row.difference, row.low, row.high, row.p_holm, run.about.level)})"
+            + f" ({verdict(row.difference, row.low, row.high, row.p_holm, run.about.level, seeds=row.seeds)})"
             for row in part.itertuples()
         ]
         names = [row_title(str(name), run.about, run.config) for name in (one, two)]

@@ -2,21 +2,21 @@
 from the collected predictions.
 
 Paired bootstrap: all methods are scored on the same resampled examples, and the metric is computed anew on each
-resample; where there are several seeds, what their spread leaves open is added. Which differences are significant is
-judged after Holm's correction over all of them. How it is computed is in `d2llm.analysis.statistics`.
+resample; where there are several seeds, what their spread leaves open is added. What is tested, and corrected for, is
+what is asked: the strongest baseline on each kind of task. How it is computed is in `statistics` and `inference`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from d2llm.analysis import contrasts, statistics
+from d2llm.analysis import contrasts, inference, statistics
 from d2llm.analysis.variants import judged_columns, varied
 from d2llm.config.task_types import HEADLINE, TASK_TYPES
 from d2llm.evaluation.predictions import read_predictions
@@ -24,15 +24,13 @@ from d2llm.run.artifacts import MEND, atomic, read_frame
 from d2llm.run.errors import ArtifactError
 from d2llm.run.logs import get_logger
 from d2llm.run.paths import Paths
-from d2llm.run.schemas import AVERAGE, COMPARISONS, PREDICTIONS, SCORES, SUBJECT
+from d2llm.run.schemas import AVERAGE, COMPARISONS, PREDICTIONS, SCORES, SIZES, SUBJECT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from d2llm.config.schema import Config
 
-# Resamples computed at once: bounds the memory.
-BLOCK = 500
 _SCORES = {
     name: SCORES[name]
     for name in ("method", "variant", "seed", "task", "task_type", "group", "phenomenon", "metric", "value")
@@ -50,8 +48,7 @@ def run(config: Config) -> None:
     where = {"variant": "base", "method": list(config.methods)}
     seeds = scores.loc[(scores["variant"] == "base") & scores["method"].isin(config.methods), "seed"]
     tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
-    columns = len(tasks) + int((tasks.groupby("group").size() > 1).sum())
-    count = max(settings.resamples, least((len(config.methods) - 1) * columns, settings.level))
+    count = max(settings.resamples, least(tasks["group"].nunique(), settings.level))
     comparisons = compare(
         partial(_read, paths.predictions, where),
         tasks,
@@ -61,11 +58,16 @@ def run(config: Config) -> None:
         settings.level,
         settings.seed,
         settings.subject,
+        asked=lambda rows: rows["strongest"] & whole_kind(rows),
     )
     check(comparisons, scores)
     _write(paths.comparisons, comparisons)
+    tested = comparisons["p_holm"].dropna()
     get_logger(__name__).info(
-        "%d comparisons, %d significant", len(comparisons), int((comparisons["p_holm"] < 1 - settings.level).sum())
+        "%d comparisons, %d tested, %d significant",
+        len(comparisons),
+        len(tested),
+        (tested < 1 - settings.level).sum(),
     )
 
 
@@ -87,7 +89,7 @@ def run_ablations(config: Config) -> None:
     judged = judged_columns(tasks)
     differences = sum(map(len, variants.values())) * len(judged)
     count = max(settings.resamples, least(differences, settings.level))
-    parts = [pd.DataFrame(columns=list(COMPARISONS))]
+    parts = [no_rows()]
     for method, names in variants.items():
         where = {"method": method, "seed": seeds, "variant": [*names, "base"]}
         read = partial(_read, paths.predictions, where, named_by="variant")
@@ -97,7 +99,7 @@ def run_ablations(config: Config) -> None:
         parts.append(part if method == SUBJECT else part.assign(method=method))
     ablations = pd.concat(parts[1:] or parts, ignore_index=True)
     if len(parts) > 2:
-        ablations = ablations.assign(p_holm=statistics.holm(ablations["p"]))
+        ablations = correct(ablations, level=settings.level)
     _write(paths.ablations, ablations)
     _write(paths.contrasts, run_contrasts(config, tasks, judged, scores))
     get_logger(__name__).info("%d ablations on %d columns", differences // len(judged), len(judged))
@@ -115,7 +117,7 @@ def run_contrasts(
         return _read(paths.predictions, where, task)
 
     own = partial(compare, count=count, level=settings.level, seed=settings.seed)
-    table = contrasts.contrasts(config, tasks, judged, read, own)
+    table = correct(contrasts.contrasts(config, tasks, judged, read, own), level=settings.level)
     for (one, two), part in table.groupby(["method", "baseline"]):
         check(part, contrasts.scores_of(config, scores, (str(one), str(two))))
     return table
@@ -139,6 +141,32 @@ def least(differences: int, level: float) -> int:
     return math.ceil(1.1 * 2 * differences / (1 - level))
 
 
+def no_rows() -> pd.DataFrame:
+    """A table of comparisons without any."""
+    return pd.DataFrame(columns=[*COMPARISONS, *SIZES])
+
+
+def whole_kind(rows: pd.DataFrame) -> pd.Series:
+    """Which rows are of a whole kind of task: the average of its tasks, or its only one."""
+    averaged = set(rows.loc[rows["task"] == AVERAGE, "group"])
+    return (rows["task"] == AVERAGE) | ~rows["group"].isin(averaged)
+
+
+def correct(rows: pd.DataFrame, asked: pd.Series | None = None, level: float = 0.95) -> pd.DataFrame:
+    """The rows with `p_holm`, corrected over those that are tested: those `asked`, of more than one training. Without
+    it a row is not tested: a single training is an anecdote, and the parts of an average are not asked beside it.
+
+    And with `detectable`, the difference each would have found at this correction.
+    """
+    tested = (rows["seeds"] > 1) & (True if asked is None else asked)
+    alpha = (1 - level) / max(1, int(tested.sum()))
+    found = [
+        inference.detectable(row.se_examples, row.sd_seeds, row.seeds, alpha)
+        for row in rows[["se_examples", "sd_seeds", "seeds"]].itertuples()
+    ]
+    return rows.assign(p_holm=inference.holm(rows["p"].where(tested)), detectable=np.array(found, dtype=float))
+
+
 def compare(
     read: Callable[[str], pd.DataFrame],
     tasks: pd.DataFrame,
@@ -149,33 +177,47 @@ def compare(
     seed: int,
     subject: str = SUBJECT,
     judged: list[tuple[str, str]] | None = None,
+    asked: Callable[[pd.DataFrame], pd.Series] | None = None,
 ) -> pd.DataFrame:
-    """One row a baseline and task (or average of a group of tasks): columns `COMPARISONS`.
+    """One row a baseline and task (or average of a group of tasks): columns `COMPARISONS` and `SIZES`.
 
     `read` gives the predictions of a task, which are let go before the next one's; `tasks` is indexed by task with
     columns task_type and group; `methods` holds the subject and the baselines. With `judged`, (group, task) pairs, only
-    those rows are kept, and corrected for.
+    those rows are kept. `asked` says which of the rows are tested; without it all are.
     """
     baselines = [name for name in methods if name != subject]
     if subject not in methods or not baselines:
-        return pd.DataFrame(columns=list(COMPARISONS))
+        return no_rows()
     rows = []
+    for group, task, metric, measured in measured_columns(read, tasks, methods, seeds, count, seed):
+        if judged is None or (group, task) in judged:
+            rows += _rows(task, group, metric, measured, subject, baselines, level, seed)
+    table = pd.DataFrame(rows)
+    return correct(table, asked(table) if asked else None, level)[[*COMPARISONS, *SIZES]]
+
+
+def measured_columns(
+    read: Callable[[str], pd.DataFrame],
+    tasks: pd.DataFrame,
+    methods: list[str],
+    seeds: list[int],
+    count: int,
+    seed: int,
+) -> Iterator[tuple[str, str, str, _Measured]]:
+    """(group, task, metric, what was measured) of every task, and of the average of a group that has several."""
     for group, members in tasks.groupby("group", sort=False):
         parts = []
         for task, kind in members["task_type"].items():
             sides = _collect_sides(read(task), task, kind, methods, seeds)
             parts.append(_measure(sides, kind, methods, seeds, count, np.random.default_rng([seed, *task.encode()])))
-            rows += _rows(task, group, HEADLINE[kind], parts[-1], subject, baselines, level, seed)
+            yield str(group), str(task), HEADLINE[kind], parts[-1]
         if len(parts) > 1:
             average = _Measured(
                 {n: np.mean([part.observed[n] for part in parts], axis=0) for n in methods},
                 {n: np.mean([part.drawn[n] for part in parts], axis=0) for n in methods},
                 sum(part.n for part in parts),
             )
-            metric = HEADLINE[members["task_type"].iloc[0]]
-            rows += _rows(AVERAGE, group, metric, average, subject, baselines, level, seed)
-    table = pd.DataFrame([row for row in rows if judged is None or (row["group"], row["task"]) in judged])
-    return table.assign(p_holm=statistics.holm(table["p"]))[list(COMPARISONS)]
+            yield str(group), AVERAGE, HEADLINE[members["task_type"].iloc[0]], average
 
 
 class _Measured(NamedTuple):
@@ -241,15 +283,16 @@ def _measure(
     first = next(iter(sides.values()))
     clusters = pd.factorize(first["cluster"])[0]
     target = first["target"].to_numpy() if "target" in first else None
-    values = {key: side["value"].to_numpy() for key, side in sides.items()}
     metric = getattr(statistics, TASK_TYPES[kind].resampled)
-    whole = np.ones((1, len(first)), dtype=np.int32)
-    observed = {name: np.array([metric(values[name, s], target, whole)[0] for s in seeds]) for name in methods}
+    values = {name: np.stack([sides[name, one]["value"].to_numpy() for one in seeds]) for name in methods}
+    whole = np.ones((len(first), 1), dtype=np.int32)
+    observed = {name: metric(values[name], target, whole)[:, 0] for name in methods}
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in methods}
-    for start in range(0, count, BLOCK):
-        counts = statistics.resamples(rng, clusters, min(BLOCK, count - start))  # the same for all methods: paired
-        for name in methods:
-            drawn[name].append(np.mean([metric(values[name, s], target, counts) for s in seeds], axis=0))
+    together = np.concatenate(list(values.values()))
+    for start in range(0, count, step := statistics.block(len(first))):
+        counts = statistics.resamples(rng, clusters, min(step, count - start))  # the same for all methods: paired
+        for name, part in zip(methods, np.split(metric(together, target, counts), len(methods)), strict=True):
+            drawn[name].append(part.mean(0))
     return _Measured(observed, {name: np.concatenate(parts) for name, parts in drawn.items()}, len(first))
 
 
@@ -260,11 +303,13 @@ def _rows(
     rows = []
     for name in baselines:
         per_seed = measured.observed[subject] - measured.observed[name]
-        drawn = measured.drawn[subject] - measured.drawn[name]
-        drawn = drawn + statistics.seed_luck(
-            np.random.default_rng([seed, 1, *f"{task} {name}".encode()]), per_seed, len(drawn)
+        examples = measured.drawn[subject] - measured.drawn[name]
+        drawn = examples + inference.seed_luck(
+            np.random.default_rng([seed, 1, *f"{task} {name}".encode()]), per_seed, len(examples)
         )
-        spread = statistics.interval(float(per_seed.mean()), drawn, level)
+        # Of the baseline's error, the share that is gone.
+        error, errors = 1 - float(measured.observed[name].mean()), 1 - measured.drawn[name]
+        effect = inference.interval(float(per_seed.mean()) / error, drawn / errors, level) if error > 0 else None
         rows.append(
             {
                 "group": group,
@@ -274,9 +319,14 @@ def _rows(
                 "baseline": name,
                 "strongest": name == strongest,
                 "value": float(measured.observed[subject].mean()),
-                **spread._asdict(),
+                **inference.interval(float(per_seed.mean()), drawn, level)._asdict(),
                 "seeds": len(per_seed),
                 "n": measured.n,
+                "effect": effect.difference if effect else np.nan,
+                "effect_low": effect.low if effect else np.nan,
+                "effect_high": effect.high if effect else np.nan,
+                "se_examples": float(np.nanstd(examples)),
+                "sd_seeds": float(per_seed.std(ddof=1)) if len(per_seed) > 1 else np.nan,
             }
         )
     return rows

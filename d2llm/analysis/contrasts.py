@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from d2llm.analysis import statistics
-from d2llm.run.schemas import COMPARISONS
+from d2llm.run.schemas import COMPARISONS, SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +49,8 @@ def wanted(config: Config) -> list[tuple[str, str]]:
 def contrasts(
     config: Config, tasks: pd.DataFrame, judged: list[tuple[str, str]], read: Read, compare: Callable[..., pd.DataFrame]
 ) -> pd.DataFrame:
-    """A row a contrast and column: columns `COMPARISONS`, `method` the first side and `baseline` the second.
+    """A row a contrast and column: columns `COMPARISONS` and `SIZES`, `method` the first side and `baseline` the second;
+    not corrected yet.
 
     `read(task, method, variant, seeds)` gives predictions; `compare` is `comparison.compare`.
     """
@@ -61,9 +61,8 @@ def contrasts(
         of_task = partial(_both, dict(zip(names, (one, two), strict=True)), seeds, read)
         parts.append(compare(of_task, tasks, [names[1], names[0]], seeds, subject=names[0], judged=judged))
     if not parts:
-        return pd.DataFrame(columns=list(COMPARISONS))
-    table = pd.concat(parts, ignore_index=True)
-    return table.assign(p_holm=statistics.holm(table["p"]))
+        return pd.DataFrame(columns=[*COMPARISONS, *SIZES])
+    return pd.concat(parts, ignore_index=True)
 
 
 def scores_of(config: Config, scores: pd.DataFrame, names: tuple[str, str]) -> pd.DataFrame:

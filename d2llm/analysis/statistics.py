@@ -1,120 +1,121 @@
-"""Paired bootstrap of ranking metrics, the luck of seeds, and the correction for many comparisons. Pure functions.
+"""Ranking metrics of bootstrap resamples. Pure functions; what follows from the resamples is in `inference`.
 
 A resample of n examples is n counts (how often each was drawn), and a metric of the resample is a weighted metric of
-the examples. So each metric here takes counts (r, n), a row a resample, and gives (r,) values, exactly those of the
-resampled examples written out. What is compared and reported is decided in `d2llm.analysis.comparison`.
+the examples. So each metric here takes scores (k, n), a row a training, and counts (n, r), a column a resample, and
+gives (k, r) values, exactly those of the resampled examples written out. Sums run over the examples, one row of
+counts at a time, so that numpy works on all resamples at once and holds little besides the counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import numpy as np
 
+# Counts that are computed at once: bounds the memory (a few arrays of 32 MB).
+HELD = 2**22
+FEWEST, MOST = 64, 4000
 
-class Interval(NamedTuple):
-    """A difference, its confidence interval (percentile) and its two-sided bootstrap p-value."""
 
-    difference: float
-    low: float
-    high: float
-    p: float
+def block(n: int) -> int:
+    """Resamples of n examples that are computed at once."""
+    return max(FEWEST, min(MOST, HELD // n))
 
 
 def resamples(rng: np.random.Generator, clusters: np.ndarray, count: int) -> np.ndarray:
-    """(count, n) int32: how often each example is drawn, whole clusters at a time, as many clusters as there are.
+    """(n, count): how often each example is drawn, whole clusters at a time, as many clusters as there are.
 
     clusters (n,): cluster number of each example, from 0. Examples that share a text are not independent; drawn one by
     one they would make intervals too narrow.
     """
     size = int(clusters.max()) + 1
-    return rng.multinomial(size, np.full(size, 1.0 / size), size=count).astype(np.int32)[:, clusters]
+    # Sums of counts are at most n times the largest cluster's size, and must not overflow.
+    largest = len(clusters) * int(np.bincount(clusters).max())
+    counts = np.empty((count, size), dtype=np.int16 if largest < 2**15 else np.int32)
+    for row, drawn in enumerate(rng.integers(0, size, (count, size), dtype=np.int32)):
+        counts[row] = np.bincount(drawn, minlength=size)
+    return np.ascontiguousarray(counts.T)[clusters]
 
 
-def seed_luck(rng: np.random.Generator, per_seed: np.ndarray, count: int) -> np.ndarray:
-    """(count,) draws of how far a mean over seeds may be off: t with S − 1 degrees of freedom, times sd/√S; per_seed
-    (S,).
+def average_precision(scores: np.ndarray, label: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(k, r) average precision, Σ (recall step · precision) from the highest score down; equal scores are one step.
 
-    Resampling a handful of seeds instead would say far too little: of three equal signs it knows no other. Zero for one
-    seed, whose luck is not known.
+    scores (k, n), label (n,) of 0 and 1, counts (n, r). A resample without a positive has value 0, as in scikit-learn.
     """
-    size = len(per_seed)
-    if size < 2:
-        return np.zeros(count)
-    return rng.standard_t(size - 1, size=count) * (per_seed.std(ddof=1) / np.sqrt(size))
+    positives = counts[label == 1].sum(0, dtype=np.float64)
+    out = np.zeros((len(scores), counts.shape[1]))
+    for row, score in enumerate(scores):
+        total, right = np.zeros_like(counts[0]), np.zeros_like(counts[0])
+        before = right.copy()
+        order = np.argsort(-score, kind="stable")
+        ends = np.append(np.diff(score[order]) != 0, True)
+        for example, positive, last in zip(order, label[order] == 1, ends, strict=True):
+            total += counts[example]
+            if positive:
+                right += counts[example]
+            if last and (step := right - before).any():
+                out[row] += step * (right / np.maximum(total, 1))
+                before[:] = right
+    return np.divide(out, positives, out=np.zeros_like(out), where=positives > 0)
 
 
-def average_precision(score: np.ndarray, label: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(r,) average precision, Σ (recall step · precision) from the highest score down; equal scores are one step.
-
-    score (n,), label (n,) of 0 and 1, counts (r, n). A resample without a positive has value 0, as in scikit-learn.
+def spearman(scores: np.ndarray, target: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(k, r) Pearson correlation of mid-ranks; NaN where a side of a resample is constant. scores (k, n), target (n,),
+    counts (n, r).
     """
-    order = np.argsort(-score, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
-    drawn = counts[:, order].astype(np.float64)
-    right = (drawn * label[order]).cumsum(1)[:, ends]
-    total = drawn.cumsum(1)[:, ends]
-    steps = np.diff(right, axis=1, prepend=0.0)
-    precision = np.divide(right, total, out=np.zeros_like(right), where=total > 0)
-    positives = right[:, -1]
-    return np.divide((steps * precision).sum(1), positives, out=np.zeros_like(positives), where=positives > 0)
-
-
-def spearman(score: np.ndarray, target: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(r,) Pearson correlation of mid-ranks; NaN where a side of a resample is constant. score, target (n,), counts (r,
-    n).
-    """
-    left, right = midranks(score, counts), midranks(target, counts)
-    # Both have the same mean, (size + 1)/2.
-    middle = (counts.sum(1, keepdims=True) + 1) / 2
-    left -= middle
-    right -= middle
-    weighted = counts * left
-    product = np.einsum("rn,rn->r", weighted, right)
-    left_square = np.einsum("rn,rn->r", weighted, left)
-    right_square = np.einsum("rn,rn,rn->r", counts, right, right)
-    scale = np.sqrt(left_square * right_square)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(scale > 0, product / scale, np.nan)
-
-
-def midranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(r, n): each example's mid-rank among those drawn (meaningless where it was not drawn itself)."""
-    order = np.argsort(values, kind="stable")
-    group = np.append(0, np.cumsum(np.diff(values[order]) != 0))
-    starts = np.flatnonzero(np.diff(group, prepend=-1))
-    inside = np.add.reduceat(counts[:, order].astype(np.float64), starts, axis=1)
-    rank = inside.cumsum(1) - inside + (inside + 1) / 2
-    out = np.empty(counts.shape)
-    out[:, order] = rank[:, group]
+    size = counts.sum(0, dtype=np.float64)
+    ranks, squares = _twice_midranks(target, counts)
+    # The target's ranks about their mean, times how often each example is drawn; shared by all scores.
+    weighted = counts * (ranks - (size + 1))
+    whole = size**3 - size
+    out = np.empty((len(scores), counts.shape[1]))
+    for row, score in enumerate(scores):
+        product, own = _product(score, counts, weighted)
+        # Σ (rank − mean)² of ranks with ties is (N³ − N − Σ (m³ − m)) / 12; here of twice the ranks.
+        scale = np.sqrt(np.maximum(whole - own, 0)) * np.sqrt(np.maximum(whole - squares, 0)) / 3
+        out[row] = np.divide(product, scale, out=np.full_like(product, np.nan), where=scale > 0)
     return out
 
 
-def mean(value: np.ndarray, target: np.ndarray | None, counts: np.ndarray) -> np.ndarray:
-    """(r,) mean of per-example values (n,), such as reciprocal ranks of queries; `target` is not used."""
-    return counts @ value / counts.sum(1)
-
-
-def interval(observed: float, differences: np.ndarray, level: float = 0.95) -> Interval:
-    """Percentile interval of resampled differences (r,) around the observed one, and p for "no difference".
-
-    p = 2·min(share ≤ 0, share ≥ 0), with one more resample on either side (Davison and Hinkley 1997, section 4.2), at
-    most 1. Resamples that are not defined (NaN) are left out.
-    """
-    defined = differences[np.isfinite(differences)]
-    if not len(defined):
-        return Interval(observed, float("nan"), float("nan"), 1.0)
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    tail = min((defined <= 0).sum(), (defined >= 0).sum())
-    return Interval(observed, float(low), float(high), float(min(1.0, 2 * (tail + 1) / (len(defined) + 1))))
-
-
-def holm(p: Sequence[float]) -> np.ndarray:
-    """p-values corrected for their number (Holm 1979): step down, and never below one that is smaller."""
-    values = np.asarray(p, dtype=float)
+def _groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    """The ascending order of values, where each group of equal ones starts in it, and whether all are distinct."""
     order = np.argsort(values, kind="stable")
-    stepped = values[order] * (len(values) - np.arange(len(values)))
-    out = np.empty(len(values))
-    out[order] = np.minimum(1.0, np.maximum.accumulate(stepped)) if len(values) else stepped
-    return out
+    starts = np.flatnonzero(np.append(True, np.diff(values[order]) != 0))
+    return order, starts, len(starts) == len(values)
+
+
+def _twice_midranks(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, r) twice each example's mid-rank among those drawn, and (r,) Σ (m³ − m) over groups of m equal values."""
+    order, starts, _ = _groups(values)
+    ranks = np.empty(counts.shape)
+    below, ties = np.zeros(counts.shape[1]), np.zeros(counts.shape[1])
+    for part in np.split(order, starts[1:]):
+        inside = counts[part].sum(0, dtype=np.float64)
+        ranks[part] = 2 * below + inside + 1
+        ties += inside**3 - inside
+        below += inside
+    return ranks, ties
+
+
+def _product(score: np.ndarray, counts: np.ndarray, weighted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(r,) Σ of twice the score's mid-rank times `weighted`, and Σ (m³ − m) over groups of m equal scores."""
+    order, starts, distinct = _groups(score)
+    product, below = np.zeros(counts.shape[1]), np.zeros(counts.shape[1])
+    if distinct:
+        drawn = counts.astype(np.float64)
+        for example in order:
+            # Twice the mid-rank is 2·below + inside, and 1 that adds nothing, as `weighted` sums to zero.
+            below += drawn[example]
+            product += below * weighted[example]
+            below += drawn[example]
+        return product, np.einsum("nr,nr,nr->r", drawn, drawn, drawn) - drawn.sum(0)
+    ties = np.zeros(counts.shape[1])
+    for part in np.split(order, starts[1:]):
+        inside = counts[part].sum(0, dtype=np.float64)
+        product += (2 * below + inside) * weighted[part].sum(0)
+        ties += inside**3 - inside
+        below += inside
+    return product, ties
+
+
+def mean(values: np.ndarray, target: np.ndarray | None, counts: np.ndarray) -> np.ndarray:
+    """(k, r) mean of per-example values (k, n), such as reciprocal ranks of queries; `target` is not used."""
+    return values @ counts / counts.sum(0)

@@ -111,11 +111,12 @@ def compare(options: Namespace) -> int:
         variants=options.variants,
         resamples=options.resamples,
         level=options.level,
+        equivalent=options.equivalent,
     )
     if options.csv:
         with atomic(options.csv) as temporary:
             rows.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
-    print(text(rows, (options.a, options.b), options.level))
+    print(text(rows, (options.a, options.b), options.level, options.equivalent))
     return 0
 
 
@@ -194,11 +195,17 @@ COMMANDS: dict[str, Command] = {
             "--variants": {"action": "store_true", "help": "compare variants and points of sweeps too"},
             "--resamples": {
                 "type": int,
-                "default": 2500,
+                "default": 20000,
                 "metavar": "N",
-                "help": "least number of resamples (default: 2500)",
+                "help": "least number of resamples (default: 20000)",
             },
             "--level": {"type": float, "default": 0.95, "metavar": "X", "help": "level of confidence (default: 0.95)"},
+            "--equivalent": {
+                "type": float,
+                "default": 0.01,
+                "metavar": "X",
+                "help": "size below which a difference does not matter (default: 0.01)",
+            },
         },
         config="none",
     ),

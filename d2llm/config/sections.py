@@ -334,9 +334,12 @@ class StatisticsSettings(Section):
     # report.
     subject: Name = "d2llm"
     # At least; as many more as the number of comparisons needs.
-    resamples: Annotated[int, Field(ge=100)] = 2500
+    resamples: Annotated[int, Field(ge=100)] = 20000
     # Of intervals; what is significant is judged at 1 minus it.
     level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    # A difference of a headline metric that is smaller does not matter: two methods are equivalent where the whole
+    # interval lies within it, and a claimed lead is refuted where it is below it.
+    equivalent: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
     # Of the resamples.
     seed: Count = 1
     # Pairs of rows that are compared with each other, beside D2LLM with every baseline and with its variants: a method,

@@ -7,6 +7,7 @@ come about is `d2llm.analysis.comparison`'s; whether a fresh run may be called t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +16,9 @@ from typing import Any
 
 import pandas as pd
 
-from d2llm.analysis.comparison import check, compare, least
-from d2llm.analysis.statistics import holm
+from d2llm.analysis.comparison import check, compare, least, whole_kind
+from d2llm.analysis.inference import holm
+from d2llm.analysis.verdicts import standing
 from d2llm.config.task_types import HEADLINE, METRIC_TITLES
 from d2llm.evaluation.predictions import read_predictions
 from d2llm.reporting.style import AVERAGE_TITLE, number, signed
@@ -40,6 +42,7 @@ COLUMNS = (
     "high",
     "p",
     "p_holm",
+    "verdict",
     "seeds",
     "n",
 )
@@ -61,11 +64,17 @@ def side(path: Path) -> Side:
 
 
 def two_runs(
-    first: Side, second: Side, *, variants: bool = False, resamples: int = 2500, level: float = 0.95, seed: int = 1
+    first: Side,
+    second: Side,
+    *,
+    variants: bool = False,
+    resamples: int = 20000,
+    level: float = 0.95,
+    seed: int = 1,
+    equivalent: float = 0.01,
 ) -> pd.DataFrame:
     """One row a method (and variant), task and average of a group: columns `COLUMNS`; `a`, `b` and `difference` are
-    means over the seeds both have. Without predictions of both, interval and p-values are NaN. p_holm corrects for all
-    rows.
+    means over the seeds both have. Without predictions of both, interval and p-values are NaN.
 
     Raises ArtifactError when the two share no method, task or seed, or are of other examples.
     """
@@ -76,8 +85,7 @@ def two_runs(
     runs = [(str(m), str(v)) for m, v in shared[["method", "variant"]].drop_duplicates().itertuples(index=False)]
     files = {name: part.predictions for name, part in ((A, first), (B, second)) if part.predictions is not None}
     both = len(files) == 2
-    columns = len(tasks) + int((tasks.groupby("group").size() > 1).sum())
-    count = max(resamples, least(len(runs) * columns, level))
+    count = max(resamples, least(len(runs) * tasks["group"].nunique(), level))
     rows = []
     for method, variant in progress(runs, "compare"):
         of_run = (shared["method"] == method) & (shared["variant"] == variant)
@@ -94,7 +102,24 @@ def two_runs(
         comparisons = comparisons.rename(columns={"value": "b"})
         rows.append(comparisons.assign(a=comparisons["b"] - comparisons["difference"], method=method, variant=variant))
     table = pd.concat(rows, ignore_index=True)
-    return table.assign(p_holm=holm(table["p"]) if both else float("nan"))[list(COLUMNS)]
+    return judged(table, equivalent)
+
+
+def judged(table: pd.DataFrame, equivalent: float) -> pd.DataFrame:
+    """The rows with p_holm, corrected over what is tested (whole kinds of task, of more than one seed), and the verdict
+    of B: better, worse, as good (within `equivalent`), or undecided.
+    """
+    tested = (table["seeds"] > 1) & whole_kind(table)
+    verdicts = [_judge(row, equivalent) for row in table.itertuples()]
+    return table.assign(p_holm=holm(table["p"].where(tested)), verdict=verdicts)[list(COLUMNS)]
+
+
+def _judge(row: Any, equivalent: float) -> str:
+    """Of B: by the interval, but for the luck of one training, which no interval knows; nothing without predictions."""
+    if math.isnan(row.low):
+        return ""
+    same = row.low == row.high == 0
+    return standing(row.low, row.high, equivalent) if row.seeds > 1 or same else "undecided"
 
 
 def _predictions_of(files: Mapping[str, Path], where: Mapping[str, Any], task: str) -> pd.DataFrame:
@@ -173,11 +198,11 @@ def plain_differences(scores: pd.DataFrame, tasks: pd.DataFrame) -> pd.DataFrame
     return pd.DataFrame(rows).assign(low=float("nan"), high=float("nan"), p=float("nan"))
 
 
-def text(table: pd.DataFrame, names: tuple[str, str], level: float) -> str:
+def text(table: pd.DataFrame, names: tuple[str, str], level: float, equivalent: float = 0.01) -> str:
     """The table for a terminal: marks as in the tables of a run, ↑ where B is significantly above A, ↓ below."""
     intervals = bool(table["p"].notna().any())
     head = ["method", "task", "metric", "A", "B", "B − A"]
-    head += [f"{level:.0%} interval", "p", "p (Holm)", ""] if intervals else []
+    head += [f"{level:.0%} interval", "p", "p (Holm)", "B is", ""] if intervals else []
     body = [_write_cells(row, level, intervals) for row in table.itertuples()]
     lines = [f"A  {names[0]}", f"B  {names[1]}", "", *_align([head, *body]), ""]
     seeds = sorted(set(table["seeds"]))
@@ -188,7 +213,8 @@ def text(table: pd.DataFrame, names: tuple[str, str], level: float) -> str:
         )
         note += (
             f" Intervals: paired bootstrap over examples{luck}. ↑ ↓: B significantly above or below A after Holm's "
-            f"correction over these {len(table)} rows."
+            f"correction over the {table['p_holm'].notna().sum()} rows that are tested: whole kinds of task, of several "
+            f"seeds. B is better, worse or equivalent (within {equivalent:g}) by the interval of each row alone."
         )
     else:
         note += (
@@ -209,8 +235,9 @@ def _write_cells(row: Any, level: float, intervals: bool) -> list[str]:
         signed(row.difference),
     ]
     if intervals:
-        mark = "" if row.p_holm >= 1 - level or row.difference == 0 else "↑" if row.difference > 0 else "↓"
-        cells += [f"{signed(row.low)} to {signed(row.high)}", f"{row.p:.4f}", f"{row.p_holm:.4f}", mark]
+        mark = "" if not row.p_holm < 1 - level or row.difference == 0 else "↑" if row.difference > 0 else "↓"
+        corrected = "–" if math.isnan(row.p_holm) else f"{row.p_holm:.4f}"
+        cells += [f"{signed(row.low)} to {signed(row.high)}", f"{row.p:.4f}", corrected, row.verdict, mark]
     return cells
 
 

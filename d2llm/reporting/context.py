@@ -39,6 +39,8 @@ class Context:
     averaged: frozenset[str] = frozenset()
     # Confidence level of what is called significant.
     level: float = 0.95
+    # A difference smaller than this is none that matters.
+    equivalent: float = 0.01
     # The title of the method whose leads are judged.
     subject: str = "D2LLM"
     # What each method stands on: decoder or encoder.
@@ -72,6 +74,7 @@ def context(config: Config) -> Context:
         generated=config.data.source == "world",
         averaged=frozenset(kind for kind, order in orders.items() if order == "average"),
         level=config.statistics.level,
+        equivalent=config.statistics.equivalent,
         subject=declared(config.statistics.subject).title,
         kinds={name: declared(name).kind for name in methods},
         sets=evaluation_sets(config),

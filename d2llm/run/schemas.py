@@ -124,6 +124,16 @@ COMPARISONS = {
     "seeds": "int",
     "n": "int",
 }
+# Columns beside these that runs of before they were there do not have: the share of the baseline's error that is gone,
+# with its interval; standard error over examples, standard deviation over seeds; the difference that would be found.
+SIZES = {
+    "effect": "float",
+    "effect_low": "float",
+    "effect_high": "float",
+    "se_examples": "float",
+    "sd_seeds": "float",
+    "detectable": "float",
+}
 AVERAGE = "average"
 # Whose variants are the ablations; with whom methods are compared where nobody else is named.
 SUBJECT = "d2llm"

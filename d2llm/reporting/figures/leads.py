@@ -24,7 +24,7 @@ CAPTION = {
     "title": "{subject}'s lead over each baseline",
     "text": (
         "{subject}'s score minus each baseline's, with its confidence interval. Right of zero {subject} is ahead. "
-        "Filled marks are significant after correction over all comparisons, open ones are not."
+        "Filled marks are significant after correction over all that is tested (the strongest baseline of each kind of task, of several trainings), open ones are not."
     ),
     "alt": (
         "Interval plot of {subject} minus each baseline on every task and on the average of each kind of task; the"
@@ -94,6 +94,7 @@ def draw(data: Data) -> Figure:
         for name in baselines
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.4)
+    tested = int(comparisons["p_holm"].notna().sum())
     seeds, subject = int(comparisons["seeds"].iloc[0]), data.context.subject
     note(
         figure,
@@ -101,6 +102,11 @@ def draw(data: Data) -> Figure:
         f"{subject} minus the baseline; right of 0 {subject} is better. Bars: {data.context.level:.0%} intervals, "
         "paired bootstrap over "
         f"examples{' and spread of seeds' if seeds > 1 else '; one seed, so the spread of training is not in them'}. "
-        f"Filled marks: significant after Holm's correction over {len(comparisons)} comparisons.{sampled(own)}",
+        + (
+            f"Filled marks: significant after Holm's correction over {tested} comparisons."
+            if tested
+            else "Nothing is tested."
+        )
+        + sampled(own),
     )
     return figure

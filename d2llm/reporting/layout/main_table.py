@@ -60,7 +60,8 @@ class MainTable:
                 for cell, ranks, column in zip(cells[name], ranked, columns, strict=True)
             )
             rows.append(Row(name, context.titles.get(name, name), "method", tuple(marked)))
-        caption = self._write_caption(used, context, None if comparisons is None else len(comparisons))
+        tested = None if comparisons is None else int(comparisons["p_holm"].notna().sum())
+        caption = self._write_caption(used, context, tested)
         return Table(self.name, self.heading, caption, columns, tuple(rows))
 
     def _find_leads(self, comparisons: pd.DataFrame | None, context: Context) -> dict[tuple[str, str, str], Lead]:

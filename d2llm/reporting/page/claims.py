@@ -4,9 +4,11 @@ into words. Pure.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from d2llm.analysis.inference import POWER
 from d2llm.analysis.verdicts import Verdict, verdict
 from d2llm.config.task_types import METRIC_TITLES
 from d2llm.reporting.style import AVERAGE_TITLE, DECIMALS, GROUP_TITLES, number, signed
@@ -24,6 +26,9 @@ VERDICTS = {
     (-1, False): "behind, not significantly",
     (0, False): "level",
 }
+# Of what is not tested: a task beside the average of its kind. By its interval.
+UNTESTED = {1: "ahead by its interval", -1: "behind by its interval", 0: "undecided"}
+ANECDOTE = "one training, not judged"
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Claim:
     p: float
     verdict: str
     average: bool
+    seeds: int
+    detectable: float
 
     @property
     def baseline_value(self) -> float:
@@ -50,9 +57,25 @@ class Claim:
     def significant(self) -> bool:
         return self.verdict in ("ahead", "behind")
 
-    def holds(self, level: float, threshold: float = 0.0) -> Verdict:
-        """Whether the subject is ahead by more than `threshold`."""
-        return verdict(self.difference, self.low, self.high, self.p, level, threshold)
+    @property
+    def side(self) -> int:
+        """1 where the subject is shown to be ahead, -1 behind, 0 neither: by the test, or the interval of what has none."""
+        return next(
+            (sign for word, sign in (("ahead", 1), ("behind", -1)) if self.verdict in (word, UNTESTED[sign])), 0
+        )
+
+    def holds(self, level: float, threshold: float = 0.0, margin: float = 0.0) -> Verdict:
+        """Whether the subject is ahead by more than `threshold`; of one training nothing is shown."""
+        return verdict(self.difference, self.low, self.high, self.p, level, threshold, margin, self.seeds)
+
+    def power(self) -> str:
+        """What a lead that is not shown would have had to be, to be found; empty where the run does not tell."""
+        if self.seeds < 2 and math.isnan(self.p):
+            return "one training of each, which shows nothing"
+        known = math.isfinite(self.detectable)
+        return (
+            f"a difference of {number(self.detectable)} would have been found with {POWER:.0%} power" if known else ""
+        )
 
 
 def claims(comparisons: pd.DataFrame, task_titles: dict[str, str], context: Context) -> dict[str, list[Claim]]:
@@ -75,7 +98,9 @@ def _judge(row, group: str, task_titles: dict[str, str], context: Context) -> Cl
     # What prints as no difference is none, unless it is a significant one.
     significant = row.difference != 0 and row.p_holm < 1 - context.level
     shown = row.difference if significant else round(row.difference, DECIMALS)
-    sign = (shown > 0) - (shown < 0)
+    word = VERDICTS[(shown > 0) - (shown < 0), significant]
+    if math.isnan(row.p_holm):
+        word = UNTESTED[(row.low > 0) - (row.high < 0)] if row.seeds > 1 else ANECDOTE
     return Claim(
         group=group,
         task=AVERAGE_TITLE if row.task == AVERAGE else task_titles.get(row.task, row.task),
@@ -86,8 +111,10 @@ def _judge(row, group: str, task_titles: dict[str, str], context: Context) -> Cl
         low=row.low,
         high=row.high,
         p=row.p_holm,
-        verdict=VERDICTS[sign, significant],
+        verdict=word,
         average=row.task == AVERAGE,
+        seeds=row.seeds,
+        detectable=getattr(row, "detectable", float("nan")),
     )
 
 
@@ -116,7 +143,7 @@ def sentence(group: str, group_claims: list[Claim], context: Context) -> tuple[s
         word, text = "Level", f"{context.subject} is level with the strongest baseline, {whole.baseline}, {where}"
     else:
         side = "ahead of" if whole.difference > 0 else "behind"
-        word = whole.holds(context.level).capitalize()
+        word = whole.holds(context.level, margin=context.equivalent).capitalize()
         text = (
             f"{context.subject} is {side} the strongest baseline, {whole.baseline}, by "
             f"{number(abs(whole.difference))} {where}"
@@ -125,13 +152,18 @@ def sentence(group: str, group_claims: list[Claim], context: Context) -> tuple[s
         f" ({whole.metric} {number(whole.value)} against {number(whole.baseline_value)}; {context.level:.0%} interval "
         "of the difference "
     )
+    power = "" if whole.significant else whole.power()
+    if whole.holds(context.level, margin=context.equivalent) == "refuted" and not whole.significant:
+        power = f"a lead of {context.equivalent:g} is ruled out"
     text += (
-        f"{signed(whole.low)} to {signed(whole.high)}; {'significant' if whole.significant else 'not significant'})."
+        f"{signed(whole.low)} to {signed(whole.high)}; {'significant' if whole.significant else 'not significant'}"
+        f"{'; ' * bool(power)}{power})."
     )
     if whole.average:
-        ahead, behind = (sum(claim.verdict == side for claim in tasks) for side in ("ahead", "behind"))
+        ahead, behind = (sum(claim.side == side for claim in tasks) for side in (1, -1))
+        how = "significantly " if not any(math.isnan(claim.p) for claim in tasks) else "by their intervals "
         text += (
-            f" Task by task: significantly ahead on {ahead} of {len(tasks)}, significantly behind on {behind}, "
+            f" Task by task: {how}ahead on {ahead} of {len(tasks)}, {how}behind on {behind}, "
             f"undecided on {len(tasks) - ahead - behind}."
         )
     return word, text

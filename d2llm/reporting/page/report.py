@@ -65,7 +65,7 @@ def environment() -> jinja2.Environment:
     )
     templates.filters["signed"] = signed
     templates.filters["score"] = number
-    templates.filters["p"] = lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}"
+    templates.filters["p"] = lambda value: "–" if value != value else "< 0.001" if value < 0.001 else f"{value:.3f}"
     templates.filters["count"] = lambda value: f"{value:,}"
     return templates
 
@@ -88,10 +88,9 @@ def facts(config: Config) -> dict[str, Any]:
         "controlled": CONTROLLED_TEXT,
         "split": "/".join(sorted(set(scores["split"]))),
         "seeds": sorted(set(trained["seed"].tolist())),
-        "level": about.level,
+        **judging(compared, about),
         "claims": leads,
         "verdicts": {title: sentence(title, rows, about) for title, rows in leads.items()},
-        "compared": len(compared),
         "overview": overview(scores, about),
         "sections": sections(config, paths, about),
         "browse": browsed(scores, optional(paths.examples), about),
@@ -110,6 +109,12 @@ def facts(config: Config) -> dict[str, Any]:
         "tuning": tuning(config, paths, jobs_done, about),
         **origin(history(jobs_done, config, without=OWN)),
     }
+
+
+def judging(compared: pd.DataFrame, about: Context) -> dict[str, Any]:
+    """By what differences are judged, and how many of them are tested."""
+    tested = int(compared["p_holm"].notna().sum())
+    return {"level": about.level, "equivalent": about.equivalent, "compared": tested}
 
 
 def origin(jobs: list[Job]) -> dict[str, Any]:

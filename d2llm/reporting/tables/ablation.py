@@ -75,7 +75,7 @@ class AblationTable:
         for method, variants in methods.items():
             shown = Shown(method, whole[whole["method"] == method], columns, tasks)
             rows += _make_rows(shown, variants, leads, context, config)
-        caption = self._write_caption(scores, len(ablations), context, config, list(methods))
+        caption = self._write_caption(scores, int(ablations["p_holm"].notna().sum()), context, config, list(methods))
         return Table(self.name, self.heading, caption, tuple(columns), tuple(rows))
 
     def _write_caption(
@@ -101,7 +101,7 @@ class AblationTable:
             )
         if len(paired) < 2:
             sentences.append(
-                "One training a variant: what another seed would change is in no arrow"
+                f"One training a variant: {'what another seed would change is in no arrow' if compared else 'nothing is marked'}"
                 + (f"; the first row shows how much that is for {itself}." if len(config.seeds) > 1 else ".")
             )
         if context.generated:

@@ -61,7 +61,7 @@ class ContrastsTable:
         caption = (
             f"Tier {context.tier}. First row minus second, with its {context.level:.0%} interval (paired bootstrap over "
             f"examples{spread}), {' or '.join(map(str, seeds))} seed{'' if seeds == [1] else 's'}. "
-            f"↑ ↓: significant after Holm's correction over {len(contrasts)} contrasts. {context.note}"
+            f"↑ ↓: significant after Holm's correction over {contrasts['p_holm'].notna().sum()} contrasts. {context.note}"
         )
         return PlainTable(
             self.name, self.heading, caption.strip(), (Block("contrasts", "Differences", header, tuple(rows)),)
@@ -93,7 +93,7 @@ def second(one: str, two: str, context: Context, config: Config) -> str:
 def difference(row: pd.Series, level: float) -> str:
     """A difference, its interval, and an arrow where it is significant."""
     arrow = {"holds": "↑", "refuted": "↓"}.get(
-        verdict(row["difference"], row["low"], row["high"], row["p_holm"], level), ""
+        verdict(row["difference"], row["low"], row["high"], row["p_holm"], level, seeds=row["seeds"]), ""
     )
     return f"{signed(row['difference'])}{arrow} [{signed(row['low'])}, {signed(row['high'])}]"
 
