@@ -160,11 +160,11 @@ def correct(rows: pd.DataFrame, asked: pd.Series | None = None, level: float = 0
     """
     tested = (rows["seeds"] > 1) & (True if asked is None else asked)
     alpha = (1 - level) / max(1, int(tested.sum()))
-    found = [
+    sizes = [
         inference.detectable(row.se_examples, row.sd_seeds, row.seeds, alpha)
         for row in rows[["se_examples", "sd_seeds", "seeds"]].itertuples()
     ]
-    return rows.assign(p_holm=inference.holm(rows["p"].where(tested)), detectable=np.array(found, dtype=float))
+    return rows.assign(p_holm=inference.holm(rows["p"].where(tested)), detectable=np.array(sizes, dtype=float))
 
 
 def compare(
