@@ -52,14 +52,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no worker is left alone with one in the end."""
-    first = [
-        "test_pipeline.py",
-        "test_own_workflow.py",
-        "test_workflow.py",
-        "test_resume.py",
-        "test_download.py",
-        "test_spoiled_configs.py",
-    ]
+    names = "pipeline own_workflow workflow resume download hub comparison spoiled_data preflight spoiled_configs"
+    names += " extending new_baseline speed"
+    first = [f"test_{name}.py" for name in names.split()]
     items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
 
 

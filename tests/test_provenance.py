@@ -69,6 +69,21 @@ def test_a_closure_follows_all_imports_but_what_carries_and_other_methods(projec
 
 
 @pytest.mark.parametrize(
+    "place",
+    [
+        "class A:\n  async def f(self):\n    {}",
+        "if a:\n  x\nelse:\n  with b:\n    {}",
+        "try:\n  x\nexcept E:\n  {}",
+        "try:\n  x\nfinally:\n  {}",
+        "match x:\n  case 1:\n    {}",
+    ],
+)
+def test_an_import_counts_wherever_it_stands(project: Path, place: str) -> None:
+    (project / LOSSES).write_text(place.format("import d2llm.unused"))
+    assert digests(project) and "d2llm.unused" in closure(["d2llm.training.train"], project)
+
+
+@pytest.mark.parametrize(
     ("file", "text", "stale"),
     [
         (LOSSES, "# why\ndef loss(x):\n\n    'doc'\n    return (x)  # x\n", ()),

@@ -137,7 +137,7 @@ def third_parties(module: str, root: Path) -> frozenset[str]:
 @cache
 def import_statements(module: str, root: Path) -> list[ast.Import | ast.ImportFrom]:
     """A module's import statements, wherever in it they stand."""
-    return [node for node in ast.walk(parsed(module, root)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return [node for node in statements(parsed(module, root)) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def imported_names(module: str, root: Path) -> Iterator[str]:
@@ -163,16 +163,40 @@ def parsed(module: str, root: Path) -> ast.Module:
     """A module's syntax tree as it runs; an empty one for a module that is not there (running it will say so)."""
     path = source(module, root)
     tree = ast.parse(path.read_bytes(), filename=str(path)) if path else ast.Module(body=[], type_ignores=[])
-    return _Running().visit(tree)
+    tree.body = running(tree.body)
+    return tree
 
 
-class _Running(ast.NodeTransformer):
-    """Leaves out what only type checkers read: an import there makes no job depend on a module."""
+# Where statements stand within another. Expressions, nine tenths of a tree, hold none, and are not looked into.
+BODIES = ("body", "orelse", "finalbody", "handlers", "cases")
 
-    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-        self.generic_visit(node)
-        name = node.test.attr if isinstance(node.test, ast.Attribute) else getattr(node.test, "id", "")
-        return node.orelse if name == "TYPE_CHECKING" else node
+
+def statements(tree: ast.Module) -> Iterator[Any]:
+    """The module and each statement in it, wherever it stands."""
+    waiting: list[Any] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for name in BODIES:
+            waiting += getattr(node, name, ())
+
+
+def running(body: list[Any]) -> list[Any]:
+    """Statements without what only type checkers read: an import there makes no job depend on a module."""
+    kept = []
+    for node in body:
+        for name in BODIES:
+            if inner := getattr(node, name, None):
+                setattr(node, name, running(inner))
+        kept += node.orelse if is_for_types(node) else [node]
+    return kept
+
+
+def is_for_types(node: ast.AST) -> bool:
+    """Whether a statement is `if TYPE_CHECKING:`."""
+    test = getattr(node, "test", None)
+    name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")
+    return isinstance(node, ast.If) and name == "TYPE_CHECKING"
 
 
 @cache
@@ -187,7 +211,7 @@ def source(module: str, root: Path) -> Path | None:
 
 def bare(tree: ast.Module) -> ast.Module:
     """The tree without docstrings (comments and layout are not in it anyway), which it loses for whoever holds it."""
-    for node in ast.walk(tree):
+    for node in statements(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             node.body = [part for part in node.body if not is_text(part)] or [ast.Pass()]
     return tree
