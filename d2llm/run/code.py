@@ -183,7 +183,7 @@ def statements(tree: ast.Module) -> Iterator[Any]:
 
 def running(body: list[Any]) -> list[Any]:
     """Statements without what only type checkers read: an import there makes no job depend on a module."""
-    kept = []
+    kept: list[Any] = []
     for node in body:
         for name in BODIES:
             if inner := getattr(node, name, None):
