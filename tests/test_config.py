@@ -92,6 +92,15 @@ def test_mini_spells_out_every_key_of_the_schema(tmp_path: Path) -> None:
             "methods.bge.negatives.stratified: chooses some of the 4 mined negatives (negatives.per_query); set "
             "hard_negatives to a number from 2 to 3; found null, all of them",
         ),
+        ("teacher: {scores: s.csv}", "teacher: expected scale with scores: logit, or probability of yes"),
+        (
+            "{references: [bm25], teacher: {scores: s.csv, scale: logit}}",
+            "methods.d2llm: gamma above 0 imitates pair features, and the teacher is a file without any (s.csv); set",
+        ),
+        (
+            "{references: [teacher], teacher: {scores: s.csv, scale: logit}}",
+            "references: teacher: its scores are those of a file (teacher.scores)",
+        ),
         ("variants: {base: {method: bge}}", "variants.base: this name is taken"),
     ],
 )

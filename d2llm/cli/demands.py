@@ -137,6 +137,8 @@ def teacher_problems(config: Config, model: PretrainedConfig, tokenizer: PreTrai
     auto = transformers.AutoModelForSequenceClassification if classifier else transformers.AutoModelForCausalLM
     for teacher in ("teacher", *config.teachers):
         settings = config.teacher_of(teacher)
+        if settings.scores is not None:
+            continue
         raised: list[Problem] = []
         with collect_problems(raised):
             if not classifier:  # which is not asked

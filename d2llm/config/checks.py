@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from d2llm.config.catalogue import row_names
 from d2llm.config.data import TASKS
-from d2llm.config.registry import declared, modules
+from d2llm.config.registry import Declaration, declared, modules
 from d2llm.config.schema import Config
 from d2llm.config.sections import NAME, BaseSettings, StatisticsSettings
 from d2llm.config.validation import Key, dotted, show, validate
@@ -101,7 +101,7 @@ def check_recipe(config: Config, method: str, variant: str, origin: Callable[[Ke
     except ConfigError as error:
         raise ConfigError(f"{origin(prefix)}: {dotted(prefix)}: {error}") from None
     recipe = validate(chosen.Recipe, config.overrides(method, variant), origin, prefix)
-    check_parts(config, chosen.kind, recipe, origin, prefix)
+    check_parts(config, chosen, recipe, origin, prefix)
     used, mined, where = recipe.hard_negatives, config.negatives.per_query, (*prefix, "negatives", "stratified")
     if recipe.negatives.stratified and (used is None or used >= mined or used < 2):
         raise ConfigError(
@@ -111,14 +111,29 @@ def check_recipe(config: Config, method: str, variant: str, origin: Callable[[Ke
     return recipe
 
 
-def check_parts(config: Config, kind: str, recipe: Recipe, origin: Callable[[Key], str], prefix: Key) -> None:
+def check_parts(config: Config, chosen: Declaration, recipe: Recipe, origin: Callable[[Key], str], prefix: Key) -> None:
     """Refuse a recipe that starts from a base model, or learns from a teacher, that the config does not have."""
-    bases = [name for name in config.models.names() if (name == "encoder") == (kind == "encoder")]
+    bases = [name for name in config.models.names() if (name == "encoder") == (chosen.kind == "encoder")]
     for key, known in (("base", bases), ("teacher", ["teacher", *config.teachers])):
         named = getattr(recipe, key, None)
         if named is not None and named not in known:
             where = (*prefix, key)
             raise ConfigError(f"{origin(where)}: {dotted(where)}: expected one of {', '.join(known)}; found {named!r}")
+
+
+def check_features(config: Config, origin: Callable[[Key], str]) -> None:
+    """Refuse trainings that imitate pair features of a teacher that is a file without any."""
+    for method, variant in dict.fromkeys((run.method, run.variant) for run in config.runs()):
+        recipe = config.recipe(method, variant)
+        key = declared(method).imitates_features(recipe)
+        teacher = config.teacher_of(getattr(recipe, "teacher", "teacher"), origin)
+        if key is not None and teacher.scores is not None and teacher.features is None:
+            where, name = config.place(method, variant), getattr(recipe, "teacher", "teacher")
+            file: Key = ("teacher", "scores") if name == "teacher" else ("teachers", name, "scores")
+            raise ConfigError(
+                f"{origin(file)}: {dotted(where)}: {key} above 0 imitates pair features, and the teacher is a file "
+                f"without any ({teacher.scores}); set {key} to 0, or name their column in teacher.features"
+            )
 
 
 def check_sweeps(config: Config, origin: Callable[[Key], str]) -> None:
@@ -138,9 +153,8 @@ def check_sweeps(config: Config, origin: Callable[[Key], str]) -> None:
             for point, value in points.items():
                 check_point(config, point, origin, key)
                 settings = merged(config.methods[name], nested({axis: value}))
-                check_parts(
-                    config, declared(name).kind, validate(declared(name).Recipe, settings, origin, key), origin, key
-                )
+                recipe = validate(declared(name).Recipe, settings, origin, key)
+                check_parts(config, declared(name), recipe, origin, key)
 
 
 def check_contrasts(config: Config, origin: Callable[[Key], str]) -> None:
@@ -183,7 +197,7 @@ def check_grids(config: Config, origin: Callable[[Key], str]) -> None:
         for point, settings in points.items():
             check_point(config, point, origin, key)
             recipe = validate(declared(name).Recipe, merged(config.methods[name], nested(settings)), origin, key)
-            check_parts(config, declared(name).kind, recipe, origin, key)
+            check_parts(config, declared(name), recipe, origin, key)
         sizes[name] = size
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
@@ -253,6 +267,11 @@ def check_tasks(config: Config, origin: Callable[[Key], str]) -> None:
                 f"{origin(('references',))}: references: {model.model}: its name {name!r} is taken; give it another "
                 "(name: …)"
             )
+    if "teacher" in config.references and config.teacher.scores is not None:
+        raise ConfigError(
+            f"{origin(('references',))}: references: teacher: its scores are those of a file (teacher.scores), and no "
+            "model is there to score evaluation sets; take it out, e.g. references: [bm25]"
+        )
     if config.evaluation.tasks == "all":
         return
     known = list(config.data.files.tasks if config.data.source == "files" else TASKS)

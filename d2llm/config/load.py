@@ -11,6 +11,7 @@ import yaml
 
 from d2llm.config.checks import (
     check_contrasts,
+    check_features,
     check_files,
     check_grids,
     check_include,
@@ -56,6 +57,7 @@ def load(files: Iterable[str | Path], overrides: Mapping[str, Any] | None = None
     check_grids(config, origin)
     check_models(config, origin)
     check_tasks(config, origin)
+    check_features(config, origin)
     check_files(config, origin)
     return config
 

@@ -63,6 +63,10 @@ class Declaration(Generic[R]):
         """Whether a training by this recipe does: its loss, or the choice of its negatives."""
         return self.imitates(recipe) or recipe.negatives.reads
 
+    def imitates_features(self, recipe: R) -> str | None:
+        """The key of the recipe by which a loss reads the teacher's pair features; None: none does."""
+        return None
+
     def modules(self, recipe: R) -> tuple[str, ...]:
         """What else it computes with that no import statement names."""
         return ()

@@ -6,7 +6,7 @@ without torch.
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -280,15 +280,19 @@ class Config(Section):
         used = {declared(name).base(self.recipe(name, variant)) for name, variant in runs} | (
             {"encoder"} if runs else set()
         )
-        reading = (declared(name).reads_scores(self.recipe(name, variant)) for name, variant in runs)
-        if "teacher" in self.references or any(reading):
+        if "teacher" in self.references or self.asked(runs):
             used |= {"teacher", "encoder"}
         used |= {source for name in used if (source := self.models.of(name).grown_from)}
         return [name for name in self.models.names() if name in used]
 
-    def imitated(self) -> list[str]:
-        """The teachers that runs read the scores of, by name."""
-        recipes = [(declared(run.method), self.recipe(run.method, run.variant)) for run in self.runs()]
+    def asked(self, runs: Iterable[tuple[str, str]] | None = None) -> list[str]:
+        """Of the teachers that runs, as (method, variant), read the scores of, those that are models."""
+        return [name for name in self.imitated(runs) if self.teacher_of(name).scores is None]
+
+    def imitated(self, runs: Iterable[tuple[str, str]] | None = None) -> list[str]:
+        """The teachers that runs, as (method, variant), read the scores of, by name; None: of this config."""
+        named = [(run.method, run.variant) for run in self.runs()] if runs is None else runs
+        recipes = [(declared(method), self.recipe(method, variant)) for method, variant in named]
         names = (getattr(recipe, "teacher", "teacher") for chosen, recipe in recipes if chosen.reads_scores(recipe))
         return list(dict.fromkeys(names))
 

@@ -219,8 +219,15 @@ class PromptSettings(Section):
 
 
 class TeacherSettings(Section):
-    """The prompted cross-encoder: how it is asked, tuned and run."""
+    """The prompted cross-encoder: how it is asked, tuned and run; or a file of scores, in place of any model."""
 
+    # A file with columns query, passage and score of every training pair (CSV, TSV, JSONL or Parquet, packed or not);
+    # null: a model is tuned and asked. No other key but scale and features counts then.
+    scores: Annotated[str, Field(pattern=r"^[^{}\x00-\x1f-][^{}\x00-\x1f]*$")] | None = None
+    # What these scores are: logits, or probabilities of yes. Only with scores, and then needed.
+    scale: Literal["logit", "probability"] | None = None
+    # Its column of pair features, lists of numbers, which FI imitates; null: it has none.
+    features: str | None = None
     # How it is asked of two texts of one kind.
     symmetric: PromptSettings = PromptSettings(template=SYMMETRIC_ZH, yes="是", no="不是")
     # How it is asked of a query and a passage.
@@ -259,6 +266,10 @@ class TeacherSettings(Section):
             raise ValueError("tuning.kind full or lora: a teacher's biases alone are not tuned")
         if self.quantization != "none" and self.steps:
             raise ValueError("steps 0 where quantization is set: a quantised teacher answers as it is")
+        if self.scores is not None and self.scale is None:
+            raise ValueError("scale with scores: logit, or probability of yes")
+        if self.scores is None and (self.scale or self.features):
+            raise ValueError("scores, a file, where scale or features is set")
         return self
 
 

@@ -158,6 +158,10 @@ class Paths:
     def teacher_report(self) -> Path:
         return self.teacher() / "report.json"
 
+    def teacher_missing(self, name: str = "teacher") -> Path:
+        """The training pairs that a teacher's file of scores lacks."""
+        return self.teacher(name) / "missing.jsonl"
+
     def teacher_scores(self, shard: int | str, shards: int | str, teacher: str = "teacher") -> Path:
         return self.teacher(teacher) / "scores" / f"{shard}-of-{shards}.parquet"
 

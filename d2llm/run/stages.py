@@ -30,6 +30,8 @@ RUN = ("method", "variant", "seed")
 SCORED = ("scores.parquet", "predictions.parquet")
 # Of the settings of a teacher: how it is asked. The others, but for `shards`, are how it is tuned.
 ASKING = ("symmetric", "asymmetric", "max_length", "pack_size", "batch_tokens", "quantization")
+# Of a teacher that is a file of scores.
+FILED = ("scores", "scale", "features")
 ASKED = tuple(f"teacher.{key}" for key in ASKING)
 # Of a published model: which files it is, and what it is called.
 FILES = {"model", "revision", "weights", "trust_remote_code"}
@@ -131,6 +133,15 @@ def judging(paths: Paths, name: str = "teacher") -> list[Path]:
     return [paths.teacher(name) / "model", paths.base("teacher")]
 
 
+def scoring_inputs(config: Config, paths: Paths, teacher: str, **shard: Any) -> list[Path]:
+    """The training pairs, and the teacher: a model, or a file of scores. Raises ConfigError for one that is not there."""
+    file = config.teacher_of(teacher).scores
+    if file is not None and not Path(file).is_file():
+        key = "teacher" if teacher == "teacher" else f"teachers.{teacher}"
+        raise ConfigError(f"{key}.scores: no such file: {file} (seen from {Path.cwd()})")
+    return [paths.pairs, *(judging(paths, teacher) if file is None else [Path(file)])]
+
+
 def evaluation_inputs(config: Config, paths: Paths, method: str, variant: str, seed: Any) -> list[Path]:
     """The evaluation sets, and what is evaluated."""
     if method in modules():
@@ -157,7 +168,7 @@ def collected_inputs(config: Config, paths: Paths) -> list[Path]:
     teacher.smk).
     """
     evaluations, runs = [paths.evaluation(*run) for run in config.evaluations()], config.runs()
-    teachers = [*config.imitated(), *(["teacher"] if "teacher" in config.references else [])]
+    teachers = [*config.asked(), *(["teacher"] if "teacher" in config.references else [])]
     return [
         *(place / "scores.parquet" for place in evaluations),
         *(place / "predictions.parquet" for place in evaluations),
@@ -280,19 +291,26 @@ def base_code(config: Config, model: str) -> Sequence[str]:
 
 
 def teacher_settings(config: Config, teacher: str, **arguments: Any) -> dict[str, Any]:
-    """How a teacher is asked."""
+    """How a teacher is asked; of one that is a file, which, and what its scores mean."""
     asked = plain(config.teacher_of(teacher))
+    if asked["scores"] is not None:
+        return {f"teacher.{key}": asked[key] for key in FILED}
     return {f"teacher.{key}": asked[key] for key in ASKING}
 
 
 def tuned_teacher_settings(config: Config, teacher: str) -> dict[str, Any]:
     """How a teacher is asked and tuned."""
     tuned = plain(config.teacher_of(teacher))
-    return {f"teacher.{key}": value for key, value in tuned.items() if key != "shards"} | precision(config)
+    return {f"teacher.{key}": value for key, value in tuned.items() if key not in ("shards", *FILED)} | precision(
+        config
+    )
 
 
 def teacher_code(config: Config, **arguments: Any) -> Sequence[str]:
-    """What a teacher may be that is no decoder: a checkpoint's own classifier."""
+    """What a teacher may be that is no decoder: a file, or a checkpoint's own classifier."""
+    name = arguments.get("teacher")
+    if name is not None and config.teacher_of(name).scores is not None:
+        return ["d2llm.teacher.from_file"]
     return ["d2llm.teacher.classifier"] if hasattr(config.models.teacher, "source") else []
 
 
@@ -526,7 +544,7 @@ STAGES: dict[str, Stage] = {
             paths.teacher_scores(shard, shards, teacher),
             provenance_of(paths.teacher_scores(shard, shards, teacher)),
         ],
-        reads=lambda config, paths, teacher, **shard: [paths.pairs, *judging(paths, teacher)],
+        reads=scoring_inputs,
         settings=("teacher.shards",),
         more=teacher_settings,
         code=teacher_code,

@@ -7,6 +7,7 @@ pack), and the cosine matrix of the pair features over the positive and negative
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,15 +27,21 @@ if TYPE_CHECKING:
     from d2llm.config.schema import Config
     from d2llm.teacher.cross_encoder import Group, Teacher
 
+# By name, so that an edit of it makes no scores of a model stale (`run.stages`).
+FROM_FILE = "d2llm.teacher.from_file"
+
 
 def run(config: Config, teacher: str, shard: int, shards: int, resume: Resume | None = None) -> None:
     """Score the packs of one shard by a teacher of the config. What a killed job has scored is not scored again."""
     paths = Paths.of(config)
     pairs = read_frame(paths.pairs, PAIRS)
     mine = pairs[pairs["pack"] % shards == shard].reset_index(drop=True)
-    judge = load(paths.teacher(teacher) / "model", config.teacher_of(teacher))
-    parts = [score(judge, part, str(mode), resume) for mode, part in mine.groupby("mode", sort=True)]
-    scores = pd.concat(parts, ignore_index=True)
+    if config.teacher_of(teacher).scores is not None:
+        scores = import_module(FROM_FILE).scored(config, teacher, mine)
+    else:
+        judge = load(paths.teacher(teacher) / "model", config.teacher_of(teacher))
+        parts = [score(judge, part, str(mode), resume) for mode, part in mine.groupby("mode", sort=True)]
+        scores = pd.concat(parts, ignore_index=True)
     get_logger(__name__).info("scored %d queries of shard %d of %d", len(scores), shard, shards)
     write_frame(paths.teacher_scores(shard, shards, teacher), scores)
 

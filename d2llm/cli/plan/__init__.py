@@ -53,7 +53,7 @@ def all_jobs(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
     if runs:
         yield from (("vectors", {"shard": str(i), "shards": str(shards)}) for i in range(shards) if shards > 1)
         yield "negatives", {}
-    scoring = config.imitated()
+    scoring = config.asked()
     for name in dict.fromkeys([*scoring, *(["teacher"] if "teacher" in config.references else [])]):
         yield "teacher", {"teacher": name}
     for name in scoring:

@@ -31,6 +31,8 @@ AT_ONCE = 1 << 27
 LIBRARIES = 0.5e9
 # Queries by which an index's lists are judged (`search.index`).
 JUDGES = 32
+# Bytes of a pair with its score, in memory.
+PAIR = 500
 # Share of the teacher's candidates that only one of its two retrievers finds.
 APART = 0.85
 
@@ -214,6 +216,9 @@ def _asked(given: Given, mode: Mode, queries: Texts, passages: Texts, candidates
 def teacher_scores(given: Given, teacher: str, shard: str, shards: str) -> Cost:
     """Its judgement of a share of the training pairs: each query's positive, hard and easy negatives."""
     candidates = given.config.negatives.per_query + given.config.training.pack
+    if given.config.teacher_of(teacher).scores is not None:  # each shard reads all of the file
+        held = PAIR * candidates * sum(part.queries.count for part in given.amount.train) / int(shards)
+        return Cost("teacher scores, of a file", 1, 0.0, 0.0, 0.0, 0.0, held)
     parts = [_asked(given, part.mode, part.queries, part.passages, candidates) for part in given.amount.train]
     tokens, flops = (sum(column) / int(shards) for column in zip(*parts, strict=True)) if parts else (0.0, 0.0)
     hours = given.device.hours(flops, given.kept("teacher") == 2)

@@ -38,6 +38,10 @@ class D2LLM(Method[D2LLMRecipe]):
         """Not where only plain contrast is left."""
         return bool(recipe.imitating())
 
+    def imitates_features(self, recipe: D2LLMRecipe) -> str | None:
+        """FI does."""
+        return "gamma" if recipe.gamma > 0 else None
+
     def modules(self, recipe: D2LLMRecipe) -> tuple[str, ...]:
         """The losses whose weight is not 0."""
         return tuple(f"d2llm.methods.d2llm.losses.{name}" for name, weight in recipe.weights().items() if weight)
