@@ -7,20 +7,27 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from importlib import import_module
 from math import log
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
+import torch
 from task_folders import retrieval_task, sts_task
 from test_search import plain
+from tiny_run import tiny_config
 
 from d2llm.config.evaluation import Bm25Settings, EvaluationSettings, TeacherCandidates
+from d2llm.config.schema import Run
 from d2llm.data.negatives.bm25 import Bm25, tokens
 from d2llm.evaluation import tasks
 from d2llm.evaluation.rows.bm25 import Bm25Reference
 from d2llm.evaluation.rows.teacher import TeacherReference
+from d2llm.run.paths import Paths
+from d2llm.run.stages import STAGES
 
 DOCUMENTS = [
     "张伟昨天在公园买了苹果",
@@ -57,6 +64,23 @@ def test_bm25_is_its_formula(kind, query):
     assert best.tolist() == np.argsort(-index.scores(query), kind="stable")[:3].tolist()
     np.testing.assert_array_equal(scores, index.scores(query)[best])
     np.testing.assert_array_equal(Bm25(["!", "。"], kind).scores(query), [0, 0])  # documents without words
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_an_untuned_base_model_is_the_cosine_of_its_mean_states(kind, tmp_path):
+    name = f"untuned_{kind}"
+    config = tiny_config(tmp_path, references=["bm25", name])
+    place = Paths.of(config).base(kind)
+    model = tiny.backbone(kind, place).model.eval()
+    texts, around = ("甲吃书", "乙看花"), ((2,), (3,)) if kind == "encoder" else ((), ())
+    with torch.no_grad():
+        rows = [torch.tensor([[*around[0], *tiny.ids(text), *around[1]]]) for text in texts]
+        first, second = (model(input_ids=row).last_hidden_state[0].mean(0) for row in rows)
+    scorer = import_module(f"d2llm.evaluation.rows.{name}").load(config, Run(name, "base", 1))
+    expected = torch.cosine_similarity(first, second, dim=0).item()
+    assert scorer.score_pairs([texts], "symmetric") == pytest.approx([expected], rel=1e-4)
+    assert name in config.untrained() and kind in config.bases()
+    assert STAGES["evaluate"].reads(config, Paths.of(config), name, "base", 1)[1:] == [place]
 
 
 def python(code: str, **environment: str) -> str:

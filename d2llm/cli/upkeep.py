@@ -90,6 +90,15 @@ def verify(options: Namespace) -> int:
     return 0 if verdict.passed else 1
 
 
+def certify(options: Namespace) -> int:
+    """Print which files differ; 1 where any does."""
+    from d2llm.reporting.certify import certify as check
+
+    certificate = check(Path(options.reference), Path(options.run), Path(options.log) if options.log else None)
+    print(certificate.text())
+    return 0 if certificate.passed else 1
+
+
 def doctor(options: Namespace) -> int:
     """Print every finding; 1 where one is an error."""
     from d2llm.cli.doctor import examine
@@ -232,6 +241,18 @@ COMMANDS: dict[str, Command] = {
                 "help": "tolerance for trained rows (default: 0.02)",
             },
         },
+    ),
+    "certify": Command(
+        "compare a run made again with the first one file by file, and name the first stage whose bytes differ; exit "
+        "code 1 where any do",
+        "d2llm certify results/reference/mini results/mini --log reproductions.jsonl",
+        certify,
+        {
+            "reference": {"metavar": "REFERENCE", "help": "a results folder, or one that `d2llm keep` made"},
+            "run": {"metavar": "RUN", "help": "the folder of the run made again"},
+            "--log": {"metavar": "FILE", "help": "a log of reproductions (JSONL), which gets a line"},
+        },
+        config="none",
     ),
     "new-baseline": Command(
         "write what one more baseline needs, from templates: its file, rule, config and test (docs/extending.md)",

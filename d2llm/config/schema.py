@@ -280,8 +280,8 @@ class Config(Section):
         used = {declared(name).base(self.recipe(name, variant)) for name, variant in runs} | (
             {"encoder"} if runs else set()
         )
-        if "teacher" in self.references or self.asked(runs):
-            used |= {"teacher", "encoder"}
+        used |= {"teacher", "encoder"} if self.asked(runs) else set()
+        used |= {name for row in self.references if isinstance(row, str) for name in row_head(row).get("NEEDS", ())}
         used |= {source for name in used if (source := self.models.of(name).grown_from)}
         return [name for name in self.models.names() if name in used]
 

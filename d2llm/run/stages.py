@@ -148,7 +148,7 @@ def evaluation_inputs(config: Config, paths: Paths, method: str, variant: str, s
         return [paths.tasks, *trained(config, paths, method, variant, seed)]
     if method in config.published():
         return [paths.tasks, paths.published(method)]
-    needed = {"teacher": judging(paths), "encoder": [paths.base("encoder")]}
+    needed = {"teacher": judging(paths)} | {name: [paths.base(name)] for name in ("decoder", "encoder")}
     return [paths.tasks, *(place for name in row_head(method).get("NEEDS", ()) for place in needed[name])]
 
 
@@ -354,7 +354,7 @@ def evaluate_code(config: Config, method: str, variant: str, **arguments: Any) -
     row = config.row_file(method)
     needs = row_head(row).get("NEEDS", ())
     judge = teacher_code(config) if "teacher" in needs else ()
-    return [f"d2llm.evaluation.rows.{row}", *(RETRIEVER if "encoder" in needs else ()), *judge]
+    return [f"d2llm.evaluation.rows.{row}", *(RETRIEVER if {"decoder", "encoder"} & {*needs} else ()), *judge]
 
 
 def train_code(config: Config, method: str, variant: str, **arguments: Any) -> Sequence[str]:

@@ -100,7 +100,7 @@ class Scores:
         queries, passages = (texts(self.file, frame, name) for name in names[:2])
         values = pd.to_numeric(frame["score"], errors="coerce").astype(float)
         good = values.between(*BOUNDS[self.scale or "logit"]) & ~frame["score"].map(lambda x: isinstance(x, bool))
-        self.wrong |= {line: str(value) for line, value in frame.loc[~good, "score"].items()}  # type: ignore[misc]
+        self.wrong |= {line: str(value) for line, value in frame.loc[~good, "score"].items()}
         self.rows += len(frame)
         states = frame[self.feature] if self.feature else [None] * len(frame)
         for line, query, passage, value, state in zip(frame.index, queries, passages, values, states, strict=True):
@@ -177,7 +177,7 @@ def vector(file: str, line: int, state: Any) -> np.ndarray:
     try:
         values = np.asarray(state, dtype=np.float32)
     except (TypeError, ValueError):
-        values = np.empty(0)
+        values = np.empty(0, dtype=np.float32)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise DataError(f"{file}: line {line}: expected a list of numbers as features; found {str(state)[:40]!r}")
     return values

@@ -15,12 +15,12 @@ from d2llm.cli.plan.amounts import Amounts, Evaluated, Texts, Training, longest_
 from d2llm.cli.plan.devices import Device
 from d2llm.cli.plan.sizes import Sizes
 from d2llm.config.catalogue import row_head
-from d2llm.config.recipes import PretextStage, tokens_of
+from d2llm.config.recipes import MaxLengths, PretextStage, Recipe, tokens_of
 from d2llm.config.registry import Declaration, declared, modules
 from d2llm.config.sections import BaseSettings
 
 if TYPE_CHECKING:
-    from d2llm.config.recipes import Mode, Recipe
+    from d2llm.config.recipes import Mode
     from d2llm.config.schema import Config
 
 # Tokens between a passage and the next one of a packed prompt: what stands between the texts, and the cue.
@@ -347,8 +347,11 @@ def _evaluate(given: Given, method: str, variant: str, split: str) -> Cost:
         cost = _published(given, method, sets)
     elif method in modules():
         cost = _student(given, declared(method), given.config.recipe(method, variant), sets)
-    elif "teacher" in row_head(method).get("NEEDS", ()):
+    elif "teacher" in (needs := row_head(method).get("NEEDS", ())):
         cost = _reference(given, sets)
+    elif needs:  # a base model as it is: mean of its states, cosine
+        recipe = Recipe(base=needs[0], max_lengths=MaxLengths(query=10_000, passage=10_000, symmetric=10_000))
+        cost = _student(given, Declaration(), recipe, sets)
     else:
         return Cost(title, 1, 0, 0, 0, 0, host=tables)
     return replace(cost, stage=title, host=cost.host + tables)
