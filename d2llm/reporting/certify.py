@@ -69,9 +69,9 @@ def certify(reference: Path, fresh: Path, log: Path | None = None) -> Certificat
     """Compare two folders of results; `log`: a file that gets a line of it. Raises ArtifactError for one without
     records.
     """
-    both = [records(folder) if folder.is_dir() else {} for folder in (reference, fresh)]
-    for folder, found in zip((reference, fresh), both, strict=True):
-        if not found:
+    both = [of_jobs(folder) for folder in (reference, fresh)]
+    for folder, run in zip((reference, fresh), both, strict=True):
+        if not run:
             raise ArtifactError(
                 f"{folder}: no records of jobs; expected a results folder, or one that `d2llm keep` made"
             )
@@ -83,6 +83,12 @@ def certify(reference: Path, fresh: Path, log: Path | None = None) -> Certificat
         about = {key: here[key] for key in ("commit", "platform", "processor", "python")}
         append_jsonl(log, {"reference": reference.name, "passed": certificate.passed} | outcome | about)
     return certificate
+
+
+def of_jobs(folder: Path) -> Records:
+    """The records of a folder's jobs; none where there is no such folder."""
+    every = records(folder) if folder.is_dir() else {}
+    return {name: record for name, record in every.items() if "stage" in record}
 
 
 def compared(reference: Records, fresh: Records) -> Certificate:

@@ -122,7 +122,7 @@ class Scores:
             least, most = BOUNDS[self.scale or "logit"]
             raise DataError(
                 f"{self.file}: {len(self.wrong)} of {self.rows} rows have no score from {least:g} to {most:g}, as "
-                f"teacher.scale: {self.scale} has it (first: line {line}, {value[:20]}); mend or remove them, or state "
+                f"teacher.scale: {self.scale} has it (first: line {line}, {value[:20] or 'nothing'}); mend or remove them, or state "
                 "another scale"
             )
         if self.several:
