@@ -27,7 +27,7 @@ CAPTION = {
     "title": "Agreement with the teacher",
     "text": (
         "Above: D2LLM's score against the teacher's on the same examples. Below: the rank correlation of every "
-        "method's scores with the teacher's. Only D2LLM has seen the teacher's scores of training pairs."
+        "method's scores with the teacher's. Of the usual methods D2LLM alone has seen its scores of training pairs."
     ),
     "alt": (
         "Density plots, a panel a kind of task, rising from lower left to upper right where the two agree, and a "
