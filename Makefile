@@ -121,12 +121,13 @@ benchmarks: $(READY) ## time the suite against references (docs/performance.md);
 tune: $(READY) ## compare settings of every method on development data (docs/tuning.md)
 	$(SNAKEMAKE) tune
 
-lint: $(READY) ## check style and types of Python, and style of the workflow
+lint: $(READY) ## check style and types of Python, style of the workflow, and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
+	$(BIN)/codespell
 
 reference: $(READY) ## keep the small files of a finished run in results/reference (TIER=zh; mini without it), and what the pages say of it
 	$(BIN)/python -m d2llm.cli keep --config results/$(TIER)/config.yaml --to results/reference/$(TIER)

@@ -271,7 +271,12 @@ LOOK = """
   const wide = [...page.querySelectorAll('table')].find(table => table.querySelector('thead th[colspan]'));
   wide.querySelectorAll('thead tr:last-child th')[1].querySelector('button').click();
   found.blocks = [...wide.tBodies].map(body => [...body.rows].map(row => row.cells[2].textContent));
-  set(page.querySelector('input[type=search]'), '丁');
+  const disputed = page.querySelector('table.examples'), choice = page.querySelector('select[name=one]').form;
+  found.two = [...disputed.rows[0].cells].filter(cell => cell.dataset.method && !cell.classList.contains('aside')).length;
+  set(choice.elements.one, 'd2llm'); set(choice.elements.two, 'bge');
+  const number = (row, name) => parseFloat(row.querySelector('[data-method=' + name + ']').firstChild.textContent);
+  found.apart = [...disputed.tBodies[0].rows].map(row => Math.abs(number(row, 'd2llm') - number(row, 'bge')));
+  set(choice.elements.one, ''); set(page.querySelector('input[type=search]'), '丁');
   found.examples = [...page.querySelectorAll('table.examples tbody tr')].filter(row => !row.hidden).length;"""
 
 
@@ -289,6 +294,9 @@ def test_a_browser_shows_it_whole_sorts_and_filters(width: int, whole, browser: 
         float(text) for text in measured["up"]
     ] == numbers
     assert measured["sorted"] == "descending" and measured["examples"] == 1
+    # Of examples two methods at first where there is no room for more; those they differ on most come first.
+    assert measured["two"] == (2 if width == 400 else 5) and len(measured["apart"]) > 1
+    assert measured["apart"] == sorted(measured["apart"], reverse=True)
     # A sorted table with heads over several columns: reference rows stay a block of their own.
     assert [len(block) for block in measured["blocks"]] == [2, 3]
     for block in measured["blocks"]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Sections of the report in their order, with a line of introduction.
 SECTIONS: dict[str, tuple[str, str]] = {
+    # On the page beside the sentences that judge the claims.
+    "claims": ("What holds", "The claim in question, judged kind of task by kind of task."),
     "main": (
         "Main results",
         "Every method on every task: natural language inference (NLI), semantic textual similarity (STS) and "

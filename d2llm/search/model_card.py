@@ -26,7 +26,7 @@ CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
 license: {tag}
-tags: [sentence-transformers, feature-extraction, d2llm, {method}]
+tags: [sentence-transformers, feature-extraction, {tags}]
 ---
 
 # {title}, trained on tier {tier}
@@ -110,6 +110,7 @@ def card(config: Config, run: Run, record: dict[str, Any], student: Student, fol
     return CARD.format(
         title=declared(method).title,
         tag=licence(config, method, variant)[0],
+        tags=", ".join(dict.fromkeys(("d2llm", method))),
         version=record.get("version", __version__),
         method=method,
         variant=variant,
@@ -117,7 +118,7 @@ def card(config: Config, run: Run, record: dict[str, Any], student: Student, fol
         tier=config.tier,
         folder=folder,
         kind=about["kind"],
-        pooling=about["pooling"]["name"],
+        pooling=constants(f"d2llm.models.poolings.{about['pooling']['name']}")["TITLE"],
         width=student.width,
         backbone=f"{STUDENT}/backbone",
         scorer=constants(f"d2llm.models.scorers.{about['scorer']['name']}")["TITLE"],

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PLACE = 2
 READS = ("scores", "comparisons")
 CAPTION = {
-    "section": "main",
+    "section": "claims",
     "title": "{subject}'s lead over each baseline",
     "text": (
         "{subject}'s score minus each baseline's, with its confidence interval. Right of zero {subject} is ahead. "

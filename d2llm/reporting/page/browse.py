@@ -122,10 +122,11 @@ def example_tables(examples: dict[str, Any], tasks: Sequence[str], about: Contex
         rows = []
         for example in task["examples"]:
             cells = {name: cell(example["methods"].get(name)) for name in order}
-            instead = [
-                (", ".join(about.titles.get(name, name) for name in order if name in wrong["methods"]), wrong["text"])
-                for wrong in example.get("instead", ())
-            ]
+            instead = []
+            for wrong in example.get("instead", ()):
+                names = [name for name in order if name in wrong["methods"]]
+                titles = ", ".join(about.titles.get(name, name) for name in names)
+                instead.append((titles, wrong["text"], " ".join(names)))
             rows.append(example | {"cells": cells, "instead": instead})
         tables.append(task | {"examples": rows})
     return sorted(tables, key=lambda task: tasks.index(task["title"]) if task["title"] in tasks else len(tasks))

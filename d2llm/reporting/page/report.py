@@ -92,8 +92,8 @@ def facts(config: Config) -> dict[str, Any]:
         "claims": leads,
         "verdicts": {title: sentence(title, rows, about) for title, rows in leads.items()},
         "overview": overview(scores, about),
-        "sections": sections(config, paths, about),
-        "browse": browsed(scores, optional(paths.examples), about),
+        **headed(sections(config, paths, about)),
+        "browse": browsed(scores, optional(paths.examples), about) | {"rival": rival(compared, about)},
         "methods": [described(config, name, about) for name in about.methods],
         "references": [about.titles.get(name, name) for name in about.references],
         "groups": sorted(set(scores["group"])),
@@ -228,6 +228,20 @@ def sections(config: Config, paths: Paths, about: Context) -> list[dict[str, Any
         for key, shown in members.items()
         if shown
     ]
+
+
+def headed(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sections, and apart from them what stands beside the claims."""
+    return {
+        "sections": [part for part in parts if part["key"] != "claims"],
+        "claimed": [member for part in parts if part["key"] == "claims" for member in part["members"]],
+    }
+
+
+def rival(compared: pd.DataFrame, about: Context) -> str:
+    """The baseline that is most often the strongest, else the first method: whom the subject is compared with first."""
+    strongest = compared.loc[compared["strongest"], "baseline"].mode()
+    return strongest.iloc[0] if len(strongest) else next(iter(about.methods), "")
 
 
 def add(members: dict[str, list[dict[str, Any]]], kind: Kind, name: str, about: Context, content: str) -> None:

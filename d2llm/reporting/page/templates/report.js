@@ -4,9 +4,11 @@
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
   // ---------------------------------------------------------------------------------------------------------- sorting
-  // The number a cell begins with, if it begins with one; otherwise its text.
+  // The number a cell's first line begins with, if it begins with one; otherwise its text.
   const key = (cell) => {
-    const text = cell ? cell.textContent.trim() : "";
+    const nodes = cell ? [...cell.childNodes] : [];
+    const end = nodes.findIndex((node) => node.nodeName === "BR");
+    const text = nodes.slice(0, end < 0 ? nodes.length : end).map((node) => node.textContent).join("").trim();
     const found = text.replace(/−/g, "-").replace(/(\d),(?=\d{3})/g, "$1").match(/^(?:< )?([-+]?\d+(?:\.\d+)?)(?![\d.])/);
     return { text, number: found ? Number(found[1]) : null };
   };
@@ -84,7 +86,7 @@
   };
 
   const filterRows = (form) => {
-    const wanted = [...new FormData(form)];
+    const wanted = [...new FormData(form)].filter(([name]) => !PAIR.includes(name));
     let shown = 0;
     let count = 0;
     for (const id of form.dataset.rows.split(" ")) {
@@ -97,6 +99,27 @@
     form.querySelector("output").textContent = `${shown} of ${count} rows`;
   };
 
+  // Of examples two methods alone: first the rows on which these two stand furthest apart, within each table.
+  const PAIR = ["one", "two"];
+  const compareTwo = (form) => {
+    const pair = PAIR.map((name) => form.elements[name].value);
+    for (const id of form.dataset.rows.split(" ")) {
+      const table = document.getElementById(id);
+      table.classList.toggle("two", pair[0] !== "");
+      for (const cell of all("[data-method]", table))
+        cell.classList.toggle("aside", pair[0] !== "" && !pair.includes(cell.dataset.method));
+      for (const line of all("[data-first]", table))
+        line.classList.toggle("aside", pair[0] !== "" && !pair.some((name) => line.dataset.first.split(" ").includes(name)));
+      const standing = (row, name) => key(row.querySelector(`[data-method="${name}"]`)).number ?? 0;
+      const rows = [...table.tBodies[0].rows].map((row, place) => {
+        row.dataset.place ??= place;
+        return { row, place: Number(row.dataset.place), apart: pair[0] ? Math.abs(standing(row, pair[0]) - standing(row, pair[1])) : 0 };
+      });
+      rows.sort((a, b) => b.apart - a.apart || a.place - b.place);
+      table.tBodies[0].append(...rows.map(({ row }) => row));
+    }
+  };
+
   const filterColumns = (form) => {
     const off = new Set(all("input:not(:checked)", form).map((box) => box.value));
     for (const cell of all("[data-method]", document.getElementById(form.dataset.columns)))
@@ -104,11 +127,22 @@
   };
 
   for (const form of all("form.filters")) {
+    const pairs = "one" in form.elements;
     const apply = () => ("rows" in form.dataset ? filterRows(form) : filterColumns(form));
+    // On a narrow screen two methods are compared at first.
+    const begin = () => {
+      if (pairs && matchMedia("(max-width: 40rem)").matches) form.elements.one.selectedIndex = 1;
+      if (pairs) compareTwo(form);
+      apply();
+    };
     form.hidden = false;
+    if (pairs)
+      form.addEventListener("input", (event) => {
+        if (PAIR.includes(event.target.name)) compareTwo(form);
+      });
     form.addEventListener("input", apply);
     form.addEventListener("submit", (event) => event.preventDefault());
-    form.addEventListener("reset", () => setTimeout(apply)); // once the fields have their values back
-    apply();
+    form.addEventListener("reset", () => setTimeout(begin)); // once the fields have their values back
+    begin();
   }
 })();
