@@ -56,7 +56,8 @@ class Distilled(ContrastiveMethod[R]):
         if recipe.easy_negatives:
             candidates.append(positives.gather(1, teacher.easy_index))
             wanted.append(margin(teacher.easy_logits))
-            mask = torch.cat([mask, allowed_positives(batch, mask.device).gather(1, teacher.easy_index)], dim=1)
+            allowed = allowed_positives(batch, mask.device).gather(1, teacher.easy_index)
+            mask = torch.cat([mask, allowed & wanted[-1].isfinite()], dim=1)  # of wrong labels some were not asked
         loss = {"margin_mse": margin_mse, "kl": kl_divergence}[recipe.loss]
         student_logits = torch.cat(candidates, dim=1) / recipe.temperature
         teacher_logits = torch.cat(wanted, dim=1) / recipe.teacher_temperature

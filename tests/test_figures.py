@@ -25,6 +25,7 @@ from d2llm.reporting.collected import Collected, collected
 from d2llm.reporting.drawing import figures, fonts
 from d2llm.reporting.figures import agreement as figure_agreement
 from d2llm.reporting.figures import architecture as figure_architecture
+from d2llm.reporting.figures import labels as figure_labels
 from d2llm.reporting.figures import phenomena as figure_phenomena
 from d2llm.reporting.figures import phenomena_ir as figure_phenomena_ir
 from d2llm.reporting.figures import phenomena_sts as figure_phenomena_sts
@@ -122,6 +123,38 @@ def test_colours_reach_from_chance_or_below_the_lowest_score_to_perfect() -> Non
     assert [axis.images[0].get_clim() for axis in sts.axes[:2]] == [(0.5, 1.0), (0.0, 1.0)]
     with pytest.raises(ConfigError, match="collected file 'curves' without asking for it; name it in READS"):
         _ = data_of(given).curves
+
+
+# -------------------------------------------------------------------------------------------------------------- labels
+def test_a_series_of_labels_is_what_differs_in_them_alone() -> None:
+    shares = {"quarter": 0.25, "half": 0.5}
+    variants = {name: {"method": "d2llm", "settings": {"labels": {"share": share}}} for name, share in shares.items()}
+    alone = {"ci_weighting": "none", "alpha": 0.0, "beta": 0.0, "gamma": 0.0}
+    variants |= {
+        f"plain{share}": {
+            "method": "d2llm",
+            "title": f"plain, {share} of them",
+            "settings": alone | {"labels": {"share": share}},
+        }
+        for share in (0.25, 0.5, 0.75)
+    }
+    variants["noisy"] = {"method": "d2llm", "settings": {"labels": {"noise": 0.5}}}
+    made = scores()
+    own = made[(made["method"] == "d2llm") & (made["seed"] == 1)]
+    more = [own.assign(variant=name, value=own["value"] + 0.1 * place) for place, name in enumerate(variants)]
+    data = data_of(pd.concat([made, *more]), variants=variants, seeds=[1, 2], training={"pack": 4})
+    report = {"nli": {"queries": 40}, "search": {"queries": 12}}
+    figure = figure_labels.draw(replace(data, collected=replace(data.collected, about={"negatives": report})))
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["NLI: AP", "STS: Spearman", "Retrieval: MRR@10"]
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    ap = own.loc[(own["task"] == "nli_a") & (own["metric"] == "ap") & (own["phenomenon"] == "all"), "value"].item()
+    assert list(lines) == ["D2LLM", "D2LLM, plain"]  # of the noisy one there is no series
+    # Packs of four, rounded up in every set: of 10 and 3 packs.
+    assert lines["D2LLM"].get_xdata().tolist() == [4 * (3 + 1), 4 * (5 + 2), 4 * 13]
+    assert lines["D2LLM"].get_ydata().tolist() == pytest.approx([ap, ap + 0.1, ap])
+    assert lines["D2LLM, plain"].get_xdata().tolist() == [16, 28, 4 * (8 + 3)]
+    assert lines["D2LLM, plain"].get_ydata().tolist() == pytest.approx([ap + 0.2, ap + 0.3, ap + 0.4])
+    assert "differ in their labels alone" in words(figure_labels.draw(data_of(made)))
 
 
 # ----------------------------------------------------------------------------------------------------------- agreement

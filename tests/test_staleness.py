@@ -42,7 +42,7 @@ USING = {"runtime", "search_notebook"}
 # The table of settings shows them, and the page shows all but where results lie.
 SHOWN = {"table settings", "report"}
 # What depends on which trainings stand for which variants.
-POINTS = {"ablations", "table ablation", "figure sweep_nli", "figure sweep_ir", "report"}
+POINTS = {"ablations", "table ablation", "figure sweep_nli", "figure sweep_ir", "figure labels", "report"}
 
 # Of a prompt.
 WORDS = {"template": "{a}和{b}？", "yes": "对", "no": "错"}
@@ -108,6 +108,7 @@ MODULES = {
     "training.optimization": TRAIN | PRETEXT | BASE | {"teacher teacher"},
     "training.gradient_cache": TRAIN | PRETEXT | BASE | {"teacher teacher"},
     "training.monitor": TRAIN,
+    "training.labels": TRAIN,
     "training.pretraining": BASE,
     "models.base.pretrained": set(),
     # data
@@ -244,6 +245,7 @@ KEYS = [
     ({"teacher": {"shards": 2}}, {"teacher_scores teacher", "report"}),
     ({"teacher": {"symmetric": WORDS}}, TEACHER | BASE | {"runtime", "figure architecture", "report"}),
     ({"training": {"steps": 7}}, TRAIN | SHOWN),
+    ({"training": {"labels": {"noise": 0.1}}}, TRAIN | SHOWN | {"figure labels"}),
     ({"training": {"steps_of": {"sgpt": 7}}}, {"train sgpt"} | SHOWN),
     (
         {"methods": {"sgpt": {"temperature": 0.9}}},

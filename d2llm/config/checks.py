@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from d2llm.config.catalogue import row_names
 from d2llm.config.data import TASKS
@@ -21,6 +21,7 @@ from d2llm.run.schemas import AVERAGE
 
 if TYPE_CHECKING:
     from d2llm.config.recipes import Recipe
+    from d2llm.config.registry import Declaration
 
 
 # Words that stand for several, or for none, where a method's name may.
@@ -55,7 +56,7 @@ def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
     check_named_methods(config, origin)
     for name in config.methods:
         recipe = check_recipe(config, name, "base", origin)
-        for part, usual in (("base", None), ("teacher", "teacher")):
+        for part, usual in (("base", None), ("teacher", "teacher"), ("labels", None)):
             if getattr(recipe, part, usual) != usual:
                 key: Key = ("methods", name, part)
                 raise ConfigError(f"{origin(key)}: {dotted(key)}: for variants only; methods share theirs")
@@ -112,7 +113,10 @@ def check_recipe(config: Config, method: str, variant: str, origin: Callable[[Ke
 
 
 def check_parts(config: Config, chosen: Declaration, recipe: Recipe, origin: Callable[[Key], str], prefix: Key) -> None:
-    """Refuse a recipe that starts from a base model, or learns from a teacher, that the config does not have."""
+    """Refuse a recipe that starts from a base model, or learns from a teacher, that the config does not have, or is to
+    learn from a teacher alone what it reads no teacher for.
+    """
+    check_labels(config, chosen, recipe, origin, prefix)
     bases = [name for name in config.models.names() if (name == "encoder") == (chosen.kind == "encoder")]
     for key, known in (("base", bases), ("teacher", ["teacher", *config.teachers])):
         named = getattr(recipe, key, None)
@@ -134,6 +138,24 @@ def check_features(config: Config, origin: Callable[[Key], str]) -> None:
                 f"{origin(file)}: {dotted(where)}: {key} above 0 imitates pair features, and the teacher is a file "
                 f"without any ({teacher.scores}); set {key} to 0, or name their column in teacher.features"
             )
+
+
+def check_labels(
+    config: Config, chosen: Declaration, recipe: Recipe, origin: Callable[[Key], str], prefix: Key
+) -> None:
+    """Refuse unlabelled queries for a recipe that reads no teacher's scores, and where no batch has room for them."""
+    if (recipe.labels or config.training.labels).rest == "none":
+        return
+    key: Key = (*prefix, "labels", "rest") if recipe.labels else ("training", "labels", "rest")
+    if not chosen.imitates(recipe):
+        raise ConfigError(
+            f"{origin(key)}: {dotted(key)}: teacher, but {chosen.name} by {dotted(prefix)} reads no teacher's scores; set it to none there"
+        )
+    if config.training.batch_size < 2 * config.training.pack:
+        raise ConfigError(
+            f"{origin(key)}: {dotted(key)}: teacher, but a batch of {config.training.batch_size} queries holds one pack; "
+            "raise training.batch_size, or lower training.pack"
+        )
 
 
 def check_sweeps(config: Config, origin: Callable[[Key], str]) -> None:

@@ -4,6 +4,7 @@ method does (`d2llm.methods`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -54,6 +55,27 @@ class TunedWeights(Section):
     # Where all weights train: whether the embedding matrix does. Of large vocabularies it is most of the memory; rows of
     # a method's own tokens always train.
     embeddings: bool = True
+
+
+class LabelSettings(Section):
+    """How much, and how rightly, trainings are told of their pairs. Which pairs that concerns follows from a run's seed,
+    alike for all methods; what is concerned at a smaller share is so at a larger one.
+    """
+
+    # Share of the queries whose labels are used, in whole packs.
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    # What becomes of the other queries: none, they are left out; teacher: half of every batch, or their share of it where
+    # that is less, is of them, and only losses that imitate the teacher use them.
+    rest: Literal["none", "teacher"] = "none"
+    # Share of the labelled queries whose positive has changed places with one of their hard negatives.
+    noise: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    # Share of the other labelled queries, of those with a second training pair, whose right passage there stands among
+    # their hard negatives here.
+    false_negatives: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+
+    def labelled(self, packs: int) -> int:
+        """How many packs of a data set have labels."""
+        return math.ceil(packs * self.share - 1e-9)
 
 
 class MaxLengths(Section):
@@ -184,6 +206,8 @@ class Recipe(Section):
     negatives: NegativeChoice = NegativeChoice()
     # Which passages of other queries a query meets in a batch: their positives and hard negatives, or their positives.
     in_batch_passages: Literal["positives", "all"] = "all"
+    # How much a variant is told of its pairs, in place of `training.labels`; null: as that says.
+    labels: LabelSettings | None = None
     # Forget activations and compute them again: less memory, more time.
     gradient_checkpointing: bool = False
 

@@ -259,8 +259,10 @@ class Config(Section):
     def recipe(self, method: str, variant: str = "base") -> "Recipe":
         """The resolved recipe of a method: as published, with this config's overrides."""
 
-        prefix = self.place(method, variant)
-        overrides = json.dumps(self.overrides(method, variant), default=str)
+        prefix, changes = self.place(method, variant), self.overrides(method, variant)
+        if changes.get("labels") is None:
+            changes = changes | {"labels": self.training.labels.model_dump(mode="json")}
+        overrides = json.dumps(changes, default=str)
         return _recipe(declared(method).Recipe, overrides, prefix)  # type: ignore[arg-type]
 
     def place(self, method: str, variant: str) -> Key:

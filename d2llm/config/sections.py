@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from d2llm.config.recipes import TunedWeights
+from d2llm.config.recipes import LabelSettings, TunedWeights
 from d2llm.config.section import Names, Section, has
 from d2llm.run.errors import ConfigError
 
@@ -285,6 +285,9 @@ class TrainingSettings(Section):
     batch_size: PositiveInt = 32
     # Queries that always travel together: their positives are each other's easy negatives.
     pack: Annotated[int, Field(ge=2)] = 4
+    # How much, and how rightly, all methods are told of the pairs; a variant may be told otherwise (`labels` of its
+    # settings).
+    labels: LabelSettings = LabelSettings()
     # Tokens of a text; caps every limit of a recipe.
     max_length: PositiveInt = 250
     # Of forward and backward passes; weights and optimiser stay in float32. float16 needs a GPU.

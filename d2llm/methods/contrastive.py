@@ -50,7 +50,13 @@ def contrast(positives: Tensor, hard: Tensor, batch: Batch, recipe: Recipe) -> T
     if recipe.in_batch_passages == "all":
         far, far_mask = of_others(hard, mask, batch)
         others, allowed = torch.cat([others, far], dim=1), torch.cat([allowed, far_mask], dim=1)
+    mask, allowed = contrasted(mask, batch), contrasted(allowed, batch)
     return info_nce(positives.diagonal(), hard[own, own], others, recipe.temperature, mask, allowed)
+
+
+def contrasted(mask: Tensor, batch: Batch) -> Tensor:
+    """(B, M): a mask of competitors without the queries that have no label, as nothing is known to come before these."""
+    return mask if batch.labelled is None else mask & batch.labelled.to(mask.device)[:, None]
 
 
 def negative_mask(batch: Batch, device: Any = None) -> Tensor:

@@ -329,6 +329,7 @@ def train_settings(config: Config, method: str, variant: str, **arguments: Any) 
     """The shared budget, and the recipe."""
     training = plain(config.training)
     others = training.pop("steps_of")
+    del training["labels"]  # the recipe has them
     for key in WATCHING:
         del training[key]
     training["steps"] = others.get(method, training["steps"])

@@ -5,11 +5,13 @@ one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from d2llm.config.recipes import LabelSettings
 from d2llm.methods.losses import off_diagonal
 from d2llm.methods.text_ids import PairTextIds
 from d2llm.models.batch import Batch, TeacherTargets
@@ -17,6 +19,7 @@ from d2llm.run.artifacts import read_frame
 from d2llm.run.errors import DataError
 from d2llm.run.paths import Paths
 from d2llm.run.schemas import PAIRS
+from d2llm.training.labels import tell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,13 +30,18 @@ if TYPE_CHECKING:
 
 
 class PairData:
-    """The training pairs with, for methods that use it, the teacher's scores."""
+    """The training pairs with, for methods that use it, the teacher's scores; `counts`: how many have a label, and of what
+    kind, where not all are told as they are (`labels.tell`).
+    """
 
     def __init__(
-        self, pairs: pd.DataFrame, scores: pd.DataFrame | None, recipe: Recipe | None = None, imitates: bool = True
-    ) -> None:
-        """`recipe`: whose choice of negatives is made by the scores; `imitates`: whether batches hold them."""
-        self.pairs = pairs
+        self, pairs: pd.DataFrame, scores: pd.DataFrame | None, recipe: Recipe | None = None, imitates: bool = True,
+        labelled: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        """`recipe`: whose choice of negatives is made by the scores; `imitates`: whether batches hold them; `labelled` (n,):
+        which pairs have a label (None: all).
+        """
+        self.pairs, self.labelled, self.counts = pairs, labelled, dict[str, int]()
         self.queries, self.positives = pairs["query"].tolist(), pairs["positive"].tolist()
         self.negatives = [list(texts) for texts in pairs["negatives"]]
         widths = {len(texts) for texts in self.negatives}
@@ -43,9 +51,11 @@ class PairData:
                 "again"
             )
         self.width = widths.pop()
-        self.text_ids = PairTextIds(
-            pairs["dataset"].tolist(), self.queries, self.positives, self.negatives, pairs["marked"].tolist()
-        )
+        asked, marked = self.queries, pairs["marked"].tolist()
+        if labelled is not None:  # nobody knows what is right for the others: each has a name of its own
+            asked = [query if own else f"\0{row}" for row, (query, own) in enumerate(zip(asked, labelled, strict=True))]
+            marked = [texts if own else () for texts, own in zip(marked, labelled, strict=True)]
+        self.text_ids = PairTextIds(pairs["dataset"].tolist(), asked, self.positives, self.negatives, marked)
         known = None if scores is None else _Scores(scores, self.width)
         self.negative_mask: np.ndarray | None = None
         if known is not None and recipe is not None and recipe.negatives.reads:
@@ -56,11 +66,13 @@ class PairData:
         owner = pairs.groupby("pack", sort=True)["dataset"].first().to_numpy()
         self.datasets = {str(name): np.flatnonzero(owner == name) for name in dict.fromkeys(owner)}
         self.modes = pairs.groupby("dataset")["mode"].first().to_dict()
+        # Packs without labels, which travel whole.
+        self.rest = set() if labelled is None else {n for n, rows in enumerate(self.packs) if not labelled[rows[0]]}
 
     @classmethod
-    def load(cls, config: Config, method: Method, recipe: Recipe | None = None) -> PairData:
-        """Read what a run needs, of the method itself or by another recipe; batches of one that does not imitate a
-        teacher hold no scores.
+    def load(cls, config: Config, method: Method, recipe: Recipe | None = None, seed: int = 1) -> PairData:
+        """Read what a run of a seed needs, of the method itself or by another recipe; batches of one that does not imitate
+        a teacher hold no scores.
         """
         recipe = config.recipe(method.name) if recipe is None else recipe
         pairs = read_frame(Paths.of(config).pairs, PAIRS)
@@ -69,7 +81,12 @@ class PairData:
             from d2llm.teacher.targets import read_scores
 
             scores = read_scores(config, pairs["qid"].tolist(), getattr(recipe, "teacher", "teacher"))
-        return cls(pairs, scores, recipe, method.imitates(recipe))
+        if recipe.labels in (None, LabelSettings()):
+            return cls(pairs, scores, recipe, method.imitates(recipe))
+        told = tell(pairs, scores, recipe.labels, seed)
+        data = cls(told.pairs, told.scores, recipe, method.imitates(recipe), told.labelled)
+        data.counts = told.counts
+        return data
 
     def _choose(self, scores: _Scores, recipe: Recipe) -> None:
         """Put each query's negatives in the order in which the recipe takes them, and mark those it leaves out."""
@@ -87,15 +104,28 @@ class PairData:
         names = list(self.datasets)
         share = np.array([len(self.datasets[name]) for name in names], dtype=float)
         per_batch = max(1, size // len(self.packs[0]))
-        queues: dict[str, list[int]] = {name: [] for name in names}
+        queues = {name: self._queues(self.datasets[name], per_batch) for name in names}
         out = []
         for name in rng.choice(names, size=steps, p=share / share.sum()):
-            queue = queues[name]
-            while len(queue) < per_batch:
-                queue += rng.permutation(self.datasets[name]).tolist()
-            out.append((str(name), queue[:per_batch]))
-            del queue[:per_batch]
+            packs: list[int] = []
+            for queue in queues[name]:
+                while len(queue.waiting) < queue.count:
+                    queue.waiting += rng.permutation(queue.packs).tolist()
+                packs += queue.waiting[: queue.count]
+                del queue.waiting[: queue.count]
+            out.append((str(name), packs))
         return out
+
+    def _queues(self, packs: np.ndarray, per_batch: int) -> list[_Queue]:
+        """What a batch of a data set is drawn from: its packs or, where some lack labels, those with and those without,
+        half of each, or more of the former where they are more.
+        """
+        rest = np.array([number for number in packs if number in self.rest], dtype=int)
+        if not len(rest):
+            return [_Queue(packs, per_batch)]
+        labelled = np.setdiff1d(packs, rest)
+        count = min(per_batch - 1, round(per_batch * max(0.5, len(labelled) / len(packs))))
+        return [_Queue(labelled, count), _Queue(rest, per_batch - count)]
 
     def batches(self, size: int, steps: int, seed: int, done: int = 0) -> Batches:
         """The batches of `plan` after the first `done`, made one at a time."""
@@ -116,6 +146,7 @@ class PairData:
             teacher=teacher,
             negative_mask=None if self.negative_mask is None else torch.from_numpy(self.negative_mask[rows]),
             text_ids=self.text_ids.of(rows),
+            labelled=None if self.labelled is None else torch.from_numpy(self.labelled[rows]),
         )
 
 
@@ -150,6 +181,15 @@ def spread_evenly(values: np.ndarray, places: np.ndarray, count: int) -> list[in
         taken.append(nearest)
         left.remove(nearest)
     return sorted(taken)
+
+
+@dataclass
+class _Queue:
+    """Packs that batches take `count` of at a time, and those of a pass that are still waiting."""
+
+    packs: np.ndarray
+    count: int
+    waiting: list[int] = field(default_factory=list)
 
 
 class Batches:

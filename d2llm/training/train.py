@@ -56,7 +56,7 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
     log_file = folder / "log.jsonl" if accelerator.is_main_process else None
     log = Log.of(log_file, resume, config.training.trackers, Paths.of(config), folder)
     chosen, recipe = find_method(method), config.recipe(method, variant)
-    data = PairData.load(config, chosen, recipe)
+    data = PairData.load(config, chosen, recipe, seed)
     started = time.perf_counter()
     student, pretext_seconds = begin(config, method, variant, log_file)
     student.to(accelerator.device)
@@ -75,7 +75,7 @@ def run(config: Config, method: str, variant: str, seed: int, resume: Resume | N
         {"method": method, "variant": variant, "seed": seed, "kind": chosen.kind,
          "pooling": student.pooling_spec, "scorer": student.scorer_spec, "parameters": counts, "updates": steps,
          "queries": steps * config.training.batch_size, "negatives_per_query": used, "pretext_seconds": pretext_seconds,
-         "seconds": round(resume.before + time.perf_counter() - started, 1), "last_losses": means(tail)},
+         "labels": data.counts, "seconds": round(resume.before + time.perf_counter() - started, 1), "last_losses": means(tail)},
     )  # fmt: skip
 
 

@@ -91,8 +91,13 @@ class Scores:
 
     @cached_property
     def easy_mask(self) -> Tensor:
-        """(B, E): which easy negatives may be negatives of their query."""
-        return self.allowed.gather(1, self.teacher.easy_index)
+        """(B, E): which easy negatives may be negatives of their query, and are scored."""
+        return self.allowed.gather(1, self.teacher.easy_index) & self.easy_probability.isfinite()
+
+    @cached_property
+    def feature_mask(self) -> Tensor:
+        """(B, 1 + K): which candidates there are and have a feature of the teacher's."""
+        return self.candidate_mask & self.teacher.features.diagonal(dim1=1, dim2=2).isfinite()
 
     # -------------------------------------------------------------------------------------------------------- student
     @cached_property

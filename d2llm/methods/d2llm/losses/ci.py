@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from d2llm.methods.contrastive import contrasted
 from d2llm.methods.losses import apply_mask, softmax_loss
 from d2llm.models.precision import wide
 
@@ -57,7 +58,7 @@ def term(scores: Scores) -> Tensor:
         probability[:, 0],
         probability[:, 1:],
         scores.recipe.temperature,
-        scores.negative_mask,
+        contrasted(scores.negative_mask, scores.batch),
         others,
-        others_mask,
+        None if others_mask is None else contrasted(others_mask, scores.batch),
     )

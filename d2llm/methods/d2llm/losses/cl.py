@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from d2llm.methods.contrastive import contrasted
 from d2llm.methods.losses import info_nce
 
 if TYPE_CHECKING:
@@ -15,4 +16,6 @@ if TYPE_CHECKING:
 def term(scores: Scores) -> Tensor:
     """Each query's positive against the batch's other passages."""
     others, mask = scores.in_batch
-    return info_nce(scores.hard[:, 0], None, others, scores.recipe.temperature, in_batch_mask=mask)
+    return info_nce(
+        scores.hard[:, 0], None, others, scores.recipe.temperature, in_batch_mask=contrasted(mask, scores.batch)
+    )

@@ -46,4 +46,4 @@ def feature_imitation(teacher: Tensor, student: Tensor, mask: Tensor | None = No
 
 def term(scores: Scores) -> Tensor:
     """γ's term."""
-    return feature_imitation(scores.teacher.features, cosine_matrix(scores.features), scores.candidate_mask)
+    return feature_imitation(scores.teacher.features, cosine_matrix(scores.features), scores.feature_mask)

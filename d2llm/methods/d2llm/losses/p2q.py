@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from d2llm.methods.contrastive import contrasted
 from d2llm.methods.losses import in_batch_contrast
 
 if TYPE_CHECKING:
@@ -14,4 +15,4 @@ if TYPE_CHECKING:
 
 def term(scores: Scores) -> Tensor:
     """Each positive against the batch's other queries."""
-    return in_batch_contrast(scores.positives.T, scores.recipe.temperature, scores.allowed.T)
+    return in_batch_contrast(scores.positives.T, scores.recipe.temperature, contrasted(scores.allowed.T, scores.batch))
