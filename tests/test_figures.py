@@ -139,10 +139,10 @@ def test_a_series_of_labels_is_what_differs_in_them_alone() -> None:
         for share in (0.25, 0.5, 0.75)
     }
     variants["noisy"] = {"method": "d2llm", "settings": {"labels": {"noise": 0.5}}}
-    made = scores()
-    own = made[(made["method"] == "d2llm") & (made["seed"] == 1)]
+    all_scores = scores()
+    own = all_scores[(all_scores["method"] == "d2llm") & (all_scores["seed"] == 1)]
     more = [own.assign(variant=name, value=own["value"] + 0.1 * place) for place, name in enumerate(variants)]
-    data = data_of(pd.concat([made, *more]), variants=variants, seeds=[1, 2], training={"pack": 4})
+    data = data_of(pd.concat([all_scores, *more]), variants=variants, seeds=[1, 2], training={"pack": 4})
     report = {"nli": {"queries": 40}, "search": {"queries": 12}}
     figure = figure_labels.draw(replace(data, collected=replace(data.collected, about={"negatives": report})))
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["NLI: AP", "STS: Spearman", "Retrieval: MRR@10"]
@@ -154,7 +154,7 @@ def test_a_series_of_labels_is_what_differs_in_them_alone() -> None:
     assert lines["D2LLM"].get_ydata().tolist() == pytest.approx([ap, ap + 0.1, ap])
     assert lines["D2LLM, plain"].get_xdata().tolist() == [16, 28, 4 * (8 + 3)]
     assert lines["D2LLM, plain"].get_ydata().tolist() == pytest.approx([ap + 0.2, ap + 0.3, ap + 0.4])
-    assert "differ in their labels alone" in words(figure_labels.draw(data_of(made)))
+    assert "differ in their labels alone" in words(figure_labels.draw(data_of(all_scores)))
 
 
 # ----------------------------------------------------------------------------------------------------------- agreement

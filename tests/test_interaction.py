@@ -16,6 +16,8 @@ KINDS = [
     ("iem", {"hidden": 9}),
     ("iem", {"hidden": 9, "activation": "squared_relu"}),
     ("iem", {"hidden": 9, "branches": "shared", "skip": "cosine"}),
+    ("iem", {"hidden": 9, "inputs": "compared", "order": "average", "skip": "cosine", "block_bytes": 8 * 48 * 3}),
+    ("iem", {"hidden": 9, "order": "average"}),
     ("cosine", {}),
     ("dot", {}),
     ("bilinear", {}),
@@ -55,8 +57,15 @@ def built(name, **settings):
 
 def branch_of(iem, mode, q, p):
     """Pair feature of one pair, by the formula over the concatenation (as the release computes it)."""
-    x = torch.relu(iem.first(torch.cat([q, p])))
-    return torch.relu(iem.branches["shared" if "shared" in iem.branches else mode](x * x if iem.squared else x))
+
+    def one(q, p):
+        x = iem.first(torch.cat([q, p]))
+        if iem.compared is not None:
+            x = x + iem.compared(torch.cat([(q - p).abs(), q * p]))
+        x = torch.relu(x)
+        return torch.relu(iem.branches["shared" if "shared" in iem.branches else mode](x * x if iem.squared else x))
+
+    return (one(q, p) + one(p, q)) / 2 if iem.average and mode == "symmetric" else one(q, p)
 
 
 def hyper_score(scorer, states, p):
@@ -115,7 +124,9 @@ def test_matrix_pairs_features_and_caches_match_the_formula(name, settings, mode
         assert scorer.pairs(q[:0], p[:0], mode).shape == (0,)
         if name == "iem":
             close(scorer.features(q, p[:N], mode), torch.stack(list(map(partial(branch_of, scorer, mode), q, p))))
-            assert passage.shape == (M, 9 + (D if settings.get("skip") == "cosine" else 0))
+            more = {("skip", "cosine"): D, ("inputs", "compared"): D, ("order", "average"): 9}
+            assert passage.shape == (M, 9 + sum(size for key, size in more.items() if key in settings.items()))
+            assert sum(scorer.cache_parts(passage.shape[1])) == passage.shape[1]
 
 
 @pytest.mark.parametrize("pairs_a_block", [0, 3, 8, 1000])

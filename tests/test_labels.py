@@ -23,9 +23,9 @@ from d2llm.training.pairs import PairData
 def asked() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Pairs, and scores by which each candidate is known: hard ones number·100 + place, features of two their product."""
     frame = pairs()
-    made = scores(frame)
+    scored = scores(frame)
     squares = [np.outer(hard := 100.0 * i + np.arange(1 + WIDTH), hard).ravel() for i in range(len(frame))]
-    return frame, made.assign(features=squares)
+    return frame, scored.assign(features=squares)
 
 
 def test_a_smaller_share_is_part_of_a_larger_one_and_of_another_seed_another() -> None:
@@ -43,8 +43,8 @@ def test_a_smaller_share_is_part_of_a_larger_one_and_of_another_seed_another() -
 
 
 def test_wrong_positives_take_their_scores_along() -> None:
-    frame, made = asked()
-    told, more = (tell(frame, made, LabelSettings(noise=noise), 1) for noise in (0.3, 0.6))
+    frame, scored = asked()
+    told, more = (tell(frame, scored, LabelSettings(noise=noise), 1) for noise in (0.3, 0.6))
     assert told.scores is not None
     wrong = told.pairs["positive"] != frame["positive"]
     assert 0.15 < wrong.mean() < 0.45 and wrong.sum() == told.counts["wrong_positives"]
@@ -62,13 +62,13 @@ def test_wrong_positives_take_their_scores_along() -> None:
         np.testing.assert_array_equal(
             new["easy_yes"], [np.nan if wrong[j] else z for j, z in zip(mates, known, strict=True)]
         )
-    pd.testing.assert_frame_equal(made, asked()[1])  # what all variants share is left alone
+    pd.testing.assert_frame_equal(scored, asked()[1])  # what all variants share is left alone
 
 
 def test_a_false_negative_is_the_querys_right_passage_of_another_pair() -> None:
-    frame, made = asked()
+    frame, scored = asked()
     frame.loc[[0, 9], "query"] = "甲"
-    told = tell(frame, made, LabelSettings(false_negatives=1.0), 1)
+    told = tell(frame, scored, LabelSettings(false_negatives=1.0), 1)
     assert told.counts["false_negatives"] == 2 and told.scores is not None
     assert [told.pairs["negatives"][i][0] for i in (0, 9)] == [frame["positive"][j] for j in (9, 0)]
     assert [told.scores["yes"][i][1] for i in (0, 9)] == [900.0, 0.0]

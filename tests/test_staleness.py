@@ -242,6 +242,8 @@ KEYS = [
     ({"negatives": {"seed": 2}}, {"negatives"} | SHOWN),
     ({"teacher": {"min_ap": 0.5}}, {"teacher teacher", "report"}),
     ({"teacher": {"max_length": 90}}, TEACHER | {"runtime", "report"}),
+    ({"teacher": {"both_directions": True}}, TEACHER | {"runtime", "report"}),
+    ({"teacher": {"targets": "label", "share": 0.5}}, {"teacher teacher", "report"}),
     ({"teacher": {"shards": 2}}, {"teacher_scores teacher", "report"}),
     ({"teacher": {"symmetric": WORDS}}, TEACHER | BASE | {"runtime", "figure architecture", "report"}),
     ({"training": {"steps": 7}}, TRAIN | SHOWN),

@@ -507,6 +507,8 @@ def test_the_report_by_hand() -> None:
     # AP by hand: precision at each right pair from the highest probability down: 1/1, 2/2, 3/3, 4/4, 5/6, 6/8.
     assert report["ap"] == pytest.approx((1 + 1 + 1 + 1 + 5 / 6 + 6 / 8) / 6)
     assert (report["accuracy"], report["n"]) == (pytest.approx(7 / 10), 10)
+    # Yes to six, of which 0.52 is wrong, one of the four wrong ones.
+    assert (report["precision"], report["yes_to_wrong"]) == (pytest.approx(4 / 5), pytest.approx(1 / 4))
     # Bins of a tenth: 0.15 and 0.18 are in one, 0.52 and 0.58, and 0.91, 0.97 and 1.0.
     gaps = [0.05, 2 * abs(0.165 - 0.5), 0.33, 1 - 0.45, 2 * abs(0.55 - 0.5), 3 * (1 - 0.96)]
     assert report["expected_calibration_error"] == pytest.approx(sum(gaps) / 10, abs=1e-5)
@@ -515,6 +517,34 @@ def test_the_report_by_hand() -> None:
     assert report["accuracy_by_phenomenon"] == {name: pytest.approx(right[names == name].mean()) for name in set(names)}
     (second,) = [part for part in report["reliability"] if part["from"] == 0.1]
     assert (second["n"], second["share_true"], second["mean_probability"]) == (2, 0.5, pytest.approx(0.165))
+
+
+def test_targets_and_share_of_what_it_is_tuned_on() -> None:
+    groups = pd.DataFrame({"mode": ["symmetric"] * 10 + ["asymmetric"] * 4, "query": range(14)})
+    groups = groups.assign(target=[[0.3]] * 14, label=[[True]] * 14, chance=[[0.25]] * 14)
+    values = {
+        name: teacher_tuning.taught(groups, small_settings(targets=name)) for name in ("graded", "label", "probability")
+    }
+    assert {name: frame["target"][0][0] for name, frame in values.items()} == {
+        "graded": 0.3,
+        "label": 1,
+        "probability": 0.25,
+    }
+    with pytest.raises(TrainingError, match="which these data lack"):
+        teacher_tuning.taught(groups.drop(columns="chance"), small_settings(targets="probability"))
+    few, more = (set(teacher_tuning.some_of(groups, small_settings(share=share))["query"]) for share in (0.25, 0.5))
+    assert few < more and [len([q for q in part if q < 10]) for part in (few, more)] == [3, 5] and len(more) == 7
+    files = {
+        "source": "files",
+        "files": {
+            "train": {"a": {"file": "a.csv"}},
+            "tasks": {"b": {"type": "sts", "group": "sts", "test": "b.csv", "scores": [0, 1]}},
+        },
+    }
+    with pytest.raises(
+        ConfigError, match=r"teachers\.teacher-x\.targets: probability, which only generated text knows"
+    ):
+        load([], {"methods": {"d2llm": {}}, "data": files, "teachers": {"teacher-x": {"targets": "probability"}}})
 
 
 def test_a_teacher_below_its_bar_or_tuned_by_biases_is_refused(tiny_bases: Config, tmp_path: Path) -> None:
@@ -561,6 +591,19 @@ def test_stored_scores_by_loops(teacher: Teacher) -> None:
     zero = teacher_scores.cosines(np.array([[3, 4], [0, 0], [4, 3]], dtype=np.float32))
     assert zero.dtype == np.float32
     np.testing.assert_allclose(zero, [[1, 0, 0.96], [0, 0, 0], [0.96, 0, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["symmetric", "asymmetric"])
+def test_both_directions_are_asked_of_like_texts_alone(mode: str) -> None:
+    judge, groups = made(both_directions=True), [("甲乙", ["丙", "丁戊己"]), ("庚", ["辛壬"])]
+    logits, features = judge.score(groups, mode, features=True)
+    for (query, candidates), z, y in zip(groups, logits, features, strict=True):
+        for i, text in enumerate(candidates):
+            ways = [one_by_one(judge, query, text, mode), one_by_one(judge, text, query, mode)]
+            ways = ways if mode == "symmetric" else ways[:1]
+            np.testing.assert_allclose(z[i], np.mean([way[0] for way in ways], axis=0), atol=1e-5)
+            np.testing.assert_allclose(y[i], np.mean([way[1] for way in ways], axis=0), atol=1e-5)
+    assert all(np.array_equal(one, two) for one, two in zip(judge.score(groups, mode), logits, strict=True))
 
 
 def test_the_stage_scores_every_training_query_in_any_number_of_shards(tiny_scores: Config, tmp_path: Path) -> None:

@@ -55,6 +55,32 @@ def test_is_a_and_similarity_are_those_of_the_words() -> None:
     assert LEX.similarity[node(OBJECT, "苹果"), node(OBJECT, "铅笔")] == 1 / 7
 
 
+def test_how_likely_an_event_is_that_of_another() -> None:
+    """Shares of the leaves by hand; certain exactly where it follows."""
+    stated = {"agent": "医务人员", "verb": "购买", "object": "苹果"}
+    cases = [
+        (stated, {"agent": "医生", "verb": "购买", "object": "水果"}, 1 / 4),  # one of four
+        (stated, stated | {"place": "公园"}, 1 / 24),  # of all places
+        (stated, stated | {"place": "户外", "time": "周六"}, 4 / 24 * 1 / 19),
+        (stated, stated | {"object": "香蕉"}, 0),
+        (stated | {"quantity": "至少三个"}, stated | {"quantity": "五个"}, 1 / 5),  # three to seven
+    ]
+    for one, two, share in cases:
+        assert ev.chance(event(**one), event(**two)) == pytest.approx(share)
+        assert ev.chance(event(True, **two), event(True, **one)) == pytest.approx(share)
+        assert ev.chance(event(**one), event(True, **two)) == 0
+    rows = ev.sample(np.random.default_rng(1), 400, "train")
+    rng = np.random.default_rng(2)
+    for other in (
+        ev.generalise(rng, rows),
+        ev.drop(rng, rows),
+        ev.substitute(rng, rows, "train"),
+        ev.add_detail(rng, rows),
+    ):
+        for one, two in ((rows, other), (other, rows), (ev.deny(rows), ev.deny(other))):
+            assert ((ev.chance(one, two) == 1) == ev.entails(one, two)).all()
+
+
 def test_words_name_one_node_of_a_slot() -> None:
     for slot, name in enumerate(SLOTS):
         named = [form for i in np.flatnonzero(LEX.slot == slot) for form in LEX.forms[i]]

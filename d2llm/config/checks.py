@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from d2llm.config.catalogue import row_names
 from d2llm.config.data import TASKS
@@ -21,7 +21,6 @@ from d2llm.run.schemas import AVERAGE
 
 if TYPE_CHECKING:
     from d2llm.config.recipes import Recipe
-    from d2llm.config.registry import Declaration
 
 
 # Words that stand for several, or for none, where a method's name may.
@@ -67,8 +66,13 @@ def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
             raise ConfigError(
                 f"method {name}: it has a pretext stage, and no pretext_keys to say which keys of its recipe decide it"
             )
-    for name in config.teachers:
-        config.teacher_of(name, origin)
+    for name in ("teacher", *config.teachers):
+        if config.teacher_of(name, origin).targets == "probability" and config.data.source == "files":
+            key = ("teacher", "targets") if name == "teacher" else ("teachers", name, "targets")
+            raise ConfigError(
+                f"{origin(key)}: {dotted(key)}: probability, which only generated text knows (data.source: world); set it to "
+                "graded or label"
+            )
     taken = sorted({"teacher", "decoder", "encoder", "pretext", "published"} & set(config.models.others))
     if taken:
         raise ConfigError(f"{origin(('models', 'others', taken[0]))}: models.others.{taken[0]}: this name is taken")

@@ -247,6 +247,14 @@ class TeacherSettings(Section):
     warmup: Share = 0.05
     # Share of the updates on pairs of query and passage.
     asymmetric_share: Share = 0.4
+    # What it is taught to answer "yes" with: graded, as the source grades its pairs (of generated text .45 times their
+    # similarity where the answer is no); label, 1 or 0; probability, how likely the second text describes what the first
+    # does, which generated text alone knows.
+    targets: Literal["graded", "label", "probability"] = "graded"
+    # Share of the queries it is tuned on, of each mode, drawn by its seed.
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    # Whether two texts of one kind are asked about in both directions, and the mean of both logits counts.
+    both_directions: bool = False
     # Weight of the loss on how words relate, which only generated text knows.
     relation_weight: Weight = 1.0
     # Average precision on dev below which the run stops.

@@ -29,7 +29,7 @@ RUN = ("method", "variant", "seed")
 # What an evaluation leaves.
 SCORED = ("scores.parquet", "predictions.parquet")
 # Of the settings of a teacher: how it is asked. The others, but for `shards`, are how it is tuned.
-ASKING = ("symmetric", "asymmetric", "max_length", "pack_size", "batch_tokens", "quantization")
+ASKING = ("symmetric", "asymmetric", "both_directions", "max_length", "pack_size", "batch_tokens", "quantization")
 # Of a teacher that is a file of scores.
 FILED = ("scores", "scale", "features")
 ASKED = tuple(f"teacher.{key}" for key in ASKING)

@@ -454,14 +454,33 @@ class Teacher:
         self, groups: Sequence[Group], mode: str, features: Literal[True], description: str = ...
     ) -> tuple[list[np.ndarray], list[np.ndarray]]: ...
 
-    @torch.no_grad()
     def score(
         self, groups: Sequence[Group], mode: str, features: bool = False, description: str = "teacher scores"
     ) -> list[np.ndarray] | tuple[list[np.ndarray], list[np.ndarray]]:
         """Yes/no logits of every (query, candidate), a float32 (n, 2) array a group, index 0 yes.
 
-        With `features`, also the pair features y^T: (n, d) arrays. Long groups are split, short ones batched by a token
-        budget. Raises TrainingError on a score that is not finite.
+        With `features`, also the pair features y^T: (n, d) arrays. Both are means over the two directions of a symmetric
+        pair where `teacher.both_directions` asks for them. Raises TrainingError on a score that is not finite.
+        """
+        out, states = self._score(groups, mode, features, description)
+        if mode == "symmetric" and self.settings.both_directions:
+            turned = [(text, [a]) for a, candidates in groups for text in candidates]
+            ends = np.cumsum([len(candidates) for _, candidates in groups])[:-1]
+            others = self._score(turned, mode, features, f"{description}, turned round")
+            out, states = (
+                [(one + two) / 2 for one, two in zip(given, np.split(np.concatenate(back), ends), strict=True)]
+                if back
+                else []
+                for given, back in zip((out, states), others, strict=True)
+            )
+        return (out, states) if features else out
+
+    @torch.no_grad()
+    def _score(
+        self, groups: Sequence[Group], mode: str, features: bool, description: str
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Logits and, if asked for, features of pairs as they are given. Long groups are split, short ones batched by a
+        token budget.
         """
         from d2llm.run.logs import progress
 
@@ -489,7 +508,7 @@ class Teacher:
                 read = answer.float().cpu().numpy()
                 states = states or [np.zeros((len(own), read.shape[1]), dtype=np.float32) for _, own in groups]
                 put(read, rows, states)
-        return (out, states) if features else out
+        return out, states
 
 
 def put(values: np.ndarray, rows: Sequence[Row], out: Sequence[np.ndarray]) -> None:

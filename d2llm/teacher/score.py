@@ -42,7 +42,12 @@ def run(config: Config, teacher: str, shard: int, shards: int, resume: Resume | 
         judge = load(paths.teacher(teacher) / "model", config.teacher_of(teacher))
         parts = [score(judge, part, str(mode), resume) for mode, part in mine.groupby("mode", sort=True)]
         scores = pd.concat(parts, ignore_index=True)
-    get_logger(__name__).info("scored %d queries of shard %d of %d", len(scores), shard, shards)
+    log = get_logger(__name__)
+    log.info("scored %d queries of shard %d of %d", len(scores), shard, shards)
+    owner = mine.set_index("qid")["dataset"].loc[scores["qid"]].to_numpy()
+    for dataset, part in scores.groupby(owner, sort=True):
+        yes = np.stack(part["yes"]) >= np.stack(part["no"])
+        log.info("%s: yes to %.3f of positives, %.3f of hard negatives", dataset, yes[:, 0].mean(), yes[:, 1:].mean())
     write_frame(paths.teacher_scores(shard, shards, teacher), scores)
 
 

@@ -54,8 +54,8 @@ def run(config: Config, teacher: str, resume: Resume | None = None) -> None:
 
     paths, settings = Paths.of(config), config.teacher_of(teacher)
     folder = paths.teacher(teacher)
-    train = read_frame(paths.teacher_train, TEACHER_PAIRS)
-    dev = read_frame(paths.teacher_dev, TEACHER_PAIRS)
+    train = some_of(read_frame(paths.teacher_train, TEACHER_PAIRS), settings)
+    train, dev = (taught(frame, settings) for frame in (train, read_frame(paths.teacher_dev, TEACHER_PAIRS)))
     torch.manual_seed(settings.seed)
     judge = load(paths.base("teacher"), settings, torch.float32 if settings.steps else "auto")
     log_file, report_file = folder / "log.jsonl", folder / "report.json"
@@ -84,6 +84,27 @@ def run(config: Config, teacher: str, resume: Resume | None = None) -> None:
         # quantised anew is read whole, unless nothing of it was tuned.
         base = None if settings.quantization != "none" and settings.steps else paths.base("teacher")
         shared.save(judge.model.to(stored_dtype), judge.tokenizer, state, place, base)
+
+
+def some_of(groups: pd.DataFrame, settings: TeacherSettings) -> pd.DataFrame:
+    """The groups it is tuned on: of each mode `teacher.share` of them, rounded up, in their order."""
+    if settings.share == 1:
+        return groups
+    chosen: list[int] = []
+    for mode, rows in groups.groupby("mode", sort=True).groups.items():
+        order = np.random.default_rng([settings.seed, *f"share {mode}".encode()]).permutation(rows.to_numpy())
+        chosen += order[: int(np.ceil(len(order) * settings.share - 1e-9))].tolist()
+    return groups.loc[sorted(chosen)].reset_index(drop=True)
+
+
+def taught(groups: pd.DataFrame, settings: TeacherSettings) -> pd.DataFrame:
+    """With the targets of `teacher.targets`. Raises TrainingError where the data were made without them."""
+    if settings.targets == "graded":
+        return groups
+    column = {"label": "label", "probability": "chance"}[settings.targets]
+    if column not in groups:
+        raise TrainingError(f"teacher.targets: {settings.targets}, which these data lack; remove data/ and run again")
+    return groups.assign(target=[np.asarray(values, dtype=float) for values in groups[column]])
 
 
 def relation_labels(
@@ -264,8 +285,8 @@ def calibration(probability: np.ndarray, label: np.ndarray, bins: int) -> list[d
 
 
 def assess(teacher: Teacher, dev: pd.DataFrame, bins: int = 10) -> dict[str, dict]:
-    """By mode: AP, accuracy at 0.5, expected calibration error against labels, Spearman with the targets, accuracy by
-    phenomenon.
+    """By mode: AP, accuracy at 0.5, precision of yes, how often it says yes to what is wrong, expected calibration error
+    against labels, Spearman with the targets, accuracy by phenomenon.
     """
     from scipy.stats import spearmanr
     from sklearn.metrics import average_precision_score
@@ -282,11 +303,15 @@ def assess(teacher: Teacher, dev: pd.DataFrame, bins: int = 10) -> dict[str, dic
         label = label.astype(bool)
         curve = calibration(probability, label, bins)
         error = sum(b["n"] * abs(b["mean_probability"] - b["share_true"]) for b in curve) / len(label)
-        right = label == (probability >= 0.5)
+        yes = probability >= 0.5
+        right = label == yes
         report[str(mode)] = {
             "n": len(label),
             "ap": float(average_precision_score(label, margin)),
             "accuracy": float(right.mean()),
+            # Of what it says yes to, the share that is right; of what is wrong, the share it says yes to.
+            "precision": float(label[yes].mean()) if yes.any() else None,
+            "yes_to_wrong": float(yes[~label].mean()) if not label.all() else None,
             "expected_calibration_error": float(error),
             "spearman_with_targets": float(spearmanr(margin, wanted)[0]),
             "accuracy_by_phenomenon": {str(k): float(right[name == k].mean()) for k in sorted(set(name))},

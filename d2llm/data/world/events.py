@@ -123,6 +123,18 @@ def entails(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return same & np.where(a[..., POLARITY] == 0, up, down)
 
 
+def chance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Row-wise, in [0, 1]: how likely `b` describes the event that `a` describes, where each word of `b` that `a` leaves
+    open is as likely as its share of the leaves that `a` allows; 1 exactly where `a` entails `b`.
+
+    Of two denials it is the share of what `b` denies that `a` denies; of an event and a denial it is 0.
+    """
+    table = lexicon().chance
+    left, right = a[..., : len(SLOTS)], b[..., : len(SLOTS)]
+    value = np.where(a[..., POLARITY, None] == 0, table[left, right], table[right, left]).prod(-1)
+    return np.where(a[..., POLARITY] == b[..., POLARITY], value, 0.0)
+
+
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Symmetric graded similarity in [0, 1]: weighted mean of node similarities over the slots either event fills.
 

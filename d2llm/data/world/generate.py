@@ -87,6 +87,14 @@ def similarity(a: Sentences, b: Sentences) -> np.ndarray:
     return np.where(b.double, np.where(a.double, of_two_events, cross[:, 0].mean(1)), of_one_event)
 
 
+def chance(a: Sentences, b: Sentences) -> np.ndarray:
+    """(n,) in [0, 1]: how likely b describes what a does (`events.chance`), compared as in `entails`."""
+    first, second = a.events[:, 0], a.events[:, 1]
+    either = np.maximum(ev.chance(first, b.events[:, 0]), a.double * ev.chance(second, b.events[:, 0]))
+    both = a.double * ev.chance(first, b.events[:, 0]) * ev.chance(second, b.events[:, 1])
+    return np.where(b.double, both, either)
+
+
 def target(label: np.ndarray, alike: np.ndarray) -> np.ndarray:
     """What the teacher should answer "yes" with: 1 when entailed, else in proportion to similarity, below one half."""
     return np.where(label, 1.0, NON_ENTAILED_CEILING * alike)
@@ -155,6 +163,7 @@ def nli(
             "label": label,
             "phenomenon": kind,
             "target": target(label, similarity(repeated, hypothesis)),
+            "chance": chance(repeated, hypothesis),
             "relations": relations(repeated, hypothesis, tags),
         }
     )
@@ -333,13 +342,15 @@ def _make_pairs(
         label = entails(left, right)
         a, _ = left.realise(rng, surface.COMMON)
         b, tags = right.realise(rng, surface.COMMON)
-        marks = relations(left, right, tags)
+        marks, likely = relations(left, right, tags), chance(left, right)
     else:
         label = np.asarray(match, dtype=bool)
         a, _ = surface.realise(rng, left.events[:, 0], surface.QUESTIONS, asked[0])
         b, first = surface.realise(rng, right.events[:, 0], surface.QUESTIONS, asked[1])
         marks = relations(left, right, [(tag, "") for tag in first])
         alike = np.where(asked[0] == asked[1], alike, 0.6 * alike)
+        # Two questions are one where each is the other.
+        likely = chance(left, right) * chance(right, left) * (asked[0] == asked[1])
     frame = pd.DataFrame(
         {
             "query": a,
@@ -348,6 +359,7 @@ def _make_pairs(
             "label": label,
             "phenomenon": phenomenon,
             "target": target(label, alike),
+            "chance": likely,
             "relations": marks,
         }
     )
@@ -668,6 +680,18 @@ def graded_relevance(query: np.ndarray, ask: np.ndarray, passages: np.ndarray) -
     return best
 
 
+def likely_relevance(query: np.ndarray, ask: np.ndarray, passages: np.ndarray) -> np.ndarray:
+    """Row-wise in [0, 1]: how likely the sentence of the passage that fits the query best is of the event that the query is
+    about (`events.chance`), of the sentences that say what it asks for. Shapes as `graded_relevance`.
+    """
+    best, rows = np.zeros(len(query)), np.arange(len(query))
+    for index in range(passages.shape[1]):
+        sentence = passages[:, index]
+        answered = (ask < 0) | (sentence[rows, np.maximum(ask, 0)] > 0)
+        best = np.maximum(best, answered * ev.chance(sentence, query))
+    return best
+
+
 # Unlabelled text and the teacher's examples --------------------------------------------------------------------------
 
 
@@ -841,6 +865,7 @@ def _make_passage_pairs(rng: np.random.Generator, world: Retrieval, size: int, s
             "label": label,
             "phenomenon": np.where(label, "relevant", "not relevant"),
             "target": target(label, alike),
+            "chance": likely_relevance(query[q], ask[q], passages[d]),
             "relations": _passage_relations(query[q], passages[d], [tags[i] for i in d]),
         }
     )
@@ -882,7 +907,7 @@ def _group_pairs(pairs: pd.DataFrame, mode: str) -> pd.DataFrame:
     order = np.argsort(code, kind="stable")
     starts = np.flatnonzero(np.diff(code[order], prepend=-1))
     out = {"mode": mode, "query": pairs["query"].to_numpy()[order][starts]}
-    for column in ("passage", "target", "label", "relations", "phenomenon"):
+    for column in ("passage", "target", "chance", "label", "relations", "phenomenon"):
         values = pairs[column].to_numpy()[order]
         out["passages" if column == "passage" else column] = [part.tolist() for part in np.split(values, starts[1:])]
     return pd.DataFrame(out)

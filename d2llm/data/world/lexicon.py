@@ -93,7 +93,8 @@ class Lexicon:
     `forms[i]`: the surface forms of node i; `slot[i]`: its slot (-1 for node 0); `level[i]`: 0 leaf, 1 group, 2
     super-group, 3 top; `parent[i]`: the next more general node (0 where leaving the slot out is the next step);
     `opposite[i]`: the opposite verb or attribute, or 0; `is_a[i, j]`: whatever is i is also j (reflexive; everything
-    is_a 0); `similarity[i, j]` in [0, 1], symmetric; `leaves[s]`: ids of the leaves of slot s in order of frequency.
+    is_a 0); `chance[i, j]`: of the leaves that are i, the share that are j (1 where i is_a j; of "not said" all leaves of the
+    slot); `similarity[i, j]` in [0, 1], symmetric; `leaves[s]`: ids of the leaves of slot s in order of frequency.
     """
 
     forms: tuple[tuple[str, ...], ...]
@@ -102,6 +103,7 @@ class Lexicon:
     parent: np.ndarray
     opposite: np.ndarray
     is_a: np.ndarray
+    chance: np.ndarray
     similarity: np.ndarray
     leaves: tuple[np.ndarray, ...]
     person_verb: np.ndarray
@@ -174,6 +176,7 @@ def lexicon() -> Lexicon:
         parent=parent,
         opposite=_pair_opposites(len(builder.forms), (object_verbs, person_verbs, leaves[ATTRIBUTE].tolist())),
         is_a=is_a,
+        chance=_share_leaves(slot, is_a, leaves),
         similarity=_compare_nodes(slot, is_a),
         leaves=tuple(leaves),
         person_verb=np.isin(np.arange(len(builder.forms)), person_verbs),
@@ -222,6 +225,17 @@ def _pair_opposites(size: int, groups: Iterable[list[int]]) -> np.ndarray:
         for first, second in zip(nodes[::2], nodes[1::2], strict=True):
             opposite[first], opposite[second] = second, first
     return opposite
+
+
+def _share_leaves(slot: np.ndarray, is_a: np.ndarray, leaves: list[np.ndarray]) -> np.ndarray:
+    """`Lexicon.chance`."""
+    table = np.zeros(is_a.shape)
+    for number, own in enumerate(leaves):
+        nodes = np.concatenate([[0], np.flatnonzero(slot == number)])
+        under = is_a[np.ix_(own, nodes)].astype(float)  # (leaves, nodes)
+        table[np.ix_(nodes, nodes)] = (under.T @ under) / under.sum(0)[:, None]
+    table[:, 0] = 1.0
+    return table
 
 
 def _compare_nodes(slot: np.ndarray, is_a: np.ndarray) -> np.ndarray:

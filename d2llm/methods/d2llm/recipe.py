@@ -55,6 +55,10 @@ class InteractionSettings(Section):
     branches: Literal["both", "shared"] = "both"
     # A cosine added to the logit (variant).
     skip: Literal["none", "cosine"] = "none"
+    # What the IEM's first layer sees of a pair: its vectors (paper), or |q − p| and q∘p as well (variant).
+    inputs: Literal["vectors", "compared"] = "vectors"
+    # Whether two texts of one kind are scored in the order given (paper), or as the mean of both orders (variant).
+    order: Literal["given", "average"] = "given"
     # Size of the first logits with init "matcher", and of the cosine with skip "cosine".
     scale: PositiveFloat = 10.0
     # Size of that cosine.

@@ -29,7 +29,7 @@ class Scorer(nn.Module):
     name: ClassVar[str]
     sized: ClassVar[bool] = False
     # Whether it has `slopes`, by which candidates can be found (`search.candidates`).
-    smooth: ClassVar[bool] = False
+    smooth: bool = False
     # Whether its logit is the inner product of both caches.
     inner: ClassVar[bool] = False
 

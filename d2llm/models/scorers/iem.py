@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,23 @@ from d2llm.run.errors import ConfigError
 TITLE = "IEM"
 # A block of this size stays in a CPU's cache.
 IN_CACHE = 2 << 20
+
+
+OPTIONS = {
+    "activation": ("relu", "squared_relu"),
+    "init": ("random", "matcher"),
+    "branches": ("both", "shared"),
+    "skip": ("none", "cosine"),
+    "inputs": ("vectors", "compared"),
+    "order": ("given", "average"),
+}
+
+
+def check_options(chosen: Mapping[str, str]) -> None:
+    """Raise ConfigError for a value that an option does not have."""
+    for key, value in chosen.items():
+        if value not in OPTIONS[key]:
+            raise ConfigError(f"scorer iem: {key} is one of {', '.join(OPTIONS[key])}, found {value!r}")
 
 
 class IEM(Scorer):
@@ -44,6 +61,11 @@ class IEM(Scorer):
     branches: "both" (paper) or "shared", one branch for either mode (ablation).
     skip: "none" (paper) or "cosine", which adds w_c · cos(q, p) with a learned w_c, at first `skip_scale` (variant;
         the caches then hold the normalised vector as well).
+    inputs: "vectors" (paper) or "compared", which adds |q − p| and q∘p to what the first layer sees (variant; the caches
+        then hold the vector as well, and a pair costs a product of 2d by h). With "matcher" these begin with weight 0.
+    order: "given" (paper) or "average": the feature and the logit of two texts of one kind are the means of both orders'
+        (variant; the caches then hold either part of the first layer). Retrieval has one order.
+    Neither has slopes, so that no candidates are found for them.
     """
 
     name = "iem"
@@ -58,24 +80,21 @@ class IEM(Scorer):
         init: Literal["random", "matcher"] = "random",
         branches: Literal["both", "shared"] = "both",
         skip: Literal["none", "cosine"] = "none",
+        inputs: Literal["vectors", "compared"] = "vectors",
+        order: Literal["given", "average"] = "given",
         scale: float = 10.0,
         skip_scale: float = 10.0,
         block_bytes: int | None = None,
     ) -> None:
         super().__init__()
-        for key, value, known in (
-            ("activation", activation, ("relu", "squared_relu")),
-            ("init", init, ("random", "matcher")),
-            ("branches", branches, ("both", "shared")),
-            ("skip", skip, ("none", "cosine")),
-        ):
-            if value not in known:
-                raise ConfigError(f"scorer iem: {key} is one of {', '.join(known)}, found {value!r}")
+        chosen = {"activation": activation, "init": init, "branches": branches, "skip": skip}
+        check_options(chosen | {"inputs": inputs, "order": order})
         if hidden < (2 if init == "matcher" else 1):
             raise ConfigError(f"scorer iem: hidden must be at least {2 if init == 'matcher' else 1}, found {hidden}")
         self.size, self.hidden = size, hidden
         self.squared = activation == "squared_relu"
         self.block_bytes = block_bytes
+        self.average, self.smooth = order == "average", (inputs, order) == ("vectors", "given")
         self.first = nn.Linear(2 * size, hidden)
         layers = {name: nn.Linear(hidden, hidden) for name in (MODES if branches == "both" else ("shared",))}
         self.branches = nn.ModuleDict(layers)
@@ -83,6 +102,9 @@ class IEM(Scorer):
         self.skip_weight = nn.Parameter(torch.tensor(float(skip_scale))) if skip == "cosine" else None
         for layer in (self.first, *layers.values(), self.head):
             nn.init.xavier_uniform_(layer.weight)
+        self.compared = nn.Linear(2 * size, hidden, bias=False) if inputs == "compared" else None
+        if self.compared is not None:
+            (nn.init.zeros_ if init == "matcher" else nn.init.xavier_uniform_)(self.compared.weight)
         if init == "matcher":
             self._become_matcher(scale, layers.values())
 
@@ -112,26 +134,52 @@ class IEM(Scorer):
     # -------------------------------------------------------------------------------------------- the parts of one side
 
     def query_cache(self, q: Tensor) -> Tensor:
-        """(n, d) → (n, h): Wq·q; with the cosine skip (n, h + d): followed by q/‖q‖."""
-        return self._cache(q, self.first.weight[:, : self.size], None)
+        """(n, d) → (n, h): Wq·q; of variants followed by what `cache_parts` lists."""
+        return self._cache(q, self._query_side, self._passage_side)
 
     def passage_cache(self, p: Tensor) -> Tensor:
-        """(m, d) → (m, h): Wp·p + b1; with the cosine skip (m, h + d): followed by p/‖p‖."""
-        return self._cache(p, self.first.weight[:, self.size :], self.first.bias)
+        """(m, d) → (m, h): Wp·p + b1; of variants likewise."""
+        return self._cache(p, self._passage_side, self._query_side)
 
     def cache_parts(self, width: int) -> tuple[int, ...]:
-        return (width,) if self.skip_weight is None else (self.hidden, width - self.hidden)
+        """h; h more for the other order; d for the vector that is compared; d for it normalised, for the cosine."""
+        there = ((self.hidden, True), (self.hidden, self.average), (self.size, self.compared is not None))
+        return (*(part for part, own in there if own), *([] if self.skip_weight is None else [self.size]))
 
-    def _cache(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x = x.to(weight.dtype)
-        part = F.linear(x, weight, bias)
-        return part if self.skip_weight is None else torch.cat([part, F.normalize(x, dim=-1)], -1)
+    @property
+    def _query_side(self) -> tuple[Tensor, Tensor | None]:
+        return self.first.weight[:, : self.size], None
+
+    @property
+    def _passage_side(self) -> tuple[Tensor, Tensor | None]:
+        return self.first.weight[:, self.size :], self.first.bias
+
+    def _cache(self, x: Tensor, own: tuple[Tensor, Tensor | None], other: tuple[Tensor, Tensor | None]) -> Tensor:
+        x = x.to(own[0].dtype)
+        parts = [F.linear(x, *own)]
+        if self.average:
+            parts.append(F.linear(x, *other))
+        if self.compared is not None:
+            parts.append(x)
+        if self.skip_weight is not None:
+            parts.append(F.normalize(x, dim=-1))
+        return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
     # ----------------------------------------------------------------------------------------------------------- scores
 
     def features_cached(self, query: Tensor, passage: Tensor, mode: Mode) -> Tensor:
-        """(n, c), (n, c) → (n, h): y^S, the output of the mode's branch."""
-        return self._branch(query[..., : self.hidden] + passage[..., : self.hidden], mode)
+        """(n, c), (n, c) → (n, h): y^S, the output of the mode's branch; also of rows that broadcast."""
+        h = self.hidden
+        sums = [query[..., :h] + passage[..., :h]]
+        if self.average and mode == "symmetric":
+            sums.append(query[..., h : 2 * h] + passage[..., h : 2 * h])
+        if self.compared is not None:
+            start = 2 * h if self.average else h
+            left, right = (side[..., start : start + self.size] for side in (query, passage))
+            seen = F.linear(torch.cat([(left - right).abs(), left * right], -1), self.compared.weight)
+            sums = [x + seen for x in sums]
+        features = [self._branch(x, mode) for x in sums]
+        return features[0] if len(features) == 1 else (features[0] + features[1]) / 2
 
     def logits_of(self, features: Tensor) -> Tensor:
         """(…, h) features → (…) logits, without a cosine skip: a step that needs both runs the branch once."""
@@ -139,26 +187,30 @@ class IEM(Scorer):
             return F.linear(wide(features), wide(self.head.weight), wide(self.head.bias)).squeeze(-1)
 
     def pairs_cached(self, query: Tensor, passage: Tensor, mode: Mode, features: Tensor | None = None) -> Tensor:
-        h = self.hidden
+        d = self.size
         logits = self.logits_of(self.features_cached(query, passage, mode) if features is None else features)
         if self.skip_weight is not None:
-            logits = logits + self.skip_weight * (wide(query[..., h:]) * wide(passage[..., h:])).sum(-1)
+            logits = logits + self.skip_weight * (wide(query[..., -d:]) * wide(passage[..., -d:])).sum(-1)
         return logits
 
     def matrix_cached(self, query: Tensor, passage: Tensor, mode: Mode) -> Tensor:
         check_mode(mode)
         h, n, m = self.hidden, query.shape[0], passage.shape[0]
         # Pairs in a block: two values of (pairs, h) are alive at once, before and after the branch.
-        rows = max(1, self._bytes(query) // (2 * h * query.element_size()))
+        alive = 2 * h if self.smooth else 4 * h + 2 * self.size
+        rows = max(1, self._bytes(query) // (alive * query.element_size()))
         width = min(max(m, 1), rows)
         height = max(1, rows // width)
-        before, after = self._space(min(n, height) * width, query, passage)
+        before, after = self._space(min(n, height) * width, query, passage) if self.smooth else (None, None)
         strips = []
         for i in range(0, n, height):
-            left = query[i : i + height, None, :h]
+            left = query[i : i + height, None, : h if self.smooth else None]
             blocks = []
             for j in range(0, m, width):
-                right = passage[None, j : j + width, :h]
+                right = passage[None, j : j + width, : h if self.smooth else None]
+                if not self.smooth:
+                    blocks.append(self.logits_of(self.features_cached(left, right, mode)))
+                    continue
                 shape = (left.shape[0], right.shape[1])
                 pairs = shape[0] * shape[1]
                 x = torch.add(left, right, out=None if before is None else before[:pairs].view(*shape, h))
@@ -168,7 +220,7 @@ class IEM(Scorer):
         logits = torch.cat(strips) if strips else query.new_zeros(0, m)
         if self.skip_weight is not None:
             with as_given(query):
-                logits = logits + self.skip_weight * (wide(query[:, h:]) @ wide(passage[:, h:]).T)
+                logits = logits + self.skip_weight * (wide(query[:, -self.size :]) @ wide(passage[:, -self.size :]).T)
         return logits
 
     @torch.no_grad()

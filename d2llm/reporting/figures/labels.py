@@ -95,14 +95,14 @@ def draw(data: Data) -> Figure:
 
 def series(data: Data, key: str) -> list[Series]:
     """The lines of a setting: trainings whose recipes are the same but for it, at three values of it at least."""
-    config, found = data.config, dict[str, Series]()
+    config, lines = data.config, dict[str, Series]()
     owners = {(method, "base"): (method, "base") for method in config.methods} | config.points()
     for (method, name), owner in owners.items():
         recipe: dict[str, Any] = config.recipe(method, name).model_dump(mode="json")
         value = recipe["labels"].pop(key)
-        line = found.setdefault(canonical([method, recipe]), Series(named(data, method, name, key), {}))
+        line = lines.setdefault(canonical([method, recipe]), Series(named(data, method, name, key), {}))
         line.points.setdefault(value, owner)
-    return [line for line in found.values() if len(line.points) > 2]
+    return [line for line in lines.values() if len(line.points) > 2]
 
 
 def named(data: Data, method: str, name: str, key: str) -> str:
