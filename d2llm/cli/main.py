@@ -305,4 +305,4 @@ def fix_randomness(threads: int, seed: int, use_torch: bool) -> None:
         # a job).
         torch.set_deterministic_debug_mode("error")
         # Nor is fresh memory written before it is used, which finds faults in kernels and takes a tenth of a training.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
