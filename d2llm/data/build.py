@@ -1,7 +1,7 @@
 """Stages `texts` and `data`: write everything the other stages read of the configured source, with its data card and
 leak check.
 
-Layouts are the contracts of docs/data.md; a source only has to fill them. How examples are
+Layouts are the contracts of docs/files.md; a source only has to fill them. How examples are
 generated is left to `world/generate.py`, how one's own files become examples to `files/examples.py`.
 """
 
@@ -410,7 +410,7 @@ def write_tasks(folder: Path, content: Made) -> None:
 
 
 def write_task(folder: Path, split: str, frames: dict[str, pd.DataFrame]) -> None:
-    """Write one split of a task in the layout of docs/data.md."""
+    """Write one split of a task in the layout of docs/files.md."""
     if "pairs" in frames:
         write_frame(folder / f"{split}.parquet", frames["pairs"])
         return

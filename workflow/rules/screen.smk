@@ -18,7 +18,7 @@ DESCRIPTIONS = {
     LogEvent.SHELLCMD,
 }
 # And what it tells of itself at the start, without an event.
-PREAMBLE = ("Provided cores", "Rules claiming", "Conda environments")
+PREAMBLE = ("Provided cores", "Rules claiming", "Conda environments", "Select jobs")
 
 
 class Screen(logging.Handler):
