@@ -14,7 +14,7 @@ from d2llm.evaluation.about import behind
 from d2llm.reporting.layout import tables
 from d2llm.run.artifacts import write_frame, write_json, write_text
 from d2llm.run.paths import Paths
-from d2llm.run.schemas import COMPARISONS, RUNS
+from d2llm.run.schemas import COMPARISONS, RUNS, STANDINGS
 
 PAIRS, SIMILARITY = ("accuracy", "ap", "precision", "recall"), ("pearson", "spearman")
 RANKS = ("mrr_at_10", "recall_at_10", "ndcg_at_10")
@@ -57,8 +57,9 @@ def make(
     write_frame(paths.scores, frame)
     frame.to_csv(paths.scores_csv, index=False)
     comparisons(methods, seeds, tasks).to_csv(paths.comparisons, index=False)
+    pd.DataFrame(columns=list(STANDINGS)).to_csv(paths.standings, index=False)
     for name, entry in entries("table").items():
-        if set(entry.reads) <= {"scores", "comparisons"}:
+        if set(entry.reads) <= {"scores", "comparisons", "standings"}:
             tables.run(config, name)
     return config
 

@@ -37,7 +37,7 @@ from d2llm.reporting.tables.ablation import TABLE
 from d2llm.run.artifacts import read_csv, write_frame
 from d2llm.run.errors import ArtifactError, ConfigError
 from d2llm.run.paths import Paths
-from d2llm.run.schemas import COMPARISONS, RUNTIME
+from d2llm.run.schemas import COMPARISONS, RUNTIME, STANDINGS, VERDICTS
 
 METHODS = ["d2llm", "bge", "sgpt"]
 KINDS = {"nli_a": "pair_classification", "nli_b": "pair_classification", "sim": "sts", "ir": "retrieval"}
@@ -196,6 +196,11 @@ def table_of(config: Config) -> pd.DataFrame:
 def test_there_are_always_enough_resamples_to_find_something(finished: Config) -> None:
     comparison.run(Config(**(finished.model_dump() | {"statistics": {"resamples": 100}})))
     assert (table_of(finished)["p"] < 0.05).any()
+    verdicts = read_csv(Paths.of(finished).verdicts, VERDICTS)
+    assert len(verdicts) == 3 * 3 and set(verdicts["verdict"]) == {"undecided"}  # three pairs, kinds; one training
+    ranks = read_csv(Paths.of(finished).standings, STANDINGS)
+    best = table_of(finished).query("task == 'average'")["value"].iloc[0]
+    assert ranks.query("group == 'nli' and method == 'd2llm'")["value"].tolist() == [pytest.approx(best)]
     assert comparison.least(20, 0.95) == 880  # 2 · 20 differences / 0.05, and a tenth
 
 
@@ -477,6 +482,9 @@ def test_any_rows_are_contrasted_over_the_seeds_they_share(tmp_path: Path) -> No
 )
 def test_the_rule_of_claims(difference, low, high, p, threshold, expected) -> None:
     assert verdict(difference, low, high, p, 0.95, threshold) == expected
+    # A lead too small to matter is refuted with power, and of one training nothing is shown.
+    assert verdict(0.001, -0.002, 0.004, 0.9, 0.95, margin=0.01) == "refuted"
+    assert verdict(0.02, 0.01, 0.03, float("nan"), 0.95, seeds=1) == "not shown"
 
 
 def test_nothing_is_cut_where_sets_are_many_and_titles_long(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ hand.
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score
 
 from d2llm.analysis import inference, statistics
+from d2llm.cli.plan.detect import text
 
 
 @settings(max_examples=40, deadline=None)
@@ -109,3 +111,14 @@ def test_a_detectable_difference_is_detected_as_often_as_it_says() -> None:
         drawn = per_seed.mean() + rng.normal(0, 0.5, 600) + inference.seed_luck(rng, per_seed, 600)
         detected.append(inference.interval(float(per_seed.mean()), drawn).p < 0.05)
     assert np.mean(detected) == pytest.approx(0.8, abs=0.05)
+
+
+def test_plan_says_what_it_takes_to_see_a_difference() -> None:
+    """Where trainings do not differ, four times the examples halve it; where examples do not, more trainings alone help."""
+    same = {"seeds": 3, "baseline": "bge"}
+    rows = [{"group": "ir", "se_examples": 0.01, "sd_seeds": 0.0, "n": 100} | same,
+            {"group": "nli", "se_examples": 0.0, "sd_seeds": 0.01, "n": 700} | same]  # fmt: skip
+    edge = 0.01 * (stats.norm.isf(0.0125) + stats.norm.isf(0.2))
+    _, ir, nli, _ = text(pd.DataFrame(rows), edge / 2 + 1e-5, 0.95).splitlines()
+    assert f"{edge:.4f} with 3 trainings and 100 examples" in ir and ir.endswith("with 400 examples")
+    assert "trainings of each" in nli and "700 examples, as they are" in nli and not nli.endswith("examples")

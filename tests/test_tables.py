@@ -22,6 +22,7 @@ from d2llm.reporting.layout.marks import marks
 from d2llm.run.artifacts import write_frame
 from d2llm.run.errors import ArtifactError, ConfigError
 from d2llm.run.paths import Paths
+from d2llm.run.schemas import STANDINGS
 
 TITLES = {"teacher": "Teacher", "bm25": "BM25", "bge": "BGE & co", "sgpt": "SGPT", "d2llm": "D2LLM"}
 SPEC = MainTable("sts", "Table 2. Similarity.", "sts", ("pearson", "spearman"))
@@ -134,6 +135,11 @@ def test_only_significant_differences_from_the_strongest_baseline_are_marked():
     cells = [(row.key, *pair) for row in table.rows for pair in zip(table.columns, row.cells, strict=True)]
     leads = {(key, column.task, column.metric): cell.lead for key, column, cell in cells if cell.lead}
     assert leads == {("d2llm", "a", "spearman"): "down"}
+    about = {"group": "sts", "rank_high": 3, "seeds": 2}
+    names = (("bge", 2, False), ("sgpt", 1, True), ("d2llm", 1, True))
+    ranks = pd.DataFrame([about | {"method": name, "rank_low": low, "first": tied} for name, low, tied in names])
+    caption = SPEC.build(Collected(scores=scores(), standings=ranks), CONTEXT).caption
+    assert "No method is shown to be better than SGPT and D2LLM." in caption and "BGE & co 2 to 3, SGPT 1 to 3" in caption
     assert "SGPT is signif" in build(scores(), comparisons(), replace(CONTEXT, subject="SGPT")).caption
     assert "| **0.7000**↓ |" in layout.to_markdown(table)
     assert r"\textbf{0.7000}$\downarrow$" in layout.to_latex(table)
@@ -144,6 +150,7 @@ def test_every_form_of_every_table_is_written(tmp_path: Path):
     paths, values = Paths.of(config), scores()
     write_frame(paths.scores, values[values.method != "sgpt"])
     comparisons().to_csv(paths.comparisons, index=False)
+    pd.DataFrame(columns=list(STANDINGS)).to_csv(paths.standings, index=False)
     for empty in (paths.ablations, paths.contrasts):
         comparisons().head(0).to_csv(empty, index=False)
     write_collected(config)

@@ -9,14 +9,14 @@ what is asked: the strongest baseline on each kind of task. How it is computed i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from d2llm.analysis import contrasts, inference, statistics
+from d2llm.analysis import contrasts, inference, standings, statistics
 from d2llm.analysis.variants import judged_columns, varied
 from d2llm.config.task_types import HEADLINE, TASK_TYPES
 from d2llm.evaluation.predictions import read_predictions
@@ -24,7 +24,7 @@ from d2llm.run.artifacts import MEND, atomic, read_frame
 from d2llm.run.errors import ArtifactError
 from d2llm.run.logs import get_logger
 from d2llm.run.paths import Paths
-from d2llm.run.schemas import AVERAGE, COMPARISONS, PREDICTIONS, SCORES, SIZES, SUBJECT
+from d2llm.run.schemas import AVERAGE, COMPARISONS, PREDICTIONS, SCORES, SIZES, STANDINGS, SUBJECT, VERDICTS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ _PREDICTIONS = {name: kind for name, kind in PREDICTIONS.items() if name not in 
 
 
 def run(config: Config) -> None:
-    """Write `comparisons.csv`; without the subject or a baseline among the methods it has no row.
+    """Write `comparisons.csv`, `verdicts.csv` and `standings.csv`; without the subject or a baseline among the methods the first has no row.
 
     Raises ArtifactError when the predictions do not fit each other or the scores.
     """
@@ -49,12 +49,12 @@ def run(config: Config) -> None:
     seeds = scores.loc[(scores["variant"] == "base") & scores["method"].isin(config.methods), "seed"]
     tasks = scores.drop_duplicates("task").set_index("task")[["task_type", "group"]]
     count = max(settings.resamples, least(tasks["group"].nunique(), settings.level))
-    comparisons = compare(
-        partial(_read, paths.predictions, where),
-        tasks,
-        list(config.methods),
-        sorted(seeds.unique().tolist()),
-        count,
+    methods, seeds = list(config.methods), sorted(seeds.unique().tolist())
+    read = partial(_read, paths.predictions, where)
+    columns = list(measured_columns(read, tasks, methods, seeds, count, settings.seed)) if methods else []
+    comparisons = compared(
+        columns,
+        methods,
         settings.level,
         settings.seed,
         settings.subject,
@@ -62,6 +62,8 @@ def run(config: Config) -> None:
     )
     check(comparisons, scores)
     _write(paths.comparisons, comparisons)
+    for path, table in zip((paths.verdicts, paths.standings), judge_all(config, columns), strict=True):
+        _write(path, table)
     tested = comparisons["p_holm"].dropna()
     get_logger(__name__).info(
         "%d comparisons, %d tested, %d significant",
@@ -185,15 +187,45 @@ def compare(
     columns task_type and group; `methods` holds the subject and the baselines. With `judged`, (group, task) pairs, only
     those rows are kept. `asked` says which of the rows are tested; without it all are.
     """
+    if subject not in methods or len(methods) < 2:
+        return no_rows()
+    columns = measured_columns(read, tasks, methods, seeds, count, seed)
+    wanted = (column for column in columns if judged is None or column[:2] in judged)
+    return compared(wanted, methods, level, seed, subject, asked)
+
+
+def compared(
+    columns: Iterable[tuple[str, str, str, _Measured]],
+    methods: list[str],
+    level: float,
+    seed: int,
+    subject: str,
+    asked: Callable[[pd.DataFrame], pd.Series] | None = None,
+) -> pd.DataFrame:
+    """`compare`, of what is measured already."""
     baselines = [name for name in methods if name != subject]
     if subject not in methods or not baselines:
         return no_rows()
     rows = []
-    for group, task, metric, measured in measured_columns(read, tasks, methods, seeds, count, seed):
-        if judged is None or (group, task) in judged:
-            rows += _rows(task, group, metric, measured, subject, baselines, level, seed)
+    for group, task, metric, measured in columns:
+        rows += _rows(task, group, metric, measured, subject, baselines, level, seed)
     table = pd.DataFrame(rows)
     return correct(table, asked(table) if asked else None, level)[[*COMPARISONS, *SIZES]]
+
+
+def judge_all(config: Config, columns: list[tuple[str, str, str, _Measured]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of `verdicts.csv` and of `standings.csv`, kind of task by kind; none of fewer than two methods."""
+    settings, methods = config.statistics, list(config.methods)
+    tables = [(pd.DataFrame(columns=list(VERDICTS)), pd.DataFrame(columns=list(STANDINGS)))]
+    for group in dict.fromkeys(column[0] for column in columns if len(methods) > 1):
+        own = [column for column in columns if column[0] == group]
+        parts = [column[3] for column in own if column[1] != AVERAGE]
+        runs = np.stack([[part.observed[name] for part in parts] for name in methods])
+        drawn = np.stack([own[-1][3].drawn[name] for name in methods])  # of the average, or the only task
+        kind = standings.Scores(group, own[-1][2], methods, runs, drawn)
+        tables.append(standings.judge(kind, settings.level, settings.equivalent, settings.seed))
+    verdicts, table = (pd.concat(parts[1:] or parts, ignore_index=True) for parts in zip(*tables, strict=True))
+    return verdicts, table
 
 
 def measured_columns(

@@ -51,7 +51,11 @@ def check_config(options: Namespace) -> int:
 def plan(options: Namespace) -> int:
     """Print the estimate."""
     from d2llm.cli.plan import run
+    from d2llm.cli.plan.detect import run as detect
 
+    if options.detect is not None:
+        print(detect(configured(options), options.detect))
+        return 0
     print(run(configured(options), options.device, options.queries))
     return 0
 
@@ -182,6 +186,11 @@ COMMANDS: dict[str, Command] = {
                 "default": 50_000,
                 "metavar": "N",
                 "help": "queries assumed of a training set without a sample (default: 50000)",
+            },
+            "--detect": {
+                "type": float,
+                "metavar": "X",
+                "help": "say how many trainings or examples it takes to see a difference of X instead, by the run that is there",
             },
         },
     ),

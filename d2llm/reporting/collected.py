@@ -13,7 +13,7 @@ from d2llm.evaluation import runtime_table
 from d2llm.evaluation.predictions import read_predictions
 from d2llm.run.artifacts import read_csv, read_frame, read_json
 from d2llm.run.errors import ConfigError
-from d2llm.run.schemas import COMPARISONS, CURVES, PREDICTIONS, RUNS, SCORES
+from d2llm.run.schemas import COMPARISONS, CURVES, PREDICTIONS, RUNS, SCORES, STANDINGS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +31,7 @@ class Collected:
     # Of the methods and reference rows themselves, no variants; texts as categories.
     predictions: pd.DataFrame | None = None
     comparisons: pd.DataFrame | None = None
+    standings: pd.DataFrame | None = None
     ablations: pd.DataFrame | None = None
     contrasts: pd.DataFrame | None = None
     runtime: pd.DataFrame | None = None
@@ -45,6 +46,7 @@ _READ = {
     "scores": lambda path: read_frame(path, SCORES),
     "predictions": lambda path: read_predictions(path, _PREDICTIONS, {"variant": "base"}, coded=True),
     "comparisons": lambda path: read_csv(path, COMPARISONS),
+    "standings": lambda path: read_csv(path, STANDINGS),
     "ablations": lambda path: read_csv(path, COMPARISONS),
     "contrasts": lambda path: read_csv(path, COMPARISONS),
     "runtime": runtime_table.read,

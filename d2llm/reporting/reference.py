@@ -77,6 +77,7 @@ def small_files(config: Config, paths: Paths) -> list[Path]:
         paths.teacher_report,
         paths.config,
     ]
+    single += [path for path in (paths.verdicts, paths.standings) if path.exists()]
     teachers = sorted(paths.root.glob("teacher-*/report.json"))
     tuned = tuning_record(config, paths)
     # As executed: pages one can read without running anything.

@@ -245,6 +245,16 @@ class Paths:
         return self.root / "comparisons.csv"
 
     @property
+    def verdicts(self) -> Path:
+        """Every pair of methods on every kind of task: better, worse, equivalent, undecided."""
+        return self.root / "verdicts.csv"
+
+    @property
+    def standings(self) -> Path:
+        """Every method on every kind of task: its ranks, whether it is tied for first, means over runs."""
+        return self.root / "standings.csv"
+
+    @property
     def runtime(self) -> Path:
         """Times of embedding, scoring and searching."""
         return self.root / "runtime.csv"

@@ -134,6 +134,35 @@ SIZES = {
     "sd_seeds": "float",
     "detectable": "float",
 }
+# Every pair of methods on a kind of task, and every method there: what `analysis.standings` makes of them.
+VERDICTS = {
+    "group": "str",
+    "metric": "str",
+    "method": "str",
+    "baseline": "str",
+    "difference": "float",
+    "low": "float",
+    "high": "float",
+    "p": "float",
+    "verdict": "str",
+    "improvement": "float",
+    "improvement_low": "float",
+    "improvement_high": "float",
+    "seeds": "int",
+}
+STANDINGS = {
+    "group": "str",
+    "metric": "str",
+    "method": "str",
+    "value": "float",
+    "rank_low": "int",
+    "rank_high": "int",
+    "first": "bool",
+    "iqm": "float",
+    "iqm_low": "float",
+    "iqm_high": "float",
+    "seeds": "int",
+}
 AVERAGE = "average"
 # Whose variants are the ablations; with whom methods are compared where nobody else is named.
 SUBJECT = "d2llm"

@@ -657,11 +657,14 @@ STAGES: dict[str, Stage] = {
     ),
     "comparison": Stage(
         "d2llm.analysis.comparison:run",
-        "compare the subject, D2LLM as a rule, with every baseline, by paired bootstrap",
+        "compare the subject, D2LLM as a rule, with every baseline, and every pair of methods, by paired bootstrap",
         record=lambda paths: provenance_of(paths.comparisons),
-        writes=lambda paths: [paths.comparisons, provenance_of(paths.comparisons)],
+        writes=lambda paths: [
+            *(paths.comparisons, paths.verdicts, paths.standings),
+            provenance_of(paths.comparisons),
+        ],
         reads=lambda config, paths: [paths.scores, paths.predictions],
-        settings=("statistics.resamples", "statistics.level", "statistics.seed"),
+        settings=tuple(f"statistics.{key}" for key in ("resamples", "level", "seed", "equivalent")),
         more=comparison_settings,
         memory_mb=2000,
     ),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from d2llm.config.task_types import METRIC_TITLES
+from d2llm.reporting.captions import listed
 from d2llm.reporting.collected import Collected, given
 from d2llm.reporting.context import Context
 from d2llm.reporting.layout.formats import Cell, Column, Lead, Row, Table
@@ -61,8 +62,24 @@ class MainTable:
             )
             rows.append(Row(name, context.titles.get(name, name), "method", tuple(marked)))
         tested = None if comparisons is None else int(comparisons["p_holm"].notna().sum())
-        caption = self._write_caption(used, context, tested)
+        caption = self._write_caption(used, context, tested) + self._write_standings(collected.standings, context)
         return Table(self.name, self.heading, caption, columns, tuple(rows))
+
+    def _write_standings(self, standings: pd.DataFrame | None, context: Context) -> str:
+        """Who is tied for first, and every method's ranks, where several trainings tell."""
+        if standings is None:
+            return ""
+        own = standings[(standings["group"] == self.group) & (standings["seeds"] > 1)]
+        if own.empty:
+            return ""
+        titles = [context.titles.get(name, name) for name in own["method"]]
+        first = [title for title, tied in zip(titles, own["first"], strict=True) if tied]
+        edges = zip(titles, own["rank_low"], own["rank_high"], strict=True)
+        ranks = [f"{title} {low}" + (f" to {high}" if high > low else "") for title, low, high in edges]
+        return (
+            f" No method is shown to be better than {listed(first)}. Ranks that are not ruled out: {', '.join(ranks)} "
+            "(intervals of all pairs, which hold together)."
+        )
 
     def _find_leads(self, comparisons: pd.DataFrame | None, context: Context) -> dict[tuple[str, str, str], Lead]:
         """(method, task, metric) of the cells that differ significantly from the strongest baseline."""

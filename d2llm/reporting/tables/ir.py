@@ -5,7 +5,7 @@ from __future__ import annotations
 from d2llm.reporting.layout.main_table import MainTable
 
 PLACE = 3
-READS = ("scores", "comparisons")
+READS = ("scores", "comparisons", "standings")
 CAPTION = {
     "section": "main",
     "title": "Information retrieval",
