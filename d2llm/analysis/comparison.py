@@ -39,7 +39,8 @@ _PREDICTIONS = {name: kind for name, kind in PREDICTIONS.items() if name not in 
 
 
 def run(config: Config) -> None:
-    """Write `comparisons.csv`, `verdicts.csv` and `standings.csv`; without the subject or a baseline among the methods the first has no row.
+    """Write `comparisons.csv`, `verdicts.csv` and `standings.csv`; without the subject or a baseline among the methods
+    the first has no row.
 
     Raises ArtifactError when the predictions do not fit each other or the scores.
     """

@@ -49,8 +49,8 @@ def wanted(config: Config) -> list[tuple[str, str]]:
 def contrasts(
     config: Config, tasks: pd.DataFrame, judged: list[tuple[str, str]], read: Read, compare: Callable[..., pd.DataFrame]
 ) -> pd.DataFrame:
-    """A row a contrast and column: columns `COMPARISONS` and `SIZES`, `method` the first side and `baseline` the second;
-    not corrected yet.
+    """A row a contrast and column: columns `COMPARISONS` and `SIZES`, `method` the first side and `baseline` the
+    second; not corrected yet.
 
     `read(task, method, variant, seeds)` gives predictions; `compare` is `comparison.compare`.
     """

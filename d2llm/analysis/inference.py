@@ -1,4 +1,5 @@
-"""What follows from a metric's resamples and from several trainings: intervals, p-values, their correction, power. Pure.
+"""What follows from a metric's resamples and from several trainings: intervals, p-values, their correction, power.
+Pure.
 
 The metrics of the resamples are `statistics`'; every pair of methods at once is `pairs`'.
 """
@@ -81,8 +82,8 @@ def detectable(examples: float, seeds: float, count: int, alpha: float) -> float
     if whole == 0:
         return 0.0
     freedom, middles = count - 1, (np.arange(400) + 0.5) / 400
-    # What standard deviation the trainings may show, and for each the edge of the interval around no difference: there a
-    # normal and a t distribution add up, as in `interval` of `seed_luck`.
+    # What standard deviation the trainings may show, and for each the edge of the interval around no difference: there
+    # a normal and a t distribution add up, as in `interval` of `seed_luck`.
     shown = np.sqrt(chi2.ppf(middles[::20], freedom) / freedom) * seeds / math.sqrt(count)
     luck, spread = np.outer(shown, t.ppf(middles, freedom)), max(examples, 1e-3 * whole)
     edges = _bisect(

@@ -1,8 +1,8 @@
-"""Every pair of methods on every kind of task: better, worse, equivalent or undecided; ranks, and who is tied for first.
-And means over runs that one lucky training does not move (Agarwal et al. 2021, as rliable defines them). Pure.
+"""Every pair of methods on every kind of task: better, worse, equivalent or undecided; ranks, and who is tied for
+first. And means over runs that one lucky training does not move (Agarwal et al. 2021, as rliable defines them). Pure.
 
-Where `comparison` asks one question (the strongest baseline), this asks all at once: the intervals of a kind's pairs hold
-together, with the confidence of one, so that any verdicts, ranks and ties read off them do as well.
+Where `comparison` asks one question (the strongest baseline), this asks all at once: the intervals of a kind's pairs
+hold together, with the confidence of one, so that any verdicts, ranks and ties read off them do as well.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def simultaneous(rng: np.random.Generator, observed: np.ndarray, drawn: np.ndarr
     """Intervals that hold for all pairs at once: the level's quantile of the largest standardised error (Tukey's range,
     by bootstrap). observed (m, s): means of every training; drawn (m, r) on resamples of the examples.
 
-    The luck of trainings is a t distribution with (m − 1)(s − 1) degrees of freedom: a pair's own variance, or where that
-    is smaller the mean one, as three trainings that happen to agree do not show that a fourth will.
+    The luck of trainings is a t distribution with (m − 1)(s − 1) degrees of freedom: a pair's own variance, or where
+    that is smaller the mean one, as three trainings that happen to agree do not show that a fourth will.
     """
     (methods, seeds), count = observed.shape, drawn.shape[1]
     one, two = np.array(list(combinations(range(methods), 2))).T

@@ -1,4 +1,6 @@
-"""Which variants a run has, and by which columns of the scores they are judged; what is computed of them is in `comparison`."""
+"""Which variants a run has, and by which columns of the scores they are judged; what is computed of them is in
+`comparison`.
+"""
 
 from __future__ import annotations
 

@@ -21,13 +21,15 @@ def verdict(
     margin: float = 0.0,
     seeds: int = 2,
 ) -> Verdict:
-    """Of the claim that a difference is above `threshold`, from its interval [low, high] at `level` and its corrected p.
+    """Of the claim that a difference is above `threshold`, from its interval [low, high] at `level` and its corrected
+    p.
 
     Above or below zero is judged by p, which is corrected for all that was asked; where p is None or NaN, and at any
     other threshold, by the interval: the claim holds if all of it is above, is refuted if all of it is below. A lead is
     refuted with power as well: where all of the interval is below `margin`, what lead there may be does not matter.
-    Of one training a side (`seeds`) nothing is shown, unless it was tested all the same. Whatever is neither is not shown, which says nothing about how small the difference is: the interval does, and the
-    difference that would have been found (`inference.detectable`).
+    Of one training a side (`seeds`) nothing is shown, unless it was tested all the same. Whatever is neither is not
+    shown, which says nothing about how small the difference is: the interval does, and the difference that would have
+    been found (`inference.detectable`).
     """
     tested = p is not None and not math.isnan(p)
     if seeds < 2 and not tested:

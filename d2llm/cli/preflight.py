@@ -2,8 +2,8 @@
 seen.
 
 `d2llm doctor` asks, the workflow before its first job (`d2llm check-config --models`), and stage `data` of what it has
-made. The conditions themselves are stated elsewhere: of models in `models.base.pretrained`, `pretraining` and `demands`, of data
-in `monitor` and `evaluation.tasks`.
+made. The conditions themselves are stated elsewhere: of models in `models.base.pretrained`, `pretraining` and
+`demands`, of data in `monitor` and `evaluation.tasks`.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ def entries(kind: Kind) -> dict[str, Entry]:
 
 
 def check_head(file: Path, head: Mapping[str, Any]) -> None:
-    """Refuse, by ConfigError, a table or figure whose head lacks a part, or has one that is no plain value: nobody would
-    find it, or find out why.
+    """Refuse, by ConfigError, a table or figure whose head lacks a part, or has one that is no plain value: nobody
+    would find it, or find out why.
     """
     for key, kind in (("PLACE", int), ("READS", tuple), ("CAPTION", dict)):
         if not isinstance(head.get(key), kind):

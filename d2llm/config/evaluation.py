@@ -72,7 +72,8 @@ class PublishedModel(Section):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,99}$")] | None = None
     # Its name in tables and figures; null: the model's.
     title: Annotated[str, Field(min_length=1, max_length=60)] | None = None
-    # What stands before texts: {query: …, document: …}, or by mteb's names of tasks and their types; null: as published.
+    # What stands before texts: {query: …, document: …}, or by mteb's names of tasks and their types; null: as
+    # published.
     prompts: dict[str, str] | None = None
     # Tokens of a text; null: as published.
     max_length: Annotated[int, Field(ge=1)] | None = None

@@ -52,20 +52,20 @@ class TunedWeights(Section):
     targets: Literal["auto"] | Names = "auto"
     # Layers below it, counted from 0, stay as they are.
     first_layer: Annotated[int, Field(ge=0)] = 0
-    # Where all weights train: whether the embedding matrix does. Of large vocabularies it is most of the memory; rows of
-    # a method's own tokens always train.
+    # Where all weights train: whether the embedding matrix does. Of large vocabularies it is most of the memory; rows
+    # of a method's own tokens always train.
     embeddings: bool = True
 
 
 class LabelSettings(Section):
-    """How much, and how rightly, trainings are told of their pairs. Which pairs that concerns follows from a run's seed,
-    alike for all methods; what is concerned at a smaller share is so at a larger one.
+    """How much, and how rightly, trainings are told of their pairs. Which pairs that concerns follows from a run's
+    seed, alike for all methods; what is concerned at a smaller share is so at a larger one.
     """
 
     # Share of the queries whose labels are used, in whole packs.
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    # What becomes of the other queries: none, they are left out; teacher: half of every batch, or their share of it where
-    # that is less, is of them, and only losses that imitate the teacher use them.
+    # What becomes of the other queries: none, they are left out; teacher: half of every batch, or their share of it
+    # where that is less, is of them, and only losses that imitate the teacher use them.
     rest: Literal["none", "teacher"] = "none"
     # Share of the labelled queries whose positive has changed places with one of their hard negatives.
     noise: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0

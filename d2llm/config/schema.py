@@ -91,8 +91,8 @@ class Config(Section):
     seeds: Annotated[list[Count], Field(min_length=1)] = [1]
     # Threads of a job.
     threads: PositiveInt = 1
-    # What it is meant for: `d2llm plan` reckons with it, and a cluster is asked for GPUs unless it is cpu. A job computes
-    # on the GPU it finds, whatever it says.
+    # What it is meant for: `d2llm plan` reckons with it, and a cluster is asked for GPUs unless it is cpu. A job
+    # computes on the GPU it finds, whatever it says.
     device: DeviceName = "cpu"
     # What is trained: method: {keys that change its published recipe} (below).
     methods: dict[Name, dict[str, Any]] = {}

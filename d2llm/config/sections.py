@@ -248,8 +248,8 @@ class TeacherSettings(Section):
     # Share of the updates on pairs of query and passage.
     asymmetric_share: Share = 0.4
     # What it is taught to answer "yes" with: graded, as the source grades its pairs (of generated text .45 times their
-    # similarity where the answer is no); label, 1 or 0; probability, how likely the second text describes what the first
-    # does, which generated text alone knows.
+    # similarity where the answer is no); label, 1 or 0; probability, how likely the second text describes what the
+    # first does, which generated text alone knows.
     targets: Literal["graded", "label", "probability"] = "graded"
     # Share of the queries it is tuned on, of each mode, drawn by its seed.
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0

@@ -48,7 +48,8 @@ class Made:
 
     `counts`: by training set, how many pairs it judges right and wrong (`contradictions`) and how many evaluation sets
     took (`removed`); None where labels are made, not read. `dropped`: what was left out of a training set
-    ("train/<set>") or of a split of an evaluation set ("<set>/<split>"), and how often. `bounds`: by "<set>/<split>", where its thirds end.
+    ("train/<set>") or of a split of an evaluation set ("<set>/<split>"), and how often. `bounds`: by "<set>/<split>",
+    where its thirds end.
     """
 
     train: pd.DataFrame

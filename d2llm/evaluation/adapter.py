@@ -103,7 +103,9 @@ class SearchModel:
     def encode(
         self, inputs: Iterable[Any], *, task_metadata: Any, prompt_type: Any = None, **kwargs: Any
     ) -> np.ndarray:
-        """(n, d) vectors of a loader's texts. On a symmetric task queries come in the first call, passages in the second."""
+        """(n, d) vectors of a loader's texts. On a symmetric task queries come in the first call, passages in the
+        second.
+        """
         mode = self._begin(task_metadata)
         texts = [text for batch in inputs for text in batch["text"]]
         if prompt_type is not None:

@@ -322,8 +322,8 @@ class Backbone(nn.Module):
 
     @contextmanager
     def all_trainable(self, embeddings: bool = True, rows: Sequence[int] = ()) -> Iterator[None]:
-        """Train every weight for a while (pretext stages), then restore what was marked. Without `embeddings` the matrix
-        stays, but for these `rows` of it.
+        """Train every weight for a while (pretext stages), then restore what was marked. Without `embeddings` the
+        matrix stays, but for these `rows` of it.
 
         LoRA adapters are switched off: fresh ones add nothing, and the stage trains the base weights they will adapt.
         Added rows are put into their matrix for that time.

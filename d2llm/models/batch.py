@@ -50,8 +50,8 @@ class TeacherTargets:
     """What the teacher said about a batch; logits are (yes, no), index 0 is yes.
 
     positive_logits (B, 2); negative_logits (B, K, 2); easy_logits (B, E, 2) of easy negatives, which are the positives
-    at the batch positions easy_index (B, E), NaN where it was not asked; features (B, K+1, K+1), cosine matrix of the pair features over the
-    positive (index 0) and the K negatives, NaN likewise.
+    at the batch positions easy_index (B, E), NaN where it was not asked; features (B, K+1, K+1), cosine matrix of the
+    pair features over the positive (index 0) and the K negatives, NaN likewise.
     """
 
     positive_logits: Tensor
@@ -70,10 +70,10 @@ class Batch:
     """One step's texts, of one dataset and mode: B queries, their positives and K hard negatives each.
 
     Rows with fewer than K negatives are filled up with any text and marked False in `negative_mask` (B, K), a boolean
-    tensor, or None when every row is full. `labelled` (B,) is False where a positive is no known one, so that the teacher
-    alone tells of a query; None: all are known. `text_ids` numbers the passages and tells which are right for which query,
-    with all that the training set marks; without them (a batch made by hand) only the batch's own rows tell
-    (`contrast.text_ids`).
+    tensor, or None when every row is full. `labelled` (B,) is False where a positive is no known one, so that the
+    teacher alone tells of a query; None: all are known. `text_ids` numbers the passages and tells which are right for
+    which query, with all that the training set marks; without them (a batch made by hand) only the batch's own rows
+    tell (`contrast.text_ids`).
     """
 
     dataset: str

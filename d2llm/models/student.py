@@ -240,8 +240,8 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def encode(self, texts: list[str], role: Role, mode: Mode = "asymmetric", batch_size: int = 256) -> np.ndarray:
-        """Embeddings (n, d), float32, in evaluation mode; batches hold texts of like length. A GPU computes them in half
-        precision, unless `gpu.half` says otherwise.
+        """Embeddings (n, d), float32, in evaluation mode; batches hold texts of like length. A GPU computes them in
+        half precision, unless `gpu.half` says otherwise.
 
         role: "query" or "passage"; mode: "asymmetric" for a question and what answers it, "symmetric" for two sentences
         of a kind. Raises ValueError for any other, TypeError for one text in place of several.

@@ -1,5 +1,6 @@
 """Checkpoints of work under way: a job that was killed goes on from its last one, and ends with the bits of one that
-was not. A training keeps its state now and then (`Loop`), other work what it has computed, part by part (`Resume.kept`).
+was not. A training keeps its state now and then (`Loop`), other work what it has computed, part by part
+(`Resume.kept`).
 
 A checkpoint is one safetensors file with all that the rest of a loop depends on. It tells the job it belongs to
 (settings, code, inputs, versions), and is ignored by any other. The command line gives every job its own, and removes

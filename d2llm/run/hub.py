@@ -1,8 +1,8 @@
 """The Hugging Face hub as the pipeline meets it: what it has is asked before anything is fetched, what it fails to give
 is asked for again, what came is checked, what is not there is named.
 
-Only the rules that fetch (`base`, `download`) and `d2llm doctor` come here; every other stage runs with the hub switched
-off.
+Only the rules that fetch (`base`, `download`) and `d2llm doctor` come here; every other stage runs with the hub
+switched off.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ ASKED = tuple(f"teacher.{key}" for key in ASKING)
 # Of a published model: which files it is, and what it is called.
 FILES = {"model", "revision", "weights", "trust_remote_code"}
 NAMED = {"name", "title"}
-# What decides results: all but where they lie, how many threads make them, what a cluster is asked for, and what is searched by them.
+# What decides results: all but where they lie, how many threads make them, what a cluster is asked for, and what is
+# searched by them.
 WHOLE = tuple(name for name in Config.model_fields if name not in ("results", "threads", "corpus", "device"))
 # Of section `training`: how much is lost by a kill, and where a training is watched; no result.
 WATCHING = ("checkpoint_minutes", "trackers")

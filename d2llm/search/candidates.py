@@ -6,8 +6,8 @@ centroids have the largest inner products with it. Within the lists faiss takes 
 float16.
 
 A cosine or inner product is one already: ψ(p′) = p′. The IEM's logit is, for one query, a function z(p′). Its scorer
-gives in closed form the weights u of the features ψ(p′) = [e, e² − 1], e = (p′ − mean) / deviation, that fit z best where
-the e are normal (`Scorer.slopes`), so that
+gives in closed form the weights u of the features ψ(p′) = [e, e² − 1], e = (p′ − mean) / deviation, that fit z best
+where the e are normal (`Scorer.slopes`), so that
 
     z(p′) ≈ u·ψ(p′) + const.
 

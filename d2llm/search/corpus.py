@@ -112,7 +112,8 @@ def shard_of(pieces: Callable[[], Iterator[pd.DataFrame]], number: int, count: i
         first += len(piece)
 
 
-# ------------------------------------------------------------------------------------------------------------ from files
+# ------------------------------------------------------------------------------------------------------------ from
+# files
 def read_texts(
     path: str, column: str | None = None, identity: str | None = None, quotes: Quotes | None = None
 ) -> pd.DataFrame:
@@ -186,7 +187,8 @@ def lines_of(path: Path) -> Iterator[str]:
         raise DataError(f"{path}: no lines")
 
 
-# -------------------------------------------------------------------------------------------------------- beside an index
+# -------------------------------------------------------------------------------------------------------- beside an
+# index
 class Corpus:
     """Keeps the texts that pass through, in a folder. `origin` is named where an id stands there twice."""
 

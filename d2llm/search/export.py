@@ -1,4 +1,5 @@
-"""A trained student as a folder others can load: sentence-transformers' layout, whole, with a model card (`model_card`).
+"""A trained student as a folder others can load: sentence-transformers' layout, whole, with a model card
+(`model_card`).
 
 What the modules do is in `sentence_transformer`; nothing is sent anywhere (`hf upload OWNER/NAME FOLDER` does that).
 """

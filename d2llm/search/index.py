@@ -431,8 +431,8 @@ def check_candidates(scorer: Any, candidates: str, passages: Any, queries: Seque
 
 
 def emptied(folder: Path, names: Sequence[str] = ("index.json", "index.safetensors", LISTS, DATA, SEEN)) -> Path:
-    """A folder, made where it is not there, without files of an index that was, which would pass for the next one's, and
-    without what a killed build left. Removed, not written over: an index that is open has them mapped.
+    """A folder, made where it is not there, without files of an index that was, which would pass for the next one's,
+    and without what a killed build left. Removed, not written over: an index that is open has them mapped.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for file in (*map(folder.joinpath, names), *folder.glob("*.part")):

@@ -1,5 +1,5 @@
-"""The model card of an exported student: how to use it and what it needs, its scores, its data, the licence of its base,
-how to cite, where it comes from. Each from the run's own files; what is not there is said to be missing.
+"""The model card of an exported student: how to use it and what it needs, its scores, its data, the licence of its
+base, how to cite, where it comes from. Each from the run's own files; what is not there is said to be missing.
 """
 
 from __future__ import annotations

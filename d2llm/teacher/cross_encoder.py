@@ -5,7 +5,8 @@ Scores many candidates of one query in one row. The candidates share the prompt'
 the logits are those of separate prompts, and the shared part is computed once. What all rows begin with, the
 instruction, is computed once a call, and with larger models once an update as well (`shares`). A model that cannot keep
 candidates apart gets a row for each. Only the answer positions reach the two rows of the LM head that matter.
-Candidates share a row only where it is cut as each of them is alone. Tuning is in `tune`, the stage that stores scores in `score`.
+Candidates share a row only where it is cut as each of them is alone. Tuning is in `tune`, the stage that stores scores
+in `score`.
 """
 
 from __future__ import annotations
@@ -381,8 +382,8 @@ class Teacher:
 
     @torch.no_grad()
     def _goes_on(self) -> bool:
-        """Whether a row that goes on from kept keys and values has the answer it has as a whole. Tried, as architectures
-        may cache in their own way.
+        """Whether a row that goes on from kept keys and values has the answer it has as a whole. Tried, as
+        architectures may cache in their own way.
         """
         prompt = self.prompts["symmetric"]
         filler = (prompt.middle + prompt.cue + prompt.prefix)[: prompt.room // 2]
@@ -459,8 +460,9 @@ class Teacher:
     ) -> list[np.ndarray] | tuple[list[np.ndarray], list[np.ndarray]]:
         """Yes/no logits of every (query, candidate), a float32 (n, 2) array a group, index 0 yes.
 
-        With `features`, also the pair features y^T: (n, d) arrays. Both are means over the two directions of a symmetric
-        pair where `teacher.both_directions` asks for them. Raises TrainingError on a score that is not finite.
+        With `features`, also the pair features y^T: (n, d) arrays. Both are means over the two directions of a
+        symmetric pair where `teacher.both_directions` asks for them. Raises TrainingError on a score that is not
+        finite.
         """
         out, states = self._score(groups, mode, features, description)
         if mode == "symmetric" and self.settings.both_directions:

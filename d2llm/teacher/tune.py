@@ -255,8 +255,8 @@ class _Task:
 
 
 def marked(rows: list[Row], labels: list[list[list[int]]], width: int, known: int = 0) -> tuple[list[int], list[int]]:
-    """Where the candidates' words that have a relation stand in rows of so many tokens laid end to end, the first `known`
-    of each left out, and the relations; nothing without `labels`.
+    """Where the candidates' words that have a relation stand in rows of so many tokens laid end to end, the first
+    `known` of each left out, and the relations; nothing without `labels`.
     """
     at, digits = list[int](), list[int]()
     for i, (row, spans) in enumerate(zip(rows, labels, strict=bool(labels))):
@@ -285,8 +285,8 @@ def calibration(probability: np.ndarray, label: np.ndarray, bins: int) -> list[d
 
 
 def assess(teacher: Teacher, dev: pd.DataFrame, bins: int = 10) -> dict[str, dict]:
-    """By mode: AP, accuracy at 0.5, precision of yes, how often it says yes to what is wrong, expected calibration error
-    against labels, Spearman with the targets, accuracy by phenomenon.
+    """By mode: AP, accuracy at 0.5, precision of yes, how often it says yes to what is wrong, expected calibration
+    error against labels, Spearman with the targets, accuracy by phenomenon.
     """
     from scipy.stats import spearmanr
     from sklearn.metrics import average_precision_score

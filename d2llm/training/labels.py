@@ -83,7 +83,9 @@ def siblings(pairs: pd.DataFrame, rows: np.ndarray) -> dict[int, int]:
 def plant(
     pairs: pd.DataFrame, scores: pd.DataFrame | None, planted: dict[int, int]
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """With the positive of another row in place of the first negative. Its features beside these candidates are unknown."""
+    """With the positive of another row in place of the first negative. Its features beside these candidates are
+    unknown.
+    """
     negatives = pairs["negatives"].tolist()
     for row, other in planted.items():
         negatives[row] = [pairs["positive"][other], *negatives[row][1:]]
@@ -102,7 +104,9 @@ def plant(
 def exchange(
     pairs: pd.DataFrame, scores: pd.DataFrame | None, rows: np.ndarray
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """With the positives of these rows and their first negatives in each other's place, in the marks of their query too."""
+    """With the positives of these rows and their first negatives in each other's place, in the marks of their query
+    too.
+    """
     positives, negatives = pairs["positive"].tolist(), pairs["negatives"].tolist()
     unmarked: dict[tuple[str, str], set[str]] = defaultdict(set)
     keys = list(zip(pairs["dataset"], map(normal_form, pairs["query"]), strict=True))

@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 
 class PairData:
-    """The training pairs with, for methods that use it, the teacher's scores; `counts`: how many have a label, and of what
-    kind, where not all are told as they are (`labels.tell`).
+    """The training pairs with, for methods that use it, the teacher's scores; `counts`: how many have a label, and of
+    what kind, where not all are told as they are (`labels.tell`).
     """
 
     def __init__(
         self, pairs: pd.DataFrame, scores: pd.DataFrame | None, recipe: Recipe | None = None, imitates: bool = True,
         labelled: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        """`recipe`: whose choice of negatives is made by the scores; `imitates`: whether batches hold them; `labelled` (n,):
-        which pairs have a label (None: all).
+        """`recipe`: whose choice of negatives is made by the scores; `imitates`: whether batches hold them; `labelled`
+        (n,): which pairs have a label (None: all).
         """
         self.pairs, self.labelled, self.counts = pairs, labelled, dict[str, int]()
         self.queries, self.positives = pairs["query"].tolist(), pairs["positive"].tolist()
@@ -71,8 +71,8 @@ class PairData:
 
     @classmethod
     def load(cls, config: Config, method: Method, recipe: Recipe | None = None, seed: int = 1) -> PairData:
-        """Read what a run of a seed needs, of the method itself or by another recipe; batches of one that does not imitate
-        a teacher hold no scores.
+        """Read what a run of a seed needs, of the method itself or by another recipe; batches of one that does not
+        imitate a teacher hold no scores.
         """
         recipe = config.recipe(method.name) if recipe is None else recipe
         pairs = read_frame(Paths.of(config).pairs, PAIRS)

@@ -178,7 +178,8 @@ def _texts(texts: pd.Series) -> Texts:
     return Texts(len(texts), _sample(texts).map(tokens_of).value_counts(normalize=True).to_dict())
 
 
-# ----------------------------------------------------------------------------------------------- texts there are not yet
+# ----------------------------------------------------------------------------------------------- texts there are not
+# yet
 def _alike(count: float, tokens: float) -> Texts:
     return Texts(round(count), {float(tokens): 1.0})
 

@@ -1,5 +1,5 @@
-"""`d2llm plan --detect 0.02`: how many trainings, or examples, it takes to see a difference of that size, by the spreads of
-a run that is there. Reads `comparisons.csv`; runs nothing.
+"""`d2llm plan --detect 0.02`: how many trainings, or examples, it takes to see a difference of that size, by the
+spreads of a run that is there. Reads `comparisons.csv`; runs nothing.
 """
 
 from __future__ import annotations

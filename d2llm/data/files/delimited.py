@@ -42,8 +42,8 @@ def read(
     quotes: Quotes | None = None,
     size: int = CHUNK,
 ) -> Iterator[pd.DataFrame]:
-    """The fields of a file as texts, `size` rows at a time; the index holds the line each row begins in, as an editor counts.
-    `columns` names those of a file without a header.
+    """The fields of a file as texts, `size` rows at a time; the index holds the line each row begins in, as an editor
+    counts. `columns` names those of a file without a header.
 
     quotes: with "format", a field in quotation marks is read without them and may hold separators and line breaks, and
         marks in it are written twice (RFC 4180, what spreadsheets and pandas write); with "text", every mark is text

@@ -186,8 +186,9 @@ def retrieval(
 ) -> tuple[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame], Dropped]:
     """((queries, corpus with id and text, qrels with query_id, doc_id and relevance of at least 0), what was left out).
 
-    With `drop`, what lacks a text goes, and what the qrels say of it. Queries keep their columns `phenomena`. Relevance is whole numbers where the file has
-    nothing else. The index of the qrels holds their lines. Raises DataError for ids that do not fit.
+    With `drop`, what lacks a text goes, and what the qrels say of it. Queries keep their columns `phenomena`. Relevance
+    is whole numbers where the file has nothing else. The index of the qrels holds their lines. Raises DataError for ids
+    that do not fit.
     """
     tables, dropped = [], {}
     paths = {name: _require_path(table) for name, table in settings.tables().items()}

@@ -156,8 +156,8 @@ def repository_of(wanted: HubTable | MtebSet, where: str) -> hub.Repository:
 
 
 def chosen(there: dict[str, int], wanted: HubTable | MtebSet, repository: hub.Repository, where: str) -> dict[str, int]:
-    """Of the files of a repository, {name: bytes}, those that a download reads. Raises ConfigError for a file, subset or
-    split that is not there.
+    """Of the files of a repository, {name: bytes}, those that a download reads. Raises ConfigError for a file, subset
+    or split that is not there.
     """
     if isinstance(wanted, HubTable) and wanted.file is not None:
         if wanted.file not in there:
@@ -235,8 +235,8 @@ def mteb_set(wanted: MtebSet, scratch: Path, where: str) -> tuple[dict[str, pd.D
 
 
 def mteb_task(wanted: MtebSet, where: str) -> Any:
-    """mteb's task without its data. Raises ConfigError for one that it does not have, or of another type, subset or kind
-    than is wanted.
+    """mteb's task without its data. Raises ConfigError for one that it does not have, or of another type, subset or
+    kind than is wanted.
     """
     import mteb
 

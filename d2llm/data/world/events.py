@@ -124,8 +124,8 @@ def entails(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def chance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Row-wise, in [0, 1]: how likely `b` describes the event that `a` describes, where each word of `b` that `a` leaves
-    open is as likely as its share of the leaves that `a` allows; 1 exactly where `a` entails `b`.
+    """Row-wise, in [0, 1]: how likely `b` describes the event that `a` describes, where each word of `b` that `a`
+    leaves open is as likely as its share of the leaves that `a` allows; 1 exactly where `a` entails `b`.
 
     Of two denials it is the share of what `b` denies that `a` denies; of an event and a denial it is 0.
     """

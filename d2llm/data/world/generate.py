@@ -681,8 +681,8 @@ def graded_relevance(query: np.ndarray, ask: np.ndarray, passages: np.ndarray) -
 
 
 def likely_relevance(query: np.ndarray, ask: np.ndarray, passages: np.ndarray) -> np.ndarray:
-    """Row-wise in [0, 1]: how likely the sentence of the passage that fits the query best is of the event that the query is
-    about (`events.chance`), of the sentences that say what it asks for. Shapes as `graded_relevance`.
+    """Row-wise in [0, 1]: how likely the sentence of the passage that fits the query best is of the event that the
+    query is about (`events.chance`), of the sentences that say what it asks for. Shapes as `graded_relevance`.
     """
     best, rows = np.zeros(len(query)), np.arange(len(query))
     for index in range(passages.shape[1]):

@@ -93,8 +93,9 @@ class Lexicon:
     `forms[i]`: the surface forms of node i; `slot[i]`: its slot (-1 for node 0); `level[i]`: 0 leaf, 1 group, 2
     super-group, 3 top; `parent[i]`: the next more general node (0 where leaving the slot out is the next step);
     `opposite[i]`: the opposite verb or attribute, or 0; `is_a[i, j]`: whatever is i is also j (reflexive; everything
-    is_a 0); `chance[i, j]`: of the leaves that are i, the share that are j (1 where i is_a j; of "not said" all leaves of the
-    slot); `similarity[i, j]` in [0, 1], symmetric; `leaves[s]`: ids of the leaves of slot s in order of frequency.
+    is_a 0); `chance[i, j]`: of the leaves that are i, the share that are j (1 where i is_a j; of "not said" all leaves
+    of the slot); `similarity[i, j]` in [0, 1], symmetric; `leaves[s]`: ids of the leaves of slot s in order of
+    frequency.
     """
 
     forms: tuple[tuple[str, ...], ...]

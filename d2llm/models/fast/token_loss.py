@@ -1,5 +1,5 @@
-"""Cross-entropy over a large vocabulary in little memory: a part of the tokens at a time, their logits computed again for
-the backward pass.
+"""Cross-entropy over a large vocabulary in little memory: a part of the tokens at a time, their logits computed again
+for the backward pass.
 
 Of 160 tokens and a vocabulary of 262,000 the logits alone take 170 MB, and a loss over all holds four times that beside
 the model. Where they are few, all at once, as ever.

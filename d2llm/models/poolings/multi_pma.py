@@ -16,8 +16,8 @@ TITLE = "PMA, several vectors"
 
 
 class MultiPMA(Pooling):
-    """PMA_k of Lee et al. 2019 (eq. 12): `vectors` learned seeds over one attention, each pooled value then projected to
-    `size` numbers of unit length, laid end to end.
+    """PMA_k of Lee et al. 2019 (eq. 12): `vectors` learned seeds over one attention, each pooled value then projected
+    to `size` numbers of unit length, laid end to end.
 
     (n, t, d) → (n, vectors · size). Residual, norms and first weights are those of `pma`, by a head's scale.
     """

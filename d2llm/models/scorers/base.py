@@ -65,8 +65,9 @@ class Scorer(nn.Module):
         return p
 
     def slopes(self, mean: Tensor, deviation: Tensor, mode: Mode) -> Callable[[Tensor], Tensor]:
-        """mean, deviation (c,) of passage caches p′ → a function from query caches (n, c) to weights (n, 2c) of [e, e² − 1],
-        e = (p′ − mean) / deviation, that fit the logit best, up to a constant, where the e are independent and normal.
+        """mean, deviation (c,) of passage caches p′ → a function from query caches (n, c) to weights (n, 2c) of [e, e²
+        − 1], e = (p′ − mean) / deviation, that fit the logit best, up to a constant, where the e are independent and
+        normal.
         """
         raise NotImplementedError(f"scorer {self.name} has no slopes")
 

@@ -54,8 +54,8 @@ class Rows(nn.Module):
 
 
 class Hypernetwork(Scorer):
-    """f_q(p): the query q becomes a network of `layers` hidden layers that scores one vector p of a passage (Hypencoder,
-    Killingback et al. 2025, sections 3 and 4; the released code where they are silent).
+    """f_q(p): the query q becomes a network of `layers` hidden layers that scores one vector p of a passage
+    (Hypencoder, Killingback et al. 2025, sections 3 and 4; the released code where they are silent).
 
         x₀ = p;   xᵢ = LN(ReLU(Wᵢ xᵢ₋₁ + bᵢ)) + xᵢ₋₁   (the last hidden layer without the sum);   f = w·x
 

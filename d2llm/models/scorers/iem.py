@@ -61,9 +61,11 @@ class IEM(Scorer):
     branches: "both" (paper) or "shared", one branch for either mode (ablation).
     skip: "none" (paper) or "cosine", which adds w_c · cos(q, p) with a learned w_c, at first `skip_scale` (variant;
         the caches then hold the normalised vector as well).
-    inputs: "vectors" (paper) or "compared", which adds |q − p| and q∘p to what the first layer sees (variant; the caches
+    inputs: "vectors" (paper) or "compared", which adds |q − p| and q∘p to what the first layer sees (variant; the
+    caches
         then hold the vector as well, and a pair costs a product of 2d by h). With "matcher" these begin with weight 0.
-    order: "given" (paper) or "average": the feature and the logit of two texts of one kind are the means of both orders'
+    order: "given" (paper) or "average": the feature and the logit of two texts of one kind are the means of both
+    orders'
         (variant; the caches then hold either part of the first layer). Retrieval has one order.
     Neither has slopes, so that no candidates are found for them.
     """
@@ -226,8 +228,8 @@ class IEM(Scorer):
     @torch.no_grad()
     def slopes(self, mean: Tensor, deviation: Tensor, mode: Mode) -> Callable[[Tensor], Tensor]:
         """The base's, unit by unit. An activation of a normal variable is fitted best by its Hermite coefficients, here
-        E act′ · s and E act″ · s² / 2. A unit of the branch, which sums many of them, is taken as normal as well: it passes
-        on its slope as often as it is positive.
+        E act′ · s and E act″ · s² / 2. A unit of the branch, which sums many of them, is taken as normal as well: it
+        passes on its slope as often as it is positive.
         """
         branch: Any = self.branches[mode if mode in self.branches else "shared"]
         weight, bias, head = branch.weight.float(), branch.bias.float(), self.head.weight[0].float()

@@ -39,8 +39,8 @@ class Breakdown:
 
     `metrics`: a task is shown by the first of these that it has, with the lower end of its colours; None is the lowest
     score drawn, rounded down to a tenth. The upper end is 1. `shared`: all tasks have the same phenomena, so their maps
-    stand side by side with one order of rows; so do more than `STACKED` tasks. `counted` names what a number is computed on. `beside`: a metric whose
-    rows stand below the others, on the same scale, and what it says.
+    stand side by side with one order of rows; so do more than `STACKED` tasks. `counted` names what a number is
+    computed on. `beside`: a metric whose rows stand below the others, on the same scale, and what it says.
     """
 
     task_type: str

@@ -1,4 +1,6 @@
-"""What labels are worth: scores of variants against the number of labelled queries, wrong positives and false negatives."""
+"""What labels are worth: scores of variants against the number of labelled queries, wrong positives and false
+negatives.
+"""
 
 from __future__ import annotations
 
@@ -106,8 +108,8 @@ def series(data: Data, key: str) -> list[Series]:
 
 
 def named(data: Data, method: str, name: str, key: str) -> str:
-    """A line's title: that of its first training, whose last words, behind a comma, tell the setting where it is not the
-    usual one.
+    """A line's title: that of its first training, whose last words, behind a comma, tell the setting where it is not
+    the usual one.
     """
     own, variants = data.context.label(method), data.config.variants
     if name == "base":

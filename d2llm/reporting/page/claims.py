@@ -59,7 +59,9 @@ class Claim:
 
     @property
     def side(self) -> int:
-        """1 where the subject is shown to be ahead, -1 behind, 0 neither: by the test, or the interval of what has none."""
+        """1 where the subject is shown to be ahead, -1 behind, 0 neither: by the test, or the interval of what has
+        none.
+        """
         return next(
             (sign for word, sign in (("ahead", 1), ("behind", -1)) if self.verdict in (word, UNTESTED[sign])), 0
         )
