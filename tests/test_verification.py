@@ -119,7 +119,7 @@ def test_what_is_kept_is_kept_once_and_replaces_nothing_else(run_and_reference, 
     paths = Paths.of(config)
     files = {file.relative_to(kept).as_posix() for file in kept.rglob("*") if file.is_file()}
     tables = {f"tables/{name}.{ext}" for name in ("nli", "sts", "ir") for ext in ("csv", "md", "tex")}
-    single = ("scores", "comparisons", "ablations", "contrasts", "runs", "runtime")
+    single = ("scores", "comparisons", "standings", "ablations", "contrasts", "runs", "runtime")
     assert files == tables | {f"{name}.csv" for name in single} | {
         "figures/main.svg", "config.yaml", "curves.parquet", "examples.json", "provenance.json", "data/card.json",
         "data/card.md", "data/leaks.json", "pairs/report.json", "teacher/report.json",
