@@ -29,6 +29,7 @@ ELSEWHERE = {
     ".ci/run": "runs this very test",
     "pip install snakemake-executor-plugin-slurm": "changes the environment",
     "pre-commit install": "changes the clone's git",
+    "d2llm plan --config config/mini.yaml --detect 0.02": "needs a run of several seeds; tests/test_statistics.py",
     "d2llm plan --config config/paper.yaml": "reads sizes on the hub; tests/test_plan.py has them",
     "snakemake --profile profiles/slurm --configfile config/paper.yaml": "needs that executor; tests/test_profiles.py",
     "snakemake --report run.html": "tests/test_workflow.py: of a run that counts as made",

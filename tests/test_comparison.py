@@ -34,7 +34,7 @@ from d2llm.reporting.figures import main as figure_main
 from d2llm.reporting.figures import sweep_nli as figure_sweep_nli
 from d2llm.reporting.layout import tables
 from d2llm.reporting.tables.ablation import TABLE
-from d2llm.run.artifacts import read_csv, write_frame
+from d2llm.run.artifacts import read_csv, write_frame, write_json
 from d2llm.run.errors import ArtifactError, ConfigError
 from d2llm.run.paths import Paths
 from d2llm.run.schemas import COMPARISONS, RUNTIME, STANDINGS, VERDICTS
@@ -181,6 +181,7 @@ def finished(tmp_path: Path) -> Config:
     write_frame(Paths.of(config).predictions, frame)
     write_frame(Paths.of(config).scores, scores_of(frame))
     write_collected(config)
+    write_json(Paths.of(config).about, {})
     comparison.run(config)
     about = {"phase": "search", "per": "query", "batch": 1, "corpus": 50, "threads": 1, "device": "CPU", "q1": 1e-3}
     about |= {"q3": 3e-3, "repeats": 3, "extrapolated": False, "bytes_per_passage": 64.0, "embedding_bytes": 32.0}

@@ -133,7 +133,7 @@ MODULES = {
     "reporting.drawing.heatmap": {"figure phenomena", "figure phenomena_sts", "figure phenomena_ir"},
     "reporting.style": FIGURES | TABLES | {"report"},
     "reporting.page.report": {"report"},
-    "reporting.captions": {"report"},
+    "reporting.captions": MAIN_TABLES | {"report"},
     # what decides no number is known by its folder
     **{f"{folder}.{name}": set() for folder, names in {
         "cli": ("main", "doctor", "preflight"), "config": ("schema", "registry", "task_types", "catalogue"),

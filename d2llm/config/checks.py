@@ -55,8 +55,9 @@ def check_methods(config: Config, origin: Callable[[Key], str]) -> None:
     check_named_methods(config, origin)
     for name in config.methods:
         recipe = check_recipe(config, name, "base", origin)
-        for part, usual in (("base", None), ("teacher", "teacher"), ("labels", None)):
-            if getattr(recipe, part, usual) != usual:
+        # A record of a training says what its labels were, and is read as a config too.
+        for part, usual in (("base", None), ("teacher", "teacher"), ("labels", config.training.labels)):
+            if getattr(recipe, part, usual) not in (None, usual):
                 key: Key = ("methods", name, part)
                 raise ConfigError(f"{origin(key)}: {dotted(key)}: for variants only; methods share theirs")
     for name, settings in config.variants.items():

@@ -14,7 +14,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from d2llm.config.registry import Declaration, R
-from d2llm.models.precision import even_rows
 from d2llm.run.checkpoint import Resume
 
 if TYPE_CHECKING:
@@ -53,6 +52,8 @@ class TrainingContext:
         if self.accelerator is None:
             yield
         else:
+            from d2llm.models.precision import even_rows
+
             with even_rows(self.accelerator.mixed_precision == "bf16"), self.accelerator.autocast():
                 yield
 
