@@ -17,9 +17,9 @@ PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder --duratio
 BIN := .venv/bin
 READY := .venv/.ready
 $(foreach file,$(CONFIG),$(if $(wildcard $(file)),,$(error CONFIG: $(file) is not there)))
-# --cores last: --configfile would take a target behind it for one more file.
+# --quiet and --cores last: --configfile and --quiet would take a target behind them for one more value.
 # Of a job that goes well the screen shows a line (workflow/rules/screen.smk), Snakemake's log file the rest.
-SNAKEMAKE := D2LLM_BRIEF=1 $(if $(OFFLINE),$(BIN)/python tests/offline.py) $(BIN)/snakemake --quiet host $(if $(CONFIG),--configfile $(CONFIG)) $(ARGS) --cores $(CORES)
+SNAKEMAKE := D2LLM_BRIEF=1 $(if $(OFFLINE),$(BIN)/python tests/offline.py) $(BIN)/snakemake $(ARGS) $(if $(CONFIG),--configfile $(CONFIG)) --quiet host --cores $(CORES)
 
 LOCK := $(if $(HASHED),requirements.hashes.lock,requirements.lock)
 EXTRA_INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
