@@ -23,7 +23,7 @@ from test_extending import carry_out
 
 ROOT = Path(__file__).resolve().parent.parent
 # A form to fill in, not a command.
-FORM = re.compile(r"<|…|\b(NAME|FOLDER|FILE|STAGE|COMMAND)\b|compare A B")
+FORM = re.compile(r"<|…|\b(NAME|FOLDER|FILE|STAGE|COMMAND|REFERENCE RUN)\b|compare A B")
 # What is not run here, and where it is or why it cannot be.
 ELSEWHERE = {
     ".ci/run": "runs this very test",
