@@ -60,7 +60,7 @@ def prepare(clone: Path, run: Path) -> None:
         (clone / name).symlink_to(run.resolve())
     for name in ("docs", "tools"):
         shutil.copytree(ROOT / name, clone / name, dirs_exist_ok=True)
-    for name in ("Makefile", "pyproject.toml", "requirements.lock", "requirements.hashes.lock"):
+    for name in ("Makefile", "pyproject.toml", *(file.name for file in ROOT.glob("requirements*.lock"))):
         shutil.copy(ROOT / name, clone / name)
     (clone / "tests").mkdir(exist_ok=True)
     # In the language of the run's models. More queries than a test of reading needs: the teacher's development groups
