@@ -42,7 +42,7 @@ DOCS := .venv-docs
 run: $(READY) ## train, evaluate and render everything (CONFIG=config/<tier>.yaml for another tier)
 	$(SNAKEMAKE)
 
-tiny: $(READY) ## a smoke run: every stage and every method within three minutes; its numbers mean nothing (results/tiny/report.html)
+tiny: $(READY) ## a smoke run: every stage and every method, in some minutes; its numbers mean nothing (results/tiny/report.html)
 	$(SNAKEMAKE) --configfile config/tiny.yaml
 
 study: $(READY) ## the full study: five seeds, every ablation (53 minutes in all on two cores; goes on from what `make` has made)

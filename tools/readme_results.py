@@ -183,7 +183,7 @@ def kinds(run: Reference) -> Iterator[str]:
     for group, title in GROUP_TITLES.items():
         against = by_kind(run.comparisons, group, {}, run.about)
         parts = [
-            f"{kind} ({claim.baseline}) {interval(claim)}: {claim.holds(run.about.level)}"
+            f"{kind} ({claim.baseline}) {interval(claim)}: {claim.holds(run.about.level, margin=run.about.equivalent)}"
             for kind, claim in against.items()
         ]
         texts += [f"{title}: {'; '.join(parts)}"] if parts else []
@@ -400,7 +400,7 @@ def answer(claim: dict[str, Any], run: Reference) -> str:
     against = by_kind(rows, claim["group"], titles, run.about)
     parts = []
     for one in against.values():
-        text = f"over {one.baseline} {one.metric} {interval(one)}: {one.holds(run.about.level)}"
+        text = f"over {one.baseline} {one.metric} {interval(one)}: {one.holds(run.about.level, margin=run.about.equivalent)}"
         if margin := claim.get("threshold"):
             text += f", by more than {margin:g} {one.holds(run.about.level, margin)}"
         parts.append(text)
